@@ -1,0 +1,158 @@
+"""What a generator asks of an inference engine; nothing here imports one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from asympo.common.records import FinishReason
+
+if TYPE_CHECKING:
+    from asympo.common.checkpoints import Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """How an engine uses the machine; what it samples comes with each request."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Data type of weights and KV cache; published policies are bfloat16."""
+    enforce_eager: bool = True
+    """Skip compilation and graph capture: quicker start, no compiler needed, slower on GPUs."""
+    max_num_seqs: int = 64
+    """Responses decoded together; more wait inside the engine."""
+    max_model_len: int | None = None
+    """Longest prompt plus response in tokens; the model's own limit when absent."""
+    max_num_batched_tokens: int | None = None
+    """Tokens of one engine step, prompts included; bounds activation memory. Engine default when absent."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that the engine may take (GPU only)."""
+    kv_cache_gib: int = 1
+    """Memory of the KV cache in GiB (CPU only)."""
+    tensor_parallel_size: int = 1
+    """Workers that share one copy of the model."""
+    cpu_ids: tuple[int, ...] | None = None
+    """Cores the engine's compute threads are bound to (CPU only); None binds nothing."""
+    num_threads: int | None = None
+    """Compute threads when not bound (CPU only); None means one for each core this process may use."""
+    seed: int = 0
+    """Seed of the engine's sampler."""
+    self_test: bool = False
+    """After the start, perturb each tensor group and refuse to serve if the output does not move."""
+    start_timeout_seconds: float = 900.0
+    """Limit of start(), the weights' loading included."""
+    reload_timeout_seconds: float = 600.0
+    """Limit of each phase of reload(); an engine that exceeds it is broken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingSettings:
+    """How the responses of one request are drawn."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    """Nucleus mass, in (0, 1]."""
+    max_tokens: int = 16
+    """Limit of one response in tokens, end-of-sequence included."""
+    min_tokens: int = 0
+    """End-of-sequence and stop strings are ignored before this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response; they stay in its token ids."""
+    seed: int | None = None
+    """Makes the request repeatable; absent draws from the engine's own stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One response as the engine drew it."""
+
+    token_ids: tuple[int, ...]
+    """Exactly the sampled ids, the end-of-sequence id included where one was sampled."""
+    text: str
+    """The ids as text, special tokens left out and nothing stripped: for scoring only."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReloadTiming:
+    """What one reload cost."""
+
+    pause_seconds: float
+    """From the request to pause until tokens flow again."""
+    reload_seconds: float
+    """The part of the pause in which weights were loaded and fixed up."""
+    num_in_flight: int
+    """Responses that were being decoded when the pause began, all of which continue."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """Counters since start()."""
+
+    num_tokens_generated: int
+    num_responses: int
+    num_in_flight: int
+    """Responses asked for and not yet returned."""
+    num_reloads: int
+
+
+class Engine(Protocol):
+    """An inference engine that swaps weights while it serves.
+
+    Errors common to all methods: EngineBroken when the engine cannot be trusted any more; the process
+    should exit. BadModel from start() when the model directory cannot be loaded.
+    """
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer (`encode`, `decode`, `apply_chat_template`); valid after start()."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def is_broken(self) -> bool:
+        """True once a method raised EngineBroken or the engine died; it never becomes False again."""
+
+    async def start(self, *, model_path: Path) -> None:
+        """Load the model directory and serve it."""
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        num_samples: int,
+        sampling: SamplingSettings,
+        request_id: str,
+        cache_salt: str,
+    ) -> list[Sample]:
+        """Draw `num_samples` responses to one prompt; continues across reload().
+
+        `cache_salt` keeps cached prompts of different policies apart: one value for each policy.
+        Requests of an aborted `request_id` return what they have, with finish reason `abort`.
+        """
+
+    async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
+        """Mean -log p of `token_ids[num_prompt_tokens:]` under the loaded weights, before other requests."""
+
+    async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
+        """Swap to the policy in `policy_path`; requests in flight are frozen and then go on.
+
+        Raises EngineBroken, and leaves the engine paused for good, if anything goes wrong; verify files
+        first.
+        """
+
+    async def abort(self, request_id: str) -> None:
+        """End the responses of one generate() call now; unknown ids are ignored."""
+
+    async def pause(self) -> None:
+        """Freeze decoding; requests are accepted and wait. Idempotent."""
+
+    async def resume(self) -> None:
+        """Undo pause(). Idempotent."""
+
+    async def close(self) -> None:
+        """Free the engine's processes and memory. Idempotent."""
