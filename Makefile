@@ -1,0 +1,43 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+
+.PHONY: help setup demo test lint types test-python format lock proto proto-check clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Create .venv with everything at pinned versions
+	@deploy/local/setup.sh
+
+demo: setup  ## Watch a real language model learn to add (ARGS="--fresh" starts over)
+	@.venv/bin/asympo demo $(ARGS)
+
+test: setup lint types test-python  ## Lint, types, unit and integration tests
+
+lint:
+	@.venv/bin/ruff check . || { echo "mend with: .venv/bin/ruff check --fix ."; exit 1; }
+	@.venv/bin/ruff format --check -q . || { echo "mend with: make format"; exit 1; }
+	@.venv/bin/buf lint proto
+	@.venv/bin/buf breaking proto --against proto/base.binpb
+
+types:
+	@.venv/bin/mypy
+
+test-python:
+	@$(PY) -m pytest $(ARGS)
+
+format:  ## Format the code
+	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .
+
+lock:  ## Resolve deploy/local/requirements-cpu.lock anew
+	@deploy/local/lock.sh
+
+proto:  ## Generate services/asympo/v1 from proto/
+	@deploy/local/gen_proto.sh
+
+proto-check:  ## Check that the generated code is current
+	@deploy/local/gen_proto.sh --check
+
+clean:  ## Remove caches (runs/ and .venv stay)
+	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build
