@@ -1,0 +1,172 @@
+"""What a process says about itself: log lines, Prometheus metrics, JSON rows.
+
+Logging is the standard library's: `log = logging.getLogger(__name__)`, lazy arguments, and numbers that a
+machine should find again in `extra={"step": step}`.
+"""
+
+import datetime
+import logging
+import os
+import sys
+import threading
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge
+
+from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps, to_json
+
+__all__ = [
+    "DURATION_BUCKETS_SECONDS",
+    "JsonlWriter",
+    "LogFormat",
+    "MetricsEndpoint",
+    "new_registry",
+    "read_jsonl",
+    "read_steps",
+    "set_up_logging",
+    "to_json",
+]
+
+LogFormat = Literal["auto", "json", "text"]
+
+DURATION_BUCKETS_SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+"""Upper bounds for every duration histogram: from a Redis round trip to a slow optimizer step."""
+
+_QUIET_LOGGERS = ("uvicorn.access", "httpx", "httpcore", "urllib3", "asyncio")
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "color_message",
+    "taskName",
+}
+_CORE_KEYS = frozenset({"time", "level", "service", "logger", "message", "exception"})
+_COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_ESCAPED_IN_BLOCK = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+_ESCAPED_IN_LINE = _ESCAPED_IN_BLOCK | {10: "\\n", 13: "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def _extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, service, logger, message, the `extra` fields, exception."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        row: dict[str, Any] = {
+            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key, value in _extra_fields(record).items():
+            row[f"{key}_" if key in _CORE_KEYS else key] = value
+        if record.exc_info:
+            row["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            row["exception"] = record.exc_text
+        if record.stack_info:
+            row["stack"] = record.stack_info
+        return to_json(row)
+
+
+class TextFormatter(logging.Formatter):
+    """Local time, level, service, message, `extra` fields as key=value; a traceback follows on its own lines.
+
+    Control characters are escaped: a message may quote text that a model or a stranger wrote.
+    """
+
+    def __init__(self, service: str, *, is_coloured: bool) -> None:
+        super().__init__()
+        self._service = service
+        self._is_coloured = is_coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+        extra = "".join(f" {key}={value}" for key, value in _extra_fields(record).items())
+        message = (record.getMessage() + extra).translate(_ESCAPED_IN_LINE)
+        level = f"{record.levelname:<8}"
+        if self._is_coloured and record.levelname in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
+        line = f"{time} {level} {self._service}: {message}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info).translate(_ESCAPED_IN_BLOCK)
+        return line
+
+
+def set_up_logging(
+    *, service: str, log_format: LogFormat = "auto", level: str = "INFO", stream: TextIO | None = None
+) -> None:
+    """Send every log event of this process to `stream` (standard error) in one format.
+
+    `auto` is text on a terminal and JSON elsewhere. Also logs what would otherwise be printed bare: warnings
+    and uncaught exceptions of any thread. Start uvicorn with `log_config=None` so that it does the same. A
+    second call replaces the first. Raises ValueError for a level that logging does not know.
+    """
+    stream = stream if stream is not None else sys.stderr
+    is_terminal = stream.isatty()
+    handler = logging.StreamHandler(stream)
+    if log_format == "json" or (log_format == "auto" and not is_terminal):
+        handler.setFormatter(JsonFormatter(service))
+    else:
+        handler.setFormatter(
+            TextFormatter(service, is_coloured=is_terminal and not os.environ.get("NO_COLOR"))
+        )
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    logging.getLogger("asympo").critical("Uncaught %s", kind.__name__, exc_info=(kind, error, traceback))
+
+
+def _log_uncaught_in_thread(event: threading.ExceptHookArgs) -> None:
+    if event.exc_value is not None and not issubclass(event.exc_type, SystemExit):
+        _log_uncaught(event.exc_type, event.exc_value, event.exc_traceback)
+
+
+def new_registry(*, service: str, version: str) -> CollectorRegistry:
+    """A registry of its own for one service, with process, platform and garbage-collector metrics."""
+    registry = CollectorRegistry(auto_describe=True)
+    prometheus_client.ProcessCollector(registry=registry)
+    prometheus_client.PlatformCollector(registry=registry)
+    prometheus_client.GCCollector(registry=registry)
+    build = Gauge(
+        "asympo_build_info", "Always 1; which build this is.", ["service", "version"], registry=registry
+    )
+    build.labels(service=service, version=version).set(1)
+    return registry
+
+
+class MetricsEndpoint:
+    """The ASGI application behind `/metrics`: `app.add_route("/metrics", MetricsEndpoint(registry))`.
+
+    Content negotiation (text or OpenMetrics), gzip and `name[]` filters are prometheus_client's own.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._application = prometheus_client.make_asgi_app(registry)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._application(scope, receive, send)
