@@ -1,2 +1,112 @@
-def main() -> int:
-    raise SystemExit("asympo: not built yet")
+"""`asympo …`: finds the command and imports nothing else before it runs."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from asympo.common.errors import AsympoError, BadSetting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One word after `asympo`."""
+
+    name: str
+    module: str
+    """Has `main(argv) -> int`; for a service, `settings` and `app` below it."""
+    summary: str
+    settings_class: str = ""
+    """Set for a service: class in `<module>.settings`, given to `main` in `<module>.app`."""
+
+
+COMMANDS = (
+    Command(
+        name="demo",
+        module="asympo.demo.command",
+        summary="watch a small language model learn on this machine",
+    ),
+    Command(
+        name="run",
+        module="asympo.run.command",
+        summary="broker, generators and learner on this machine, from one settings file",
+    ),
+    Command(
+        name="generator",
+        module="asympo.generator",
+        settings_class="GeneratorSettings",
+        summary="one generator: samples and scores groups of responses",
+    ),
+    Command(
+        name="learner",
+        module="asympo.learner",
+        settings_class="LearnerSettings",
+        summary="the learner of a run: trains and publishes policies",
+    ),
+    Command(name="runs", module="asympo.ops.runs", summary="list, show or delete the runs known to a broker"),
+    Command(name="log", module="asympo.ops.log", summary="tail, stats or show: read the rollout log"),
+    Command(
+        name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
+    ),
+    Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; an error of ours becomes one sentence and its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except AsympoError as error:
+        sys.stderr.write(f"asympo: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`); the interpreter must not flush into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        sys.stdout.write(f"asympo {version('asympo')}\n")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    command = next((command for command in COMMANDS if command.name == name), None)
+    if command is None:
+        raise BadSetting(f"there is no command {name}: choose from {', '.join(c.name for c in COMMANDS)}")
+    try:
+        return _entry(command)(rest)
+    except SystemExit as exit_:
+        # argparse leaves this way after --help, and settings after --check-config.
+        return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+
+
+def _entry(command: Command) -> Callable[[Sequence[str]], int]:
+    if not command.settings_class:
+        return import_module(command.module).main  # type: ignore[no-any-return]
+
+    def run_service(argv: Sequence[str]) -> int:
+        settings = getattr(import_module(f"{command.module}.settings"), command.settings_class).load(argv)
+        return import_module(f"{command.module}.app").main(settings)  # type: ignore[no-any-return]
+
+    return run_service
+
+
+def _help() -> str:
+    width = max(len(command.name) for command in COMMANDS)
+    lines = ["usage: asympo COMMAND [FLAGS]", "", "Asynchronous post-training of language models.", ""]
+    lines += [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
+    lines += ["", "asympo COMMAND --help lists the flags of a command."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What this machine has, and who gets which part of it.
+
+On CPUs the generator's and the learner's thread pools would fight over the same cores and spin while they
+wait, so each process is bound to cores of its own, uses as many threads, and sleeps when it waits. The
+learner's allocator keeps its memory: with glibc's defaults every large tensor is mapped and faulted in anew,
+which on virtual machines costs more than the arithmetic.
+"""
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""glibc: serve large blocks from the heap and never give it back."""
+
+NO_SPINNING = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""OpenMP: a thread that waits gives its core away."""
+
+_QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU as the driver lists it."""
+
+    index: str
+    """What CUDA_VISIBLE_DEVICES calls it."""
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Cores, memory and GPUs that this process may use."""
+
+    cores: tuple[int, ...]
+    memory_bytes: int
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process gets."""
+
+    cores: tuple[int, ...]
+    """Cores it is bound to; empty binds nothing."""
+    num_threads: int
+    environment: dict[str, str]
+    """Variables set for it on top of ours."""
+
+    def __str__(self) -> str:
+        bound = ", ".join(str(core) for core in self.cores) if self.cores else "any"
+        spin = "off" if self.environment.get("KMP_BLOCKTIME") == "0" else "library default"
+        allocator = "keeps its memory" if "MALLOC_MMAP_MAX_" in self.environment else "library default"
+        devices = self.environment.get("CUDA_VISIBLE_DEVICES")
+        gpu = f", GPU {devices}" if devices else ""
+        return f"cores {bound}, {self.num_threads} threads, spin-waiting {spin}, allocator {allocator}{gpu}"
+
+
+def look_at_machine() -> Machine:
+    """Reads what is there; containers' limits are respected."""
+    cores = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    allowed = cores[: max(1, math.ceil(_cpu_quota()))] if _cpu_quota() else cores
+    memory = psutil.virtual_memory().total
+    limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
+    return Machine(cores=tuple(allowed), memory_bytes=int(min(memory, limit or memory)), gpus=_gpus())
+
+
+def split_machine(
+    machine: Machine,
+    *,
+    num_generators: int,
+    learner_cores: Sequence[int] | None = None,
+    generator_cores: Sequence[int] | None = None,
+    use_gpus: bool = True,
+) -> tuple[Share, list[Share]]:
+    """The learner's share and one for each generator.
+
+    On CPUs a third of the cores, at least one, goes to the generators, which sample short responses faster than
+    the learner trains on them; given cores override that and may overlap. With one GPU all share it; with more,
+    the learner takes the first and the generators the others in turn.
+    """
+    gpus = machine.gpus if use_gpus else ()
+    if gpus:
+        rest = gpus[1:] or gpus
+        learner = _share(machine.cores, bind=False, gpu=gpus[0].index, keep_memory=True)
+        return learner, [
+            _share(machine.cores, bind=False, gpu=rest[i % len(rest)].index) for i in range(num_generators)
+        ]
+    cores = machine.cores
+    for_generators = min(len(cores) - 1, max(1, len(cores) // 3)) or 1
+    theirs = tuple(generator_cores) if generator_cores else cores[-for_generators:]
+    ours = tuple(learner_cores) if learner_cores else (cores[: len(cores) - for_generators] or cores)
+    shares = [theirs[i::num_generators] or (theirs[i % len(theirs)],) for i in range(num_generators)]
+    return _share(ours, keep_memory=True), [_share(share) for share in shares]
+
+
+def _share(
+    cores: tuple[int, ...], *, bind: bool = True, gpu: str | None = None, keep_memory: bool = False
+) -> Share:
+    threads = len(cores)
+    environment = dict(_QUIET)
+    if bind:
+        environment |= NO_SPINNING
+        environment |= dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)
+        )
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if keep_memory:
+        environment |= KEEP_MEMORY
+    return Share(cores=cores if bind else (), num_threads=threads, environment=environment)
+
+
+def _cpu_quota() -> float:
+    """Cores that the container may use at a time; 0 without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return 0.0
+    return 0.0 if quota == "max" else int(quota) / int(period)
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=index,memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = None if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
+    gpus = []
+    for line in answer.splitlines():
+        index, memory, name = (part.strip() for part in line.split(",", 2))
+        if wanted is None or index in wanted:
+            gpus.append(Gpu(index=index, name=name, memory_bytes=int(memory) * 2**20))
+    return tuple(gpus)
