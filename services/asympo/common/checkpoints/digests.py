@@ -1,0 +1,154 @@
+"""Digests of files and of the tensors inside safetensors files, on all cores and without torch."""
+
+import hashlib
+import itertools
+import json
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asympo.common import errors
+from asympo.common.checkpoints.manifest import TensorEntry
+
+_CHUNK_BYTES = 4 << 20
+"""Large enough that hashlib and read(2), which release the interpreter lock, dominate."""
+_MAX_HEADER_BYTES = 100 << 20
+"""The safetensors format's own limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A byte range of one file."""
+
+    path: Path
+    """The file."""
+    offset: int
+    """First byte."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpan:
+    """Where a safetensors file keeps one tensor."""
+
+    name: str
+    """Tensor name."""
+    dtype: str
+    """safetensors type name."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+    span: Span
+    """Its bytes."""
+
+
+def open_regular(path: Path) -> int:
+    """A read-only descriptor of a regular file; errors.CorruptCheckpoint for a symlink or anything else."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.CorruptCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise errors.CorruptCheckpoint(f"{path} is not a regular file.")
+    return descriptor
+
+
+def digest_span(span: Span) -> str:
+    """sha256 of a byte range; errors.CorruptCheckpoint when the file ends before it."""
+    hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(span.size, 1))))
+    descriptor = open_regular(span.path)
+    try:
+        offset, left = span.offset, span.size
+        while left:
+            num_read = os.preadv(descriptor, [buffer[: min(left, len(buffer))]], offset)
+            if num_read == 0:
+                raise errors.CorruptCheckpoint(f"{span.path} is truncated: {left} bytes are missing.")
+            hasher.update(buffer[:num_read])
+            offset, left = offset + num_read, left - num_read
+    except OSError as error:
+        raise errors.CorruptCheckpoint(f"{span.path} cannot be read: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+    return hasher.hexdigest()
+
+
+def digest_spans(spans: Sequence[Span], *, num_threads: int | None = None) -> list[str]:
+    """sha256 of every range, in order. The largest start first, so no thread is left with one at the end."""
+    if not spans:
+        return []
+    workers = min(num_threads or available_cores(), len(spans))
+    order = sorted(range(len(spans)), key=lambda position: -spans[position].size)
+    with ThreadPoolExecutor(workers, thread_name_prefix="checkpoint-digest") as pool:
+        digests = dict(
+            zip(order, pool.map(lambda position: digest_span(spans[position]), order), strict=True)
+        )
+    return [digests[position] for position in range(len(spans))]
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tensor_spans(path: Path) -> list[TensorSpan]:
+    """Tensors of one safetensors file, in file order; errors.CorruptCheckpoint when its header is wrong."""
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        file_size = os.fstat(descriptor).st_size
+        header_size = int.from_bytes(file.read(8), "little")
+        if file_size < 8 or header_size > min(_MAX_HEADER_BYTES, file_size - 8):
+            raise errors.CorruptCheckpoint(f"{path} is truncated or no safetensors file.")
+        try:
+            header = json.loads(file.read(header_size))
+            header.pop("__metadata__", None)
+            entries = [
+                _tensor_span(path, name, fields, start=8 + header_size) for name, fields in header.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise errors.CorruptCheckpoint(f"{path} has no valid safetensors header: {error}.") from error
+    entries.sort(key=lambda entry: entry.span.offset)
+    end = 8 + header_size
+    for entry in entries:
+        if entry.span.offset != end or entry.span.size < 0:
+            raise errors.CorruptCheckpoint(
+                f"{path} has overlapping or missing bytes at tensor {entry.name!r}."
+            )
+        end += entry.span.size
+    if end != file_size:
+        raise errors.CorruptCheckpoint(f"{path} holds {file_size} bytes where its header says {end}.")
+    return entries
+
+
+def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
+    """Name, type, shape and digest of every tensor in the files, by name; a repeated name is an error."""
+    tensors = [tensor for path in paths for tensor in tensor_spans(path)]
+    return entries_of(tensors, digest_spans([tensor.span for tensor in tensors]))
+
+
+def entries_of(tensors: Sequence[TensorSpan], digests: Sequence[str]) -> tuple[TensorEntry, ...]:
+    """Manifest entries of tensors, by name; errors.CorruptCheckpoint for a repeated name."""
+    entries = [
+        TensorEntry(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, sha256=digest)
+        for tensor, digest in zip(tensors, digests, strict=True)
+    ]
+    entries.sort(key=lambda entry: entry.name)
+    for left, right in itertools.pairwise(entries):
+        if left.name == right.name:
+            raise errors.CorruptCheckpoint(f"Tensor {left.name!r} is stored twice in one checkpoint.")
+    return tuple(entries)
+
+
+def _tensor_span(path: Path, name: str, fields: dict[str, Any], *, start: int) -> TensorSpan:
+    begin, end = (int(offset) for offset in fields["data_offsets"])
+    return TensorSpan(
+        name=name,
+        dtype=str(fields["dtype"]),
+        shape=tuple(int(size) for size in fields["shape"]),
+        span=Span(path=path, offset=start + begin, size=end - begin),
+    )

@@ -1,0 +1,190 @@
+"""A checkpoint directory becomes visible whole, or not at all.
+
+Written under a temporary name, every file flushed, manifest last, renamed, and the rename flushed. A crash
+at any point leaves either nothing visible or everything.
+"""
+
+import errno
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from asympo.common import errors
+from asympo.common.checkpoints.names import (
+    MANIFEST_NAME,
+    StepName,
+    parse_name,
+    parse_temporary,
+    temporary_name,
+    trash_name,
+)
+
+_being_written: set[Path] = set()
+"""Temporary directories of this process, so that sweeping spares them."""
+_being_written_lock = threading.Lock()
+
+
+def create_temporary(parent: Path, name: StepName) -> Path:
+    """A new, empty directory beside the final one, invisible to readers. Raises OSError."""
+    make_durable_directory(parent)
+    path = parent / temporary_name(name)
+    with _being_written_lock:
+        path.mkdir()
+        _being_written.add(path)
+    return path
+
+
+def seal(temporary: Path, *, manifest: bytes) -> Path:
+    """Flush the files, write the manifest, give the directory its final name, returned. Raises OSError."""
+    parsed = parse_temporary(temporary.name)
+    if parsed is None:
+        raise ValueError(f"{temporary} is not a temporary directory")
+    final = temporary.parent / str(parsed[1])
+    flush_files(temporary)
+    with open(temporary / MANIFEST_NAME, "xb") as file:
+        file.write(manifest)
+        file.flush()
+        os.fsync(file.fileno())
+    flush_directory(temporary)
+    if os.path.lexists(final):
+        raise FileExistsError(errno.EEXIST, "exists already and is never overwritten", str(final))
+    os.rename(temporary, final)
+    flush_directory(final.parent)
+    with _being_written_lock:
+        _being_written.discard(temporary)
+    return final
+
+
+def discard(temporary: Path) -> None:
+    """Remove a temporary directory that will not be sealed; what resists is left for the next sweep."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    with _being_written_lock:
+        _being_written.discard(temporary)
+
+
+def sweep(parent: Path, *, fence: int) -> list[str]:
+    """Delete what dead writers left behind; returns the names.
+
+    Only the holder of the highest fence writes, so a temporary directory with this fence or a lower one that
+    this process is not writing belongs to a writer that is dead or has lost the run. Needs no process ids,
+    which mean nothing on shared storage.
+    """
+    removed = []
+    for name in directory_names(parent):
+        found = parse_temporary(name)
+        if found is None or found[1].fence > fence:
+            continue
+        with _being_written_lock:
+            if parent / name in _being_written:
+                continue
+        shutil.rmtree(parent / name, ignore_errors=True)
+        removed.append(name)
+    return removed
+
+
+def delete_step(path: Path) -> None:
+    """Delete a published directory: it vanishes in one rename, then its files go. Raises OSError."""
+    name = parse_name(path.name)
+    if name is None:
+        raise ValueError(f"{path} is not a checkpoint directory")
+    trash = path.parent / trash_name(name)
+    os.rename(path, trash)
+    flush_directory(path.parent)
+    shutil.rmtree(trash)
+
+
+def step_names(parent: Path) -> list[StepName]:
+    """Steps that have a directory under `parent`, sorted so that the last one wins; nothing is verified."""
+    names = [parsed for name in directory_names(parent) if (parsed := parse_name(name)) is not None]
+    return sorted(names, key=lambda name: name.rank)
+
+
+def directory_names(parent: Path) -> list[str]:
+    """Names of the real directories (no symlinks) under `parent`; empty when it does not exist."""
+    try:
+        with os.scandir(parent) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def check_files(path: Path, *, allowed: Callable[[str], bool]) -> list[str]:
+    """Names of the files in `path`, sorted; errors.CorruptCheckpoint unless all are regular and allowed."""
+    try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise errors.CorruptCheckpoint(f"{path} is not a directory.")
+        with os.scandir(path) as entries:
+            found = sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise errors.CorruptCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
+    for name, is_regular in found:
+        if not is_regular:
+            raise errors.CorruptCheckpoint(
+                f"{path / name} is a link or a directory; only plain files belong there."
+            )
+        if not allowed(name):
+            raise errors.CorruptCheckpoint(f"{path / name} is not among the files a checkpoint may have.")
+    return [name for name, _ in found]
+
+
+def make_durable_directory(path: Path) -> None:
+    """mkdir -p whose result survives a power cut. Raises OSError."""
+    if path.is_dir():
+        return
+    make_durable_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    flush_directory(path.parent)
+
+
+def flush_files(path: Path) -> None:
+    """fsync every file in `path`. Raises OSError."""
+    for name in os.listdir(path):
+        descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def flush_directory(path: Path) -> None:
+    """fsync the directory itself, so that its entries survive a power cut. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems refuse to flush a directory; they flush entries as they are made.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors_as_publish_failed(what: str, path: Path) -> Iterator[None]:
+    """Turn failures of storage inside the block into errors.PublishFailed with one clear sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.PublishFailed(_explain(what, path, error.errno, error.strerror or str(error))) from error
+    except SafetensorError as error:
+        number = errno.ENOSPC if "os error 28" in str(error) else None
+        raise errors.PublishFailed(_explain(what, path, number, str(error))) from error
+
+
+def _explain(what: str, path: Path, number: int | None, reason: str) -> str:
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{what} could not be written under {path}: {reason}."
+    try:
+        free = f"{shutil.disk_usage(path).free / 2**30:.2f} GiB free"
+    except OSError:
+        free = "free space unknown"
+    return (
+        f"{what} does not fit under {path} ({free}, {reason}):"
+        " free some space or set a checkpoint root on a larger volume."
+    )

@@ -1,0 +1,158 @@
+"""The manifest: what a checkpoint directory holds, and what proves a reload of it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from asympo.common import errors
+
+SCHEMA_VERSION = 1
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    """Plain name inside the directory."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Digest of the whole file, hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorEntry:
+    """One tensor as stored in the safetensors files."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    """Name in the checkpoint, before any renaming or fusing by a loader."""
+    dtype: str
+    """safetensors type name, such as BF16."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+    sha256: str
+    """Digest of the tensor's bytes in the file, hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeSequence:
+    """A fixed token sequence and what this policy makes of it."""
+
+    __pydantic_config__ = _STRICT
+    token_ids: tuple[int, ...]
+    """The whole sequence."""
+    num_prompt_tokens: int
+    """Leading tokens that only condition; the rest are scored."""
+    mean_nll: float
+    """Mean NLL of the scored tokens under this checkpoint's weights as published."""
+    parent_mean_nll: float | None = None
+    """The same under the parent's published weights; None without a parent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """Sequences that prove a reload."""
+
+    __pydantic_config__ = _STRICT
+    sequences: tuple[ProbeSequence, ...]
+    """At least one, the same ones in every checkpoint of a run."""
+    tolerance: float
+    """Largest difference in mean NLL that the engine's own arithmetic explains."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Written last into a checkpoint directory; what it does not list does not exist."""
+
+    __pydantic_config__ = _STRICT
+    schema_version: int = SCHEMA_VERSION
+    """Layout of this file."""
+    step: int
+    """Optimizer step of the policy."""
+    fence: int
+    """Fence of the learner that published it."""
+    kind: Literal["full", "delta"] = "full"
+    """Whether the files are complete or a difference to the parent."""
+    parent: str | None = None
+    """Manifest digest of the policy published before, when there is one."""
+    files: tuple[FileEntry, ...]
+    """Every file but the manifest, sorted by name."""
+    tensors: tuple[TensorEntry, ...]
+    """Every tensor of the safetensors files, sorted by name."""
+    probe: Probe
+    """What proves a reload of this policy."""
+    digest: str = field(default="")
+    """sha256 over the canonical form of everything above; what announcements carry."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all listed files."""
+        return sum(entry.size for entry in self.files)
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+def canonical_digest(document: Mapping[str, Any]) -> str:
+    """sha256 of `document` without its `digest`, in one fixed JSON form."""
+    body = {key: value for key, value in document.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed_json(document: Mapping[str, Any]) -> bytes:
+    """`document` as JSON text with its own digest filled in."""
+    sealed = {**document, "digest": canonical_digest(document)}
+    return (json.dumps(sealed, indent=1, allow_nan=False) + "\n").encode()
+
+
+def open_sealed_json(content: bytes, *, what: str) -> dict[str, Any]:
+    """The document inside `content`; errors.CorruptCheckpoint when its digest or form is wrong."""
+    try:
+        document = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise errors.CorruptCheckpoint(f"The manifest of {what} is not JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise errors.CorruptCheckpoint(f"The manifest of {what} is not a JSON object.")
+    try:
+        digest = canonical_digest(document)
+    except ValueError as error:
+        raise errors.CorruptCheckpoint(
+            f"The manifest of {what} holds a number that is not finite."
+        ) from error
+    if document.get("digest") != digest:
+        raise errors.CorruptCheckpoint(f"The manifest of {what} does not match its own digest.")
+    return document
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as file content; its digest is computed here, whatever the field holds."""
+    return sealed_json(dataclasses.asdict(manifest))
+
+
+def decode_manifest(content: bytes, *, what: str) -> Manifest:
+    """The manifest inside file content; errors.CorruptCheckpoint naming `what` when anything is off."""
+    document = open_sealed_json(content, what=what)
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise errors.CorruptCheckpoint(
+            f"The manifest of {what} has schema version {version!r}; this build reads {SCHEMA_VERSION}."
+        )
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise errors.CorruptCheckpoint(
+            f"The manifest of {what} is wrong at {where}: {first['msg']}."
+        ) from error

@@ -1,0 +1,88 @@
+"""Names on checkpoint storage: directories of one step, temporary ones, and the closed lists of files."""
+
+import re
+import secrets
+from dataclasses import dataclass
+
+from asympo.common import errors
+
+MANIFEST_NAME = "manifest.json"
+
+POLICY_FILES = re.compile(
+    r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
+    r"|config\.json|generation_config\.json"
+    r"|tokenizer\.json|tokenizer_config\.json|tokenizer\.model|special_tokens_map\.json|added_tokens\.json"
+    r"|vocab\.json|vocab\.txt|merges\.txt|spiece\.model|chat_template\.jinja|chat_template\.json"
+)
+"""Everything a published policy may hold beside its manifest. No code, no pickles."""
+
+STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
+"""Everything a durable training state may hold beside its manifest."""
+
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIRECTORY = re.compile(r"step-(?P<step>\d{8,})-f(?P<fence>\d{4,})(?:-n(?P<sequence>\d{12,}))?")
+_TEMPORARY = re.compile(r"\.(?P<use>tmp|trash)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepName:
+    """The name of a directory that holds one step."""
+
+    step: int
+    """Optimizer step."""
+    fence: int
+    """Fence of the learner that wrote it."""
+    sequence: int | None = None
+    """Last log sequence number covered; training states only, where one step can cover several cursors."""
+
+    def __str__(self) -> str:
+        suffix = "" if self.sequence is None else f"-n{self.sequence:012d}"
+        return f"step-{self.step:08d}-f{self.fence:04d}{suffix}"
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Sorting key: a higher fence wins over any step, so a zombie never writes the newest."""
+        return (self.fence, self.step, -1 if self.sequence is None else self.sequence)
+
+
+def parse_name(name: str) -> StepName | None:
+    """The step a directory name stands for, or None when it is no such name or not its canonical spelling."""
+    match = _DIRECTORY.fullmatch(name)
+    if match is None:
+        return None
+    sequence = match["sequence"]
+    parsed = StepName(
+        step=int(match["step"]),
+        fence=int(match["fence"]),
+        sequence=None if sequence is None else int(sequence),
+    )
+    return parsed if str(parsed) == name else None
+
+
+def temporary_name(name: StepName) -> str:
+    """A fresh name, invisible to readers, under which `name` is written."""
+    return f".tmp-{name}-{secrets.token_hex(8)}"
+
+
+def trash_name(name: StepName) -> str:
+    """A fresh name, invisible to readers, to which `name` is moved before its files are deleted."""
+    return f".trash-{name}-{secrets.token_hex(8)}"
+
+
+def parse_temporary(name: str) -> tuple[str, StepName] | None:
+    """("tmp" or "trash", step) of a temporary name, or None for any other name."""
+    match = _TEMPORARY.fullmatch(name)
+    if match is None:
+        return None
+    step = parse_name(match["name"])
+    return None if step is None else (match["use"], step)
+
+
+def check_run_name(run: str) -> str:
+    """`run` when it can be a directory and a key prefix; errors.BadSetting otherwise."""
+    if _RUN.fullmatch(run) is None:
+        raise errors.BadSetting(
+            f"Run name {run!r} is not usable: give 1 to 128 letters, digits, dots, dashes or underscores,"
+            " starting with a letter or digit."
+        )
+    return run
