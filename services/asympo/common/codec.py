@@ -1,0 +1,238 @@
+"""Records to bytes and back; whatever comes out of `decode_group` is safe to turn into tensors."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from asympo.common.errors import InvalidRecord
+from asympo.common.records import MAX_ABS_REWARD, FinishReason, Prompt, Response, RolloutGroup
+from asympo.v1 import rollout_pb2
+
+MAX_GROUP_ID_CHARS = 128
+
+FINISH_REASON_TO_WIRE = {
+    FinishReason.STOP: rollout_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: rollout_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: rollout_pb2.FINISH_REASON_ABORT,
+}
+FINISH_REASON_FROM_WIRE: dict[int, FinishReason] = {
+    number: reason for reason, number in FINISH_REASON_TO_WIRE.items()
+}
+
+_GROUP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*", re.ASCII)
+_MAX_UINT32 = 2**32 - 1
+_MAX_OTHER_FIELDS = 64
+"""Top-level fields of a record besides its responses, with room for later versions of the schema."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WireLimits:
+    """What a reader accepts. Sizes bound the memory that a hostile record can claim."""
+
+    vocab_size: int | None = None
+    """Token ids must be below it; None where no model is known, which is never the case in a learner."""
+    max_prompt_tokens: int = 131_072
+    """Token ids of the prompt."""
+    max_response_tokens: int = 131_072
+    """Token ids of one response."""
+    max_responses: int = 1024
+    """Responses of one group."""
+    max_payload_bytes: int = 16 * 2**20
+    """The whole serialised record."""
+    max_text_bytes: int = 4 * 2**20
+    """One text in UTF-8."""
+
+
+def encode_group(group: RolloutGroup) -> bytes:
+    """Serialise deterministically: equal groups give equal bytes.
+
+    Raises InvalidRecord for a group that no reader would accept, whatever its limits.
+    """
+    _check_group_id(group.group_id)
+    _check_prompt(group.prompt)
+    _check_responses(group.responses)
+    try:
+        message = rollout_pb2.RolloutGroup(
+            group_id=group.group_id,
+            prompt=rollout_pb2.Prompt(token_ids=group.prompt.token_ids, text=group.prompt.text),
+            responses=[
+                rollout_pb2.Response(
+                    token_ids=response.token_ids,
+                    text=response.text,
+                    reward=float(response.reward),
+                    finish_reason=FINISH_REASON_TO_WIRE[response.finish_reason],
+                    trained_token_mask=response.trained_token_mask or (),
+                )
+                for response in group.responses
+            ],
+        )
+        return message.SerializeToString(deterministic=True)
+    except (TypeError, ValueError) as error:  # lone surrogates in a text, a token id that is no integer
+        raise InvalidRecord(f"group {group.group_id} cannot be serialised: {error}") from error
+
+
+def decode_group(payload: bytes, *, limits: WireLimits) -> RolloutGroup:
+    """Parse and validate one record.
+
+    Raises InvalidRecord with the reason, and nothing else, for any bytes. Fields added by later versions
+    of the schema are ignored.
+    """
+    if len(payload) > limits.max_payload_bytes:
+        raise InvalidRecord(f"record has {len(payload)} bytes, more than {limits.max_payload_bytes}")
+    _check_num_fields(payload, limits.max_responses + _MAX_OTHER_FIELDS)
+    message = rollout_pb2.RolloutGroup()
+    try:
+        message.ParseFromString(payload)
+    except (
+        DecodeError,
+        ValueError,
+    ) as error:  # ValueError: text that is not UTF-8, in the pure Python parser
+        raise InvalidRecord(f"record is not a serialised RolloutGroup: {error}") from error
+    _check_group_id(message.group_id)
+    _check_sizes(message, limits)
+    prompt = prompt_from_wire(message.prompt, limits=limits)
+    responses = tuple(
+        _response_from_wire(response, index) for index, response in enumerate(message.responses)
+    )
+    _check_responses(responses, vocab_size=limits.vocab_size)
+    return RolloutGroup(group_id=message.group_id, prompt=prompt, responses=responses)
+
+
+def _check_num_fields(payload: bytes, max_fields: int) -> None:
+    """Count the top-level fields before parsing: millions of empty ones would claim 70 times their size."""
+    position = 0
+    for _ in range(max_fields):
+        if position == len(payload):
+            return
+        tag, position = _read_varint(payload, position)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, position = _read_varint(payload, position)
+        elif wire_type == 1:
+            position += 8
+        elif wire_type == 2:
+            length, position = _read_varint(payload, position)
+            position += length
+        elif wire_type == 5:
+            position += 4
+        else:
+            raise InvalidRecord(f"record has a field of wire type {wire_type}, which the schema never uses")
+        if position > len(payload):
+            raise InvalidRecord("record is cut off")
+    if position < len(payload):
+        raise InvalidRecord(f"record has more than {max_fields} fields")
+
+
+def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
+    """Value and the position after it."""
+    value = 0
+    for num_byte, byte in enumerate(payload[position : position + 10]):
+        value |= (byte & 0x7F) << (7 * num_byte)
+        if byte < 0x80:
+            return value, position + num_byte + 1
+    raise InvalidRecord("record is cut off or holds a number of more than 10 bytes")
+
+
+def prompt_from_wire(message: rollout_pb2.Prompt, *, limits: WireLimits) -> Prompt:
+    """One validated prompt, also for control RPCs, which carry prompts outside the log; raises InvalidRecord."""
+    _check_size("prompt", message.token_ids, limits.max_prompt_tokens, message.text, limits.max_text_bytes)
+    prompt = Prompt(token_ids=tuple(message.token_ids), text=message.text)
+    _check_prompt(prompt, vocab_size=limits.vocab_size)
+    return prompt
+
+
+def _response_from_wire(message: rollout_pb2.Response, index: int) -> Response:
+    if not message.HasField("reward"):
+        raise InvalidRecord(f"response {index} has no reward")
+    finish_reason = FINISH_REASON_FROM_WIRE.get(message.finish_reason)
+    if finish_reason is None:
+        raise InvalidRecord(f"response {index} has finish reason {message.finish_reason}, which is not known")
+    return Response(
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        reward=message.reward,
+        finish_reason=finish_reason,
+        trained_token_mask=tuple(message.trained_token_mask) or None,
+    )
+
+
+def _check_sizes(message: rollout_pb2.RolloutGroup, limits: WireLimits) -> None:
+    """Before anything is copied into Python objects."""
+    if len(message.responses) > limits.max_responses:
+        raise InvalidRecord(f"group has {len(message.responses)} responses, more than {limits.max_responses}")
+    for index, response in enumerate(message.responses):
+        name = f"response {index}"
+        _check_size(
+            name, response.token_ids, limits.max_response_tokens, response.text, limits.max_text_bytes
+        )
+        _check_mask_length(name, len(response.trained_token_mask), len(response.token_ids))
+
+
+def _check_size(name: str, token_ids: Sequence[int], max_tokens: int, text: str, max_text_bytes: int) -> None:
+    if len(token_ids) > max_tokens:
+        raise InvalidRecord(f"{name} has {len(token_ids)} token ids, more than {max_tokens}")
+    # A character has at most 4 bytes, so most texts need no encoding to be measured.
+    if 4 * len(text) > max_text_bytes and len(text.encode()) > max_text_bytes:
+        raise InvalidRecord(f"{name} has a text of {len(text.encode())} bytes, more than {max_text_bytes}")
+
+
+def _check_group_id(group_id: str) -> None:
+    if not group_id:
+        raise InvalidRecord("record has no group id")
+    if len(group_id) > MAX_GROUP_ID_CHARS:
+        raise InvalidRecord(f"group id has {len(group_id)} characters, more than {MAX_GROUP_ID_CHARS}")
+    if not _GROUP_ID.fullmatch(group_id):
+        raise InvalidRecord(
+            f"group id {group_id!r} may hold only A-Z a-z 0-9 . _ : / - and starts with a letter or digit"
+        )
+
+
+def _check_prompt(prompt: Prompt, *, vocab_size: int | None = None) -> None:
+    if not prompt.token_ids and not prompt.text:
+        raise InvalidRecord("prompt has neither token ids nor text")
+    _check_token_ids("prompt", prompt.token_ids, vocab_size)
+
+
+def _check_responses(responses: Sequence[Response], *, vocab_size: int | None = None) -> None:
+    if not responses:
+        raise InvalidRecord("group has no responses")
+    for index, response in enumerate(responses):
+        _check_response(f"response {index}", response, vocab_size)
+
+
+def _check_response(name: str, response: Response, vocab_size: int | None) -> None:
+    if not response.token_ids and not response.text:
+        raise InvalidRecord(f"{name} is empty: neither token ids nor text")
+    if not math.isfinite(response.reward):
+        raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
+    if abs(response.reward) > MAX_ABS_REWARD:
+        raise InvalidRecord(f"{name} has reward {response.reward}, beyond {MAX_ABS_REWARD:g}")
+    if response.finish_reason is FinishReason.ABORT:
+        raise InvalidRecord(f"{name} was aborted: it would be trained as if it were finished")
+    _check_token_ids(name, response.token_ids, vocab_size)
+    mask = response.trained_token_mask
+    if mask is not None:
+        if not response.token_ids:
+            raise InvalidRecord(f"{name} has a trained-token mask but no token ids")
+        if not mask or not any(mask):
+            raise InvalidRecord(f"{name} has a trained-token mask that trains nothing")
+        _check_mask_length(name, len(mask), len(response.token_ids))
+
+
+def _check_mask_length(name: str, num_flags: int, num_tokens: int) -> None:
+    if num_flags and num_flags != num_tokens:
+        raise InvalidRecord(
+            f"{name} has a trained-token mask of {num_flags} flags for {num_tokens} token ids"
+        )
+
+
+def _check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int | None) -> None:
+    if not token_ids:
+        return
+    largest = _MAX_UINT32 if vocab_size is None else vocab_size - 1
+    if min(token_ids) < 0 or max(token_ids) > largest:
+        wrong = next(token for token in token_ids if not 0 <= token <= largest)
+        raise InvalidRecord(f"{name} has token id {wrong}, outside 0 to {largest}")

@@ -1,0 +1,56 @@
+"""The one kind of record that producers hand to the learner: a prompt with all its responses and rewards."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_ABS_REWARD = 1e6
+"""Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
+
+
+class FinishReason(StrEnum):
+    """Why sampling of a response ended."""
+
+    STOP = "stop"
+    """The policy ended it: end-of-sequence token or stop string."""
+    LENGTH = "length"
+    """Cut off at the token limit; it never gains an end-of-sequence token."""
+    ABORT = "abort"
+    """Given up part-way; never put into the log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What the policy was asked, after the chat template. At least one field is filled."""
+
+    token_ids: tuple[int, ...] = ()
+    """Ids exactly as the policy saw them; used as they are when present."""
+    text: str = ""
+    """Rendered text; tokenised by the learner when there are no token ids, else only for people."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One sampled answer and what it earned. At least one of `token_ids` and `text` is filled."""
+
+    token_ids: tuple[int, ...] = ()
+    """Ids exactly as sampled, the end-of-sequence id included if and only if it was sampled."""
+    text: str = ""
+    """Decoded text; tokenised by the learner when there are no token ids, else only for people."""
+    reward: float
+    """Finite, at most MAX_ABS_REWARD in size."""
+    finish_reason: FinishReason
+    """Why sampling ended; `abort` is refused in the log."""
+    trained_token_mask: tuple[bool, ...] | None = None
+    """One flag for each token id, true where the token is trained; None trains them all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """One entry of the rollout log: atomic, so that advantages sum to zero within it."""
+
+    group_id: str
+    """Unique in a run: `{epoch}-{index}` for leased prompts, namespaced by producer for foreign ones."""
+    prompt: Prompt
+    """What was asked."""
+    responses: tuple[Response, ...]
+    """At least one; a single response carries no signal."""
