@@ -91,11 +91,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _entry(command: Command) -> Callable[[Sequence[str]], int]:
     if not command.settings_class:
-        return import_module(command.module).main  # type: ignore[no-any-return]
+        return import_module(command.module).main
 
     def run_service(argv: Sequence[str]) -> int:
         settings = getattr(import_module(f"{command.module}.settings"), command.settings_class).load(argv)
-        return import_module(f"{command.module}.app").main(settings)  # type: ignore[no-any-return]
+        return import_module(f"{command.module}.app").main(settings)
 
     return run_service
 

@@ -33,7 +33,7 @@ from asympo.common.toml_text import dump_toml
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
 _SECRET_NAME = re.compile(r"(password|secret|token|api_key)\Z")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-_RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class ServiceSettings(BaseSettings):
@@ -47,7 +47,7 @@ class ServiceSettings(BaseSettings):
     """The command's name, and the middle part of its environment variables."""
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="broker that holds the rollout log")
-    run: str = Field("default", pattern=_RUN_NAME, description="name of the run to work for")
+    run: str = Field("default", pattern=RUN_NAME, description="name of the run to work for")
     checkpoint_root: Path = Field(Path("runs/checkpoints"), description="directory of all runs' checkpoints")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line"

