@@ -137,7 +137,7 @@ def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
 
 
 def prompt_from_wire(message: rollout_pb2.Prompt, *, limits: WireLimits) -> Prompt:
-    """One validated prompt, also for control RPCs, which carry prompts outside the log; raises InvalidRecord."""
+    """One validated prompt; raises InvalidRecord. Control RPCs use it too: theirs are not in the log."""
     _check_size("prompt", message.token_ids, limits.max_prompt_tokens, message.text, limits.max_text_bytes)
     prompt = Prompt(token_ids=tuple(message.token_ids), text=message.text)
     _check_prompt(prompt, vocab_size=limits.vocab_size)

@@ -1,0 +1,90 @@
+"""How a response is compared with the right answer; each builder returns `score(prompt, response_text)`."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.tasks.base import TaskPrompt
+
+Score = Callable[[TaskPrompt, str], float]
+
+MATH_TIMEOUT_SECONDS = 3
+"""Limit of math-verify's own alarm; an expression that takes longer counts as wrong."""
+
+
+def exact_match(prompt: TaskPrompt, response_text: str) -> float:
+    """1 if the response is the answer, white space around it aside."""
+    return float(response_text.strip() == prompt.answer.strip())
+
+
+def regex_match(pattern: str) -> Score:
+    """Score by what the last match of `pattern` extracts: its first group, or all of it if it has none."""
+    compiled = compile_pattern(pattern)
+    group = 1 if compiled.groups else 0
+
+    def score(prompt: TaskPrompt, response_text: str) -> float:
+        last = None
+        for last in compiled.finditer(response_text):  # noqa: B007
+            pass
+        return float(last is not None and (last.group(group) or "").strip() == prompt.answer.strip())
+
+    return score
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Raises BadSetting when it is no regular expression."""
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise BadSetting(f"task.pattern {pattern!r} is not a regular expression: {error}") from error
+
+
+def math_verify_match() -> Score:
+    """Score by mathematical equality, decided by the math-verify library.
+
+    Uses SIGALRM, so only in the main thread of a process.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise BadSetting(
+            "scoring math-verify needs the math-verify library: pip install 'asympo[tasks]'"
+        ) from error
+
+    def score(prompt: TaskPrompt, response_text: str) -> float:
+        is_marked = "$" in prompt.answer or "\\boxed" in prompt.answer
+        answer = parse(
+            prompt.answer if is_marked else f"${prompt.answer}$", parsing_timeout=MATH_TIMEOUT_SECONDS
+        )
+        if not answer:
+            raise ValueError(
+                f"math-verify finds no mathematics in answer {prompt.answer!r} of row {prompt.row}"
+            )
+        given = parse(response_text, parsing_timeout=MATH_TIMEOUT_SECONDS)
+        return float(verify(answer, given, timeout_seconds=MATH_TIMEOUT_SECONDS))
+
+    return score
+
+
+def python_function(scoring: str) -> Score:
+    """The user's own function, from `python:module:function`.
+
+    Found on PYTHONPATH or in the working directory; called as `function(prompt, response_text)` and returns a finite number. Raises BadSetting.
+    """
+    _, module_name, function_name = scoring.split(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise BadSetting(
+            f"task.scoring {scoring}: module {module_name} does not load: {type(error).__name__}: {error}"
+        ) from error
+    function: Any = getattr(module, function_name, None)
+    if not callable(function):
+        raise BadSetting(f"task.scoring {scoring}: module {module_name} has no function {function_name}")
+    return function

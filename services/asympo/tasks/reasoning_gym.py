@@ -1,0 +1,98 @@
+"""Any data set of the reasoning-gym library by name: it generates the questions and scores the answers."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.tasks.base import TaskPrompt, as_prompt_parts, content_digest, held_out_keys
+from asympo.tasks.config import TaskConfig
+
+DEFAULT_SYSTEM_PROMPT = "Answer the question. Put only the final answer between <answer> and </answer>."
+
+
+class ReasoningGymTask:
+    """Generated entries; equal questions are asked once, so that none is both trained and held out."""
+
+    name = "reasoning-gym"
+
+    def __init__(self, config: TaskConfig) -> None:
+        self._library = _import_library()
+        self._dataset = _create_dataset(self._library, config)
+        system_prompt = DEFAULT_SYSTEM_PROMPT if config.system_prompt is None else config.system_prompt
+        self._entries: dict[int, dict[str, Any]] = _distinct_entries(self._dataset, config.size)
+        questions = [entry["question"] for entry in self._entries.values()]
+        chosen = held_out_keys(questions, fraction=config.held_out_fraction, seed=config.seed)
+        self._train: list[TaskPrompt] = []
+        self._held_out: list[TaskPrompt] = []
+        for row, entry in self._entries.items():
+            side = self._held_out if entry["question"] in chosen else self._train
+            parts = as_prompt_parts(
+                entry["question"], system_prompt=system_prompt, prompt_as=config.prompt_as
+            )
+            # Some data sets have several right answers and give none.
+            side.append(TaskPrompt(index=len(side), answer=str(entry.get("answer") or ""), row=row, **parts))
+        self.digest = content_digest(config.model_dump(mode="json"), [*self._train, *self._held_out])
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    def prompt(self, index: int) -> TaskPrompt:
+        if index < 0:
+            raise IndexError(index)
+        return self._train[index]
+
+    def held_out(self) -> Sequence[TaskPrompt]:
+        return self._held_out
+
+    def prepare_scoring(self, *, allow_python: bool = False) -> None:
+        """Nothing to load: the library came with the prompts."""
+
+    def score(self, prompt: TaskPrompt, response_text: str) -> float:
+        """The data set's own score of what stands in the last answer tags; of the whole without any."""
+        extract = importlib.import_module("reasoning_gym.utils").extract_answer
+        answer = extract(response_text)
+        given = response_text.strip() if answer is None else answer
+        return float(self._dataset.score_answer(given, self._entries[prompt.row]))
+
+
+def _import_library() -> Any:
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise BadSetting(
+            "the reasoning-gym task needs the reasoning-gym library: pip install 'asympo[tasks]' "
+            f"(it builds a C extension); the import says: {error}"
+        ) from error
+
+
+def _create_dataset(library: Any, config: TaskConfig) -> Any:
+    names = sorted(importlib.import_module("reasoning_gym.factory").DATASETS)
+    if config.dataset not in names:
+        near = difflib.get_close_matches(str(config.dataset), names, n=1) or names[:1]
+        raise BadSetting(
+            f"task.dataset {config.dataset} is none of reasoning-gym's {len(names)}; nearest: {near[0]}"
+        )
+    try:
+        return library.create_dataset(
+            config.dataset, **({"seed": config.seed, "size": config.size} | config.dataset_options)
+        )
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:  # how the library's config classes refuse an option
+        raise BadSetting(f"task.dataset_options do not fit data set {config.dataset}: {error}") from error
+
+
+def _distinct_entries(dataset: Any, size: int) -> dict[int, dict[str, Any]]:
+    """Entry number to entry, the first of those with equal questions."""
+    entries: dict[int, dict[str, Any]] = {}
+    seen: set[str] = set()
+    for row in range(size):
+        entry = dataset[row]
+        if entry["question"] not in seen:
+            seen.add(entry["question"])
+            entries[row] = entry
+    return entries
