@@ -46,14 +46,18 @@ class ServiceSettings(BaseSettings):
     service: ClassVar[str] = "service"
     """The command's name, and the middle part of its environment variables."""
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="broker that holds the rollout log")
-    run: str = Field("default", pattern=RUN_NAME, description="name of the run to work for")
-    checkpoint_root: Path = Field(Path("runs/checkpoints"), description="directory of all runs' checkpoints")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", description="broker that holds the rollout log"
+    )
+    run: str = Field(default="default", pattern=RUN_NAME, description="name of the run to work for")
+    checkpoint_root: Path = Field(
+        default=Path("runs/checkpoints"), description="directory of all runs' checkpoints"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe log line"
+        default="info", description="least severe log line"
     )
     log_format: Literal["auto", "text", "json"] = Field(
-        "auto", description="auto: text on a terminal, else JSON"
+        default="auto", description="auto: text on a terminal, else JSON"
     )
 
     @classmethod

@@ -25,36 +25,50 @@ class _Section(BaseModel):
 class RunSection(_Section):
     """`[run]`: what concerns the run as a whole."""
 
-    name: str = Field("run", pattern=RUN_NAME, description="name of the run, and of its directory")
-    directory: Path = Field(Path("runs"), description="holds one directory for each run")
-    evaluate: bool = Field(True, description="measure held-out accuracy before and after")
-    max_evaluation_prompts: int = Field(200, ge=1, description="held-out prompts used at most")
-    use_gpus: bool = Field(True, description="use GPUs where there are some")
-    learner_cores: tuple[int, ...] | None = Field(None, description="cores of the learner; a split when none")
-    learner_drain_seconds: float = Field(180.0, gt=0, description="the learner's time to stop in order")
-    generator_drain_seconds: float = Field(40.0, gt=0, description="each generator's time to stop in order")
-    start_timeout_seconds: float = Field(1200.0, gt=0, description="time until the first policy is served")
-    max_restarts: int = Field(6, ge=0, description="restarts of one process within ten minutes")
+    name: str = Field(default="run", pattern=RUN_NAME, description="name of the run, and of its directory")
+    directory: Path = Field(default=Path("runs"), description="holds one directory for each run")
+    evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
+    max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
+    use_gpus: bool = Field(default=True, description="use GPUs where there are some")
+    learner_cores: tuple[int, ...] | None = Field(
+        default=None, description="cores of the learner; a split when none"
+    )
+    learner_drain_seconds: float = Field(
+        default=180.0, gt=0, description="the learner's time to stop in order"
+    )
+    generator_drain_seconds: float = Field(
+        default=40.0, gt=0, description="each generator's time to stop in order"
+    )
+    start_timeout_seconds: float = Field(
+        default=1200.0, gt=0, description="time until the first policy is served"
+    )
+    max_restarts: int = Field(default=6, ge=0, description="restarts of one process within ten minutes")
 
 
 class GeneratorSection(_Section):
     """`[generator]`: how many; everything else there is the generator's own."""
 
-    count: int = Field(1, ge=1, le=64, description="generators on this machine")
-    cores: tuple[int, ...] | None = Field(None, description="cores of the generators; a split when none")
+    count: int = Field(default=1, ge=1, le=64, description="generators on this machine")
+    cores: tuple[int, ...] | None = Field(
+        default=None, description="cores of the generators; a split when none"
+    )
 
 
 class BrokerSection(_Section):
     """`[broker]`: which broker holds the log."""
 
-    url: str | None = Field(None, description="an existing broker; REDIS_URL wins; none starts one")
-    port: int | None = Field(None, ge=1, le=65535, description="loopback port; a private socket when none")
+    url: str | None = Field(default=None, description="an existing broker; REDIS_URL wins; none starts one")
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="loopback port; a private socket when none"
+    )
 
 
 class ViewSection(_Section):
     """`[view]`: what the terminal shows."""
 
-    kind: Literal["auto", "live", "plain", "none"] = Field("auto", description="auto: live on a terminal")
+    kind: Literal["auto", "live", "plain", "none"] = Field(
+        default="auto", description="auto: live on a terminal"
+    )
 
 
 class RunFile(_Section):
@@ -141,5 +155,5 @@ def _split(values: Mapping[str, Any], model: type[BaseModel]) -> tuple[dict[str,
 
 
 def _section(model: type[Any], values: Mapping[str, Any], source: str, name: str) -> Any:
-    places = {(key,): f"in [{name}] of {source}" for key in values}
+    places: dict[tuple[str, ...], str] = {(key,): f"in [{name}] of {source}" for key in values}
     return validate(model, values, origin=places)

