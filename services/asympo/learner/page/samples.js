@@ -1,0 +1,118 @@
+// The sample browser: groups on one side, the chosen group's prompt and responses on the other.
+
+import { byId, count, element, isNumber, number, replaceWhenChanged, signed } from "./format.js";
+
+const sign = (value) => (value > 1e-9 ? "positive" : value < -1e-9 ? "negative" : "zero");
+const keyOf = (group) => `${group.sequence ?? ""}/${group.group_id}`;
+const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
+const FILTERS = {
+  all: () => true,
+  signal: (group) => group.responses.some((response) => sign(response.advantage) !== "zero"),
+  truncated: (group) => group.responses.some((response) => response.finish_reason === "length"),
+};
+
+export class SampleBrowser {
+  constructor() {
+    this.groups = [];
+    this.chosen = null;
+    this.message = null;
+    this.list = byId("group-list");
+    this.list.addEventListener("keydown", (event) => this.moveChoice(event));
+    byId("samples-filter").addEventListener("change", () => this.draw());
+    byId("samples-follow").addEventListener("change", () => this.draw());
+  }
+
+  /** `groups` as /v1/samples gives them, in any order. */
+  setGroups(groups) {
+    this.message = null;
+    this.groups = groups.map((group) => ({ ...group, responses: group.responses || [] })).sort((a, b) => (b.sequence ?? 0) - (a.sequence ?? 0));
+    this.draw();
+  }
+
+  /** Show why there are none, instead of groups. */
+  setMessage(text) {
+    this.message = text;
+    this.groups = [];
+    this.draw();
+  }
+
+  draw() {
+    const visible = this.groups.filter(FILTERS[byId("samples-filter").value]);
+    const follows = byId("samples-follow").checked;
+    if (follows || !this.chosen) this.chosen = visible[0] || (follows ? null : this.chosen);
+    // A chosen group stays in view after newer ones have pushed it out of the list.
+    if (this.chosen && !visible.some((group) => keyOf(group) === keyOf(this.chosen))) visible.push(this.chosen);
+    this.visible = visible;
+    byId("samples-empty").hidden = visible.length > 0;
+    byId("samples-empty").textContent = this.message || (this.groups.length ? "No group matches this choice." : "No group has been trained yet.");
+    byId("browser").classList.toggle("is-empty", visible.length === 0);
+    byId("browser").dataset.groups = String(visible.length);
+    const chosenKey = this.chosen && keyOf(this.chosen);
+    replaceWhenChanged(this.list, JSON.stringify([visible.map(keyOf), chosenKey]), () => visible.map((group, index) => this.option(group, index, keyOf(group) === chosenKey)));
+    const chosenIndex = visible.findIndex((group) => keyOf(group) === chosenKey);
+    if (chosenIndex >= 0) this.list.setAttribute("aria-activedescendant", `group-${chosenIndex}`);
+    else this.list.removeAttribute("aria-activedescendant");
+    replaceWhenChanged(byId("group-detail"), String(chosenKey), () => (this.chosen ? detail(this.chosen) : []));
+  }
+
+  option(group, index, isChosen) {
+    const node = element("div", { class: "group-option", role: "option", id: `group-${index}`, "aria-selected": String(isChosen) },
+      element("span", { class: "group-prompt" }, lastLine(group.prompt)),
+      element("span", { class: "group-meta" }, element("span", {}, isNumber(group.step) ? `step ${count(group.step)}` : ""), dots(group.responses), element("span", { class: "num" }, number(mean(group.responses.map((one) => one.reward)), 2))));
+    node.addEventListener("click", () => this.choose(index));
+    return node;
+  }
+
+  choose(index) {
+    this.chosen = this.visible[index];
+    byId("samples-follow").checked = false;
+    this.draw();
+    byId(`group-${index}`)?.scrollIntoView({ block: "nearest" });
+  }
+
+  moveChoice(event) {
+    const last = this.visible.length - 1;
+    const now = this.visible.findIndex((group) => this.chosen && keyOf(group) === keyOf(this.chosen));
+    const target = { ArrowDown: now + 1, ArrowUp: now - 1, Home: 0, End: last }[event.key];
+    if (target === undefined || last < 0) return;
+    event.preventDefault();
+    this.choose(Math.min(last, Math.max(0, target)));
+  }
+}
+
+/** A chat template ends a prompt with markers; what a person asked is the last line that has words. */
+function lastLine(prompt) {
+  const lines = String(prompt ?? "").replace(/<\|[^|]*\|>(assistant)?/g, "\n").split("\n").map((line) => line.trim()).filter(Boolean);
+  return lines.at(-1) || "(empty prompt)";
+}
+
+function dots(responses) {
+  return element("span", { class: "dots", "aria-hidden": "true" }, ...responses.slice(0, 16).map((one) => element("i", { class: sign(one.advantage) })));
+}
+
+function detail(group) {
+  const largest = Math.max(...group.responses.map((one) => Math.abs(one.advantage) || 0), 1e-9);
+  const hasSignal = group.responses.some((one) => sign(one.advantage) !== "zero");
+  return [
+    element("div", { class: "detail-head" }, element("h3", {}, `Group ${group.group_id}`),
+      element("span", { class: "muted" }, [isNumber(group.step) ? `trained at step ${count(group.step)}` : "", isNumber(group.sequence) ? `sequence ${count(group.sequence)}` : ""].filter(Boolean).join(" · ")),
+      hasSignal ? null : element("span", { class: "badge", "data-tone": "idle", title: "all rewards are equal, so no gradient" }, "no signal")),
+    element("h4", {}, "Prompt"), textBlock(group.prompt, "prompt"),
+    element("h4", {}, `${group.responses.length} responses`),
+    element("ol", { class: "responses" }, ...group.responses.map((one, index) => response(one, index, largest))),
+  ];
+}
+
+function response(one, index, largest) {
+  const advantage = element("span", { class: `advantage ${sign(one.advantage)}`, title: "advantage: reward minus the group's mean" }, signed(one.advantage));
+  advantage.style.setProperty("--strength", `${Math.round(18 + 52 * Math.min(1, Math.abs(one.advantage || 0) / largest))}%`);
+  return element("li", { class: `response ${sign(one.advantage)}`, "data-advantage": sign(one.advantage) },
+    element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), advantage, element("span", {}, `reward ${number(one.reward, 2)}`),
+      element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
+    textBlock(one.text, "response-text"));
+}
+
+function textBlock(text, name) {
+  const isEmpty = !text || !String(text).trim();
+  return element("pre", { class: `text ${name}${isEmpty ? " is-empty" : ""}`, tabindex: String(text ?? "").length > 400 ? "0" : null }, isEmpty ? "(no visible text)" : String(text));
+}
