@@ -1,0 +1,103 @@
+"""The manifest of a training state: everything but the tensors, and where those lie."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from asympo.common import errors
+from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
+
+SCHEMA_VERSION = 1
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateChunk:
+    """A shard of a tensor."""
+
+    __pydantic_config__ = _STRICT
+    file: str
+    """File that holds it."""
+    offset: int
+    """First byte in the file."""
+    offsets: tuple[int, ...]
+    """Position of the shard in the tensor."""
+    sizes: tuple[int, ...]
+    """Dimensions of the shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateTensor:
+    """One tensor of the training state."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    """`model.<parameter>`, `optimizer.<parameter>.<key>` or `rng.<rank>`."""
+    dtype: str
+    """safetensors type name."""
+    shape: tuple[int, ...]
+    """Dimensions of the whole tensor."""
+    chunks: tuple[StateChunk, ...]
+    """Its shards, which cover it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateManifest:
+    """Written last into the directory of a training state."""
+
+    __pydantic_config__ = _STRICT
+    schema_version: int = SCHEMA_VERSION
+    """Layout of this file."""
+    step: int
+    """Optimizer steps made."""
+    fence: int
+    """Fence of the learner that saved it."""
+    sequence: int
+    """Last log sequence number that was trained or passed over."""
+    decisions: dict[str, Any]
+    """Choices that change arithmetic, made once."""
+    counters: dict[str, int | float]
+    """Totals that metrics continue from."""
+    optimizer_groups: tuple[dict[str, Any], ...]
+    """Parameter groups: hyperparameters, and the names of their parameters under `params`."""
+    torch_version: str
+    """Build that wrote it; bit-identical continuation is promised for the same one only."""
+    world_size: int
+    """Ranks that wrote it; bit-identical continuation is promised for the same number only."""
+    files: tuple[FileEntry, ...]
+    """Every file but the manifest, sorted by name."""
+    tensors: tuple[StateTensor, ...]
+    """Every tensor, sorted by name."""
+    digest: str = field(default="")
+    """sha256 over the canonical form of everything above."""
+
+
+_ADAPTER: TypeAdapter[StateManifest] = TypeAdapter(StateManifest)
+
+
+def encode_state_manifest(manifest: StateManifest) -> bytes:
+    """The manifest as file content, sealed with its digest."""
+    document: Mapping[str, Any] = dataclasses.asdict(manifest)
+    return sealed_json(document)
+
+
+def decode_state_manifest(content: bytes, *, what: str) -> StateManifest:
+    """The manifest inside file content; errors.CorruptCheckpoint naming `what` when anything is off."""
+    document = open_sealed_json(content, what=what)
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise errors.CorruptCheckpoint(
+            f"The manifest of {what} has schema version {version!r}; this build reads {SCHEMA_VERSION}."
+        )
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise errors.CorruptCheckpoint(
+            f"The manifest of {what} is wrong at {where}: {first['msg']}."
+        ) from error
