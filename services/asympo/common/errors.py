@@ -36,6 +36,10 @@ class BrokerFull(BrokerUnavailable):
     """The broker refuses writes for lack of memory; retry after the learner has freed some."""
 
 
+class BrokerChanged(AsympoError):
+    """The broker restarted, failed over or lost state; reconcile, then go on."""
+
+
 class InvalidRecord(AsympoError):
     """A record from the wire breaks the schema; dead-letter it with this reason and go on."""
 

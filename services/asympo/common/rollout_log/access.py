@@ -1,0 +1,56 @@
+"""What every part of a run's log shares: its keys, its scripts, its errors."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from asympo.common.errors import BrokerChanged, Fenced
+from asympo.common.rollout_log.connection import Broker
+from asympo.common.rollout_log.keys import check_run_name, key
+from asympo.common.rollout_log.records import Fence
+
+
+class RunAccess:
+    """One run on one broker. Safe to share between threads."""
+
+    def __init__(self, broker: Broker, run: str) -> None:
+        self.broker = broker
+        self.run = check_run_name(run)
+
+    def _key(self, noun: str) -> str:
+        return key(self.run, noun)
+
+    def _call(self, script: str, nouns: str, *arguments: Any) -> list[Any]:
+        """Runs a script on the keys named by ``nouns`` (space-separated, the script's KEYS in order)."""
+        reply = self.broker.run_script(script, [self._key(noun) for noun in nouns.split()], arguments)
+        return reply if isinstance(reply, list) else [reply]
+
+    def _call_fenced(self, fence: Fence, script: str, nouns: str, *arguments: Any) -> list[Any]:
+        """The same for a script that begins with the fence check; raises Fenced or BrokerChanged."""
+        reply = self._call(script, nouns, fence.number, fence.token, fence.server_id, *arguments)
+        status = reply[0].decode() if isinstance(reply[0], bytes) else ""
+        if status in ("FENCED", "CHANGED"):
+            self._raise_refused(status, fence, reply)
+        return reply
+
+    def _raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
+        if status == "CHANGED":
+            raise BrokerChanged(
+                f"the broker of run {self.run!r} restarted, failed over or lost state since fence {fence.number} "
+                "was checked: reconcile before going on"
+            )
+        raise Fenced(
+            f"run {self.run!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was {fence.number}: "
+            "this learner must stop"
+        )
+
+
+def text(value: Any) -> str:
+    """A reply's bytes or number as text; None as empty."""
+    if value is None:
+        return ""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def number(value: Any) -> int:
+    """A reply's number; absent counts as 0."""
+    return int(value) if value not in (None, b"") else 0

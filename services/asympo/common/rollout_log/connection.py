@@ -1,0 +1,258 @@
+"""One broker: connecting, retrying, turning its refusals into our errors.
+
+Every command sent through here is either a read or one of our scripts, and every script may be run twice with the
+same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
+"""
+
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis import exceptions
+from redis.backoff import AbstractBackoff
+from redis.cluster import RedisCluster
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from asympo.common.errors import BadSetting, BrokerFull, BrokerRefused, BrokerUnavailable
+from asympo.common.rollout_log.keys import PREFIX, run_of_key
+from asympo.common.rollout_log.lua import load_script
+from asympo.common.rollout_log.server_info import BrokerInfo, describe
+
+_RETRIED = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.BusyLoadingError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+    OSError,
+)
+_TRANSIENT_CODES = (
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "LOADING",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "UNBLOCKED",
+    "BUSY",
+)
+
+
+class JitteredBackoff(AbstractBackoff):
+    """Doubling delay, each drawn between half and all of its bound, so that parts do not come back in step."""
+
+    def __init__(self, *, base_seconds: float, cap_seconds: float, rng: random.Random) -> None:
+        self._base, self._cap, self._rng = base_seconds, cap_seconds, rng
+
+    def compute(self, failures: int) -> float:
+        bound = min(self._cap, self._base * 2.0 ** min(failures, 30))
+        return bound * (0.5 + 0.5 * self._rng.random())
+
+
+class Broker:
+    """A connection pool to one Redis, Valkey, Sentinel group or Cluster. Safe to share between threads."""
+
+    def __init__(self, *, client: Any, url: str, socket_timeout_seconds: float) -> None:
+        self.client = client
+        self.url = url
+        """For people: without its password."""
+        self.block_slice_seconds = socket_timeout_seconds / 2
+        """Longest single blocking read; longer waits are made of several."""
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        socket_timeout_seconds: float = 10.0,
+        connect_timeout_seconds: float = 5.0,
+        max_retries: int = 8,
+        backoff_base_seconds: float = 0.05,
+        backoff_cap_seconds: float = 2.0,
+        rng: random.Random | None = None,
+    ) -> "Broker":
+        """Connects and checks the server.
+
+        ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service. User and
+        password come from the URL, else from REDIS_USERNAME and REDIS_PASSWORD. A server in cluster mode is
+        recognised. Raises BadSetting (URL), BrokerUnavailable (no answer), BrokerRefused (too old, turned away).
+        """
+        retry = Retry(
+            JitteredBackoff(
+                base_seconds=backoff_base_seconds, cap_seconds=backoff_cap_seconds, rng=rng or random.Random()
+            ),
+            max_retries,
+            supported_errors=_RETRIED,
+        )
+        options: dict[str, Any] = {
+            "socket_timeout": socket_timeout_seconds,
+            "socket_connect_timeout": connect_timeout_seconds,
+            "socket_keepalive": True,
+            "retry": retry,
+            "protocol": 2,
+            **_credentials(url),
+        }
+        with _our_errors(_without_password(url)):
+            client = _client(url, options)
+        broker = cls(client=client, url=_without_password(url), socket_timeout_seconds=socket_timeout_seconds)
+        try:
+            broker.info()
+        except BaseException:
+            broker.close()
+            raise
+        return broker
+
+    def info(self) -> BrokerInfo:
+        """Server, version, durability and what may be lost with it. Raises BrokerRefused when too old."""
+        with _our_errors(self.url):
+            if isinstance(self.client, RedisCluster):
+                node = self.client.get_default_node()
+                fields = self.client.info(target_nodes=node)
+                read: Callable[[str], Any] = lambda name: self.client.config_get(name, target_nodes=node)  # noqa: E731
+            else:
+                fields, read = self.client.info(), self.client.config_get
+            try:
+                config = {**read("append*"), **read("maxmemory*")}
+            except exceptions.ResponseError:
+                # CONFIG is commonly withheld from service users; INFO alone tells less.
+                config = {}
+        return describe(fields, config, url=self.url)
+
+    def run_names(self) -> list[str]:
+        """Runs that have a config on this broker, sorted."""
+        pattern = f"{PREFIX}{{*}}:config"
+        with _our_errors(self.url):
+            names = [run_of_key(found.decode()) for found in self.client.scan_iter(match=pattern, count=1000)]
+        return sorted({name for name in names if name})
+
+    def command(self, *parts: Any) -> Any:
+        """Sends one read command; raises our errors."""
+        with _our_errors(self.url):
+            return self.client.execute_command(*parts)
+
+    def run_script(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Runs ``scripts/<name>.lua`` by digest, loading it where the server does not know it yet."""
+        script = load_script(name)
+        with _our_errors(self.url):
+            try:
+                return self.client.execute_command("EVALSHA", script.sha1, len(keys), *keys, *arguments)
+            except exceptions.NoScriptError:
+                return self.client.execute_command("EVAL", script.source, len(keys), *keys, *arguments)
+
+    def blocking_read(
+        self, stream_key: str, *, after_id: str, max_count: int, block_seconds: float
+    ) -> list[Any]:
+        """XREAD of one stream: [(id, {field: value})], empty when nothing came in ``block_seconds``.
+
+        A wait longer than ``block_slice_seconds`` returns early and empty; callers loop.
+        """
+        parts: list[Any] = ["XREAD", "COUNT", max_count]
+        if block_seconds > 0:
+            parts += ["BLOCK", max(1, int(min(block_seconds, self.block_slice_seconds) * 1000))]
+        return _entries(self.command(*parts, "STREAMS", stream_key, after_id))
+
+    def read_range(self, stream_key: str, *, first_id: str, max_count: int, last_id: str = "+") -> list[Any]:
+        """XRANGE of one stream: [(id, {field: value})]."""
+        reply = self.command("XRANGE", stream_key, first_id, last_id, "COUNT", max_count)
+        return _pairs(reply)
+
+    def close(self) -> None:
+        """Closes every connection of the pool."""
+        self.client.close()
+
+
+def _client(url: str, options: dict[str, Any]) -> Any:
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "redis+sentinel":
+            return _sentinel_client(url, options)
+        client = redis.Redis.from_url(url, **options)
+    except ValueError as error:
+        raise BadSetting(
+            f"broker URL {_without_password(url)!r} is not usable ({error}): give redis://host:port/0, "
+            "rediss:// for TLS, unix:///path/to/socket or redis+sentinel://host:port,host:port/service"
+        ) from error
+    if client.info("cluster").get("cluster_enabled"):
+        client.close()
+        retry = options.pop("retry")
+        return RedisCluster.from_url(url, retry=retry, **options)
+    return client
+
+
+def _sentinel_client(url: str, options: dict[str, Any]) -> Any:
+    parts = urlsplit(url)
+    hosts = [pair.rpartition(":") for pair in parts.netloc.rpartition("@")[2].split(",")]
+    service, _, database = parts.path.strip("/").partition("/")
+    if not service or not all(host and port.isdigit() for host, _, port in hosts):
+        raise ValueError("sentinel hosts with ports and a service name are needed")
+    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+    sentinel = Sentinel([(host, int(port)) for host, _, port in hosts], sentinel_kwargs=timeouts)
+    if parts.username:
+        options = {**options, "username": parts.username, "password": parts.password}
+    return sentinel.master_for(service, db=int(database or 0), **options)
+
+
+def _credentials(url: str) -> dict[str, str]:
+    """User and password of the environment, unless the URL has its own."""
+    if "@" in urlsplit(url).netloc:
+        return {}
+    named = {"username": os.environ.get("REDIS_USERNAME"), "password": os.environ.get("REDIS_PASSWORD")}
+    return {name: value for name, value in named.items() if value}
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if at:
+        user = user.partition(":")[0]
+        parts = parts._replace(netloc=f"{user}:***@{host}" if user else f"***@{host}")
+    return re.sub(r"(password=)[^&]*", r"\1***", urlunsplit(parts))
+
+
+@contextmanager
+def _our_errors(url: str) -> Iterator[None]:
+    """Turns redis-py's errors into ours; one sentence each, the password never in it."""
+    try:
+        yield
+    except exceptions.OutOfMemoryError as error:
+        raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
+    except (
+        exceptions.AuthenticationError,
+        exceptions.AuthorizationError,
+        exceptions.NoPermissionError,
+    ) as error:
+        raise BrokerRefused(
+            f"the broker at {url} turned us away ({error}): check user, password and ACL"
+        ) from error
+    except _RETRIED as error:
+        raise BrokerUnavailable(
+            f"the broker at {url} does not answer ({type(error).__name__}: {error})"
+        ) from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith(_TRANSIENT_CODES):
+            raise BrokerUnavailable(f"the broker at {url} cannot serve us now ({error})") from error
+        if "OOM " in str(error):
+            raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
+        raise BrokerRefused(f"the broker at {url} refused a command ({error})") from error
+    except exceptions.RedisError as error:
+        raise BrokerUnavailable(f"the broker at {url} failed ({type(error).__name__}: {error})") from error
+
+
+def _entries(reply: Any) -> list[Any]:
+    """The entries of a one-stream XREAD reply."""
+    return _pairs(reply[0][1]) if reply else []
+
+
+def _pairs(reply: Any) -> list[Any]:
+    """Stream entries with text ids and text field names; values stay bytes."""
+    entries = []
+    for entry_id, fields in reply or []:
+        pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+        entries.append((entry_id.decode(), {name.decode(): value for name, value in pairs}))
+    return entries

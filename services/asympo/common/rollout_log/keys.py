@@ -1,0 +1,52 @@
+"""Key names of one run. The literal braces put all of them in one Redis Cluster slot."""
+
+import re
+
+from asympo.common.errors import BadSetting
+
+PREFIX = "asympo:"
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+NOUNS = (
+    "config",  # string: RunConfig as JSON, written once
+    "run",  # hash: state, sequence numbers, prompt cursor, fence, limits, newest policy, counters
+    "log",  # stream: one entry a group, id = "<sequence>-0"
+    "open",  # set: ids of groups appended and not yet freed
+    "leases",  # hash: token -> group id, policy step, grant time, holder
+    "deadlines",  # sorted set: token -> expiry in milliseconds
+    "reissue",  # list: ids whose lease ended without a group, granted before new ones
+    "answers",  # sorted set: token -> sequence it was appended under; the newest few thousand
+    "failures",  # hash: group id -> failures of the prompt itself
+    "set_aside",  # set: ids given up after max_prompt_failures
+    "wake",  # stream: events that may let a refused asker succeed; the newest few
+    "policies",  # stream: announcements, newest few thousand
+    "policy_steps",  # sorted set: step -> step of distinct announced policies
+    "commit",  # hash: the newest commit record
+    "holes",  # hash: first -> last sequence lost by the broker, as found by a reconcile
+    "dead",  # stream: records that failed validation, with reasons
+    "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it
+    "presence",  # hash: holder -> status and when it stops being true
+)
+
+
+def check_run_name(run: str) -> str:
+    """Returns ``run`` unchanged; raises BadSetting when it cannot be part of a key or a path."""
+    if not _RUN_NAME.fullmatch(run):
+        raise BadSetting(
+            f"run name {run!r} is not usable: give 1 to 100 letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
+        )
+    return run
+
+
+def key(run: str, noun: str) -> str:
+    """The full key of one noun of ``NOUNS``."""
+    return f"{PREFIX}{{{run}}}:{noun}"
+
+
+def run_of_key(full_key: str) -> str | None:
+    """The run a key belongs to, or None when it is not one of ours."""
+    if not full_key.startswith(PREFIX + "{"):
+        return None
+    run, brace, _noun = full_key[len(PREFIX) + 1 :].partition("}:")
+    return run if brace and _RUN_NAME.fullmatch(run) else None

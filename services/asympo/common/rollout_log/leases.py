@@ -1,0 +1,79 @@
+"""Asking for work: a lease is credit, claim and prompt in one."""
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.records import Lease, RefusalReason, Refused
+
+_MAX_RENEWED_AT_ONCE = 500
+
+
+class Leases(RunAccess):
+    """The generator's side of handing out prompts."""
+
+    def acquire(self, *, holder: str, policy_step: int) -> Lease | Refused:
+        """Asks for one prompt. ``policy_step`` is the policy the holder serves now.
+
+        Raises BrokerFull when the broker could not take the group either.
+        """
+        token = secrets.token_hex(16)
+        nouns = "run open leases deadlines reissue wake policy_steps set_aside"
+        reply = self._call("acquire", nouns, token, policy_step, holder)
+        if reply[0] == b"REFUSED":
+            return Refused(
+                reason=RefusalReason(text(reply[1])),
+                retry_after_seconds=number(reply[2]) / 1000,
+                wake_id=text(reply[3]),
+            )
+        group_id = text(reply[1])
+        epoch, _, index = group_id.partition("-")
+        return Lease(
+            group_id=group_id,
+            epoch=int(epoch),
+            index=int(index),
+            token=token,
+            expires_in_seconds=number(reply[2]) / 1000,
+            policy_step=policy_step,
+        )
+
+    def wait_for_slot(self, timeout_seconds: float, *, refused: Refused | None = None) -> None:
+        """Blocks until something happened that may let a refused asker succeed, or its time has come.
+
+        ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only events
+        from now on count. Returns after the refusal's ``retry_after_seconds`` or ``timeout_seconds`` at the latest.
+        """
+        after_id = refused.wake_id if refused else self._newest_wake_id()
+        wait_seconds = min(timeout_seconds, refused.retry_after_seconds) if refused else timeout_seconds
+        deadline = time.monotonic() + wait_seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self.broker.blocking_read(
+                self._key("wake"), after_id=after_id, max_count=1, block_seconds=left
+            ):
+                return
+
+    def renew(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Extends leases by ``lease_seconds``, within ``max_lease_seconds`` of their grant.
+
+        Returns those that are lost: stop work on them.
+        """
+        lost = []
+        for start in range(0, len(leases), _MAX_RENEWED_AT_ONCE):
+            chunk = leases[start : start + _MAX_RENEWED_AT_ONCE]
+            reply = self._call("renew", "run leases deadlines", *(lease.token for lease in chunk))
+            lost += [lease for lease, is_kept in zip(chunk, reply, strict=True) if not is_kept]
+        return lost
+
+    def hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> bool:
+        """Gives a prompt back to be issued again; returns False when the lease was lost already.
+
+        ``is_prompt_failure``: the prompt itself is at fault; after ``max_prompt_failures`` of those it is set
+        aside for its epoch.
+        """
+        nouns = "run leases deadlines reissue wake failures set_aside"
+        return bool(number(self._call("hand_back", nouns, lease.token, int(is_prompt_failure), reason)[0]))
+
+    def _newest_wake_id(self) -> str:
+        newest = self.broker.command("XREVRANGE", self._key("wake"), "+", "-", "COUNT", 1)
+        return text(newest[0][0]) if newest else "0"

@@ -1,0 +1,85 @@
+"""Announcing policies, waiting for them, and telling the fleet which are bad."""
+
+import bisect
+import json
+import time
+from collections.abc import Sequence
+
+from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.records import BadPolicy, Fence, PolicyAnnouncement
+
+
+class Policies(RunAccess):
+    """Announcements travel through the broker, weights never do."""
+
+    def announce_policy(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
+        """Makes a published checkpoint known; announcing the newest one again changes nothing."""
+        nouns = "run policies policy_steps wake"
+        reply = self._call_fenced(fence, "announce_policy", nouns, step, digest)
+        return PolicyAnnouncement(
+            step=step, fence=number(reply[2]), digest=digest, published_at_seconds=number(reply[1]) / 1000
+        )
+
+    def latest_policy(self) -> PolicyAnnouncement | None:
+        """The newest announcement; None before the first."""
+        return self._latest()[0]
+
+    def wait_for_policy(
+        self, after: PolicyAnnouncement | None, timeout_seconds: float
+    ) -> PolicyAnnouncement | None:
+        """Blocks until the newest announcement is not ``after``; None when ``timeout_seconds`` passed first."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            latest, entry_id = self._latest()
+            if latest is not None and latest != after:
+                return latest
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self.broker.blocking_read(
+                self._key("policies"), after_id=entry_id, max_count=1, block_seconds=left
+            )
+
+    def publish_times(self) -> list[float]:
+        """When each kept policy was announced, oldest first; a step announced again counts once, the first time."""
+        times: dict[int, float] = {}
+        for _entry_id, fields in self.broker.read_range(
+            self._key("policies"), first_id="-", max_count=10_000
+        ):
+            times.setdefault(number(fields["step"]), number(fields["at_ms"]) / 1000)
+        return sorted(times.values())
+
+    def mark_bad_policy(self, *, step: int, fence: int, reason: str, holder: str) -> None:
+        """Tells everyone not to serve a policy; the first report is kept."""
+        report = json.dumps({"reason": reason, "holder": holder})
+        self._call("mark_bad_policy", "bad_policies wake", f"{fence}:{step}", report)
+
+    def bad_policies(self) -> list[BadPolicy]:
+        """Every policy reported bad, by fence and step."""
+        flat = self.broker.command("HGETALL", self._key("bad_policies"))
+        items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        found = []
+        for name, value in items:
+            fence, _, step = text(name).partition(":")
+            at_ms, _, report = text(value).partition(":")
+            fields = json.loads(report)
+            found.append(BadPolicy(step=int(step), fence=int(fence), at_seconds=int(at_ms) / 1000, **fields))
+        return sorted(found, key=lambda bad: (bad.fence, bad.step))
+
+    def _latest(self) -> tuple[PolicyAnnouncement | None, str]:
+        names = ("policy_step", "policy_fence", "policy_digest", "policy_at_ms", "policy_entry")
+        step, fence, digest, at_ms, entry_id = self.broker.command("HMGET", self._key("run"), *names)
+        if step is None:
+            return None, "0"
+        announcement = PolicyAnnouncement(
+            step=number(step),
+            fence=number(fence),
+            digest=text(digest),
+            published_at_seconds=number(at_ms) / 1000,
+        )
+        return announcement, text(entry_id)
+
+
+def queue_staleness(appended_at_seconds: float, publish_times: Sequence[float]) -> int:
+    """Policies announced after an entry was appended; ``publish_times`` ascending."""
+    return len(publish_times) - bisect.bisect_right(publish_times, appended_at_seconds)

@@ -1,0 +1,23 @@
+"""Who is connected, as they report themselves."""
+
+import json
+from typing import Any
+
+from asympo.common.rollout_log.access import RunAccess, text
+
+
+class Presence(RunAccess):
+    """Status reports that stop being true by themselves."""
+
+    def report_presence(self, holder: str, status: dict[str, Any], *, ttl_seconds: float) -> None:
+        """Says that ``holder`` is alive for ``ttl_seconds``; a ttl of 0 says goodbye."""
+        self._call("report_presence", "presence", holder, json.dumps(status), int(ttl_seconds * 1000))
+
+    def generators(self) -> list[dict[str, Any]]:
+        """The status of everyone whose report is still true, with ``holder`` and ``expires_in_seconds``."""
+        flat = self._call("list_presence", "presence")
+        found = []
+        for holder, left_ms, status in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+            fields = json.loads(text(status))
+            found.append({**fields, "holder": text(holder), "expires_in_seconds": int(left_ms) / 1000})
+        return sorted(found, key=lambda item: str(item["holder"]))

@@ -1,0 +1,101 @@
+"""Reading the log in order from a cursor of one's own."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from asympo.common.errors import SequenceGap
+from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.records import Fence, LogEntry
+
+
+class Reader(RunAccess):
+    """Cursor readers. Reading moves nothing and deletes nothing."""
+
+    def read(
+        self, *, after_sequence: int, max_count: int, block_seconds: float, fence: Fence | None = None
+    ) -> list[LogEntry]:
+        """Entries after ``after_sequence`` in order, without gaps; empty when none came in ``block_seconds``.
+
+        The learner passes its ``fence``: then Fenced and BrokerChanged are raised before anything that another
+        learner, or a broker that went back in time, put there is returned. Raises SequenceGap when an entry is
+        missing that no reconcile has declared lost.
+        """
+        deadline = time.monotonic() + block_seconds
+        raw: list[Any] = []
+        while not raw:
+            left = max(0.0, deadline - time.monotonic())
+            raw = self.broker.blocking_read(
+                self._key("log"), after_id=f"{after_sequence}-0", max_count=max_count, block_seconds=left
+            )
+            if fence is not None:
+                # After the read, so that entries of a broker that changed meanwhile are not returned.
+                self._call_fenced(fence, "check_fence", "run")
+            if left == 0.0:
+                break
+        entries = [_entry(*item) for item in raw]
+        self._check_dense(after_sequence, entries)
+        return entries
+
+    def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
+        """Every entry that is in the log now after ``after_sequence``; starts at the oldest one kept."""
+        while True:
+            raw = self.broker.read_range(self._key("log"), first_id=f"({after_sequence}-0", max_count=batch)
+            if not raw:
+                return
+            for item in raw:
+                entry = _entry(*item)
+                after_sequence = entry.sequence
+                yield entry
+
+    def tail(
+        self, *, after_sequence: int | None = None, block_seconds: float = 1.0
+    ) -> Iterator[LogEntry | None]:
+        """Entries as they come, from now on unless ``after_sequence`` is given; None after each silent wait."""
+        if after_sequence is None:
+            after_sequence = number(self.broker.command("HGET", self._key("run"), "last_sequence"))
+        while True:
+            raw = self.broker.blocking_read(
+                self._key("log"), after_id=f"{after_sequence}-0", max_count=100, block_seconds=block_seconds
+            )
+            if not raw:
+                yield None
+            for item in raw:
+                entry = _entry(*item)
+                after_sequence = entry.sequence
+                yield entry
+
+    def _check_dense(self, after_sequence: int, entries: list[LogEntry]) -> None:
+        expected = after_sequence + 1
+        holes: dict[int, int] | None = None
+        for entry in entries:
+            while expected != entry.sequence:
+                if holes is None:
+                    holes = self._holes()
+                end = max((last for first, last in holes.items() if first <= expected <= last), default=0)
+                if not end or end >= entry.sequence:
+                    raise SequenceGap(
+                        f"run {self.run!r}: the log goes from entry {expected - 1} to {entry.sequence}, "
+                        f"{entry.sequence - expected} missing: they were deleted or lost; resume from a training "
+                        "state that covers them, or start a new run"
+                    )
+                expected = end + 1
+            expected = entry.sequence + 1
+
+    def _holes(self) -> dict[int, int]:
+        """First and last number of every range that a reconcile declared lost."""
+        flat = self.broker.command("HGETALL", self._key("holes"))
+        items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+        return {int(first): int(last) for first, last in items}
+
+
+def _entry(entry_id: str, fields: dict[str, bytes]) -> LogEntry:
+    """One stream entry as a LogEntry."""
+    return LogEntry(
+        sequence=int(entry_id.partition("-")[0]),
+        group_id=text(fields["group_id"]),
+        producer=text(fields["producer"]),
+        payload=fields["payload"],
+        entry_id=entry_id,
+        appended_at_seconds=int(fields["at_ms"]) / 1000,
+    )

@@ -1,0 +1,128 @@
+"""What every part of a run must agree on, written once by the learner."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from asympo.common.errors import BadSetting, RunConfigMismatch
+from asympo.common.rollout_log.keys import check_run_name
+
+SCHEMA_VERSION = 1
+"""Version of the records and of this config; other versions are refused, never guessed at."""
+SCRIPT_VERSION = 1
+"""Version of the protocol that the Lua scripts speak on a run's keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Settings of a run. Times in seconds, staleness in published policies."""
+
+    run: str
+    """Name of the run; part of every key and of the checkpoint path."""
+    group_size: int
+    """G, responses per prompt."""
+    groups_per_step: int
+    """Groups with signal that end a segment."""
+    max_groups_per_step: int
+    """Groups of any kind that end a segment."""
+    publish_every: int = 1
+    """Optimizer steps between two published policies."""
+    save_every: int = 1
+    """Optimizer steps between two commits of durable state."""
+    max_staleness: int = 1
+    """Queue staleness that capacity allows; 0 is synchronous."""
+    max_generation_staleness: int | None = None
+    """Policies a holder may be behind when it appends; None leaves only ``max_lease_seconds``."""
+    lease_seconds: float = 15.0
+    """A lease that is not renewed for this long is given to someone else."""
+    max_lease_seconds: float = 900.0
+    """A lease ends after this long, renewed or not."""
+    max_prompt_failures: int = 3
+    """Failures of the prompt itself (not of its holders) after which it is set aside for the epoch."""
+    seed: int = 0
+    """Seed of the order of prompts."""
+    num_prompts: int
+    """Trainable prompts of the task."""
+    num_epochs: int = 0
+    """Passes over the prompts; 0 is endless."""
+    model: str
+    """Hugging Face id or path of the starting model."""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    """Dump of the task's settings."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """temperature, top_p, max_tokens, stop, and optionally min_tokens."""
+    overlong_reward: float | None = None
+    """Reward of a truncated response; None scores it like any other."""
+    task_digest: str = ""
+    """sha256 over the task's content and settings."""
+    tokenizer_digest: str = ""
+    """sha256 over tokenizer and chat template."""
+    schema_version: int = SCHEMA_VERSION
+    """See the constant."""
+    script_version: int = SCRIPT_VERSION
+    """See the constant."""
+
+    def __post_init__(self) -> None:
+        check_run_name(self.run)
+        minima = {
+            "group_size": 2,
+            "groups_per_step": 1,
+            "max_groups_per_step": self.groups_per_step,
+            "publish_every": 1,
+            "save_every": 1,
+            "max_staleness": 0,
+            "max_prompt_failures": 1,
+            "num_prompts": 1,
+            "num_epochs": 0,
+        }
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise BadSetting(f"{name} is {getattr(self, name)}: give {minimum} or more")
+        if self.num_prompts > 2**32:
+            raise BadSetting(f"num_prompts is {self.num_prompts}: give at most {2**32}")
+        if not 0 < self.lease_seconds <= self.max_lease_seconds:
+            raise BadSetting(
+                f"lease_seconds is {self.lease_seconds}: give more than 0 and at most "
+                f"max_lease_seconds ({self.max_lease_seconds})"
+            )
+        if self.max_generation_staleness is not None and self.max_generation_staleness < 0:
+            raise BadSetting(
+                f"max_generation_staleness is {self.max_generation_staleness}: give 0 or more, or none"
+            )
+
+    @property
+    def capacity(self) -> int:
+        """Groups that may be leased or open at once; bounds queue staleness by construction."""
+        return (1 + self.max_staleness) * self.publish_every * self.groups_per_step
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "RunConfig":
+        """Raises RunConfigMismatch when another version of ASymPO wrote ``text``."""
+        fields = json.loads(text)
+        for name, ours in (("schema_version", SCHEMA_VERSION), ("script_version", SCRIPT_VERSION)):
+            if fields.get(name) != ours:
+                raise RunConfigMismatch(
+                    f"run {fields.get('run')!r} was created with {name} {fields.get(name)}, this build "
+                    f"speaks {ours}: use the build that created it, or another run name"
+                )
+        unknown = set(fields) - {item.name for item in dataclasses.fields(cls)}
+        if unknown:
+            raise RunConfigMismatch(
+                f"run {fields.get('run')!r} has settings this build does not know: {sorted(unknown)}"
+            )
+        return cls(**fields)
+
+    def differences(self, stored: "RunConfig") -> list[str]:
+        """One "name: given X, stored Y" for each field that differs from ``stored``."""
+        given, kept = json.loads(self.to_json()), json.loads(stored.to_json())
+        return [
+            f"{name}: given {given[name]!r}, stored {kept[name]!r}"
+            for name in sorted(given)
+            if given[name] != kept[name]
+        ]

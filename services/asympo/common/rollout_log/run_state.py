@@ -1,0 +1,85 @@
+"""Creating, joining, ending and deleting a run."""
+
+import time
+
+from asympo.common.errors import NoProgress, RunConfigMismatch
+from asympo.common.rollout_log.access import RunAccess, text
+from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.rollout_log.records import Fence, RunState
+from asympo.common.rollout_log.run_config import RunConfig
+
+_UNLIMITED = -1
+
+
+class RunStates(RunAccess):
+    """Config and state of one run."""
+
+    def create_or_join(self, config: RunConfig) -> RunConfig:
+        """Writes ``config`` if the run is new, else compares; returns what is stored.
+
+        Raises RunConfigMismatch naming every field that differs.
+        """
+        if config.run != self.run:
+            raise ValueError(f"the config is of run {config.run!r}, this log of {self.run!r}")
+        limit = config.max_generation_staleness
+        reply = self._call(
+            "create",
+            "config run wake",
+            config.to_json(),
+            *("capacity", config.capacity),
+            *("lease_ms", int(config.lease_seconds * 1000)),
+            *("max_lease_ms", int(config.max_lease_seconds * 1000)),
+            *("max_staleness", config.max_staleness),
+            *("max_generation_staleness", _UNLIMITED if limit is None else limit),
+            *("max_prompt_failures", config.max_prompt_failures),
+            *("seed", config.seed),
+            *("num_prompts", config.num_prompts),
+            *("num_epochs", config.num_epochs),
+            *("model", config.model),
+        )
+        stored = RunConfig.from_json(reply[1])
+        differences = config.differences(stored)
+        if differences:
+            raise RunConfigMismatch(
+                f"run {self.run!r} was created with other settings ({'; '.join(differences)}): "
+                "use those, or another run name"
+            )
+        return stored
+
+    def config(self) -> RunConfig | None:
+        """The stored config; None while no learner has created the run."""
+        stored = self.broker.command("GET", self._key("config"))
+        return None if stored is None else RunConfig.from_json(stored)
+
+    def wait_for_config(self, timeout_seconds: float) -> RunConfig:
+        """Blocks until the run is created; raises NoProgress after ``timeout_seconds``."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            config = self.config()
+            if config is not None:
+                return config
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NoProgress(
+                    f"run {self.run!r} was not created within {timeout_seconds:g} s: start its learner, or check "
+                    f"the run name and the broker ({self.broker.url})"
+                )
+            # create.lua writes the run's first event, so this returns the moment the config exists.
+            self.broker.blocking_read(self._key("wake"), after_id="0", max_count=1, block_seconds=left)
+
+    def state(self) -> RunState:
+        """Where the run is in its life; ``created`` also while it does not exist."""
+        stored = self.broker.command("HGET", self._key("run"), "state")
+        return RunState(text(stored)) if stored else RunState.CREATED
+
+    def set_state(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
+        """Moves the run and wakes everyone who waits. A learner passes its fence; a person's command does not."""
+        arguments = (state.value, reason)
+        if fence is None:
+            self._call("set_state", "run wake", 0, "", "", *arguments)
+        else:
+            self._call_fenced(fence, "set_state", "run wake", *arguments)
+
+    def delete(self) -> None:
+        """Deletes every key of the run. Checkpoints stay where they are."""
+        self.broker.run_script("delete", [self._key(noun) for noun in NOUNS], [])

@@ -1,0 +1,29 @@
+"""Counting one run."""
+
+import dataclasses
+
+from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.records import LogStats, RunState
+
+_TEXTS = {"state_reason", "fence_holder"}
+_FLAGS = {"is_exhausted", "is_fence_alive"}
+
+
+class Stats(RunAccess):
+    """Figures for people and metrics; nothing is decided by them."""
+
+    def stats(self) -> LogStats:
+        """All figures of one instant; zeros for a run that does not exist."""
+        flat = self._call("stats", "run open leases deadlines reissue set_aside dead policy_steps")
+        found = {text(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        values: dict[str, object] = {
+            "state": RunState(text(found["state"])),
+            "server_time_seconds": number(found["server_time_ms"]) / 1000,
+            "bytes_used": number(self.broker.command("MEMORY", "USAGE", self._key("log"), "SAMPLES", 5)),
+        }
+        for item in dataclasses.fields(LogStats):
+            if item.name not in values:
+                raw = found[item.name]
+                plain = text(raw) if item.name in _TEXTS else number(raw)
+                values[item.name] = bool(plain) if item.name in _FLAGS else plain
+        return LogStats(**values)  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""Which groups have been consumed, so that none is ever trained twice.
+
+Ids of our own prompts ("<epoch>-<index>") are kept exactly, as one bitmap per epoch; ids of foreign producers
+as a window of the newest ones. "Trained" covers every group a segment consumed: with signal, without, and
+dead-lettered.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+
+_OWN_ID = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,14})")
+_MAGIC = b"asympo-ids-1\n"
+
+
+class TrainedIds:
+    """A set of group ids; memory is num_prompts / 8 bytes an unfinished epoch plus the foreign window."""
+
+    def __init__(self, *, num_prompts: int, max_foreign: int = 100_000) -> None:
+        self.num_prompts = num_prompts
+        self.max_foreign = max_foreign
+        self._complete_below = 0
+        self._bitmaps: dict[int, bytearray] = {}
+        self._counts: dict[int, int] = {}
+        self._foreign: dict[str, None] = {}
+
+    def add(self, group_id: str) -> bool:
+        """Adds an id; returns whether it was new."""
+        if group_id in self:
+            return False
+        own = self._parse(group_id)
+        if own is None:
+            self._foreign[group_id] = None
+            while len(self._foreign) > self.max_foreign:
+                del self._foreign[next(iter(self._foreign))]
+            return True
+        epoch, index = own
+        bitmap = self._bitmaps.setdefault(epoch, bytearray((self.num_prompts + 7) // 8))
+        bitmap[index >> 3] |= 1 << (index & 7)
+        self._counts[epoch] = self._counts.get(epoch, 0) + 1
+        self._fold_complete()
+        return True
+
+    def __contains__(self, group_id: str) -> bool:
+        own = self._parse(group_id)
+        return group_id in self._foreign if own is None else self.contains(*own)
+
+    def contains(self, epoch: int, index: int) -> bool:
+        """Whether prompt ``index`` of ``epoch`` is in the set."""
+        if epoch < self._complete_below:
+            return True
+        bitmap = self._bitmaps.get(epoch)
+        return bitmap is not None and bool(bitmap[index >> 3] >> (index & 7) & 1)
+
+    def __len__(self) -> int:
+        own = self._complete_below * self.num_prompts + sum(self._counts.values())
+        return own + len(self._foreign)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainedIds) and self.to_bytes() == other.to_bytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def num_in_epoch(self, epoch: int) -> int:
+        """Ids of one epoch in the set."""
+        return self.num_prompts if epoch < self._complete_below else self._counts.get(epoch, 0)
+
+    @property
+    def complete_epochs(self) -> int:
+        """Every epoch below this one is complete."""
+        return self._complete_below
+
+    def partial_epochs(self) -> list[int]:
+        """Epochs with some ids that are not among ``complete_epochs``, in order."""
+        return sorted(self._bitmaps)
+
+    def foreign(self) -> Iterator[str]:
+        """Foreign ids of the window, oldest first."""
+        return iter(self._foreign)
+
+    def copy(self) -> "TrainedIds":
+        """An independent copy."""
+        return TrainedIds.from_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Deterministic serialisation with a digest."""
+        epochs = self.partial_epochs()
+        header = {
+            "num_prompts": self.num_prompts,
+            "max_foreign": self.max_foreign,
+            "complete_below": self._complete_below,
+            "epochs": [[epoch, self._counts[epoch]] for epoch in epochs],
+            "foreign": list(self._foreign),
+        }
+        head = json.dumps(header, separators=(",", ":")).encode()
+        body = len(head).to_bytes(8, "big") + head + b"".join(bytes(self._bitmaps[epoch]) for epoch in epochs)
+        return _MAGIC + hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TrainedIds":
+        """Raises ValueError when ``data`` is not what ``to_bytes`` wrote."""
+        digest, body = data[len(_MAGIC) : len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
+        if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+            raise ValueError("these bytes are not an intact set of trained ids")
+        end = 8 + int.from_bytes(body[:8], "big")
+        header = json.loads(body[8:end])
+        ids = cls(num_prompts=header["num_prompts"], max_foreign=header["max_foreign"])
+        ids._complete_below = header["complete_below"]
+        ids._foreign = dict.fromkeys(header["foreign"])
+        size = (ids.num_prompts + 7) // 8
+        for number, (epoch, count) in enumerate(header["epochs"]):
+            ids._bitmaps[epoch] = bytearray(body[end + number * size : end + (number + 1) * size])
+            ids._counts[epoch] = count
+        return ids
+
+    def _parse(self, group_id: str) -> tuple[int, int] | None:
+        """(epoch, index) of one of our own ids, None for a foreign one."""
+        match = _OWN_ID.fullmatch(group_id)
+        if match is None or int(match[2]) >= self.num_prompts:
+            return None
+        return int(match[1]), int(match[2])
+
+    def _fold_complete(self) -> None:
+        """Replaces complete leading epochs by a number, so that endless runs stay small."""
+        while self._counts.get(self._complete_below) == self.num_prompts:
+            del self._counts[self._complete_below], self._bitmaps[self._complete_below]
+            self._complete_below += 1
