@@ -31,21 +31,27 @@ class HttpStatus:
 
 @dataclass(kw_only=True)
 class History:
-    """The learner's metric rows, read as they appear; a resumed step replaces its earlier row."""
+    """The learner's metric rows, read as they appear."""
 
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _fence: Any = None
 
-    def read(self, learner: HttpStatus) -> list[dict[str, Any]]:
-        """Fetches new rows; returns them in order."""
-        after = max(self.rows, default=-1)
-        answer = learner.get(f"/v1/history?after={after}")
-        new = [row for row in (answer or {}).get("rows", []) if isinstance(row.get("step"), int)]
-        self.rows.update({row["step"]: row for row in new})
-        return sorted(new, key=lambda row: row["step"])
+    def read(self, learner: HttpStatus, *, fence: Any) -> list[dict[str, Any]]:
+        """Fetches new rows and returns them in order; a new owner's rows replace all that were known."""
+        if fence != self._fence:
+            # Steps that were not committed are done again under the new fence.
+            self._fence, known = fence, set(self.rows)
+            self.rows = {}
+        else:
+            known = set(self.rows)
+        answer = learner.get(f"/v1/history?after={max(self.rows, default=-1)}")
+        read = [row for row in (answer or {}).get("rows", []) if isinstance(row.get("step"), int)]
+        self.rows.update({row["step"]: row for row in read})
+        return sorted((row for row in read if row["step"] not in known), key=lambda row: row["step"])
 
     @property
-    def newest(self) -> dict[str, Any]:
-        return self.rows[max(self.rows)] if self.rows else {}
+    def in_order(self) -> list[dict[str, Any]]:
+        return [self.rows[step] for step in sorted(self.rows)]
 
 
 @dataclass(kw_only=True)
@@ -56,8 +62,7 @@ class GeneratorTotals:
 
     def note(self, name: str, incarnation: int, status: Mapping[str, Any]) -> None:
         """Remembers the newest counters of one life of one generator."""
-        totals = status.get("totals") or status
-        counters = {key: value for key, value in totals.items() if isinstance(value, int)}
+        counters = {key: value for key, value in status.items() if type(value) is int}
         self._seen.setdefault((name, incarnation), {}).update(counters)
 
     def total(self, counter: str) -> int:

@@ -1,0 +1,47 @@
+"""Was any group trained twice? Counted from what the learner wrote down, not assumed.
+
+The learner appends a line to `trained.jsonl` for each step: its number, its fence, the ids of its groups.
+A step that was not committed when the learner died is done again after the restart, from the state before it:
+the later line of the same step, and all lines after it, replace the earlier ones.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def effective_steps(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """The rows that made the final weights, by step: going back to a step voids it and all that followed."""
+    history: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        step = int(row["step"])
+        history = {earlier: kept for earlier, kept in history.items() if earlier < step}
+        history[step] = row
+    return history
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a line torn by a kill is left out. An absent file has none."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def count_trained_twice(path: Path) -> tuple[int, int]:
+    """Groups that occur more than once in the effective history, and groups in it altogether."""
+    counts: Counter[str] = Counter()
+    for row in effective_steps(read_rows(path)).values():
+        counts.update(row["group_ids"])
+    return sum(count - 1 for count in counts.values()), len(counts)

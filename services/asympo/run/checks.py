@@ -1,0 +1,141 @@
+"""Held-out accuracy before and after, fitted into the run: what to measure when."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from asympo.common.errors import AsympoError
+from asympo.run.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
+from asympo.v1 import learner_service_pb2 as messages
+from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
+
+_CALL_SECONDS = 10.0
+
+
+class HeldOutChecks:
+    """Measures the first and the last policy; what was measured outlives a restart of the supervisor."""
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        learner_settings: Path,
+        settings: Any,
+        generator_address: str,
+        max_prompts: int,
+    ) -> None:
+        self._directory = directory
+        self._learner_settings = learner_settings
+        self._settings = settings
+        self._generator_address = generator_address
+        self._max_prompts = max_prompts
+        self._held_out: HeldOut | None = None
+        self._evaluation: Evaluation | None = None
+        self.before: Accuracy | None = self._load("before")
+        self.after: Accuracy | None = self._load("after")
+        self.is_holding_learner = False
+        self._gave_up = False
+
+    @property
+    def is_baseline_due(self) -> bool:
+        return self.before is None and not self._gave_up
+
+    def prepare(self) -> None:
+        """Renders the prompts; takes seconds the first time."""
+        self._held_out = render_held_out(
+            self._learner_settings, self._directory / "held_out.json", max_prompts=self._max_prompts
+        )
+        if not self._held_out.indexes:
+            self._gave_up = True
+
+    def hold_learner(self) -> None:
+        """Keeps the learner from its first step until the baseline is measured; called until it answers."""
+        if self._call_learner("Pause", messages.LearnerServicePauseRequest(reason="measuring the baseline")):
+            self.is_holding_learner = True
+
+    def release_learner(self) -> bool:
+        """Lets the learner step; True once it has heard."""
+        if self.is_holding_learner and self._call_learner("Resume", messages.LearnerServiceResumeRequest()):
+            self.is_holding_learner = False
+        return not self.is_holding_learner
+
+    def measure_baseline(self, *, step: int, policy_step: int | None) -> str | None:
+        """Called in turn while the baseline is due and a generator serves; a sentence when it ends."""
+        if step > 0:
+            self._gave_up = True
+            return "no baseline: the run had already trained when its accuracy could be measured"
+        if self._evaluation is None:
+            if policy_step is not None:
+                self._begin()
+            return None
+        if self._evaluation.is_alive():
+            return None
+        done, self._evaluation = self._evaluation, None
+        if done.accuracy is None:
+            self._gave_up = True
+            return f"no baseline: {done.problem}"
+        self.before = done.accuracy
+        self._save("before", self.before)
+        return f"held-out accuracy before training: {self.before}"
+
+    def measure_after(self, *, timeout_seconds: float) -> str:
+        """Blocks until the policy that is served now is measured; a sentence about the result."""
+        self._begin()
+        if self._evaluation is None:
+            return "no held-out prompts to measure"
+        self._evaluation.join(timeout=timeout_seconds)
+        done, self._evaluation = self._evaluation, None
+        if done.accuracy is None:
+            return f"held-out accuracy after training is unknown: {done.problem or 'no answer in time'}"
+        self.after = done.accuracy
+        self._save("after", self.after)
+        return f"held-out accuracy after training: {self.after}"
+
+    def _begin(self) -> None:
+        if self._held_out is None:
+            self.prepare()
+        if self._held_out is not None and self._held_out.indexes:
+            self._evaluation = Evaluation(
+                address=self._generator_address, held_out=self._held_out, settings=self._settings
+            )
+            self._evaluation.start()
+
+    def _call_learner(self, method: str, request: Any) -> bool:
+        address = f"127.0.0.1:{self._settings.grpc_port}"
+        try:
+            with grpc.insecure_channel(address) as channel:
+                getattr(LearnerServiceStub(channel), method)(request, timeout=_CALL_SECONDS)
+        except grpc.RpcError:
+            return False
+        return True
+
+    def _load(self, name: str) -> Accuracy | None:
+        try:
+            return Accuracy(**json.loads((self._directory / f"held_out_{name}.json").read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise AsympoError(
+                f"held_out_{name}.json in {self._directory} is damaged ({error}): delete it"
+            ) from None
+
+    def _save(self, name: str, accuracy: Accuracy) -> None:
+        path = self._directory / f"held_out_{name}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({**asdict(accuracy)}) + "\n")
+        os.replace(part, path)
+
+
+def wait_until(condition: Any, *, timeout_seconds: float, every_seconds: float = 0.25) -> bool:
+    """Polls a condition; says whether it came true in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_seconds)
+    return True

@@ -1,0 +1,85 @@
+"""The directory of one run on this machine: who works in it, whether it may be deleted."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asympo.common.errors import BadSetting
+
+_MARK = "run.json"
+
+
+class RunDirectory:
+    """`runs/<run>`: settings, logs, broker data, checkpoints, results. Held by one supervisor at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / _MARK).is_file()
+
+    def read_mark(self) -> dict[str, Any]:
+        """What earlier supervisors noted; empty for a new run."""
+        try:
+            mark = json.loads((self.path / _MARK).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise BadSetting(
+                f"{self.path / _MARK} cannot be read ({error}): start over with --fresh"
+            ) from None
+        return mark if isinstance(mark, dict) else {}
+
+    def write_mark(self, **values: Any) -> None:
+        """Adds to what is noted, atomically."""
+        mark = {"run": self.path.name, "created_at_seconds": time.time(), **self.read_mark(), **values}
+        part = self.path / f"{_MARK}.part"
+        part.write_text(json.dumps(mark, indent=2) + "\n")
+        os.replace(part, self.path / _MARK)
+
+    def delete(self) -> None:
+        """Removes the run's files; refuses anything that is not a run's directory."""
+        if not self.path.exists():
+            return
+        if self.path.is_symlink() or not self.exists:
+            raise BadSetting(f"{self.path} is not the directory of a run: --fresh deletes nothing else")
+        with self:
+            shutil.rmtree(self.path)
+
+    def __enter__(self) -> Self:
+        """Holds the directory; BadSetting names the process that already does."""
+        if self.path.exists() and any(self.path.iterdir()) and not self.exists:
+            raise BadSetting(
+                f"{self.path} holds other files and no run: choose another run name or directory"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._lock)
+            self._lock = None
+            raise BadSetting(
+                f"the run in {self.path} is already going on (process {owner}): stop that one or choose "
+                "another run name"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        if not self.exists:
+            self.write_mark()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,189 @@
+"""From one run file to what is started: settings files, addresses, shares of the machine."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.common.settings import merge, validate
+from asympo.common.toml_text import dump_toml
+from asympo.generator.settings import GeneratorSettings
+from asympo.learner.settings import LearnerSettings
+from asympo.run.broker import broker_url
+from asympo.run.machine import Machine, Share, split_machine
+from asympo.run.ports import free_port, page_port, require_free
+from asympo.run.settings import RunFile
+
+DEFAULT_PAGE_PORT = 8080
+ALONE, BESIDE_LEARNER = 0.9, 0.4
+"""Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServicePlan:
+    """One service to start."""
+
+    settings_path: Path
+    settings: Any
+    """Resolved: what the process will see."""
+    share: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run on this machine, ready to start."""
+
+    file: RunFile
+    directory: Path
+    broker_url: str
+    is_broker_embedded: bool
+    learner: ServicePlan
+    generators: tuple[ServicePlan, ...]
+    notes: tuple[str, ...]
+    """Sentences a person should see before the start."""
+
+    @property
+    def page_url(self) -> str:
+        return f"http://127.0.0.1:{self.learner.settings.http_port}/"
+
+    @property
+    def broker_directory(self) -> Path:
+        return self.directory / "broker"
+
+
+def make_plan(file: RunFile, machine: Machine) -> Plan:
+    """Chooses ports and cores and writes the services' settings files; BadSetting with one sentence."""
+    check_learner_values(file)
+    directory = file.directory.absolute()
+    url = file.external_broker_url or broker_url(directory / "broker", port=file.broker.port)
+    learner_share, generator_shares = split_machine(
+        machine,
+        num_generators=file.generators.count,
+        learner_cores=file.run.learner_cores,
+        generator_cores=file.generators.cores,
+        use_gpus=file.run.use_gpus,
+    )
+    common = {
+        "run": file.run.name,
+        "checkpoint_root": str(file.run.directory.absolute()),
+        "log_format": "text",
+    }
+    if not file.external_broker_url:
+        # A given URL may hold a password: it travels in the environment only.
+        common["redis_url"] = url
+    ports, notes = _learner_ports(file)
+    learner = _plan_service(
+        LearnerSettings, merge(common, ports, file.learner_values), directory, "learner", learner_share, file
+    )
+    taken = {learner.settings.http_port, learner.settings.grpc_port}
+    generators = []
+    for number, share in enumerate(generator_shares):
+        values = merge(common, _generator_defaults(machine, share, file, taken), file.generator_values)
+        name = f"generator-{number}"
+        generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
+        taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
+    return Plan(
+        file=file,
+        directory=directory,
+        broker_url=url,
+        is_broker_embedded=not file.external_broker_url,
+        learner=learner,
+        generators=tuple(generators),
+        notes=(*notes, *odd_sampling(learner.settings)),
+    )
+
+
+def check_learner_values(file: RunFile) -> None:
+    """The services' own sections, checked before anything is written or started."""
+    for model, values, section in (
+        (LearnerSettings, file.learner_values, "learner"),
+        (GeneratorSettings, file.generator_values, "generator"),
+    ):
+        places: dict[tuple[str, ...], str] = {(key,): f"in [{section}] of {file.source}" for key in values}
+        for key in ("run", "redis_url", "checkpoint_root"):
+            if key in values:
+                raise BadSetting(f"{key} in [{section}] of {file.source} is decided by [run] and [broker]")
+        validate(model, values, origin=places)
+
+
+def odd_sampling(settings: Any) -> list[str]:
+    """Sentences about sampling settings that are allowed and rarely meant."""
+    sampling, found = settings.sampling, []
+    if sampling.temperature == 0:
+        found.append("sampling.temperature is 0: all responses of a group are equal and nothing is learned")
+    elif not 0.5 <= sampling.temperature <= 1.5:
+        found.append(f"sampling.temperature is {sampling.temperature:g}: training usually samples near 1.0")
+    if sampling.top_p < 1.0:
+        found.append(
+            f"sampling.top_p is {sampling.top_p:g}: cut-off tokens are never sampled, yet the policy is "
+            "trained as if they could be"
+        )
+    if sampling.max_tokens < 4:
+        found.append(f"sampling.max_tokens is {sampling.max_tokens}: few answers fit into so few tokens")
+    return found
+
+
+@contextmanager
+def _broker_in_environment(url: str) -> Iterator[None]:
+    before = os.environ.get("REDIS_URL")
+    os.environ["REDIS_URL"] = url
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["REDIS_URL"]
+        else:
+            os.environ["REDIS_URL"] = before
+
+
+def _plan_service(
+    model: type[Any], values: Mapping[str, Any], directory: Path, name: str, share: Share, file: RunFile
+) -> ServicePlan:
+    path = directory / "config" / f"{name}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_toml(values, comment=f"Written by `asympo run` from {file.source}."))
+    if not file.external_broker_url:
+        return ServicePlan(settings_path=path, settings=model.load(["--config", str(path)]), share=share)
+    with _broker_in_environment(file.external_broker_url):
+        return ServicePlan(settings_path=path, settings=model.load(["--config", str(path)]), share=share)
+
+
+def _learner_ports(file: RunFile) -> tuple[dict[str, int], list[str]]:
+    chosen = file.learner_values.get("http_port")
+    port, note = page_port(DEFAULT_PAGE_PORT if chosen is None else chosen, is_chosen=chosen is not None)
+    ports = {"http_port": port}
+    if "grpc_port" in file.learner_values:
+        require_free(file.learner_values["grpc_port"], setting="learner.grpc_port")
+    else:
+        ports["grpc_port"] = free_port(avoid=frozenset({port}))
+    return ports, [note] if note else []
+
+
+def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: set[int]) -> dict[str, Any]:
+    own = file.generator_values
+    values: dict[str, Any] = {}
+    for name in ("http_port", "grpc_port"):
+        if name in own:
+            if file.generators.count > 1:
+                raise BadSetting(
+                    f"generator.{name} is given for {file.generators.count} generators: leave it out"
+                )
+            require_free(own[name], setting=f"generator.{name}")
+        else:
+            values[name] = free_port(avoid=frozenset(taken | set(values.values())))
+    if share.cores:
+        values["vllm"] = {"cpu_ids": list(share.cores)}
+    elif machine.gpus and file.run.use_gpus:
+        values["vllm"] = {"gpu_memory_utilization": _gpu_memory_share(len(machine.gpus), file)}
+    return values
+
+
+def _gpu_memory_share(num_gpus: int, file: RunFile) -> float:
+    if num_gpus == 1:
+        return round(BESIDE_LEARNER / file.generators.count, 2)
+    # The learner has a GPU of its own; generators share the others where they are more than these.
+    return round(ALONE / math.ceil(file.generators.count / (num_gpus - 1)), 2)
