@@ -1,7 +1,9 @@
 """The wire schema keeps its rules: every field explained, nothing that ties a learner to an engine."""
 
 import re
+import shutil
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def test_every_field_names_writer_reader_and_absence(path: Path) -> None:
 def test_records_carry_nothing_about_the_policy_that_wrote_them() -> None:
     fields = fields_with_comments(REPOSITORY / "proto" / "asympo" / "v1" / "rollout.proto")
     assert not [name for name, _ in fields if BEHAVIOUR.search(name)]
+
+
+def test_breaking_check_refuses_a_schema_that_lost_a_field(tmp_path: Path) -> None:
+    schema = tmp_path / "proto"
+    shutil.copytree(REPOSITORY / "proto", schema)
+    rollout = schema / "asympo" / "v1" / "rollout.proto"
+    rollout.write_text(rollout.read_text().replace("  optional double reward = 3;\n", ""))
+    buf = Path(sys.executable).with_name("buf")
+    command = [str(buf), "breaking", str(schema), "--against", str(REPOSITORY / "proto" / "base.binpb")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert 'Previously present field "3" with name "reward" on message "Response" was deleted' in done.stdout
 
 
 def test_schema_passes_lint_and_breaks_nothing_when_checked() -> None:

@@ -41,6 +41,11 @@ class WorkerProcess:
     def is_running(self) -> bool:
         return self._process is not None
 
+    @property
+    def process_id(self) -> int | None:
+        """None while no process runs."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Raises BadSetting with what the process says against its task, or when it does not get ready."""
         with self._lock:

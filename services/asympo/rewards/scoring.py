@@ -71,9 +71,9 @@ def math_verify_match() -> Score:
 
 
 def python_function(scoring: str) -> Score:
-    """The user's own function, from `python:module:function`.
+    """The user's own function, from `python:module:function`; called as `function(prompt, response_text)`.
 
-    Found on PYTHONPATH or in the working directory; called as `function(prompt, response_text)` and returns a finite number. Raises BadSetting.
+    Modules are found on PYTHONPATH and in the working directory. Raises BadSetting.
     """
     _, module_name, function_name = scoring.split(":")
     if os.getcwd() not in sys.path:

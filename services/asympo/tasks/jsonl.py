@@ -108,7 +108,7 @@ def _parse_row(line: bytes, where: str, config: TaskConfig) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BadSetting(f"{where} is not a JSON object with prompt or messages, and answer")
     answer = row.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer == "":
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         raise BadSetting(f"{where} needs answer, a text or a number; it has {answer!r}")
     if ("prompt" in row) == ("messages" in row):
         raise BadSetting(f"{where} needs either prompt or messages")
