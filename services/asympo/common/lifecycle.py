@@ -22,8 +22,15 @@ class StopSignal:
                 stop.wait(1.0)
     """
 
-    def __init__(self, *, signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
+    def __init__(
+        self,
+        *,
+        signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
+        on_force: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_force` runs in the signal handler before a forced exit: no locks, nothing that waits."""
         self._signals = signals
+        self._on_force = on_force
         self._event = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._previous: dict[signal.Signals, object] = {}
@@ -70,7 +77,11 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set():
             # Nothing that still runs may delay a forced exit: not atexit, not a lock, not a thread.
-            os._exit(128 + number)
+            try:
+                if self._on_force is not None:
+                    self._on_force()
+            finally:
+                os._exit(128 + number)
         self.set(signal.Signals(number).name)
 
     def __enter__(self) -> Self:

@@ -107,15 +107,17 @@ def broker_service(
     )
 
 
-def start_broker(service: Service, url: str) -> bool:
-    """Starts the broker unless it already answers (a supervisor that was killed left it); says if it did."""
-    if answers(url):
-        return False
-    service.start()
+def start_broker(service: Service, url: str) -> None:
+    """Starts the broker and waits until it answers; one that a killed supervisor left is stopped first."""
     deadline = time.monotonic() + _START_SECONDS
+    if answers(url):
+        shut_down(url)
+        while answers(url) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    service.start()
     while time.monotonic() < deadline:
         if answers(url):
-            return True
+            return
         if not service.is_running:
             raise BrokerUnavailable(f"the embedded broker ended at once{service.last_words()}")
         time.sleep(0.02)
@@ -126,7 +128,16 @@ def start_broker(service: Service, url: str) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Does a server listen there that speaks the broker's protocol? (Being still loading counts as no.)"""
+    """Does a server listen there that serves the broker's protocol? One that still loads does not count."""
+    return _ask(url, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+
+
+def shut_down(url: str) -> None:
+    """Asks the server to write its log out and end."""
+    _ask(url, b"SHUTDOWN\r\n")
+
+
+def _ask(url: str, command: bytes) -> bytes:
     parts = urlsplit(url)
     try:
         if parts.scheme == "unix":
@@ -134,14 +145,13 @@ def answers(url: str) -> bool:
             connection.settimeout(2)
             connection.connect(unquote(parts.path))
         else:
-            connection = socket.create_connection(
-                (parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2
-            )
+            address = (parts.hostname or "127.0.0.1", parts.port or 6379)
+            connection = socket.create_connection(address, timeout=2)
     except OSError:
-        return False
+        return b""
     with connection:
         try:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+            connection.sendall(command)
+            return connection.recv(64)
         except OSError:
-            return False
+            return b""

@@ -60,6 +60,7 @@ class MemoryWatch:
         self._every_seconds = every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
+        self.newest_bytes = 0
         self.peak_bytes = 0
         self.kind: Literal["pss", "rss"] = "pss"
 
@@ -73,5 +74,6 @@ class MemoryWatch:
     def _run(self) -> None:
         while not self._stop.wait(self._every_seconds):
             sample = tree_memory(os.getpid())
+            self.newest_bytes = sample.total_bytes
             if sample.total_bytes > self.peak_bytes:
                 self.peak_bytes, self.kind = sample.total_bytes, sample.kind

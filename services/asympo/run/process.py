@@ -69,6 +69,11 @@ class Service:
         """It ended and will be started again."""
         return self._restart_at is not None
 
+    @property
+    def has_ended(self) -> bool:
+        """It ran, and will not run again."""
+        return self.exit_code is not None and self._process is None and not self.is_waiting
+
     def start(self) -> None:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log = self.log_path.open("ab")
@@ -80,7 +85,7 @@ class Service:
             launcher += ["--outlive"]
         again = [*self.restart_arguments] if self._starts else []
         self._starts.append(time.monotonic())
-        self._restart_at = None
+        self._restart_at = self.exit_code = None
         self._process = subprocess.Popen(
             [*launcher, "--", *self.command, *again],
             stdin=subprocess.DEVNULL,
@@ -122,13 +127,17 @@ class Service:
         self._restart_at = now + wait
         return f"{self.name} {why}; starting it again in {wait:g} s"
 
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM and does not wait; `stop` does."""
+        self._restart_at = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self, *, deadline_seconds: float) -> bool:
         """Asks the process to end in order and waits; False if it had to be killed."""
-        self._restart_at = None
+        self.ask_to_stop()
         if self._process is None:
             return True
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
         try:
             code = self._process.wait(timeout=deadline_seconds)
         except subprocess.TimeoutExpired:
@@ -143,6 +152,10 @@ class Service:
         if self._process is not None:
             self._kill_group()
             self._clean_up(self._process.wait())
+
+    def kill_at_once(self) -> None:
+        """The same without waiting: for signal handlers."""
+        self._kill_group()
 
     def last_words(self) -> str:
         """The last line of its log, as the end of a sentence."""

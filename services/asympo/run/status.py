@@ -6,7 +6,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from asympo.run.audit import effective_steps, read_rows
 
 _TIMEOUT_SECONDS = 3.0
 
@@ -48,6 +51,12 @@ class History:
         read = [row for row in (answer or {}).get("rows", []) if isinstance(row.get("step"), int)]
         self.rows.update({row["step"]: row for row in read})
         return sorted((row for row in read if row["step"] not in known), key=lambda row: row["step"])
+
+    def complete(self, metrics_file: Path) -> list[dict[str, Any]]:
+        """Adds the steps that a learner wrote down and nobody could ask it for any more."""
+        known, written = set(self.rows), effective_steps(read_rows(metrics_file))
+        self.rows.update({step: dict(row) for step, row in written.items()})
+        return [self.rows[step] for step in sorted(set(self.rows) - known)]
 
     @property
     def in_order(self) -> list[dict[str, Any]]:

@@ -1,0 +1,69 @@
+"""`asympo demo`: a preset of `asympo run` for newcomers."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from asympo.common.errors import BadSetting
+from asympo.run.command import CommandParser, add_run_flags, run_file
+from asympo.run.settings import RunFile, parse_overrides, read_run_file
+
+PRESET = Path(__file__).with_name("demo.toml")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="asympo demo",
+        allow_abbrev=False,
+        description="A small language model learns to add on this machine; takes some minutes.",
+        epilog="Any setting of `asympo run` can be given as a flag: --learner.total-steps 60",
+    )
+    parser.add_argument("--model", metavar="ID_OR_PATH", help="any Hugging Face id or path instead")
+    parser.add_argument("--resume", action="store_true", help="go on with the demo that was stopped")
+    add_run_flags(parser)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.resume and arguments.fresh:
+        raise BadSetting("--resume goes on and --fresh starts over: give one of them")
+    overrides = parse_overrides(rest)
+    if arguments.model:
+        overrides.setdefault("run", {})["model"] = arguments.model
+    file = read_run_file(PRESET, overrides=overrides)
+    if not (arguments.resume or arguments.fresh or arguments.dry_run or arguments.check_config):
+        code = greet_existing(file)
+        if code is not None:
+            return code
+    if "model" not in file.learner_values and not arguments.check_config:
+        file = _with_prepared_model(file)
+    return run_file(file, arguments)
+
+
+def greet_existing(file: RunFile) -> int | None:
+    """Says how to go on when there is a demo already; None when there is none."""
+    from asympo.run.directory import RunDirectory
+
+    directory = RunDirectory(file.directory)
+    if not directory.exists:
+        return None
+    mark = directory.read_mark()
+    start_over = "start over with `asympo demo --fresh` (make demo ARGS=--fresh)"
+    if mark.get("is_finished"):
+        sys.stdout.write(f"There is a finished demo in {file.directory}: {start_over}.\n")
+        summary = directory.path / "summary.json"
+        if summary.exists():
+            sys.stdout.write(json.dumps(json.loads(summary.read_text()), indent=2) + "\n")
+        return 0
+    sys.stdout.write(
+        f"There is a demo in {file.directory} that stopped at step {mark.get('step', 0)}: resume it with "
+        f"`asympo demo --resume` (make demo ARGS=--resume), or {start_over}.\n"
+    )
+    return 1
+
+
+def _with_prepared_model(file: RunFile) -> RunFile:
+    from asympo.demo.model import prepare_model
+
+    sys.stdout.write("preparing the model (about half a minute the first time)\n")
+    sys.stdout.flush()
+    path, _ = prepare_model()
+    return file.model_copy(update={"learner_values": {**file.learner_values, "model": str(path)}})

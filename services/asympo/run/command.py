@@ -1,0 +1,157 @@
+"""`asympo run CONFIG`: broker, generators and learner on this machine until the run is finished."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from asympo.common.errors import BadSetting
+from asympo.run.settings import RunFile, parse_overrides, read_run_file
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="asympo run",
+        allow_abbrev=False,
+        description="Starts broker, generators and learner on this machine; run it again to resume.",
+        epilog="Any setting of the file can be given as a flag: --learner.total-steps 100 --generator.count 2",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="settings file (TOML); see examples/")
+    add_run_flags(parser)
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = parse_overrides(rest)
+    file = read_run_file(arguments.config, overrides=overrides)
+    return run_file(file, arguments)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="delete this run's directory and start over")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print estimates and one scored prompt; start nothing"
+    )
+    parser.add_argument("--check-config", action="store_true", help="print the resolved settings and exit")
+
+
+def run_file(file: RunFile, arguments: Any) -> int:
+    """What `run` and `demo` share, from a resolved file on."""
+    from asympo.run.directory import RunDirectory
+    from asympo.run.machine import look_at_machine
+    from asympo.run.plan import check_learner_values
+
+    check_learner_values(file)
+    if arguments.check_config:
+        sys.stdout.write(resolved_text(file))
+        return 0
+    machine = look_at_machine()
+    if arguments.dry_run:
+        from asympo.run.estimate import print_estimate
+
+        return print_estimate(file, machine)
+    directory = RunDirectory(file.directory)
+    if arguments.fresh:
+        delete_run(directory, file)
+    with directory:
+        return _supervise(file, machine, directory)
+
+
+def delete_run(directory: Any, file: RunFile) -> None:
+    """The directory, and on a broker that is not ours the run's keys."""
+    directory.delete()
+    if file.external_broker_url:
+        from asympo.common.rollout_log import Broker, RunLog
+
+        broker = Broker.connect(file.external_broker_url)
+        try:
+            RunLog(broker, file.run.name).delete()
+        finally:
+            broker.close()
+
+
+def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
+    from asympo.common.lifecycle import StopSignal
+    from asympo.common.telemetry import set_up_logging
+    from asympo.run.checks import HeldOutChecks
+    from asympo.run.plan import make_plan
+    from asympo.run.services import build_services
+    from asympo.run.summary import draw, print_summary, write_summary
+    from asympo.run.supervisor import Supervisor
+    from asympo.run.view import make_view
+
+    plan = make_plan(file, machine)
+    services = build_services(plan)
+    log_path = directory.path / "logs" / "supervisor.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    checks = None
+    if file.run.evaluate:
+        first = plan.generators[0].settings
+        checks = HeldOutChecks(
+            directory=directory.path,
+            learner_settings=plan.learner.settings_path,
+            settings=plan.learner.settings,
+            generator_address=client_address(first.grpc_address),
+            max_prompts=file.run.max_evaluation_prompts,
+        )
+    with log_path.open("a") as log_file, StopSignal(on_force=services.kill_at_once) as stop:
+        set_up_logging(service="run", log_format="text", stream=log_file)
+        view = make_view(file.view.kind)
+        try:
+            outcome = Supervisor(
+                plan=plan, services=services, directory=directory, view=view, stop=stop, checks=checks
+            ).run()
+        finally:
+            view.close()
+            logging.getLogger().handlers.clear()
+    summary = write_summary(outcome, directory.path)
+    problem = draw(directory.path, title=f"{directory.path.name}: {plan.learner.settings.model}")
+    print_summary(summary, directory.path)
+    for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
+        if text:
+            sys.stderr.write(f"asympo: {text}\n")
+    if not outcome.is_finished:
+        sys.stdout.write(f"The run can go on from step {outcome.step}: start it again the same way.\n")
+    return 0 if outcome.is_finished else 130
+
+
+def client_address(bound: str) -> str:
+    """Where a client reaches a service that is bound like this."""
+    host, _, port = bound.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else bound
+
+
+def resolved_text(file: RunFile) -> str:
+    """The whole file with every default, as TOML that `run` reads back."""
+    from asympo.common.settings import redacted, validate
+    from asympo.common.toml_text import dump_toml
+    from asympo.generator.settings import GeneratorSettings
+    from asympo.learner.settings import LearnerSettings
+
+    decided = {"run", "redis_url", "checkpoint_root"}
+
+    def service(model: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        full = validate(model, values).model_dump(mode="json")
+        return {key: value for key, value in full.items() if key not in decided}
+
+    generator = service(GeneratorSettings, file.generator_values)
+    learner = service(LearnerSettings, file.learner_values)
+    for section, given in ((generator, file.generator_values), (learner, file.learner_values)):
+        for port in ("http_port", "grpc_port"):
+            # Left to the supervisor, which finds free ones.
+            if port not in given:
+                section.pop(port, None)
+    sections = {
+        "run": file.run.model_dump(mode="json"),
+        "broker": file.broker.model_dump(mode="json"),
+        "view": file.view.model_dump(mode="json"),
+        "generator": {**file.generators.model_dump(mode="json"), **generator},
+        "learner": learner,
+    }
+    return dump_toml(redacted(sections), comment=f"asympo run, from {file.source}")

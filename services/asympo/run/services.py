@@ -1,0 +1,121 @@
+"""The processes of one run: built from the plan, started and stopped in order."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from asympo.run.broker import broker_service, find_broker_binary, start_broker
+from asympo.run.plan import Plan, ServicePlan
+from asympo.run.process import RestartPolicy, Service
+
+_BROKER_STOP_SECONDS = 30.0
+
+
+@dataclass(kw_only=True)
+class Services:
+    """Broker (None when it is someone else's), learner, generators."""
+
+    broker: Service | None
+    learner: Service
+    generators: list[Service]
+    broker_url: str
+    description: tuple[str, ...]
+    """What each process got, for the log."""
+
+    def __iter__(self) -> Iterator[Service]:
+        if self.broker is not None:
+            yield self.broker
+        yield self.learner
+        yield from self.generators
+
+    def start_broker(self) -> None:
+        if self.broker is not None:
+            start_broker(self.broker, self.broker_url)
+
+    def start(self) -> None:
+        # The engine takes longest to load: it goes first.
+        for service in (*self.generators, self.learner):
+            service.start()
+
+    def check(self) -> list[str]:
+        """Looks after all; sentences about what happened."""
+        return [note for service in self for note in (service.check(),) if note]
+
+    def stop(
+        self, *, note: Callable[[str], None], learner_seconds: float, generator_seconds: float
+    ) -> list[str]:
+        """Learner, then generators, then broker, each with its time; names of those that had to be killed."""
+        killed = []
+        if self.learner.is_running:
+            note("stopping the learner: it finishes its step, publishes, saves and commits")
+        if not self.learner.stop(deadline_seconds=learner_seconds):
+            killed.append(self.learner.name)
+        if any(service.is_running for service in self.generators):
+            note("stopping the generators")
+        for service in self.generators:
+            service.ask_to_stop()
+        for service in self.generators:
+            if not service.stop(deadline_seconds=generator_seconds):
+                killed.append(service.name)
+        if self.broker is not None and not self.broker.stop(deadline_seconds=_BROKER_STOP_SECONDS):
+            killed.append(self.broker.name)
+        return killed
+
+    def kill_at_once(self) -> None:
+        for service in self:
+            service.kill_at_once()
+
+
+def build_services(plan: Plan) -> Services:
+    """The services of the plan, none of them started."""
+    logs = plan.directory / "logs"
+    policy = RestartPolicy(max_restarts=plan.file.run.max_restarts)
+    broker, description = None, []
+    if plan.is_broker_embedded:
+        binary = find_broker_binary()
+        description.append(f"broker: {binary.version} ({binary.path}), every write synced to disk")
+        broker = broker_service(
+            plan.broker_directory, log_path=logs / "broker.log", binary=binary, port=plan.file.broker.port
+        )
+    learner = _service("learner", "learner", plan.learner, logs, policy, plan)
+    # What is restarted here is known to be dead: no need to wait until its heartbeat expires.
+    learner.restart_arguments = ("--take-over",)
+    if plan.is_broker_embedded:
+        learner.command = [*learner.command, "--take-over"]
+        learner.restart_arguments = ()
+    generators = [
+        _service(f"generator-{number}", "generator", each, logs, policy, plan)
+        for number, each in enumerate(plan.generators)
+    ]
+    for service in (learner, *generators):
+        description.append(f"{service.name}: {service.share}")
+    return Services(
+        broker=broker,
+        learner=learner,
+        generators=generators,
+        broker_url=plan.broker_url,
+        description=tuple(description),
+    )
+
+
+def _service(
+    name: str, command: str, planned: ServicePlan, logs: Path, policy: RestartPolicy, plan: Plan
+) -> Service:
+    return Service(
+        name=name,
+        command=[sys.executable, "-m", "asympo.cli", command, "--config", str(planned.settings_path)],
+        log_path=logs / f"{name}.log",
+        share=planned.share,
+        environment={"REDIS_URL": plan.broker_url, "PYTHONPATH": _import_root()},
+        policy=policy,
+    )
+
+
+def _import_root() -> str:
+    """Where this very package was imported from, so that every process runs the same code."""
+    root = str(Path(__file__).parents[2])
+    return os.pathsep.join(
+        dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+    )

@@ -1,0 +1,102 @@
+"""summary.json, curves.png and what is printed at the end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from asympo.run.audit import count_trained_twice
+from asympo.run.evaluation import Accuracy
+from asympo.run.supervisor import Outcome
+from asympo.run.view import duration
+
+_DRAW_SECONDS = 180.0
+
+
+def write_summary(outcome: Outcome, directory: Path) -> dict[str, Any]:
+    """The summary as it was written to `summary.json`."""
+    twice, num_groups = count_trained_twice(directory / "trained.jsonl")
+    before = outcome.checks.before if outcome.checks else None
+    after = outcome.checks.after if outcome.checks else None
+    totals = outcome.totals
+    summary = {
+        "run": directory.name,
+        "is_finished": outcome.is_finished,
+        "held_out_accuracy_before": before.value if before else None,
+        "held_out_accuracy_before_interval": _interval(before),
+        "held_out_accuracy_after": after.value if after else None,
+        "held_out_accuracy_after_interval": _interval(after),
+        "held_out_prompts": after.num_prompts if after else before.num_prompts if before else 0,
+        "held_out_policy_step_after": after.policy_step if after else None,
+        "steps": outcome.step,
+        "wall_seconds": round(totals.wall_seconds, 1),
+        "reloads": totals.reloads,
+        "probe_failures": totals.probe_failures,
+        "requests_lost": totals.requests_lost,
+        "groups_trained": num_groups,
+        "groups_trained_twice": twice,
+        "restarts": totals.restarts,
+        "starts": totals.starts,
+        "peak_rss_bytes_total": totals.peak_memory_bytes,
+        "peak_rss_kind": totals.memory_kind,
+    }
+    part = directory / "summary.json.part"
+    part.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(part, directory / "summary.json")
+    return summary
+
+
+def draw(directory: Path, *, title: str) -> str | None:
+    """Writes curves.png in a process of its own; a sentence when that failed."""
+    metrics, out = directory / "metrics.jsonl", directory / "curves.png"
+    if not metrics.exists():
+        return "no curves: no step was done"
+    command = [sys.executable, "-m", "asympo.run.curves", str(metrics), str(out), title]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_DRAW_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no curves: drawing took more than {_DRAW_SECONDS:g} s"
+    if done.returncode != 0:
+        return f"no curves: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+    return None
+
+
+def print_summary(summary: dict[str, Any], directory: Path) -> None:
+    """A table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{summary['run']}: finished" if summary["is_finished"] else f"{summary['run']}: stopped"
+    )
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name in ("before", "after"):
+        value, interval = (summary[f"held_out_accuracy_{name}{end}"] for end in ("", "_interval"))
+        shown = (
+            "not measured"
+            if value is None
+            else f"{value:.3f}  (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
+        )
+        table.add_row(f"held-out accuracy {name}", shown)
+    table.add_row("steps", str(summary["steps"]))
+    table.add_row("wall time", duration(summary["wall_seconds"]))
+    table.add_row("reloads / failed probes", f"{summary['reloads']} / {summary['probe_failures']}")
+    table.add_row("requests lost", str(summary["requests_lost"]))
+    table.add_row(
+        "groups trained / twice", f"{summary['groups_trained']} / {summary['groups_trained_twice']}"
+    )
+    table.add_row("restarts of processes", str(summary["restarts"]))
+    gib = summary["peak_rss_bytes_total"] / 2**30
+    table.add_row(f"peak memory of all ({summary['peak_rss_kind']})", f"{gib:.2f} GiB")
+    console = Console()
+    console.print(table)
+    console.print(f"written: {directory / 'summary.json'}, {directory / 'curves.png'}", soft_wrap=True)
+
+
+def _interval(accuracy: Accuracy | None) -> list[float] | None:
+    return [round(bound, 4) for bound in accuracy.interval] if accuracy else None

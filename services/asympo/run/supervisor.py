@@ -1,0 +1,249 @@
+"""Keeps one run going on this machine, from the first process to the summary."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asympo.common.errors import AsympoError, NoProgress
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.run.checks import HeldOutChecks
+from asympo.run.directory import RunDirectory
+from asympo.run.memory import MemoryWatch
+from asympo.run.plan import Plan
+from asympo.run.process import Service
+from asympo.run.services import Services
+from asympo.run.status import GeneratorTotals, History, HttpStatus
+from asympo.run.totals import Totals
+from asympo.run.view import Snapshot, View
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_LOOP_SECONDS = 0.2
+_LAST_POLICY_SECONDS = 180.0
+_EVALUATION_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a supervised run ended."""
+
+    is_finished: bool
+    """The run did all its steps; False when it was stopped and can go on."""
+    step: int
+    totals: Totals
+    checks: HeldOutChecks | None
+    killed: tuple[str, ...]
+    """Processes that did not stop in their time."""
+
+
+class Supervisor:
+    """One call of `run` from start to end; every way out stops what was started."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        services: Services,
+        directory: RunDirectory,
+        view: View,
+        stop: StopSignal,
+        checks: HeldOutChecks | None,
+    ) -> None:
+        self._plan, self._services, self._directory = plan, services, directory
+        self._view, self._stop, self._checks = view, stop, checks
+        learner = plan.learner.settings
+        self._learner_http = HttpStatus(host=learner.http_host, port=learner.http_port)
+        self._generator_http = [
+            HttpStatus(host=each.settings.http_host, port=each.settings.http_port) for each in plan.generators
+        ]
+        self._history = History()
+        self._generator_totals = GeneratorTotals()
+        self._generator_status: list[Mapping[str, Any]] = [{} for _ in plan.generators]
+        self._memory = MemoryWatch()
+        self._status: Mapping[str, Any] = {}
+        self._step = 0
+        self._phase = "starting"
+        self._started_at = time.monotonic()
+        self._was_serving = False
+
+    def run(self) -> Outcome:
+        """Raises AsympoError when a process cannot go on; the rest is stopped in order first."""
+        self._memory.start()
+        broker: Broker | None = None
+        is_finished, killed = False, list[str]()
+        try:
+            for text in (*self._services.description, *self._plan.notes):
+                self._note(text)
+            self._services.start_broker()
+            broker = Broker.connect(self._plan.broker_url)
+            for warning in broker.info().warnings:
+                self._note(f"broker: {warning}")
+            run_log = RunLog(broker, self._directory.path.name)
+            self._services.start()
+            is_finished = self._watch(run_log)
+            if is_finished:
+                self._finish(run_log)
+        finally:
+            if broker is not None:
+                broker.close()
+            self._phase = "stopping"
+            self._poll()
+            section = self._plan.file.run
+            killed = self._services.stop(
+                note=self._note,
+                learner_seconds=section.learner_drain_seconds,
+                generator_seconds=section.generator_drain_seconds,
+            )
+            self._memory.stop()
+            totals = self._totals()
+            self._directory.write_mark(totals=totals.to_dict(), step=self._step, is_finished=is_finished)
+        return Outcome(
+            is_finished=is_finished, step=self._step, totals=totals, checks=self._checks, killed=tuple(killed)
+        )
+
+    def _watch(self, run_log: RunLog) -> bool:
+        """Until the learner has finished (True) or a person stops the run (False)."""
+        self._phase = "loading the model into learner and generator"
+        if self._checks is not None and self._checks.is_baseline_due:
+            self._checks.prepare()
+        next_poll = 0.0
+        while not self._stop.is_set:
+            for text in self._services.check():
+                self._note(text)
+            if self._services.learner.has_ended and self._services.learner.exit_code == 0:
+                return self._has_finished(run_log)
+            self._refuse_dead_ends()
+            if time.monotonic() >= next_poll:
+                self._poll()
+                self._examine()
+                next_poll = time.monotonic() + _POLL_SECONDS
+            self._stop.wait(_LOOP_SECONDS)
+        self._note(f"{self._stop.reason}: stopping in order (once more to force)")
+        return False
+
+    def _has_finished(self, run_log: RunLog) -> bool:
+        commit = run_log.last_commit()
+        if commit is not None:
+            self._step = max(self._step, commit.step)
+        self._view.update(self._snapshot(), self._history.complete(self._directory.path / "metrics.jsonl"))
+        if run_log.state() is RunState.FINISHED:
+            return True
+        self._note(f"the learner stopped at step {self._step} although the run is not finished")
+        return False
+
+    def _refuse_dead_ends(self) -> None:
+        for service in self._services:
+            if service.has_ended and service.exit_code != 0:
+                raise _ended(service)
+        if all(service.has_ended for service in self._services.generators):
+            raise AsympoError("no generator is left, and without one nothing is sampled: start the run again")
+        limit = self._plan.file.run.start_timeout_seconds
+        if not self._was_serving and time.monotonic() - self._started_at > limit:
+            raise NoProgress(
+                f"no generator served a policy within {limit:g} s (run.start_timeout_seconds): see "
+                f"{self._services.generators[0].log_path}"
+            )
+
+    def _examine(self) -> None:
+        """The baseline: the learner is held until it is measured."""
+        serving = next((each for each in self._generator_status if each.get("policy_step") is not None), None)
+        self._was_serving = self._was_serving or serving is not None
+        checks = self._checks
+        if checks is None or not checks.is_baseline_due:
+            if checks is None or checks.release_learner():
+                self._phase = "training" if self._was_serving else self._phase
+            return
+        if self._status:
+            # Every time: a learner that was started again meanwhile knows of no pause.
+            checks.hold_learner()
+        if checks.is_holding_learner and serving is not None:
+            self._phase = "measuring held-out accuracy before training"
+            text = checks.measure_baseline(step=self._step, policy_step=serving.get("policy_step"))
+            if text:
+                self._note(text)
+
+    def _finish(self, run_log: RunLog) -> None:
+        """After the last step: the generator loads the last policy and is examined."""
+        if self._checks is None or self._checks.after is not None:
+            return
+        self._phase = "waiting for the generator to serve the last policy"
+        latest = run_log.latest_policy()
+        deadline = time.monotonic() + _LAST_POLICY_SECONDS
+        while not self._stop.is_set and time.monotonic() < deadline:
+            for text in self._services.check():
+                self._note(text)
+            self._poll()
+            if latest is not None and self._generator_status[0].get("policy_step") == latest.step:
+                break
+            self._stop.wait(_LOOP_SECONDS)
+        else:
+            if not self._stop.is_set:
+                self._note(
+                    "the generator did not load the last policy in time; the one it serves is measured"
+                )
+        if not self._stop.is_set:
+            self._phase = "measuring held-out accuracy after training"
+            self._poll()
+            self._note(self._checks.measure_after(timeout_seconds=_EVALUATION_SECONDS))
+
+    def _poll(self) -> None:
+        """Asks everyone how it goes, and shows it."""
+        if self._services.learner.is_running:
+            self._status = self._learner_http.get("/v1/status") or self._status
+        new_rows = (
+            self._history.read(self._learner_http, fence=self._status.get("fence")) if self._status else []
+        )
+        if self._services.learner.is_running:
+            self._step = max(int(self._status.get("step") or 0), max(self._history.rows, default=0))
+        for number, http in enumerate(self._generator_http):
+            service = self._services.generators[number]
+            status = (http.get("/v1/status") if service.is_running else None) or {}
+            self._generator_status[number] = status
+            self._generator_totals.note(service.name, service.num_restarts, status)
+        self._view.update(self._snapshot(), new_rows)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            run=self._directory.path.name,
+            phase=self._phase,
+            elapsed_seconds=time.monotonic() - self._started_at,
+            page_url=self._plan.page_url,
+            status={**self._status, "generators": [each for each in self._generator_status if each]},
+            rows=self._history.in_order,
+            processes=[(service.name, _state_of(service)) for service in self._services],
+            memory_bytes=self._memory.newest_bytes,
+        )
+
+    def _totals(self) -> Totals:
+        earlier = Totals.from_dict(self._directory.read_mark().get("totals", {}))
+        return earlier.plus(
+            wall_seconds=time.monotonic() - self._started_at,
+            peak_memory_bytes=self._memory.peak_bytes,
+            memory_kind=self._memory.kind,
+            reloads=self._generator_totals.total("reloads"),
+            probe_failures=self._generator_totals.total("probe_failures"),
+            requests_lost=self._generator_totals.total("requests_lost"),
+            restarts=sum(service.num_restarts for service in self._services),
+        )
+
+    def _note(self, text: str) -> None:
+        log.info("%s", text)
+        self._view.note(text)
+
+
+def _state_of(service: Service) -> str:
+    if service.is_running:
+        return f"running, restarted {service.num_restarts}x" if service.num_restarts else "running"
+    return "restarting" if service.is_waiting else "ended" if service.has_ended else "not started"
+
+
+def _ended(service: Service) -> AsympoError:
+    words = service.last_words()
+    error = AsympoError(f"the {service.name} cannot go on (exit code {service.exit_code}){words}")
+    if service.exit_code is not None and service.exit_code > 0:
+        error.exit_code = service.exit_code
+    return error
