@@ -80,7 +80,7 @@ class Page {
     this.samplesAt = 0;
     this.timer = 0;
     this.isPolling = false;
-    byId("retry").addEventListener("click", () => this.poll());
+    byId("retry").addEventListener("click", () => { this.samplesAt = 0; this.poll(); });
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.poll(); });
     setInterval(() => this.showAge(), 1000);
   }

@@ -1,0 +1,196 @@
+"""Trackers: what they write, and that none of them can stop training."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.errors import BadSetting
+from asympo.common.telemetry import read_jsonl
+from asympo.learner import trackers as trackers_module
+from asympo.learner.trackers import Trackers, TrackerSettings
+
+ROW: dict[str, Any] = {
+    "reward_mean": 0.5,
+    "groups": 8,
+    "nll_ratio": None,
+    "grad_norm": float("nan"),
+    "note": "text",
+}
+
+
+class RecordingSink:
+    """A tracker in memory; `fail` is called before each row."""
+
+    def __init__(self, fail: Callable[[int], None] = lambda step: None) -> None:
+        self.fail, self.rows, self.calls = fail, [], []
+
+    def open(self) -> None:
+        self.calls.append("open")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self.fail(step)
+        self.rows.append((step, dict(numbers)))
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def make(tmp_path: Path, **options: Any) -> Trackers:
+    return Trackers(TrackerSettings(), directory=tmp_path, run="demo", **options)
+
+
+def steps(tmp_path: Path) -> list[int]:
+    return [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+
+
+def test_trackers_write_jsonl_always_and_finite_numbers_to_the_others(tmp_path: Path) -> None:
+    sink = RecordingSink()
+    trackers = make(tmp_path, sinks={"memory": sink})
+    trackers.log(1, ROW)
+    trackers.close()
+    assert list(read_jsonl(tmp_path / "metrics.jsonl")) == [{"step": 1, **ROW, "grad_norm": None}]
+    assert sink.rows == [(1, {"reward_mean": 0.5, "groups": 8.0})]
+    assert sink.calls == ["open", "close"]
+    assert not trackers.failures
+
+
+def test_trackers_go_on_and_count_when_one_of_them_raises(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raise_at_two(step: int) -> None:
+        if step == 2:
+            raise RuntimeError("server said no")
+
+    bad, good, failed = RecordingSink(raise_at_two), RecordingSink(), []
+    trackers = make(tmp_path, sinks={"bad": bad, "good": good}, on_failure=failed.append)
+    with caplog.at_level(logging.WARNING):
+        for step in (1, 2, 3):
+            trackers.log(step, ROW)
+        trackers.close()
+    assert [step for step, _ in bad.rows] == [1, 3]
+    assert [step for step, _ in good.rows] == steps(tmp_path) == [1, 2, 3]
+    assert failed == ["bad"]
+    assert trackers.failures == {"bad": 1}
+    assert "server said no" in caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_trackers_do_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers_module, "_MAX_QUEUED_ROWS", 5)
+    release = threading.Event()
+    trackers = make(tmp_path, sinks={"slow": RecordingSink(lambda step: release.wait(30) or None)})
+    for step in range(1, 21):
+        trackers.log(step, ROW)
+    assert steps(tmp_path) == list(range(1, 21))
+    assert trackers.failures["slow"] >= 14
+    trackers.close(timeout_seconds=0.1)
+    release.set()
+
+
+def test_tracker_that_cannot_be_opened_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers_module, "_REOPEN_SECONDS", 0.0)
+
+    class DownAtFirst(RecordingSink):
+        def open(self) -> None:
+            super().open()
+            if self.calls == ["open"]:
+                raise ConnectionError("no route to host")
+
+    sink = DownAtFirst()
+    trackers = make(tmp_path, sinks={"remote": sink})
+    trackers.log(1, ROW)
+    trackers.log(2, ROW)
+    trackers.close()
+    assert [step for step, _ in sink.rows] == [2]
+    assert trackers.failures == {"remote": 1}
+
+
+def test_trackers_go_on_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = RecordingSink()
+    trackers = make(tmp_path, sinks={"memory": sink})
+
+    def full(row: Mapping[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers._jsonl, "append", full)
+        trackers.log(1, ROW)
+    trackers.log(2, ROW)
+    trackers.close()
+    assert [step for step, _ in sink.rows] == [1, 2]
+    assert steps(tmp_path) == [2]
+    assert trackers.failures == {"jsonl": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow-skinny")]
+)
+def test_missing_tracker_package_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, package: str
+) -> None:
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BadSetting, match=f"the tracker {name} needs the package {package}, which cannot be"):
+        Trackers(TrackerSettings(enabled=(name,)), directory=tmp_path, run="demo")
+
+
+def test_tensorboard_has_the_numbers_and_forgets_steps_that_are_trained_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for run_of_steps in ((1, 2, 3), (2, 3)):
+        trackers = Trackers(TrackerSettings(enabled=("tensorboard",)), directory=tmp_path, run="demo")
+        for step in run_of_steps:
+            trackers.log(step, {"reward_mean": step / 10, "loss": None})
+        trackers.close()
+    assert not trackers.failures
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["reward_mean"]
+    values = [(event.step, round(event.value, 5)) for event in events.Scalars("reward_mean")]
+    assert values == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_wandb_offline_leaves_a_folder_to_sync(tmp_path: Path) -> None:
+    trackers = Trackers(
+        TrackerSettings(enabled=("wandb",)), directory=tmp_path, run="demo", run_settings={"group_size": 8}
+    )
+    trackers.log(1, ROW)
+    trackers.close(timeout_seconds=60)
+    assert not trackers.failures
+    (record,) = (tmp_path / "wandb").glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 10  # its service process writes the file after `finish` has returned
+    while b"reward_mean" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert b"reward_mean" in record.read_bytes()
+    assert b"group_size" in record.read_bytes()
+
+
+def test_wandb_online_without_a_key_is_a_bad_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(BadSetting, match="there is no W&B API key; set WANDB_API_KEY"):
+        Trackers(TrackerSettings(enabled=("wandb",), wandb_mode="online"), directory=tmp_path, run="demo")
+
+
+def test_mlflow_keeps_numbers_by_step_in_a_local_folder(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    settings = TrackerSettings(enabled=("mlflow",), project="tests")
+    trackers = Trackers(settings, directory=tmp_path, run="demo", run_settings={"group_size": 8})
+    for step in (1, 2):
+        trackers.log(step, {"reward_mean": step / 10})
+    trackers.close(timeout_seconds=60)
+    assert not trackers.failures
+    client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert (run.info.run_name, run.info.status, run.data.params) == ("demo", "FINISHED", {"group_size": "8"})
+    history = client.get_metric_history(run.info.run_id, "reward_mean")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]
