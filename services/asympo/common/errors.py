@@ -84,6 +84,10 @@ class ReloadFailed(EngineBroken):
     """No proven policy could be loaded; exit non-zero."""
 
 
+class PromptRefused(AsympoError):
+    """The engine cannot serve these token ids (too long, outside the vocabulary); it is fine itself."""
+
+
 class BadModel(BadSetting):
     """The model or its tokenizer cannot be loaded."""
 

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 class EngineSettings:
     """How an engine uses the machine; what it samples comes with each request."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Data type of weights and KV cache; published policies are bfloat16."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Data type of weights and KV cache. Published policies are bfloat16; `auto` computes in float32 on a CPU
+    without bfloat16 instructions, where bfloat16 is several times slower."""
     enforce_eager: bool = True
     """Skip compilation and graph capture: quicker start, no compiler needed, slower on GPUs."""
     max_num_seqs: int = 64
     """Responses decoded together; more wait inside the engine."""
     max_model_len: int | None = None
-    """Longest prompt plus response in tokens; the model's own limit when absent."""
+    """Longest prompt plus response in tokens; absent: the model's own limit, or what the cache holds."""
     max_num_batched_tokens: int | None = None
     """Tokens of one engine step, prompts included; bounds activation memory. Engine default when absent."""
     gpu_memory_utilization: float = 0.9
     """Share of a GPU's memory that the engine may take (GPU only)."""
-    kv_cache_gib: int = 1
-    """Memory of the KV cache in GiB (CPU only)."""
+    kv_cache_gib: float | None = None
+    """Memory of the KV cache in GiB; None takes half a GiB on a CPU and what fits on a GPU."""
     tensor_parallel_size: int = 1
     """Workers that share one copy of the model."""
     cpu_ids: tuple[int, ...] | None = None
@@ -103,7 +104,8 @@ class Engine(Protocol):
     """An inference engine that swaps weights while it serves.
 
     Errors common to all methods: EngineBroken when the engine cannot be trusted any more; the process
-    should exit. BadModel from start() when the model directory cannot be loaded.
+    should exit. BadModel from start() when the model directory cannot be loaded. PromptRefused from
+    generate() and mean_nll() when the token ids cannot be served; the engine is fine.
     """
 
     @property
@@ -136,10 +138,15 @@ class Engine(Protocol):
         """
 
     async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
-        """Mean -log p of `token_ids[num_prompt_tokens:]` under the loaded weights, before other requests."""
+        """Mean -log p of `token_ids[num_prompt_tokens:]` under the loaded weights, before other requests.
+
+        Waits while the engine is paused. Broken weights may give nan.
+        """
 
     async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
         """Swap to the policy in `policy_path`; requests in flight are frozen and then go on.
+
+        An engine that pause() had frozen before stays frozen.
 
         Raises EngineBroken, and leaves the engine paused for good, if anything goes wrong; verify files
         first.

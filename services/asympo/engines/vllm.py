@@ -1,0 +1,300 @@
+"""vLLM inside this process's event loop (`AsyncLLM`), weights swapped while responses are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asympo.common import errors
+from asympo.common.records import FinishReason
+from asympo.engines.base import EngineSettings, EngineStats, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.vllm_start import build_engine, first_line
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from asympo.common.checkpoints import Manifest
+
+logger = logging.getLogger(__name__)
+
+WORKER_EXTENSION = "asympo.engines.vllm_worker.PolicyWorkerExtension"
+
+_PROBE_PRIORITY = -1
+_RESPONSE_PRIORITY = 0
+_ABORTED = Sample(token_ids=(), text="", finish_reason=FinishReason.ABORT)
+
+
+class VllmEngine:
+    """Engine on vLLM; see `base.Engine` for what each method promises.
+
+    Every response is a request of its own. The tokens of a prompt are still computed once for a group,
+    through the prefix cache, and a slot is free as soon as its response ends rather than its group.
+    """
+
+    def __init__(self, *, settings: EngineSettings, worker_extension_cls: str = WORKER_EXTENSION) -> None:
+        self._settings = settings
+        self._worker_extension_cls = worker_extension_cls
+        self._engine: AsyncLLM | None = None
+        self._failure: str | None = None
+        self._slots = asyncio.Semaphore(settings.max_num_seqs)
+        self._swap = asyncio.Lock()
+        self._is_paused = False
+        self._groups: dict[str, list[asyncio.Task[Sample]]] = {}
+        self._in_engine: set[str] = set()
+        self._num_probes = 0
+        self._num_waiting = 0
+        self._num_tokens_generated = 0
+        self._num_responses = 0
+        self._num_reloads = 0
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._running().get_tokenizer()
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_tokens_generated=self._num_tokens_generated,
+            num_responses=self._num_responses,
+            num_in_flight=self._num_waiting,
+            num_reloads=self._num_reloads,
+        )
+
+    @property
+    def is_broken(self) -> bool:
+        return self._failure is not None or (self._engine is not None and self._engine.errored)
+
+    async def start(self, *, model_path: Path) -> None:
+        # In a thread, so that health checks are answered during the half minute this takes.
+        building = asyncio.to_thread(build_engine, model_path, self._settings, self._worker_extension_cls)
+        try:
+            self._engine = await asyncio.wait_for(building, self._settings.start_timeout_seconds)
+        except TimeoutError as error:
+            limit = self._settings.start_timeout_seconds
+            raise self._broken(f"vLLM did not start on {model_path} within {limit:.0f} s") from error
+        if self._settings.self_test:
+            from asympo.engines.vllm_self_test import self_test
+
+            await self_test(self, model_path)
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        num_samples: int,
+        sampling: SamplingSettings,
+        request_id: str,
+        cache_salt: str,
+    ) -> list[Sample]:
+        self._running()
+        if request_id in self._groups:
+            raise ValueError(f"request {request_id!r} is already in flight")
+        tasks = [
+            asyncio.create_task(
+                self._sample(list(prompt_ids), index, sampling, f"{request_id}/{index}", cache_salt)
+            )
+            for index in range(num_samples)
+        ]
+        self._groups[request_id] = tasks
+        self._num_waiting += num_samples
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._require_usable()
+            for task in done:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    raise error
+            return [_ABORTED if task.cancelled() else task.result() for task in tasks]
+        finally:
+            self._num_waiting -= num_samples
+            del self._groups[request_id]
+            for task in tasks:
+                task.cancel()
+
+    async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
+        from vllm import SamplingParams
+
+        if not 0 < num_prompt_tokens < len(token_ids):
+            raise ValueError(f"{num_prompt_tokens} prompt tokens of {len(token_ids)}: none would be scored")
+        self._num_probes += 1
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        name = f"probe-{self._num_probes}"
+        output = await self._request(list(token_ids), params, name, cache_salt=name, priority=_PROBE_PRIORITY)
+        if not output.prompt_logprobs or len(output.prompt_logprobs) != len(token_ids):
+            raise self._broken(f"vLLM answered {name} without the log-probabilities of its prompt")
+        scored = range(num_prompt_tokens, len(token_ids))
+        rows = output.prompt_logprobs
+        return -sum((rows[i] or {})[token_ids[i]].logprob for i in scored) / len(scored)
+
+    async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
+        tensors = [(entry.name, entry.dtype, list(entry.shape), entry.sha256) for entry in manifest.tensors]
+        return await self.load_weights(policy_path, tensors)
+
+    async def load_weights(
+        self, path: Path, tensors: list[Any] | None, *, perturbed_kind: str | None = None
+    ) -> ReloadTiming:
+        """reload() for callers that have tensor rows rather than a manifest (self-test, tools)."""
+        engine = self._running()
+        async with self._swap:
+            self._require_usable()
+            num_in_flight, began = len(self._in_engine), time.monotonic()
+            try:
+                # The KV cache stays: recomputing it would cost every response in flight its whole prompt, and
+                # a response may span two policies. New prompts carry the new policy's salt and cannot hit
+                # blocks of the old one.
+                await self._limited(engine.pause_generation(mode="keep", clear_cache=False))
+                paused = time.monotonic()
+                await self._limited(
+                    engine.collective_rpc("load_policy", args=(str(path), tensors, perturbed_kind))
+                )
+                loaded = time.monotonic()
+                if not self._is_paused:
+                    await self._limited(engine.resume_generation())
+            except BaseException as error:
+                broken = self._broken(f"the reload of {path} failed: {_reason(error)}")
+                if not isinstance(error, Exception):
+                    raise
+                raise broken from error
+        self._num_reloads += 1
+        return ReloadTiming(
+            pause_seconds=time.monotonic() - began,
+            reload_seconds=loaded - paused,
+            num_in_flight=num_in_flight,
+        )
+
+    async def list_tensor_kinds(self) -> list[str]:
+        """Kinds of tensors in the loaded checkpoint: names with the layer index taken out."""
+        return list((await self._running().collective_rpc("list_tensor_kinds"))[0])
+
+    async def abort(self, request_id: str) -> None:
+        engine = self._running()
+        tasks = self._groups.get(request_id, ())
+        names = [f"{request_id}/{index}" for index in range(len(tasks))]
+        for name, task in zip(names, tasks, strict=True):
+            if name not in self._in_engine:
+                task.cancel()
+        await engine.abort([name for name in names if name in self._in_engine])
+
+    async def pause(self) -> None:
+        engine = self._running()
+        async with self._swap:
+            await self._limited(engine.pause_generation(mode="keep", clear_cache=False))
+            self._is_paused = True
+
+    async def resume(self) -> None:
+        engine = self._running()
+        async with self._swap:
+            self._require_usable()
+            await self._limited(engine.resume_generation())
+            self._is_paused = False
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        self._failure = self._failure or "the engine is closed"
+        self._cancel_groups()
+        engine.shutdown()
+
+    async def _sample(
+        self, prompt_ids: list[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+    ) -> Sample:
+        async with self._slots:
+            self._in_engine.add(name)
+            try:
+                params = _sampling_params(sampling, index)
+                output = await self._request(
+                    prompt_ids, params, name, cache_salt=cache_salt, priority=_RESPONSE_PRIORITY
+                )
+            finally:
+                self._in_engine.discard(name)
+        completion = output.outputs[0]
+        token_ids = tuple(completion.token_ids)
+        self._num_tokens_generated += len(token_ids)
+        self._num_responses += 1
+        text = (
+            completion.text if sampling.stop else self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        )
+        return Sample(
+            token_ids=token_ids, text=text, finish_reason=self._finish_reason(completion.finish_reason, name)
+        )
+
+    async def _request(
+        self, token_ids: list[int], params: SamplingParams, name: str, *, cache_salt: str, priority: int
+    ) -> RequestOutput:
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        prompt = tokens_input(token_ids, cache_salt=cache_salt)
+        final: RequestOutput | None = None
+        try:
+            async for output in self._running().generate(prompt, params, name, priority=priority):
+                final = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._broken(f"vLLM died while it served {name}: {_reason(error)}") from error
+        except ValueError as error:
+            raise errors.PromptRefused(f"vLLM refused {name}: {first_line(error)}") from error
+        if final is None:
+            raise self._broken(f"vLLM ended {name} without an answer")
+        return final
+
+    def _finish_reason(self, reason: str | None, name: str) -> FinishReason:
+        try:
+            return FinishReason(reason or "")
+        except ValueError as error:
+            raise self._broken(f"vLLM ended {name} with reason {reason!r}") from error
+
+    async def _limited(self, action: Awaitable[Any]) -> Any:
+        return await asyncio.wait_for(action, self._settings.reload_timeout_seconds)
+
+    def _running(self) -> AsyncLLM:
+        self._require_usable()
+        if self._engine is None:
+            raise RuntimeError("the engine is not started")
+        return self._engine
+
+    def _require_usable(self) -> None:
+        if self._failure is not None:
+            raise errors.EngineBroken(f"The engine is broken: {self._failure}.")
+
+    def _broken(self, failure: str) -> errors.EngineBroken:
+        """Remember the first failure and end every response in flight, which could only wait for ever."""
+        if self._failure is None:
+            self._failure = failure
+            logger.error("engine broken: %s", failure)
+            self._cancel_groups()
+        return errors.EngineBroken(f"The engine is broken: {self._failure}.")
+
+    def _cancel_groups(self) -> None:
+        current = asyncio.current_task()
+        for tasks in self._groups.values():
+            for task in tasks:
+                if task is not current:
+                    task.cancel()
+
+
+def _sampling_params(sampling: SamplingSettings, index: int) -> SamplingParams:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop=list(sampling.stop) or None,
+        seed=None if sampling.seed is None else sampling.seed + index,
+        detokenize=bool(sampling.stop),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it did not end within its time limit"
+    return f"{type(error).__name__}: {first_line(error)}"

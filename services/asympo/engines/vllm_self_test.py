@@ -1,0 +1,47 @@
+"""Start-up self-test: change each kind of tensor on its way in and require the output to move."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asympo.common import errors
+
+if TYPE_CHECKING:
+    from asympo.engines.vllm import VllmEngine
+
+logger = logging.getLogger(__name__)
+
+_MIN_MOVE = 1e-3
+"""Mean NLL; the perturbation is half the tensor's own size, so a tensor in use moves it by far more."""
+_NUM_TOKENS = 24
+
+
+async def self_test(engine: VllmEngine, model_path: Path) -> None:
+    """Reload the model once for each kind of tensor; errors.EngineBroken naming the kinds without effect.
+
+    A kind is a tensor name without its layer index. Costs one reload and one probe a kind, and finishes
+    with the unchanged model, which must give the first answer again.
+    """
+    vocab_size = len(engine.tokenizer)
+    token_ids = [(7 + 31 * position) % vocab_size for position in range(_NUM_TOKENS)]
+    before = await engine.mean_nll(token_ids, num_prompt_tokens=1)
+    without_effect = []
+    for kind in await engine.list_tensor_kinds():
+        await engine.load_weights(model_path, None, perturbed_kind=kind)
+        moved = abs(await engine.mean_nll(token_ids, num_prompt_tokens=1) - before)
+        logger.info("self-test: %s moves the mean NLL by %.4f", kind, moved)
+        if not moved > _MIN_MOVE:
+            without_effect.append(kind)
+    await engine.load_weights(model_path, None)
+    after = await engine.mean_nll(token_ids, num_prompt_tokens=1)
+    if without_effect:
+        raise errors.EngineBroken(
+            f"The self-test changed {', '.join(without_effect)} and the output stayed the same: "
+            "reloads of this model do not reach the engine."
+        )
+    if not abs(after - before) <= _MIN_MOVE:
+        raise errors.EngineBroken(
+            f"The self-test restored the model and its mean NLL is {after:.4f} instead of {before:.4f}."
+        )

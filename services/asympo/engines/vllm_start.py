@@ -1,0 +1,182 @@
+"""How a vLLM engine is started: the model directory checked, threads, memory and arguments chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asympo.common import errors
+from asympo.common.checkpoints.digests import available_cores, tensor_spans
+from asympo.engines.base import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+NUM_PROBE_SLOTS = 2
+"""Sequences above max_num_seqs that only probes use, so that a probe never waits for a response to end."""
+CPU_BLOCK_SIZE = 32
+"""Tokens that share one prefix-cache entry. vLLM's CPU default of 128 is longer than most prompts of short
+tasks, and each of a group's responses would read the prompt again."""
+DEFAULT_CPU_KV_CACHE_GIB = 0.5
+
+_GIB = 1 << 30
+
+
+def check_model_dir(model_path: Path) -> None:
+    """Raise errors.BadModel in one sentence for what vLLM would answer with a page of traceback."""
+    if not (model_path / "config.json").is_file():
+        raise errors.BadModel(f"{model_path} holds no config.json; a Hugging Face model directory is needed.")
+    try:
+        json.loads((model_path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise errors.BadModel(f"{model_path / 'config.json'} cannot be read: {error}.") from error
+    weights = sorted(model_path.glob("*.safetensors"))
+    if not weights:
+        raise errors.BadModel(f"{model_path} holds no *.safetensors file.")
+    for path in weights:
+        try:
+            # Resolved because a Hugging Face cache keeps links to its blobs; policies are verified elsewhere.
+            tensor_spans(path.resolve())
+        except errors.CorruptCheckpoint as error:
+            raise errors.BadModel(f"The model cannot be loaded: {error}") from error
+
+
+def thread_environment(settings: EngineSettings) -> dict[str, str]:
+    """Environment of the compute process on a CPU: how many threads, where, and that idle ones sleep."""
+    num_threads = settings.num_threads or len(settings.cpu_ids or ()) or available_cores()
+    environment = {
+        "OMP_NUM_THREADS": str(num_threads),
+        # An idle OpenMP thread that spins takes the core from the learner on the same machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+    }
+    if settings.tensor_parallel_size == 1:
+        # The worker then lives in the engine's process: one process of several hundred MB less.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if settings.cpu_ids is not None:
+            environment["GOMP_CPU_AFFINITY"] = " ".join(map(str, settings.cpu_ids))
+    elif settings.cpu_ids is None:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    else:
+        size = settings.tensor_parallel_size
+        shares = (settings.cpu_ids[rank::size] for rank in range(size))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    return environment
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`values` in os.environ, which vLLM's child processes inherit, for the duration of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cls: str) -> AsyncLLM:
+    """Start vLLM on a model directory; blocks for its whole start. Raises errors.BadModel."""
+    check_model_dir(model_path)
+    # Both are read when vllm is imported.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    is_cpu = current_platform.is_cpu()
+    values = thread_environment(settings) if is_cpu else {}
+    with environment(values):
+        try:
+            config = engine_args(model_path, settings, worker_extension_cls, is_cpu).create_engine_config()
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise errors.BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
+        _log_choices(config, values)
+        try:
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise errors.BadModel(
+                f"vLLM did not start on {model_path} (its own messages above say why): {first_line(error)}"
+            ) from error
+
+
+def engine_args(
+    model_path: Path, settings: EngineSettings, worker_extension_cls: str, is_cpu: bool
+) -> AsyncEngineArgs:
+    """Our settings in vLLM's words."""
+    from vllm import AsyncEngineArgs
+
+    optional: dict[str, Any] = {}
+    if settings.kv_cache_gib is not None or is_cpu:
+        size_gib = DEFAULT_CPU_KV_CACHE_GIB if settings.kv_cache_gib is None else settings.kv_cache_gib
+        optional["kv_cache_memory_bytes"] = int(size_gib * _GIB)
+    if settings.max_num_batched_tokens is not None:
+        optional["max_num_batched_tokens"] = settings.max_num_batched_tokens
+    if is_cpu:
+        optional["block_size"] = CPU_BLOCK_SIZE
+    return AsyncEngineArgs(
+        model=str(model_path),
+        dtype=_dtype(settings, is_cpu),  # type: ignore[arg-type]
+        enforce_eager=settings.enforce_eager,
+        scheduling_policy="priority",
+        max_num_seqs=settings.max_num_seqs + NUM_PROBE_SLOTS,
+        max_model_len=-1 if settings.max_model_len is None else settings.max_model_len,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        trust_remote_code=False,
+        enable_prefix_caching=True,
+        worker_extension_cls=worker_extension_cls,
+        use_tqdm_on_load=False,
+        disable_log_stats=True,
+        seed=settings.seed,
+        **optional,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # pydantic puts the number of errors first and the reason behind "Value error, ".
+    reasons = [line for line in lines if line.startswith("Value error, ")]
+    text = (reasons or lines or [type(error).__name__])[0].removeprefix("Value error, ")
+    return text.split(" [type=")[0]
+
+
+def _dtype(settings: EngineSettings, is_cpu: bool) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if not is_cpu or has_native_bfloat16() else "float32"
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _log_choices(config: Any, values: Mapping[str, str]) -> None:
+    logger.info(
+        "vLLM: %s, %s, at most %d responses at once, KV cache %s, %s",
+        config.model_config.dtype,
+        "eager" if config.model_config.enforce_eager else "compiled",
+        config.scheduler_config.max_num_seqs - NUM_PROBE_SLOTS,
+        f"{(config.cache_config.kv_cache_memory_bytes or 0) / _GIB:.2f} GiB"
+        if config.cache_config.kv_cache_memory_bytes
+        else f"{config.cache_config.gpu_memory_utilization:.0%} of the GPU's memory less weights",
+        " ".join(f"{name}={value}" for name, value in values.items()) or "thread settings untouched",
+    )

@@ -1,0 +1,225 @@
+"""Methods of every vLLM worker: load a policy, prove what was handed over, repair what vLLM leaves stale.
+
+vLLM 0.32.0 on CPU multiplies by a packed copy of each weight that lives in a closure. A layer whose weight is
+tied to another one receives nothing itself on reload, so its packed copy stays as it was: the logits keep
+coming from the old policy while everything before them is new. Checksums of the parameters cannot see it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asympo.common import errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TensorRow = tuple[str, str, Sequence[int], str]
+"""Name, safetensors type name, shape and sha256: a manifest's tensor entry, flat for the serializer."""
+
+_DTYPE_NAMES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+_NUM_HEAD_ROWS = 256
+_MAX_HEAD_ERROR_RATIO = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 1e-2}
+"""Largest error of a layer's output relative to its largest value: rounding of inputs and results."""
+_PERTURBATION_RATIO = 0.5
+_LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+class PolicyWorkerExtension:
+    """Mixed into vLLM's worker class (`worker_extension_cls`); every method runs on every worker."""
+
+    vllm_config: Any
+    model_runner: Any
+    reload_weights: Any
+
+    def load_policy(
+        self, path: str, tensors: Sequence[TensorRow] | None, perturbed_kind: str | None = None
+    ) -> int:
+        """Replace all weights in place by the checkpoint directory `path`; returns the tensors handed over.
+
+        With `tensors`, each tensor handed to the loader must match its row, and no row may be left over.
+        With `perturbed_kind`, tensors of that kind are changed on the way (self-test). Raises
+        errors.CorruptCheckpoint or errors.EngineBroken part-way: the weights are then unusable.
+        """
+        model = self.model_runner.get_model()
+        is_quantized = self.vllm_config.model_config.quantization is not None
+        ties = _ties(model)
+        expected = {name for name, _ in model.named_parameters()}
+        handed = _Handed(tensors)
+        weights = handed.checked(self._checkpoint_tensors(path))
+        if perturbed_kind is not None:
+            weights = _perturbed(weights, perturbed_kind)
+        loaded = self._reload(model, weights)
+        handed.require_complete(getattr(model, "is_unused_checkpoint_weight", None))
+        if loaded is not None and not is_quantized and (missing := sorted(expected - loaded)):
+            raise errors.EngineBroken(
+                f"{path} left {len(missing)} parameters of the model untouched, {missing[0]} first."
+            )
+        self.refresh_tied_layers(model, ties, loaded)
+        self.check_tied_layers(model, ties)
+        return handed.num_tensors
+
+    def list_tensor_kinds(self) -> list[str]:
+        """Kinds of tensors in the loaded checkpoint: their names with the layer index taken out."""
+        path = self.vllm_config.model_config.model
+        return sorted({_kind(name) for name, _ in self._checkpoint_tensors(path)})
+
+    def refresh_tied_layers(
+        self, model: nn.Module, ties: Sequence[Sequence[str]], loaded: set[str] | None
+    ) -> None:
+        """Point every tied layer at the weight that was loaded, and pack it again."""
+        for names in ties:
+            source = next((name for name in names if loaded is None or name in loaded), names[0])
+            weight = model.get_parameter(source)
+            for name in names:
+                if name == source:
+                    continue
+                module, attribute = _owner(model, name)
+                setattr(module, attribute, weight)
+                method = getattr(module, "quant_method", None)
+                if method is not None:
+                    method.process_weights_after_loading(module)
+
+    def check_tied_layers(self, model: nn.Module, ties: Sequence[Sequence[str]]) -> None:
+        """Multiply by each tied layer as the sampler does, and by its weight; raise if they disagree."""
+        for name in (name for names in ties for name in names if name.rpartition(".")[2] == "weight"):
+            module, _ = _owner(model, name)
+            if type(module).__name__ != "ParallelLMHead":
+                continue
+            error_ratio = _output_error_ratio(module)
+            limit = _MAX_HEAD_ERROR_RATIO.get(module.weight.dtype, 1e-2)
+            if not error_ratio <= limit:
+                raise errors.EngineBroken(
+                    f"After the reload {name} multiplies by other values than it holds: "
+                    f"relative error {error_ratio:.3g}, at most {limit:.3g} is rounding."
+                )
+
+    def _checkpoint_tensors(self, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+        from vllm.model_executor.model_loader import get_model_loader
+
+        config = self.vllm_config.model_config
+        config.model, config.model_weights, config.revision = path, "", None
+        loader: Any = get_model_loader(self.vllm_config.load_config)
+        return loader.get_all_weights(config, self.model_runner.get_model())
+
+    def _reload(self, model: nn.Module, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str] | None:
+        """vLLM's own reload; returns what load_weights reports, which vLLM only compares to log a warning."""
+        reported: list[set[str] | None] = []
+        load_weights: Any = model.load_weights
+
+        def recording(*args: Any, **kwargs: Any) -> set[str] | None:
+            reported.append(load_weights(*args, **kwargs))
+            return reported[-1]
+
+        object.__setattr__(model, "load_weights", recording)
+        try:
+            self.reload_weights(weights_iterator=weights)
+        finally:
+            object.__delattr__(model, "load_weights")
+        return reported[0] if reported else None
+
+
+class _Handed:
+    """What the loader was given, against what the manifest lists."""
+
+    def __init__(self, tensors: Sequence[TensorRow] | None) -> None:
+        self._rows = None if tensors is None else {row[0]: row for row in tensors}
+        self._left = set(self._rows or ())
+        self.num_tensors = 0
+
+    def checked(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self.num_tensors += 1
+            if self._rows is not None:
+                self._check(name, tensor, self._rows)
+            yield name, tensor
+
+    def require_complete(self, is_unused: Any) -> None:
+        left = sorted(name for name in self._left if is_unused is None or not is_unused(name))
+        if left:
+            raise errors.CorruptCheckpoint(
+                f"{len(left)} tensors of the manifest never reached the engine, {left[0]} first."
+            )
+
+    def _check(self, name: str, tensor: torch.Tensor, rows: dict[str, TensorRow]) -> None:
+        if name not in rows:
+            raise errors.CorruptCheckpoint(f"The engine was handed {name}, which the manifest does not list.")
+        if name not in self._left:
+            raise errors.CorruptCheckpoint(f"The engine was handed {name} twice.")
+        _, dtype, shape, digest = rows[name]
+        given = (_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        if given != (dtype, tuple(shape)):
+            raise errors.CorruptCheckpoint(
+                f"The engine was handed {name} as {given[0]} {list(given[1])}; "
+                f"the manifest says {dtype} {list(shape)}."
+            )
+        if tensor_digest(tensor) != digest:
+            raise errors.CorruptCheckpoint(
+                f"The engine was handed other values for {name} than the manifest has."
+            )
+        self._left.discard(name)
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 of the tensor's bytes in row-major order, as in a safetensors file; hexadecimal."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
+
+def _ties(model: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one and the same object, as [[first, second, ...], ...]."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[Any, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def _output_error_ratio(module: Any) -> float:
+    """Largest difference between the layer's output and weight times input, over the largest output."""
+    weight = module.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, weight.shape[1], generator=generator).to(device=weight.device, dtype=weight.dtype)
+    rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_HEAD_ROWS, weight.shape[0]))
+    rows = rows.long().to(weight.device)
+    with torch.no_grad():
+        given = module.quant_method.apply(module, hidden)[:, rows].float()
+        wanted = hidden.float() @ weight[rows].float().T
+    return float((given - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+def _kind(name: str) -> str:
+    return _LAYER_INDEX.sub("*", name)
+
+
+def _perturbed(weights: Iterator[tuple[str, torch.Tensor]], kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights:
+        if _kind(name) != kind:
+            yield name, tensor
+            continue
+        values = tensor.float().cpu()
+        scale = float(values.square().mean().sqrt()) or 0.05
+        noise = torch.randn(values.shape, generator=generator)
+        yield name, (values + _PERTURBATION_RATIO * scale * noise).to(tensor)
