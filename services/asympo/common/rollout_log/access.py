@@ -35,12 +35,12 @@ class RunAccess:
     def _raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
         if status == "CHANGED":
             raise BrokerChanged(
-                f"the broker of run {self.run!r} restarted, failed over or lost state since fence {fence.number} "
-                "was checked: reconcile before going on"
+                f"the broker of run {self.run!r} restarted, failed over or lost state since fence "
+                f"{fence.number} was checked: reconcile before going on"
             )
         raise Fenced(
-            f"run {self.run!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was {fence.number}: "
-            "this learner must stop"
+            f"run {self.run!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was "
+            f"{fence.number}: this learner must stop"
         )
 
 

@@ -10,8 +10,8 @@ class Appends(RunAccess):
     def append(self, lease: Lease, payload: bytes, *, producer: str) -> AppendResult:
         """Appends one encoded group under the next number and ends its lease, or leaves nothing in the log.
 
-        Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when the
-        broker is out of memory: keep the lease renewed and try again.
+        Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when
+        the broker is out of memory: keep the lease renewed and try again.
         """
         nouns = "run log open leases deadlines answers reissue wake policy_steps failures"
         reply = self._call("append", nouns, lease.token, payload, producer)

@@ -34,9 +34,9 @@ class Commits(RunAccess):
     ) -> CommitRecord:
         """Records that everything up to ``sequence`` is in training state ``state_name``, and trims it.
 
-        ``group_ids``: groups consumed since the last commit; their slots are freed. ``retain`` keeps the entries
-        (for replay) instead of trimming. Entries after ``sequence`` are never touched. A run whose prompts are
-        used up and all committed becomes finished.
+        ``group_ids``: groups consumed since the last commit; their slots are freed. ``retain`` keeps the
+        entries (for replay) instead of trimming. Entries after ``sequence`` are never touched. A run whose
+        prompts are used up and all committed becomes finished.
         """
         head, tail = group_ids[:_MAX_IDS_AT_ONCE], group_ids[_MAX_IDS_AT_ONCE:]
         # Freeing is idempotent and needs no order, so the rest may go ahead of the one atomic script.

@@ -1,7 +1,7 @@
 """One broker: connecting, retrying, turning its refusals into our errors.
 
-Every command sent through here is either a read or one of our scripts, and every script may be run twice with the
-same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
+Every command sent through here is either a read or one of our scripts, and every script may be run twice
+with the same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
 """
 
 import os
@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -23,6 +23,9 @@ from asympo.common.errors import BadSetting, BrokerFull, BrokerRefused, BrokerUn
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
 from asympo.common.rollout_log.server_info import BrokerInfo, describe
+
+if TYPE_CHECKING:
+    from asympo.common.rollout_log.records import RunSummary
 
 _RETRIED = (
     exceptions.ConnectionError,
@@ -45,7 +48,7 @@ _TRANSIENT_CODES = (
 
 
 class JitteredBackoff(AbstractBackoff):
-    """Doubling delay, each drawn between half and all of its bound, so that parts do not come back in step."""
+    """Doubling delay, drawn between half and all of its bound, so that parts do not come back in step."""
 
     def __init__(self, *, base_seconds: float, cap_seconds: float, rng: random.Random) -> None:
         self._base, self._cap, self._rng = base_seconds, cap_seconds, rng
@@ -81,7 +84,7 @@ class Broker:
 
         ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service. User and
         password come from the URL, else from REDIS_USERNAME and REDIS_PASSWORD. A server in cluster mode is
-        recognised. Raises BadSetting (URL), BrokerUnavailable (no answer), BrokerRefused (too old, turned away).
+        recognised. Raises BadSetting (URL), BrokerUnavailable (no answer), BrokerRefused (too old, no access).
         """
         retry = Retry(
             JitteredBackoff(
@@ -131,6 +134,13 @@ class Broker:
             names = [run_of_key(found.decode()) for found in self.client.scan_iter(match=pattern, count=1000)]
         return sorted({name for name in names if name})
 
+    def runs(self) -> "list[RunSummary]":
+        """Every run of this broker, by name."""
+        # Deferred: summaries are made of RunLog, which is built on this module.
+        from asympo.common.rollout_log.runs import list_runs
+
+        return list_runs(self)
+
     def command(self, *parts: Any) -> Any:
         """Sends one read command; raises our errors."""
         with _our_errors(self.url):
@@ -161,6 +171,14 @@ class Broker:
         """XRANGE of one stream: [(id, {field: value})]."""
         reply = self.command("XRANGE", stream_key, first_id, last_id, "COUNT", max_count)
         return _pairs(reply)
+
+    def newest(self, stream_key: str, *, max_count: int) -> list[Any]:
+        """The newest entries of one stream, newest first: [(id, {field: value})]."""
+        return _pairs(self.command("XREVRANGE", stream_key, "+", "-", "COUNT", max_count))
+
+    def hash_items(self, hash_key: str) -> list[tuple[bytes, bytes]]:
+        """Every field and value of one hash."""
+        return list(self.command("HGETALL", hash_key).items())
 
     def close(self) -> None:
         """Closes every connection of the pool."""

@@ -12,19 +12,16 @@ class DeadLetters(RunAccess):
 
     def dead_letter(self, fence: Fence, entry: LogEntry, reason: str) -> None:
         """Copies the entry to the dead letters and frees its slot; the entry itself stays until commit."""
-        at_ms = int(entry.appended_at_seconds * 1000)
-        described = (entry.sequence, entry.group_id, entry.producer, reason, entry.payload, at_ms)
+        described = (entry.sequence, entry.group_id, entry.producer, reason, entry.payload)
         self._call_fenced(fence, "dead_letter", "run dead open wake", MAX_DEAD_LETTERS, *described)
 
     def dead_letters(self, count: int = 100) -> list[DeadLetter]:
         """The newest ``count``, newest first."""
-        reply = self.broker.command("XREVRANGE", self._key("dead"), "+", "-", "COUNT", count)
         letters = []
-        for entry_id, flat in reply:
-            fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        for entry_id, fields in self.broker.newest(self._key("dead"), max_count=count):
             letters.append(
                 DeadLetter(
-                    sequence=int(text(entry_id).partition("-")[0]),
+                    sequence=int(entry_id.partition("-")[0]),
                     group_id=text(fields["group_id"]),
                     producer=text(fields["producer"]),
                     reason=text(fields["reason"]),

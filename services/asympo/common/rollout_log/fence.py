@@ -16,17 +16,17 @@ class Fences(RunAccess):
     ) -> Fence:
         """Becomes the run's learner with a number above every earlier one and above ``at_least``.
 
-        ``at_least``: the newest fence found in training states and checkpoints, so that a broker that lost its
-        memory cannot hand out an old number. Raises RunHasLearner while another's heartbeat is alive, unless
-        ``take_over``.
+        ``at_least``: the newest fence found in training states and checkpoints, so that a broker that lost
+        its memory cannot hand out an old number. Raises RunHasLearner while another's heartbeat is alive,
+        unless ``take_over``.
         """
         token = secrets.token_hex(16)
         arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least)
         reply = self._call("take_fence", "run", *arguments)
         if reply[0] == b"HELD":
             raise RunHasLearner(
-                f"run {self.run!r} has a live learner ({text(reply[2])}, fence {number(reply[1])}, heartbeat valid "
-                f"for another {number(reply[3]) / 1000:.1f} s): stop it, wait, or give --take-over"
+                f"run {self.run!r} has a live learner ({text(reply[2])}, fence {number(reply[1])}, heartbeat "
+                f"valid for another {number(reply[3]) / 1000:.1f} s): stop it, wait, or give --take-over"
             )
         return Fence(
             number=number(reply[1]),

@@ -17,7 +17,7 @@ NOUNS = (
     "reissue",  # list: ids whose lease ended without a group, granted before new ones
     "answers",  # sorted set: token -> sequence it was appended under; the newest few thousand
     "failures",  # hash: group id -> failures of the prompt itself
-    "set_aside",  # set: ids given up after max_prompt_failures
+    "set_aside",  # hash: group id -> why it was given up after max_prompt_failures
     "wake",  # stream: events that may let a refused asker succeed; the newest few
     "policies",  # stream: announcements, newest few thousand
     "policy_steps",  # sorted set: step -> step of distinct announced policies
@@ -25,7 +25,8 @@ NOUNS = (
     "holes",  # hash: first -> last sequence lost by the broker, as found by a reconcile
     "dead",  # stream: records that failed validation, with reasons
     "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it
-    "presence",  # hash: holder -> status and when it stops being true
+    "presence",  # hash: holder -> status
+    "presence_until",  # sorted set: holder -> when its status stops being true
 )
 
 

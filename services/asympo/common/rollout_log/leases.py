@@ -19,7 +19,7 @@ class Leases(RunAccess):
         Raises BrokerFull when the broker could not take the group either.
         """
         token = secrets.token_hex(16)
-        nouns = "run open leases deadlines reissue wake policy_steps set_aside"
+        nouns = "run open leases deadlines reissue wake policy_steps"
         reply = self._call("acquire", nouns, token, policy_step, holder)
         if reply[0] == b"REFUSED":
             return Refused(
@@ -42,7 +42,7 @@ class Leases(RunAccess):
         """Blocks until something happened that may let a refused asker succeed, or its time has come.
 
         ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only events
-        from now on count. Returns after the refusal's ``retry_after_seconds`` or ``timeout_seconds`` at the latest.
+        from now on count. Returns after its ``retry_after_seconds`` or ``timeout_seconds`` at the latest.
         """
         after_id = refused.wake_id if refused else self._newest_wake_id()
         wait_seconds = min(timeout_seconds, refused.retry_after_seconds) if refused else timeout_seconds
@@ -75,5 +75,5 @@ class Leases(RunAccess):
         return bool(number(self._call("hand_back", nouns, lease.token, int(is_prompt_failure), reason)[0]))
 
     def _newest_wake_id(self) -> str:
-        newest = self.broker.command("XREVRANGE", self._key("wake"), "+", "-", "COUNT", 1)
-        return text(newest[0][0]) if newest else "0"
+        newest = self.broker.newest(self._key("wake"), max_count=1)
+        return str(newest[0][0]) if newest else "0"

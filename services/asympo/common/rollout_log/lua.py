@@ -1,7 +1,7 @@
 """Loads the Lua scripts: one file a script, with ``--!include name`` lines replaced by shared pieces.
 
-Scripts whose first line says ``flags=allow-oom`` free memory, or are needed to free it, and run when the broker
-is over its memory limit. All others are refused up front by the broker then, before they have written anything.
+Scripts whose first line says ``flags=allow-oom`` free memory, or are needed to free it, and run when the
+broker is over its memory limit. It refuses all others then before they have written anything.
 """
 
 import functools

@@ -27,7 +27,7 @@ class Policies(RunAccess):
     def wait_for_policy(
         self, after: PolicyAnnouncement | None, timeout_seconds: float
     ) -> PolicyAnnouncement | None:
-        """Blocks until the newest announcement is not ``after``; None when ``timeout_seconds`` passed first."""
+        """Blocks until the newest announcement is not ``after``; None when the time passed first."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             latest, entry_id = self._latest()
@@ -41,7 +41,7 @@ class Policies(RunAccess):
             )
 
     def publish_times(self) -> list[float]:
-        """When each kept policy was announced, oldest first; a step announced again counts once, the first time."""
+        """When each policy was first announced, oldest first; the newest few thousand."""
         times: dict[int, float] = {}
         for _entry_id, fields in self.broker.read_range(
             self._key("policies"), first_id="-", max_count=10_000
@@ -56,10 +56,8 @@ class Policies(RunAccess):
 
     def bad_policies(self) -> list[BadPolicy]:
         """Every policy reported bad, by fence and step."""
-        flat = self.broker.command("HGETALL", self._key("bad_policies"))
-        items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         found = []
-        for name, value in items:
+        for name, value in self.broker.hash_items(self._key("bad_policies")):
             fence, _, step = text(name).partition(":")
             at_ms, _, report = text(value).partition(":")
             fields = json.loads(report)

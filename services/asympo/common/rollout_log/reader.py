@@ -17,9 +17,9 @@ class Reader(RunAccess):
     ) -> list[LogEntry]:
         """Entries after ``after_sequence`` in order, without gaps; empty when none came in ``block_seconds``.
 
-        The learner passes its ``fence``: then Fenced and BrokerChanged are raised before anything that another
-        learner, or a broker that went back in time, put there is returned. Raises SequenceGap when an entry is
-        missing that no reconcile has declared lost.
+        The learner passes its ``fence``: then Fenced and BrokerChanged are raised before anything is returned
+        that belongs to another learner or to a broker that went back in time. Raises SequenceGap when an entry
+        is missing that no reconcile has declared lost.
         """
         deadline = time.monotonic() + block_seconds
         raw: list[Any] = []
@@ -51,7 +51,7 @@ class Reader(RunAccess):
     def tail(
         self, *, after_sequence: int | None = None, block_seconds: float = 1.0
     ) -> Iterator[LogEntry | None]:
-        """Entries as they come, from now on unless ``after_sequence`` is given; None after each silent wait."""
+        """Entries as they come, by default from now on; None after each silent wait."""
         if after_sequence is None:
             after_sequence = number(self.broker.command("HGET", self._key("run"), "last_sequence"))
         while True:
@@ -76,17 +76,15 @@ class Reader(RunAccess):
                 if not end or end >= entry.sequence:
                     raise SequenceGap(
                         f"run {self.run!r}: the log goes from entry {expected - 1} to {entry.sequence}, "
-                        f"{entry.sequence - expected} missing: they were deleted or lost; resume from a training "
-                        "state that covers them, or start a new run"
+                        f"{entry.sequence - expected} missing: they were deleted or lost; resume from a "
+                        "training state that covers them, or start a new run"
                     )
                 expected = end + 1
             expected = entry.sequence + 1
 
     def _holes(self) -> dict[int, int]:
         """First and last number of every range that a reconcile declared lost."""
-        flat = self.broker.command("HGETALL", self._key("holes"))
-        items = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-        return {int(first): int(last) for first, last in items}
+        return {int(first): int(last) for first, last in self.broker.hash_items(self._key("holes"))}
 
 
 def _entry(entry_id: str, fields: dict[str, bytes]) -> LogEntry:

@@ -1,7 +1,7 @@
 """Making broker and training state agree again, on every start and every reconnect of the learner.
 
-Everything a run has issued is in exactly one place: consumed (trained ids), in the log and open, leased, queued for
-reissue, or set aside. A broker that lost state breaks that; this finds what is in two places or in none.
+Everything a run has issued is in exactly one place: consumed (trained ids), in the log and open, leased,
+queued for reissue, or set aside. A broker that lost state breaks that; this finds what is in two or in none.
 """
 
 from collections import Counter
@@ -59,10 +59,10 @@ class Reconciles(Fences):
     ) -> ReconcileReport:
         """Brings Redis up to what the learner knows; safe to repeat, safe while generators work.
 
-        ``committed``: the durable state the learner runs from. ``trained``: every id consumed so far, in memory
-        included. ``trained_sequence``: last entry consumed in memory, 0 on a start; a learner that reconciles in
-        mid-run drops what it has read beyond that and reads it again. Raises Fenced when another learner has
-        taken over, SequenceGap when the state is older than what was trimmed.
+        ``committed``: the durable state the learner runs from. ``trained``: every id consumed so far, in
+        memory included. ``trained_sequence``: last entry consumed in memory, 0 on a start; a learner that
+        reconciles in mid-run drops what it has read beyond that and reads it again. Raises Fenced when another
+        learner has taken over, SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         while True:
@@ -92,7 +92,7 @@ class Reconciles(Fences):
         self, fence: Fence, committed: CommitRecord | None, consumed_to: int, *, is_start: bool
     ) -> _Survey:
         nouns = "run commit holes open leases reissue set_aside"
-        # A training state written under our own number, on a start, means the broker gave the number out twice.
+        # On a start, a training state written under our own number means the number was given out twice.
         least = (committed.fence + int(is_start)) if committed else 0
         heartbeat_ms = int(fence.heartbeat_seconds * 1000)
         arguments = (fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms)
@@ -135,8 +135,8 @@ class Reconciles(Fences):
         if not first or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
                 f"run {self.run!r} is committed up to entry {survey.commit.sequence} in training state "
-                f"{survey.commit.state_name!r}, the state given covers only {consumed_to} and the entries between "
-                "are gone: restore that state, or start a new run"
+                f"{survey.commit.state_name!r}, the state given covers only {consumed_to} and the entries "
+                "between are gone: restore that state, or start a new run"
             )
 
     def _settle(self, survey: _Survey, repairs: _Repairs, committed: CommitRecord | None) -> bool:
@@ -161,9 +161,9 @@ class Reconciles(Fences):
 
 
 def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consumed_to: int) -> _Repairs:
-    # Entries up to the cursor whose group was not consumed carry numbers given out twice: once by the history that
-    # the broker lost, which the learner read, and again by the one it has now. The reader is past them, so their
-    # prompts are issued again.
+    # Entries up to the cursor whose group was not consumed carry numbers given out twice: once by the history
+    # that the broker lost, which the learner read, and again by the one it has now. The reader is past them, so
+    # their prompts are issued again.
     forked = [seq for seq, group_id in in_log.items() if seq <= consumed_to and group_id not in trained]
     unread = {group_id for seq, group_id in in_log.items() if seq > consumed_to and group_id not in trained}
     known = survey.open_ids | survey.leased_ids | survey.queued_ids

@@ -2,7 +2,7 @@
 
 import time
 
-from asympo.common.errors import NoProgress, RunConfigMismatch
+from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, text
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.rollout_log.records import Fence, RunState
@@ -61,8 +61,8 @@ class RunStates(RunAccess):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NoProgress(
-                    f"run {self.run!r} was not created within {timeout_seconds:g} s: start its learner, or check "
-                    f"the run name and the broker ({self.broker.url})"
+                    f"run {self.run!r} was not created within {timeout_seconds:g} s: start its learner, or "
+                    f"check the run name and the broker ({self.broker.url})"
                 )
             # create.lua writes the run's first event, so this returns the moment the config exists.
             self.broker.blocking_read(self._key("wake"), after_id="0", max_count=1, block_seconds=left)
@@ -73,12 +73,14 @@ class RunStates(RunAccess):
         return RunState(text(stored)) if stored else RunState.CREATED
 
     def set_state(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
-        """Moves the run and wakes everyone who waits. A learner passes its fence; a person's command does not."""
+        """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""
         arguments = (state.value, reason)
         if fence is None:
-            self._call("set_state", "run wake", 0, "", "", *arguments)
+            reply = self._call("set_state", "run wake", 0, "", "", *arguments)
         else:
-            self._call_fenced(fence, "set_state", "run wake", *arguments)
+            reply = self._call_fenced(fence, "set_state", "run wake", *arguments)
+        if reply[0] == b"MISSING":
+            raise BadSetting(f"the broker at {self.broker.url} has no run {self.run!r}: check the name")
 
     def delete(self) -> None:
         """Deletes every key of the run. Checkpoints stay where they are."""

@@ -41,7 +41,8 @@ def describe(info: Mapping[str, Any], config: Mapping[str, str], *, url: str) ->
     match = re.match(r"\d+", version)
     if int(match[0] if match else 0) < MIN_MAJOR[server]:
         raise BrokerRefused(
-            f"the broker at {url} is {server.capitalize()} {version}: use Redis 7 or newer, or Valkey 8 or newer"
+            f"the broker at {url} is {server.capitalize()} {version}: use Redis 7 or newer, "
+            "or Valkey 8 or newer"
         )
     aof = str(info.get("aof_enabled", 0)) == "1"
     appendfsync = str(config.get("appendfsync", "unknown"))
@@ -63,18 +64,18 @@ def _warnings(*, aof: bool, appendfsync: str, policy: str) -> list[str]:
     found = []
     if not aof:
         found.append(
-            "the broker keeps no append-only file: everything since its last snapshot, possibly the whole run's "
-            "log, is lost when it stops; set appendonly yes and appendfsync always"
+            "the broker keeps no append-only file: everything since its last snapshot, possibly the "
+            "whole run's log, is lost when it stops; set appendonly yes and appendfsync always"
         )
     elif appendfsync in ("everysec", "no"):
         lost = "about the last second" if appendfsync == "everysec" else "whatever the kernel had not written"
         found.append(
-            f"the broker syncs its append-only file with appendfsync {appendfsync}: {lost} of acknowledged groups "
-            "may be lost when it dies and is generated again; set appendfsync always"
+            f"the broker syncs its append-only file with appendfsync {appendfsync}: {lost} of acknowledged "
+            "groups may be lost when it dies and is generated again; set appendfsync always"
         )
     if policy != "noeviction":
         found.append(
-            f"the broker's maxmemory-policy is {policy}: under memory pressure it deletes unread groups and run "
-            "state without notice; set maxmemory-policy noeviction"
+            f"the broker's maxmemory-policy is {policy}: under memory pressure it deletes unread groups and "
+            "run state without notice; set maxmemory-policy noeviction"
         )
     return found

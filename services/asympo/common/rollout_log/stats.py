@@ -14,12 +14,12 @@ class Stats(RunAccess):
 
     def stats(self) -> LogStats:
         """All figures of one instant; zeros for a run that does not exist."""
-        flat = self._call("stats", "run open leases deadlines reissue set_aside dead policy_steps")
+        flat = self._call("stats", "run open leases deadlines reissue set_aside")
         found = {text(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         values: dict[str, object] = {
             "state": RunState(text(found["state"])),
             "server_time_seconds": number(found["server_time_ms"]) / 1000,
-            "bytes_used": number(self.broker.command("MEMORY", "USAGE", self._key("log"), "SAMPLES", 5)),
+            "bytes_used": number(self.broker.command("MEMORY USAGE", self._key("log"), "SAMPLES", 5)),
         }
         for item in dataclasses.fields(LogStats):
             if item.name not in values:

@@ -1,0 +1,119 @@
+#!lua
+-- Grants a lease while valid leases + open groups < capacity.
+-- KEYS: run, open, leases, deadlines, reissue, wake, policy_steps. ARGV: new token, policy step of the holder, holder.
+-- Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth asking again,
+-- newest event. Twice with one token: the second call returns the lease that the first granted.
+--!include time
+--!include wake
+--!include lease
+local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
+local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local now = now_ms()
+
+local function refuse(reason, retry_ms)
+  local newest = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
+  return {'REFUSED', reason, math.max(1, math.floor(retry_ms)), newest[1] and newest[1][1] or '0-0'}
+end
+
+local function until_next_expiry()
+  local first = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
+  return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
+end
+
+local function expire_leases()
+  local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 200)
+  for _, old in ipairs(expired) do
+    local stored = redis.call('HGET', leases, old)
+    if stored then
+      return_prompt(old, (parse_lease(stored)), leases, deadlines, reissue)
+    else
+      redis.call('ZREM', deadlines, old)
+    end
+  end
+  if #expired > 0 then
+    redis.call('HINCRBY', run, 'lease_expiries', #expired)
+    wake_all(wake, 'expired')
+  end
+end
+
+-- The same permutation as permutation.py.
+local function permuted_index(seed, epoch, position, num_prompts)
+  local bits = 0
+  while 2 ^ bits < num_prompts do
+    bits = bits + 1
+  end
+  local half = 2 ^ math.max(1, math.floor((bits + 1) / 2))
+  local value = position
+  repeat
+    local left, right = math.floor(value / half), value % half
+    for round = 0, 5 do
+      local digest = redis.sha1hex(seed .. ':' .. epoch .. ':' .. round .. ':' .. plain(right))
+      left, right = right, bit.bxor(left, tonumber(string.sub(digest, 1, 7), 16) % half)
+    end
+    value = left * half + right
+  until value < num_prompts
+  return value
+end
+
+local function next_group_id(limits)
+  local queued = redis.call('LPOP', reissue)
+  if queued then
+    return queued
+  end
+  local epoch, position = tonumber(limits.epoch), tonumber(limits.position)
+  local num_prompts, num_epochs = tonumber(limits.num_prompts), tonumber(limits.num_epochs)
+  if position >= num_prompts then
+    epoch, position = epoch + 1, 0
+  end
+  if num_epochs > 0 and epoch >= num_epochs then
+    return nil
+  end
+  local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
+  redis.call('HSET', run, 'epoch', plain(epoch), 'position', plain(position + 1))
+  return plain(epoch) .. '-' .. plain(index)
+end
+
+local granted = redis.call('HGET', leases, token)
+if granted then
+  local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
+  return {'GRANTED', (parse_lease(granted)), math.max(0, left)}
+end
+
+local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
+  'num_epochs', 'epoch', 'position', 'policy_step'}
+local limits = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  limits[names[i]] = value
+end
+
+if limits.state == 'finished' or limits.state == 'failed' then
+  return refuse('run_ended', 30000)
+elseif limits.state == 'draining' then
+  return refuse('paused', 30000)
+elseif limits.state ~= 'running' or not limits.policy_step then
+  return refuse('not_started', 30000)
+end
+
+expire_leases()
+
+local max_staleness, max_generation = tonumber(limits.max_staleness), tonumber(limits.max_generation_staleness)
+if max_staleness == 0 and policy_step ~= tonumber(limits.policy_step) then
+  return refuse('stale_policy', 30000)
+end
+if max_generation >= 0
+  and redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf') > max_generation then
+  return refuse('stale_policy', 30000)
+end
+if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
+  return refuse('no_capacity', until_next_expiry())
+end
+local group_id = next_group_id(limits)
+if not group_id then
+  return refuse('no_prompts', until_next_expiry())
+end
+
+local lease_ms = tonumber(limits.lease_ms)
+redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .. plain(now) .. '|' .. holder)
+redis.call('ZADD', deadlines, now + lease_ms, token)
+redis.call('HINCRBY', run, 'leases_granted', 1)
+return {'GRANTED', group_id, lease_ms}

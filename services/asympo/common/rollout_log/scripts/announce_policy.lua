@@ -1,0 +1,28 @@
+#!lua flags=allow-oom
+-- Announces a policy. KEYS: run, policies, policy_steps, wake. ARGV: fence number, token, server id, step, digest.
+-- Replies OK, when (milliseconds), fence it was announced under. Twice: the newest announcement is left as it is.
+--!include time
+--!include wake
+--!include fence
+local run, policies, policy_steps, wake = unpack(KEYS)
+local problem = fence_problem(run)
+if problem then
+  return problem
+end
+local newest = redis.call('HMGET', run, 'policy_step', 'policy_digest', 'policy_at_ms', 'policy_fence')
+if newest[1] == ARGV[4] and newest[2] == ARGV[5] then
+  return {'OK', newest[3], newest[4]}
+end
+local now = plain(now_ms())
+local entry = redis.call('XADD', policies, 'MAXLEN', '4096', '*', 'step', ARGV[4], 'fence', ARGV[1], 'digest', ARGV[5],
+  'at_ms', now)
+-- A learner that resumed from an older state takes the steps after it back.
+redis.call('ZREMRANGEBYSCORE', policy_steps, '(' .. ARGV[4], '+inf')
+if redis.call('ZADD', policy_steps, ARGV[4], ARGV[4]) == 1 then
+  redis.call('HINCRBY', run, 'policies_published', 1)
+end
+redis.call('ZREMRANGEBYRANK', policy_steps, 0, -4097)
+redis.call('HSET', run, 'policy_step', ARGV[4], 'policy_fence', ARGV[1], 'policy_digest', ARGV[5], 'policy_at_ms', now,
+  'policy_entry', entry)
+wake_all(wake, 'policy')
+return {'OK', now, ARGV[1]}
