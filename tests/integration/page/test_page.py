@@ -161,6 +161,7 @@ def test_page_says_disconnected_and_recovers_by_itself(
     assert page.text("#state") == "disconnected"
     assert "The learner does not answer." in page.text("#notice")
     assert "last known state" in page.text("#notice")
+    assert page.run("document.querySelector('#announce').textContent") == "The learner does not answer."
     assert "not connected" in page.text("#part-learner")
     assert "Step 41" in page.text(".run"), "the last known numbers stay"
     learner.rows = recorded_rows(42)
@@ -301,6 +302,7 @@ def test_page_can_be_used_with_the_keyboard_alone(page: Browser) -> None:
     assert before.startswith("Mean reward at step 41: reward ")
     page.press("ArrowLeft")
     page.wait_for("document.activeElement.getAttribute('aria-label').startsWith('Mean reward at step 40')")
+    assert page.text("[data-chart=nll] .chart-step") == "step 40", "the cursors move together"
     unnamed = "n => !n.innerText && !n.labels?.length && !n.getAttribute('aria-label')"
     assert page.run(f"[...document.querySelectorAll('button, select, input')].filter({unnamed}).length") == 0
 

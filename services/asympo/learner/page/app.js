@@ -165,6 +165,9 @@ class Page {
     else byId("state").textContent = "disconnected";
     byId("state").dataset.tone = "bad";
     this.showNotice();
+    // Said once: the notice itself counts seconds, which nobody wants to hear.
+    const title = byId("notice-title").textContent;
+    if (byId("announce").textContent !== title) byId("announce").textContent = title;
   }
 
   showNotice() {

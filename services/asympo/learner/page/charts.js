@@ -51,7 +51,8 @@ class Chart {
     this.spec = spec;
     this.view = view;
     this.shown = spec.series.map(() => true);
-    this.plotNode = element("div", { class: "plot" });
+    this.stepNode = element("span", { class: "chart-step", "aria-hidden": "true" });
+    this.plotNode = element("div", { class: "plot" }, this.stepNode);
     this.values = spec.series.map(() => element("span", { class: "legend-value" }, "–"));
     this.node = element("figure", { class: `card chart ${spec.size || "third"}`, "data-chart": spec.id, tabindex: "0" },
       element("figcaption", {}, element("h3", {}, spec.title), element("span", { class: "chart-note" }, spec.note)),
@@ -113,7 +114,9 @@ class Chart {
   showValues() {
     const [steps, ...lines] = this.plot.data;
     const index = this.plot.cursor.idx;
-    const at = index === null || index === undefined ? steps.length - 1 : index;
+    const isPointed = index !== null && index !== undefined;
+    const at = isPointed ? index : steps.length - 1;
+    this.stepNode.textContent = isPointed ? `step ${count(steps[at])}` : "";
     this.spec.series.forEach((series, position) => {
       const format = series.format || this.spec.format || number;
       this.values[position].textContent = format(lines[2 * position]?.[at]);
@@ -130,7 +133,7 @@ class Chart {
     if (event.target !== this.node || last < 0 || (target === undefined && event.key !== "Escape")) return;
     event.preventDefault();
     const step = this.plot.data[0][Math.min(last, Math.max(0, target ?? 0))];
-    this.plot.setCursor(event.key === "Escape" ? { left: -10, top: -10 } : { left: this.plot.valToPos(step, "x"), top: 20 });
+    for (const { plot } of this.view.charts) plot.setCursor(event.key === "Escape" ? { left: -10, top: -10 } : { left: plot.valToPos(step, "x"), top: 20 });
   }
 }
 
@@ -139,6 +142,7 @@ export class Charts {
   constructor() {
     this.view = { smoothing: 0, range: 0 };
     this.charts = CHARTS.map((spec) => new Chart(spec, this.view));
+    this.view.charts = this.charts;
     byId("charts").append(...this.charts.map((chart) => chart.node));
     readPalette();
     for (const chart of this.charts) chart.mount();
