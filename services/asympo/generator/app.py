@@ -1,0 +1,301 @@
+"""Wires one generator and runs it: start, serve, drain, stop."""
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from asympo import __version__
+from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.clock import Clock, SystemClock
+from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import Broker, RunConfig, RunLog
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.engines.base import Engine
+from asympo.generator import joining
+from asympo.generator.api import HttpServer, bind, build_api, http_server
+from asympo.generator.calls import Backoff, Calls, race
+from asympo.generator.core import Generator, Parts
+from asympo.generator.engine_choice import build_engine
+from asympo.generator.gate import VerdictGate
+from asympo.generator.group import GroupMaker
+from asympo.generator.inflight import GroupsInFlight
+from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.presence import Presence
+from asympo.generator.reloader import Reloader
+from asympo.generator.rpc import RpcServer
+from asympo.generator.settings import GeneratorSettings
+from asympo.generator.watcher import PolicyWatcher
+from asympo.generator.worker import Worker
+from asympo.rewards.scorer import Scorer
+from asympo.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+ENGINE_CLOSE_SECONDS = 30.0
+
+
+def main(settings: GeneratorSettings) -> int:
+    """Runs a generator until it is told to stop; raises AsympoError with the exit code of what went wrong."""
+    set_up_logging(service="generator", log_format=settings.log_format, level=settings.log_level)
+    with StopSignal() as stop:
+        asyncio.run(GeneratorProcess(settings=settings, stop=stop, clock=SystemClock()).run())
+    return 0
+
+
+class GeneratorProcess:
+    """One generator from its settings to its end."""
+
+    def __init__(self, *, settings: GeneratorSettings, stop: StopSignal, clock: Clock) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._clock = clock
+        self._registry = new_registry(service="generator", version=__version__)
+        self._metrics = GeneratorMetrics(self._registry)
+        self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
+        self._generator = Generator(
+            run=settings.run,
+            holder=self._holder,
+            metrics=self._metrics,
+            stop=stop,
+            drain_seconds=settings.drain_seconds,
+        )
+        # Every group may wait in a thread twice (scoring, append) beside the few standing waits.
+        self._calls = Calls(max_threads=2 * settings.max_groups_in_flight + 8, metrics=self._metrics)
+
+    async def run(self) -> None:
+        """Start, serve until told to stop, drain, stop. What is opened last is closed first."""
+        async with AsyncExitStack() as closing:
+            closing.callback(self._calls.close)
+            await self._open_doors(closing)
+            stopping = asyncio.ensure_future(self._stop.wait_async())
+            working = asyncio.ensure_future(self._work(closing))
+            await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            log.info("Stopping: %s", self._stop.reason or "the work has ended")
+            await self._drain(working)
+            self._generator.end()
+            if not working.cancelled():
+                working.result()
+
+    async def _drain(self, working: "asyncio.Task[None]") -> None:
+        """Stop leasing, finish or hand back, and only then cut the reloader and the reports."""
+        deadline_seconds = 0.0 if working.done() else None
+        draining = asyncio.ensure_future(self._generator.drain(deadline_seconds=deadline_seconds))
+        await asyncio.wait({draining, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            # The work ended first: the engine broke, and there are only leases to give back.
+            await self._generator.drain(deadline_seconds=0.0)
+        num_appended, num_handed_back = await draining
+        log.info("Drained: %d groups appended, %d handed back", num_appended, num_handed_back)
+        working.cancel()
+        await asyncio.wait({working})
+
+    # --- start -----------------------------------------------------------------------------------------
+
+    async def _open_doors(self, closing: AsyncExitStack) -> None:
+        """HTTP and gRPC, before anything slow: a probe must be able to ask how the start is going."""
+        listener = bind(self._settings.http_host, self._settings.http_port)
+        closing.callback(listener.close)
+        api = build_api(generator=self._generator, metrics_endpoint=MetricsEndpoint(self._registry))
+        http = http_server(api)
+        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+        closing.push_async_callback(_stop_http, http, serving)
+        rpc = RpcServer(
+            generator=self._generator, address=self._settings.grpc_address, debug=self._settings.debug
+        )
+        await rpc.start()
+        closing.push_async_callback(rpc.stop)
+        self._rpc = rpc
+        address = listener.getsockname()
+        log.info(
+            "Generator %s of run %s: http on %s:%d, grpc on %s",
+            *(self._holder, self._settings.run, address[0], address[1]),
+            rpc.port or self._settings.grpc_address,
+            extra={"http_port": address[1], "grpc_port": rpc.port},
+        )
+
+    async def _work(self, closing: AsyncExitStack) -> None:
+        """Join, load, then lease until drained. Raises what makes going on senseless."""
+        broker = await self._connect()
+        closing.callback(broker.close)
+        run_log = RunLog(broker, self._settings.run)
+        presence = Presence(
+            generator=self._generator,
+            run_log=run_log,
+            calls=self._calls,
+            metrics=self._metrics,
+            interval_seconds=self._settings.presence_seconds,
+        )
+        closing.push_async_callback(presence.say_goodbye)
+        await race(presence.run(), self._join_and_serve(run_log, closing))
+
+    async def _connect(self) -> Broker:
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._calls.run(Broker.connect, self._settings.redis_url)
+            except BrokerUnavailable as error:
+                log.warning("Waiting for the broker: %s", error)
+                await asyncio.sleep(backoff.next_seconds())
+
+    async def _join_and_serve(self, run_log: RunLog, closing: AsyncExitStack) -> None:
+        settings = self._settings
+        config = await joining.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        task_config = joining.task_config_of(config, task_path=settings.task_path)
+        task = await self._calls.run(joining.load_same_task, config, task_config)
+        scorer = await self._calls.run(
+            Scorer,
+            task=task_config,
+            timeout_seconds=settings.reward_timeout_seconds,
+            num_workers=settings.reward_workers,
+            allow_python=settings.allow_python,
+        )
+        closing.callback(scorer.close)
+        store = PolicyStore(settings.checkpoint_root, settings.run)
+        watcher = self._watcher(run_log, store)
+        engine = build_engine(settings)
+        closing.push_async_callback(_close_engine, engine)
+        policy = await self._start_engine(engine, config, store, watcher)
+        joining.check_tokenizer(config, engine.tokenizer, task)
+        parts = self._assemble(
+            config=config,
+            task=task,
+            scorer=scorer,
+            engine=engine,
+            run_log=run_log,
+            store=store,
+            watcher=watcher,
+        )
+        self._generator.attach(parts)
+        await self._serve(parts, policy)
+
+    async def _start_engine(
+        self, engine: Engine, config: RunConfig, store: PolicyStore, watcher: PolicyWatcher
+    ) -> PolicyRef | None:
+        """Load the newest policy whose every byte verifies, else the run's model."""
+        while (policy := await watcher.newest()) is not None:
+            try:
+                await self._calls.run(store.verify, policy)
+            except (CorruptCheckpoint, OSError) as error:
+                log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
+                watcher.shun(policy)
+                continue
+            break
+        model_path = policy.path if policy else Path(self._settings.model or config.model)
+        log.info("Starting the %s engine on %s", self._settings.engine, model_path)
+        await engine.start(model_path=model_path)
+        return policy
+
+    # --- serve -----------------------------------------------------------------------------------------
+
+    async def _serve(self, parts: Parts, policy: PolicyRef | None) -> None:
+        """Follow policies and lease, until drained or broken."""
+        await self._rpc.set_serving(True)
+        if policy is not None:
+            await parts.reloader.adopt(policy)
+        try:
+            await race(parts.reloader.run(), _watch_engine(parts.engine), self._lease(parts.worker))
+        finally:
+            await self._rpc.set_serving(False)
+
+    async def _lease(self, worker: Worker) -> None:
+        """Lease until the run ends. A drain goes on beside the reloader: held groups wait for its verdict."""
+        await worker.run()
+        if worker.is_draining:
+            await asyncio.Event().wait()
+        await worker.drain(deadline_seconds=self._settings.drain_seconds)
+
+    def _watcher(self, run_log: RunLog, store: PolicyStore) -> PolicyWatcher:
+        return PolicyWatcher(
+            run_log=run_log,
+            store=store,
+            calls=self._calls,
+            metrics=self._metrics,
+            clock=self._clock,
+            poll_seconds=self._settings.policy_poll_seconds,
+            wait_seconds=self._settings.slot_wait_seconds,
+        )
+
+    def _assemble(
+        self,
+        *,
+        config: RunConfig,
+        task: Task,
+        scorer: Scorer,
+        engine: Engine,
+        run_log: RunLog,
+        store: PolicyStore,
+        watcher: PolicyWatcher,
+    ) -> Parts:
+        settings, sampling = self._settings, joining.sampling_of(config)
+        gate, groups = VerdictGate(), GroupsInFlight(metrics=self._metrics)
+        reloader = Reloader(
+            engine=engine,
+            store=store,
+            watcher=watcher,
+            run_log=run_log,
+            calls=self._calls,
+            gate=gate,
+            groups=groups,
+            metrics=self._metrics,
+            clock=self._clock,
+            holder=self._holder,
+            probe_tolerance=settings.probe_tolerance,
+            probe_timeout_seconds=settings.probe_timeout_seconds,
+            max_consistent_reloads=settings.max_consistent_reloads,
+        )
+        maker = GroupMaker(
+            config=config,
+            sampling=sampling,
+            task=task,
+            engine=engine,
+            scorer=scorer,
+            run_log=run_log,
+            calls=self._calls,
+            gate=gate,
+            metrics=self._metrics,
+            holder=self._holder,
+            cache_salt=lambda: reloader.cache_salt,
+        )
+        worker = Worker(
+            config=config,
+            run_log=run_log,
+            maker=maker,
+            engine=engine,
+            reloader=reloader,
+            gate=gate,
+            groups=groups,
+            calls=self._calls,
+            metrics=self._metrics,
+            holder=self._holder,
+            max_groups_in_flight=settings.max_groups_in_flight,
+            max_engine_failures=settings.max_engine_failures,
+            slot_wait_seconds=settings.slot_wait_seconds,
+            exit_when_run_ends=settings.exit_when_run_ends,
+        )
+        return Parts(
+            engine=engine, reloader=reloader, worker=worker, groups=groups, gate=gate, sampling=sampling
+        )
+
+
+async def _watch_engine(engine: Engine) -> None:
+    """Raises EngineBroken soon after an engine died that nobody was asking anything."""
+    while not engine.is_broken:
+        await asyncio.sleep(1.0)
+    raise EngineBroken("the engine has died")
+
+
+async def _stop_http(http: HttpServer, serving: "asyncio.Future[None]") -> None:
+    http.should_exit = True
+    await serving
+
+
+async def _close_engine(engine: Engine) -> None:
+    try:
+        await asyncio.wait_for(engine.close(), ENGINE_CLOSE_SECONDS)
+    except TimeoutError:
+        log.error("The engine did not close within %.0f s and is left behind", ENGINE_CLOSE_SECONDS)

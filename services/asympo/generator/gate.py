@@ -1,0 +1,55 @@
+"""Holds finished groups between a reload and its verdict."""
+
+import asyncio
+
+
+class VerdictGate:
+    """A door every finished group passes on its way to the log; shut while the loaded weights are unproven.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._verdict: asyncio.Future[bool] | None = None
+        self.num_held = 0
+        """Groups that wait at the door."""
+
+    @property
+    def is_shut(self) -> bool:
+        return self._verdict is not None
+
+    def shut(self) -> None:
+        """From now on groups wait. Idempotent."""
+        if self._verdict is None:
+            self._verdict = asyncio.get_running_loop().create_future()
+
+    def open(self) -> None:
+        """The weights are accepted: let the waiting groups go to the log. Idempotent."""
+        if self._verdict is not None:
+            self._verdict.set_result(True)
+            self._verdict = None
+
+    def reject(self) -> None:
+        """The weights failed: the waiting groups go back as prompts; the door stays shut for the next."""
+        if self._verdict is not None:
+            self._verdict.set_result(False)
+        self._verdict = asyncio.get_running_loop().create_future()
+
+    async def passes(self) -> bool:
+        """Wait until the door is open; False when the group was held for weights that failed."""
+        if self._verdict is None:
+            return True
+        self.num_held += 1
+        try:
+            while self._verdict is not None:
+                # shield: one cancelled group must not cancel the verdict of the others.
+                if not await asyncio.shield(self._verdict):
+                    return False
+            return True
+        finally:
+            self.num_held -= 1
+
+    async def opened(self) -> None:
+        """Wait until the loaded weights are proven again, whatever became of the held groups."""
+        while self._verdict is not None:
+            await asyncio.shield(self._verdict)

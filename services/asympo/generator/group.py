@@ -1,0 +1,197 @@
+"""One group from lease to log: sample, score, build, append."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from asympo.common.codec import encode_group
+from asympo.common.errors import EngineBroken, InvalidRecord
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.rollout_log import Lease, RunConfig, RunLog
+from asympo.engines.base import Engine, Sample, SamplingSettings
+from asympo.generator.calls import Calls
+from asympo.generator.gate import VerdictGate
+from asympo.generator.inflight import GroupInFlight, GroupStopped, StopReason
+from asympo.generator.metrics import GeneratorMetrics, GroupOutcome
+from asympo.rewards.scorer import Scorer
+from asympo.tasks.base import Task
+from asympo.tasks.render import render_prompt
+
+log = logging.getLogger(__name__)
+
+MIN_RESPONSES = 2
+"""Fewer scored responses than this have no advantage to speak of."""
+ABORT_GRACE_SECONDS = 5.0
+"""How long an aborted generation may take to return before it is cancelled."""
+
+
+class PromptFailed(Exception):
+    """This prompt cannot be answered as it is; the message goes to the log with the prompt."""
+
+
+class EngineFailed(Exception):
+    """The engine raised instead of sampling; it may still be fit for other prompts."""
+
+
+class GroupMaker:
+    """Knows how this run samples, scores and records one prompt."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        sampling: SamplingSettings,
+        task: Task,
+        engine: Engine,
+        scorer: Scorer,
+        run_log: RunLog,
+        calls: Calls,
+        gate: VerdictGate,
+        metrics: GeneratorMetrics,
+        holder: str,
+        cache_salt: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._engine = engine
+        self._scorer = scorer
+        self._run_log = run_log
+        self._calls = calls
+        self._gate = gate
+        self._metrics = metrics
+        self._holder = holder
+        self._cache_salt = cache_salt
+        self._sampling = sampling
+
+    async def answer(self, group: GroupInFlight) -> GroupOutcome:
+        """Bring one leased group into the log. Says how it ended.
+
+        Raises GroupStopped, PromptFailed, EngineFailed for what the lease's holder must settle, EngineBroken
+        when the process must end.
+        """
+        prompt_ids = self._render(group.lease)
+        samples = await self._sample(group, prompt_ids)
+        responses = await self._score(group, samples)
+        if len(responses) < MIN_RESPONSES:
+            raise PromptFailed(
+                f"only {len(responses)} of {group.num_samples} responses could be scored; "
+                f"a group needs {MIN_RESPONSES}"
+            )
+        payload = self._encode(group.lease, prompt_ids, responses)
+        held_since = time.monotonic()
+        if not await group.unless_stopped(self._gate.passes()):
+            group.stop(StopReason.UNPROVEN)
+            raise GroupStopped(StopReason.UNPROVEN)
+        self._metrics.held_seconds.observe(time.monotonic() - held_since)
+        return await self._append(group, payload)
+
+    def _render(self, lease: Lease) -> list[int]:
+        try:
+            return render_prompt(self._task.prompt(lease.index), self._engine.tokenizer)
+        except Exception as error:
+            # A task is somebody's own code: what it raises is about this prompt, not about the process.
+            raise PromptFailed(f"prompt {lease.index} cannot be rendered: {error!r}") from error
+
+    async def _sample(self, group: GroupInFlight, prompt_ids: list[int]) -> list[Sample]:
+        # Weights without a verdict must not fill the prompt cache, nor be sampled from afresh.
+        await group.unless_stopped(self._gate.opened())
+        started = time.monotonic()
+        group.is_sampling = True
+        generation = asyncio.ensure_future(
+            self._engine.generate(
+                prompt_ids,
+                num_samples=group.num_samples,
+                sampling=self._sampling,
+                request_id=group.request_id,
+                cache_salt=self._cache_salt(),
+            )
+        )
+        samples: list[Sample] = []
+        try:
+            samples = await group.unless_stopped(asyncio.shield(generation))
+        except GroupStopped:
+            await self._abort(group, generation)
+            raise
+        except EngineBroken:
+            raise
+        except ValueError as error:
+            raise PromptFailed(f"the engine refuses prompt {group.lease.index}: {error}") from error
+        except Exception as error:
+            raise EngineFailed(f"sampling prompt {group.lease.index} raised {error!r}") from error
+        finally:
+            group.is_sampling = False
+            group.is_unproven = self._gate.is_shut
+            self._count_lost(group, samples)
+        self._metrics.generation_seconds.observe(time.monotonic() - started)
+        for sample in samples:
+            self._metrics.count_response(sample.finish_reason, num_tokens=len(sample.token_ids))
+        return samples
+
+    async def _abort(self, group: GroupInFlight, generation: "asyncio.Future[list[Sample]]") -> None:
+        """End a generation inside the engine, so that it takes no more of its time."""
+        await self._engine.abort(group.request_id)
+        await asyncio.wait({generation}, timeout=ABORT_GRACE_SECONDS)
+        if not generation.done():
+            generation.cancel()
+        elif not generation.cancelled() and (error := generation.exception()) is not None:
+            log.warning("An aborted generation ended with %r", error)
+
+    def _count_lost(self, group: GroupInFlight, samples: Sequence[Sample]) -> None:
+        if not group.spans_reload or group.stop_reason in (StopReason.LEASE_LOST, StopReason.DRAIN):
+            return
+        num_whole = sum(sample.finish_reason is not FinishReason.ABORT for sample in samples)
+        if num_whole < group.num_samples:
+            self._metrics.count_requests_lost(group.num_samples - num_whole)
+
+    async def _score(self, group: GroupInFlight, samples: Sequence[Sample]) -> list[Response]:
+        """Responses with their rewards, without those that were aborted, are empty or could not be scored."""
+        usable = [s for s in samples if s.token_ids and s.finish_reason is not FinishReason.ABORT]
+        overlong_reward = self._config.overlong_reward
+        is_fixed = [overlong_reward is not None and s.finish_reason is FinishReason.LENGTH for s in usable]
+        texts = [sample.text for sample, fixed in zip(usable, is_fixed, strict=True) if not fixed]
+        started = time.monotonic()
+        scores = iter(
+            await group.unless_stopped(self._calls.run(self._scorer.score, group.lease.index, texts))
+            if texts
+            else ()
+        )
+        self._metrics.score_seconds.observe(time.monotonic() - started)
+        responses = []
+        for sample, fixed in zip(usable, is_fixed, strict=True):
+            reward = overlong_reward if fixed else next(scores)
+            if isinstance(reward, float) and math.isfinite(reward):
+                responses.append(
+                    Response(
+                        token_ids=sample.token_ids,
+                        text=sample.text,
+                        reward=reward,
+                        finish_reason=sample.finish_reason,
+                    )
+                )
+            else:
+                log.warning("A response to prompt %d could not be scored: %s", group.lease.index, reward)
+        if len(responses) < len(usable):
+            self._metrics.count_reward_failures(len(usable) - len(responses))
+        return responses
+
+    def _encode(self, lease: Lease, prompt_ids: list[int], responses: Sequence[Response]) -> bytes:
+        text = self._engine.tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        prompt = Prompt(token_ids=tuple(prompt_ids), text=text)
+        try:
+            return encode_group(
+                RolloutGroup(group_id=lease.group_id, prompt=prompt, responses=tuple(responses))
+            )
+        except InvalidRecord as error:
+            raise PromptFailed(f"no valid record comes out of prompt {lease.index}: {error}") from error
+
+    async def _append(self, group: GroupInFlight, payload: bytes) -> GroupOutcome:
+        """Append, waiting for the broker if need be: it decides whether the lease is still good."""
+        result = await group.unless_stopped(
+            self._calls.until_answered(self._run_log.append, group.lease, payload, producer=self._holder)
+        )
+        outcome: GroupOutcome = result.outcome.value
+        if outcome not in ("appended", "duplicate"):
+            log.warning("Group %s was not taken: %s", group.lease.group_id, outcome)
+        return outcome

@@ -1,0 +1,198 @@
+"""What a generator counts: Prometheus metrics, and the same numbers for its status."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from asympo.common.records import FinishReason
+from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
+from asympo.generator.verdict import Judgement, Verdict
+
+GroupOutcome = Literal[
+    "appended", "duplicate", "lease_lost", "too_stale", "refused", "handed_back", "prompt_failed"
+]
+GROUP_OUTCOMES: tuple[GroupOutcome, ...] = (
+    *("appended", "duplicate", "lease_lost", "too_stale", "refused", "handed_back", "prompt_failed"),
+)
+WASTED_OUTCOMES = frozenset({"lease_lost", "too_stale", "refused"})
+"""Ends of a group whose finished work nobody will train on."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since the process started, for `/v1/status` and the presence report."""
+
+    groups_appended: int = 0
+    groups_wasted: int = 0
+    """Finished or begun, and then refused or overtaken."""
+    groups_handed_back: int = 0
+    prompt_failures: int = 0
+    responses: int = 0
+    """Sampled in full for the log."""
+    reward_failures: int = 0
+    reloads: int = 0
+    probe_failures: int = 0
+    requests_lost: int = 0
+    """Responses in flight at a reload that ended without a full result."""
+    leases_lost: int = 0
+    engine_failures: int = 0
+
+
+class GeneratorMetrics:
+    """The metrics of one generator over a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tally = Tally()
+        self._groups = Counter(
+            "asympo_generator_groups", "Leased groups by how they ended.", ["outcome"], registry=registry
+        )
+        self._responses = Counter(
+            "asympo_generator_responses", "Responses sampled.", ["finish_reason"], registry=registry
+        )
+        self._tokens = Counter("asympo_generator_tokens", "Tokens of sampled responses.", registry=registry)
+        self._reward_failures = Counter(
+            "asympo_generator_reward_failures", "Responses whose scoring raised or hung.", registry=registry
+        )
+        self._leases_lost = Counter(
+            "asympo_generator_leases_lost", "Leases that expired while held.", registry=registry
+        )
+        self._engine_failures = Counter(
+            "asympo_generator_engine_failures", "Generations that the engine failed.", registry=registry
+        )
+        self._broker_errors = Counter(
+            "asympo_generator_broker_errors", "Calls that the broker did not answer.", registry=registry
+        )
+        self._unexpected_errors = Counter(
+            "asympo_generator_unexpected_errors",
+            "Groups given up on an error nobody foresaw.",
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "asympo_generator_reloads", "Reloads by verdict of the probe.", ["verdict"], registry=registry
+        )
+        self._requests_lost = Counter(
+            "asympo_generator_requests_lost",
+            "Responses in flight at a reload that ended without a full result.",
+            registry=registry,
+        )
+        self._corrupt_policies = Counter(
+            "asympo_generator_corrupt_policies", "Policies that failed verification.", registry=registry
+        )
+        self._declare_durations(registry)
+        self._declare_gauges(registry)
+        for outcome in GROUP_OUTCOMES:
+            self._groups.labels(outcome)
+        for verdict in Verdict:
+            self._reloads.labels(verdict.value)
+        for reason in FinishReason:
+            self._responses.labels(reason.value)
+
+    def _declare_durations(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, buckets=DURATION_BUCKETS_SECONDS, registry=registry)
+
+        self.generation_seconds = histogram(
+            "asympo_generator_generation_seconds", "Sampling all responses of a group."
+        )
+        self.score_seconds = histogram("asympo_generator_score_seconds", "Scoring all responses of a group.")
+        self.lease_wait_seconds = histogram(
+            "asympo_generator_lease_wait_seconds", "From wanting a lease to having it."
+        )
+        self.held_seconds = histogram(
+            "asympo_generator_held_seconds", "Finished groups waiting for the verdict of a reload."
+        )
+        self._pause_seconds = histogram(
+            "asympo_generator_reload_pause_seconds", "The engine scheduled nothing during a reload."
+        )
+        self._load_seconds = histogram("asympo_generator_reload_load_seconds", "Loading weights in a pause.")
+        self._swap_seconds = histogram(
+            "asympo_generator_reload_seconds", "From the start of a reload to its verdict."
+        )
+
+    def _declare_gauges(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
+
+        self.groups_in_flight = gauge("asympo_generator_groups_in_flight", "Leases held now.")
+        self.groups_held = gauge("asympo_generator_groups_held", "Finished groups waiting for a verdict now.")
+        self.policy_step = gauge("asympo_generator_policy_step", "Step of the policy served; -1 for none.")
+        self.policy_step.set(-1)
+        self.ready = gauge("asympo_generator_ready", "1 while it can do useful work.")
+        self.probe_error = gauge(
+            "asympo_generator_probe_error_nats", "Largest deviation of the newest probe, per token."
+        )
+        self.consistent_reloads = gauge(
+            "asympo_generator_consistent_reloads", "Reloads in a row that proved nothing."
+        )
+        self.unproven_alert = gauge(
+            "asympo_generator_unproven_alert", "1 when too many reloads in a row proved nothing."
+        )
+
+    def count_group(self, outcome: GroupOutcome) -> None:
+        """One lease ended."""
+        self._groups.labels(outcome).inc()
+        if outcome in ("appended", "duplicate"):
+            self.tally.groups_appended += outcome == "appended"
+        elif outcome == "handed_back":
+            self.tally.groups_handed_back += 1
+        elif outcome == "prompt_failed":
+            self.tally.prompt_failures += 1
+        else:
+            self.tally.groups_wasted += 1
+
+    def count_response(self, finish_reason: FinishReason, *, num_tokens: int) -> None:
+        """One response came from the engine."""
+        self._responses.labels(finish_reason.value).inc()
+        self._tokens.inc(num_tokens)
+        if finish_reason is not FinishReason.ABORT:
+            self.tally.responses += 1
+
+    def count_reward_failures(self, count: int) -> None:
+        """Responses that could not be scored."""
+        self._reward_failures.inc(count)
+        self.tally.reward_failures += count
+
+    def count_lease_lost(self) -> None:
+        """The broker no longer knows one of our leases."""
+        self._leases_lost.inc()
+        self.tally.leases_lost += 1
+
+    def count_engine_failure(self) -> None:
+        """The engine raised instead of sampling."""
+        self._engine_failures.inc()
+        self.tally.engine_failures += 1
+
+    def count_broker_error(self) -> None:
+        """One call of ours stayed without an answer."""
+        self._broker_errors.inc()
+
+    def count_unexpected_error(self) -> None:
+        """A group met an error that no branch foresaw."""
+        self._unexpected_errors.inc()
+
+    def count_requests_lost(self, count: int) -> None:
+        """Responses that a reload cost."""
+        self._requests_lost.inc(count)
+        self.tally.requests_lost += count
+
+    def count_corrupt_policy(self) -> None:
+        """A policy directory did not verify."""
+        self._corrupt_policies.inc()
+
+    def count_reload(self, judgement: Judgement, *, pause_seconds: float, load_seconds: float) -> None:
+        """One reload has its verdict."""
+        self._reloads.labels(judgement.verdict.value).inc()
+        self._pause_seconds.observe(pause_seconds)
+        self._load_seconds.observe(load_seconds)
+        self.tally.reloads += 1
+        self.count_probe(judgement)
+
+    def count_probe(self, judgement: Judgement) -> None:
+        """One probe has its verdict, after a reload or a start."""
+        self.probe_error.set(judgement.max_error)
+        self.tally.probe_failures += judgement.verdict is Verdict.FAILED
+
+    def observe_swap(self, seconds: float) -> None:
+        """A reload and its probe took this long."""
+        self._swap_seconds.observe(seconds)

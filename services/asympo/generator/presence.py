@@ -1,0 +1,72 @@
+"""Tells the run who is there: the same status that HTTP shows, every few seconds."""
+
+import asyncio
+import logging
+
+from asympo.common.errors import BrokerUnavailable
+from asympo.common.rollout_log import RunLog
+from asympo.generator.calls import Calls
+from asympo.generator.core import Generator
+from asympo.generator.metrics import GeneratorMetrics
+
+log = logging.getLogger(__name__)
+
+MISSED_REPORTS = 4
+"""A generator counts as gone when this many reports in a row did not come."""
+GOODBYE_SECONDS = 2.0
+
+
+class Presence:
+    """Reports the generator's status until it ends."""
+
+    def __init__(
+        self,
+        *,
+        generator: Generator,
+        run_log: RunLog,
+        calls: Calls,
+        metrics: GeneratorMetrics,
+        interval_seconds: float,
+    ) -> None:
+        self._generator = generator
+        self._run_log = run_log
+        self._calls = calls
+        self._metrics = metrics
+        self._interval_seconds = interval_seconds
+
+    async def run(self) -> None:
+        """Report for ever."""
+        while True:
+            await self._report()
+            await asyncio.sleep(self._interval_seconds)
+
+    async def say_goodbye(self) -> None:
+        """Vanish from the list now instead of after the last report's time."""
+        try:
+            await asyncio.wait_for(
+                self._calls.run(self._run_log.report_presence, self._generator.holder, {}, ttl_seconds=0),
+                GOODBYE_SECONDS,
+            )
+        except (BrokerUnavailable, TimeoutError) as error:
+            log.debug("Nobody heard the goodbye: %r", error)
+
+    async def _report(self) -> None:
+        parts = self._generator.parts
+        if parts:
+            self._generator.rate.note(parts.engine.stats.num_tokens_generated)
+            self._metrics.groups_held.set(parts.gate.num_held)
+        try:
+            await self._calls.run(
+                self._run_log.report_presence,
+                self._generator.holder,
+                self._generator.status(),
+                ttl_seconds=self._interval_seconds * MISSED_REPORTS,
+            )
+        except BrokerUnavailable as error:
+            self._metrics.count_broker_error()
+            if self._generator.is_broker_answering:
+                log.warning("The broker does not hear us: %s", error)
+            self._generator.is_broker_answering = False
+        else:
+            self._generator.is_broker_answering = True
+        self._metrics.ready.set(self._generator.not_ready_reason is None)

@@ -1,0 +1,233 @@
+"""Swaps policies in flight, and proves each swap before anything sampled after it may leave."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from dataclasses import dataclass
+
+from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore, ProbeSequence
+from asympo.common.clock import Clock
+from asympo.common.errors import CorruptCheckpoint, EngineBroken, ReloadFailed
+from asympo.common.rollout_log import RunLog
+from asympo.engines.base import Engine, ReloadTiming
+from asympo.generator.calls import Calls
+from asympo.generator.gate import VerdictGate
+from asympo.generator.inflight import GroupsInFlight
+from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.verdict import Judgement, Verdict, judge
+from asympo.generator.watcher import PolicyWatcher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReloadReport:
+    """The newest finished reload, as shown to people."""
+
+    policy: PolicyRef
+    verdict: Verdict
+    timing: ReloadTiming
+    at_seconds: float
+    """When the verdict fell, seconds since 1970."""
+
+
+class Reloader:
+    """Owns which policy the engine serves. Only its one task touches the engine's weights."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: PolicyStore,
+        watcher: PolicyWatcher,
+        run_log: RunLog,
+        calls: Calls,
+        gate: VerdictGate,
+        metrics: GeneratorMetrics,
+        clock: Clock,
+        holder: str,
+        groups: GroupsInFlight,
+        probe_tolerance: float | None,
+        probe_timeout_seconds: float,
+        max_consistent_reloads: int,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._watcher = watcher
+        self._run_log = run_log
+        self._calls = calls
+        self._gate = gate
+        self._metrics = metrics
+        self._clock = clock
+        self._holder = holder
+        self._groups = groups
+        self._probe_tolerance = probe_tolerance
+        self._probe_timeout_seconds = probe_timeout_seconds
+        self._max_consistent_reloads = max_consistent_reloads
+        self._measured: dict[tuple[tuple[int, ...], int], float] = {}
+        self._num_consistent = 0
+        self._num_loads = 0
+        self._changed = asyncio.Event()
+        self.policy: PolicyRef | None = None
+        """The policy served, proven as far as its probe can; None while the engine holds the bare model."""
+        self.last_reload: ReloadReport | None = None
+        self.is_up_to_date = False
+        """No newer policy was visible when the watcher last looked."""
+
+    @property
+    def cache_salt(self) -> str:
+        """Keeps cached prompts of different weights apart; a policy loaded twice gets two values."""
+        return f"{'model' if self.policy is None else self.policy.name}.{self._num_loads}"
+
+    async def wait_for_change(self, timeout_seconds: float) -> None:
+        """Returns when another policy is served, or after the time-out."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_seconds)
+
+    async def adopt(self, policy: PolicyRef) -> None:
+        """Take over the policy the engine was started on, once its probe agrees; else fall back."""
+        manifest = await self._calls.run(self._store.load_manifest, policy)
+        self._gate.shut()
+        judgement = await self._probe(manifest)
+        self._metrics.count_probe(judgement)
+        if judgement.is_accepted:
+            self._accept(policy, judgement)
+            log.info("Started on policy %d: %s", policy.step, judgement, extra={"step": policy.step})
+        else:
+            await self._fall_back(policy, judgement)
+
+    async def run(self) -> None:
+        """Follow the newest policy for ever. Raises EngineBroken when the engine must not go on."""
+        while True:
+            policy = await self._watcher.next_after(self.policy, on_wait=self._caught_up)
+            self.is_up_to_date = False
+            try:
+                manifest = await self._calls.run(self._store.verify, policy)
+            except (CorruptCheckpoint, OSError) as error:
+                log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
+                self._watcher.shun(policy)
+                continue
+            await self._swap(policy, manifest)
+
+    def _caught_up(self) -> None:
+        self.is_up_to_date = True
+
+    async def _swap(self, policy: PolicyRef, manifest: Manifest) -> None:
+        judgement = await self._load_and_probe(policy, manifest)
+        if judgement.is_accepted:
+            self._accept(policy, judgement)
+        else:
+            await self._fall_back(policy, judgement)
+
+    async def _load_and_probe(self, policy: PolicyRef, manifest: Manifest) -> Judgement:
+        """Reload, then probe; the gate is shut from before the first new weight on."""
+        started = self._clock.monotonic_seconds()
+        self._groups.mark_reload()
+        self._num_loads += 1
+        self._gate.shut()
+        try:
+            timing = await self._engine.reload(policy.path, manifest=manifest)
+        except EngineBroken:
+            raise
+        except Exception as error:
+            # Half of the weights may be in: whatever it was, this engine must not serve again.
+            raise EngineBroken(f"reloading policy {policy.step} raised {error!r}") from error
+        judgement = await self._probe(manifest)
+        self._metrics.count_reload(
+            judgement, pause_seconds=timing.pause_seconds, load_seconds=timing.reload_seconds
+        )
+        self._metrics.observe_swap(self._clock.monotonic_seconds() - started)
+        self.last_reload = ReloadReport(
+            policy=policy,
+            verdict=judgement.verdict,
+            timing=timing,
+            at_seconds=self._clock.now_seconds(),
+        )
+        log.log(
+            logging.INFO if judgement.is_accepted else logging.ERROR,
+            "Reloaded policy %d in %.2f s with %d responses in flight: %s",
+            *(policy.step, timing.pause_seconds, timing.num_in_flight, judgement),
+            extra={"step": policy.step, "verdict": judgement.verdict.value},
+        )
+        return judgement
+
+    async def _probe(self, manifest: Manifest) -> Judgement:
+        """Ask the engine for the probe's numbers and compare."""
+        sequences = manifest.probe.sequences
+        before = [
+            # What this engine itself answered until now beats the parent's value: policies may be skipped.
+            self._measured.get((s.token_ids, s.num_prompt_tokens), s.parent_mean_nll)
+            for s in sequences
+        ]
+        measured = [await self._measure(sequence) for sequence in sequences]
+        self._measured = {
+            (s.token_ids, s.num_prompt_tokens): value for s, value in zip(sequences, measured, strict=True)
+        }
+        return judge(
+            measured=measured,
+            expected=[s.mean_nll for s in sequences],
+            before=before,
+            tolerance=self._probe_tolerance or manifest.probe.tolerance,
+        )
+
+    async def _measure(self, sequence: ProbeSequence) -> float:
+        """The engine's mean NLL of one sequence; NaN, which fails every probe, when it does not answer."""
+        try:
+            return await asyncio.wait_for(
+                self._engine.mean_nll(sequence.token_ids, num_prompt_tokens=sequence.num_prompt_tokens),
+                self._probe_timeout_seconds,
+            )
+        except TimeoutError:
+            log.error("A probe got no answer in %.0f s", self._probe_timeout_seconds)
+            return math.nan
+
+    def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
+        self.policy = policy
+        self._num_consistent = self._num_consistent + 1 if judgement.verdict is Verdict.CONSISTENT else 0
+        is_alert = self._num_consistent >= self._max_consistent_reloads
+        self._metrics.consistent_reloads.set(self._num_consistent)
+        self._metrics.unproven_alert.set(is_alert)
+        self._metrics.policy_step.set(policy.step)
+        if is_alert:
+            log.warning(
+                "%d reloads in a row proved nothing: their probes cannot tell a policy from its parent",
+                self._num_consistent,
+            )
+        self._gate.open()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _fall_back(self, failed: PolicyRef, judgement: Judgement) -> None:
+        """Hand back what was sampled since, return to the last good policy, then tell the fleet.
+
+        The step is marked bad only after the fallback was proven: when that fails as well, the fault is in
+        this engine and says nothing of the policy. Raises ReloadFailed then.
+        """
+        reason = f"the probe of policy {failed.step} failed: {judgement}"
+        await self._groups.give_up_unproven(reason)
+        self._gate.reject()
+        good = self.policy or await self._watcher.older_than(failed)
+        if good is None:
+            raise ReloadFailed(f"{reason}; there is no earlier policy to return to")
+        try:
+            manifest = await self._calls.run(self._store.verify, good)
+        except (CorruptCheckpoint, OSError) as error:
+            raise ReloadFailed(
+                f"{reason}; policy {good.step} to return to does not verify: {error}"
+            ) from error
+        again = await self._load_and_probe(good, manifest)
+        if not again.is_accepted:
+            raise ReloadFailed(f"{reason}; policy {good.step} to return to failed as well: {again}")
+        self._accept(good, again)
+        await self._mark_bad(failed, reason)
+
+    async def _mark_bad(self, failed: PolicyRef, reason: str) -> None:
+        await self._calls.until_answered(
+            self._run_log.mark_bad_policy,
+            step=failed.step,
+            fence=failed.fence,
+            reason=reason,
+            holder=self._holder,
+        )
+        log.error("Policy %d is marked bad for all generators: %s", failed.step, reason)

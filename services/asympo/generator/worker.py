@@ -1,0 +1,288 @@
+"""Leases prompts and keeps a number of groups in flight until told to drain."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+from uuid import uuid4
+
+from asympo.common.errors import BrokerUnavailable, EngineBroken
+from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunConfig, RunLog
+from asympo.engines.base import Engine
+from asympo.generator.calls import Calls
+from asympo.generator.gate import VerdictGate
+from asympo.generator.group import EngineFailed, GroupMaker, PromptFailed
+from asympo.generator.inflight import GroupInFlight, GroupsInFlight, GroupStopped, StopReason
+from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.reloader import Reloader
+
+log = logging.getLogger(__name__)
+
+IDLE_AFTER_END_SECONDS = 5.0
+"""How often a generator asks again in a run that has ended: somebody may resume it."""
+HAND_BACK_SECONDS = 5.0
+"""How long a drain waits for the broker to take back what is left at its deadline."""
+
+
+class Worker:
+    """The generator's main loop. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        run_log: RunLog,
+        maker: GroupMaker,
+        engine: Engine,
+        reloader: Reloader,
+        gate: VerdictGate,
+        groups: GroupsInFlight,
+        calls: Calls,
+        metrics: GeneratorMetrics,
+        holder: str,
+        max_groups_in_flight: int,
+        max_engine_failures: int,
+        slot_wait_seconds: float,
+        exit_when_run_ends: bool,
+    ) -> None:
+        self._config = config
+        self._run_log = run_log
+        self._maker = maker
+        self._engine = engine
+        self._reloader = reloader
+        self._gate = gate
+        self._groups = groups
+        self._calls = calls
+        self._metrics = metrics
+        self._holder = holder
+        self._max_engine_failures = max_engine_failures
+        self._slot_wait_seconds = slot_wait_seconds
+        self._exit_when_run_ends = exit_when_run_ends
+        self._free = asyncio.Semaphore(max_groups_in_flight)
+        self._num_failures_in_row = 0
+        self._asking: asyncio.Future[Lease | Refused] | None = None
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broken.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
+        self._drain = asyncio.Event()
+        self.refusal: RefusalReason | None = RefusalReason.NOT_STARTED
+        """Why the broker last gave no work; None after it gave some."""
+
+    @property
+    def is_paused(self) -> bool:
+        return not self._unpaused.is_set()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._drain.is_set()
+
+    def pause(self) -> None:
+        """Lease nothing more; groups in flight go on. Idempotent."""
+        self._unpaused.clear()
+
+    def resume(self) -> None:
+        """Lease again. Idempotent."""
+        self._unpaused.set()
+
+    async def run(self) -> None:
+        """Lease, answer and renew until drained, or until the run ends where that was asked for.
+
+        Raises EngineBroken when the engine must not go on.
+        """
+        renewing = asyncio.ensure_future(self._renew_leases())
+        leasing = asyncio.ensure_future(self._lease_groups())
+        draining = asyncio.ensure_future(self._drain.wait())
+        try:
+            ends: set[asyncio.Future[Any]] = {renewing, leasing, draining, self._broken}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (renewing, leasing, self._broken):
+                if ended.done():
+                    ended.result()
+        finally:
+            for task in (renewing, leasing, draining):
+                task.cancel()
+
+    async def drain(self, *, deadline_seconds: float) -> tuple[int, int]:
+        """Stop leasing, finish or hand back what is in flight; (groups appended, groups handed back) since.
+
+        Groups that are not done at the deadline are handed back. A second call waits as well, and a shorter
+        deadline of its wins.
+        """
+        tally = self._metrics.tally
+        before = tally.groups_appended, tally.groups_handed_back
+        self._drain.set()
+        log.info("Draining %d groups within %.0f s", len(self._groups), deadline_seconds)
+        renewing = asyncio.ensure_future(self._renew_leases())
+        try:
+            await self._groups.settled(tuple(self._groups), timeout_seconds=deadline_seconds)
+            await self._groups.stop(tuple(self._groups), StopReason.DRAIN, timeout_seconds=HAND_BACK_SECONDS)
+            await self._return_unwanted()
+        finally:
+            renewing.cancel()
+        return tally.groups_appended - before[0], tally.groups_handed_back - before[1]
+
+    # --- leasing ---------------------------------------------------------------------------------------
+
+    async def _lease_groups(self) -> None:
+        while True:
+            await self._free.acquire()
+            try:
+                lease = await self._next_lease()
+            except BaseException:
+                self._free.release()
+                raise
+            if lease is None:
+                self._free.release()
+                return
+            group = GroupInFlight(
+                lease=lease,
+                # The same prompt may come back to us: a request of its first lease may still be ending.
+                request_id=f"{lease.group_id}.{uuid4().hex[:8]}",
+                num_samples=self._config.group_size,
+            )
+            self._groups.add(group, asyncio.ensure_future(self._work(group)))
+
+    async def _next_lease(self) -> Lease | None:
+        """Wait until a lease is granted; None once the run has ended and that is to end the process."""
+        wanted_since = time.monotonic()
+        while True:
+            await self._unpaused.wait()
+            await self._gate.opened()
+            policy = self._reloader.policy
+            if policy is None:
+                await self._reloader.wait_for_change(self._slot_wait_seconds)
+                continue
+            answer = await self._ask_for_lease(policy.step)
+            if isinstance(answer, Lease):
+                self.refusal = None
+                self._metrics.lease_wait_seconds.observe(time.monotonic() - wanted_since)
+                return answer
+            if answer.reason is not self.refusal:
+                log.info("No work for now: %s", answer.reason.value)
+            self.refusal = answer.reason
+            if answer.reason is RefusalReason.RUN_ENDED and self._exit_when_run_ends:
+                return None
+            await self._wait_after(answer)
+
+    async def _ask_for_lease(self, policy_step: int) -> Lease | Refused:
+        """One request for work. A drain does not cancel it: a lease it brings must be handed back."""
+        self._asking = asyncio.ensure_future(
+            self._calls.until_answered(self._run_log.acquire, holder=self._holder, policy_step=policy_step)
+        )
+        answer = await asyncio.shield(self._asking)
+        self._asking = None
+        return answer
+
+    async def _return_unwanted(self) -> None:
+        """Hand back the lease that was on its way when leasing stopped."""
+        if self._asking is None:
+            return
+        try:
+            answer = await asyncio.wait_for(self._asking, HAND_BACK_SECONDS)
+        except TimeoutError:
+            log.warning("The broker is away: a lease that it may have granted will expire")
+            return
+        if isinstance(answer, Lease):
+            await self._hand_back(answer, reason=StopReason.DRAIN)
+
+    async def _wait_after(self, refused: Refused) -> None:
+        """Block until it makes sense to ask again; never longer than an event that was missed may cost."""
+        reason, hint_seconds = refused.reason, refused.retry_after_seconds
+        if reason is RefusalReason.STALE_POLICY:
+            await self._reloader.wait_for_change(max(hint_seconds, self._slot_wait_seconds))
+            return
+        if reason is RefusalReason.RUN_ENDED:
+            await asyncio.sleep(max(hint_seconds, IDLE_AFTER_END_SECONDS))
+            return
+        try:
+            await self._calls.run(self._run_log.wait_for_slot, self._slot_wait_seconds, refused=refused)
+        except BrokerUnavailable as error:
+            self._metrics.count_broker_error()
+            log.warning("No news of free slots while the broker is away: %s", error)
+
+    async def _renew_leases(self) -> None:
+        """Keep our leases alive, also those of groups that only wait to be appended."""
+        while True:
+            await asyncio.sleep(self._config.lease_seconds / 3)
+            by_token = {group.lease.token: group for group in self._groups}
+            if not by_token:
+                continue
+            try:
+                leases = [group.lease for group in by_token.values()]
+                lost = await self._calls.run(self._run_log.renew, leases)
+            except BrokerUnavailable as error:
+                self._metrics.count_broker_error()
+                log.warning("%d leases could not be renewed: %s", len(by_token), error)
+                continue
+            for lease in lost:
+                group = by_token[lease.token]
+                # One that was appended while we asked is gone as well, and rightly so.
+                if group in self._groups:
+                    group.stop(StopReason.LEASE_LOST)
+
+    # --- one group -------------------------------------------------------------------------------------
+
+    async def _work(self, group: GroupInFlight) -> None:
+        try:
+            await self._settle(group)
+        except EngineBroken as error:
+            if not self._broken.done():
+                self._broken.set_exception(error)
+        finally:
+            self._groups.discard(group)
+            self._free.release()
+
+    async def _settle(self, group: GroupInFlight) -> None:
+        """Answer one group and settle its lease, whatever happens. Raises EngineBroken only."""
+        try:
+            outcome = await self._maker.answer(group)
+        except GroupStopped:
+            await self._settle_stopped(group)
+        except PromptFailed as failure:
+            log.warning("Group %s: %s", group.lease.group_id, failure)
+            await self._hand_back(group.lease, reason=str(failure), is_prompt_failure=True)
+        except EngineFailed as failure:
+            await self._settle_engine_failure(group, failure)
+        except EngineBroken as error:
+            await self._hand_back(group.lease, reason=f"engine broken: {error}")
+            raise
+        except Exception as error:
+            # The edge of one group: it must not take the others along.
+            log.exception("Group %s met an error nobody foresaw", group.lease.group_id)
+            self._metrics.count_unexpected_error()
+            await self._hand_back(group.lease, reason=repr(error), is_prompt_failure=True)
+        else:
+            self._num_failures_in_row = 0
+            self._metrics.count_group(outcome)
+
+    async def _settle_stopped(self, group: GroupInFlight) -> None:
+        if group.stop_reason is StopReason.LEASE_LOST:
+            log.warning("The lease of group %s was lost; its work is wasted", group.lease.group_id)
+            self._metrics.count_lease_lost()
+            self._metrics.count_group("lease_lost")
+        else:
+            await self._hand_back(group.lease, reason=str(group.stop_reason))
+
+    async def _settle_engine_failure(self, group: GroupInFlight, failure: EngineFailed) -> None:
+        """The first failure is charged to the prompt, those right after it to the engine."""
+        self._metrics.count_engine_failure()
+        self._num_failures_in_row += 1
+        log.error("Group %s: %s", group.lease.group_id, failure, exc_info=failure.__cause__)
+        is_prompt_failure = self._num_failures_in_row == 1
+        await self._hand_back(group.lease, reason=str(failure), is_prompt_failure=is_prompt_failure)
+        if self._engine.is_broken or self._num_failures_in_row >= self._max_engine_failures:
+            raise EngineBroken(
+                f"{self._num_failures_in_row} generations in a row failed, the last: {failure}"
+            )
+
+    async def _hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> None:
+        """Give the prompt to someone else now; if the broker is away, the lease's expiry does it."""
+        try:
+            await self._calls.run(
+                self._run_log.hand_back, lease, reason=reason, is_prompt_failure=is_prompt_failure
+            )
+        except BrokerUnavailable as error:
+            self._metrics.count_broker_error()
+            log.warning("Group %s was not handed back and will expire: %s", lease.group_id, error)
+        self._metrics.count_group("prompt_failed" if is_prompt_failure else "handed_back")
