@@ -1,0 +1,144 @@
+"""Per-token NLL through the LM head in chunks: logits of the whole row never exist at once.
+
+Legend: ``_U`` distinct positions that predict a trained token, ``_N`` trained tokens ordered by their row in U,
+``_V`` vocabulary, ``_D`` hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """What a model does between its last hidden state and its softmax besides one matrix product."""
+
+    logit_scale: float = 1.0
+    """Factor on the logits."""
+    softcap: float | None = None
+    """c in c * tanh(logits / c); None is none."""
+    chunk_rows: int = 256
+    """Rows of logits that exist at once."""
+    compute_dtype: torch.dtype = torch.float32
+    """Precision of the matrix products; everything else is float32 or the input's own precision if higher."""
+
+
+class _ChunkedNll(torch.autograd.Function):
+    """Forward keeps one log-sum-exp a row; backward computes each chunk of logits again."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913 - torch passes autograd inputs positionally
+        ctx: Any,
+        hidden_UD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        row_N: Tensor,
+        target_N: Tensor,
+        bounds: Sequence[int],
+        options: HeadOptions,
+    ) -> tuple[Tensor, Tensor]:
+        cast_UD, cast_VD = hidden_UD.to(options.compute_dtype), weight_VD.to(options.compute_dtype)
+        wide = torch.promote_types(hidden_UD.dtype, torch.float32)
+        lse_U = torch.empty(len(hidden_UD), dtype=wide, device=hidden_UD.device)
+        entropy_U = torch.empty_like(lse_U)
+        nll_N = torch.empty(len(target_N), dtype=wide, device=hidden_UD.device)
+        for rows, tokens in _chunks(len(hidden_UD), bounds, options.chunk_rows):
+            logits, _ = _logits(cast_UD[rows], cast_VD, bias_V, wide, options)
+            lse = torch.logsumexp(logits, dim=-1)
+            lse_U[rows] = lse
+            picked = logits[row_N[tokens] - rows.start, target_N[tokens]]
+            nll_N[tokens] = lse[row_N[tokens] - rows.start] - picked
+            probability = (logits - lse[:, None]).exp_()
+            entropy_U[rows] = lse - torch.linalg.vecdot(probability, logits)
+        ctx.save_for_backward(hidden_UD, weight_VD, bias_V, row_N, target_N, lse_U)
+        ctx.bounds, ctx.options = bounds, options
+        ctx.mark_non_differentiable(entropy_U)
+        return nll_N, entropy_U
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_UD, weight_VD, bias_V, row_N, target_N, lse_U = ctx.saved_tensors
+        options: HeadOptions = ctx.options
+        cast_UD, cast_VD = hidden_UD.to(options.compute_dtype), weight_VD.to(options.compute_dtype)
+        grad_hidden_UD = torch.empty_like(hidden_UD)
+        grad_weight_VD: Tensor | None = None
+        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+        for rows, tokens in _chunks(len(hidden_UD), ctx.bounds, options.chunk_rows):
+            logits, slope = _logits(cast_UD[rows], cast_VD, bias_V, lse_U.dtype, options)
+            local, grad = row_N[tokens] - rows.start, grad_N[tokens]
+            grad_row = torch.zeros_like(lse_U[rows]).index_add_(0, local, grad)
+            grad_logits = logits.sub_(lse_U[rows, None]).exp_().mul_(grad_row[:, None])
+            grad_logits.index_put_((local, target_N[tokens]), -grad, accumulate=True)
+            if slope is not None:
+                grad_logits *= slope
+            if grad_bias_V is not None:
+                grad_bias_V += grad_logits.sum(0).to(grad_bias_V.dtype)
+            cast_grad = (grad_logits * options.logit_scale if options.logit_scale != 1.0 else grad_logits).to(
+                options.compute_dtype
+            )
+            grad_hidden_UD[rows] = (cast_grad @ cast_VD).to(hidden_UD.dtype)
+            part_VD = cast_grad.T @ cast_UD[rows]
+            if grad_weight_VD is None:
+                grad_weight_VD = part_VD.to(weight_VD.dtype)
+            else:
+                grad_weight_VD += part_VD
+        return grad_hidden_UD, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def token_nll(
+    hidden_UD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    *,
+    row_N: Tensor,
+    target_N: Tensor,
+    token_bounds: Sequence[int],
+    options: HeadOptions,
+) -> tuple[Tensor, Tensor]:
+    """NLL of each trained token and the entropy of each row; differentiable in hidden states, weight and bias.
+
+    ``row_N`` must be ascending; ``token_bounds[k]`` is the number of tokens whose row is below ``k * chunk_rows``
+    (`chunk_bounds` makes it). NLL is float32 or better; several targets may share one row.
+    """
+    nll_N, entropy_U = _ChunkedNll.apply(
+        hidden_UD, weight_VD, bias_V, row_N, target_N, tuple(token_bounds), options
+    )
+    return nll_N, entropy_U
+
+
+def chunk_bounds(row_N: Sequence[int], *, num_rows: int, chunk_rows: int) -> list[int]:
+    """Where each chunk's tokens begin, and their total; computed on plain lists, so no device waits."""
+    bounds = [0]
+    position = 0
+    for start in range(0, num_rows, chunk_rows):
+        while position < len(row_N) and row_N[position] < start + chunk_rows:
+            position += 1
+        bounds.append(position)
+    return bounds
+
+
+def _chunks(num_rows: int, bounds: Sequence[int], chunk_rows: int) -> list[tuple[slice, slice]]:
+    return [
+        (slice(start, min(start + chunk_rows, num_rows)), slice(bounds[index], bounds[index + 1]))
+        for index, start in enumerate(range(0, num_rows, chunk_rows))
+    ]
+
+
+def _logits(
+    hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wide: torch.dtype, options: HeadOptions
+) -> tuple[Tensor, Tensor | None]:
+    """Logits in ``wide`` precision, and d capped / d raw where the model caps them."""
+    logits = (hidden @ weight_VD.T).to(wide)
+    if bias_V is not None:
+        logits += bias_V.to(wide)
+    if options.logit_scale != 1.0:
+        logits *= options.logit_scale
+    if options.softcap is None:
+        return logits, None
+    tanh = torch.tanh(logits / options.softcap)
+    return tanh * options.softcap, 1 - tanh.square()

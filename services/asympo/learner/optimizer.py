@@ -1,0 +1,69 @@
+"""AdamW, its learning-rate schedule as a pure function of the step, and the guarded step."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def make_optimizer(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Fused AdamW; norms and biases (one-dimensional parameters) are not decayed. Tied weights appear once."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=betas, eps=eps, fused=True
+    )
+
+
+def learning_rate_at(
+    step: int,
+    *,
+    peak: float,
+    schedule: Schedule,
+    warmup_steps: int,
+    total_steps: int | None,
+    final_ratio: float,
+) -> float:
+    """Learning rate of the ``step``-th optimizer step, counted from 1.
+
+    Linear warm-up to ``peak``, then constant, or a fall to ``final_ratio * peak`` at ``total_steps``.
+    """
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    if schedule == "constant" or total_steps is None:
+        return peak
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    fall = progress if schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return peak * (1 - (1 - final_ratio) * fall)
+
+
+def clip_gradient(parameters: Iterable[nn.Parameter], *, max_norm: float) -> float:
+    """Scales the gradient down to ``max_norm`` and returns its norm before that; may be inf or nan."""
+    return float(nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False, foreach=True))
+
+
+def guarded_step(
+    optimizer: torch.optim.Optimizer, *, learning_rate: float, max_norm: float
+) -> tuple[float, bool]:
+    """One optimizer step unless the gradient is not finite; (raw gradient norm, was it applied).
+
+    The gradient is released either way, so weights and optimizer state stay good.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    norm = clip_gradient(parameters, max_norm=max_norm)
+    is_applied = math.isfinite(norm)
+    if is_applied:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, is_applied

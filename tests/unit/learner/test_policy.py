@@ -1,0 +1,172 @@
+"""Packed, shared, chunked: the same numbers and gradients as one sequence at a time through the whole model."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from asympo.learner.attention import plan_layout
+from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
+from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
+from asympo.learner.policy import Policy, load_model
+
+CPU = torch.device("cpu")
+
+
+def make_groups(
+    num_groups: int, *, seed: int = 0, max_response: int = 9, vocabulary: int = 40
+) -> list[TrainedGroup]:
+    rng = random.Random(seed)
+    system = [rng.randrange(vocabulary) for _ in range(5)]
+    groups = []
+    for _ in range(num_groups):
+        prompt = [*system, *(rng.randrange(vocabulary) for _ in range(rng.randint(1, 6)))]
+        answers = [[rng.randrange(3) for _ in range(rng.randint(1, max_response))] for _ in range(3)]
+        answers.append(answers[0])
+        responses = [TrainedResponse(token_ids=tuple(a), advantage=rng.uniform(-1, 1)) for a in answers]
+        responses.append(
+            TrainedResponse(token_ids=(1, 2, 3), advantage=0.5, trained_token_mask=(False, True, False))
+        )
+        groups.append(TrainedGroup(prompt_ids=tuple(prompt), responses=tuple(responses)))
+    return groups
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> Policy:
+    """In float64 throughout: transformers' own norm rounds to float32, which would hide small errors."""
+    model = load_model(tiny_model, dtype=torch.float64, device=CPU)
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return Policy(model=model, compute_dtype=torch.float64, chunk_rows=7)
+
+
+def gradients(
+    policy: Policy, groups: list[TrainedGroup], *, budget: int, share: bool
+) -> tuple[float, list[torch.Tensor]]:
+    policy.model.zero_grad()
+    total = 0.0
+    count = sum(len(group.responses) for group in groups)
+    scope = StepScope(num_responses=count, num_groups=len(groups), num_groups_without_signal=0)
+    for batch in pack(groups, token_budget=budget, share_prefixes=share):
+        mean_nll = policy.response_nll(batch).mean_nll_R
+        advantage = torch.tensor(batch.advantage_R, dtype=torch.float64)
+        loss, _ = asympo(mean_nll, advantage, scope, ObjectiveOptions())
+        loss.backward()
+        total += float(mean_nll.detach().sum())
+    return total, [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+
+
+def reference(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, list[torch.Tensor]]:
+    """One sequence at a time through the model's own forward and full logits."""
+    policy.model.zero_grad()
+    policy.model.set_attn_implementation("sdpa")
+    total, losses = 0.0, []
+    count = sum(len(group.responses) for group in groups)
+    for group in groups:
+        for response in group.responses:
+            ids = torch.tensor([group.prompt_ids + response.token_ids])
+            logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1]
+            nll = torch.nn.functional.cross_entropy(
+                logits, torch.tensor(response.token_ids), reduction="none"
+            )
+            mean = nll[torch.tensor(response.trained_token_mask or (True,) * len(nll))].mean()
+            losses.append(response.advantage * mean / mean.detach() / count)
+            total += float(mean.detach())
+    torch.stack(losses).sum().backward()
+    policy.model.set_attn_implementation("asympo_packed")
+    return total, [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_packed_gradients_equal_those_of_separate_sequences(policy: Policy, share: bool, budget: int) -> None:
+    groups = make_groups(4)
+    total, ours = gradients(policy, groups, budget=budget, share=share)
+    expected_total, expected = reference(policy, groups)
+    assert total == pytest.approx(expected_total, rel=1e-12)
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_block", [1, 4, 16, 1000])
+def test_attention_blocks_cover_each_ancestor_exactly_once(max_block: int) -> None:
+    batch = collate(make_groups(5, seed=2), share_prefixes=True)
+    layout = plan_layout(batch, device=CPU, max_block=max_block)
+    assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
+    for block in layout.blocks:
+        keys = [k for part in (*block.ancestors, block.query) for k in range(*part)]
+        for row, query in enumerate(range(*block.query)):
+            ancestors = {k for k in range(query + 1) if query < batch.subtree_end_T[k]}
+            if block.allowed_QK is None:
+                seen = {k for k in keys if k <= query}
+            else:
+                seen = {k for k, is_allowed in zip(keys, block.allowed_QK[row], strict=True) if is_allowed}
+            assert seen == ancestors
+            assert len(ancestors) == batch.position_ids_T[query] + 1
+
+
+def test_long_responses_use_small_attention_blocks_and_stay_exact(policy: Policy) -> None:
+    groups = make_groups(2, seed=5, max_response=200)
+    _, shared = gradients(policy, groups, budget=10_000, share=True)
+    _, unshared = gradients(policy, groups, budget=10_000, share=False)
+    for mine, theirs in zip(shared, unshared, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_pack_respects_the_budget_and_keeps_every_response() -> None:
+    groups = make_groups(20, seed=7)
+    for share in (True, False):
+        batches = pack(groups, token_budget=64, share_prefixes=share)
+        assert all(batch.num_tokens <= 64 for batch in batches)
+        assert sum(len(batch.advantage_R) for batch in batches) == sum(len(g.responses) for g in groups)
+
+
+def test_pack_shares_what_groups_have_in_common() -> None:
+    groups = make_groups(6)
+    (batch,) = pack(groups, token_budget=10_000, share_prefixes=True)
+    assert batch.num_tokens < sum(num_input_tokens(group, share_prefixes=True) for group in groups)
+
+
+def test_pack_gives_an_enormous_response_a_row_of_its_own() -> None:
+    long = TrainedGroup(
+        prompt_ids=(1,), responses=(TrainedResponse(token_ids=tuple(range(500)), advantage=1.0),)
+    )
+    batches = pack([*make_groups(2), long], token_budget=64, share_prefixes=True)
+    assert sum(batch.num_tokens > 64 for batch in batches) == 1
+
+
+def test_collate_refuses_what_has_no_mean_nll() -> None:
+    empty = TrainedGroup(prompt_ids=(1,), responses=(TrainedResponse(token_ids=(), advantage=1.0),))
+    with pytest.raises(ValueError, match="trained token"):
+        collate([empty], share_prefixes=True)
+    no_prompt = TrainedGroup(prompt_ids=(), responses=(TrainedResponse(token_ids=(1,), advantage=1.0),))
+    with pytest.raises(ValueError, match="prompt"):
+        collate([no_prompt], share_prefixes=True)
+
+
+def test_entropy_is_that_of_the_models_distribution(policy: Policy) -> None:
+    group = TrainedGroup(prompt_ids=(1, 2, 3), responses=(TrainedResponse(token_ids=(4,), advantage=1.0),))
+    entropy = policy.response_nll(collate([group], share_prefixes=True)).entropy_sum
+    policy.model.set_attn_implementation("sdpa")
+    logits = policy.model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False).logits[0, -1]
+    policy.model.set_attn_implementation("asympo_packed")
+    assert float(entropy.detach()) == pytest.approx(
+        float(torch.distributions.Categorical(logits=logits.detach()).entropy())
+    )
+
+
+def test_self_check_accepts_a_model_it_computes_rightly(policy: Policy) -> None:
+    policy.self_check()
+
+
+def test_mean_nll_scores_the_tokens_after_the_prompt(policy: Policy) -> None:
+    nll = policy.mean_nll([1, 2, 3, 4, 5], num_prompt_tokens=3)
+    total, _ = reference(
+        policy,
+        [TrainedGroup(prompt_ids=(1, 2, 3), responses=(TrainedResponse(token_ids=(4, 5), advantage=1.0),))],
+    )
+    assert nll == pytest.approx(total)
