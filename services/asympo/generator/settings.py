@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from asympo.common.settings import ServiceSettings
 
-Port = Annotated[int, Field(default=ge=0, le=65535)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class VllmOptions(BaseModel):
@@ -15,20 +15,22 @@ class VllmOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="weights and KV cache")
-    enforce_eager: bool = Field(default=True, description="no compilation, no captured graphs: starts quicker")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="weights and cache"
+    )
+    enforce_eager: bool = Field(default=True, description="no compilation, no graphs: starts quicker")
     max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
-    max_model_len: int | None = Field(default=None, ge=2, description="longest prompt plus response in tokens")
+    max_model_len: int | None = Field(default=None, ge=2, description="longest prompt plus response")
     max_num_batched_tokens: int | None = Field(default=None, ge=1, description="tokens of one engine step")
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0, description="share of a GPU's memory")
     kv_cache_gib: int = Field(default=1, ge=1, description="memory of the KV cache in GiB (CPU only)")
     tensor_parallel_size: int = Field(default=1, ge=1, description="workers that share one copy of the model")
     cpu_ids: tuple[int, ...] | None = Field(default=None, description="cores to bind to (CPU only)")
-    num_threads: int | None = Field(default=None, ge=1, description="compute threads when not bound (CPU only)")
+    num_threads: int | None = Field(default=None, ge=1, description="threads when not bound (CPU only)")
     seed: int = Field(default=0, description="seed of the sampler")
-    self_test: bool = Field(default=False, description="perturb every tensor after the start; output must move")
+    self_test: bool = Field(default=False, description="perturb every tensor: output must move")
     start_timeout_seconds: float = Field(default=900.0, gt=0.0, description="limit of loading the model")
-    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of each phase of a reload")
+    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of a phase of a reload")
 
 
 class GeneratorSettings(ServiceSettings):
@@ -36,25 +38,27 @@ class GeneratorSettings(ServiceSettings):
 
     service: ClassVar[str] = "generator"
 
-    holder: str = Field(default="", max_length=128, description="name for its leases; host and process id when empty")
-    model: str | None = Field(default=None, description="where the run's model lies on this machine, if elsewhere")
+    holder: str = Field(
+        default="", max_length=128, description="name for its leases; host and pid when empty"
+    )
+    model: str | None = Field(default=None, description="where the run's model lies here, if elsewhere")
     task_path: str | None = Field(default=None, description="where the task's file lies here, if elsewhere")
-    allow_python: bool = Field(default=False, description="let the run's task score with Python code of the user")
+    allow_python: bool = Field(default=False, description="let the task score with the user's Python code")
     engine: Literal["vllm", "simulated"] = Field(default="vllm", description="what samples the responses")
     vllm: VllmOptions = VllmOptions()
     max_groups_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts leased at the same time")
 
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
-    http_port: Port = Field(default=8081, description="port of health, metrics and status; 0 picks a free one")
-    grpc_host: str = Field(default="127.0.0.1", description="loopback address of the control service, or unix:PATH")
-    grpc_port: Port = Field(default=50052, description="port of the control service; 0 picks a free one")
+    http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
+    grpc_host: str = Field(default="127.0.0.1", description="loopback address of gRPC, or unix:PATH")
+    grpc_port: Port = Field(default=50052, description="port of gRPC; 0 picks one")
     debug: bool = Field(default=False, description="gRPC reflection on the control service")
 
     reward_timeout_seconds: float = Field(default=10.0, gt=0.0, description="limit of scoring one response")
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
 
     probe_tolerance: float | None = Field(
-        default=None, gt=0.0, description="how far a probe's mean NLL may be off; the manifest's own when none"
+        default=None, gt=0.0, description="how far a probe may be off, in nats; the manifest's when none"
     )
     probe_timeout_seconds: float = Field(default=120.0, gt=0.0, description="limit of one probe sequence")
     max_consistent_reloads: int = Field(
@@ -63,11 +67,15 @@ class GeneratorSettings(ServiceSettings):
     max_engine_failures: int = Field(
         default=5, ge=1, description="failed generations in a row after which the process ends"
     )
-    policy_poll_seconds: float = Field(default=10.0, gt=0.0, description="look for policies this often unannounced")
-    slot_wait_seconds: float = Field(default=2.0, gt=0.0, le=60.0, description="longest single wait for a free slot")
+    policy_poll_seconds: float = Field(
+        default=10.0, gt=0.0, description="look for unannounced policies this often"
+    )
+    slot_wait_seconds: float = Field(
+        default=2.0, gt=0.0, le=60.0, description="longest single wait for a slot"
+    )
     presence_seconds: float = Field(default=2.0, gt=0.0, description="time between reports of its own state")
-    drain_seconds: float = Field(default=25.0, ge=0.0, description="time for groups in flight when asked to stop")
-    exit_when_run_ends: bool = Field(default=False, description="end the process with the run; else serve on, idle")
+    drain_seconds: float = Field(default=25.0, ge=0.0, description="time for groups in flight at a stop")
+    exit_when_run_ends: bool = Field(default=False, description="end with the run; else serve on, idle")
 
     @field_validator("grpc_host")
     @classmethod
