@@ -4,13 +4,10 @@ Every rank streams its own shards into one file, straight from the tensors' memo
 writing. The coordinator makes the directory visible only when all ranks are done.
 """
 
-import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future as ThreadFuture
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -33,6 +30,7 @@ from asympo.common import errors
 from asympo.common.checkpoints.directory import create_temporary, seal
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import StepName
+from asympo.learner.state_file import HashedFile
 from asympo.learner.state_manifest import StateChunk, StateTensor
 
 DTYPES = {
@@ -48,7 +46,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +244,7 @@ def _write_file(
     prefix = len(text).to_bytes(8, "little") + text
     chunks = []
     position = len(prefix)
-    with _HashedFile(path) as file:
+    with HashedFile(path) as file:
         file.write(memoryview(prefix))
         for item in items:
             tensor = resolve(item)
@@ -265,44 +262,6 @@ def _write_file(
             file.write(_bytes_of(tensor.detach().cpu().contiguous()))
             position += _num_bytes(item)
     return FileEntry(name=path.name, size=position, sha256=file.hexdigest()), chunks
-
-
-class _HashedFile:
-    """A new file whose digest a second thread computes while the first one writes; flushed when closed."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._hasher = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="state-digest")
-
-    def __enter__(self) -> "_HashedFile":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        try:
-            if kind is None:
-                os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
-
-    def write(self, content: memoryview) -> None:
-        """Write all of `content`. Raises OSError."""
-        for start in range(0, len(content), _CHUNK_BYTES):
-            part = content[start : start + _CHUNK_BYTES]
-            hashed: ThreadFuture[None] = self._pool.submit(self._hasher.update, part)
-            try:
-                while part:
-                    num_written = os.write(self._descriptor, part)
-                    if num_written == 0:
-                        raise OSError(errno.EIO, os.strerror(errno.EIO))
-                    part = part[num_written:]
-            finally:
-                hashed.result()
-
-    def hexdigest(self) -> str:
-        """Digest of everything written."""
-        return self._hasher.hexdigest()
 
 
 def _read_into(path: Path, offset: int, tensor: Tensor) -> None:
