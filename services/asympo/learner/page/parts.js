@@ -8,6 +8,7 @@ const VERDICTS = {
   consistent: ["note", "matches the probe, but cannot be told from the parent"],
   failed: ["bad", "the served weights do not match the probe; the last proven policy was reloaded"],
 };
+const GENERATOR_TONES = { starting: "warn", waiting_for_policy: "note", paused: "warn", draining: "warn", stopped: "idle" };
 const FORGET_GENERATOR_SECONDS = 600;
 
 const badge = (tone, text, title) => element("span", { class: "badge", "data-tone": tone, title }, text);
@@ -140,12 +141,12 @@ function generatorRow({ one, seen }, isPresent, isConnected, newestPolicy, now) 
   const reload = one.last_reload;
   const [tone, meaning] = VERDICTS[reload && reload.verdict] || ["idle", ""];
   const behind = isNumber(newestPolicy) && isNumber(one.policy_step) ? newestPolicy - one.policy_step : 0;
-  const state = !isConnected ? badge("idle", "unknown") : isPresent ? badge("good", one.state || "connected") : badge("bad", `lost ${duration(now - seen)} ago`);
+  const state = !isConnected ? badge("idle", "unknown") : isPresent ? badge(GENERATOR_TONES[one.state] || "good", String(one.state || "connected").replaceAll("_", " "), one.not_ready_reason) : badge("bad", `lost ${duration(now - seen)} ago`);
   const cell = (label, ...children) => element("td", { "data-label": label }, element("span", {}, ...children));
   const quantity = (label, value) => element("td", { "data-label": label, class: "num" }, count(value));
   const muted = (text) => element("span", { class: "muted" }, text);
   return element("tr", { "data-generator": one.holder, "data-present": String(isPresent) },
-    element("th", { scope: "row" }, one.holder), cell("State", state),
+    element("th", { scope: "row" }, one.holder), cell("State", state, isPresent && one.waiting_for ? muted(` ${String(one.waiting_for).replaceAll("_", " ")}`) : null),
     cell("Policy", `step ${count(one.policy_step)}`, behind > 0 ? muted(` (${behind} behind)`) : null),
     cell("Last reload", reload ? `${seconds(reload.seconds)}, ${ago(ageOf(one, now))}` : "none yet", reload && isNumber(reload.in_flight) ? muted(` · ${count(reload.in_flight)} in flight`) : null),
     cell("Verdict", reload ? badge(tone, reload.verdict || "unknown", meaning) : "–", reload && isNumber(reload.step) ? muted(` step ${count(reload.step)}`) : null),
