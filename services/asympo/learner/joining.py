@@ -1,0 +1,61 @@
+"""Creating or joining the run, before anything heavy is loaded: generators wait for it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadModel
+from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.learner.settings import LearnerSettings
+from asympo.tasks.registry import load_task
+from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer_digest import tokenizer_digest
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer; raises BadModel with one sentence. Imports transformers, not torch models."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from error
+
+
+def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> RunConfig:
+    """Writes the run's config, or makes sure that the one there is the same.
+
+    Raises RunConfigMismatch naming each difference, BadSetting when the task cannot be loaded or rendered.
+    """
+    task = load_task(settings.task)
+    render_prompt(task.prompt(0), tokenizer)
+    config = RunConfig(
+        run=settings.run,
+        group_size=settings.group_size,
+        groups_per_step=settings.groups_per_step,
+        max_groups_per_step=settings.segment_limit,
+        publish_every=settings.publish_every,
+        save_every=settings.save_every,
+        max_staleness=settings.max_staleness,
+        max_generation_staleness=settings.max_generation_staleness,
+        lease_seconds=settings.lease_seconds,
+        max_lease_seconds=settings.max_lease_seconds,
+        max_prompt_failures=settings.max_prompt_failures,
+        seed=settings.seed,
+        num_prompts=len(task),
+        num_epochs=settings.num_epochs,
+        model=_model_for_all(settings.model),
+        task=settings.task.model_dump(mode="json"),
+        sampling=settings.sampling.to_run_config(),
+        overlong_reward=settings.overlong_reward,
+        task_digest=task.digest,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+    )
+    return run_log.create_or_join(config)
+
+
+def _model_for_all(model: str) -> str:
+    """A local path made absolute: processes on this machine have working directories of their own."""
+    return os.path.abspath(model) if Path(model).exists() else model

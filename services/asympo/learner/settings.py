@@ -1,0 +1,167 @@
+"""Settings of the learner: they describe the run (every generator reads them from it) and how to train."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from asympo.common.settings import ServiceSettings
+from asympo.learner.trackers import TrackerSettings
+from asympo.tasks.config import TaskConfig
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class SamplingOptions(BaseModel):
+    """How responses are drawn; part of the run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="nucleus mass")
+    max_tokens: int = Field(default=256, ge=1, description="limit of one response, end-of-sequence included")
+    min_tokens: int = Field(default=0, ge=0, description="no end of a response before this many tokens")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end a response")
+
+    def to_run_config(self) -> dict[str, Any]:
+        """As every service compares it."""
+        return {**self.model_dump(), "stop": list(self.stop)}
+
+
+class LearnerSettings(ServiceSettings):
+    """Everything the learner can be told."""
+
+    service: ClassVar[str] = "learner"
+
+    # The run
+    model: str = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct", description="Hugging Face id or path")
+    task: TaskConfig = TaskConfig(name="addition")
+    sampling: SamplingOptions = SamplingOptions()
+    overlong_reward: float | None = Field(
+        default=None, description="reward of a truncated response; none scores it like any other"
+    )
+    group_size: int = Field(default=8, ge=2, le=1024, description="G, responses per prompt")
+    groups_per_step: int = Field(default=8, ge=1, description="groups with signal that end a step")
+    max_groups_per_step: int | None = Field(
+        default=None, ge=1, description="groups of any kind that end a step; four times as many when none"
+    )
+    publish_every: int = Field(default=1, ge=1, description="steps between two published policies")
+    save_every: int = Field(default=10, ge=1, description="steps between two commits of durable state")
+    max_staleness: int = Field(default=1, ge=0, description="queue staleness allowed; 0 is synchronous")
+    max_generation_staleness: int | None = Field(
+        default=None, ge=0, description="policies a generator may be behind when it appends"
+    )
+    lease_seconds: float = Field(default=15.0, gt=0.0, description="life of a lease that is not renewed")
+    max_lease_seconds: float = Field(default=900.0, gt=0.0, description="life of a lease however renewed")
+    max_prompt_failures: int = Field(default=3, ge=1, description="failures that set a prompt aside")
+    num_epochs: int = Field(default=0, ge=0, description="passes over the prompts; 0 is endless")
+    seed: int = Field(default=0, ge=0, description="order of prompts, and every random choice of the learner")
+
+    # The objective and the optimizer
+    objective: Literal["asympo", "spo", "naive", "gpg"] = Field(
+        default="asympo", description="what is minimised"
+    )
+    mean_nll_floor: float = Field(default=1e-4, gt=0.0, le=1.0, description="asympo: clamp of the normaliser")
+    negative_scale: float = Field(default=0.3, gt=0.0, le=1.0, description="spo: scale of negative responses")
+    learning_rate: float = Field(default=1e-5, gt=0.0, description="AdamW, at its highest")
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="AdamW")
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0, description="AdamW")
+    epsilon: float = Field(default=1e-8, gt=0.0, description="AdamW")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW, matrices only")
+    max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="after warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="steps until the learning rate is at its highest")
+    final_learning_rate_ratio: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="linear, cosine: share left at total_steps"
+    )
+    total_steps: int | None = Field(
+        default=None, ge=1, description="steps that finish the run; endless when none"
+    )
+
+    # The machine
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the policy is trained")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="inside autocast; auto measures once which is faster. Weights are float32"
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads; the environment's when none"
+    )
+    token_budget: int = Field(default=1024, ge=1, description="tokens of one micro-batch")
+    head_chunk_rows: int = Field(default=256, ge=1, description="rows of logits that exist at once")
+    share_prefixes: bool = Field(default=True, description="compute what responses have in common once")
+    gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+
+    # Checkpoints
+    keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")
+    keep_states: int = Field(default=2, ge=1, description="durable training states kept on storage")
+    publish_retry_seconds: float = Field(
+        default=5.0, gt=0.0, description="time between tries after a failure"
+    )
+    probe_tolerance: float = Field(
+        default=0.05, gt=0.0, description="nats by which an engine's mean NLL may differ from ours"
+    )
+
+    # Ownership
+    take_over: bool = Field(default=False, description="take the run from a learner that seems alive")
+    heartbeat_seconds: float = Field(default=10.0, gt=0.3, description="a learner silent for so long is gone")
+    holder: str = Field(default="", max_length=128, description="name in the log; host and pid when empty")
+    max_empty_segments: int = Field(
+        default=5, ge=1, description="steps in a row without any signal before an alert is raised"
+    )
+
+    # Doors
+    http_host: str = Field(default="127.0.0.1", description="address of page, health, metrics and status")
+    http_port: Port = Field(default=8080, description="port of page, health, metrics, status; 0 picks one")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="names the page may be asked for under")
+    grpc_host: str = Field(default="127.0.0.1", description="loopback address of gRPC, or unix:PATH")
+    grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks one")
+    debug: bool = Field(default=False, description="gRPC reflection on the control service")
+    show_samples: bool = Field(default=False, description="let the page show prompts and responses")
+    trackers: TrackerSettings = TrackerSettings()
+
+    @field_validator("grpc_host")
+    @classmethod
+    def _is_local(cls, value: str) -> str:
+        if value.startswith("unix:") or value == "localhost":
+            return value
+        try:
+            is_loopback = ipaddress.ip_address(value).is_loopback
+        except ValueError:
+            is_loopback = False
+        if not is_loopback:
+            raise ValueError("the control service is not authenticated: give a loopback address or unix:PATH")
+        return value
+
+    @model_validator(mode="after")
+    def _numbers_fit_together(self) -> Self:
+        if self.max_groups_per_step is not None and self.max_groups_per_step < self.groups_per_step:
+            raise ValueError(
+                f"max_groups_per_step is {self.max_groups_per_step}: give at least groups_per_step "
+                f"({self.groups_per_step})"
+            )
+        if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
+        if self.schedule != "constant" and self.total_steps is None:
+            raise ValueError(f"the {self.schedule} schedule needs total_steps")
+        if self.sampling.min_tokens > self.sampling.max_tokens:
+            raise ValueError("sampling.min_tokens is above sampling.max_tokens")
+        return self
+
+    @property
+    def segment_limit(self) -> int:
+        """Groups of any kind that end a step."""
+        return self.max_groups_per_step or 4 * self.groups_per_step
+
+    @property
+    def run_directory(self) -> Path:
+        """Policies, training states, metrics of this run."""
+        return self.checkpoint_root / self.run
+
+    @property
+    def grpc_address(self) -> str:
+        """What gRPC binds."""
+        if self.grpc_host.startswith("unix:"):
+            return self.grpc_host
+        host = f"[{self.grpc_host}]" if ":" in self.grpc_host else self.grpc_host
+        return f"{host}:{self.grpc_port}"
