@@ -29,8 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from asympo.common.errors import BadSetting
 from asympo.common.toml_text import dump_toml
 
-# What Kubernetes puts into every container for a Service called asympo-<service>; not ours to refuse.
-_SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
+_SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
 _SECRET_NAME = re.compile(r"(password|secret|token|api_key)\Z")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -263,7 +262,7 @@ def _read_environment(
         values["redis_url"] = environ["REDIS_URL"]
         names[("redis_url",)] = "REDIS_URL"
     for name in sorted(environ):
-        if not name.startswith(prefix) or _SERVICE_LINK.match(name.removeprefix(prefix)):
+        if not name.startswith(prefix) or _is_service_link(name.removeprefix(prefix), environ[name]):
             continue
         if name not in by_name:
             raise BadSetting(
@@ -273,6 +272,11 @@ def _read_environment(
         _put(values, option.path, _from_text(environ[name], option.field))
         names[option.path] = name
     return values, names
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """What Kubernetes puts into every container for a Service called asympo-<service>; not ours to refuse."""
+    return bool(_SERVICE_LINK.match(name)) or (name == "PORT" and "://" in value)
 
 
 # --- values and their sentences --------------------------------------------------------------------

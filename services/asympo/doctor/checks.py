@@ -3,14 +3,15 @@
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import psutil
 
 from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import Broker
@@ -93,10 +94,7 @@ def installed(package: str) -> str | None:
 
 def check_python(target: Target) -> Iterator[Finding]:
     ok, note, wrong = _kinds("python")
-    if sys.version_info < (3, 11):
-        yield wrong(f"Python {platform.python_version()} is too old", "use Python 3.11 or newer")
-    else:
-        yield ok(f"Python {platform.python_version()}")
+    yield ok(f"Python {platform.python_version()}")
     found = {package: installed(package) for package in _NEEDED}
     missing = [package for package, found_version in found.items() if found_version is None]
     if missing:
@@ -114,7 +112,7 @@ def check_python(target: Target) -> Iterator[Finding]:
         ]
         if harmful:
             yield wrong(
-                f"{', '.join(harmful)} beside torch {torch_version} fails at import and takes transformers down",
+                f"{', '.join(harmful)} does not fit torch {torch_version} and makes transformers fail",
                 f"pip uninstall {' '.join(harmful)}: text models do not need it",
             )
 
@@ -137,20 +135,46 @@ def check_machine(target: Target) -> Iterator[Finding]:
 
 
 def check_allocator(target: Target) -> Iterator[Finding]:
-    ok, note, _ = _kinds("allocator")
-    preloaded = os.environ.get("LD_PRELOAD", "")
-    if "jemalloc" in preloaded or "tcmalloc" in preloaded:
-        yield ok(f"LD_PRELOAD={preloaded}")
-    elif all(os.environ.get(name) == value for name, value in KEEP_MEMORY.items()):
-        yield ok("glibc keeps its memory (MALLOC_* are set)")
-    elif platform.libc_ver()[0] == "glibc":
-        yield note(
-            "`asympo run` and `asympo demo` set the allocator for their processes; this shell does not, and a "
-            "learner started from it by hand would train several times slower on a CPU",
-            "export " + " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items()),
-        )
-    else:
+    ok, note, wrong = _kinds("allocator")
+    if platform.libc_ver()[0] != "glibc":
         yield ok(f"no glibc here ({platform.system()}): its settings do not apply")
+        return
+    export = "export " + " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items())
+    for pid, environment in running_learners():
+        if keeps_memory(environment):
+            yield ok(f"the learner {pid} keeps its memory")
+        else:
+            yield wrong(
+                f"the learner {pid} gives memory back and faults it in again: several times slower on a CPU",
+                f"stop it, {export}, and start it again",
+            )
+    if keeps_memory(os.environ):
+        yield ok("programs started from this shell keep their memory")
+    else:
+        yield note(
+            "`asympo run` and `asympo demo` set the allocator of their processes; a learner started in "
+            "this shell by hand would train several times slower on a CPU",
+            export,
+        )
+
+
+def keeps_memory(environment: Mapping[str, str]) -> bool:
+    """Is the allocator of a process with this environment one that keeps large blocks?"""
+    preloaded = environment.get("LD_PRELOAD", "")
+    if "jemalloc" in preloaded or "tcmalloc" in preloaded:
+        return True
+    return all(environment.get(name) == value for name, value in KEEP_MEMORY.items())
+
+
+def running_learners() -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Process id and environment of each learner of ours that this user may look at."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "learner" in words[:5] and any(word.endswith(("asympo.cli", "asympo")) for word in words[:4]):
+            try:
+                yield process.pid, process.environ()
+            except psutil.Error:
+                continue
 
 
 def check_broker(target: Target) -> Iterator[Finding]:

@@ -106,9 +106,8 @@ class HeldOutChecks:
             self._evaluation.start()
 
     def _call_learner(self, method: str, request: Any) -> bool:
-        address = f"127.0.0.1:{self._settings.grpc_port}"
         try:
-            with grpc.insecure_channel(address) as channel:
+            with grpc.insecure_channel(self._settings.grpc_address) as channel:
                 getattr(LearnerServiceStub(channel), method)(request, timeout=_CALL_SECONDS)
         except grpc.RpcError:
             return False

@@ -97,7 +97,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             directory=directory.path,
             learner_settings=plan.learner.settings_path,
             settings=plan.learner.settings,
-            generator_address=client_address(first.grpc_address),
+            generator_address=first.grpc_address,
             max_prompts=file.run.max_evaluation_prompts,
         )
     with log_path.open("a") as log_file, StopSignal(on_force=services.kill_at_once) as stop:
@@ -119,12 +119,6 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     if not outcome.is_finished:
         sys.stdout.write(f"The run can go on from step {outcome.step}: start it again the same way.\n")
     return 0 if outcome.is_finished else 130
-
-
-def client_address(bound: str) -> str:
-    """Where a client reaches a service that is bound like this."""
-    host, _, port = bound.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else bound
 
 
 def resolved_text(file: RunFile) -> str:

@@ -124,8 +124,8 @@ def _share(
         environment |= dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)
         )
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    # Empty hides the GPUs of a machine that were not to be used.
+    environment["CUDA_VISIBLE_DEVICES"] = gpu or ""
     if keep_memory:
         environment |= KEEP_MEMORY
     return Share(cores=cores if bind else (), num_threads=threads, environment=environment)

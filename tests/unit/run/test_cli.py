@@ -1,0 +1,65 @@
+"""The command line answers at once and imports nothing heavy to do so."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from asympo.cli import COMMANDS, main
+
+HEAVY = ("torch", "vllm", "transformers", "redis", "grpc", "numpy", "rich", "fastapi")
+SERVICES = [command.name for command in COMMANDS if command.settings_class]
+
+
+def probe(*argv: str) -> tuple[float, list[str], str]:
+    """Seconds, heavy modules imported and output of one command, in a process of its own."""
+    code = (
+        "import sys, time\nstarted = time.process_time()\nfrom asympo.cli import main\n"
+        f"main({list(argv)!r})\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], time.process_time() - started, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, _, seconds = done.stderr.strip().splitlines()[-1].rpartition(" ")
+    return float(seconds), eval(found), done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([name, "--help"] for name in SERVICES), ["run", "--help"], ["demo", "--help"]]
+)
+def test_help_answers_within_half_a_second_without_heavy_imports(argv: list[str]) -> None:
+    seconds, heavy, output = probe(*argv)
+    assert heavy == []
+    assert "usage:" in output
+    # CPU time, not wall time: other tests may be running beside this one.
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_check_config_of_a_service_imports_nothing_heavy(name: str) -> None:
+    _, heavy, output = probe(name, "--check-config")
+    assert heavy == []
+    assert "redis_url" in output
+
+
+def test_unknown_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lerner"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("asympo: there is no command lerner")
+    assert error.count("\n") == 1
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command.name in text for command in COMMANDS)
+
+
+def test_start_of_the_program_takes_little_wall_time() -> None:
+    best = min(_wall_seconds() for _ in range(3))
+    assert best < 0.5
+
+
+def _wall_seconds() -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "asympo.cli", "--help"], capture_output=True, check=True)
+    return time.perf_counter() - started

@@ -1,0 +1,184 @@
+"""What is counted and shown at the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from asympo.common.errors import BadSetting
+from asympo.run.audit import count_trained_twice, effective_steps
+from asympo.run.curves import main as draw_curves
+from asympo.run.directory import RunDirectory
+from asympo.run.evaluation import Accuracy, wilson_interval
+from asympo.run.memory import tree_memory
+from asympo.run.ports import is_free, page_port
+from asympo.run.status import GeneratorTotals, number
+from asympo.run.totals import Totals
+from asympo.run.view import duration, last_reload, sparkline, step_line
+
+
+def write_steps(path: Path, *steps: tuple[int, list[str]]) -> Path:
+    path.write_text("".join(json.dumps({"step": step, "group_ids": ids}) + "\n" for step, ids in steps))
+    return path
+
+
+def test_group_in_two_steps_is_counted_as_trained_twice(tmp_path: Path) -> None:
+    path = write_steps(tmp_path / "t", (1, ["a", "b"]), (2, ["c", "a"]))
+    assert count_trained_twice(path) == (1, 3)
+
+
+def test_steps_done_again_after_a_kill_are_not_counted_twice(tmp_path: Path) -> None:
+    path = write_steps(tmp_path / "t", (1, ["a"]), (2, ["b"]), (3, ["c"]), (2, ["b"]), (3, ["c"]))
+    with path.open("a") as file:
+        file.write('{"step": 4, "group_i')
+    assert count_trained_twice(path) == (0, 3)
+
+
+def test_going_back_voids_all_later_steps() -> None:
+    rows = [{"step": step, "n": n} for n, step in enumerate((1, 2, 3, 2))]
+    assert [row["n"] for row in effective_steps(rows).values()] == [0, 3]
+
+
+def test_wilson_interval_matches_published_values() -> None:
+    # Wilson 1927 / Brown, Cai and DasGupta 2001: 7 of 10 gives 0.397 to 0.892.
+    assert wilson_interval(7, 10) == pytest.approx((0.3968, 0.8922), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_accuracy_says_its_interval() -> None:
+    text = str(Accuracy(num_correct=7, num_prompts=10, policy_step=3, mean_reward=0.7))
+    assert text == "0.700 (7 of 10; 95 % interval 0.397 to 0.892)"
+
+
+def test_counters_survive_restarts_of_their_process() -> None:
+    totals = GeneratorTotals()
+    totals.note("generator-0", 0, {"reloads": 3, "state": "generating"})
+    totals.note("generator-0", 0, {"reloads": 5})
+    totals.note("generator-0", 0, {})
+    totals.note("generator-0", 1, {"reloads": 2})
+    assert (totals.total("reloads"), totals.total("probe_failures")) == (7, 0)
+
+
+def test_totals_add_up_over_starts() -> None:
+    one = Totals().plus(
+        wall_seconds=2,
+        peak_memory_bytes=9,
+        memory_kind="pss",
+        reloads=1,
+        probe_failures=0,
+        requests_lost=0,
+        restarts=1,
+    )
+    two = Totals.from_dict({**one.to_dict(), "of_a_later_version": 1}).plus(
+        wall_seconds=3,
+        peak_memory_bytes=5,
+        memory_kind="rss",
+        reloads=1,
+        probe_failures=1,
+        requests_lost=2,
+        restarts=0,
+    )
+    assert two == Totals(
+        wall_seconds=5, peak_memory_bytes=9, memory_kind="pss", reloads=2, probe_failures=1, requests_lost=2,
+        restarts=1, starts=2,
+    )  # fmt: skip
+
+
+def test_curves_are_drawn_from_the_metrics(tmp_path: Path) -> None:
+    rows = [{"step": n, "reward_mean": n / 9, "nll_positive": 0.2, "grad_norm": None} for n in range(9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert draw_curves([str(tmp_path / "metrics.jsonl"), str(tmp_path / "curves.png"), "demo"]) == 0
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_step_line_shows_every_quantity_and_dashes_for_unknown_ones() -> None:
+    reload_ = {"step": 7, "verdict": "proved", "seconds": 0.31, "at_seconds": 1.0}
+    status = {
+        "total_steps": 40,
+        "eta_seconds": 61.0,
+        "generators": [{"tokens_per_second": 400, "last_reload": reload_}],
+    }
+    row = {
+        "step": 8,
+        "reward_mean": 0.5,
+        "nll_positive": 0.2,
+        "nll_negative": None,
+        "tokens_per_second": 700.4,
+    }
+    line = step_line(row, status)
+    for part in (
+        "step 8/40",
+        "reward 0.500",
+        "nll + 0.200 - -",
+        "train 700 tok/s",
+        "sample 400 tok/s",
+        "left 1:01",
+    ):
+        assert part in line
+    assert last_reload(status) == "7 proved 0.31 s"
+    assert step_line({}, {})
+
+
+@pytest.mark.parametrize("value", [None, True, "1", float("nan"), float("inf")])
+def test_only_finite_numbers_count_as_numbers(value: object) -> None:
+    assert number(value) is None
+
+
+def test_sparkline_keeps_first_last_and_width() -> None:
+    line = sparkline([float(n) for n in range(1000)], width=10)
+    assert (len(line), line[0], line[-1]) == (10, "▁", "█")
+    assert sparkline([1.0, 1.0]) == "▄▄"
+    assert duration(3725) == "1:02:05"
+
+
+def test_fresh_deletes_only_the_directory_of_a_run(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").touch()
+    with pytest.raises(BadSetting, match="not the directory of a run"):
+        RunDirectory(precious).delete()
+    with pytest.raises(BadSetting, match="holds other files"), RunDirectory(precious):
+        pass
+    (tmp_path / "link").symlink_to(precious)
+    (precious / "run.json").write_text("{}")
+    with pytest.raises(BadSetting, match="not the directory of a run"):
+        RunDirectory(tmp_path / "link").delete()
+    assert (precious / "thesis.tex").exists()
+    RunDirectory(precious).delete()
+    assert not precious.exists()
+
+
+def test_run_directory_is_held_by_one_supervisor(tmp_path: Path) -> None:
+    first, second = RunDirectory(tmp_path / "demo"), RunDirectory(tmp_path / "demo")
+    with first:
+        first.write_mark(step=3)
+        with pytest.raises(BadSetting, match="already going on"), second:
+            pass
+        with pytest.raises(BadSetting, match="already going on"):
+            second.delete()
+    with second:
+        assert second.read_mark()["step"] == 3
+
+
+def test_page_port_falls_back_unless_a_person_chose_it() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not is_free(port)
+        other, note = page_port(port, is_chosen=False)
+        assert other > port
+        assert note is not None
+        assert str(port) in note
+        with pytest.raises(BadSetting, match=f"port {port} is in use.*learner.http_port"):
+            page_port(port, is_chosen=True)
+
+
+def test_memory_of_this_process_is_found() -> None:
+    import os
+
+    sample = tree_memory(os.getpid())
+    assert sample.total_bytes > 2**20
