@@ -1,7 +1,7 @@
 """One broker: connecting, retrying, turning its refusals into our errors.
 
-Every command sent through here is either a read or one of our scripts, and every script may be run twice
-with the same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
+Every command sent through here is a read or one of our scripts, and every script may be run twice with the
+same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
 """
 
 import os
@@ -84,7 +84,7 @@ class Broker:
 
         ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service. User and
         password come from the URL, else from REDIS_USERNAME and REDIS_PASSWORD. A server in cluster mode is
-        recognised. Raises BadSetting (URL), BrokerUnavailable (no answer), BrokerRefused (too old, no access).
+        recognised. Raises BadSetting (URL), BrokerUnavailable (silent), BrokerRefused (too old, no access).
         """
         retry = Retry(
             JitteredBackoff(

@@ -41,8 +41,8 @@ class Leases(RunAccess):
     def wait_for_slot(self, timeout_seconds: float, *, refused: Refused | None = None) -> None:
         """Blocks until something happened that may let a refused asker succeed, or its time has come.
 
-        ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only events
-        from now on count. Returns after its ``retry_after_seconds`` or ``timeout_seconds`` at the latest.
+        ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only
+        events from now on count. Returns after its ``retry_after_seconds`` or the time-out at the latest.
         """
         after_id = refused.wake_id if refused else self._newest_wake_id()
         wait_seconds = min(timeout_seconds, refused.retry_after_seconds) if refused else timeout_seconds

@@ -18,8 +18,8 @@ class Reader(RunAccess):
         """Entries after ``after_sequence`` in order, without gaps; empty when none came in ``block_seconds``.
 
         The learner passes its ``fence``: then Fenced and BrokerChanged are raised before anything is returned
-        that belongs to another learner or to a broker that went back in time. Raises SequenceGap when an entry
-        is missing that no reconcile has declared lost.
+        that belongs to another learner or to a broker that went back in time. Raises SequenceGap when an
+        entry is missing that no reconcile has declared lost.
         """
         deadline = time.monotonic() + block_seconds
         raw: list[Any] = []

@@ -61,8 +61,8 @@ class Reconciles(Fences):
 
         ``committed``: the durable state the learner runs from. ``trained``: every id consumed so far, in
         memory included. ``trained_sequence``: last entry consumed in memory, 0 on a start; a learner that
-        reconciles in mid-run drops what it has read beyond that and reads it again. Raises Fenced when another
-        learner has taken over, SequenceGap when the state is older than what was trimmed.
+        reconciles in mid-run drops what it has read beyond that and reads it again. Raises Fenced when
+        another learner has taken over, SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         while True:
@@ -162,8 +162,8 @@ class Reconciles(Fences):
 
 def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consumed_to: int) -> _Repairs:
     # Entries up to the cursor whose group was not consumed carry numbers given out twice: once by the history
-    # that the broker lost, which the learner read, and again by the one it has now. The reader is past them, so
-    # their prompts are issued again.
+    # that the broker lost, which the learner read, and again by the one it has now. The reader is past them,
+    # so their prompts are issued again.
     forked = [seq for seq, group_id in in_log.items() if seq <= consumed_to and group_id not in trained]
     unread = {group_id for seq, group_id in in_log.items() if seq > consumed_to and group_id not in trained}
     known = survey.open_ids | survey.leased_ids | survey.queued_ids

@@ -1,0 +1,146 @@
+"""Every test of the log runs against both servers that CI has: Redis and Valkey."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.rollout_log import (
+    AppendResult,
+    Broker,
+    Fence,
+    Lease,
+    LogEntry,
+    RunConfig,
+    RunLog,
+    RunState,
+)
+from asympo.common.trained_ids import TrainedIds
+
+from tests.conftest import BrokerProcess, require, valkey_binary
+
+SERVERS = ("redis", "valkey")
+
+
+def server_binary(server: str) -> str:
+    if server == "valkey":
+        return valkey_binary()
+    found = shutil.which("redis-server")
+    require(found is not None, "redis-server (apt-get install redis-server)")
+    return str(found)
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One server of each kind for all tests that do not break it; fsync off for speed."""
+    process = BrokerProcess(
+        binary=server_binary(server),
+        data_dir=tmp_path_factory.mktemp(server),
+        extra=("--appendfsync", "no"),
+    ).start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def start_server(server: str, tmp_path: Path) -> Iterator[Callable[..., BrokerProcess]]:
+    """Starts servers that this test may break."""
+    started: list[BrokerProcess] = []
+
+    def start(*extra: str) -> BrokerProcess:
+        data_dir = tmp_path / f"broker-{len(started)}"
+        process = BrokerProcess(binary=server_binary(server), data_dir=data_dir, extra=extra).start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def broker(shared_server: BrokerProcess) -> Iterator[Broker]:
+    broker = Broker.connect(shared_server.url)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def log(broker: Broker, run_name: str) -> RunLog:
+    return RunLog(broker, run_name)
+
+
+def config_of(run: str, **overrides: Any) -> RunConfig:
+    base = RunConfig(
+        run=run,
+        group_size=4,
+        groups_per_step=4,
+        max_groups_per_step=8,
+        max_staleness=1,
+        num_prompts=50,
+        seed=3,
+        model="tiny",
+    )
+    return dataclasses.replace(base, **overrides)
+
+
+@dataclasses.dataclass
+class Learner:
+    """The smallest learner that keeps the protocol: consumes entries in order and remembers what."""
+
+    log: RunLog
+    fence: Fence
+    trained: TrainedIds
+    sequence: int = 0
+    step: int = 0
+
+    def consume(self, count: int, *, block_seconds: float = 1.0) -> list[LogEntry]:
+        entries = self.log.read(
+            after_sequence=self.sequence, max_count=count, block_seconds=block_seconds, fence=self.fence
+        )
+        for entry in entries:
+            assert self.trained.add(entry.group_id), f"{entry.group_id} would be trained twice"
+            self.sequence = entry.sequence
+        self.log.free(self.fence, [entry.group_id for entry in entries], trained_sequence=self.sequence)
+        return entries
+
+    def commit(self, group_ids: list[str], **options: Any) -> None:
+        self.step += 1
+        self.log.commit(
+            self.fence,
+            sequence=self.sequence,
+            state_name=f"step-{self.step}",
+            step=self.step,
+            group_ids=group_ids,
+            **options,
+        )
+
+
+def start_run(log: RunLog, **overrides: Any) -> Learner:
+    """Creates a run, announces its first policy and lets generators in."""
+    config = log.create_or_join(config_of(log.run, **overrides))
+    fence = log.take_fence("learner-0")
+    trained = TrainedIds(num_prompts=config.num_prompts)
+    fence = log.reconcile(fence, committed=None, trained=trained).fence
+    log.announce_policy(fence, step=0, digest="d0")
+    log.set_state(RunState.RUNNING, fence=fence)
+    return Learner(log=log, fence=fence, trained=trained)
+
+
+def must_lease(log: RunLog, *, holder: str = "gen-0", policy_step: int = 0) -> Lease:
+    lease = log.acquire(holder=holder, policy_step=policy_step)
+    assert isinstance(lease, Lease), lease
+    return lease
+
+
+def must_append(log: RunLog, lease: Lease | None = None, payload: bytes = b"payload") -> AppendResult:
+    result = log.append(lease or must_lease(log), payload, producer="gen-0")
+    assert result.outcome == "appended", result
+    return result

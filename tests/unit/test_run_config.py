@@ -1,0 +1,66 @@
+import dataclasses
+import json
+
+import pytest
+from asympo.common.errors import BadSetting, RunConfigMismatch
+from asympo.common.rollout_log import RunConfig
+
+CONFIG = RunConfig(
+    run="r",
+    group_size=8,
+    groups_per_step=4,
+    max_groups_per_step=8,
+    num_prompts=10,
+    model="m",
+    task={"name": "a"},
+)
+
+
+def test_run_config_survives_json() -> None:
+    assert RunConfig.from_json(CONFIG.to_json()) == CONFIG
+
+
+@pytest.mark.parametrize(("staleness", "publish_every", "capacity"), [(0, 1, 4), (1, 1, 8), (3, 2, 32)])
+def test_run_config_capacity_follows_from_staleness(
+    staleness: int, publish_every: int, capacity: int
+) -> None:
+    config = dataclasses.replace(CONFIG, max_staleness=staleness, publish_every=publish_every)
+    assert config.capacity == capacity
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run", "a{b"),
+        ("run", "../x"),
+        ("run", ""),
+        ("group_size", 1),
+        ("groups_per_step", 0),
+        ("max_groups_per_step", 3),
+        ("max_staleness", -1),
+        ("max_generation_staleness", -1),
+        ("lease_seconds", 0.0),
+        ("lease_seconds", 1e6),
+        ("num_prompts", 0),
+    ],
+)
+def test_run_config_refuses_an_unusable_value(field: str, value: object) -> None:
+    with pytest.raises(BadSetting):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_run_config_refuses_another_script_version() -> None:
+    fields = {**json.loads(CONFIG.to_json()), "script_version": 99}
+    with pytest.raises(RunConfigMismatch, match="script_version 99"):
+        RunConfig.from_json(json.dumps(fields))
+
+
+def test_run_config_refuses_settings_it_does_not_know() -> None:
+    fields = {**json.loads(CONFIG.to_json()), "novel": 1}
+    with pytest.raises(RunConfigMismatch, match="novel"):
+        RunConfig.from_json(json.dumps(fields))
+
+
+def test_run_config_names_every_difference() -> None:
+    other = dataclasses.replace(CONFIG, seed=3, model="n")
+    assert CONFIG.differences(other) == ["model: given 'm', stored 'n'", "seed: given 0, stored 3"]
