@@ -6,6 +6,7 @@ at any point leaves either nothing visible or everything.
 
 import errno
 import os
+import re
 import shutil
 import stat
 import threading
@@ -173,8 +174,10 @@ def storage_errors_as_publish_failed(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         raise errors.PublishFailed(_explain(what, path, error.errno, error.strerror or str(error))) from error
     except SafetensorError as error:
-        number = errno.ENOSPC if "os error 28" in str(error) else None
-        raise errors.PublishFailed(_explain(what, path, number, str(error))) from error
+        # The library, written in Rust, gives the number only in its text.
+        number = re.search(r"os error (\d+)", str(error))
+        reason = str(error) if number is None else os.strerror(int(number[1]))
+        raise errors.PublishFailed(_explain(what, path, number and int(number[1]), reason)) from error
 
 
 def _explain(what: str, path: Path, number: int | None, reason: str) -> str:

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from asympo.common import errors
+from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.checkpoints.inspect import diff_checkpoints, find_checkpoint, list_checkpoints, list_runs
+from safetensors.numpy import save_file
+
+PROBE = Probe(
+    sequences=(ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=2.5),), tolerance=0.02
+)
+
+
+def fill_with(value: float):  # type: ignore[no-untyped-def]
+    def fill(path: Path) -> None:
+        weights = {"body": np.full((64, 64), value, np.float32), "frozen": np.ones(3, np.float32)}
+        save_file(weights, path / "model.safetensors")
+        (path / "config.json").write_text("{}")
+
+    return fill
+
+
+def publish(store: PolicyStore, step: int, fence: int = 1, **kwargs: object) -> PolicyRef:
+    return store.publish(step=step, fence=fence, fill=fill_with(step), probe=PROBE, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PolicyStore:
+    return PolicyStore(tmp_path, "run")
+
+
+def test_policy_is_found_and_verifies_when_published(store: PolicyStore) -> None:
+    assert store.newest() is None
+    first = publish(store, 1)
+    second = publish(store, 2, parent=first.digest)
+    assert store.list() == [first, second]
+    assert store.newest(with_digests=True) == second
+    assert store.newest(exclude={second.name}) == first
+    manifest = store.verify(second)
+    assert (manifest.kind, manifest.parent, manifest.digest) == ("full", first.digest, second.digest)
+    assert [tensor.name for tensor in manifest.tensors] == ["body", "frozen"]
+    assert store.find(step=2, fence=1) == second
+    assert store.find(step=3, fence=1) is None
+
+
+def test_policy_of_a_zombie_is_ignored_when_a_higher_fence_has_published(store: PolicyStore) -> None:
+    zombie = publish(store, 50, fence=6)
+    current = publish(store, 42, fence=7)
+    assert store.newest() == current
+    with pytest.raises(errors.Fenced, match="fence 7"):
+        publish(store, 51, fence=6)
+    assert zombie in store.list()
+    assert store.highest_fence() == 7
+
+
+def test_policy_is_never_overwritten(store: PolicyStore) -> None:
+    ref = publish(store, 1)
+    with pytest.raises(errors.PublishFailed, match="already published"):
+        store.publish(step=1, fence=1, fill=fill_with(9), probe=PROBE)
+    assert store.verify(ref)
+
+
+def test_publish_refuses_files_outside_the_closed_list(store: PolicyStore) -> None:
+    def fill(path: Path) -> None:
+        fill_with(1)(path)
+        (path / "modeling.py").write_text("import os")
+
+    with pytest.raises(errors.BadModel, match=r"modeling\.py"):
+        store.publish(step=1, fence=1, fill=fill, probe=PROBE)
+    assert list(store.path.iterdir()) == []
+
+
+def test_prune_spares_what_is_in_use(store: PolicyStore) -> None:
+    refs = [publish(store, step) for step in range(6)]
+    deleted = store.prune(keep=2, is_in_use=lambda ref: ref == refs[1])
+    assert deleted == [refs[0], refs[2], refs[3]]
+    assert store.list() == [refs[1], refs[4], refs[5]]
+    assert {path.name for path in store.path.iterdir()} == {ref.name for ref in (refs[1], refs[4], refs[5])}
+
+
+def test_prune_deletes_damaged_directories_only_below_the_kept_ones(store: PolicyStore) -> None:
+    refs = [publish(store, step) for step in range(4)]
+    for damaged in (refs[0], refs[3]):
+        (damaged.path / "model.safetensors").write_bytes(b"")
+    store.prune(keep=2)
+    assert {path.name for path in store.path.iterdir()} == {ref.name for ref in refs[1:]}
+
+
+def test_inspect_lists_faults_and_differences(store: PolicyStore, tmp_path: Path) -> None:
+    first = publish(store, 1)
+    second = publish(store, 2, parent=first.digest)
+    third = publish(store, 3)
+    (third.path / "config.json").unlink()
+    reports = list_checkpoints(tmp_path, "run")
+    assert [(report.step, report.is_newest) for report in reports] == [(1, False), (2, True), (3, False)]
+    assert reports[2].fault is not None
+    assert "config.json is missing" in reports[2].fault
+    diff = diff_checkpoints(first.path, second.path)
+    assert diff.is_child
+    assert diff.num_same_tensors == 1
+    assert [(change.name, change.kind) for change in diff.tensors] == [("body", "changed")]
+    assert diff.files == ()
+    assert len(diff.probes) == 1
+    assert list_runs(tmp_path) == ["run"]
+    assert find_checkpoint(tmp_path, "run", step=2) == second.path
+    with pytest.raises(errors.BadSetting, match="step 9"):
+        find_checkpoint(tmp_path, "run", step=9)

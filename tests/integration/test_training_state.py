@@ -1,0 +1,220 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from asympo.common import errors
+from asympo.learner.state import StateStore, TrainingState
+from torch import nn
+
+from tests.integration.test_checkpoint_faults import max_file_bytes
+
+
+class Tied(nn.Module):
+    """A tiny language model with dropout, a buffer and tied weights."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 32, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return self.head(self.norm(nn.functional.dropout(self.embedding(ids), 0.2)))
+
+
+def build(seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = Tied()
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return model, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=True)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    for _ in range(num_steps):
+        ids = torch.randint(0, 32, (4, 6))
+        nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def state(step: int = 3, fence: int = 1, sequence: int = 30) -> TrainingState:
+    return TrainingState(
+        step=step,
+        fence=fence,
+        sequence=sequence,
+        trained_ids=b"\x00bitmap",
+        decisions={"attention": "sdpa", "pack_tokens": 1024},
+        counters={"tokens_trained": 12345, "seconds": 0.1},
+    )
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(tmp_path, "run")
+
+
+@pytest.mark.parametrize("num_steps_before", [0, 5])
+def test_training_continues_bit_for_bit_when_loaded(store: StateStore, num_steps_before: int) -> None:
+    model, optimizer = build()
+    train(model, optimizer, num_steps_before)
+    name = store.save(state(), model=model, optimizer=optimizer)
+    train(model, optimizer, 7)
+
+    other, other_optimizer = build(seed=1)
+    train(other, other_optimizer, 2)
+    loaded = store.load(name, model=other, optimizer=other_optimizer)
+    assert loaded == state() == store.read(name)
+    assert other.head.weight is other.embedding.weight
+    train(other, other_optimizer, 7)
+    assert_same(model.state_dict(), other.state_dict())
+    for left, right in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same(optimizer.state[left], other_optimizer.state[right])
+
+
+def test_saving_changes_nothing_in_training(store: StateStore) -> None:
+    saved, saved_optimizer = build()
+    for step in range(3):
+        train(saved, saved_optimizer, 1)
+        store.save(state(step=step), model=saved, optimizer=saved_optimizer)
+    alone, alone_optimizer = build()
+    train(alone, alone_optimizer, 3)
+    assert_same(saved.state_dict(), alone.state_dict())
+
+
+def test_state_holds_tied_weights_once_and_no_pickle(store: StateStore) -> None:
+    from safetensors import safe_open
+
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    path = store.path / store.save(state(), model=model, optimizer=optimizer)
+    assert {file.name for file in path.iterdir()} == {
+        "manifest.json",
+        "rank-00000.safetensors",
+        "trained_ids.bin",
+    }
+    with safe_open(path / "rank-00000.safetensors", framework="pt") as file:
+        assert "model.embedding.weight" in file.keys()  # noqa: SIM118 (the file is no mapping)
+        assert "model.head.weight" not in file.keys()  # noqa: SIM118
+        assert torch.equal(file.get_tensor("model.embedding.weight"), model.embedding.weight)
+
+
+def test_newest_goes_by_fence_then_step_then_cursor(store: StateStore) -> None:
+    model, optimizer = build()
+    store.save(state(step=9, fence=1), model=model, optimizer=optimizer)
+    store.save(state(step=4, fence=2, sequence=40), model=model, optimizer=optimizer)
+    newest = store.save(state(step=4, fence=2, sequence=44), model=model, optimizer=optimizer)
+    assert store.newest() == newest
+    assert store.save(state(step=4, fence=2, sequence=44), model=model, optimizer=optimizer) == newest
+    with pytest.raises(errors.Fenced, match="fence 2"):
+        store.save(state(step=10, fence=1), model=model, optimizer=optimizer)
+
+
+def test_prune_spares_the_committed_state(store: StateStore) -> None:
+    model, optimizer = build()
+    names = [store.save(state(step=step), model=model, optimizer=optimizer) for step in range(5)]
+    assert store.prune(keep=2, needed={names[1]}) == [names[0], names[2]]
+    assert store.names() == [names[1], names[3], names[4]]
+
+
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "trained_ids.bin", "manifest.json"])
+def test_load_changes_nothing_when_a_byte_is_flipped(store: StateStore, file: str) -> None:
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    name = store.save(state(), model=model, optimizer=optimizer)
+    content = bytearray((store.path / name / file).read_bytes())
+    content[len(content) // 2] ^= 0x01
+    (store.path / name / file).write_bytes(content)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(errors.CorruptCheckpoint):
+        store.load(name, model=model, optimizer=optimizer)
+    assert_same(before, model.state_dict())
+
+
+def test_torn_state_is_passed_over(store: StateStore) -> None:
+    model, optimizer = build()
+    good = store.save(state(step=1), model=model, optimizer=optimizer)
+    torn = store.save(state(step=2), model=model, optimizer=optimizer)
+    os.truncate(store.path / torn / "rank-00000.safetensors", 50)
+    assert store.newest() == good
+    assert store.save(state(step=2), model=model, optimizer=optimizer) == torn, "a damaged one is replaced"
+    assert store.newest() == torn
+
+
+def test_save_fails_in_one_sentence_and_cleans_up_when_the_disk_is_full(store: StateStore) -> None:
+    model, optimizer = build()
+    name = store.save(state(step=1), model=model, optimizer=optimizer)
+    with (
+        max_file_bytes(4096),
+        pytest.raises(errors.PublishFailed, match=r"training state of step 2 does not fit"),
+    ):
+        store.save(state(step=2), model=model, optimizer=optimizer)
+    assert [path.name for path in store.path.iterdir()] == [name]
+
+
+def test_load_refuses_the_state_of_another_model(store: StateStore) -> None:
+    model, optimizer = build()
+    name = store.save(state(), model=model, optimizer=optimizer)
+    other = Tied()
+    other.norm = nn.LayerNorm(8, elementwise_affine=False)
+    with pytest.raises(errors.BadSetting, match="another model"):
+        store.load(name, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from tests.integration.test_training_state import StateStore, build, state, train
+
+meeting = f"file://{sys.argv[1]}/meeting"
+dist.init_process_group("gloo", init_method=meeting, rank=int(sys.argv[2]), world_size=2)
+model, _ = build()
+fully_shard(model)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+train(model, optimizer, 2)
+store = StateStore(Path(sys.argv[1]), "run")
+name = store.save(state(), model=model, optimizer=optimizer)
+train(model, optimizer, 2)
+other, _ = build(seed=5)
+fully_shard(other)
+other_optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, fused=True)
+store.load(name, model=other, optimizer=other_optimizer)
+train(other, other_optimizer, 2)
+for left, right in zip(model.parameters(), other.parameters(), strict=True):
+    assert torch.equal(left.to_local(), right.to_local())
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(
+    store: StateStore, tmp_path: Path
+) -> None:
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", SHARDED, str(tmp_path), str(rank)], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    outcomes = [(rank.communicate(timeout=120)[1].decode(), rank.returncode) for rank in ranks]
+    assert [code for _, code in outcomes] == [0, 0], outcomes
+    path = store.path / (store.newest() or "")
+    assert len(list(path.glob("rank-*.safetensors"))) == 2
+    model, _ = build(seed=9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    assert store.load(path.name, model=model, optimizer=optimizer) == state()
+    train(model, optimizer, 1)
