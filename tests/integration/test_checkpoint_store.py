@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,12 @@ def test_policy_is_never_overwritten(store: PolicyStore) -> None:
     with pytest.raises(errors.PublishFailed, match="already published"):
         store.publish(step=1, fence=1, fill=fill_with(9), probe=PROBE)
     assert store.verify(ref)
+
+
+def test_publish_refuses_a_policy_whose_probe_is_not_finite(store: PolicyStore) -> None:
+    sequence = ProbeSequence(token_ids=(1, 2), num_prompt_tokens=1, mean_nll=math.nan)
+    with pytest.raises(errors.PublishFailed, match="not finite"):
+        store.publish(step=1, fence=1, fill=fill_with(1), probe=Probe(sequences=(sequence,), tolerance=0.1))
 
 
 def test_publish_refuses_files_outside_the_closed_list(store: PolicyStore) -> None:

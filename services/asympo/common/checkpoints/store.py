@@ -1,6 +1,7 @@
 """The policies of one run on shared storage: `<root>/<run>/policy/step-00000042-f0007/`."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,14 @@ class PolicyStore:
         """Make the files that `fill` writes into the directory it is given visible as the policy of `step`.
 
         The tensor list is computed from the safetensors files. On any failure nothing is visible and what was
-        written is removed. Raises errors.PublishFailed when storage fails or the step exists already under
-        this fence, errors.Fenced when a higher fence has published, errors.BadModel when `fill` writes files
+        written is removed. Raises errors.PublishFailed when storage fails, the step exists already under this
+        fence or the probe is not finite, errors.Fenced when a higher fence has published, errors.BadModel when `fill` writes files
         that a policy may not have, and whatever else `fill` raises.
         """
         name = StepName(step=step, fence=fence)
         what = f"The policy of step {step}"
+        if not all(math.isfinite(sequence.mean_nll) for sequence in probe.sequences):
+            raise errors.PublishFailed(f"{what} is not published: the mean NLL of its probe is not finite.")
         with directory.storage_errors_as_publish_failed(what, self.path):
             self._refuse_if_fenced(fence)
             if (self.path / str(name)).exists():
