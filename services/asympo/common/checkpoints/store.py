@@ -57,8 +57,8 @@ class PolicyStore:
 
         The tensor list is computed from the safetensors files. On any failure nothing is visible and what was
         written is removed. Raises errors.PublishFailed when storage fails, the step exists already under this
-        fence or the probe is not finite, errors.Fenced when a higher fence has published, errors.BadModel when
-        `fill` writes files that a policy may not have, and whatever else `fill` raises.
+        fence or the probe is not finite, errors.Fenced when a higher fence has published, errors.BadModel
+        when `fill` writes files that a policy may not have, and whatever else `fill` raises.
         """
         name = StepName(step=step, fence=fence)
         what = f"The policy of step {step}"
