@@ -33,9 +33,17 @@ def main(argv: Sequence[str]) -> int:
         code = greet_existing(file)
         if code is not None:
             return code
+    check_learner_values(file)
     if "model" not in file.learner_values and not arguments.check_config:
         file = _with_prepared_model(file)
     return run_file(file, arguments)
+
+
+def check_learner_values(file: RunFile) -> None:
+    """Before the model is prepared: a misspelt flag must not cost half a minute."""
+    from asympo.run.plan import check_learner_values
+
+    check_learner_values(file)
 
 
 def greet_existing(file: RunFile) -> int | None:
@@ -61,9 +69,10 @@ def greet_existing(file: RunFile) -> int | None:
 
 
 def _with_prepared_model(file: RunFile) -> RunFile:
-    from asympo.demo.model import prepare_model
+    from asympo.demo.model import is_prepared, prepare_model
 
-    sys.stdout.write("preparing the model (about half a minute the first time)\n")
-    sys.stdout.flush()
-    path, _ = prepare_model()
+    if not is_prepared():
+        sys.stdout.write("preparing the model, once (about half a minute)\n")
+        sys.stdout.flush()
+    path = prepare_model()
     return file.model_copy(update={"learner_values": {**file.learner_values, "model": str(path)}})

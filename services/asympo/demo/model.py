@@ -38,12 +38,17 @@ def find_gguf() -> Path:
     return path
 
 
-def prepare_model(cache: Path | None = None) -> tuple[Path, bool]:
-    """The model's directory, and whether it had to be made now (about half a minute)."""
+def is_prepared(cache: Path | None = None) -> bool:
+    """A cached conversion is there; `prepare_model` checks it."""
+    return ((cache or cache_directory()) / _NAME / "config.json").is_file()
+
+
+def prepare_model(cache: Path | None = None) -> Path:
+    """The model's directory; the first call makes it, in about half a minute."""
     target = (cache or cache_directory()) / _NAME
-    if (target / "config.json").is_file():
+    if is_prepared(cache):
         check_weights(target)
-        return target, False
+        return target
     find_gguf()
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "asympo.demo.model", str(target)]
@@ -51,7 +56,7 @@ def prepare_model(cache: Path | None = None) -> tuple[Path, bool]:
     if done.returncode != 0:
         words = done.stderr.strip().splitlines() or ["no output"]
         raise BadModel(f"the demo's model could not be prepared: {words[-1]}")
-    return target, True
+    return target
 
 
 def convert(gguf: Path, target: Path) -> None:

@@ -1,0 +1,71 @@
+"""Looks at model and task without training, in a process of its own.
+
+`python -m asympo.run.dry_run LEARNER_SETTINGS` prints one JSON object.
+"""
+
+import json
+import sys
+
+from asympo.common.errors import AsympoError, BadModel
+from asympo.run.held_out import load_tokenizer
+
+
+def main(argv: list[str]) -> int:
+    from asympo.learner.settings import LearnerSettings
+    from asympo.tasks.registry import load_task
+    from asympo.tasks.render import render_prompt
+
+    try:
+        settings = LearnerSettings.load(["--config", argv[0]])
+        task = load_task(settings.task)
+        tokenizer = load_tokenizer(settings.model)
+        prompt = task.prompt(0)
+        token_ids = list(render_prompt(prompt, tokenizer))
+        shape = model_shape(settings.model)
+    except AsympoError as error:
+        sys.stderr.write(f"asympo: {error}\n")
+        return error.exit_code
+    values = {
+        **shape,
+        "num_prompts": len(task),
+        "num_held_out": len(task.held_out()),
+        "prompt_text": tokenizer.decode(token_ids),
+        "num_prompt_tokens": len(token_ids),
+        "answer": prompt.answer,
+        "num_answer_tokens": len(tokenizer.encode(prompt.answer, add_special_tokens=False)) + 1,
+    }
+    sys.stdout.write(json.dumps(values) + "\n")
+    return 0
+
+
+def model_shape(model: str) -> dict[str, int]:
+    """Sizes of the model from its config; no weights are read. BadModel in one sentence."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+        with init_empty_weights():
+            empty = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadModel(f"the model {model} cannot be loaded: {reason}") from None
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    num_parameters = sum(parameter.numel() for parameter in empty.parameters())
+    if config.tie_word_embeddings:
+        # Empty weights are never tied: the head was counted beside the embedding.
+        num_parameters -= text.vocab_size * text.hidden_size
+    return {
+        "num_parameters": num_parameters,
+        "num_layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": getattr(text, "intermediate_size", 4 * text.hidden_size),
+        "vocab_size": text.vocab_size,
+        "kv_bytes_per_token": 2 * text.num_hidden_layers * heads * head_size * 2,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

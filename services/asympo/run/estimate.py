@@ -1,0 +1,183 @@
+"""`--dry-run`: what a run will take, from arithmetic and one short measurement, and one scored prompt."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import AsympoError
+from asympo.common.settings import validate
+from asympo.common.toml_text import dump_toml
+from asympo.run.machine import Machine, Share, split_machine
+from asympo.run.plan import odd_sampling
+from asympo.run.settings import RunFile
+
+_GIB = 2**30
+_PROCESS_BYTES = int(0.45 * _GIB)
+"""A Python process with torch and transformers imported."""
+_ENGINE_BYTES = int(1.0 * _GIB)
+"""What vLLM's two processes take besides weights and KV cache."""
+_MEASURE_SECONDS = 120.0
+
+_MATMUL = """
+import time, numpy
+n = 1024
+a = numpy.random.rand(n, n).astype(numpy.float32)
+a @ a
+best = min((lambda t: (a @ a, time.perf_counter() - t)[1])(time.perf_counter()) for _ in range(8))
+print(2 * n**3 / best)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes and seconds; times are None where nothing could be measured."""
+
+    learner_bytes: int
+    generator_bytes: int
+    tokens_per_step: int
+    """What the learner computes, prompts of a group once if they are shared."""
+    train_seconds: float | None
+    sample_seconds: float | None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Both sides work at the same time: the slower one decides."""
+        if self.train_seconds is None or self.sample_seconds is None:
+            return None
+        return max(self.train_seconds, self.sample_seconds)
+
+
+def estimate(
+    shape: dict[str, Any], settings: Any, *, kv_cache_gib: float, flops_learner: float | None,
+    flops_generators: float | None,
+) -> Estimate:  # fmt: skip
+    """`shape` is what dry_run prints; rates are float32 operations a second.
+
+    Training costs 6 operations per parameter and token, sampling 2. Responses are taken to be half as long as
+    allowed, or as long as the answer where that is shorter.
+    """
+    size, prompt = shape["num_parameters"], shape["num_prompt_tokens"]
+    response = min(shape["num_answer_tokens"] + 2, max(1, settings.sampling.max_tokens // 2))
+    num_responses = settings.groups_per_step * settings.group_size
+    prompts = settings.groups_per_step if settings.share_prefixes else num_responses
+    tokens = prompts * prompt + num_responses * response
+    # float32 weights, gradients and two moments; activations of one micro-batch; one chunk of logits.
+    micro = min(settings.token_budget, tokens)
+    per_token = shape["num_layers"] * (12 * shape["hidden_size"] + 4 * shape["intermediate_size"]) * 4
+    if settings.gradient_checkpointing:
+        per_token //= 4
+    logits = min(settings.head_chunk_rows, micro) * shape["vocab_size"] * 4 * 3
+    learner = _PROCESS_BYTES + 16 * size + 2 * size + micro * per_token + logits
+    generator = _PROCESS_BYTES + _ENGINE_BYTES + 2 * size + int(kv_cache_gib * _GIB)
+    sampled = settings.groups_per_step * prompt + num_responses * response
+    return Estimate(
+        learner_bytes=learner,
+        generator_bytes=generator,
+        tokens_per_step=tokens,
+        train_seconds=6 * size * tokens / flops_learner if flops_learner else None,
+        sample_seconds=2 * size * sampled / flops_generators if flops_generators else None,
+    )
+
+
+def measure_flops(share: Share) -> float | None:
+    """float32 operations a second of a matrix product on the cores of a share."""
+    command = [sys.executable, "-m", "asympo.run.launch", "--outlive"]
+    if share.cores:
+        command += ["--cores", ",".join(str(core) for core in share.cores)]
+    environment = {**os.environ, **share.environment}
+    try:
+        done = subprocess.run(
+            [*command, "--", sys.executable, "-c", _MATMUL],
+            capture_output=True, text=True, env=environment, timeout=_MEASURE_SECONDS, check=True,
+        )  # fmt: skip
+        return float(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def print_estimate(file: RunFile, machine: Machine) -> int:
+    """Everything on standard output; raises AsympoError when model or task cannot be used."""
+    from asympo.generator.settings import GeneratorSettings
+    from asympo.learner.settings import LearnerSettings
+
+    settings = validate(LearnerSettings, file.learner_values)
+    generator = validate(GeneratorSettings, file.generator_values)
+    shape = look_at_model(file)
+    learner_share, shares = split_machine(
+        machine,
+        num_generators=file.generators.count,
+        learner_cores=file.run.learner_cores,
+        generator_cores=file.generators.cores,
+        use_gpus=file.run.use_gpus,
+    )
+    on_cpu = not (machine.gpus and file.run.use_gpus)
+    flops = [measure_flops(share) for share in shares] if on_cpu else []
+    guess = estimate(
+        shape,
+        settings,
+        kv_cache_gib=getattr(generator.vllm, "kv_cache_gib", None) or 1,
+        flops_learner=measure_flops(learner_share) if on_cpu else None,
+        flops_generators=sum(each or 0.0 for each in flops) or None,
+    )
+    write = sys.stdout.write
+    write(f"model: {settings.model}, {shape['num_parameters'] / 1e6:.0f} million parameters\n")
+    write(f"task: {settings.task.name}, {shape['num_prompts']} prompts, {shape['num_held_out']} held out\n")
+    write(f"learner: {learner_share}\n")
+    for share in shares:
+        write(f"generator: {share}\n")
+    total = guess.learner_bytes + len(shares) * guess.generator_bytes
+    write(
+        f"memory: learner {_gib(guess.learner_bytes)}, each generator {_gib(guess.generator_bytes)}, "
+        f"{_gib(total)} together; this machine has {_gib(machine.memory_bytes)}\n"
+    )
+    if guess.step_seconds is None:
+        write("time: not estimated on GPUs; measure a short run: --learner.total-steps 5\n")
+    else:
+        write(
+            f"time: about {guess.step_seconds:.0f} s a step for {guess.tokens_per_step} tokens (learner "
+            f"{guess.train_seconds:.0f} s, generators {guess.sample_seconds:.0f} s, at the same time)\n"
+            "      a matrix product was measured, the rest is arithmetic: expect half to twice as much\n"
+        )
+    for text in odd_sampling(settings):
+        write(f"note: {text}\n")
+    return _print_scored_prompt(shape, settings, generator)
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
+
+
+def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -> int:
+    from asympo.rewards.scorer import Scorer
+
+    with Scorer(
+        task=settings.task,
+        timeout_seconds=generator.reward_timeout_seconds,
+        allow_python=getattr(generator, "allow_python", False),
+    ) as scorer:
+        right, wrong = scorer.score(0, [shape["answer"], ""])
+    sys.stdout.write(f"prompt 0 ({shape['num_prompt_tokens']} tokens):\n{shape['prompt_text']}\n")
+    for response, reward in ((shape["answer"], right), ("", wrong)):
+        shown = reward if isinstance(reward, float) else reward.reason
+        sys.stdout.write(f"response {response!r}: reward {shown}\n")
+    return 0
+
+
+def look_at_model(file: RunFile) -> dict[str, Any]:
+    """Sizes of model and prompt, found in a process of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "learner.toml"
+        path.write_text(dump_toml(file.learner_values))
+        command = [sys.executable, "-m", "asympo.run.dry_run", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
+    if done.returncode != 0:
+        error = AsympoError((done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("asympo: "))
+        error.exit_code = done.returncode
+        raise error
+    shape: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return shape
