@@ -37,7 +37,7 @@ class EngineSettings:
     cpu_ids: tuple[int, ...] | None = None
     """Cores the engine's compute threads are bound to (CPU only); None binds nothing."""
     num_threads: int | None = None
-    """Compute threads when not bound (CPU only); None means one for each core this process may use."""
+    """Compute threads of each worker (CPU only); None means its share of the cores this process may use."""
     seed: int = 0
     """Seed of the engine's sampler."""
     self_test: bool = False

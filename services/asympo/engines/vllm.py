@@ -106,9 +106,10 @@ class VllmEngine:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             self._require_usable()
-            for task in done:
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    raise error
+            failures = [task.exception() for task in done if not task.cancelled()]
+            for failure in failures:
+                if failure is not None:
+                    raise failure
             return [_ABORTED if task.cancelled() else task.result() for task in tasks]
         finally:
             self._num_waiting -= num_samples
@@ -200,6 +201,8 @@ class VllmEngine:
         self._failure = self._failure or "the engine is closed"
         self._cancel_groups()
         engine.shutdown()
+        # Its finaliser shuts down once more, in an interpreter that is already half gone.
+        engine.shutdown = _nothing  # type: ignore[assignment,method-assign]
 
     async def _sample(
         self, prompt_ids: list[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
@@ -227,6 +230,7 @@ class VllmEngine:
     async def _request(
         self, token_ids: list[int], params: SamplingParams, name: str, *, cache_salt: str, priority: int
     ) -> RequestOutput:
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -239,7 +243,7 @@ class VllmEngine:
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._broken(f"vLLM died while it served {name}: {_reason(error)}") from error
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise errors.PromptRefused(f"vLLM refused {name}: {first_line(error)}") from error
         if final is None:
             raise self._broken(f"vLLM ended {name} without an answer")
@@ -292,6 +296,10 @@ def _sampling_params(sampling: SamplingSettings, index: int) -> SamplingParams:
         seed=None if sampling.seed is None else sampling.seed + index,
         detokenize=bool(sampling.stop),
     )
+
+
+def _nothing(*_: Any) -> None:
+    """In place of a method that must not run again."""
 
 
 def _reason(error: BaseException) -> str:

@@ -51,7 +51,8 @@ def check_model_dir(model_path: Path) -> None:
 
 def thread_environment(settings: EngineSettings) -> dict[str, str]:
     """Environment of the compute process on a CPU: how many threads, where, and that idle ones sleep."""
-    num_threads = settings.num_threads or len(settings.cpu_ids or ()) or available_cores()
+    num_cores = len(settings.cpu_ids or ()) or available_cores()
+    num_threads = settings.num_threads or max(1, num_cores // settings.tensor_parallel_size)
     environment = {
         "OMP_NUM_THREADS": str(num_threads),
         # An idle OpenMP thread that spins takes the core from the learner on the same machine.
@@ -89,13 +90,19 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cls: str) -> AsyncLLM:
-    """Start vLLM on a model directory; blocks for its whole start. Raises errors.BadModel."""
+    """Start vLLM on a model directory; blocks for its whole start. Raises errors.BadSetting."""
     check_model_dir(model_path)
     # Both are read when vllm is imported.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
+    try:
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise errors.BadSetting(
+            f"The engine 'vllm' needs vLLM, and importing it failed ({error}); install asympo[generator] or "
+            "choose the engine 'simulated'."
+        ) from error
 
     is_cpu = current_platform.is_cpu()
     values = thread_environment(settings) if is_cpu else {}

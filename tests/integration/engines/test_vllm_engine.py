@@ -1,0 +1,224 @@
+"""vLLM on CPU with a tiny tied model: reloads are proven against a reference forward pass."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from asympo.common import errors
+from asympo.common.records import FinishReason
+from asympo.engines.base import EngineSettings, SamplingSettings
+from asympo.engines.vllm import VllmEngine
+
+from tests.integration.engines.policies import (
+    NUM_PROMPT_TOKENS,
+    PROBES,
+    manifest_of,
+    reference_mean_nll,
+)
+from tests.tiny_model import make_tiny_model
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
+
+SETTINGS = EngineSettings(dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
+EXTENSION = "tests.integration.engines.switchable_worker.SwitchableWorkerExtension"
+PROMPT = list(range(10, 50))
+ROUNDING = 2e-3
+"""Between two float32 implementations; policies of different seeds differ by more than 50 times that."""
+
+
+@pytest.fixture(scope="module")
+def policy_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("policy-b"), seed=1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(settings=SETTINGS, worker_extension_cls=EXTENSION)
+    await engine.start(model_path=tiny_model)
+    yield engine
+    await engine.close()
+
+
+def sampling(num_tokens: int, **changes: object) -> SamplingSettings:
+    """Exactly `num_tokens` tokens: the end-of-sequence id is not allowed earlier."""
+    return replace(SamplingSettings(max_tokens=num_tokens, min_tokens=num_tokens), **changes)
+
+
+async def probe(engine: VllmEngine) -> list[float]:
+    return [await engine.mean_nll(ids, num_prompt_tokens=NUM_PROMPT_TOKENS) for ids in PROBES]
+
+
+async def test_mean_nll_is_that_of_a_reference_forward_pass(engine: VllmEngine, tiny_model: Path) -> None:
+    assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
+
+
+async def test_reload_leaves_the_tied_head_stale_without_the_repair(
+    engine: VllmEngine, tiny_model: Path, policy_b: Path
+) -> None:
+    expected = reference_mean_nll(policy_b)
+    assert engine._engine is not None
+    await engine._engine.collective_rpc("switch_repair", args=(False,))
+    await engine.reload(policy_b, manifest=manifest_of(policy_b))
+    stale = await probe(engine)
+    complaint = (await engine._engine.collective_rpc("complaint_about_ties"))[0]
+    await engine._engine.collective_rpc("switch_repair", args=(True,))
+    await engine.reload(policy_b, manifest=manifest_of(policy_b))
+    repaired = await probe(engine)
+
+    assert max(abs(a - b) for a, b in zip(stale, expected, strict=True)) > 50 * ROUNDING
+    assert "lm_head.weight multiplies by other values than it holds" in complaint
+    assert repaired == pytest.approx(expected, abs=ROUNDING)
+    await engine.reload(tiny_model, manifest=manifest_of(tiny_model))
+    assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
+
+
+async def test_responses_in_flight_continue_across_reloads(
+    engine: VllmEngine, tiny_model: Path, policy_b: Path
+) -> None:
+    groups = [
+        asyncio.create_task(
+            engine.generate(PROMPT, num_samples=4, sampling=sampling(150), request_id=f"f{i}", cache_salt="1")
+        )
+        for i in range(3)
+    ]
+    while engine.stats.num_in_flight < 12:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    for directory in (policy_b, tiny_model, policy_b):
+        timing = await engine.reload(directory, manifest=manifest_of(directory))
+        assert timing.num_in_flight == SETTINGS.max_num_seqs
+        assert not any(group.done() for group in groups)
+    samples = [sample for group in await asyncio.gather(*groups) for sample in group]
+    assert [len(sample.token_ids) for sample in samples] == [150] * 12
+    assert {sample.finish_reason for sample in samples} == {FinishReason.LENGTH}
+    assert len({sample.token_ids for sample in samples}) == 12
+    assert engine.stats.num_in_flight == 0
+    assert await probe(engine) == pytest.approx(reference_mean_nll(policy_b), abs=ROUNDING)
+
+
+async def test_greedy_answers_follow_the_policy_not_the_cache_of_the_old_one(
+    engine: VllmEngine, tiny_model: Path, policy_b: Path
+) -> None:
+    answers = []
+    for step, directory in enumerate((tiny_model, policy_b, tiny_model)):
+        await engine.reload(directory, manifest=manifest_of(directory))
+        (sample,) = await engine.generate(
+            PROMPT,
+            num_samples=1,
+            sampling=sampling(12, temperature=0.0),
+            request_id=f"a{step}",
+            cache_salt=str(step),
+        )
+        answers.append(sample.token_ids)
+    assert answers[0] == answers[2] != answers[1]
+
+
+async def test_sampled_ids_keep_the_end_of_sequence_and_text_does_not(engine: VllmEngine) -> None:
+    eos = engine.tokenizer.eos_token_id
+    for attempt in range(40):
+        samples = await engine.generate(
+            PROMPT,
+            num_samples=8,
+            sampling=SamplingSettings(max_tokens=100, temperature=2.0),
+            request_id=f"e{attempt}",
+            cache_salt="e",
+        )
+        ended = [sample for sample in samples if sample.finish_reason is FinishReason.STOP]
+        if ended:
+            break
+    assert ended
+    for sample in ended:
+        assert sample.token_ids[-1] == eos
+        assert eos not in sample.token_ids[:-1]
+        assert sample.text == engine.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+
+
+async def test_same_seed_gives_the_same_different_responses(engine: VllmEngine) -> None:
+    first, second = [
+        await engine.generate(
+            PROMPT, num_samples=3, sampling=sampling(8, seed=5), request_id=f"s{i}", cache_salt="s"
+        )
+        for i in range(2)
+    ]
+    assert first == second
+    assert len({sample.token_ids for sample in first}) == 3
+
+
+async def test_abort_ends_running_and_waiting_responses(engine: VllmEngine) -> None:
+    group = asyncio.create_task(
+        engine.generate(PROMPT, num_samples=10, sampling=sampling(200), request_id="x", cache_salt="x")
+    )
+    while engine.stats.num_in_flight < 10:
+        await asyncio.sleep(0.01)
+    await engine.abort("x")
+    assert {sample.finish_reason for sample in await group} == {FinishReason.ABORT}
+    assert engine.stats.num_in_flight == 0
+
+
+async def test_pause_holds_responses_and_a_reload_does_not_undo_it(
+    engine: VllmEngine, tiny_model: Path
+) -> None:
+    await engine.pause()
+    group = asyncio.create_task(
+        engine.generate(PROMPT, num_samples=1, sampling=sampling(2), request_id="p", cache_salt="p")
+    )
+    await engine.reload(tiny_model, manifest=manifest_of(tiny_model))
+    await asyncio.sleep(0.3)
+    assert not group.done()
+    await engine.resume()
+    assert len((await group)[0].token_ids) == 2
+
+
+@pytest.mark.parametrize("prompt", [list(range(300)), [3, 100_000], []])
+async def test_impossible_prompt_is_refused_and_the_engine_lives(
+    engine: VllmEngine, prompt: list[int]
+) -> None:
+    with pytest.raises(errors.PromptRefused):
+        await engine.generate(
+            prompt, num_samples=2, sampling=SamplingSettings(), request_id="r", cache_salt="r"
+        )
+    assert not engine.is_broken
+    assert len(await probe(engine)) == len(PROBES)
+
+
+async def test_tensor_that_differs_from_the_manifest_breaks_the_engine_for_good(
+    engine: VllmEngine, policy_b: Path
+) -> None:
+    manifest = manifest_of(policy_b)
+    wrong = replace(manifest.tensors[-1], sha256="0" * 64)
+    group = asyncio.create_task(
+        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="b", cache_salt="b")
+    )
+    while not engine.stats.num_in_flight:
+        await asyncio.sleep(0.01)
+    with pytest.raises(errors.EngineBroken, match="other values for model"):
+        await engine.reload(policy_b, manifest=replace(manifest, tensors=(*manifest.tensors[:-1], wrong)))
+    with pytest.raises(errors.EngineBroken):
+        await group
+    with pytest.raises(errors.EngineBroken):
+        await engine.resume()
+    assert engine.is_broken
+
+
+async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path) -> None:
+    engine = VllmEngine(settings=replace(SETTINGS, self_test=True))
+    before = set(psutil.Process().children(recursive=True))
+    await engine.start(model_path=tiny_model)
+    assert engine.stats.num_reloads == 11 + 1  # one for each kind of tensor, and the model itself again
+    group = asyncio.create_task(
+        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="k", cache_salt="k")
+    )
+    await asyncio.sleep(0.1)
+    for child in set(psutil.Process().children(recursive=True)) - before:
+        if "EngineCore" in " ".join(child.cmdline()) or child.memory_info().rss > 200 << 20:
+            os.kill(child.pid, 9)
+    with pytest.raises(errors.EngineBroken):
+        await group
+    assert engine.is_broken
+    await engine.close()

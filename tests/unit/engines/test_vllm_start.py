@@ -1,0 +1,98 @@
+"""What is decided before vLLM starts; none of it needs vLLM."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from asympo.common import errors
+from asympo.engines.base import EngineSettings
+from asympo.engines.vllm_start import check_model_dir, environment, first_line, thread_environment
+
+
+def test_one_worker_shares_the_engine_process_and_its_idle_threads_sleep() -> None:
+    values = thread_environment(EngineSettings(num_threads=2))
+    assert values["OMP_NUM_THREADS"] == "2"
+    assert values["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert values["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "GOMP_CPU_AFFINITY" not in values
+
+
+def test_bound_worker_has_a_thread_for_each_core() -> None:
+    values = thread_environment(EngineSettings(cpu_ids=(1, 3)))
+    assert (values["OMP_NUM_THREADS"], values["GOMP_CPU_AFFINITY"]) == ("2", "1 3")
+
+
+def test_tensor_parallel_workers_split_the_cores() -> None:
+    values = thread_environment(EngineSettings(cpu_ids=(0, 1, 2, 3), tensor_parallel_size=2))
+    assert values["VLLM_CPU_OMP_THREADS_BIND"] == "0,2|1,3"
+    assert values["OMP_NUM_THREADS"] == "2"
+
+
+def test_environment_is_restored_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYMPO_TEST_A", "before")
+    block = environment({"ASYMPO_TEST_A": "in", "ASYMPO_TEST_B": "in"})
+    block.__enter__()
+    assert os.environ["ASYMPO_TEST_A"] == os.environ["ASYMPO_TEST_B"] == "in"
+    with pytest.raises(RuntimeError):
+        block.gen.throw(RuntimeError())  # what a raising body does
+    assert os.environ["ASYMPO_TEST_A"] == "before"
+    assert "ASYMPO_TEST_B" not in os.environ
+
+
+def write_model(directory: Path, *, config: str = "{}", weights: bytes | None = None) -> Path:
+    (directory / "config.json").write_text(config)
+    if weights is not None:
+        (directory / "model.safetensors").write_bytes(weights)
+    return directory
+
+
+def safetensors(num_bytes: int) -> bytes:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(num_bytes)
+
+
+def test_good_model_directory_is_accepted_also_through_links(tmp_path: Path) -> None:
+    directory = write_model(tmp_path)
+    (tmp_path / "blob").write_bytes(safetensors(8))
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blob")
+    check_model_dir(directory)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "message"),
+    [
+        ("{", safetensors(8), "config.json cannot be read"),
+        ("{}", None, "holds no"),
+        ("{}", safetensors(5), "holds .* bytes where its header says"),
+        ("{}", b"\xff" * 64, "truncated or no safetensors file"),
+    ],
+)
+def test_unreadable_model_directory_is_named_in_one_sentence(
+    tmp_path: Path, config: str, weights: bytes | None, message: str
+) -> None:
+    with pytest.raises(errors.BadModel, match=message) as caught:
+        check_model_dir(write_model(tmp_path, config=config, weights=weights))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_directory_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadModel, match="Hugging Face model directory"):
+        check_model_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "1 validation error for X\n  Value error, max_model_len is wrong. [type=value_error]\n",
+            "max_model_len",
+        ),
+        ("\n\nfirst\nsecond", "first"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_first_line_is_the_one_that_says_something(text: str, line: str) -> None:
+    assert first_line(RuntimeError(text)).startswith(line)
+    assert "[type=" not in first_line(RuntimeError(text))
