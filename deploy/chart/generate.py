@@ -1,0 +1,66 @@
+"""Writes the chart's generated files: values.yaml, values.schema.json, README.md, rendered examples.
+
+    .venv/bin/python deploy/chart/generate.py            write them
+    .venv/bin/python deploy/chart/generate.py --check    fail, with a difference, where one is not current
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "services"), str(ROOT / "deploy/chart")]
+
+import readme  # noqa: E402
+import rendering  # noqa: E402
+import values_source  # noqa: E402
+
+CHART = ROOT / "helm/asympo"
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file but the rendered examples, which need the others on disk."""
+    source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
+    return {
+        CHART / "values.yaml": values_source.values_yaml(source),
+        CHART / "values.schema.json": json.dumps(values_source.json_schema(source), indent=1) + "\n",
+        CHART / "README.md": readme.readme(source),
+    }
+
+
+def write_or_check(files: dict[Path, str], *, is_check: bool) -> int:
+    """Number of files that were not current."""
+    num_stale = 0
+    for path, text in files.items():
+        before = path.read_text() if path.exists() else ""
+        if before == text:
+            continue
+        num_stale += 1
+        if not is_check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            continue
+        name = str(path.relative_to(ROOT))
+        difference = difflib.unified_diff(
+            before.splitlines(), text.splitlines(), name, name + " (current)", lineterm=""
+        )
+        sys.stderr.write("\n".join(list(difference)[:40]) + "\n")
+    return num_stale
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when something would change")
+    is_check = parser.parse_args().check
+    num_stale = write_or_check(generated(), is_check=is_check)
+    num_stale += write_or_check(rendering.rendered_examples(CHART), is_check=is_check)
+    if is_check and num_stale:
+        sys.stderr.write(f"{num_stale} generated files are not current; mend with: make chart-generate\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

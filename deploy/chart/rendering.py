@@ -1,0 +1,56 @@
+"""Renders the chart with the helm of .cache/chart-tools."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / ".cache/chart-tools"
+RELEASE, NAMESPACE = "asympo", "training"
+KUBE_VERSION = "1.31.0"
+OPERATOR_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+_RANDOM = re.compile(r"^(\s+(?:learner|generator|operator)-password:|\s+checksum/broker-users:) .*$", re.MULTILINE)
+
+
+def template(
+    chart: Path,
+    *,
+    values: Sequence[Path] = (),
+    sets: Sequence[str] = (),
+    helm: str = "helm4",
+    kube_version: str = KUBE_VERSION,
+    api_versions: Sequence[str] | None = None,
+    more: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """`helm template` of one values file or several; the caller looks at the exit code."""
+    if api_versions is None:
+        api_versions = [f"monitoring.coreos.com/v1/{kind}" for kind in OPERATOR_KINDS]
+    command = [str(TOOLS / "bin" / helm), "template", RELEASE, str(chart), "--namespace", NAMESPACE]
+    command += ["--kube-version", kube_version]
+    command += [part for path in values for part in ("--values", str(path))]
+    command += [part for pair in sets for part in ("--set", pair)]
+    command += [part for name in api_versions for part in ("--api-versions", name)]
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+
+
+def example_values(chart: Path) -> list[Path]:
+    """The values file of every example."""
+    return sorted((chart / "examples").glob("*/values.yaml"))
+
+
+def mask_random(text: str) -> str:
+    """Random passwords and their digest replaced, so that renderings can be compared."""
+    return _RANDOM.sub(r"\1 GENERATED", text)
+
+
+def rendered_examples(chart: Path) -> dict[Path, str]:
+    """What each example renders to, by the path of its committed copy."""
+    rendered = {}
+    for values in example_values(chart):
+        result = template(chart, values=[values])
+        if result.returncode != 0:
+            raise SystemExit(f"{values} does not render: {result.stderr.strip()}")
+        header = f"# helm template {RELEASE} helm/asympo --namespace {NAMESPACE} --values {values.relative_to(ROOT)}\n"
+        rendered[values.with_name("rendered.yaml")] = header + mask_random(result.stdout)
+    return rendered

@@ -1,0 +1,120 @@
+"""From deploy/chart/values.schema.yaml to the JSON Schema and to the commented values.yaml."""
+
+import copy
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from service_settings import settings_schema
+
+from asympo.common.settings import RUN_NAME
+
+_WIDTH = 108
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The source with `use`, `include` and `settings` put in place: one schema object for all values."""
+    raw = yaml.safe_load(path.read_text().replace("RUN_NAME", f"'{RUN_NAME}'"))
+    return {
+        "type": "object",
+        "properties": {key: _expand(node, raw["definitions"]) for key, node in raw["values"].items()},
+    }
+
+
+def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    node = copy.deepcopy(node)
+    if "use" in node:
+        used, defaults = definitions[node.pop("use")], node.pop("defaults", {})
+        node = {**copy.deepcopy(used), **node}
+        for key, value in defaults.items():
+            node["properties"][key]["default"] = value
+    for name in node.pop("include", []):
+        node["properties"] |= definitions[name]
+    if "settings" in node:
+        schema = settings_schema(node.pop("settings"))
+        return {**schema, **node, "default": node.get("default", {})}
+    if "properties" in node:
+        node["type"] = "object"
+        node["properties"] = {key: _expand(each, definitions) for key, each in node["properties"].items()}
+    if isinstance(node.get("additionalProperties"), dict):
+        node["additionalProperties"] = _expand(node["additionalProperties"], definitions)
+    if isinstance(node.get("items"), dict):
+        node["items"] = _expand(node["items"], definitions)
+    return node
+
+
+def json_schema(source: dict[str, Any]) -> dict[str, Any]:
+    """What helm checks values against: closed, every key described."""
+    schema = _closed(source)
+    # Helm passes the values of parent charts to sub-charts.
+    schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used by this chart."}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the asympo chart", **schema}
+
+
+def _closed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_closed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    schema = {key: _closed(value) for key, value in node.items() if key not in ("default", "properties")}
+    if "properties" in node:
+        schema["properties"] = {key: _closed(each) for key, each in node["properties"].items()}
+        schema["additionalProperties"] = False
+    return schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One value a person can set."""
+
+    path: tuple[str, ...]
+    node: dict[str, Any]
+
+    @property
+    def default(self) -> str:
+        """As YAML on one line."""
+        return json.dumps(self.node.get("default")) if "default" in self.node else ""
+
+
+def iter_leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """Every value, in the order of the source; an object with a default of its own is one."""
+    for key, each in node["properties"].items():
+        if "properties" in each and "default" not in each:
+            yield from iter_leaves(each, (*path, key))
+        else:
+            yield Leaf(path=(*path, key), node=each)
+
+
+def values_yaml(source: dict[str, Any]) -> str:
+    """All values with their defaults, each under its description."""
+    lines = [
+        "# Values of the chart. Generated from deploy/chart/values.schema.yaml by `make chart-generate`.",
+        "# The README has the same as a table; values.schema.json refuses keys that are not here.",
+    ]
+    _write(source, 0, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write(node: dict[str, Any], depth: int, lines: list[str]) -> None:
+    indent = "  " * depth
+    for key, each in node["properties"].items():
+        if depth == 0:
+            lines.append("")
+        lines += [
+            f"{indent}# {line}" for line in textwrap.wrap(each["description"], _WIDTH - 2 - len(indent))
+        ]
+        if "properties" in each and "default" not in each:
+            lines.append(f"{indent}{key}:")
+            _write(each, depth + 1, lines)
+            continue
+        value = each["default"]
+        if not isinstance(value, (dict, list)) or not value:
+            lines.append(f"{indent}{key}: {json.dumps(value)}")
+            continue
+        lines.append(f"{indent}{key}:")
+        block = yaml.safe_dump(value, sort_keys=False, default_flow_style=False)
+        lines += [f"{indent}  {line}" for line in block.splitlines()]

@@ -1,0 +1,28 @@
+"""Fetches a model from the Hugging Face hub to a directory, once: fetch_model.py REPOSITORY REVISION DIRECTORY."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
+
+
+def fetch(repository: str, revision: str, directory: Path) -> None:
+    """Leaves a complete directory or none: the download goes beside it and is renamed at the end."""
+    if (directory / "config.json").is_file():
+        print(f"{directory} is there already")
+        return
+    partial = directory.with_name(directory.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    snapshot_download(repository, revision=revision, local_dir=partial, allow_patterns=WANTED)
+    if not list(partial.glob("*.safetensors")):
+        sys.exit(f"{repository} at {revision} has no *.safetensors file: choose a model or revision that has")
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    partial.rename(directory)
+    print(f"fetched {repository} at {revision} to {directory}")
+
+
+if __name__ == "__main__":
+    fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

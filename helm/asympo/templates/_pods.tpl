@@ -1,0 +1,217 @@
+{{/* Parts of pods. */}}
+
+{{/* Image: .image, and .variant for the tag when none is given. */}}
+{{- define "asympo.image" -}}
+{{- $name := .image.repository }}
+{{- with .root.Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end }}
+{{- if .image.digest }}
+{{- printf "%s@%s" $name .image.digest }}
+{{- else }}
+{{- printf "%s:%s" $name (.image.tag | default (printf "%s-%s" .root.Chart.AppVersion .variant)) }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.variant" -}}
+{{- ternary "cpu" "cuda" (eq (int .gpus) 0) }}
+{{- end }}
+
+{{/* What every pod of ours says about itself. .component .values .own */}}
+{{- define "asympo.podBasics" -}}
+serviceAccountName: {{ include "asympo.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with include "asympo.priorityClassName" . }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{ include "asympo.podSecurityContext" .root }}
+{{- end }}
+
+{{- define "asympo.podSecurityContext" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .Values.podSecurity.userId }}
+  runAsGroup: {{ .Values.podSecurity.groupId }}
+  fsGroup: {{ .Values.podSecurity.groupId }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{- define "asympo.containerSecurityContext" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* Resources with the GPUs among the limits. */}}
+{{- define "asympo.resources" -}}
+{{- $resources := deepCopy .resources }}
+{{- if gt (int .gpus) 0 }}
+{{- $_ := set $resources "limits" (set ($resources.limits | default dict) .gpuResource (int .gpus)) }}
+{{- end -}}
+resources:
+  {{- toYaml $resources | nindent 2 }}
+{{- end }}
+
+{{/* Environment: user and password of the broker by .role, where libraries may write. */}}
+{{- define "asympo.environment" -}}
+{{- $external := .root.Values.redis.external -}}
+env:
+  - name: HOME
+    value: /tmp
+  - name: XDG_CACHE_HOME
+    value: /cache
+  - name: HF_HOME
+    value: /cache/huggingface
+  - name: HF_HUB_OFFLINE
+    value: "1"
+  - name: TORCHINDUCTOR_CACHE_DIR
+    value: /cache/inductor
+  - name: TRITON_CACHE_DIR
+    value: /cache/triton
+  {{- if and (eq .root.Values.redis.mode "external") $external.urlFrom.secret }}
+  - name: REDIS_URL
+    valueFrom:
+      secretKeyRef:
+        name: {{ $external.urlFrom.secret }}
+        key: {{ $external.urlFrom.key }}
+  {{- else if include "asympo.usersSecret" .root }}
+  - name: REDIS_USERNAME
+    value: {{ ternary .role .user (eq .root.Values.redis.mode "embedded") | quote }}
+  - name: REDIS_PASSWORD
+    valueFrom:
+      secretKeyRef:
+        name: {{ include "asympo.usersSecret" .root }}
+        key: {{ .role }}-password
+  {{- end }}
+  {{- with .values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Mounts that learner and generator have in common. .isReadOnly concerns the checkpoints. */}}
+{{- define "asympo.mounts" -}}
+volumeMounts:
+  - name: settings
+    mountPath: /etc/asympo/settings
+    readOnly: true
+  - name: checkpoints
+    mountPath: /checkpoints
+    readOnly: {{ .isReadOnly }}
+  - name: temporary
+    mountPath: /tmp
+  - name: cache
+    mountPath: /cache
+  - name: shared-memory
+    mountPath: /dev/shm
+  {{- if .root.Values.redis.external.caFrom.secret }}
+  - name: broker-ca
+    mountPath: /etc/asympo/broker-ca
+    readOnly: true
+  {{- end }}
+  {{- with .values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{- define "asympo.volumes" -}}
+volumes:
+  - name: settings
+    configMap:
+      name: {{ include "asympo.name" . }}-settings
+  - name: checkpoints
+    persistentVolumeClaim:
+      claimName: {{ include "asympo.checkpointsClaim" .root }}
+  - name: temporary
+    emptyDir:
+      sizeLimit: {{ .values.cacheSize }}
+  - name: cache
+    emptyDir:
+      sizeLimit: {{ .values.cacheSize }}
+  - name: shared-memory
+    emptyDir:
+      medium: Memory
+      sizeLimit: {{ .values.sharedMemory }}
+  {{- with .root.Values.redis.external.caFrom }}
+  {{- if .secret }}
+  - name: broker-ca
+    secret:
+      secretName: {{ .secret }}
+      items:
+        - key: {{ .key }}
+          path: ca.crt
+  {{- end }}
+  {{- end }}
+  {{- with .values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Probes. The event loop answers while the engine loads in a thread; imports can hold it up for a minute. */}}
+{{- define "asympo.probes" -}}
+startupProbe:
+  httpGet: {path: /livez, port: http}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: {{ div (add (int .startupSeconds) 9) 10 }}
+livenessProbe:
+  httpGet: {path: /livez, port: http}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: http}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 3
+{{- end }}
+
+{{- define "asympo.pdb" -}}
+{{- if and .values.pdb.enabled (.root.Capabilities.APIVersions.Has "policy/v1/PodDisruptionBudget") }}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  {{- include "asympo.metadata" . | nindent 2 }}
+spec:
+  maxUnavailable: {{ .values.pdb.maxUnavailable }}
+  selector:
+    matchLabels:
+      {{- include "asympo.selector" . | nindent 6 }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.serviceAccount" -}}
+{{- if .values.serviceAccount.create }}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ include "asympo.serviceAccountName" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "asympo.labels" . | nindent 4 }}
+  {{- with .values.serviceAccount.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+automountServiceAccountToken: false
+{{- end }}
+{{- end }}

@@ -1,0 +1,161 @@
+{{/* What cannot work, each in one sentence that says what to set. Rendered by every command, NOTES or not. */}}
+{{- define "asympo.refuse" -}}
+{{- $v := .Values }}
+{{- if not (or $v.learner.enabled $v.generator.enabled) }}
+{{- fail "learner.enabled and generator.enabled are both false: nothing would run; set one of them to true" }}
+{{- end }}
+{{- include "asympo.refuseBroker" . }}
+{{- include "asympo.refuseStorage" . }}
+{{- include "asympo.refuseModel" . }}
+{{- include "asympo.refuseResources" . }}
+{{- include "asympo.refuseKinds" . }}
+{{- include "asympo.refuseSecrets" . }}
+{{- end }}
+
+{{- define "asympo.refuseBroker" -}}
+{{- $redis := .Values.redis }}
+{{- $external := $redis.external }}
+{{- if eq $redis.mode "external" }}
+{{- if not (or $external.url $external.urlFrom.secret) }}
+{{- fail "redis.mode is external and no broker is named: set redis.external.url to redis://HOST:6379/0, or redis.external.urlFrom.secret and .key" }}
+{{- end }}
+{{- if and $external.url $external.urlFrom.secret }}
+{{- fail "redis.external.url and redis.external.urlFrom.secret both name the broker: set one of them" }}
+{{- end }}
+{{- if and $external.urlFrom.secret $redis.auth.existingSecret }}
+{{- fail "redis.external.urlFrom.secret holds the password already: leave redis.auth.existingSecret empty, or give redis.external.url instead" }}
+{{- end }}
+{{- if and $external.caFrom.secret $external.urlFrom.secret }}
+{{- fail "redis.external.caFrom is put into redis.external.url: with redis.external.urlFrom, write ?ssl_ca_certs=PATH into the URL and mount the file with extraVolumes" }}
+{{- end }}
+{{- if and $external.caFrom.secret (not (hasPrefix "rediss://" $external.url)) }}
+{{- fail (printf "redis.external.caFrom is for TLS, and redis.external.url is %s: set it to rediss://HOST:PORT/0, or leave caFrom.secret empty" $external.url) }}
+{{- end }}
+{{- else }}
+{{- if not .Values.learner.enabled }}
+{{- fail "learner.enabled is false and redis.mode is embedded: the generators would wait at a broker that no learner knows; set redis.mode=external and redis.external.url to the learner's broker" }}
+{{- end }}
+{{- if or $external.url $external.urlFrom.secret }}
+{{- fail "redis.external names a broker and redis.mode is embedded: set redis.mode=external, or leave redis.external empty" }}
+{{- end }}
+{{- end }}
+{{- range list $external.urlFrom $external.caFrom .Values.model.download.token }}
+{{- if and .secret (not .key) }}
+{{- fail (printf "the Secret %s is named without a key: set key beside secret" .secret) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseStorage" -}}
+{{- $checkpoints := .Values.checkpoints }}
+{{- $modes := list $checkpoints.accessMode }}
+{{- if $checkpoints.existingClaim }}
+{{- $claim := lookup "v1" "PersistentVolumeClaim" .Release.Namespace $checkpoints.existingClaim }}
+{{- $modes = ternary ($claim.spec | default dict).accessModes (list "ReadWriteMany") (not (empty $claim)) }}
+{{- if and (include "asympo.isOnline" .) (empty $claim) }}
+{{- fail (printf "checkpoints.existingClaim names %s, which namespace %s does not have: create it, or leave the value empty to have one created" $checkpoints.existingClaim .Release.Namespace) }}
+{{- end }}
+{{- else if not .Values.learner.enabled }}
+{{- fail "learner.enabled is false and checkpoints.existingClaim is empty: the generators would look for policies on a new, empty volume; set checkpoints.existingClaim to the learner's claim" }}
+{{- end }}
+{{- if and (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) .Values.generator.enabled }}
+{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, or checkpoints.sameNode=true to keep learner and generators on one node" (join "," $modes)) }}
+{{- end }}
+{{- if and $checkpoints.sameNode (not .Values.learner.enabled) }}
+{{- fail "checkpoints.sameNode puts generators beside this release's learner, and learner.enabled is false: set checkpoints.sameNode=false and use a ReadWriteMany claim" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseModel" -}}
+{{- $model := .Values.model }}
+{{- if and $model.path $model.download.repository }}
+{{- fail "model.path and model.download.repository both name the model: set one of them" }}
+{{- end }}
+{{- if and .Values.learner.enabled (not (or $model.path $model.download.repository)) }}
+{{- fail "no model is named: set model.download.repository and .revision to fetch one from the hub, or model.path to a directory that the pods see, such as /checkpoints/models/NAME" }}
+{{- end }}
+{{- if and $model.download.repository (not $model.download.revision) }}
+{{- fail (printf "model.download.revision is empty: set it to the commit of %s to use, 40 hexadecimal digits, so that every start finds the same model" $model.download.repository) }}
+{{- end }}
+{{- if and $model.download.repository (not .Values.learner.enabled) }}
+{{- fail "model.download is done by the learner's pod, and learner.enabled is false: set it in the learner's release" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseResources" -}}
+{{- range $name := list "learner" "generator" }}
+{{- $service := index $.Values $name }}
+{{- if and $service.enabled (not (($service.resources.limits | default dict).memory)) }}
+{{- fail (printf "%s.resources.limits.memory is missing: set it, or a leak takes the node's other pods along" $name) }}
+{{- end }}
+{{- if hasKey ($service.resources.limits | default dict) $service.gpuResource }}
+{{- fail (printf "%s.resources.limits holds %s: set %s.gpus instead" $name $service.gpuResource $name) }}
+{{- end }}
+{{- end }}
+{{- $generator := .Values.generator }}
+{{- $gpus := int $generator.gpus }}
+{{- $parallel := int (dig "vllm" "tensor_parallel_size" 1 $generator.settings) }}
+{{- if and (gt $gpus 0) (gt $parallel $gpus) }}
+{{- fail (printf "generator.settings.vllm.tensor_parallel_size is %d and generator.gpus is %d: set generator.gpus to %d" $parallel $gpus $parallel) }}
+{{- end }}
+{{- if and (gt $gpus 0) (eq (dig "engine" "vllm" $generator.settings) "simulated") }}
+{{- fail (printf "generator.settings.engine is simulated and generator.gpus is %d: the simulated engine uses none; set generator.gpus=0" $gpus) }}
+{{- end }}
+{{- if and (eq (int .Values.learner.gpus) 0) (eq (dig "device" "auto" .Values.learner.settings) "cuda") }}
+{{- fail "learner.settings.device is cuda and learner.gpus is 0: set learner.gpus=1, or the device to auto" }}
+{{- end }}
+{{- $needed := include "asympo.neededGraceSeconds" . | int }}
+{{- $given := $generator.terminationGracePeriodSeconds }}
+{{- if and $given (lt (int $given) $needed) }}
+{{- fail (printf "generator.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make generator.settings.drain_seconds shorter" (int $given) $needed) }}
+{{- end }}
+{{- if and (eq (toString $generator.strategy.maxSurge) "0") (eq (toString $generator.strategy.maxUnavailable) "0") }}
+{{- fail "generator.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" }}
+{{- end }}
+{{- end }}
+
+{{/* drain_seconds, then 30 s in which the engine is closed, then 10 s for the rest. */}}
+{{- define "asympo.neededGraceSeconds" -}}
+{{- add (ceil (float64 (dig "drain_seconds" 25 .Values.generator.settings))) 40 }}
+{{- end }}
+
+{{- define "asympo.generatorGraceSeconds" -}}
+{{- .Values.generator.terminationGracePeriodSeconds | default (include "asympo.neededGraceSeconds" .) }}
+{{- end }}
+
+{{- define "asympo.refuseKinds" -}}
+{{- range $value, $kind := dict "serviceMonitor" "ServiceMonitor" "podMonitor" "PodMonitor" "prometheusRule" "PrometheusRule" }}
+{{- if and (index $.Values.monitoring $value).enabled (not ($.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind))) }}
+{{- fail (printf "monitoring.%s.enabled is true and the cluster has no kind %s: install the Prometheus operator, or set it to false" $value $kind) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Every namespace has this ConfigMap: whoever finds it is asking a real cluster. */}}
+{{- define "asympo.isOnline" -}}
+{{- if lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" }}yes{{ end }}
+{{- end }}
+
+{{- define "asympo.refuseSecrets" -}}
+{{- if include "asympo.isOnline" . }}
+{{- $external := .Values.redis.external }}
+{{- $wanted := list (dict "value" "redis.external.urlFrom" "name" $external.urlFrom.secret "keys" (list $external.urlFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "redis.external.caFrom" "name" $external.caFrom.secret "keys" (list $external.caFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "model.download.token" "name" .Values.model.download.token.secret "keys" (list .Values.model.download.token.key)) }}
+{{- $roles := ternary (list "learner-password" "generator-password" "operator-password") (list "learner-password" "generator-password") (eq .Values.redis.mode "embedded") }}
+{{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
+{{- range $wanted }}
+{{- if .name }}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace .name }}
+{{- if not $secret }}
+{{- fail (printf "%s names the Secret %s, which namespace %s does not have: create it first" .value .name $.Release.Namespace) }}
+{{- end }}
+{{- range $key := .keys }}
+{{- if not (hasKey ($secret.data | default dict) $key) }}
+{{- fail (printf "the Secret %s has no key %s: add it" $secret.metadata.name $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,73 @@
+{{/* TOML of a settings map: plain keys first, then one table for each map. A JSON scalar or array of scalars is TOML. */}}
+{{- define "asympo.toml" -}}
+{{- $path := .path }}
+{{- range $key, $value := .values }}
+{{- if not (or (kindIs "map" $value) (kindIs "invalid" $value)) }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end }}
+{{- range $key, $value := .values }}
+{{- if kindIs "map" $value }}
+{{- $name := ternary $key (printf "%s.%s" $path $key) (empty $path) }}
+
+[{{ $name }}]
+{{- include "asympo.toml" (dict "values" $value "path" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What the chart itself decides of every service's settings. */}}
+{{- define "asympo.commonSettings" -}}
+run: {{ .Values.run | quote }}
+{{- $url := include "asympo.brokerUrl" . }}
+{{- if $url }}
+redis_url: {{ $url | quote }}
+{{- end }}
+checkpoint_root: /checkpoints
+log_level: {{ .Values.logLevel }}
+log_format: json
+http_host: 0.0.0.0
+{{- end }}
+
+{{/* Broker's URL without credentials; empty where a Secret holds the whole of it. */}}
+{{- define "asympo.brokerUrl" -}}
+{{- if eq .Values.redis.mode "embedded" }}
+{{- printf "redis://%s-redis:6379/0" (include "asympo.fullname" .) }}
+{{- else if .Values.redis.external.url }}
+{{- $url := .Values.redis.external.url }}
+{{- if .Values.redis.external.caFrom.secret }}
+{{- $url = printf "%s%sssl_ca_certs=/etc/asympo/broker-ca/ca.crt" $url (ternary "&" "?" (contains "?" $url)) }}
+{{- end }}
+{{- $url }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.modelPath" -}}
+{{- with .Values.model.download.repository }}
+{{- printf "/checkpoints/models/%s/%s" . $.Values.model.download.revision }}
+{{- else }}
+{{- .Values.model.path }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.learnerToml" -}}
+{{- $own := include "asympo.commonSettings" . | fromYaml }}
+{{- $_ := set $own "http_port" 8080 }}
+{{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromYamlArray) }}
+{{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.learner.settings) $own) "path" "") | trim }}
+{{- end }}
+
+{{/* Names under which pods of the cluster ask for the learner's page. */}}
+{{- define "asympo.pageHosts" -}}
+{{- $name := printf "%s-learner" (include "asympo.fullname" .) }}
+- {{ $name }}
+- {{ $name }}.{{ .Release.Namespace }}
+- {{ $name }}.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{- define "asympo.generatorToml" -}}
+{{- $own := include "asympo.commonSettings" . | fromYaml }}
+{{- $_ := set $own "http_port" 8081 }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.generator.settings) $own) "path" "") | trim }}
+{{- end }}
