@@ -108,9 +108,12 @@ def broker_service(
 
 
 def start_broker(service: Service, url: str) -> None:
-    """Starts the broker and waits until it answers; one that a killed supervisor left is stopped first."""
+    """Starts the broker and waits until it answers; one that a killed supervisor left is stopped first.
+
+    On a socket of ours only: whoever answers on a port may be someone else's.
+    """
     deadline = time.monotonic() + _START_SECONDS
-    if answers(url):
+    if url.startswith("unix:") and answers(url):
         shut_down(url)
         while answers(url) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import BadSetting
+from asympo.common.errors import BadModel, BadSetting
 from asympo.common.settings import merge, validate
 from asympo.common.toml_text import dump_toml
 from asympo.generator.settings import GeneratorSettings
@@ -58,6 +58,9 @@ class Plan:
 def make_plan(file: RunFile, machine: Machine) -> Plan:
     """Chooses ports and cores and writes the services' settings files; BadSetting with one sentence."""
     check_learner_values(file)
+    check_inputs(file)
+    if file.broker.port and not file.external_broker_url:
+        require_free(file.broker.port, setting="broker.port")
     directory = file.directory.absolute()
     url = file.external_broker_url or broker_url(directory / "broker", port=file.broker.port)
     learner_share, generator_shares = split_machine(
@@ -103,11 +106,30 @@ def check_learner_values(file: RunFile) -> None:
         (LearnerSettings, file.learner_values, "learner"),
         (GeneratorSettings, file.generator_values, "generator"),
     ):
-        places: dict[tuple[str, ...], str] = {(key,): f"in [{section}] of {file.source}" for key in values}
-        for key in ("run", "redis_url", "checkpoint_root"):
-            if key in values:
-                raise BadSetting(f"{key} in [{section}] of {file.source} is decided by [run] and [broker]")
+        places: dict[tuple[str, ...], str] = {}
+        for key in values:
+            in_run = section == "learner" and key in file.given_in_run
+            places[(key,)] = f"in [{'run' if in_run else section}] of {file.source}"
+            if key in ("run", "redis_url", "checkpoint_root"):
+                raise BadSetting(f"{key} {places[(key,)]} is decided by [run] and [broker]: leave it out")
         validate(model, values, origin=places)
+
+
+def check_inputs(file: RunFile) -> None:
+    """What can be seen at once of model and task: a wrong path must not cost the start of an engine."""
+    settings = validate(LearnerSettings, file.learner_values)
+    if settings.model.startswith(("/", "./", "../", "~")):
+        config = Path(settings.model).expanduser() / "config.json"
+        if not config.is_file():
+            raise BadModel(
+                f"the model {settings.model} is no directory with a config.json: give a path or an id"
+            )
+        if not os.access(config, os.R_OK):
+            raise BadModel(f"the model {settings.model} cannot be read: check the permissions of {config}")
+    if settings.task.name in ("addition", "jsonl"):
+        from asympo.tasks.registry import load_task
+
+        load_task(settings.task)
 
 
 def odd_sampling(settings: Any) -> list[str]:

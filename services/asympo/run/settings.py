@@ -80,6 +80,8 @@ class RunFile(_Section):
     generators: GeneratorSection = Field(default_factory=GeneratorSection)
     learner_values: dict[str, Any] = Field(default_factory=dict)
     """What the learner's settings file will hold."""
+    given_in_run: frozenset[str] = frozenset()
+    """Keys of the learner's that were written below [run]."""
     generator_values: dict[str, Any] = Field(default_factory=dict)
     """What each generator's settings file will hold."""
     source: str = "the settings"
@@ -115,6 +117,7 @@ def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
         broker=_section(BrokerSection, values.get("broker", {}), source, "broker"),
         view=_section(ViewSection, values.get("view", {}), source, "view"),
         learner_values=merge(run_for_learner, values.get("learner", {})),
+        given_in_run=frozenset(run_for_learner.keys() - values.get("learner", {}).keys()),
         generator_values=for_generator,
         source=source,
     )

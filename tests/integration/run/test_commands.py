@@ -1,0 +1,218 @@
+"""runs, log, checkpoint and doctor on real logs and real files; bad input gets one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from asympo.cli import main
+from asympo.common.codec import encode_group
+from asympo.common.errors import BrokerUnavailable
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.rollout_log import Broker, Lease, RunConfig, RunLog, RunState
+from asympo.doctor import checks
+from asympo.run.broker import broker_service, broker_url, find_broker_binary, start_broker
+from asympo.run.directory import RunDirectory
+
+from tests.conftest import BrokerProcess, free_port
+
+
+def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> None:
+    """A run with these groups in its log."""
+    broker = Broker.connect(url)
+    log = RunLog(broker, run)
+    log.create_or_join(
+        RunConfig(run=run, group_size=2, groups_per_step=8, max_groups_per_step=8, num_prompts=9, model="m")
+    )
+    fence = log.take_fence("learner")
+    log.set_state(RunState.RUNNING, fence=fence)
+    log.announce_policy(fence, step=0, digest="d")
+    for pair in rewards:
+        lease = log.acquire(holder="g", policy_step=0)
+        assert isinstance(lease, Lease)
+        responses = tuple(
+            Response(
+                token_ids=(1, 2), text=f"says [bold]{reward}", reward=reward, finish_reason=FinishReason.STOP
+            )
+            for reward in pair
+        )
+        group = RolloutGroup(
+            group_id=lease.group_id, prompt=Prompt(token_ids=(1,), text="1 + 1?"), responses=responses
+        )
+        log.append(lease, encode_group(group), producer="g")
+    log.release(fence)
+    broker.close()
+
+
+def asympo(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(list(argv))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _no_broker_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+def test_log_show_has_rewards_and_advantages(
+    broker_url: str, run_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append_groups(broker_url, run_name, rewards=[(0.0, 1.0), (0.5, 0.5)])
+    where = ("--redis-url", broker_url, "--run", run_name)
+    code, out, _ = asympo(capsys, "log", "show", *where, "--json")
+    groups = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [group["sequence"] for group in groups] == [1, 2]
+    assert [response["advantage"] for response in groups[0]["responses"]] == [-0.5, 0.5]
+    code, out, _ = asympo(capsys, "log", "show", *where, "--sequence", "2")
+    assert "says [bold]0.5" in out
+    assert "+0.000" in out
+    code, out, _ = asympo(capsys, "log", "stats", *where, "--json")
+    assert json.loads(out)["backlog"] == 2
+    code, _, err = asympo(capsys, "log", "show", *where, "--sequence", "3")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_runs_are_listed_shown_and_deleted(
+    broker_url: str, run_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append_groups(broker_url, run_name, rewards=[(0.0, 1.0)])
+    url = ("--redis-url", broker_url)
+    _, out, _ = asympo(capsys, "runs", "list", *url, "--json")
+    assert run_name in [json.loads(line)["run"] for line in out.splitlines()]
+    _, out, _ = asympo(capsys, "runs", "show", run_name, *url, "--json")
+    shown = json.loads(out)
+    assert (shown["config"]["model"], shown["stats"]["appended"]) == ("m", 1)
+    assert asympo(capsys, "runs", "show", run_name, *url)[0] == 0
+    code, _, err = asympo(capsys, "runs", "delete", run_name, *url)
+    assert code == 2
+    assert "--yes" in err
+    assert asympo(capsys, "runs", "delete", run_name, *url, "--yes")[0] == 0
+    code, _, err = asympo(capsys, "runs", "show", run_name, *url)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"knows no run {run_name}" in err
+
+
+def test_log_of_a_stopped_run_is_read_by_starting_its_broker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDirectory(tmp_path / "demo") as held:
+        data = held.path / "broker"
+        service = broker_service(data, log_path=held.path / "broker.log", binary=find_broker_binary())
+        start_broker(service, broker_url(data))
+        append_groups(broker_url(data), "demo", rewards=[(0.0, 1.0)])
+        service.stop(deadline_seconds=10)
+    code, out, _ = asympo(capsys, "log", "show", "--run", "demo", "--directory", str(tmp_path), "--json")
+    assert (code, json.loads(out)["sequence"]) == (0, 1)
+    _, out, _ = asympo(capsys, "runs", "list", "--directory", str(tmp_path), "--json")
+    assert json.loads(out)["state"] == "stopped"
+    assert asympo(capsys, "runs", "delete", "demo", "--directory", str(tmp_path), "--yes")[0] == 0
+    assert not (tmp_path / "demo").exists()
+
+
+def test_damaged_checkpoint_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    import shutil
+
+    from asympo.common.checkpoints import PolicyStore, Probe, ProbeSequence
+
+    store = PolicyStore(tmp_path, "demo")
+    probe = Probe(
+        sequences=(ProbeSequence(token_ids=(1, 2), num_prompt_tokens=1, mean_nll=1.0),), tolerance=0.1
+    )
+
+    def fill(directory: Path) -> None:
+        for path in tiny_model.iterdir():
+            shutil.copy(path, directory / path.name)
+
+    refs = [store.publish(step=step, fence=1, fill=fill, probe=probe) for step in (1, 2)]
+    where = ("--run", "demo", "--checkpoint-root", str(tmp_path))
+    assert asympo(capsys, "checkpoint", "verify", *where)[0] == 0
+    with (refs[1].path / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    code, out, _ = asympo(capsys, "checkpoint", "verify", *where, "--json")
+    states = {row["step"]: row["state"] for row in map(json.loads, out.splitlines())}
+    assert (code, states[1]) == (1, "verified")
+    assert "model.safetensors" in states[2]
+    assert asympo(capsys, "checkpoint", "list", *where)[0] == 0
+    assert asympo(capsys, "checkpoint", "list", "--run", "none", "--checkpoint-root", str(tmp_path))[0] == 2
+
+
+def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: BrokerProcess, tmp_path: Path) -> None:
+    target = checks.Target(directory=tmp_path, redis_url=own_broker.url, ports=())
+    findings = [*checks.check_broker(target), *checks.check_storage(target), *checks.check_python(target)]
+    assert not [
+        finding for finding in findings if finding.level is checks.Level.WRONG and finding.check != "storage"
+    ]
+
+
+def test_doctor_names_what_a_careless_broker_may_lose(broker_binary: str, tmp_path: Path) -> None:
+    careless = BrokerProcess(
+        binary=broker_binary,
+        data_dir=tmp_path / "broker",
+        extra=("--appendfsync", "everysec", "--maxmemory-policy", "allkeys-lru"),
+    ).start()
+    try:
+        target = checks.Target(directory=tmp_path, redis_url=careless.url, ports=())
+        wrong = [finding for finding in checks.check_broker(target) if finding.level is checks.Level.WRONG]
+    finally:
+        careless.stop()
+    assert [finding.repair for finding in wrong] == [
+        "set appendfsync always",
+        "set maxmemory-policy noeviction",
+    ]
+
+
+def test_doctor_exits_1_and_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    code, out, _ = asympo(capsys, "doctor", "--redis-url", url, "--directory", str(tmp_path), "--json")
+    report = json.loads(out)
+    assert (code, report["is_healthy"]) == (1, False)
+    (wrong,) = [each for each in report["findings"] if each["level"] == "wrong" and each["check"] == "broker"]
+    assert url in wrong["text"]
+
+
+def test_doctor_notices_a_directory_it_cannot_publish_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checks.tempfile, "mkdtemp", refuse)
+    target = checks.Target(directory=tmp_path, redis_url=None, ports=())
+    assert any("Read-only file system" in finding.text for finding in checks.check_storage(target))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--learner.total-step=3"], 2, "did you mean total_steps?"),
+        (["--run.model=/nowhere"], 2, "/nowhere"),
+        (["--run.task.name=jsonl", "--run.task.path=/nowhere.jsonl"], 2, "/nowhere.jsonl"),
+        (["--broker.url=redis://127.0.0.1:1/0"], BrokerUnavailable.exit_code, "127.0.0.1:1"),
+        (["--broker.url=carrier-pigeon://x"], 2, "carrier-pigeon"),
+        (["--learner.http-port={busy}"], 2, "learner.http_port"),
+        (["--broker.port={busy}"], 2, "broker.port"),
+    ],
+)
+def test_bad_input_of_run_is_one_sentence_and_starts_nothing(
+    flags: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    own_broker: BrokerProcess,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f"[run]\nname = 'bad'\ndirectory = '{tmp_path}/runs'\nmodel = '{tiny_model}'\n")
+    given = [flag.format(busy=own_broker.port) for flag in flags]
+    found, _, err = asympo(capsys, "run", str(config), "--view.kind=plain", *given)
+    assert found == code, err
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err

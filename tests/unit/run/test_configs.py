@@ -1,0 +1,170 @@
+"""Every settings file that is shipped loads, and bad ones are refused in one sentence."""
+
+import tomllib
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from asympo.cli import main
+from asympo.common.errors import BadSetting
+from asympo.demo.command import PRESET
+from asympo.generator.settings import GeneratorSettings
+from asympo.learner.settings import LearnerSettings
+from asympo.run.command import resolved_text
+from asympo.run.machine import Gpu, Machine
+from asympo.run.plan import Plan, check_learner_values, make_plan, odd_sampling
+from asympo.run.settings import parse_overrides, read_run_file, take_apart
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = [PRESET, *sorted((ROOT / "examples").glob("*.toml"))]
+LAPTOP = Machine(cores=(0, 1), memory_bytes=8 * 2**30, gpus=())
+
+
+def with_gpus(count: int) -> Machine:
+    gpus = tuple(Gpu(index=str(i), name="H100", memory_bytes=80 * 2**30) for i in range(count))
+    return Machine(cores=tuple(range(8)), memory_bytes=64 * 2**30, gpus=gpus)
+
+
+def plan_of(directory: Path, machine: Machine = LAPTOP, **sections: dict[str, object]) -> Plan:
+    sections["run"] = {"name": "r", "directory": str(directory), "model": "m", **sections.get("run", {})}
+    return make_plan(take_apart(sections, source="test"), machine)
+
+
+@pytest.fixture(autouse=True)
+def _no_broker_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_settings_load_and_survive_being_written_out(path: Path, tmp_path: Path) -> None:
+    file = read_run_file(path)
+    check_learner_values(file)
+    again = tmp_path / "again.toml"
+    again.write_text(resolved_text(file))
+    reread = read_run_file(again)
+    check_learner_values(reread)
+    assert resolved_text(reread).splitlines()[1:] == resolved_text(file).splitlines()[1:]
+
+
+def test_models_of_the_paper_are_among_the_examples() -> None:
+    models = {tomllib.loads(path.read_text())["run"].get("model") for path in SHIPPED}
+    assert {"Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-4B-Base", "meta-llama/Llama-3.2-3B-Instruct"} <= models
+
+
+def test_plan_writes_what_each_service_reads(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, learner={"total_steps": 3}, generator={"count": 2, "max_groups_in_flight": 5})
+    learner = LearnerSettings.load(["--config", str(plan.learner.settings_path)], environ={})
+    assert (learner.run, learner.model, learner.total_steps) == ("r", "m", 3)
+    assert learner.checkpoint_root / "r" == plan.directory
+    first, second = (
+        GeneratorSettings.load(["--config", str(each.settings_path)], environ={}) for each in plan.generators
+    )
+    assert first.redis_url == learner.redis_url == plan.broker_url
+    assert first.max_groups_in_flight == 5
+    ports = [learner.http_port, learner.grpc_port, first.http_port, first.grpc_port, second.http_port]
+    assert len({*ports, second.grpc_port}) == 6
+
+
+def test_password_of_a_given_broker_is_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0")
+    plan = plan_of(tmp_path)
+    assert not plan.is_broker_embedded
+    assert plan.learner.settings.redis_url == "redis://:hunter2@127.0.0.1:1/0"
+    assert all("hunter2" not in path.read_text() for path in tmp_path.rglob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "count", "expected"),
+    [
+        (1, 1, [("0", 0.4)]),
+        (1, 2, [("0", 0.2)] * 2),
+        (2, 1, [("1", 0.9)]),
+        (3, 4, [("1", 0.45), ("2", 0.45)] * 2),
+    ],
+)
+def test_gpus_are_shared_out(
+    num_gpus: int, count: int, expected: list[tuple[str, float]], tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, with_gpus(num_gpus), generator={"count": count})
+    assert plan.learner.share.environment["CUDA_VISIBLE_DEVICES"] == "0"
+    found = [
+        (each.share.environment["CUDA_VISIBLE_DEVICES"], each.settings.vllm.gpu_memory_utilization)
+        for each in plan.generators
+    ]
+    assert found == expected
+
+
+def test_overrides_are_toml_or_else_text() -> None:
+    flags = [
+        "--learner.total-steps",
+        "3",
+        "--run.model=Qwen/x",
+        "--run.sampling.stop=['a']",
+        "--run.evaluate",
+        "false",
+    ]
+    assert parse_overrides(flags) == {
+        "learner": {"total_steps": 3},
+        "run": {"model": "Qwen/x", "sampling": {"stop": ["a"]}, "evaluate": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"lerner": {}}, "no section [lerner]: did you mean learner?"),
+        ({"run": 3}, "[run] is a section"),
+        ({"learner": {"total_step": 3}}, "total_step in [learner] of test: did you mean total_steps?"),
+        ({"generator": {"vllm": {"dtyp": "x"}}}, "vllm.dtyp in [generator] of test: did you mean vllm"),
+        ({"run": {"name": "a/b"}}, "the setting name was given 'a/b' in [run] of test"),
+        ({"run": {"max_stalenes": 1}}, "max_stalenes in [run] of test: did you mean max_staleness?"),
+        ({"learner": {"run": "x"}}, "run in [learner] of test is decided by [run] and [broker]"),
+        ({"run": {"sampling": {"top_p": 2}}}, "sampling.top_p was given 2 in [run] of test"),
+        ({"generator": {"count": 2, "http_port": 1}}, "generator.http_port is given for 2 generators"),
+    ],
+)  # fmt: skip
+def test_wrong_section_or_key_is_one_sentence(
+    sections: dict[str, object], expected: str, tmp_path: Path
+) -> None:
+    run = sections.get("run", {})
+    if isinstance(run, dict):
+        sections = {**sections, "run": {"directory": str(tmp_path), **run}}
+    with pytest.raises(BadSetting) as caught:
+        make_plan(take_apart(sections, source="test"), LAPTOP)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "word"),
+    [
+        ({"temperature": 0.0}, "equal"),
+        ({"temperature": 0.2}, "near 1.0"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"max_tokens": 2}, "few"),
+    ],
+)
+def test_odd_sampling_is_remarked_on(sampling: dict[str, float], word: str) -> None:
+    settings = Namespace(
+        sampling=Namespace(**{"temperature": 1.0, "top_p": 1.0, "max_tokens": 16, **sampling})
+    )
+    (sentence,) = odd_sampling(settings)
+    assert word in sentence
+
+
+def test_existing_demo_is_not_started_again_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "demo").mkdir()
+    mark = tmp_path / "demo" / "run.json"
+    mark.write_text('{"step": 7}')
+    assert main(["demo", f"--run.directory={tmp_path}"]) == 1
+    said = capsys.readouterr().out
+    assert "stopped at step 7" in said
+    assert "--resume" in said
+    assert "--fresh" in said
+    mark.write_text('{"step": 40, "is_finished": true}')
+    assert main(["demo", f"--run.directory={tmp_path}"]) == 0
+    assert "--fresh" in capsys.readouterr().out
