@@ -7,6 +7,7 @@ same effect (each says how in its head). That is what makes blind retries after 
 import os
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis import exceptions
-from redis.backoff import AbstractBackoff
+from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -35,6 +36,7 @@ _RETRIED = (
     exceptions.ClusterDownError,
     OSError,
 )
+_REFUSALS = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)
 _TRANSIENT_CODES = (
     "MISCONF",
     "NOREPLICAS",
@@ -47,26 +49,47 @@ _TRANSIENT_CODES = (
 )
 
 
-class JitteredBackoff(AbstractBackoff):
+class JitteredBackoff:
     """Doubling delay, drawn between half and all of its bound, so that parts do not come back in step."""
 
     def __init__(self, *, base_seconds: float, cap_seconds: float, rng: random.Random) -> None:
         self._base, self._cap, self._rng = base_seconds, cap_seconds, rng
 
-    def compute(self, failures: int) -> float:
+    def delay_seconds(self, failures: int) -> float:
+        """How long to wait after this many failures in a row."""
         bound = min(self._cap, self._base * 2.0 ** min(failures, 30))
         return bound * (0.5 + 0.5 * self._rng.random())
+
+
+class _Retrying:
+    """Calls again after errors that time may heal."""
+
+    def __init__(self, *, backoff: JitteredBackoff, max_retries: int) -> None:
+        self._backoff, self._max_retries = backoff, max_retries
+
+    def call(self, send: Callable[[], Any]) -> Any:
+        """The result of ``send``; its last error after ``max_retries`` retries."""
+        failures = 0
+        while True:
+            try:
+                return send()
+            except _RETRIED as error:
+                failures += 1
+                if isinstance(error, _REFUSALS) or failures > self._max_retries:
+                    raise
+                time.sleep(self._backoff.delay_seconds(failures))
 
 
 class Broker:
     """A connection pool to one Redis, Valkey, Sentinel group or Cluster. Safe to share between threads."""
 
-    def __init__(self, *, client: Any, url: str, socket_timeout_seconds: float) -> None:
+    def __init__(self, *, client: Any, url: str, block_slice_seconds: float, retrying: "_Retrying") -> None:
         self.client = client
         self.url = url
         """For people: without its password."""
-        self.block_slice_seconds = socket_timeout_seconds / 2
+        self.block_slice_seconds = block_slice_seconds
         """Longest single blocking read; longer waits are made of several."""
+        self._retrying = retrying
 
     @classmethod
     def connect(
@@ -86,24 +109,26 @@ class Broker:
         password come from the URL, else from REDIS_USERNAME and REDIS_PASSWORD. A server in cluster mode is
         recognised. Raises BadSetting (URL), BrokerUnavailable (silent), BrokerRefused (too old, no access).
         """
-        retry = Retry(
-            JitteredBackoff(
-                base_seconds=backoff_base_seconds, cap_seconds=backoff_cap_seconds, rng=rng or random.Random()
-            ),
-            max_retries,
-            supported_errors=_RETRIED,
+        backoff = JitteredBackoff(
+            base_seconds=backoff_base_seconds, cap_seconds=backoff_cap_seconds, rng=rng or random.Random()
         )
         options: dict[str, Any] = {
             "socket_timeout": socket_timeout_seconds,
             "socket_connect_timeout": connect_timeout_seconds,
-            "socket_keepalive": True,
-            "retry": retry,
+            # A unix socket has no network to keep alive, and redis-py refuses the option there.
+            **({} if urlsplit(url).scheme == "unix" else {"socket_keepalive": True}),
+            # redis-py retries the connection inside each retry of a command; one loop of ours bounds both.
+            "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
             **_credentials(url),
         }
-        with _our_errors(_without_password(url)):
-            client = _client(url, options)
-        broker = cls(client=client, url=_without_password(url), socket_timeout_seconds=socket_timeout_seconds)
+        shown = _without_password(url)
+        retrying = _Retrying(backoff=backoff, max_retries=max_retries)
+        with _our_errors(shown):
+            client = retrying.call(lambda: _client(url, dict(options)))
+        broker = cls(
+            client=client, url=shown, block_slice_seconds=socket_timeout_seconds / 2, retrying=retrying
+        )
         try:
             broker.info()
         except BaseException:
@@ -114,24 +139,27 @@ class Broker:
     def info(self) -> BrokerInfo:
         """Server, version, durability and what may be lost with it. Raises BrokerRefused when too old."""
         with _our_errors(self.url):
-            if isinstance(self.client, RedisCluster):
-                node = self.client.get_default_node()
-                fields = self.client.info(target_nodes=node)
-                read: Callable[[str], Any] = lambda name: self.client.config_get(name, target_nodes=node)  # noqa: E731
-            else:
-                fields, read = self.client.info(), self.client.config_get
-            try:
-                config = {**read("append*"), **read("maxmemory*")}
-            except exceptions.ResponseError:
-                # CONFIG is commonly withheld from service users; INFO alone tells less.
-                config = {}
+            fields, config = self._retrying.call(self._describe)
         return describe(fields, config, url=self.url)
+
+    def _describe(self) -> tuple[dict[str, Any], dict[str, str]]:
+        target = {}
+        if isinstance(self.client, RedisCluster):
+            target = {"target_nodes": self.client.get_default_node()}
+        fields = self.client.info(**target)
+        try:
+            found = [self.client.config_get(names, **target) for names in ("append*", "maxmemory*")]
+        except exceptions.NoPermissionError:
+            # CONFIG is commonly withheld from service users; INFO alone tells less.
+            return fields, {}
+        return fields, {name: value for part in found for name, value in part.items()}
 
     def run_names(self) -> list[str]:
         """Runs that have a config on this broker, sorted."""
         pattern = f"{PREFIX}{{*}}:config"
         with _our_errors(self.url):
-            names = [run_of_key(found.decode()) for found in self.client.scan_iter(match=pattern, count=1000)]
+            found = self._retrying.call(lambda: list(self.client.scan_iter(match=pattern, count=1000)))
+        names = (run_of_key(name.decode()) for name in found)
         return sorted({name for name in names if name})
 
     def runs(self) -> "list[RunSummary]":
@@ -144,16 +172,20 @@ class Broker:
     def command(self, *parts: Any) -> Any:
         """Sends one read command; raises our errors."""
         with _our_errors(self.url):
-            return self.client.execute_command(*parts)
+            return self._retrying.call(lambda: self.client.execute_command(*parts))
 
     def run_script(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Runs ``scripts/<name>.lua`` by digest, loading it where the server does not know it yet."""
         script = load_script(name)
-        with _our_errors(self.url):
+
+        def send() -> Any:
             try:
                 return self.client.execute_command("EVALSHA", script.sha1, len(keys), *keys, *arguments)
             except exceptions.NoScriptError:
                 return self.client.execute_command("EVAL", script.source, len(keys), *keys, *arguments)
+
+        with _our_errors(self.url):
+            return self._retrying.call(send)
 
     def blocking_read(
         self, stream_key: str, *, after_id: str, max_count: int, block_seconds: float
@@ -198,8 +230,8 @@ def _client(url: str, options: dict[str, Any]) -> Any:
         ) from error
     if client.info("cluster").get("cluster_enabled"):
         client.close()
-        retry = options.pop("retry")
-        return RedisCluster.from_url(url, retry=retry, **options)
+        del options["retry"]  # there it means following the slots of the cluster as they move
+        return RedisCluster.from_url(url, **options)
     return client
 
 
@@ -240,11 +272,7 @@ def _our_errors(url: str) -> Iterator[None]:
         yield
     except exceptions.OutOfMemoryError as error:
         raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
-    except (
-        exceptions.AuthenticationError,
-        exceptions.AuthorizationError,
-        exceptions.NoPermissionError,
-    ) as error:
+    except _REFUSALS as error:
         raise BrokerRefused(
             f"the broker at {url} turned us away ({error}): check user, password and ACL"
         ) from error

@@ -1,0 +1,265 @@
+"""A broker that restarts, or comes back with an older state, as after a fail-over or a restored volume."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from asympo.common.errors import BrokerChanged, Fenced, SequenceGap
+from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileReport, RunLog
+from asympo.common.trained_ids import TrainedIds
+
+from tests.conftest import BrokerProcess
+
+from .conftest import Learner, must_append, must_lease, start_run
+
+
+class OldState:
+    """A copy of a broker's files that it can be restarted on."""
+
+    def __init__(self, server: BrokerProcess, copy_dir: Path) -> None:
+        self.server, self.copy_dir = server, copy_dir
+        shutil.copytree(server.data_dir, copy_dir)
+
+    def bring_back(self) -> None:
+        self.server.kill()
+        shutil.rmtree(self.server.data_dir)
+        shutil.copytree(self.copy_dir, self.server.data_dir)
+        self.server.start()
+
+
+@pytest.fixture
+def mortal(start_server: Callable[..., BrokerProcess]) -> BrokerProcess:
+    return start_server()
+
+
+@pytest.fixture
+def log(mortal: BrokerProcess, run_name: str) -> RunLog:
+    return RunLog(Broker.connect(mortal.url), run_name)
+
+
+def reconcile(learner: Learner) -> ReconcileReport:
+    """What a learner does in mid-run when it hears BrokerChanged."""
+    report = learner.log.reconcile(
+        learner.fence,
+        committed=learner.log.last_commit(),
+        trained=learner.trained,
+        trained_sequence=learner.sequence,
+    )
+    learner.fence = report.fence
+    return report
+
+
+def finish(learner: Learner, lost: tuple[Lease, ...] = ()) -> None:
+    """Answers and consumes every prompt that is left; asserts that each was consumed exactly once."""
+    log, deadline = learner.log, time.monotonic() + 20
+    while not log.stats().is_exhausted or log.stats().open:
+        assert time.monotonic() < deadline, log.stats()
+        lease = log.acquire(holder="gen-1", policy_step=0)
+        if isinstance(lease, Lease):
+            must_append(log, lease)
+        learner.consume(10, block_seconds=0.01)
+    assert learner.trained.complete_epochs == 1
+
+
+def test_restart_without_loss_asks_for_a_reconcile_and_changes_nothing(
+    mortal: BrokerProcess, log: RunLog
+) -> None:
+    learner = start_run(log, num_prompts=8, num_epochs=1)
+    must_append(log)
+    learner.consume(1)
+    held = must_lease(log)
+    mortal.kill()
+    mortal.start()
+    with pytest.raises(BrokerChanged):
+        learner.consume(1)
+    with pytest.raises(BrokerChanged):
+        log.heartbeat(learner.fence)
+    report = reconcile(learner)
+    assert not report.was_rolled_back
+    assert (report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences) == (0, 0, 0, 0)
+    must_append(log, held)
+    finish(learner)
+
+
+def test_start_puts_uncommitted_groups_back_into_open(log: RunLog) -> None:
+    learner = start_run(log)
+    for _ in range(5):
+        must_append(log)
+    ids = [entry.group_id for entry in learner.consume(2)]
+    learner.commit(ids)
+    state, committed = learner.trained.copy(), log.last_commit()
+    learner.consume(2)
+    assert log.stats().open == 1
+    fence = log.take_fence("learner-1", take_over=True)
+    report = log.reconcile(fence, committed=committed, trained=state)
+    assert (report.num_reopened, log.stats().open) == (2, 3)
+    entries = log.read(after_sequence=2, max_count=9, block_seconds=0, fence=report.fence)
+    assert [entry.sequence for entry in entries] == [3, 4, 5]
+
+
+def test_start_frees_what_the_training_state_covers(log: RunLog) -> None:
+    """The learner died between saving its state and committing it."""
+    learner = start_run(log)
+    for _ in range(3):
+        must_append(log)
+    entries = log.read(after_sequence=0, max_count=2, block_seconds=0)
+    for entry in entries:
+        learner.trained.add(entry.group_id)
+    fence = log.take_fence("learner-1", take_over=True)
+    committed = CommitRecord(sequence=2, state_name="step-1", step=1, fence=1)
+    report = log.reconcile(fence, committed=committed, trained=learner.trained)
+    assert (report.num_freed, log.stats().open, report.commit) == (2, 1, committed)
+    assert log.last_commit() == committed
+
+
+def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    learner = start_run(
+        log, num_prompts=12, num_epochs=1, lease_seconds=0.3, groups_per_step=20, max_groups_per_step=20
+    )
+    must_append(log)
+    learner.consume(1)
+    known_to_old_state = must_lease(log)
+    old = OldState(mortal, tmp_path / "old")
+    must_append(log, known_to_old_state)
+    for _ in range(4):
+        must_append(log)
+    learner.consume(3)
+    old.bring_back()
+    with pytest.raises(BrokerChanged):
+        learner.consume(1)
+    report = reconcile(learner)
+    assert report.was_rolled_back
+    assert (report.last_sequence, report.lost_sequences) == (4, 3)
+    assert report.num_freed == 1, "the lease of a group that was trained is taken back"
+    assert must_append(log).sequence == 5
+    finish(learner)
+
+
+def test_rollback_behind_a_commit_restores_commit_and_cursor(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
+    must_append(log)
+    old = OldState(mortal, tmp_path / "old")
+    for _ in range(5):
+        must_append(log)
+    learner.commit([entry.group_id for entry in learner.consume(4)])
+    committed, state = log.last_commit(), learner.trained.copy()
+    old.bring_back()
+    fence = log.take_fence("learner-1", take_over=True, at_least=1)
+    report = log.reconcile(fence, committed=committed, trained=state)
+    assert (report.commit, log.last_commit()) == (committed, committed)
+    assert report.last_sequence == 4
+    stats = log.stats()
+    assert (stats.committed_sequence, stats.position, stats.open) == (4, 4, 0)
+    finish(Learner(log=log, fence=report.fence, trained=state, sequence=4))
+
+
+def test_groups_appended_under_used_numbers_before_the_reconcile_are_issued_again(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
+    old = OldState(mortal, tmp_path / "old")
+    for _ in range(3):
+        must_append(log)
+    trained = [entry.group_id for entry in learner.consume(3)]
+    old.bring_back()
+    eager = RunLog(Broker.connect(mortal.url), log.run)
+    # A generator works on: the first three prompts again, then a new one, under numbers 1 to 4.
+    again = [must_append(eager).sequence for _ in range(4)]
+    assert again == [1, 2, 3, 4]
+    report = reconcile(learner)
+    assert report.was_rolled_back is False
+    entries = learner.consume(9)
+    assert [entry.sequence for entry in entries] == [4]
+    assert entries[0].group_id not in trained
+    finish(learner)
+
+
+def test_forked_groups_that_were_not_trained_are_issued_again(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    learner = start_run(log, num_prompts=6, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
+    held = [must_lease(log) for _ in range(4)]
+    old = OldState(mortal, tmp_path / "old")
+    for lease in held[:2]:
+        must_append(log, lease)
+    learner.consume(2)
+    old.bring_back()
+    other = RunLog(Broker.connect(mortal.url), log.run)
+    for lease in held[2:]:
+        must_append(other, lease)
+    report = reconcile(learner)
+    assert report.was_rolled_back
+    assert (report.num_reissued, report.num_freed) == (2, 2)
+    finish(learner)
+
+
+def test_learner_that_dies_after_a_rollback_steps_over_what_was_lost(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
+    for _ in range(2):
+        must_append(log)
+    learner.commit([entry.group_id for entry in learner.consume(1)])
+    committed, state = log.last_commit(), learner.trained.copy()
+    old = OldState(mortal, tmp_path / "old")
+    for _ in range(3):
+        must_append(log)
+    learner.consume(4)
+    old.bring_back()
+    reconcile(learner)
+    must_append(log)
+    # It dies here, with entries 3 to 5 trained only in its memory and gone from the broker.
+    fence = log.take_fence("learner-1", take_over=True)
+    report = log.reconcile(fence, committed=committed, trained=state)
+    assert report.num_reissued == 3
+    successor = Learner(log=log, fence=report.fence, trained=state, sequence=1)
+    assert [entry.sequence for entry in successor.consume(9)] == [2, 6]
+    finish(successor)
+
+
+def test_rollback_of_the_fence_itself_is_repaired_and_the_zombie_stays_out(
+    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+) -> None:
+    zombie = start_run(log)
+    old = OldState(mortal, tmp_path / "old")
+    fence = log.take_fence("learner-1", take_over=True)
+    old.bring_back()
+    with pytest.raises(BrokerChanged):
+        log.heartbeat(fence)
+    report = log.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+    assert report.was_rolled_back
+    log.heartbeat(report.fence)
+    with pytest.raises(Fenced):
+        log.heartbeat(zombie.fence)
+
+
+def test_reconcile_twice_changes_nothing_more(mortal: BrokerProcess, log: RunLog, tmp_path: Path) -> None:
+    learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
+    old = OldState(mortal, tmp_path / "old")
+    for _ in range(3):
+        must_append(log)
+    learner.consume(2)
+    old.bring_back()
+    reconcile(learner)
+    before = log.stats()
+    second = reconcile(learner)
+    assert (second.num_freed, second.num_reopened, second.num_reissued) == (0, 0, 0)
+    after = log.stats()
+    assert (before.position, before.open, before.reissue) == (after.position, after.open, after.reissue)
+    finish(learner)
+
+
+def test_reconcile_refuses_a_state_older_than_what_was_trimmed(log: RunLog) -> None:
+    learner = start_run(log)
+    for _ in range(3):
+        must_append(log)
+    learner.commit([entry.group_id for entry in learner.consume(2)])
+    fence = log.take_fence("learner-1", take_over=True)
+    with pytest.raises(SequenceGap, match=r"'step-1'.*covers only 0"):
+        log.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
