@@ -31,7 +31,7 @@ def build_api(*, generator: Generator, metrics_endpoint: Any) -> FastAPI:
     async def status() -> JSONResponse:
         return JSONResponse(generator.status())
 
-    api.mount("/metrics", metrics_endpoint)
+    api.add_route("/metrics", metrics_endpoint)
     return api
 
 

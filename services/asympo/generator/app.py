@@ -4,10 +4,11 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
 
-from asympo import __version__
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
@@ -49,14 +50,22 @@ def main(settings: GeneratorSettings) -> int:
 class GeneratorProcess:
     """One generator from its settings to its end."""
 
-    def __init__(self, *, settings: GeneratorSettings, stop: StopSignal, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        settings: GeneratorSettings,
+        stop: StopSignal,
+        clock: Clock,
+        engine_factory: Callable[[GeneratorSettings], Engine] = build_engine,
+    ) -> None:
         self._settings = settings
+        self._engine_factory = engine_factory
         self._stop = stop
         self._clock = clock
-        self._registry = new_registry(service="generator", version=__version__)
-        self._metrics = GeneratorMetrics(self._registry)
+        self.registry = new_registry(service="generator", version=version("asympo"))
+        self._metrics = GeneratorMetrics(self.registry)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
-        self._generator = Generator(
+        self.generator = Generator(
             run=settings.run,
             holder=self._holder,
             metrics=self._metrics,
@@ -65,6 +74,10 @@ class GeneratorProcess:
         )
         # Every group may wait in a thread twice (scoring, append) beside the few standing waits.
         self._calls = Calls(max_threads=2 * settings.max_groups_in_flight + 8, metrics=self._metrics)
+
+        self.rpc = RpcServer(generator=self.generator, address=settings.grpc_address, debug=settings.debug)
+        self.http_port = 0
+        """Bound port, once both servers answer."""
 
     async def run(self) -> None:
         """Start, serve until told to stop, drain, stop. What is opened last is closed first."""
@@ -77,18 +90,18 @@ class GeneratorProcess:
             stopping.cancel()
             log.info("Stopping: %s", self._stop.reason or "the work has ended")
             await self._drain(working)
-            self._generator.end()
+            self.generator.end()
             if not working.cancelled():
                 working.result()
 
     async def _drain(self, working: "asyncio.Task[None]") -> None:
         """Stop leasing, finish or hand back, and only then cut the reloader and the reports."""
         deadline_seconds = 0.0 if working.done() else None
-        draining = asyncio.ensure_future(self._generator.drain(deadline_seconds=deadline_seconds))
+        draining = asyncio.ensure_future(self.generator.drain(deadline_seconds=deadline_seconds))
         await asyncio.wait({draining, working}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             # The work ended first: the engine broke, and there are only leases to give back.
-            await self._generator.drain(deadline_seconds=0.0)
+            await self.generator.drain(deadline_seconds=0.0)
         num_appended, num_handed_back = await draining
         log.info("Drained: %d groups appended, %d handed back", num_appended, num_handed_back)
         working.cancel()
@@ -100,23 +113,20 @@ class GeneratorProcess:
         """HTTP and gRPC, before anything slow: a probe must be able to ask how the start is going."""
         listener = bind(self._settings.http_host, self._settings.http_port)
         closing.callback(listener.close)
-        api = build_api(generator=self._generator, metrics_endpoint=MetricsEndpoint(self._registry))
+        api = build_api(generator=self.generator, metrics_endpoint=MetricsEndpoint(self.registry))
         http = http_server(api)
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         closing.push_async_callback(_stop_http, http, serving)
-        rpc = RpcServer(
-            generator=self._generator, address=self._settings.grpc_address, debug=self._settings.debug
-        )
-        await rpc.start()
-        closing.push_async_callback(rpc.stop)
-        self._rpc = rpc
+        await self.rpc.start()
+        closing.push_async_callback(self.rpc.stop)
         address = listener.getsockname()
         log.info(
             "Generator %s of run %s: http on %s:%d, grpc on %s",
             *(self._holder, self._settings.run, address[0], address[1]),
-            rpc.port or self._settings.grpc_address,
-            extra={"http_port": address[1], "grpc_port": rpc.port},
+            self.rpc.port or self._settings.grpc_address,
+            extra={"http_port": address[1], "grpc_port": self.rpc.port},
         )
+        self.http_port = int(address[1])
 
     async def _work(self, closing: AsyncExitStack) -> None:
         """Join, load, then lease until drained. Raises what makes going on senseless."""
@@ -124,7 +134,7 @@ class GeneratorProcess:
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
         presence = Presence(
-            generator=self._generator,
+            generator=self.generator,
             run_log=run_log,
             calls=self._calls,
             metrics=self._metrics,
@@ -157,7 +167,7 @@ class GeneratorProcess:
         closing.callback(scorer.close)
         store = PolicyStore(settings.checkpoint_root, settings.run)
         watcher = self._watcher(run_log, store)
-        engine = build_engine(settings)
+        engine = self._engine_factory(settings)
         closing.push_async_callback(_close_engine, engine)
         policy = await self._start_engine(engine, config, store, watcher)
         joining.check_tokenizer(config, engine.tokenizer, task)
@@ -170,7 +180,7 @@ class GeneratorProcess:
             store=store,
             watcher=watcher,
         )
-        self._generator.attach(parts)
+        self.generator.attach(parts)
         await self._serve(parts, policy)
 
     async def _start_engine(
@@ -194,13 +204,13 @@ class GeneratorProcess:
 
     async def _serve(self, parts: Parts, policy: PolicyRef | None) -> None:
         """Follow policies and lease, until drained or broken."""
-        await self._rpc.set_serving(True)
+        await self.rpc.set_serving(True)
         if policy is not None:
             await parts.reloader.adopt(policy)
         try:
             await race(parts.reloader.run(), _watch_engine(parts.engine), self._lease(parts.worker))
         finally:
-            await self._rpc.set_serving(False)
+            await self.rpc.set_serving(False)
 
     async def _lease(self, worker: Worker) -> None:
         """Lease until the run ends. A drain goes on beside the reloader: held groups wait for its verdict."""

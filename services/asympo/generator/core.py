@@ -171,7 +171,7 @@ class Generator:
     ) -> Generated:
         """Sample outside the log; `changes` override the run's sampling settings.
 
-        Waits while a reload has no verdict. Raises NotReady, ValueError for what the engine refuses.
+        Waits while a reload has no verdict. Raises NotReady, PromptRefused.
         """
         parts = self.parts
         if parts is None or parts.engine.is_broken or self._is_over:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from asympo.common.codec import encode_group
-from asympo.common.errors import EngineBroken, InvalidRecord
+from asympo.common.errors import EngineBroken, InvalidRecord, PromptRefused
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Lease, RunConfig, RunLog
 from asympo.engines.base import Engine, Sample, SamplingSettings
@@ -116,8 +116,8 @@ class GroupMaker:
             raise
         except EngineBroken:
             raise
-        except ValueError as error:
-            raise PromptFailed(f"the engine refuses prompt {group.lease.index}: {error}") from error
+        except PromptRefused as error:
+            raise PromptFailed(f"prompt {group.lease.index}: {error}") from error
         except Exception as error:
             raise EngineFailed(f"sampling prompt {group.lease.index} raised {error!r}") from error
         finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore, ProbeSequence
 from asympo.common.clock import Clock
-from asympo.common.errors import CorruptCheckpoint, EngineBroken, ReloadFailed
+from asympo.common.errors import CorruptCheckpoint, EngineBroken, PromptRefused, ReloadFailed
 from asympo.common.rollout_log import RunLog
 from asympo.engines.base import Engine, ReloadTiming
 from asympo.generator.calls import Calls
@@ -181,6 +181,8 @@ class Reloader:
         except TimeoutError:
             log.error("A probe got no answer in %.0f s", self._probe_timeout_seconds)
             return math.nan
+        except PromptRefused as error:
+            raise ReloadFailed(f"the engine cannot measure the run's probes: {error}") from error
 
     def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
         self.policy = policy
@@ -204,7 +206,7 @@ class Reloader:
         The step is marked bad only after the fallback was proven: when that fails as well, the fault is in
         this engine and says nothing of the policy. Raises ReloadFailed then.
         """
-        reason = f"the probe of policy {failed.step} failed: {judgement}"
+        reason = f"probe of policy {failed.step} {judgement}"
         await self._groups.give_up_unproven(reason)
         self._gate.reject()
         good = self.policy or await self._watcher.older_than(failed)

@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
-from asympo.common.errors import BadSetting, EngineBroken
+from asympo.common.errors import BadSetting, EngineBroken, PromptRefused
 from asympo.engines.base import Sample
 from asympo.generator.core import Generator, GeneratorState, NotReady
 from asympo.generator.verdict import Verdict
@@ -95,7 +95,7 @@ class GeneratorRpc(GeneratorServiceServicer):
                 changes=_sampling_changes(request.sampling),
                 request_id=f"rpc-{uuid.uuid4().hex[:12]}",
             )
-        except ValueError as error:
+        except (ValueError, PromptRefused) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except (NotReady, EngineBroken) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

@@ -15,15 +15,17 @@ class VllmOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16", description="weights and cache"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="weights and cache; auto: float32 on CPUs without bfloat16"
     )
     enforce_eager: bool = Field(default=True, description="no compilation, no graphs: starts quicker")
     max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
     max_model_len: int | None = Field(default=None, ge=2, description="longest prompt plus response")
     max_num_batched_tokens: int | None = Field(default=None, ge=1, description="tokens of one engine step")
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0, description="share of a GPU's memory")
-    kv_cache_gib: int = Field(default=1, ge=1, description="memory of the KV cache in GiB (CPU only)")
+    kv_cache_gib: float | None = Field(
+        default=None, gt=0.0, description="KV cache in GiB; none: half a GiB on a CPU, what fits on a GPU"
+    )
     tensor_parallel_size: int = Field(default=1, ge=1, description="workers that share one copy of the model")
     cpu_ids: tuple[int, ...] | None = Field(default=None, description="cores to bind to (CPU only)")
     num_threads: int | None = Field(default=None, ge=1, description="threads when not bound (CPU only)")
@@ -31,6 +33,38 @@ class VllmOptions(BaseModel):
     self_test: bool = Field(default=False, description="perturb every tensor: output must move")
     start_timeout_seconds: float = Field(default=900.0, gt=0.0, description="limit of loading the model")
     reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of a phase of a reload")
+
+
+class FaultOptions(BaseModel):
+    """Faults of the simulated engine, by policy step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stale_steps: frozenset[int] = Field(default=frozenset(), description="reloads that change nothing")
+    raising_steps: frozenset[int] = Field(default=frozenset(), description="reloads that raise")
+    hanging_steps: frozenset[int] = Field(default=frozenset(), description="reloads that hang")
+    die_after_responses: int | None = Field(default=None, ge=1, description="breaks after this many")
+
+
+class SimulatedOptions(BaseModel):
+    """How the simulated engine answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, description="seed of the answers")
+    max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
+    seconds_per_token: float = Field(default=0.01, ge=0.0, description="time for each token of a response")
+    length_kind: Literal["fixed", "lognormal"] = Field(
+        default="lognormal", description="whether response lengths have a long tail"
+    )
+    length_mean_tokens: float = Field(default=8.0, ge=1.0, description="mean length of a response")
+    length_sigma: float = Field(default=0.6, ge=0.0, description="spread of the length's logarithm")
+    first_accuracy: float = Field(default=0.2, ge=0.0, le=1.0, description="right answers at step 0")
+    accuracy_per_step: float = Field(default=0.02, ge=0.0, le=1.0, description="what each step adds")
+    last_accuracy: float = Field(default=0.95, ge=0.0, le=1.0, description="never exceeded")
+    reload_seconds: float = Field(default=0.05, ge=0.0, description="time of one reload")
+    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of one reload")
+    faults: FaultOptions = FaultOptions()
 
 
 class GeneratorSettings(ServiceSettings):
@@ -46,6 +80,7 @@ class GeneratorSettings(ServiceSettings):
     allow_python: bool = Field(default=False, description="let the task score with the user's Python code")
     engine: Literal["vllm", "simulated"] = Field(default="vllm", description="what samples the responses")
     vllm: VllmOptions = VllmOptions()
+    simulated: SimulatedOptions = SimulatedOptions()
     max_groups_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts leased at the same time")
 
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")

@@ -269,12 +269,10 @@ class Worker:
         self._metrics.count_engine_failure()
         self._num_failures_in_row += 1
         log.error("Group %s: %s", group.lease.group_id, failure, exc_info=failure.__cause__)
-        is_prompt_failure = self._num_failures_in_row == 1
-        await self._hand_back(group.lease, reason=str(failure), is_prompt_failure=is_prompt_failure)
-        if self._engine.is_broken or self._num_failures_in_row >= self._max_engine_failures:
-            raise EngineBroken(
-                f"{self._num_failures_in_row} generations in a row failed, the last: {failure}"
-            )
+        num_failures = self._num_failures_in_row
+        await self._hand_back(group.lease, reason=str(failure), is_prompt_failure=num_failures == 1)
+        if self._engine.is_broken or num_failures >= self._max_engine_failures:
+            raise EngineBroken(f"{num_failures} generations in a row failed, the last: {failure}")
 
     async def _hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> None:
         """Give the prompt to someone else now; if the broker is away, the lease's expiry does it."""

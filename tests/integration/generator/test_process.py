@@ -1,0 +1,158 @@
+"""Real generator processes with the simulated engine: killed, stopped, started wrongly."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.generator.harness import LearnerSide, settings_for
+
+COMMAND = [sys.executable, "-c", "import sys; from asympo.cli import main; sys.exit(main())", "generator"]
+
+
+def until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + timeout_seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.02)
+    return value
+
+
+class Processes:
+    """Generator processes of one test, with their log files."""
+
+    def __init__(self, *, learner: LearnerSide, directory: Path) -> None:
+        self._learner = learner
+        self._directory = directory
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def log_of(self, holder: str) -> str:
+        return (self._directory / f"{holder}.log").read_text()
+
+    def start(self, holder: str, **changes: Any) -> "subprocess.Popen[bytes]":
+        """A generator that samples slowly enough to be interrupted."""
+        simulated = {"seconds_per_token": 0.02, "length_kind": "fixed"} | changes.pop("simulated", {})
+        settings = settings_for(
+            self._learner, holder=holder, engine="simulated", simulated=simulated, **changes
+        )
+        config = self._directory / f"{holder}.toml"
+        config.write_text(settings.to_toml(redact=False))
+        with (self._directory / f"{holder}.log").open("wb") as output:
+            process = subprocess.Popen(
+                [*COMMAND, "--config", str(config)], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            )
+        self.started.append(process)
+        return process
+
+
+@pytest.fixture
+def learner(make_learner: Callable[..., LearnerSide]) -> LearnerSide:
+    learner = make_learner(lease_seconds=1.5, groups_per_step=6, max_groups_per_step=6)
+    learner.create().publish(0, nll=2.0)
+    return learner
+
+
+@pytest.fixture
+def processes(learner: LearnerSide, tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(learner=learner, directory=tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_killed_generator_loses_its_leases_and_another_one_answers(
+    learner: LearnerSide, processes: Processes
+) -> None:
+    # Every prompt of the capacity is leased by one that will never answer.
+    doomed = processes.start("doomed", max_groups_in_flight=6, simulated={"seconds_per_token": 30.0})
+    until(lambda: learner.run_log.stats().leases == 6)
+    doomed.send_signal(signal.SIGKILL)
+    assert doomed.wait() == -signal.SIGKILL
+    processes.start("heir")
+    until(lambda: len(learner.groups()) == 6)
+    stats = learner.run_log.stats()
+    assert stats.lease_expiries == 6
+    assert len({group.group_id for group in learner.groups()}) == 6
+    assert stats.prompt_failures == 0
+
+
+def test_stopped_generator_finishes_what_it_holds_and_exits_0(
+    learner: LearnerSide, processes: Processes
+) -> None:
+    process = processes.start("one", simulated={"seconds_per_token": 0.1})
+    until(lambda: learner.run_log.stats().leases == 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 0, processes.log_of("one")
+    stats = learner.run_log.stats()
+    assert (stats.leases, stats.appended, stats.reissue) == (0, 2, 0)
+    assert learner.run_log.generators() == []
+
+
+def test_second_signal_ends_the_generator_at_once(learner: LearnerSide, processes: Processes) -> None:
+    process = processes.start("one", drain_seconds=60.0, simulated={"seconds_per_token": 30.0})
+    until(lambda: learner.run_log.stats().leases == 2)
+    process.send_signal(signal.SIGTERM)
+    until(lambda: '"Draining' in processes.log_of("one"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 128 + signal.SIGTERM
+
+
+def test_stale_engine_is_noticed_and_the_previous_policy_served(
+    learner: LearnerSide, processes: Processes
+) -> None:
+    processes.start("one", simulated={"faults": {"stale_steps": [1]}})
+    until(lambda: learner.run_log.stats().leases == 2)
+    learner.publish(1, nll=3.0, parent_nll=2.0)
+    [bad] = until(learner.run_log.bad_policies)
+    assert (bad.step, bad.holder) == (1, "one")
+    [present] = until(lambda: [g for g in learner.run_log.generators() if g["probe_failures"] == 1])
+    assert present["policy_step"] == 0
+    learner.publish(2, nll=4.0, parent_nll=3.0)
+    until(lambda: [g for g in learner.run_log.generators() if g["policy_step"] == 2])
+
+
+def test_raising_reload_ends_the_process_and_gives_the_leases_back(
+    learner: LearnerSide, processes: Processes
+) -> None:
+    process = processes.start("one", simulated={"faults": {"raising_steps": [1]}, "seconds_per_token": 30.0})
+    until(lambda: learner.run_log.stats().leases == 2)
+    learner.publish(1, nll=3.0, parent_nll=2.0)
+    assert process.wait(timeout=15) == 7, processes.log_of("one")
+    assert "asympo: The engine is broken" in processes.log_of("one").splitlines()[-1]
+    assert learner.run_log.stats().leases == 0
+    assert learner.run_log.bad_policies() == []
+
+
+def test_other_task_is_refused_in_one_sentence(
+    make_learner: Callable[..., LearnerSide], tmp_path: Path
+) -> None:
+    learner = make_learner(task_digest="f" * 64)
+    learner.create()
+    process = Processes(learner=learner, directory=tmp_path).start("one")
+    assert process.wait(timeout=15) == 2
+    last = (tmp_path / "one.log").read_text().splitlines()[-1]
+    assert re.fullmatch(r"asympo: run '.*' was created with task_digest ffffffffffff…, here it is .*", last)
+
+
+def test_help_and_check_config_answer_without_heavy_imports(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [*COMMAND, "--check-config", "--run", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert 'run = "x"' in done.stdout
+    assert time.monotonic() - began < 5
+    code = (
+        "import sys, asympo.generator.settings; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'vllm', 'redis', 'grpc', 'fastapi')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

@@ -1,0 +1,215 @@
+"""Reloads in flight: proved, held, failed, fallen back."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from asympo.common.errors import EngineBroken, ReloadFailed
+
+from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
+from tests.integration.generator.scripted_engine import ScriptedEngine
+
+pytestmark = pytest.mark.asyncio
+
+
+def torn_policy(learner: LearnerSide, *, step: int) -> tuple[Path, bytes]:
+    """A visible policy with one wrong byte: the file, and what it should hold."""
+    visible = learner.store.path
+    learner.store.path = visible.parent / "elsewhere"
+    ref = learner.publish(step, nll=3.0, parent_nll=2.0, announce=False)
+    learner.store.path = visible
+    weights = ref.path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"!")
+    ref.path.rename(visible / ref.name)
+    learner.announce(ref)
+    return visible / ref.name / weights.name, whole
+
+
+async def test_reload_is_proved_with_requests_in_flight_and_loses_none(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: len(learner.groups()) == 4)
+        engine.flowing.clear()
+        learner.free_all()
+        await until(lambda: len(engine.in_flight) == 2)
+        learner.publish(1, nll=3.0, parent_nll=2.0)
+        last = await until(lambda: (gen.status["last_reload"] or {}).get("step") == 1 and gen.status)
+        assert last["last_reload"]["verdict"] == "proved"
+        assert last["last_reload"]["in_flight"] == 4
+        engine.flowing.set()
+        await until(lambda: len(learner.groups()) >= 6)
+        assert gen.status["requests_lost"] == 0
+        assert engine.aborted == []
+        await until(lambda: len(set(engine.salts)) == 2)
+
+
+async def test_reload_holds_groups_until_the_verdict(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: len(engine.in_flight) == 2)
+        engine.probing.clear()
+        learner.publish(1, nll=3.0, parent_nll=2.0)
+        await until(lambda: len(engine.reloaded) == 1)
+        engine.flowing.set()
+        await until(lambda: gen.status["groups_held"] == 2)
+        await asyncio.sleep(0.3)
+        assert learner.groups() == [], "no verdict yet"
+        assert gen.status["policy_step"] == 0
+        engine.probing.set()
+        await until(lambda: len(learner.groups()) >= 2)
+        assert gen.status["policy_step"] == 1
+
+
+async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_one(
+    learner: LearnerSide,
+) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: len(engine.in_flight) == 2)
+        engine.probing.clear()
+        engine.is_stale = True
+        learner.publish(1, nll=3.0, parent_nll=2.0)
+        await until(lambda: len(engine.reloaded) == 1)
+        engine.flowing.set()
+        await until(lambda: gen.status["groups_held"] == 2)
+        engine.probing.set()
+        [bad] = await until(learner.run_log.bad_policies)
+        assert (bad.step, bad.holder) == (1, "generator-a")
+        assert "probe of policy 1 failed: off by 1" in bad.reason
+        assert gen.status["policy_step"] == 0
+        assert gen.status["probe_failures"] == 1
+        assert gen.status["groups_handed_back"] == 2
+        # max_staleness is 0: nothing is leased until a good policy is there.
+        engine.is_stale = False
+        learner.publish(2, nll=3.0, parent_nll=2.0)
+        await until(lambda: gen.status["policy_step"] == 2)
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+    assert learner.run_log.stats().prompt_failures == 0
+    assert [name[:13] for name in engine.reloaded] == [f"step-0000000{step}" for step in (1, 0, 2)]
+
+
+async def test_failed_reload_gives_up_what_is_still_being_sampled(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: len(engine.in_flight) == 2)
+        engine.is_stale = True
+        learner.publish(1, nll=3.0, parent_nll=2.0)
+        await until(learner.run_log.bad_policies)
+        assert len(engine.aborted) == 2
+        assert gen.status["requests_lost"] == 4
+        assert learner.groups() == []
+
+
+async def test_generator_ends_when_the_fallback_fails_as_well(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    gen = start(settings_for(learner), engine)
+    await until(lambda: gen.status["policy_step"] == 0)
+    engine.is_off = True
+    learner.publish(1, nll=3.0, parent_nll=2.0)
+    with pytest.raises(
+        ReloadFailed, match=r"probe of policy 1 failed: .*; policy 0 to return to failed as well"
+    ):
+        await asyncio.wait_for(gen.task, 10)
+    assert learner.run_log.bad_policies() == [], "a broken engine says nothing of a policy"
+    assert learner.run_log.stats().leases == 0
+
+
+@pytest.mark.parametrize("error", [EngineBroken("weights on the meta device"), RuntimeError("short read")])
+async def test_generator_ends_when_a_reload_raises(learner: LearnerSide, error: Exception) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    gen = start(settings_for(learner), engine)
+    await until(lambda: gen.status["policy_step"] == 0)
+    engine.reload_error = error
+    learner.publish(1, nll=3.0, parent_nll=2.0)
+    with pytest.raises(EngineBroken, match=str(error)):
+        await asyncio.wait_for(gen.task, 10)
+
+
+async def test_watcher_skips_to_the_newest_policy(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        engine.probing.clear()
+        learner.publish(1, nll=3.0, parent_nll=2.0)
+        await until(lambda: len(engine.reloaded) == 1)
+        for step in (2, 3, 4):
+            learner.publish(step, nll=3.0 + step, parent_nll=2.0 + step)
+        engine.probing.set()
+        await until(lambda: gen.status["policy_step"] == 4)
+    assert [int(name[5:13]) for name in engine.reloaded] == [1, 4]
+
+
+async def test_watcher_finds_a_policy_that_nobody_announced(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        learner.publish(1, nll=3.0, parent_nll=2.0, announce=False)
+        await until(lambda: gen.status["policy_step"] == 1)
+
+
+async def test_watcher_passes_over_a_torn_policy_and_takes_it_once_it_is_whole(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        weights, whole = torn_policy(learner, step=1)
+        await asyncio.sleep(0.8)
+        assert gen.status["policy_step"] == 0
+        assert gen.engine.reloaded == []
+        weights.write_bytes(whole)
+        await until(lambda: gen.status["policy_step"] == 1)
+
+
+async def test_generator_starts_on_the_newest_policy_and_probes_it(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    newest = learner.publish(5, nll=3.0, parent_nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: learner.groups())
+        assert gen.engine.started_on == newest.path
+        assert gen.engine.reloaded == []
+        assert gen.status["policy_step"] == 5
+
+
+async def test_generator_falls_back_at_the_start_when_the_newest_policy_is_not_what_it_says(
+    learner: LearnerSide,
+) -> None:
+    class MisreadingEngine(ScriptedEngine):
+        async def mean_nll(self, token_ids, *, num_prompt_tokens):  # type: ignore[no-untyped-def]
+            value = await super().mean_nll(token_ids, num_prompt_tokens=num_prompt_tokens)
+            return value + (1.0 if "step-00000005" in str(self.served) else 0.0)
+
+    learner.create().publish(0, nll=2.0)
+    learner.publish(5, nll=3.0, parent_nll=2.0)
+    async with running(settings_for(learner), MisreadingEngine()) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        [bad] = await until(learner.run_log.bad_policies)
+        assert bad.step == 5
+
+
+async def test_consistent_reloads_in_a_row_raise_an_alert(
+    make_learner: Callable[..., LearnerSide],
+) -> None:
+    learner = make_learner()
+    learner.create().publish(0, nll=2.0)
+    async with running(settings_for(learner, max_consistent_reloads=3)) as gen:
+        registry = gen.process.registry
+        for step in (1, 2):
+            await until(lambda step=step: gen.status["policy_step"] == step - 1)
+            assert registry.get_sample_value("asympo_generator_unproven_alert") == 0
+            learner.publish(step, nll=2.0, parent_nll=2.0)
+        await until(lambda: gen.status["policy_step"] == 2)
+        assert registry.get_sample_value("asympo_generator_unproven_alert") == 1
+        learner.publish(3, nll=3.0, parent_nll=2.0)
+        await until(lambda: gen.status["policy_step"] == 3)
+        assert registry.get_sample_value("asympo_generator_unproven_alert") == 0

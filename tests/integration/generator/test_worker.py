@@ -1,0 +1,179 @@
+"""Leases in, scored groups out, against a real broker."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from asympo.common.errors import EngineBroken, RunConfigMismatch
+from asympo.common.records import FinishReason
+from asympo.common.rollout_log import RunState
+
+from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
+from tests.integration.generator.scripted_engine import EOS, ScriptedEngine
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_worker_appends_scored_groups_until_capacity_is_used_up(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        group = learner.groups()[0]
+        assert [r.token_ids for r in group.responses] == [
+            (*ScriptedEngine.tokenizer.encode(text), EOS) for text in ("7", "8")
+        ]
+        assert "Answer with only the number." in group.prompt.text
+        assert all(r.reward in (0.0, 1.0) for r in group.responses)
+        await until(lambda: gen.status["waiting_for"] == "no_capacity")
+        learner.free_all()
+        await until(lambda: len(learner.groups()) > learner.config.capacity)
+    assert gen.status["groups_appended"] == len(learner.groups())
+    assert learner.run_log.stats().leases == 0
+
+
+async def test_worker_waits_for_the_run_and_its_first_policy(learner: LearnerSide) -> None:
+    async with running(settings_for(learner)) as gen:
+        await asyncio.sleep(0.2)
+        assert gen.status["state"] == "starting"
+        learner.create()
+        await until(lambda: gen.status["state"] == "waiting_for_policy")
+        assert gen.engine.started_on == Path("no-such-model")
+        assert learner.run_log.stats().leases == 0
+        learner.publish(0, nll=2.0)
+        await until(lambda: learner.groups())
+        assert gen.status["last_reload"]["verdict"] == "consistent"
+
+
+async def test_worker_reports_its_presence_and_says_goodbye(learner: LearnerSide) -> None:
+    learner.create().publish(3, nll=2.0)
+    async with running(settings_for(learner)):
+        present = await until(lambda: [g for g in learner.run_log.generators() if g.get("policy_step") == 3])
+        assert present[0]["holder"] == "generator-a"
+        assert present[0]["rss_bytes"] > 0
+        wanted = {"state", "tokens_per_second", "groups_in_flight", "responses_total", "last_reload"}
+        wanted |= {"reloads", "probe_failures", "requests_lost", "groups_appended", "groups_wasted"}
+        assert wanted <= set(present[0])
+    assert learner.run_log.generators() == []
+
+
+async def test_worker_gives_overlong_responses_their_own_reward(
+    make_learner: Callable[..., LearnerSide],
+) -> None:
+    learner = make_learner(overlong_reward=-0.5)
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.finish_reason = FinishReason.LENGTH
+    async with running(settings_for(learner), engine):
+        await until(lambda: learner.groups())
+    responses = learner.groups()[0].responses
+    assert [(r.reward, r.finish_reason) for r in responses] == [(-0.5, FinishReason.LENGTH)] * 2
+    assert EOS not in responses[0].token_ids
+
+
+async def test_worker_survives_one_failing_generation(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.errors = [RuntimeError("one bad kernel")]
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        assert gen.status["engine_failures"] == 1
+    assert learner.run_log.stats().prompt_failures == 1
+
+
+async def test_worker_ends_the_process_when_the_engine_keeps_failing(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.errors = [RuntimeError(f"kernel {index}") for index in range(50)]
+    gen = start(settings_for(learner, max_engine_failures=4), engine)
+    with pytest.raises(EngineBroken, match="4 generations in a row failed"):
+        await asyncio.wait_for(gen.task, 10)
+    stats = learner.run_log.stats()
+    assert stats.leases == 0
+    assert stats.prompt_failures == 1, "only the first of a row of failures is charged to its prompt"
+    assert engine.num_closed == 1
+
+
+async def test_worker_aborts_the_request_of_a_lost_lease(
+    make_learner: Callable[..., LearnerSide],
+) -> None:
+    learner = make_learner(lease_seconds=0.6, max_lease_seconds=1.2)
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    async with running(settings_for(learner, max_groups_in_flight=1), engine) as gen:
+        await until(lambda: engine.aborted)
+        await until(lambda: gen.status["groups_wasted"] == 1)
+        assert learner.groups() == []
+        assert gen.status["requests_lost"] == 0, "no reload had to do with it"
+        engine.flowing.set()
+        await until(lambda: learner.groups())
+    assert learner.run_log.stats().lease_expiries >= 1
+
+
+async def test_drain_finishes_what_is_in_flight(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    gen = start(settings_for(learner), engine)
+    await until(lambda: len(engine.in_flight) == 2)
+    gen.stop.set("test")
+    await until(lambda: gen.status["state"] == "draining")
+    assert gen.generator.not_ready_reason == "stopping"
+    engine.flowing.set()
+    await asyncio.wait_for(gen.task, 10)
+    assert len(learner.groups()) == 2
+    assert learner.run_log.stats().leases == 0
+    assert engine.num_closed == 1
+
+
+async def test_drain_hands_back_what_is_not_done_at_the_deadline(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine = ScriptedEngine()
+    engine.flowing.clear()
+    gen = start(settings_for(learner, drain_seconds=0.3), engine)
+    await until(lambda: len(engine.in_flight) == 2)
+    gen.stop.set("test")
+    await asyncio.wait_for(gen.task, 10)
+    stats = learner.run_log.stats()
+    assert (stats.leases, stats.reissue, stats.appended) == (0, 2, 0)
+    assert stats.prompt_failures == 0, "a drained holder is no fault of the prompt"
+    assert len(engine.aborted) == 2
+
+
+async def test_worker_idles_after_the_run_and_serves_on(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        learner.run_log.set_state(RunState.FINISHED, fence=learner.fence)
+        await until(lambda: gen.status["state"] == "stopped")
+        assert not gen.task.done()
+
+
+async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    gen = start(settings_for(learner, exit_when_run_ends=True))
+    await until(lambda: len(learner.groups()) == learner.config.capacity)
+    learner.run_log.set_state(RunState.FINISHED, fence=learner.fence)
+    await asyncio.wait_for(gen.task, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"task_digest": "f" * 64}, "created with task_digest ffffffffffff…, here it is .*same task file"),
+        ({"num_prompts": 3}, "created with num_prompts 3, here it is 3"),
+        ({"tokenizer_digest": "e" * 64}, "created with tokenizer_digest eeeeeeeeeeee…, here it is"),
+        ({"sampling": {"beams": 4}}, r"samples with settings this build does not know \(beams\)"),
+        ({"task": {"name": "chess"}}, "asks for a task this build does not know"),
+    ],
+)
+async def test_generator_refuses_to_join_a_run_it_would_answer_differently(
+    make_learner: Callable[..., LearnerSide], changes: dict[str, object], sentence: str
+) -> None:
+    learner = make_learner(**changes)
+    learner.create().publish(0, nll=2.0)
+    gen = start(settings_for(learner))
+    with pytest.raises(RunConfigMismatch, match=sentence):
+        await asyncio.wait_for(gen.task, 10)
+    assert learner.run_log.stats().leases_granted == 0
