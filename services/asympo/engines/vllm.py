@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ class VllmEngine:
         except TimeoutError as error:
             limit = self._settings.start_timeout_seconds
             raise self._broken(f"vLLM did not start on {model_path} within {limit:.0f} s") from error
+        await self._engine.collective_rpc("exit_with", args=(os.getpid(),))
         if self._settings.self_test:
             from asympo.engines.vllm_self_test import self_test
 

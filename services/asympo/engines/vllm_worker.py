@@ -8,10 +8,14 @@ coming from the old policy while everything before them is new. Checksums of the
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
 from collections.abc import Iterator, Sequence
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from asympo.common import errors
@@ -39,6 +43,7 @@ _NUM_HEAD_ROWS = 256
 _MAX_HEAD_ERROR_RATIO = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 1e-2}
 """Largest error of a layer's output relative to its largest value: rounding of inputs and results."""
 _PERTURBATION_RATIO = 0.5
+_CLIENT_CHECK_SECONDS = 1.0
 _LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -75,6 +80,14 @@ class PolicyWorkerExtension:
         self.refresh_tied_layers(model, ties, loaded)
         self.check_tied_layers(model, ties)
         return handed.num_tensors
+
+    def exit_with(self, process_id: int) -> None:
+        """End this process soon after `process_id`, which started it, is gone.
+
+        vLLM's engine process does not notice that its client was killed, and would keep its memory and the
+        model for ever.
+        """
+        Thread(target=_exit_after, args=(process_id,), name="exit-with-client", daemon=True).start()
 
     def list_tensor_kinds(self) -> list[str]:
         """Kinds of tensors in the loaded checkpoint: their names with the layer index taken out."""
@@ -181,6 +194,16 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """sha256 of the tensor's bytes in row-major order, as in a safetensors file; hexadecimal."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
+
+def _exit_after(process_id: int) -> None:
+    try:
+        client = psutil.Process(process_id)
+        while client.is_running() and client.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_CLIENT_CHECK_SECONDS)
+    except psutil.NoSuchProcess:
+        pass
+    os._exit(1)
 
 
 def _ties(model: nn.Module) -> list[list[str]]:

@@ -1,5 +1,7 @@
 """What the worker extension compares, without an engine."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,9 +77,24 @@ def test_perturbation_changes_its_kind_and_nothing_else(tensors: dict[str, torch
 
 
 def test_tied_parameters_are_found_by_identity() -> None:
-    model = torch.nn.ModuleDict(
-        {"embed": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)}
-    )
+    head = torch.nn.Linear(3, 5, bias=False)
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 3), "head": head})
     assert _ties(model) == []
     head.weight = model["embed"].weight
     assert _ties(model) == [["embed.weight", "head.weight"]]
+
+
+def test_worker_exits_soon_after_its_client_was_killed() -> None:
+    client = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = f"from asympo.engines.vllm_worker import PolicyWorkerExtension as W; W().exit_with({client.pid})"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nimport time; print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    )
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1.5)
+    client.kill()  # not reaped: a zombie counts as gone
+    assert worker.wait(10) == 1
+    client.wait()
