@@ -46,7 +46,14 @@ class HttpServer(uvicorn.Server):
 def http_server(api: FastAPI) -> HttpServer:
     """A server for `api`, to be run as `serve(sockets=[...])` and stopped through `should_exit`."""
     return HttpServer(
-        uvicorn.Config(api, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            api,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
     )
 
 

@@ -164,23 +164,26 @@ class RpcServer:
     """The control server: our service, the standard health service, reflection only when debugging."""
 
     def __init__(self, *, generator: Generator, address: str, debug: bool) -> None:
+        self._generator = generator
+        self._address = address
+        self._debug = debug
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+        """Bound port, once started; 0 for a unix socket."""
+
+    async def start(self) -> None:
+        """Bind and serve; BadSetting when the address is taken."""
         # Without this a second process may share the port and take half of the calls.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
         self._server = grpc.aio.server(options=options)
-        self._health = health.aio.HealthServicer()
-        self._address = address
-        self.port = 0
-        """Bound port, once started; 0 for a unix socket."""
-        add_GeneratorServiceServicer_to_server(GeneratorRpc(generator=generator), self._server)
+        add_GeneratorServiceServicer_to_server(GeneratorRpc(generator=self._generator), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if debug:
+        if self._debug:
             from grpc_reflection.v1alpha import reflection
 
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-
-    async def start(self) -> None:
-        """Bind and serve; BadSetting when the address is taken."""
         try:
             bound = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
@@ -200,4 +203,5 @@ class RpcServer:
     async def stop(self) -> None:
         """End, giving calls in flight a moment."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace=1.0)
+        if self._server is not None:
+            await self._server.stop(grace=1.0)

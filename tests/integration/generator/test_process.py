@@ -16,6 +16,9 @@ from tests.integration.generator.harness import LearnerSide, settings_for
 
 COMMAND = [sys.executable, "-c", "import sys; from asympo.cli import main; sys.exit(main())", "generator"]
 
+ENDLESS = {"length_mean_tokens": 5000.0}
+"""Responses of 100 seconds."""
+
 
 def until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0) -> Any:
     deadline = time.monotonic() + timeout_seconds
@@ -54,7 +57,9 @@ class Processes:
 
 @pytest.fixture
 def learner(make_learner: Callable[..., LearnerSide]) -> LearnerSide:
-    learner = make_learner(lease_seconds=1.5, groups_per_step=6, max_groups_per_step=6)
+    learner = make_learner(
+        lease_seconds=1.5, groups_per_step=6, max_groups_per_step=6, sampling={"max_tokens": 10_000}
+    )
     learner.create().publish(0, nll=2.0)
     return learner
 
@@ -73,7 +78,7 @@ def test_killed_generator_loses_its_leases_and_another_one_answers(
     learner: LearnerSide, processes: Processes
 ) -> None:
     # Every prompt of the capacity is leased by one that will never answer.
-    doomed = processes.start("doomed", max_groups_in_flight=6, simulated={"seconds_per_token": 30.0})
+    doomed = processes.start("doomed", max_groups_in_flight=6, simulated=ENDLESS)
     until(lambda: learner.run_log.stats().leases == 6)
     doomed.send_signal(signal.SIGKILL)
     assert doomed.wait() == -signal.SIGKILL
@@ -98,7 +103,7 @@ def test_stopped_generator_finishes_what_it_holds_and_exits_0(
 
 
 def test_second_signal_ends_the_generator_at_once(learner: LearnerSide, processes: Processes) -> None:
-    process = processes.start("one", drain_seconds=60.0, simulated={"seconds_per_token": 30.0})
+    process = processes.start("one", drain_seconds=60.0, simulated=ENDLESS)
     until(lambda: learner.run_log.stats().leases == 2)
     process.send_signal(signal.SIGTERM)
     until(lambda: '"Draining' in processes.log_of("one"))
@@ -123,7 +128,7 @@ def test_stale_engine_is_noticed_and_the_previous_policy_served(
 def test_raising_reload_ends_the_process_and_gives_the_leases_back(
     learner: LearnerSide, processes: Processes
 ) -> None:
-    process = processes.start("one", simulated={"faults": {"raising_steps": [1]}, "seconds_per_token": 30.0})
+    process = processes.start("one", simulated={"faults": {"raising_steps": [1]}} | ENDLESS)
     until(lambda: learner.run_log.stats().leases == 2)
     learner.publish(1, nll=3.0, parent_nll=2.0)
     assert process.wait(timeout=15) == 7, processes.log_of("one")
