@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from asympo import __version__
 from asympo.common.errors import AsympoError, BadSetting
 
 
@@ -74,9 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(_help())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        sys.stdout.write(f"asympo {version('asympo')}\n")
+        sys.stdout.write(f"asympo {__version__}\n")
         return 0
     name, rest = arguments[0], arguments[1:]
     command = next((command for command in COMMANDS if command.name == name), None)

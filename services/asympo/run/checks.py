@@ -2,7 +2,8 @@
 
 import json
 import os
-import time
+import subprocess
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class HeldOutChecks:
         self._generator_address = generator_address
         self._max_prompts = max_prompts
         self._held_out: HeldOut | None = None
+        self._rendering: threading.Thread | None = None
+        self._render_problem = ""
         self._evaluation: Evaluation | None = None
         self.before: Accuracy | None = self._load("before")
         self.after: Accuracy | None = self._load("after")
@@ -45,13 +48,26 @@ class HeldOutChecks:
     def is_baseline_due(self) -> bool:
         return self.before is None and not self._gave_up
 
+    def is_measured_at(self, step: int) -> bool:
+        """The result after training is already there, and of this policy."""
+        return self.after is not None and self.after.policy_step == step
+
     def prepare(self) -> None:
-        """Renders the prompts; takes seconds the first time."""
-        self._held_out = render_held_out(
-            self._learner_settings, self._directory / "held_out.json", max_prompts=self._max_prompts
-        )
-        if not self._held_out.indexes:
-            self._gave_up = True
+        """Begins to render the prompts, which takes seconds the first time."""
+        if self._rendering is None:
+            self._rendering = threading.Thread(target=self._render, name="held-out", daemon=True)
+            self._rendering.start()
+
+    def _render(self) -> None:
+        try:
+            self._held_out = render_held_out(
+                self._learner_settings, self._directory / "held_out.json", max_prompts=self._max_prompts
+            )
+        except (AsympoError, OSError, subprocess.SubprocessError) as error:
+            self._render_problem = str(error)
+        else:
+            if not self._held_out.indexes:
+                self._render_problem = "the task holds no prompts out"
 
     def hold_learner(self) -> None:
         """Keeps the learner from its first step until the baseline is measured; called until it answers."""
@@ -69,9 +85,12 @@ class HeldOutChecks:
         if step > 0:
             self._gave_up = True
             return "no baseline: the run had already trained when its accuracy could be measured"
+        if self._render_problem:
+            self._gave_up = True
+            return f"no baseline: {self._render_problem}"
         if self._evaluation is None:
-            if policy_step is not None:
-                self._begin()
+            if policy_step is not None and self._held_out is not None:
+                self._begin(self._held_out)
             return None
         if self._evaluation.is_alive():
             return None
@@ -85,25 +104,27 @@ class HeldOutChecks:
 
     def measure_after(self, *, timeout_seconds: float) -> str:
         """Blocks until the policy that is served now is measured; a sentence about the result."""
-        self._begin()
-        if self._evaluation is None:
-            return "no held-out prompts to measure"
-        self._evaluation.join(timeout=timeout_seconds)
+        self.prepare()
+        if self._rendering is not None:
+            self._rendering.join(timeout=timeout_seconds)
+        if self._held_out is None or self._render_problem:
+            problem = self._render_problem or "its prompts were not rendered in time"
+            return f"held-out accuracy after training is unknown: {problem}"
+        self._begin(self._held_out).join(timeout=timeout_seconds)
         done, self._evaluation = self._evaluation, None
-        if done.accuracy is None:
-            return f"held-out accuracy after training is unknown: {done.problem or 'no answer in time'}"
+        if done is None or done.accuracy is None:
+            problem = (done and done.problem) or "no answer in time"
+            return f"held-out accuracy after training is unknown: {problem}"
         self.after = done.accuracy
         self._save("after", self.after)
         return f"held-out accuracy after training: {self.after}"
 
-    def _begin(self) -> None:
-        if self._held_out is None:
-            self.prepare()
-        if self._held_out is not None and self._held_out.indexes:
-            self._evaluation = Evaluation(
-                address=self._generator_address, held_out=self._held_out, settings=self._settings
-            )
-            self._evaluation.start()
+    def _begin(self, held_out: HeldOut) -> Evaluation:
+        self._evaluation = Evaluation(
+            address=self._generator_address, held_out=held_out, settings=self._settings
+        )
+        self._evaluation.start()
+        return self._evaluation
 
     def _call_learner(self, method: str, request: Any) -> bool:
         try:
@@ -128,13 +149,3 @@ class HeldOutChecks:
         part = path.with_suffix(".part")
         part.write_text(json.dumps({**asdict(accuracy)}) + "\n")
         os.replace(part, path)
-
-
-def wait_until(condition: Any, *, timeout_seconds: float, every_seconds: float = 0.25) -> bool:
-    """Polls a condition; says whether it came true in time."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(every_seconds)
-    return True

@@ -59,8 +59,22 @@ def run_file(file: RunFile, arguments: Any) -> int:
     directory = RunDirectory(file.directory)
     if arguments.fresh:
         delete_run(directory, file)
+    if directory.exists and (done := finished_step(directory.read_mark(), file)) is not None:
+        sys.stdout.write(
+            f"The run in {file.directory} is finished at step {done}: give a larger --learner.total-steps "
+            "to go on, or --fresh to start over.\n"
+        )
+        return 0
     with directory:
         return _supervise(file, machine, directory)
+
+
+def finished_step(mark: Mapping[str, Any], file: RunFile) -> int | None:
+    """The step at which the run ended; None when there is something left to do."""
+    total = file.learner_values.get("total_steps")
+    if not mark.get("is_finished") or (total is not None and mark["step"] < total):
+        return None
+    return int(mark["step"])
 
 
 def delete_run(directory: Any, file: RunFile) -> None:

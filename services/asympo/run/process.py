@@ -28,6 +28,9 @@ class RestartPolicy:
     max_restarts: int = 6
     """Within `window_seconds`; one more end is given up on."""
     window_seconds: float = 600.0
+    max_quick_failures: int = 3
+    """In a row, by itself, each within `quick_seconds` of its start: such a program will not get better."""
+    quick_seconds: float = 20.0
     first_wait_seconds: float = 1.0
     """Doubled with each restart within the window."""
     max_wait_seconds: float = 30.0
@@ -55,6 +58,7 @@ class Service:
     _log: IO[bytes] | None = None
     _starts: deque[float] = field(default_factory=deque)
     _restart_at: float | None = None
+    _num_quick_failures: int = 0
 
     @property
     def pid(self) -> int | None:

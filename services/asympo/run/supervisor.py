@@ -168,10 +168,10 @@ class Supervisor:
 
     def _finish(self, run_log: RunLog) -> None:
         """After the last step: the generator loads the last policy and is examined."""
-        if self._checks is None or self._checks.after is not None:
+        latest = run_log.latest_policy()
+        if self._checks is None or (latest and self._checks.is_measured_at(latest.step)):
             return
         self._phase = "waiting for the generator to serve the last policy"
-        latest = run_log.latest_policy()
         deadline = time.monotonic() + _LAST_POLICY_SECONDS
         while not self._stop.is_set and time.monotonic() < deadline:
             for text in self._services.check():
