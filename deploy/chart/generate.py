@@ -1,7 +1,7 @@
 """Writes the chart's generated files: values.yaml, values.schema.json, README.md, rendered examples.
 
-    .venv/bin/python deploy/chart/generate.py            write them
-    .venv/bin/python deploy/chart/generate.py --check    fail, with a difference, where one is not current
+.venv/bin/python deploy/chart/generate.py            write them
+.venv/bin/python deploy/chart/generate.py --check    fail, with a difference, where one is not current
 """
 
 import argparse
@@ -52,7 +52,7 @@ def write_or_check(files: dict[Path, str], *, is_check: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail when something would change")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if anything would change")
     is_check = parser.parse_args().check
     num_stale = write_or_check(generated(), is_check=is_check)
     num_stale += write_or_check(rendering.rendered_examples(CHART), is_check=is_check)

@@ -13,8 +13,8 @@ def readme(source: dict[str, Any]) -> str:
     """README.md.in with the table of values put in."""
     rows = ["| value | default | meaning |", "|---|---|---|"]
     for leaf in values_source.iter_leaves(source):
-        default = _cell(leaf.default)
-        rows.append(f"| `{'.'.join(leaf.path)}` | {f'`{default}`' if default else ''} | {_meaning(leaf.node)} |")
+        default = f"`{_cell(leaf.default)}`" if leaf.default else ""
+        rows.append(f"| `{'.'.join(leaf.path)}` | {default} | {_meaning(leaf.node)} |")
     return _TEXT.read_text().replace("@VALUES@", "\n".join(rows))
 
 

@@ -4,13 +4,18 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".cache/chart-tools"
 RELEASE, NAMESPACE = "asympo", "training"
 KUBE_VERSION = "1.31.0"
 OPERATOR_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
-_RANDOM = re.compile(r"^(\s+(?:learner|generator|operator)-password:|\s+checksum/broker-users:) .*$", re.MULTILINE)
+_RANDOM = re.compile(
+    r"^(\s+(?:learner|generator|operator)-password:|\s+checksum/broker-users:) .*$", re.MULTILINE
+)
 
 
 def template(
@@ -39,6 +44,11 @@ def example_values(chart: Path) -> list[Path]:
     return sorted((chart / "examples").glob("*/values.yaml"))
 
 
+def objects(text: str) -> list[dict[str, Any]]:
+    """The objects of a rendering, in its order."""
+    return [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
+
+
 def mask_random(text: str) -> str:
     """Random passwords and their digest replaced, so that renderings can be compared."""
     return _RANDOM.sub(r"\1 GENERATED", text)
@@ -51,6 +61,7 @@ def rendered_examples(chart: Path) -> dict[Path, str]:
         result = template(chart, values=[values])
         if result.returncode != 0:
             raise SystemExit(f"{values} does not render: {result.stderr.strip()}")
-        header = f"# helm template {RELEASE} helm/asympo --namespace {NAMESPACE} --values {values.relative_to(ROOT)}\n"
+        command = f"helm template {RELEASE} helm/asympo --namespace {NAMESPACE} --values"
+        header = f"# {command} {values.relative_to(ROOT)}\n"
         rendered[values.with_name("rendered.yaml")] = header + mask_random(result.stdout)
     return rendered

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from service_settings import settings_schema
-
 from asympo.common.settings import RUN_NAME
+from service_settings import settings_schema
 
 _WIDTH = 108
 
@@ -52,7 +51,11 @@ def json_schema(source: dict[str, Any]) -> dict[str, Any]:
     schema = _closed(source)
     # Helm passes the values of parent charts to sub-charts.
     schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used by this chart."}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the asympo chart", **schema}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of the asympo chart",
+        **schema,
+    }
 
 
 def _closed(node: Any) -> Any:

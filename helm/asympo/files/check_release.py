@@ -1,4 +1,7 @@
-"""`helm test`: the learner answers, is ready, and has generators. check_release.py URL MIN_GENERATORS TIMEOUT_SECONDS."""
+"""`helm test`: the learner answers, is ready, and has generators.
+
+check_release.py URL MIN_GENERATORS TIMEOUT_SECONDS
+"""
 
 import json
 import sys
@@ -30,7 +33,9 @@ def problem(base: str, min_generators: int) -> str:
     generators = [each["holder"] for each in status["generators"]]
     if len(generators) < min_generators:
         return f"{len(generators)} of at least {min_generators} generators report to the run: {generators}"
-    print(f"run {status['run']}: {status['state']}, step {status['step']}, {len(generators)} generators")
+    sys.stdout.write(
+        f"run {status['run']}: {status['state']}, step {status['step']}, {len(generators)} generators\n"
+    )
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Fetches a model from the Hugging Face hub to a directory, once: fetch_model.py REPOSITORY REVISION DIRECTORY."""
+"""Fetches a model from the Hugging Face hub, once: fetch_model.py REPOSITORY REVISION DIRECTORY."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"
 def fetch(repository: str, revision: str, directory: Path) -> None:
     """Leaves a complete directory or none: the download goes beside it and is renamed at the end."""
     if (directory / "config.json").is_file():
-        print(f"{directory} is there already")
+        sys.stdout.write(f"{directory} is there already\n")
         return
     partial = directory.with_name(directory.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -21,7 +21,7 @@ def fetch(repository: str, revision: str, directory: Path) -> None:
         sys.exit(f"{repository} at {revision} has no *.safetensors file: choose a model or revision that has")
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     partial.rename(directory)
-    print(f"fetched {repository} at {revision} to {directory}")
+    sys.stdout.write(f"fetched {repository} at {revision} to {directory}\n")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ readinessProbe:
 {{- end }}
 
 {{- define "asympo.pdb" -}}
-{{- if and .values.pdb.enabled (.root.Capabilities.APIVersions.Has "policy/v1/PodDisruptionBudget") }}
+{{- if and .values.pdb.enabled (.root.Capabilities.APIVersions.Has "policy/v1") }}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:

@@ -3,7 +3,7 @@
 {{- $path := .path }}
 {{- range $key, $value := .values }}
 {{- if not (or (kindIs "map" $value) (kindIs "invalid" $value)) }}
-{{ $key }} = {{ toJson $value }}
+{{ $key }} = {{ toJson $value | replace "\u007f" "\\u007f" }}
 {{- end }}
 {{- end }}
 {{- range $key, $value := .values }}

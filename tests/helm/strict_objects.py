@@ -1,0 +1,106 @@
+"""Checks rendered objects strictly: unknown kinds, fields and quantities are errors.
+
+Runs in the chart tools' Python. Reads JSON `{"objects": [[where, object], ...], "versions": ["1.25", ...],
+"crds": FOLDER or null}` from standard input and prints a JSON list of sentences.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?\Z")
+_CUSTOM_FILES = {
+    "ServiceMonitor": "servicemonitor.json",
+    "PodMonitor": "podmonitor.json",
+    "PrometheusRule": "prometheusrule.json",
+    "ScaledObject": "keda_scaledobject.yaml",
+    "LeaderWorkerSet": "lws.yaml",
+    "JobSet": "jobset.yaml",
+}
+
+
+def problems(request: dict[str, Any]) -> Iterator[str]:
+    """Sentences about everything wrong."""
+    crds = Path(request["crds"]) if request["crds"] else None
+    for where, thing in request["objects"]:
+        name = f"{where}: {thing.get('kind')} {thing.get('metadata', {}).get('name')}"
+        yield from (f"{name}: {bad} is no quantity" for bad in bad_quantities(thing))
+        if "." in thing["apiVersion"].partition("/")[0] and not thing["apiVersion"].partition("/")[
+            0
+        ].endswith(".k8s.io"):
+            yield from (f"{name}: {problem}" for problem in custom_problems(thing, crds))
+            continue
+        for version in request["versions"]:
+            try:
+                kubernetes_validate.validate(thing, version, strict=True)
+            except kubernetes_validate.SchemaNotFoundError:
+                yield f"{name}: Kubernetes {version} does not know {thing['apiVersion']} {thing['kind']}"
+            except kubernetes_validate.ValidationError as error:
+                yield f"{name}: Kubernetes {version}: {list(error.path)}: {error.message}"
+
+
+def bad_quantities(node: Any, key: str = "") -> Iterator[str]:
+    """Values under requests, limits and sizeLimit that are no quantities."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name in ("requests", "limits") and isinstance(value, dict):
+                yield from (str(each) for each in value.values() if not _QUANTITY.match(str(each)))
+            elif name == "sizeLimit" and not _QUANTITY.match(str(value)):
+                yield str(value)
+            else:
+                yield from bad_quantities(value, name)
+    elif isinstance(node, list):
+        for each in node:
+            yield from bad_quantities(each, key)
+
+
+def custom_problems(thing: dict[str, Any], crds: Path | None) -> Iterator[str]:
+    """A custom resource against the schema of its definition, closed."""
+    file = _CUSTOM_FILES.get(thing["kind"])
+    if file is None:
+        yield f"no schema is known for {thing['apiVersion']}"
+        return
+    if crds is None:
+        return
+    schema = yaml.safe_load((crds / file).read_text())
+    if schema.get("kind") == "CustomResourceDefinition":
+        wanted = thing["apiVersion"].partition("/")[2]
+        versions = [each for each in schema["spec"]["versions"] if each["name"] == wanted]
+        if not versions:
+            yield f"version {wanted} is not defined"
+            return
+        schema = versions[0]["schema"]["openAPIV3Schema"]
+    thing = {**thing, "metadata": {}}
+    for error in jsonschema.Draft7Validator(closed(schema)).iter_errors(thing):
+        yield f"{list(error.absolute_path)}: {error.message[:300]}"
+
+
+def closed(node: Any) -> Any:
+    """The schema with unknown fields refused where the definition does not say otherwise."""
+    if isinstance(node, list):
+        return [closed(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    schema = {}
+    for key, value in node.items():
+        schema[key] = (
+            {name: closed(each) for name, each in value.items()} if key == "properties" else closed(value)
+        )
+    if node.get("x-kubernetes-int-or-string"):
+        schema.pop("type", None)
+        schema["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    is_open = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
+    if isinstance(node.get("properties"), dict) and not is_open:
+        schema["additionalProperties"] = False
+    return schema
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(problems(json.load(sys.stdin)))))

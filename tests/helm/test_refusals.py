@@ -1,0 +1,111 @@
+"""Values that cannot work are refused with a sentence that says what to set."""
+
+import pytest
+import rendering
+
+from tests.helm.conftest import CHART
+
+MODEL = "model.path=/checkpoints/models/base"
+EXTERNAL = ("redis.mode=external", "redis.external.url=redis://broker:6379/0")
+
+REFUSED = {
+    "no model": ([], "set model.download.repository and .revision"),
+    "two models": (
+        [MODEL, "model.download.repository=a/b", "model.download.revision=" + "0" * 40],
+        "set one of them",
+    ),
+    "no revision": (
+        ["model.download.repository=a/b"],
+        "model.download.revision is empty: set it to the commit",
+    ),
+    "nothing enabled": (
+        [MODEL, "learner.enabled=false", "generator.enabled=false"],
+        "set one of them to true",
+    ),
+    "external without url": ([MODEL, "redis.mode=external"], "set redis.external.url to redis://HOST:6379/0"),
+    "external twice": (
+        [MODEL, *EXTERNAL, "redis.external.urlFrom.secret=s", "redis.external.urlFrom.key=k"],
+        "both name the broker",
+    ),
+    "embedded with url": ([MODEL, EXTERNAL[1]], "set redis.mode=external"),
+    "ca without tls": (
+        [MODEL, *EXTERNAL, "redis.external.caFrom.secret=s", "redis.external.caFrom.key=k"],
+        "set it to rediss://",
+    ),
+    "secret without key": ([MODEL, *EXTERNAL, "redis.external.caFrom.secret=s"], "set key beside"),
+    "generators alone with embedded": ([MODEL, "learner.enabled=false"], "set redis.mode=external"),
+    "generators alone without claim": (
+        [MODEL, *EXTERNAL, "learner.enabled=false"],
+        "set checkpoints.existingClaim to the learner's claim",
+    ),
+    "rwo": (
+        [MODEL, "checkpoints.accessMode=ReadWriteOnce", "generator.replicas=4"],
+        "set checkpoints.accessMode=ReadWriteMany",
+    ),
+    "same node without learner": (
+        [
+            *(MODEL, *EXTERNAL, "learner.enabled=false"),
+            *("checkpoints.existingClaim=c", "checkpoints.sameNode=true"),
+        ],
+        "set checkpoints.sameNode=false",
+    ),
+    "no memory limit": (
+        [MODEL, "generator.resources.limits.memory=null"],
+        "generator.resources.limits.memory is missing: set it",
+    ),
+    "gpu among limits": (
+        [MODEL, r"generator.resources.limits.nvidia\.com/gpu=2"],
+        "set generator.gpus instead",
+    ),
+    "tensor parallel": ([MODEL, "generator.settings.vllm.tensor_parallel_size=4"], "set generator.gpus to 4"),
+    "simulated on gpu": ([MODEL, "generator.settings.engine=simulated"], "set generator.gpus=0"),
+    "cuda without gpu": ([MODEL, "learner.gpus=0", "learner.settings.device=cuda"], "set learner.gpus=1"),
+    "grace too short": (
+        [MODEL, "generator.terminationGracePeriodSeconds=30"],
+        "is 30 and a drain takes up to 65",
+    ),
+    "no roll-out": (
+        [MODEL, "generator.strategy.maxUnavailable=0"],
+        "no generator could ever be replaced",
+    ),
+}
+
+SCHEMA_REFUSED = {
+    "unknown value": [MODEL, "generator.replica=2"],
+    "mistyped": [MODEL, "generator.replicas=many"],
+    "zero generators": [MODEL, "generator.replicas=0"],
+    "several ranks": [MODEL, "learner.ranks=8"],
+    "latest": [MODEL, "learner.image.tag=latest"],
+    "unknown setting": [MODEL, "learner.settings.grop_size=4"],
+    "setting of the wrong type": [MODEL, "learner.settings.groups_per_step=lots"],
+    "setting out of range": [MODEL, "learner.settings.group_size=1"],
+    "setting that the chart decides": [MODEL, "learner.settings.redis_url=redis://x"],
+    "password in the url": [MODEL, "redis.mode=external", "redis.external.url=redis://user:pw@broker:6379/0"],
+    "run name with braces": [MODEL, "run=a{b"],
+    "root": [MODEL, "podSecurity.userId=0"],
+    "bad quantity": [MODEL, "checkpoints.size=12XB"],
+    "unknown access mode": [MODEL, "checkpoints.accessMode=ReadWriteOncePod"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_impossible_values_are_refused_with_what_to_set(case):
+    sets, sentence = REFUSED[case]
+    result = rendering.template(CHART, sets=sets)
+    assert result.returncode != 0
+    assert sentence in result.stderr
+
+
+@pytest.mark.parametrize("case", SCHEMA_REFUSED)
+@pytest.mark.parametrize("helm", ["helm4", "helm3"])
+def test_values_outside_the_schema_are_refused(case, helm):
+    result = rendering.template(CHART, sets=SCHEMA_REFUSED[case], helm=helm)
+    assert result.returncode != 0
+    assert "values don't meet the specifications of the schema" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["serviceMonitor", "podMonitor", "prometheusRule"])
+def test_kind_that_the_cluster_lacks_is_refused(value):
+    result = rendering.template(CHART, sets=[MODEL, f"monitoring.{value}.enabled=true"], api_versions=[])
+    assert result.returncode != 0
+    assert "install the Prometheus operator, or set it to false" in result.stderr

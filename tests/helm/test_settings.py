@@ -1,0 +1,134 @@
+"""What the chart renders is what the services read."""
+
+import re
+import tomllib
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import rendering
+import yaml
+from asympo.common.settings import ServiceSettings
+from service_settings import CHOSEN_BY_CHART, settings_class, settings_schema
+
+from tests.helm.conftest import CHART
+
+SERVICES = ("learner", "generator")
+
+
+def settings_texts(things: list[dict], service: str) -> list[str]:
+    return [each["data"][f"{service}.toml"] for each in things if f"{service}.toml" in each.get("data", {})]
+
+
+def load(tmp_path: Path, service: str, text: str, environ: dict[str, str] | None = None) -> ServiceSettings:
+    path = tmp_path / f"{service}.toml"
+    path.write_text(text)
+    return settings_class(service).load(["--config", str(path)], environ=environ or {})
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_rendered_config_is_read_by_the_service(rendered, tmp_path, service):
+    texts = {name: settings_texts(things, service) for name, things in rendered.items()}
+    assert sum(map(len, texts.values())) >= 5
+    for name, text in ((name, text) for name, found in texts.items() for text in found):
+        settings = load(tmp_path, service, text, {"REDIS_URL": "redis://elsewhere:6379/0"})
+        assert settings.redis_url == "redis://elsewhere:6379/0", name
+        assert str(settings.checkpoint_root) == "/checkpoints"
+
+
+def test_values_reach_the_settings_unchanged(tmp_path):
+    # Numbers pass through helm as floats, text through TOML's escapes.
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"path": "/models/a b"},
+                "learner": {
+                    "settings": {
+                        "learning_rate": 3e-7,
+                        "total_steps": 2000000,
+                        "overlong_reward": -0.5,
+                        "sampling": {"stop": ["</a>", '"\\', "é\n", "\x7f"], "max_tokens": 4096},
+                        "task": {
+                            "name": "reasoning-gym",
+                            "dataset": "x",
+                            "dataset_options": {"max": {"digits": 3}},
+                        },
+                        "take_over": False,
+                    }
+                },
+            }
+        )
+    )
+    result = rendering.template(CHART, values=[values])
+    assert result.returncode == 0, result.stderr
+    text = settings_texts(rendering.objects(result.stdout), "learner")[0]
+    settings = load(tmp_path, "learner", text)
+    assert settings.learning_rate == 3e-7
+    assert settings.total_steps == 2_000_000
+    assert settings.overlong_reward == -0.5
+    assert settings.sampling.stop == ("</a>", '"\\', "é\n", "\x7f")
+    assert settings.task.dataset_options == {"max": {"digits": 3}}
+    assert settings.model == "/models/a b"
+    assert type(tomllib.loads(text)["total_steps"]) is int
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_schema_of_the_values_has_every_setting_of_the_service(service):
+    offered = set(settings_schema(service)["properties"]) | set(CHOSEN_BY_CHART)
+    assert set(settings_class(service).model_fields) <= offered
+
+
+def test_generator_drain_default_is_that_of_the_code():
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["generator"]["settings"] == {
+        "drain_seconds": settings_class("generator").model_fields["drain_seconds"].default
+    }
+
+
+def test_grace_period_covers_the_drain_and_the_engine_closing(rendered):
+    close_seconds = import_module("asympo.generator.app").ENGINE_CLOSE_SECONDS
+    for name, things in rendered.items():
+        for thing in (each for each in things if each["kind"] == "Deployment"):
+            drain = tomllib.loads(settings_texts(things, "generator")[0])["drain_seconds"]
+            grace = thing["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+            assert grace >= drain + close_seconds + 5, name
+
+
+def test_probed_paths_and_ports_are_served(rendered):
+    for service, port in (("learner", 8080), ("generator", 8081)):
+        served = Path(import_module(f"asympo.{service}.api").__file__).read_text()
+        for things in rendered.values():
+            for thing in things:
+                pod = thing.get("spec", {}).get("template", {}).get("spec", {})
+                for container in pod.get("containers", []):
+                    if container["name"] != service:
+                        continue
+                    text = settings_texts(things, service)[0]
+                    assert container["ports"][0]["containerPort"] == tomllib.loads(text)["http_port"] == port
+                    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                        assert container[probe]["httpGet"]["path"] in served
+
+
+def test_changed_settings_restart_the_pods(rendered):
+    values = CHART / "examples/one-gpu/values.yaml"
+
+    def sums(*sets: str) -> set[str]:
+        text = rendering.template(CHART, values=[values], sets=sets).stdout
+        return set(re.findall(r"checksum/settings: ([0-9a-f]{64})", text))
+
+    before = sums()
+    assert len(before) == 3
+    assert len(before & sums("learner.settings.max_staleness=5")) == 2
+    assert len(before & sums("logLevel=debug")) == 1
+
+
+def test_nothing_in_the_environment_is_a_setting_that_does_not_exist(rendered):
+    for container in chain.from_iterable(containers(things) for things in rendered.values()):
+        for variable in container.get("env", []):
+            assert not variable["name"].startswith("ASYMPO_"), variable
+
+
+def containers(things: list[dict]) -> list[dict]:
+    pods = [each["spec"].get("template", each).get("spec", {}) for each in things if "spec" in each]
+    return [each for pod in pods for each in [*pod.get("containers", []), *pod.get("initContainers", [])]]
