@@ -98,7 +98,7 @@ class LiveView:
         self._notes.append(f"{time.strftime('%H:%M:%S')} {text}")
 
     def update(self, snapshot: Snapshot, new_rows: Sequence[Mapping[str, Any]]) -> None:
-        self._live.update(_panel(snapshot, list(self._notes)))
+        self._live.update(panel(snapshot, list(self._notes)))
 
     def close(self) -> None:
         self._live.stop()
@@ -177,7 +177,8 @@ def sparkline(values: Sequence[float], *, width: int = 48) -> str:
     return "".join(_BARS[int((value - low) / (high - low) * (len(_BARS) - 1) + 0.5)] for value in values)
 
 
-def _panel(snapshot: Snapshot, notes: Sequence[str]) -> Any:
+def panel(snapshot: Snapshot, notes: Sequence[str]) -> Any:
+    """The live view at one moment, as something rich can draw."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table

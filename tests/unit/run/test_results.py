@@ -1,5 +1,6 @@
 """What is counted and shown at the end."""
 
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from asympo.run.memory import tree_memory
 from asympo.run.ports import is_free, page_port
 from asympo.run.status import GeneratorTotals, number
 from asympo.run.totals import Totals
-from asympo.run.view import duration, last_reload, sparkline, step_line
+from asympo.run.view import Snapshot, duration, last_reload, panel, sparkline, step_line
+from rich.console import Console
 
 
 def write_steps(path: Path, *steps: tuple[int, list[str]]) -> Path:
@@ -182,3 +184,23 @@ def test_memory_of_this_process_is_found() -> None:
 
     sample = tree_memory(os.getpid())
     assert sample.total_bytes > 2**20
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "reward_mean": 0.1}, {"step": 2, "reward_mean": 0.4}]])
+def test_live_panel_is_drawn_with_and_without_numbers(rows: list[dict[str, object]]) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    snapshot = Snapshot(
+        run="demo",
+        phase="training",
+        elapsed_seconds=61,
+        page_url="http://127.0.0.1:8080/",
+        status={"total_steps": 40, "backlog": 3, "capacity": 16} if rows else {},
+        rows=rows,
+        processes=[("learner", "running"), ("generator-0", "restarting")],
+        memory_bytes=2**30,
+    )
+    console.print(panel(snapshot, ["generator-0 was killed by SIGKILL [oops]"]))
+    text = console.export_text()
+    for part in ("demo · training · 1:01", "generator-0: restarting", "SIGKILL [oops]", "1.00 GiB"):
+        assert part in text
+    assert ("2 of 40" in text) == bool(rows)
