@@ -115,6 +115,9 @@ class GeneratorMetrics:
             return Gauge(name, text, registry=registry)
 
         self.groups_in_flight = gauge("asympo_generator_groups_in_flight", "Leases held now.")
+        self.max_groups_in_flight = gauge(
+            "asympo_generator_max_groups_in_flight", "Most leases it holds at once."
+        )
         self.groups_held = gauge("asympo_generator_groups_held", "Finished groups waiting for a verdict now.")
         self.policy_step = gauge("asympo_generator_policy_step", "Step of the policy served; -1 for none.")
         self.policy_step.set(-1)

@@ -59,6 +59,7 @@ class Worker:
         self._slot_wait_seconds = slot_wait_seconds
         self._exit_when_run_ends = exit_when_run_ends
         self._free = asyncio.Semaphore(max_groups_in_flight)
+        metrics.max_groups_in_flight.set(max_groups_in_flight)
         self._num_failures_in_row = 0
         self._asking: asyncio.Future[Lease | Refused] | None = None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,0 +1,1 @@
+"""A fleet of simulated generators under the chart's own autoscaling rule."""

@@ -1,0 +1,266 @@
+"""Hours of one run on a simulated clock: learner, generators, scrapes, rule, autoscaler."""
+
+import heapq
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.autoscaling.hpa import Hpa, HpaSettings
+from benchmarks.autoscaling.rules import RecordingRules
+from benchmarks.autoscaling.series import Labels, SeriesStore
+from benchmarks.autoscaling.slots import Group, SimulatedLog
+
+LEASE_SECONDS = 15.0
+DRAIN_SECONDS = 25.0
+RUN: Labels = frozenset({("namespace", "default"), ("run", "simulated")})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """How fast both sides work, from one moment on."""
+
+    from_seconds: float = 0.0
+    step_seconds: float = 30.0
+    """The learner's forward, backward and optimizer of one step."""
+    group_seconds: float = 20.0
+    """Sampling one group alone on a generator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One simulated run."""
+
+    name: str
+    hours: float = 6.0
+    groups_per_step: int = 64
+    max_staleness: int = 2
+    groups_in_flight: int = 8
+    """Groups that one generator holds at once."""
+    contention: float = 1.0
+    """How much longer a group takes on a full generator than alone: 1 doubles it."""
+    loads: tuple[Load, ...] = (Load(),)
+    """In order of time."""
+    spread: float = 0.4
+    """Standard deviation of the logarithm of a group's time."""
+    without_signal_ratio: float = 0.1
+    publish_seconds: float = 2.0
+    first_replicas: int = 1
+    start_seconds: float = 180.0
+    """From the pod's creation to ready, give or take a third; scraped from the first third on."""
+    preemptions_per_hour: float = 0.0
+    """Of each generator."""
+    is_autoscaled: bool = True
+
+    @property
+    def capacity(self) -> int:
+        return (1 + self.max_staleness) * self.groups_per_step
+
+    @property
+    def max_replicas(self) -> int:
+        return math.ceil(self.capacity / self.groups_in_flight)
+
+    def load_at(self, now: float) -> Load:
+        return [load for load in self.loads if load.from_seconds <= now][-1]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Pod:
+    """One generator."""
+
+    name: str
+    scraped_at: float
+    ready_at: float
+    is_ready: bool = False
+    is_gone: bool = False
+    held: set[int] = field(default_factory=set)
+
+    @property
+    def labels(self) -> Labels:
+        return RUN | {("pod", self.name)}
+
+
+@dataclass(kw_only=True, slots=True)
+class Trace:
+    """What is plotted, one value each scrape."""
+
+    times: list[float] = field(default_factory=list)
+    replicas: list[int] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
+    wanted: list[float] = field(default_factory=list)
+    waited_seconds: list[float] = field(default_factory=list)
+    """Since the start."""
+    free_slots: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+
+class Simulation:
+    """Deterministic for a scenario and a seed."""
+
+    def __init__(self, scenario: Scenario, *, seed: int, rules: RecordingRules) -> None:
+        self._scenario = scenario
+        self._random = random.Random(f"{scenario.name}:{seed}")
+        self._rules = rules
+        self._store = SeriesStore()
+        self._log = SimulatedLog(capacity=scenario.capacity)
+        self._hpa = Hpa(settings=HpaSettings(max_replicas=scenario.max_replicas))
+        self._pods: list[Pod] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._num_events = self._num_pods = 0
+        self._now = 0.0
+        self._replicas = scenario.first_replicas
+        self._num_steps = 0
+        self._segment: list[Group] = []
+        self._waiting_since: float | None = 0.0
+        self._waited_seconds = 0.0
+        self.trace = Trace()
+
+    def run(self) -> Trace:
+        """To the end of the scenario."""
+        self._keep_replicas()
+        self._after(0.0, self._scrape)
+        end = self._scenario.hours * 3600
+        while self._events[0][0] <= end:
+            self._now, _, event = heapq.heappop(self._events)
+            event()
+        return self.trace
+
+    def _after(self, seconds: float, event: Callable[[], None]) -> None:
+        self._num_events += 1
+        heapq.heappush(self._events, (self._now + seconds, self._num_events, event))
+
+    # --- learner ---------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Take what is there; train once a segment is complete."""
+        if self._waiting_since is None:
+            return
+        while self._log.backlog:
+            group = self._log.backlog.popleft()
+            if not group.has_signal:
+                self._log.free([group.group_id])
+                continue
+            self._segment.append(group)
+            if len(self._segment) == self._scenario.groups_per_step:
+                self._waited_seconds += self._now - self._waiting_since
+                self._waiting_since = None
+                seconds = self._scenario.load_at(self._now).step_seconds * self._random.uniform(0.9, 1.1)
+                self._after(seconds + self._scenario.publish_seconds, self._published)
+                return
+
+    def _published(self) -> None:
+        self._log.free([group.group_id for group in self._segment])
+        self._segment = []
+        self._num_steps += 1
+        self._waiting_since = self._now
+        self._read()
+        self._lease()
+
+    # --- generators ------------------------------------------------------------------------------------
+
+    def _keep_replicas(self) -> None:
+        """The Deployment's controller: as many pods as wanted; those not ready go first, then the newest."""
+        while len(self._pods) < self._replicas:
+            self._num_pods += 1
+            seconds = self._scenario.start_seconds * self._random.uniform(2 / 3, 4 / 3)
+            pod = Pod(
+                name=f"generator-{self._num_pods}",
+                scraped_at=self._now + seconds / 3,
+                ready_at=self._now + seconds,
+            )
+            self._pods.append(pod)
+            self._after(seconds, lambda pod=pod: self._pod_ready(pod))
+        self._pods.sort(key=lambda pod: (not pod.is_ready, pod.ready_at))
+        while len(self._pods) > self._replicas:
+            self._stop(self._pods.pop())
+
+    def _pod_ready(self, pod: Pod) -> None:
+        if pod.is_gone:
+            return
+        pod.is_ready = True
+        if self._scenario.preemptions_per_hour:
+            self._after(
+                self._random.expovariate(self._scenario.preemptions_per_hour / 3600),
+                lambda: self._preempt(pod),
+            )
+        self._lease()
+
+    def _stop(self, pod: Pod) -> None:
+        """Drain: lease nothing more, finish what ends in time, hand back the rest."""
+        pod.is_gone = True
+
+        def hand_back() -> None:
+            for group_id in pod.held:
+                self._log.hand_back(group_id)
+            pod.held.clear()
+            self._lease()
+
+        self._after(DRAIN_SECONDS, hand_back)
+
+    def _preempt(self, pod: Pod) -> None:
+        """Killed: its leases run out, its replacement starts from nothing."""
+        if pod.is_gone:
+            return
+        pod.is_gone = True
+        self._pods.remove(pod)
+        for group_id in pod.held:
+            self._log.lose_holder(group_id, expires_at=self._now + LEASE_SECONDS)
+        pod.held.clear()
+        self._after(LEASE_SECONDS, self._lease)
+        self._keep_replicas()
+
+    def _lease(self) -> None:
+        """Every ready generator takes what it may; who asks first is chance."""
+        self._log.expire(self._now)
+        limit = self._scenario.groups_in_flight
+        askers = [pod for pod in self._pods if pod.is_ready and len(pod.held) < limit]
+        while askers and (group_id := self._log.acquire()) is not None:
+            pod = self._random.choice(askers)
+            pod.held.add(group_id)
+            fullness = len(pod.held) / limit
+            seconds = self._scenario.load_at(self._now).group_seconds * (
+                1 + self._scenario.contention * fullness
+            )
+            seconds *= self._random.lognormvariate(0.0, self._scenario.spread)
+            self._after(seconds, lambda pod=pod, group_id=group_id: self._answer(pod, group_id))
+            if len(pod.held) == limit:
+                askers.remove(pod)
+
+    def _answer(self, pod: Pod, group_id: int) -> None:
+        if group_id not in pod.held:
+            return
+        pod.held.remove(group_id)
+        has_signal = self._random.random() >= self._scenario.without_signal_ratio
+        self._log.append(Group(group_id=group_id, has_signal=has_signal))
+        self._read()
+        self._lease()
+
+    # --- scrape, rule, autoscaler ----------------------------------------------------------------------
+
+    def _scrape(self) -> None:
+        now, log, ready = self._now, self._log, {}
+        log.expire(now)
+        scraped = [pod for pod in self._pods if pod.scraped_at <= now]
+        slots = {"capacity": log.capacity, "leased": len(log.leases), "open": len(log.open)}
+        waited = self._waited_seconds + (now - self._waiting_since if self._waiting_since is not None else 0)
+        ready = {pod.labels: float(pod.is_ready) for pod in scraped}
+        record = self._store.record
+        record("asympo_learner_slots", now, {RUN | {("state", k)}: float(v) for k, v in slots.items()})
+        record("asympo_learner_waited_seconds_total", now, {RUN: waited})
+        record("asympo_generator_ready", now, ready)
+        record("asympo_generator_groups_in_flight", now, {p.labels: float(len(p.held)) for p in scraped})
+        limit = float(self._scenario.groups_in_flight)
+        record("asympo_generator_max_groups_in_flight", now, dict.fromkeys(ready, limit))
+        wanted = self._rules.evaluate(self._store, now).get(RUN)
+        if self._scenario.is_autoscaled:
+            self._replicas = self._hpa.replicas(now, current=self._replicas, metric=wanted)
+            self._keep_replicas()
+        trace = self.trace
+        trace.times.append(now)
+        trace.replicas.append(self._replicas)
+        trace.ready.append(int(sum(ready.values())))
+        trace.wanted.append(math.nan if wanted is None else wanted)
+        trace.waited_seconds.append(waited)
+        trace.free_slots.append(log.num_free)
+        trace.steps.append(self._num_steps)
+        self._after(self._rules.interval_seconds, self._scrape)
