@@ -16,7 +16,7 @@ from asympo.learner.batching import PackedBatch
 
 PACKED_ATTENTION = "asympo_packed"
 MAX_BLOCK_TOKENS = 256
-"""Queries of one attention call, chains excepted: larger blocks waste masked work, smaller ones waste calls."""
+"""Queries of one attention call, chains excepted: larger ones waste masked work, smaller ones waste calls."""
 
 Range = tuple[int, int]
 

@@ -1,9 +1,9 @@
 """Packs tokenised groups into micro-batches: no padding, and every shared prefix computed once.
 
-A micro-batch is one row of tokens, the nodes of a prefix tree in depth-first order. Responses of a group share
-their prompt, groups share a common system prompt, equal beginnings of responses are shared too. A token attends
-to its ancestors only and its position is its depth, so the computation is that of separate sequences, gradients
-included. The last token of a response predicts nothing and is left out.
+A micro-batch is one row of tokens, the nodes of a prefix tree in depth-first order. Responses of a group
+share their prompt, groups share a common system prompt, equal beginnings of responses are shared too. A token
+attends to its ancestors only and its position is its depth, so the computation is that of separate sequences,
+gradients included. The last token of a response predicts nothing and is left out.
 
 Everything here is a pure function of groups and settings: the same log gives the same micro-batches.
 """
@@ -54,6 +54,8 @@ class PackedBatch:
     """Index into R."""
     num_trained_R: list[int]
     advantage_R: list[float]
+    sequences_R: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    """Prompt and response ids, for whoever wants to look at one again."""
 
     @property
     def num_tokens(self) -> int:
@@ -135,13 +137,14 @@ class _Node:
 def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBatch:
     """Lays groups out in one row of tokens.
 
-    Raises ValueError for an empty prompt, an empty response or a response without a trained token: they have no
-    mean NLL and must be refused before this point.
+    Raises ValueError for an empty prompt, an empty response or a response without a trained token: they have
+    no mean NLL and must be refused before this point.
     """
     root = _Node(-1, -1)
     trained: list[tuple[_Node, int, int]] = []
     num_trained: list[int] = []
     advantages: list[float] = []
+    sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for group in groups:
         if not group.prompt_ids:
             raise ValueError("a prompt without tokens predicts nothing")
@@ -150,6 +153,7 @@ def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBa
             trained.extend((source, target, len(num_trained)) for source, target in targets)
             num_trained.append(len(targets))
             advantages.append(response.advantage)
+            sequences.append((group.prompt_ids, response.token_ids))
     token_ids, positions, ends = _number(root)
     trained.sort(key=lambda item: item[0].index)
     source_U = sorted({source.index for source, _, _ in trained})
@@ -164,6 +168,7 @@ def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBa
         response_N=[response for _, _, response in trained],
         num_trained_R=num_trained,
         advantage_R=advantages,
+        sequences_R=sequences,
     )
 
 

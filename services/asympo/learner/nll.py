@@ -1,7 +1,7 @@
 """Per-token NLL through the LM head in chunks: logits of the whole row never exist at once.
 
-Legend: ``_U`` distinct positions that predict a trained token, ``_N`` trained tokens ordered by their row in U,
-``_V`` vocabulary, ``_D`` hidden size.
+Legend: ``_U`` distinct positions that predict a trained token, ``_N`` trained tokens ordered by their row in
+U, ``_V`` vocabulary, ``_D`` hidden size.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class _ChunkedNll(torch.autograd.Function):
     """Forward keeps one log-sum-exp a row; backward computes each chunk of logits again."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - torch passes autograd inputs positionally
+    def forward(
         ctx: Any,
         hidden_UD: Tensor,
         weight_VD: Tensor,
@@ -100,10 +100,10 @@ def token_nll(
     token_bounds: Sequence[int],
     options: HeadOptions,
 ) -> tuple[Tensor, Tensor]:
-    """NLL of each trained token and the entropy of each row; differentiable in hidden states, weight and bias.
+    """NLL of each trained token, differentiable in hidden states, weight and bias; entropy of each row.
 
-    ``row_N`` must be ascending; ``token_bounds[k]`` is the number of tokens whose row is below ``k * chunk_rows``
-    (`chunk_bounds` makes it). NLL is float32 or better; several targets may share one row.
+    ``row_N`` must be ascending; ``token_bounds[k]`` is the number of tokens whose row is below
+    ``k * chunk_rows`` (`chunk_bounds` makes it). NLL is float32 or better; targets may share a row.
     """
     nll_N, entropy_U = _ChunkedNll.apply(
         hidden_UD, weight_VD, bias_V, row_N, target_N, tuple(token_bounds), options

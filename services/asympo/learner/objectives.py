@@ -3,9 +3,9 @@
 Shape legend: ``_R`` one element per response of a micro-batch.
 
 Every objective returns the sum of its per-response terms divided by ``scope.num_responses``, the number of
-responses of the *whole* step (those of groups without signal included), so the micro-batches of a step add up
-to the step's loss. Minimising it raises the probability of responses with a positive advantage. All arithmetic
-is float32 (float64 inputs stay float64, for exactness tests).
+responses of the *whole* step (those of groups without signal included), so the micro-batches of a step add
+up to the step's loss. Minimising it raises the probability of responses with a positive advantage. All
+arithmetic is float32 (float64 inputs stay float64, for exactness tests).
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 def make_optimizer(
     model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """Fused AdamW; norms and biases (one-dimensional parameters) are not decayed. Tied weights appear once."""
+    """Fused AdamW; norms and biases (one-dimensional parameters) are not decayed, tied weights occur once."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},

@@ -76,7 +76,7 @@ class Policy:
 
     def _hidden_states(self, batch: PackedBatch) -> Tensor:
         device = self.device
-        is_mixed = self.compute_dtype != self.parameter_dtype
+        is_mixed = self.compute_dtype.itemsize < self.parameter_dtype.itemsize
         with torch.autocast(device.type, dtype=self.compute_dtype, enabled=is_mixed):
             output = self.model.base_model(
                 input_ids=torch.tensor([batch.token_ids_T], device=device),
@@ -100,7 +100,7 @@ class Policy:
     def self_check(self) -> None:
         """Compares the packed, shared-prompt forward with the model's own on a few tokens.
 
-        Raises BadModel when they differ: the architecture does something that the packed computation leaves out.
+        Raises BadModel when they differ: the architecture does something that the packed forward leaves out.
         """
         ids = [
             (7 * index + 11) % min(self.model.config.get_text_config().vocab_size, 997) for index in range(24)
@@ -144,8 +144,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) ->
         model.set_attn_implementation(PACKED_ATTENTION)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadModel(f"the model {path} cannot be loaded as a causal language model: {error}") from error
-    model.config.use_cache = False
-    return model.to(device)
+    return model.to(device)  # type: ignore[arg-type]
 
 
 def vocab_size(config: PretrainedConfig) -> int:

@@ -36,7 +36,7 @@ class LearnerSettings(ServiceSettings):
 
     # The run
     model: str = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct", description="Hugging Face id or path")
-    task: TaskConfig = TaskConfig(name="addition")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="what is asked")
     sampling: SamplingOptions = SamplingOptions()
     overlong_reward: float | None = Field(
         default=None, description="reward of a truncated response; none scores it like any other"
@@ -118,7 +118,7 @@ class LearnerSettings(ServiceSettings):
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks one")
     debug: bool = Field(default=False, description="gRPC reflection on the control service")
     show_samples: bool = Field(default=False, description="let the page show prompts and responses")
-    trackers: TrackerSettings = TrackerSettings()
+    trackers: TrackerSettings = Field(default_factory=TrackerSettings, description="besides JSONL")
 
     @field_validator("grpc_host")
     @classmethod

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from asympo.learner.advantages import group_advantages, has_signal
 from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo, gpg, naive, spo
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 OPTIONS = ObjectiveOptions()
 

@@ -1,11 +1,10 @@
-"""Packed, shared, chunked: the same numbers and gradients as one sequence at a time through the whole model."""
+"""Packed, shared, chunked: same numbers and gradients as one sequence at a time through the whole model."""
 
 import random
 from pathlib import Path
 
 import pytest
 import torch
-
 from asympo.learner.attention import plan_layout
 from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo

@@ -1,0 +1,220 @@
+"""Wires one learner and runs it: start, train, drain, stop."""
+
+import logging
+import os
+import socket
+from contextlib import ExitStack
+from typing import Any
+
+from asympo import __version__
+from asympo.common.checkpoints import PolicyStore
+from asympo.common.clock import Clock, SystemClock
+from asympo.common.errors import BrokerUnavailable, Fenced, RunEnded
+from asympo.common.jsonl import JsonlWriter, read_steps
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
+from asympo.common.settings import redacted
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.learner.api import HttpServer, build_api
+from asympo.learner.core import BrokerView, Learner, LearnerState
+from asympo.learner.heart import Heart
+from asympo.learner.joining import create_run, load_tokenizer
+from asympo.learner.metrics import LearnerMetrics
+from asympo.learner.rpc import RpcServer
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.surroundings import Surroundings
+from asympo.learner.trackers import Trackers
+
+log = logging.getLogger(__name__)
+
+_BROKER_RETRY_SECONDS = 2.0
+
+
+def main(settings: LearnerSettings) -> int:
+    """Runs a learner until its run is finished or it is told to stop; raises AsympoError otherwise."""
+    set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
+    with StopSignal() as stop, ExitStack() as closing:
+        LearnerProcess(settings=settings, stop=stop, clock=SystemClock()).run(closing)
+    return 0
+
+
+class LearnerProcess:
+    """One learner from its settings to its end."""
+
+    def __init__(self, *, settings: LearnerSettings, stop: StopSignal, clock: Clock) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._clock = clock
+        self._registry = new_registry(service="learner", version=__version__)
+        self._metrics = LearnerMetrics(self._registry)
+        self._learner = Learner(settings=settings, stop=stop, clock=clock)
+        self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
+        self._fenced: Fenced | None = None
+
+    def run(self, closing: ExitStack) -> None:
+        """Start, train, drain. What is opened last is closed first."""
+        broker = self._connect()
+        if broker is None:
+            return
+        closing.callback(broker.close)
+        run_log = RunLog(broker, self._settings.run)
+        heart = Heart(
+            run_log=run_log,
+            learner=self._learner,
+            metrics=self._metrics,
+            clock=self._clock,
+            on_fenced=self._on_fenced,
+        )
+        surroundings = Surroundings(
+            broker=broker, storage=self._settings.run_directory, metrics=self._metrics
+        )
+        closing.callback(surroundings.stop)
+        surroundings.start()
+        rpc = self._open_doors(heart, closing)
+        # Early and without torch: the generators wait for it.
+        tokenizer = load_tokenizer(self._settings.model)
+        config = create_run(self._settings, run_log, tokenizer)
+        self._refuse_ended_run(run_log)
+        closing.callback(heart.stop)
+        heart.start()
+        closing.callback(self._learner.enter, LearnerState.STOPPED)
+        self._train(run_log, config, tokenizer, heart, rpc, closing)
+
+    def _connect(self) -> Broker | None:
+        """The broker, however long it takes to come up; None when told to stop before."""
+        while not self._stop.is_set:
+            try:
+                broker = Broker.connect(self._settings.redis_url)
+            except BrokerUnavailable as error:
+                log.warning("Waiting for the broker: %s", error)
+                self._stop.wait(_BROKER_RETRY_SECONDS)
+                continue
+            info = broker.info()
+            for warning in info.warnings:
+                log.warning("Broker: %s", warning)
+            self._learner.broker = BrokerView(
+                server=info.server, version=info.version, warnings=tuple(info.warnings)
+            )
+            return broker
+        return None
+
+    def _open_doors(self, heart: Heart, closing: ExitStack) -> RpcServer:
+        settings = self._settings
+        api = build_api(
+            learner=self._learner,
+            heart=heart,
+            metrics_endpoint=MetricsEndpoint(self._registry),
+            allowed_hosts=settings.allowed_hosts,
+        )
+        http = HttpServer(api=api, host=settings.http_host, port=settings.http_port)
+        closing.callback(http.stop)
+        http.start()
+        rpc = RpcServer(learner=self._learner, address=settings.grpc_address, debug=settings.debug)
+        rpc.start()
+        closing.callback(rpc.stop)
+        log.info(
+            "Learner %s of run %s: http on %s:%d, grpc on %s",
+            *(self._holder, settings.run, settings.http_host, http.port, rpc.port or settings.grpc_address),
+            extra={"http_port": http.port, "grpc_port": rpc.port},
+        )
+        return rpc
+
+    def _refuse_ended_run(self, run_log: RunLog) -> None:
+        state, commit = run_log.state(), run_log.last_commit()
+        total = self._settings.total_steps
+        if state is RunState.FINISHED and (total is None or commit is None or commit.step >= total):
+            raise RunEnded(
+                f"run {run_log.run!r} is finished at step {commit.step if commit else 0}: give more "
+                "total_steps, or another run name"
+            )
+
+    def _train(
+        self,
+        run_log: RunLog,
+        config: RunConfig,
+        tokenizer: Any,
+        heart: Heart,
+        rpc: RpcServer,
+        closing: ExitStack,
+    ) -> None:
+        # From here on torch.
+        from asympo.learner.assembly import assemble
+        from asympo.learner.saver import find_state, trained_ids_of
+        from asympo.learner.session import LogSession
+        from asympo.learner.state import StateStore
+
+        settings = self._settings
+        states = StateStore(settings.checkpoint_root, settings.run)
+        policies = PolicyStore(settings.checkpoint_root, settings.run)
+        highest = max(states.highest_fence() or 0, policies.highest_fence() or 0)
+        fence = run_log.take_fence(
+            self._holder,
+            take_over=settings.take_over,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            at_least=highest,
+        )
+        found = find_state(states, commit=run_log.last_commit())
+        state = found[1] if found else None
+        session = LogSession(
+            run_log=run_log,
+            fence=fence,
+            stop=self._stop,
+            clock=self._clock,
+            trained=trained_ids_of(state, num_prompts=config.num_prompts),
+        )
+        heart.beat_for(lambda: session.fence)
+        closing.callback(session.release)
+        # Before the release: a heart must not beat for a fence that was given up.
+        closing.callback(heart.stop)
+        if found is not None:
+            session.committed = CommitRecord(
+                sequence=found[1].sequence, state_name=found[0], step=found[1].step, fence=found[1].fence
+            )
+            session.consumed_sequence = found[1].sequence
+        session.reconcile()
+        self._learner.fence = session.fence.number
+        self._learner.step = state.step if state else 0
+        self._learner.sequence = self._learner.committed_sequence = session.consumed_sequence
+        for row in read_steps(settings.run_directory / "metrics.jsonl"):
+            if row["step"] <= self._learner.step:
+                self._learner.add_row(row)
+        trainer = assemble(
+            settings=settings,
+            config=config,
+            tokenizer=tokenizer,
+            learner=self._learner,
+            session=session,
+            states=states,
+            policies=policies,
+            found=found,
+            metrics=self._metrics,
+            trackers=self._trackers(closing),
+            trained_log=self._trained_log(closing),
+            stop=self._stop,
+            clock=self._clock,
+        )
+        trainer.start()
+        rpc.set_serving(True)
+        log.info("Training run %s from step %d, fence %d", settings.run, self._learner.step, fence.number)
+        trainer.run(fenced=lambda: self._fenced)
+
+    def _on_fenced(self, error: Fenced) -> None:
+        self._fenced = error
+        self._stop.set("another learner owns the run")
+
+    def _trackers(self, closing: ExitStack) -> Trackers:
+        settings = self._settings
+        trackers = Trackers(
+            settings.trackers,
+            directory=settings.run_directory,
+            run=settings.run,
+            run_settings=redacted(settings.model_dump(mode="json")),
+            on_failure=self._metrics.tracker_failed,
+        )
+        closing.callback(trackers.close)
+        return trackers
+
+    def _trained_log(self, closing: ExitStack) -> JsonlWriter:
+        writer = JsonlWriter(self._settings.run_directory / "trained.jsonl")
+        closing.callback(writer.close)
+        return writer

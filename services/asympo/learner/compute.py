@@ -1,0 +1,93 @@
+"""Choices that change arithmetic: made once, measured where they must be, kept in the training state."""
+
+import logging
+import random
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ROWS, _INNER, _COLUMNS = 128, 512, 1024
+"""Of the matrices that decide between precisions: small, since bf16 without hardware is 50 times slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the arithmetic is done; the same for every step of a run unless settings say otherwise."""
+
+    device: str
+    """torch device type."""
+    compute_dtype: str
+    """Precision of matrix products."""
+    num_threads: int
+    """CPU threads; another number may round sums differently."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.compute_dtype]
+
+    def to_decisions(self) -> dict[str, Any]:
+        """As the training state keeps it."""
+        return asdict(self)
+
+
+def set_up_torch(*, seed: int, num_threads: int | None) -> None:
+    """Deterministic algorithms, fixed threads, seeds."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
+    # Filling every new tensor with NaN is for finding bugs and costs a tenth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def choose_compute(*, device: str, compute_dtype: str, decided: dict[str, Any]) -> Compute:
+    """Settings first, then what the training state decided before, then a measurement."""
+    chosen_device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    is_same_device = decided.get("device") == chosen_device
+    if compute_dtype == "auto":
+        known = decided.get("compute_dtype") if is_same_device else None
+        compute_dtype = known or _faster_dtype(torch.device(chosen_device))
+    compute = Compute(device=chosen_device, compute_dtype=compute_dtype, num_threads=torch.get_num_threads())
+    for name, value in compute.to_decisions().items():
+        if name in decided and decided[name] != value:
+            log.warning(
+                "The run was trained with %s %s so far and goes on with %s: same groups, same order, "
+                "but no longer bit for bit what an undisturbed run gives",
+                *(name, decided[name], value),
+            )
+    return compute
+
+
+def _faster_dtype(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    seconds = {name: _product_seconds(dtype) for name, dtype in _DTYPES.items()}
+    chosen = min(seconds, key=lambda name: seconds[name])
+    log.info(
+        "Matrix products take %.2f ms in float32 and %.2f ms in bfloat16 here: training with %s",
+        *(1e3 * seconds["float32"], 1e3 * seconds["bfloat16"], chosen),
+    )
+    return chosen
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Best of a few: forward and both backward products of one linear layer."""
+    x, w = torch.ones(_ROWS, _INNER, dtype=dtype), torch.ones(_COLUMNS, _INNER, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        y = x @ w.T
+        _ = y @ w
+        _ = y.T @ x
+        best = min(best, time.perf_counter() - start)
+    return best

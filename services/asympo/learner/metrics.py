@@ -1,0 +1,191 @@
+"""What the learner counts: Prometheus metrics over an injected registry."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from asympo.common.rollout_log import LogStats
+from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
+
+_STALENESS_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
+_ROW_GAUGES = {
+    "reward_mean": ("reward", "Mean reward of the newest step."),
+    "loss": ("loss", "Loss of the newest step; about 0 by construction under asympo."),
+    "grad_norm": ("gradient_norm", "Raw gradient norm of the newest step."),
+    "entropy": ("entropy_nats", "Mean next-token entropy over trained tokens of the newest step."),
+    "learning_rate": ("learning_rate", "Learning rate of the newest step."),
+    "response_tokens_mean": ("response_tokens", "Mean tokens of a response in the newest step."),
+    "truncated_ratio": ("truncated_ratio", "Share of truncated responses in the newest step."),
+    "tokens_per_second": (
+        "tokens_per_second",
+        "Trained response tokens a second, newest step, waits left out.",
+    ),
+    "queue_staleness_mean": ("queue_staleness_policies", "Mean queue staleness of the newest step."),
+    "generation_staleness_mean": (
+        "generation_staleness_policies",
+        "Mean policies published between lease and append.",
+    ),
+    "wait_ratio": ("wait_ratio", "Share of the newest step's time spent waiting for groups."),
+}
+
+
+class LearnerMetrics:
+    """The metrics of one learner."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"asympo_learner_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"asympo_learner_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            name = f"asympo_learner_{name}_seconds"
+            return Histogram(name, text, buckets=DURATION_BUCKETS_SECONDS, registry=registry)
+
+        self._gauges = {key: gauge(name, text) for key, (name, text) in _ROW_GAUGES.items()}
+        self._nll = gauge("nll_nats", "Mean NLL by sign of the advantage, newest step.", ("sign",))
+        self._nll_ratio = gauge("nll_ratio", "Negative over positive mean NLL of the newest step.")
+        self._staleness = Histogram(
+            "asympo_learner_group_queue_staleness_policies",
+            "Policies published between append and training, by group.",
+            buckets=_STALENESS_BUCKETS,
+            registry=registry,
+        )
+        self._step = gauge("step", "Optimizer steps of the run.")
+        self._steps = counter("steps", "Optimizer steps made by this process.")
+        self._skipped = counter("skipped_steps", "Steps skipped for a gradient that was not finite.")
+        self._empty = counter("empty_segments", "Segments of the log without any signal.")
+        self._empty_run = gauge("empty_segments_in_a_row", "Segments without signal since the last step.")
+        self._groups = counter("groups", "Groups consumed.", ("kind",))
+        self._tokens = counter("trained_tokens", "Response tokens trained.")
+        self._computed = counter("computed_tokens", "Tokens that went through the model.")
+        self._step_seconds = seconds("step", "Forward, backward and optimizer of one step.")
+        self._wait_seconds = seconds("wait", "Waiting for the groups of one step.")
+        self._waited = counter(
+            "waited_seconds", "Time spent waiting for groups; grows during a wait as well."
+        )
+        self._publish_seconds = seconds("publish", "Publishing one policy.")
+        self._save_seconds = seconds("save", "Saving and committing one training state.")
+        self._publish_failures = counter("publish_failures", "Policies that could not be published.")
+        self._save_failures = counter("save_failures", "Training states that could not be saved.")
+        self._published_at = gauge("last_publish_timestamp_seconds", "When the newest policy was published.")
+        self._committed_at = gauge("last_commit_timestamp_seconds", "When the run was committed last.")
+        self._tracker_failures = counter(
+            "tracker_failures", "Rows that did not reach a tracker.", ("tracker",)
+        )
+        self._backlog = gauge("backlog_groups", "Groups appended and not yet trained.")
+        self._slots = gauge("slots", "Slots of the rollout log.", ("state",))
+        self._fence = gauge("fence", "Number of this learner's ownership.")
+        self._is_paused = gauge("paused", "1 while paused.")
+        self._declare_watched(gauge, counter)
+        for kind in ("trained", "without_signal", "invalid"):
+            self._groups.labels(kind=kind)
+
+    def _declare_watched(self, gauge: Callable[..., Gauge], counter: Callable[..., Counter]) -> None:
+        """What is not the learner's own: log, storage, broker."""
+        self._bytes = gauge("log_bytes", "Memory that the run's log takes in the broker.")
+        self._since_start = {
+            "appended": counter("appended_groups", "Groups that joined the log."),
+            "lease_expiries": counter(
+                "lease_expiries", "Leases that ran out: their holder died or stood still."
+            ),
+            "wasted_appends": counter(
+                "wasted_groups", "Groups refused because their lease was lost or stale."
+            ),
+            "prompt_failures": counter("prompt_failures", "Leases handed back because of their prompt."),
+        }
+        self._totals: dict[str, int] = {}
+        self._storage_free = gauge("storage_free_bytes", "Room on the storage of checkpoints.")
+        self._storage_total = gauge("storage_total_bytes", "Size of the storage of checkpoints.")
+        self._broker_used = gauge("broker_used_bytes", "Memory that the broker uses.")
+        self._broker_max = gauge("broker_max_bytes", "Memory that the broker may use; 0 without a limit.")
+        self._broker_durable = gauge(
+            "broker_durable", "1 while the broker syncs its append-only file before it acknowledges."
+        )
+
+    def step_done(self, row: Mapping[str, Any], *, computed_tokens: int, is_applied: bool) -> None:
+        """One step from its row."""
+        for key, gauge in self._gauges.items():
+            if row.get(key) is not None:
+                gauge.set(row[key])
+        for sign in ("positive", "negative"):
+            if row[f"nll_{sign}"] is not None:
+                self._nll.labels(sign=sign).set(row[f"nll_{sign}"])
+        if row["nll_ratio"] is not None:
+            self._nll_ratio.set(row["nll_ratio"])
+        self._step.set(row["step"])
+        self._steps.inc()
+        if not is_applied:
+            self._skipped.inc()
+        self._empty_run.set(0)
+        self._tokens.inc(row["tokens_trained"])
+        self._computed.inc(computed_tokens)
+        self._step_seconds.observe(row["train_seconds"])
+        self._wait_seconds.observe(row["wait_seconds"])
+
+    def waited(self, seconds: float) -> None:
+        """Some of a wait for groups has passed."""
+        self._waited.inc(seconds)
+
+    def groups_consumed(self, *, trained: int, without_signal: int, staleness: list[int]) -> None:
+        """The valid groups of one segment."""
+        self._groups.labels(kind="trained").inc(trained)
+        self._groups.labels(kind="without_signal").inc(without_signal)
+        for value in staleness:
+            self._staleness.observe(value)
+
+    def group_invalid(self, _: str) -> None:
+        """A record went to the dead letters."""
+        self._groups.labels(kind="invalid").inc()
+
+    def segment_empty(self, *, in_a_row: int) -> None:
+        """A segment without signal."""
+        self._empty.inc()
+        self._empty_run.set(in_a_row)
+
+    def published(self, *, seconds: float, at_seconds: float) -> None:
+        """A policy became visible."""
+        self._publish_seconds.observe(seconds)
+        self._published_at.set(at_seconds)
+
+    def publish_failed(self) -> None:
+        self._publish_failures.inc()
+
+    def committed(self, *, seconds: float, at_seconds: float) -> None:
+        """A training state became durable and was committed."""
+        self._save_seconds.observe(seconds)
+        self._committed_at.set(at_seconds)
+
+    def save_failed(self) -> None:
+        self._save_failures.inc()
+
+    def tracker_failed(self, tracker: str) -> None:
+        self._tracker_failures.labels(tracker=tracker).inc()
+
+    def watched(self, stats: LogStats, *, fence: int, is_paused: bool) -> None:
+        """What the broker says, read every second or so."""
+        self._backlog.set(stats.backlog)
+        self._slots.labels(state="open").set(stats.open)
+        self._slots.labels(state="leased").set(stats.leases)
+        self._slots.labels(state="capacity").set(stats.capacity)
+        self._bytes.set(stats.bytes_used)
+        for name, total in self._since_start.items():
+            # The broker counts for the life of the run; a process counts from its own start.
+            now = getattr(stats, name)
+            total.inc(max(0, now - self._totals.get(name, now)))
+            self._totals[name] = now
+        self._fence.set(fence)
+        self._is_paused.set(is_paused)
+
+    def storage_seen(self, *, free_bytes: int, total_bytes: int) -> None:
+        """Room for checkpoints."""
+        self._storage_free.set(free_bytes)
+        self._storage_total.set(total_bytes)
+
+    def broker_seen(self, *, used_bytes: int, max_bytes: int, is_durable: bool) -> None:
+        """What the broker says about itself."""
+        self._broker_used.set(used_bytes)
+        self._broker_max.set(max_bytes)
+        self._broker_durable.set(is_durable)

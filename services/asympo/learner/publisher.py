@@ -1,0 +1,130 @@
+"""Makes the policy visible: bf16 weights, config, tokenizer and the probe that proves a reload of them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.errors import CorruptCheckpoint, PublishFailed
+from asympo.learner.policy import Policy
+from asympo.learner.probe import ProbeText, fixed_probes, mean_nlls
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Holds the weights as published last (the shadow), so that a probe can tell the new ones from them."""
+
+    def __init__(
+        self,
+        *,
+        store: PolicyStore,
+        shadow: Policy,
+        tokenizer: Any,
+        tolerance: float,
+        keep: int,
+    ) -> None:
+        self._store = store
+        self._shadow = shadow
+        self._tokenizer = tokenizer
+        self._tolerance = tolerance
+        self._keep = keep
+        self._fixed = fixed_probes(tokenizer)
+        self._parent: str | None = None
+        """Digest of the policy whose weights the shadow holds."""
+        self._last: str | None = None
+        """Digest of the policy published last."""
+
+    def adopt_newest(self) -> PolicyRef | None:
+        """Takes the newest valid policy on storage as the one published last; None when there is none."""
+        ref = self._store.newest(with_digests=True)
+        if ref is None:
+            return None
+        try:
+            self._load(ref.path)
+        except (OSError, KeyError, RuntimeError, SafetensorError, CorruptCheckpoint) as error:
+            log.warning("The newest policy %s cannot be compared with: %s", ref.name, error)
+            return None
+        self._parent = self._last = ref.digest
+        return ref
+
+    @torch.no_grad()
+    def is_published(self, model: PreTrainedModel) -> bool:
+        """Whether the shadow already equals these weights, rounded, value for value."""
+        return self._parent is not None and all(
+            torch.equal(ours, theirs.detach().to(ours.dtype)) for ours, theirs in self._pairs(model)
+        )
+
+    def publish(
+        self, model: PreTrainedModel, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
+    ) -> PolicyRef:
+        """Writes the policy of ``step``.
+
+        Raises PublishFailed when storage fails, and then may be called again, with later weights too; Fenced
+        when another learner has published.
+        """
+        texts = (*self._fixed, *probes)
+        before: list[float] | list[None] = [None] * len(texts)
+        if self._parent is not None:
+            before = mean_nlls(self._shadow, texts)
+        # From here the shadow holds weights that are not published yet: no parent to compare with.
+        self._parent = None
+        self._refresh(model)
+        after = mean_nlls(self._shadow, texts)
+        probe = Probe(
+            sequences=tuple(
+                ProbeSequence(
+                    token_ids=text.token_ids,
+                    num_prompt_tokens=text.num_prompt_tokens,
+                    mean_nll=now,
+                    parent_mean_nll=then,
+                )
+                for text, now, then in zip(texts, after, before, strict=True)
+            ),
+            tolerance=self._tolerance,
+        )
+        ref = self._store.publish(step=step, fence=fence, fill=self._fill, probe=probe, parent=self._last)
+        self._parent = self._last = ref.digest
+        return ref
+
+    def prune(self) -> None:
+        """Deletes old policies; what cannot be deleted is tried again next time."""
+        self._store.prune(keep=self._keep)
+
+    def _fill(self, directory: Path) -> None:
+        try:
+            self._shadow.model.save_pretrained(directory)
+            self._tokenizer.save_pretrained(directory)
+        except SafetensorError as error:
+            # The writer wraps what the operating system said, a full disk included.
+            raise PublishFailed(f"the policy could not be written to {directory}: {error}") from error
+
+    @torch.no_grad()
+    def _refresh(self, model: PreTrainedModel) -> None:
+        for ours, theirs in self._pairs(model):
+            ours.copy_(theirs.detach())
+
+    def _pairs(self, model: PreTrainedModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shadow = self._shadow.model
+        pairs = list(zip(shadow.parameters(), model.parameters(), strict=True))
+        saved = shadow.state_dict().keys()
+        theirs = dict(model.named_buffers())
+        return [*pairs, *((b, theirs[name]) for name, b in shadow.named_buffers() if name in saved)]
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        tensors = dict(self._shadow.model.named_parameters()) | dict(self._shadow.model.named_buffers())
+        remaining = {name for name, _ in self._shadow.model.named_parameters()}
+        for file in sorted(path.glob("*.safetensors")):
+            for name, value in load_file(file).items():
+                if name in tensors:
+                    tensors[name].copy_(value)
+                    remaining.discard(name)
+        if remaining:
+            raise CorruptCheckpoint(f"{path} lacks {sorted(remaining)[0]}")

@@ -1,0 +1,82 @@
+"""Durable training state: finding the one to resume from, saving, pruning."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from asympo.common.errors import CorruptCheckpoint
+from asympo.common.rollout_log import CommitRecord
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.session import LogSession
+from asympo.learner.state import StateStore, TrainingState
+
+log = logging.getLogger(__name__)
+
+
+def find_state(store: StateStore, *, commit: CommitRecord | None) -> tuple[str, TrainingState] | None:
+    """The training state to resume from, or None to begin: the one committed last, or one that covers more.
+
+    A state that was saved and whose commit did not get through covers more than the commit record; so does
+    any state after the broker lost its memory. Raises CorruptCheckpoint when the committed one is needed and
+    damaged.
+    """
+    newest_name = store.newest()
+    newest = (newest_name, store.read(newest_name)) if newest_name else None
+    if commit is None or (newest is not None and newest[1].sequence >= commit.sequence):
+        return newest
+    try:
+        return commit.state_name, store.read(commit.state_name)
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(
+            f"{error} The run was committed with it at step {commit.step} and no other state covers that: "
+            "restore it, or start a new run."
+        ) from error
+
+
+class Saver:
+    """Saves the state of one run under the current fence."""
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        session: LogSession,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        decisions: dict[str, Any],
+        keep: int,
+    ) -> None:
+        self._store = store
+        self._session = session
+        self._model = model
+        self._optimizer = optimizer
+        self._decisions = decisions
+        self._keep = keep
+
+    def save(self, *, step: int, wall_seconds: float) -> str:
+        """Makes everything consumed so far durable; returns the name. Raises PublishFailed, Fenced."""
+        state = TrainingState(
+            step=step,
+            fence=self._session.fence.number,
+            sequence=self._session.consumed_sequence,
+            trained_ids=self._session.trained.to_bytes(),
+            decisions=self._decisions,
+            counters={"wall_seconds": wall_seconds},
+        )
+        return self._store.save(state, model=self._model, optimizer=self._optimizer)
+
+    def prune(self, *, committed: str) -> None:
+        """Deletes old states; what cannot be deleted is tried again next time."""
+        self._store.prune(keep=self._keep, needed={committed})
+
+
+def trained_ids_of(state: TrainingState | None, *, num_prompts: int) -> TrainedIds:
+    """Ids consumed up to a state; none at the beginning. Raises CorruptCheckpoint."""
+    if state is None:
+        return TrainedIds(num_prompts=num_prompts)
+    try:
+        return TrainedIds.from_bytes(state.trained_ids)
+    except ValueError as error:
+        raise CorruptCheckpoint(f"the training state of step {state.step} is damaged: {error}") from error

@@ -1,0 +1,172 @@
+"""The learner's hold on the log: its fence, and calls that outlive a broker that leaves or goes back."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from asympo.common.clock import Clock
+from asympo.common.errors import BrokerChanged, BrokerUnavailable
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import (
+    CommitRecord,
+    Fence,
+    LogEntry,
+    LogStats,
+    PolicyAnnouncement,
+    RunLog,
+    RunState,
+)
+from asympo.common.trained_ids import TrainedIds
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_RETRY_SECONDS = 2.0
+STOP_PATIENCE_SECONDS = 30.0
+"""How long a stopping learner goes on asking a broker that does not answer."""
+
+
+class LogSession:
+    """Every call of the training thread goes through here, so that it is fenced, retried and reconciled.
+
+    A broker that does not answer is asked again for as long as the learner runs; one that restarted or failed
+    over is reconciled with what was consumed. Fenced passes through: it ends the process.
+    """
+
+    def __init__(
+        self, *, run_log: RunLog, fence: Fence, stop: StopSignal, clock: Clock, trained: TrainedIds
+    ) -> None:
+        self._run_log = run_log
+        self._stop = stop
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._fence = fence
+        self.trained = trained
+        """Ids of every group consumed, in memory included."""
+        self.committed: CommitRecord | None = None
+        """Durable state that the run would be resumed from."""
+        self.consumed_sequence = 0
+        """Last entry consumed."""
+        self.num_reconciles = 0
+
+    @property
+    def fence(self) -> Fence:
+        """The current one; a reconcile may raise its number."""
+        with self._lock:
+            return self._fence
+
+    def reconcile(self) -> None:
+        """Makes broker and training state agree."""
+        report = self._answered(
+            lambda: self._run_log.reconcile(
+                self.fence,
+                committed=self.committed,
+                trained=self.trained,
+                trained_sequence=self.consumed_sequence if self.num_reconciles else 0,
+            )
+        )
+        with self._lock:
+            self._fence = report.fence
+        self.num_reconciles += 1
+        log.info(
+            "Reconciled with the broker: %d freed, %d reopened, %d issued again, %d numbers lost%s",
+            *(report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences),
+            "; the broker had lost acknowledged state" if report.was_rolled_back else "",
+        )
+
+    def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
+        """Entries in order; none after a reconcile, because the reader must start again."""
+        before = self.num_reconciles
+
+        def read_once() -> Sequence[LogEntry]:
+            if self.num_reconciles != before:
+                return []
+            return self._run_log.read(
+                after_sequence=after_sequence,
+                max_count=max_count,
+                block_seconds=block_seconds,
+                fence=self.fence,
+            )
+
+        return self._call(read_once)
+
+    def free(self, group_ids: Sequence[str]) -> None:
+        """Frees the slots of groups."""
+        self._call(lambda: self._run_log.free(self.fence, group_ids, trained_sequence=self.consumed_sequence))
+
+    def dead_letter(self, entry: LogEntry, reason: str) -> None:
+        """Sets an entry aside."""
+        self._call(lambda: self._run_log.dead_letter(self.fence, entry, reason))
+
+    def announce(self, *, step: int, digest: str) -> PolicyAnnouncement:
+        """Makes a published policy known."""
+        return self._call(lambda: self._run_log.announce_policy(self.fence, step=step, digest=digest))
+
+    def commit(self, *, state_name: str, step: int, group_ids: Sequence[str], retain: bool) -> CommitRecord:
+        """Makes the cursor durable."""
+        sequence = self.consumed_sequence
+        record = self._call(
+            lambda: self._run_log.commit(
+                self.fence,
+                sequence=sequence,
+                state_name=state_name,
+                step=step,
+                group_ids=group_ids,
+                retain=retain,
+            )
+        )
+        self.committed = record
+        return record
+
+    def set_state(self, state: RunState, *, reason: str = "") -> None:
+        """Moves the run."""
+        self._call(lambda: self._run_log.set_state(state, reason=reason, fence=self.fence))
+
+    def stats(self) -> LogStats:
+        """Counts of the run."""
+        return self._call(self._run_log.stats)
+
+    def publish_times(self) -> list[float]:
+        """When each policy was announced."""
+        return self._call(self._run_log.publish_times)
+
+    def latest_policy(self) -> PolicyAnnouncement | None:
+        """The newest announcement."""
+        return self._call(self._run_log.latest_policy)
+
+    def release(self) -> None:
+        """Gives the run up so that the next learner need not wait for the heartbeat."""
+        try:
+            self._run_log.release(self.fence)
+        except BrokerUnavailable as error:
+            log.warning("The fence is left to expire: %s", error)
+
+    def _call(self, action: Callable[[], T]) -> T:
+        is_changed = False
+        while True:
+            try:
+                if is_changed:
+                    self.reconcile()
+                    is_changed = False
+                return self._answered(action)
+            except BrokerChanged as error:
+                # Also in the middle of a reconcile: a fail-over may follow a restart.
+                log.warning("%s", error)
+                is_changed = True
+
+    def _answered(self, action: Callable[[], T]) -> T:
+        stopped_at: float | None = None
+        while True:
+            try:
+                return action()
+            except BrokerUnavailable as error:
+                if self._stop.is_set:
+                    now = self._clock.monotonic_seconds()
+                    stopped_at = now if stopped_at is None else stopped_at
+                    if now - stopped_at > STOP_PATIENCE_SECONDS:
+                        raise
+                    self._clock.sleep(_RETRY_SECONDS)
+                else:
+                    self._stop.wait(_RETRY_SECONDS)
+                log.warning("Waiting for the broker: %s", error)

@@ -1,0 +1,128 @@
+"""One optimizer step on one segment: forward, objective, backward, guarded update."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from asympo.learner.batching import PackedBatch, pack
+from asympo.learner.objectives import Objective, ObjectiveOptions, StepScope
+from asympo.learner.optimizer import guarded_step
+from asympo.learner.policy import Policy
+from asympo.learner.probe import ProbeText, choose_probes
+from asympo.learner.segment import Segment
+
+_NUM_PROBES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What a step did. NLLs in nats, under the policy before the step."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping; may be inf or nan, and then nothing was applied."""
+    is_applied: bool
+    learning_rate: float
+    nll_positive: float | None
+    """Mean over responses with a positive advantage; None without any."""
+    nll_negative: float | None
+    """Mean over responses with a negative advantage; None without any."""
+    entropy: float
+    """Mean over trained tokens."""
+    num_trained_tokens: int
+    """Response tokens that entered the loss."""
+    num_computed_tokens: int
+    """Tokens that went through the model, after sharing."""
+    seconds: float
+    probes: tuple[ProbeText, ...]
+    """Sequences of this step that its update moves most."""
+
+
+class Stepper:
+    """Owns how a step is computed; deterministic in policy, optimizer state and segment."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        options: ObjectiveOptions,
+        learning_rate: Callable[[int], float],
+        max_grad_norm: float,
+        token_budget: int,
+        share_prefixes: bool,
+    ) -> None:
+        self._policy = policy
+        self._optimizer = optimizer
+        self._objective = objective
+        self._options = options
+        self._learning_rate = learning_rate
+        self._max_grad_norm = max_grad_norm
+        self._token_budget = token_budget
+        self._share_prefixes = share_prefixes
+
+    def step(self, segment: Segment, *, step: int) -> StepResult:
+        """Trains on a segment with at least one group with signal; ``step`` counts from 1."""
+        start = time.perf_counter()
+        scope = StepScope(
+            num_responses=segment.num_responses,
+            num_groups=len(segment.groups),
+            num_groups_without_signal=segment.num_without_signal,
+        )
+        groups = [group.to_trained() for group in segment.groups if group.has_signal]
+        batches = pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
+        sums = _Sums()
+        for batch in batches:
+            self._backward(batch, scope, sums)
+        learning_rate = self._learning_rate(step)
+        norm, is_applied = guarded_step(
+            self._optimizer, learning_rate=learning_rate, max_norm=self._max_grad_norm
+        )
+        num_trained = sum(batch.num_trained_tokens for batch in batches)
+        return StepResult(
+            loss=sums.loss,
+            grad_norm=norm,
+            is_applied=is_applied,
+            learning_rate=learning_rate,
+            nll_positive=_mean(sums.positive),
+            nll_negative=_mean(sums.negative),
+            entropy=sums.entropy / num_trained,
+            num_trained_tokens=num_trained,
+            num_computed_tokens=sum(batch.num_tokens for batch in batches),
+            seconds=time.perf_counter() - start,
+            probes=choose_probes(sums.probes, count=_NUM_PROBES),
+        )
+
+    def _backward(self, batch: PackedBatch, scope: StepScope, sums: "_Sums") -> None:
+        nll = self._policy.response_nll(batch)
+        advantage_R = torch.tensor(batch.advantage_R, device=nll.mean_nll_R.device, dtype=torch.float32)
+        loss, _ = self._objective(nll.mean_nll_R, advantage_R, scope, self._options)
+        loss.backward()
+        sums.loss += float(loss.detach())
+        sums.entropy += float(nll.entropy_sum)
+        means = nll.mean_nll_R.detach().tolist()
+        for mean, advantage, (prompt, response) in zip(
+            means, batch.advantage_R, batch.sequences_R, strict=True
+        ):
+            (sums.positive if advantage > 0 else sums.negative).append(mean)
+            # A step changes log m in proportion to A, hence m to |A| * m.
+            probe = ProbeText(token_ids=prompt + response, num_prompt_tokens=len(prompt))
+            sums.probes.append((abs(advantage) * mean, probe))
+
+
+class _Sums:
+    """Totals over the micro-batches of a step."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.entropy = 0.0
+        self.positive: list[float] = []
+        self.negative: list[float] = []
+        self.probes: list[tuple[float, ProbeText]] = []
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,377 @@
+"""The loop: read a segment, train, publish, free, save, commit, in the order that loses nothing."""
+
+import bisect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from asympo.common.clock import Clock
+from asympo.common.errors import Fenced, PublishFailed
+from asympo.common.jsonl import JsonlWriter
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import CommitRecord, LogStats, RunState
+from asympo.learner.core import Learner, LearnerState
+from asympo.learner.metrics import LearnerMetrics
+from asympo.learner.probe import ProbeText
+from asympo.learner.publisher import Publisher
+from asympo.learner.rows import sample_groups, step_row
+from asympo.learner.saver import Saver
+from asympo.learner.segment import Segment, SegmentReader
+from asympo.learner.session import LogSession
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.step import Stepper, StepResult
+from asympo.learner.trackers import Trackers
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_MAX_COMMITS_BEHIND = 4
+"""Missed commits in a row after which training waits for storage: the log must stay bounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerParts:
+    """What the loop works with."""
+
+    settings: LearnerSettings
+    learner: Learner
+    session: LogSession
+    reader: SegmentReader
+    stepper: Stepper
+    publisher: Publisher
+    saver: Saver
+    model: PreTrainedModel
+    metrics: LearnerMetrics
+    trackers: Trackers
+    trained_log: JsonlWriter
+    decode: Callable[[Sequence[int]], str]
+    stop: StopSignal
+    clock: Clock
+
+
+class Trainer:
+    """Runs in the main thread, until stopped, finished, fenced or broken."""
+
+    def __init__(self, parts: TrainerParts, *, step: int, wall_seconds: float) -> None:
+        self._parts = parts
+        self._step = step
+        self._published_step: int | None = None
+        self._publish_at: float | None = None
+        """When to try again what could not be published; None when nothing is owed."""
+        self._save_at: float | None = None
+        self._probes: tuple[ProbeText, ...] = ()
+        self._unfreed: list[str] = []
+        self._uncommitted: list[str] = []
+        self._unlogged: list[str] = []
+        self._segments_since_commit = 0
+        self._empty_in_a_row = 0
+        self._held: Segment | None = None
+        self._held_at_reconcile = 0
+        self._publish_times: list[float] = []
+        self._wait_seconds = 0.0
+        self._publish_seconds = 0.0
+        self._save_seconds = 0.0
+        self._started_at = parts.clock.monotonic_seconds() - wall_seconds
+        self._staleness_before: tuple[int, int] | None = None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time the run has been trained for, over all its learners."""
+        return self._parts.clock.monotonic_seconds() - self._started_at
+
+    def start(self) -> None:
+        """Publishes the policy of the loaded state unless it is the newest one already."""
+        parts = self._parts
+        newest = parts.publisher.adopt_newest()
+        if newest is not None and newest.step == self._step and parts.publisher.is_published(parts.model):
+            announced = parts.session.latest_policy()
+            if announced is None or announced.digest != newest.digest:
+                announced = parts.session.announce(step=newest.step, digest=newest.digest)
+            parts.learner.set_policy(announced)
+            self._published_step = self._step
+        else:
+            self._publish()
+        self._publish_times = parts.session.publish_times()
+        if parts.session.stats().state is not RunState.RUNNING:
+            parts.session.set_state(RunState.RUNNING)
+
+    def run(self, *, fenced: Callable[[], Fenced | None] = lambda: None) -> bool:
+        """Trains; True when the run is finished, False when it was stopped before.
+
+        ``fenced`` tells of a fence that another thread found lost: nothing may be written any more.
+        """
+        learner = self._parts.learner
+        while True:
+            if (lost := fenced()) is not None:
+                raise lost
+            if self._parts.stop.is_set:
+                learner.enter(LearnerState.DRAINING)
+                self._close_up()
+                return False
+            self._do_what_is_owed()
+            if self._is_finished():
+                self._finish()
+                return True
+            if learner.is_paused:
+                learner.enter(LearnerState.PAUSED)
+                learner.wait_while_paused(_POLL_SECONDS)
+            elif self._segments_since_commit >= _MAX_COMMITS_BEHIND * self._parts.settings.save_every:
+                self._parts.stop.wait(_POLL_SECONDS)
+            else:
+                self._turn()
+
+    def _turn(self) -> None:
+        parts = self._parts
+        before = parts.clock.monotonic_seconds()
+        segment = self._next_segment()
+        waited = parts.clock.monotonic_seconds() - before
+        self._wait_seconds += waited
+        parts.metrics.waited(waited)
+        if segment is None:
+            return
+        if parts.learner.is_paused or parts.stop.is_set:
+            # Read, not begun: it is the next step, or read again by the next learner.
+            self._held, self._held_at_reconcile = segment, parts.session.num_reconciles
+            return
+        self._consume(segment)
+
+    def _next_segment(self) -> Segment | None:
+        held, self._held = self._held, None
+        if held is not None and self._held_at_reconcile == self._parts.session.num_reconciles:
+            return held
+        self._parts.learner.enter(LearnerState.WAITING)
+        segment = self._parts.reader.poll(block_seconds=_POLL_SECONDS)
+        if segment is None and self._is_log_exhausted():
+            segment = self._parts.reader.flush()
+        return segment
+
+    # --- one segment -----------------------------------------------------------------------------------
+
+    def _consume(self, segment: Segment) -> None:
+        parts = self._parts
+        if not any(group.has_signal for group in segment.groups):
+            self._pass_over(segment)
+            return
+        parts.learner.enter(LearnerState.TRAINING)
+        begun = parts.clock.monotonic_seconds()
+        staleness = [self._staleness_of(group.appended_at_seconds) for group in segment.groups]
+        result = parts.stepper.step(segment, step=self._step + 1)
+        self._step += 1
+        self._mark_consumed(segment)
+        parts.learner.step = self._step
+        self._probes = result.probes
+        self._empty_in_a_row = 0
+        if not result.is_applied:
+            log.error("Step %d is skipped: its gradient is not finite", self._step)
+        if self._step % parts.settings.publish_every == 0:
+            self._publish()
+        self._free()
+        parts.metrics.groups_consumed(
+            trained=len(segment.groups) - segment.num_without_signal,
+            without_signal=segment.num_without_signal,
+            staleness=staleness,
+        )
+        self._record(segment, result, staleness, begun)
+        if self._step % parts.settings.save_every == 0:
+            self._save()
+
+    def _pass_over(self, segment: Segment) -> None:
+        """A segment without signal moves the cursor and nothing else."""
+        parts = self._parts
+        self._mark_consumed(segment)
+        self._empty_in_a_row += 1
+        parts.metrics.segment_empty(in_a_row=self._empty_in_a_row)
+        parts.metrics.groups_consumed(trained=0, without_signal=len(segment.groups), staleness=[])
+        log.warning(
+            "Groups %d to %d have no signal: all rewards of each are equal (%d such segments in a row%s)",
+            *(segment.first_sequence, segment.last_sequence, self._empty_in_a_row),
+            ": the task is too easy, too hard, or scored wrongly"
+            if self._empty_in_a_row >= parts.settings.max_empty_segments
+            else "",
+        )
+        if self._segments_since_commit >= parts.settings.save_every:
+            self._save()
+
+    def _mark_consumed(self, segment: Segment) -> None:
+        parts = self._parts
+        for group_id in segment.group_ids:
+            parts.session.trained.add(group_id)
+        parts.session.consumed_sequence = parts.learner.sequence = segment.last_sequence
+        self._unfreed.extend(segment.group_ids)
+        self._uncommitted.extend(segment.group_ids)
+        self._unlogged.extend(segment.group_ids)
+        self._segments_since_commit += 1
+
+    def _free(self) -> None:
+        """Slots of what was trained, once the policy that it made is visible."""
+        if self._publish_at is None and self._unfreed:
+            self._parts.session.free(self._unfreed)
+            self._unfreed = []
+
+    def _record(self, segment: Segment, result: StepResult, staleness: list[int], begun: float) -> None:
+        parts = self._parts
+        now = parts.clock.monotonic_seconds()
+        stats = parts.session.stats()
+        row = step_row(
+            step=self._step,
+            fence=parts.session.fence.number,
+            segment=segment,
+            result=result,
+            staleness=staleness,
+            generation_staleness_mean=self._generation_staleness(stats),
+            stats=stats,
+            seconds={
+                "wall": now - self._started_at,
+                "wait": self._wait_seconds,
+                "busy": now - begun,
+                "publish": self._publish_seconds,
+                "save": self._save_seconds,
+            },
+            policy_step=self._published_step or 0,
+        )
+        self._wait_seconds = self._publish_seconds = self._save_seconds = 0.0
+        parts.learner.add_row(row)
+        parts.trackers.log(self._step, row)
+        self._log_trained()
+        parts.metrics.step_done(row, computed_tokens=result.num_computed_tokens, is_applied=result.is_applied)
+        if parts.settings.show_samples:
+            parts.learner.add_samples(sample_groups(segment, step=self._step, decode=parts.decode))
+        log.info(
+            "Step %d: reward %.3f, NLL + %s - %s, %d groups, %.0f tokens/s",
+            *(self._step, row["reward_mean"], _short(row["nll_positive"]), _short(row["nll_negative"])),
+            *(row["groups"], row["tokens_per_second"]),
+        )
+
+    def _log_trained(self) -> None:
+        row: dict[str, Any] = {
+            "step": self._step,
+            "fence": self._parts.session.fence.number,
+            "group_ids": self._unlogged,
+        }
+        try:
+            self._parts.trained_log.append(row)
+        except OSError as error:
+            # Ids stay for the next row: which groups were trained is known from the training state anyway.
+            log.warning("The ids of step %d are not written to %s: %s", self._step, "trained.jsonl", error)
+            self._parts.metrics.tracker_failed("jsonl")
+        else:
+            self._unlogged = []
+
+    def _staleness_of(self, appended_at_seconds: float) -> int:
+        return len(self._publish_times) - bisect.bisect_right(self._publish_times, appended_at_seconds)
+
+    def _generation_staleness(self, stats: LogStats) -> float | None:
+        """Mean over the groups appended since the step before."""
+        now = (stats.generation_staleness_policies_total, stats.appended)
+        before, self._staleness_before = self._staleness_before or (0, 0), now
+        return (now[0] - before[0]) / (now[1] - before[1]) if now[1] > before[1] else None
+
+    # --- publish, save, finish -------------------------------------------------------------------------
+
+    def _do_what_is_owed(self) -> None:
+        now = self._parts.clock.monotonic_seconds()
+        if self._publish_at is not None and now >= self._publish_at and self._publish():
+            self._free()
+        if self._save_at is not None and now >= self._save_at:
+            self._save()
+        request = self._parts.learner.take_save_request()
+        if request is not None:
+            request.commit = self._save(retain=request.retain)
+            request.is_done.set()
+
+    def _publish(self) -> bool:
+        parts = self._parts
+        begun = parts.clock.monotonic_seconds()
+        try:
+            ref = parts.publisher.publish(
+                parts.model, step=self._step, fence=parts.session.fence.number, probes=self._probes
+            )
+        except PublishFailed as error:
+            log.error("%s; tried again in %.0f s", error, parts.settings.publish_retry_seconds)
+            parts.metrics.publish_failed()
+            self._publish_at = parts.clock.monotonic_seconds() + parts.settings.publish_retry_seconds
+            return False
+        policy = parts.session.announce(step=ref.step, digest=ref.digest)
+        self._publish_at = None
+        self._published_step = self._step
+        self._publish_times.append(policy.published_at_seconds)
+        parts.learner.set_policy(policy)
+        parts.publisher.prune()
+        seconds = parts.clock.monotonic_seconds() - begun
+        self._publish_seconds += seconds
+        parts.metrics.published(seconds=seconds, at_seconds=parts.clock.now_seconds())
+        return True
+
+    def _save(self, *, retain: bool = False) -> CommitRecord | None:
+        """Saves and commits what was consumed; None when storage failed, to be tried again."""
+        parts = self._parts
+        if not self._segments_since_commit and not retain:
+            return parts.session.committed
+        if self._publish_at is not None:
+            # Committing frees slots, and those of an unpublished policy must not be freed.
+            self._save_at = self._publish_at
+            return None
+        begun = parts.clock.monotonic_seconds()
+        try:
+            name = parts.saver.save(step=self._step, wall_seconds=self.wall_seconds)
+        except PublishFailed as error:
+            log.error("%s; tried again in %.0f s", error, parts.settings.publish_retry_seconds)
+            parts.metrics.save_failed()
+            self._save_at = parts.clock.monotonic_seconds() + parts.settings.publish_retry_seconds
+            return None
+        commit = parts.session.commit(
+            state_name=name, step=self._step, group_ids=self._uncommitted, retain=retain
+        )
+        self._save_at = None
+        self._uncommitted, self._unfreed, self._segments_since_commit = [], [], 0
+        parts.learner.committed_sequence = commit.sequence
+        parts.saver.prune(committed=name)
+        seconds = parts.clock.monotonic_seconds() - begun
+        self._save_seconds += seconds
+        parts.metrics.committed(seconds=seconds, at_seconds=parts.clock.now_seconds())
+        return commit
+
+    def _is_log_exhausted(self) -> bool:
+        """Whether no entry will ever follow what was read."""
+        parts = self._parts
+        if not parts.settings.num_epochs:
+            return False
+        stats = parts.session.stats()
+        return stats.is_exhausted and stats.last_sequence == parts.reader.read_cursor
+
+    def _is_finished(self) -> bool:
+        total = self._parts.settings.total_steps
+        if total is not None and self._step >= total:
+            return True
+        is_idle = (
+            self._held is None and self._parts.reader.read_cursor == self._parts.session.consumed_sequence
+        )
+        return is_idle and self._is_log_exhausted()
+
+    def _close_up(self) -> None:
+        """Publish, save, commit. Raises PublishFailed when storage does not let it."""
+        failed = self._step != self._published_step and not self._publish()
+        if failed:
+            # The state matters more: the next learner publishes its policy first thing.
+            self._publish_at = None
+        if self._segments_since_commit and self._save() is None:
+            raise PublishFailed(
+                f"step {self._step} could not be saved: the run goes on from its last commit, step "
+                f"{self._parts.session.committed.step if self._parts.session.committed else 0}"
+            )
+        if failed:
+            raise PublishFailed(f"the policy of step {self._step} could not be published before the end")
+
+    def _finish(self) -> None:
+        parts = self._parts
+        parts.learner.enter(LearnerState.DRAINING)
+        self._close_up()
+        parts.session.set_state(RunState.FINISHED, reason=f"trained {self._step} steps")
+        log.info("The run is finished at step %d", self._step)
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

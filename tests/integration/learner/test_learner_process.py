@@ -1,0 +1,199 @@
+"""A real learner process on a real broker: stopped, killed, resumed, fed bad records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from asympo.common.checkpoints import PolicyStore
+from asympo.common.jsonl import read_jsonl, read_steps
+from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.v1 import learner_service_pb2 as messages
+from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
+
+from tests.conftest import free_port
+from tests.integration.learner.producer import GROUP_SIZE, Producer
+
+START_SECONDS = 90.0
+
+
+class LearnerProcess:
+    """`asympo learner` on ports of its own."""
+
+    def __init__(self, *, url: str, run: str, root: Path, model: Path, flags: tuple[str, ...] = ()) -> None:
+        self.http_port, self.grpc_port = free_port(), free_port()
+        self.root, self.run = root, run
+        self._log = root / f"{run}-learner.log"
+        root.mkdir(parents=True, exist_ok=True)
+        self._command = [
+            *(sys.executable, "-m", "asympo.cli", "learner", "--run", run, "--redis-url", url),
+            *("--checkpoint-root", str(root), "--model", str(model), "--num-threads", "1"),
+            *("--group-size", str(GROUP_SIZE), "--groups-per-step", "3", "--save-every", "3"),
+            *("--compute-dtype", "float32", "--learning-rate", "1e-3", "--token-budget", "64"),
+            *("--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port), "--show-samples"),
+            *("--log-format", "text", *flags),
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *flags: str) -> "LearnerProcess":
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [*self._command, *flags], stdout=out, stderr=subprocess.STDOUT, env=environment
+            )
+        return self
+
+    def stop(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def wait(self, seconds: float = START_SECONDS) -> int:
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def until(self, condition: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if value := condition():
+                return value
+            assert self.process.poll() is None, self.log
+            time.sleep(0.02)
+        raise AssertionError(f"no such state within {seconds} s: {self.log}")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()[-4000:]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return read_steps(self.root / self.run / "metrics.jsonl")
+
+    def reached(self, step: int) -> bool:
+        rows = self.rows
+        return bool(rows) and rows[-1]["step"] >= step
+
+    def get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                return json.load(answer) if path.startswith("/v1") else answer.read().decode()
+        except OSError:
+            return None
+
+
+@pytest.fixture
+def run_log(broker_url: str, run_name: str) -> Iterator[RunLog]:
+    broker = Broker.connect(broker_url)
+    yield RunLog(broker, run_name)
+    broker.close()
+
+
+def final_digests(root: Path, run: str) -> dict[str, str]:
+    store = PolicyStore(root, run)
+    ref = store.newest(with_digests=True)
+    assert ref is not None
+    return {tensor.name: tensor.sha256 for tensor in store.load_manifest(ref).tensors}
+
+
+def state_digests(root: Path, run: str) -> dict[str, str]:
+    """Weights and optimizer of the last training state, tensor by tensor."""
+    states = sorted((root / run / "train").glob("step-*"))
+    manifest = json.loads((states[-1] / "manifest.json").read_text())
+    return {t["name"]: t["sha256"] for t in manifest["tensors"] if not t["name"].startswith("rng")}
+
+
+@pytest.mark.timeout(400)
+def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    flags = ("--total-steps", "12")
+    runs = (f"{run_name}-a", f"{run_name}-b")
+    plain, disturbed = (
+        LearnerProcess(url=broker_url, run=run, root=tmp_path, model=tiny_model, flags=flags) for run in runs
+    )
+    with Producer(url=broker_url, run=runs[0]):
+        assert plain.start().wait() == 0, plain.log
+    with Producer(url=broker_url, run=runs[1]):
+        disturbed.start()
+        disturbed.until(lambda: disturbed.reached(5))
+        disturbed.stop(signal.SIGKILL)
+        disturbed.start("--take-over")
+        disturbed.until(lambda: disturbed.reached(8))
+        code = disturbed.stop(signal.SIGTERM)
+        assert code == 0, disturbed.log
+        assert disturbed.start().wait() == 0, disturbed.log
+    assert final_digests(tmp_path, runs[0]) == final_digests(tmp_path, runs[1])
+    assert state_digests(tmp_path, runs[0]) == state_digests(tmp_path, runs[1])
+    assert [row["step"] for row in disturbed.rows] == list(range(1, 13))
+    numbers = ("reward_mean", "nll_positive", "nll_negative", "grad_norm", "sequence")
+    for one, other in zip(plain.rows, disturbed.rows, strict=True):
+        assert {key: one[key] for key in numbers} == {key: other[key] for key in numbers}
+    broker = Broker.connect(broker_url)
+    stats = RunLog(broker, runs[1]).stats()
+    broker.close()
+    assert stats.state is RunState.FINISHED
+    assert stats.open <= stats.capacity
+
+
+def test_learner_serves_status_history_samples_and_control(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+) -> None:
+    learner = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
+    with Producer(url=broker_url, run=run_name, hostile_every=7):
+        learner.until(lambda: learner.reached(3))
+        assert learner.get("/livez") == "ok"
+        assert learner.get("/readyz") == "ok"
+        with grpc.insecure_channel(f"127.0.0.1:{learner.grpc_port}") as channel:
+            stub = LearnerServiceStub(channel)
+            watched = next(iter(stub.WatchCheckpoints(messages.LearnerServiceWatchCheckpointsRequest())))
+            assert watched.announcement.manifest_digest
+            stub.Pause(messages.LearnerServicePauseRequest(reason="test"))
+            learner.until(lambda: (learner.get("/v1/status") or {}).get("state") == "paused")
+            saved = stub.Save(messages.LearnerServiceSaveRequest())
+            step = stub.Status(messages.LearnerServiceStatusRequest()).step
+            assert saved.step == step
+            commit = run_log.last_commit()
+            assert commit is not None
+            assert (commit.step, commit.state_name) == (step, saved.state_name)
+            stub.Resume(messages.LearnerServiceResumeRequest())
+            learner.until(lambda: learner.reached(step + 2))
+        status = learner.get("/v1/status")
+        assert status["run"] == run_name
+        assert status["capacity"] == 6
+        assert status["dead_letters"] >= 1
+        rows = learner.get("/v1/history?after=1")["rows"]
+        assert [row["step"] for row in rows][:2] == [2, 3]
+        sample = learner.get("/v1/samples?limit=1")["groups"][0]
+        assert len(sample["responses"]) == GROUP_SIZE
+        assert "asympo_learner_step_seconds_bucket" in learner.get("/metrics")
+        assert learner.stop(signal.SIGTERM) == 0, learner.log
+    commit = run_log.last_commit()
+    assert commit is not None
+    policy = run_log.latest_policy()
+    assert policy is not None
+    assert commit.step == policy.step == learner.rows[-1]["step"]
+    assert run_log.stats().state is RunState.RUNNING
+    trained = [
+        group for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for group in row["group_ids"]
+    ]
+    assert len(trained) == len(set(trained)) == commit.sequence
+
+
+def test_learner_refuses_a_run_that_another_one_holds(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+) -> None:
+    first = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
+    first.until(lambda: first.get("/readyz") == "ok")
+    second = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
+    assert second.wait() == 6
+    assert "has a live learner" in second.log
+    assert first.stop(signal.SIGTERM) == 0, first.log
