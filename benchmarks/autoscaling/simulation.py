@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.autoscaling.hpa import Hpa, HpaSettings
 from benchmarks.autoscaling.rules import RecordingRules
@@ -169,7 +170,7 @@ class Simulation:
                 ready_at=self._now + seconds,
             )
             self._pods.append(pod)
-            self._after(seconds, lambda pod=pod: self._pod_ready(pod))
+            self._after(seconds, partial(self._pod_ready, pod))
         self._pods.sort(key=lambda pod: (not pod.is_ready, pod.ready_at))
         while len(self._pods) > self._replicas:
             self._stop(self._pods.pop())
@@ -181,7 +182,7 @@ class Simulation:
         if self._scenario.preemptions_per_hour:
             self._after(
                 self._random.expovariate(self._scenario.preemptions_per_hour / 3600),
-                lambda: self._preempt(pod),
+                partial(self._preempt, pod),
             )
         self._lease()
 
@@ -222,7 +223,7 @@ class Simulation:
                 1 + self._scenario.contention * fullness
             )
             seconds *= self._random.lognormvariate(0.0, self._scenario.spread)
-            self._after(seconds, lambda pod=pod, group_id=group_id: self._answer(pod, group_id))
+            self._after(seconds, partial(self._answer, pod, group_id))
             if len(pod.held) == limit:
                 askers.remove(pod)
 
