@@ -1,0 +1,226 @@
+"""Random histories of generators, learner and broker: every prompt is consumed exactly once in the end."""
+
+import uuid
+from collections import Counter
+from typing import Any
+
+from asympo.common.rollout_log import AppendOutcome, Broker, CommitRecord, Lease, RunLog, permuted_index
+from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.trained_ids import TrainedIds
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from .conftest import Learner, start_run
+
+NUM_PROMPTS, NUM_EPOCHS = 5, 2
+PICK = st.integers(0, 1_000_000)
+
+
+class LogMachine(RuleBasedStateMachine):
+    """A broker that may go back in time, generators that may be late, a learner that may die."""
+
+    broker: Broker
+
+    @initialize()
+    def start(self) -> None:
+        self.log = RunLog(self.broker, f"machine-{uuid.uuid4().hex[:10]}")
+        self.learner: Learner = start_run(
+            self.log,
+            num_prompts=NUM_PROMPTS,
+            num_epochs=NUM_EPOCHS,
+            groups_per_step=2,
+            max_groups_per_step=4,
+            max_prompt_failures=2,
+        )
+        self.held: list[Lease] = []
+        self.answered: list[Lease] = []
+        self.uncommitted: list[str] = []
+        self.durable: tuple[TrainedIds, CommitRecord | None] = (self.learner.trained.copy(), None)
+        self.old_states: list[dict[str, Any]] = []
+        self.must_reconcile = False
+        self.is_undisturbed = True
+
+    def teardown(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        try:
+            self.reconcile()
+            for _ in range(200):
+                if (stats := self.log.stats()).is_exhausted and not stats.open:
+                    break
+                self.expire_everything()
+                self.lease()
+                while self.held:
+                    self.append(0)
+                self.consume(4)
+            self.every_prompt_was_consumed_or_set_aside()
+        finally:
+            self.log.delete()
+
+    def every_prompt_was_consumed_or_set_aside(self) -> None:
+        given_up = {name.decode() for name, _why in self.broker.hash_items(self.log._key("set_aside"))}
+        every = {f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS)}
+        left = {group_id for group_id in every - given_up if group_id not in self.learner.trained}
+        assert not left, f"never consumed: {left}"
+
+    @rule(count=st.integers(1, 4))
+    def lease(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.lease_one()
+
+    def lease_one(self) -> None:
+        lease = self.log.acquire(holder="gen", policy_step=0)
+        if isinstance(lease, Lease):
+            assert lease.token not in {held.token for held in self.held}
+            self.held.append(lease)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def append(self, pick: int) -> None:
+        lease = self.held.pop(pick % len(self.held))
+        self.log.append(lease, lease.group_id.encode(), producer="gen")
+        self.answered.append(lease)
+
+    @precondition(lambda self: self.answered)
+    @rule(pick=PICK)
+    def retry_append(self, pick: int) -> None:
+        lease = self.answered[pick % len(self.answered)]
+        result = self.log.append(lease, lease.group_id.encode(), producer="gen")
+        if self.is_undisturbed:
+            assert result.outcome in (AppendOutcome.DUPLICATE, AppendOutcome.LEASE_LOST)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, is_prompt_failure=st.booleans())
+    def hand_back(self, pick: int, is_prompt_failure: bool) -> None:
+        lease = self.held.pop(pick % len(self.held))
+        self.log.hand_back(lease, reason="chance", is_prompt_failure=is_prompt_failure)
+        self.answered.append(lease)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def expire(self, pick: int) -> None:
+        """The holder keeps the lease and may come back late."""
+        token = self.held[pick % len(self.held)].token
+        self.broker.client.zadd(self.log._key("deadlines"), {token: 1}, xx=True)
+
+    def expire_everything(self) -> None:
+        for token in self.broker.client.zrange(self.log._key("deadlines"), 0, -1):
+            self.broker.client.zadd(self.log._key("deadlines"), {token: 1}, xx=True)
+
+    @precondition(lambda self: not self.must_reconcile)
+    @rule(count=st.integers(1, 4))
+    def consume(self, count: int) -> None:
+        learner = self.learner
+        entries = self.log.read(
+            after_sequence=learner.sequence, max_count=count, block_seconds=0, fence=learner.fence
+        )
+        for entry in entries:
+            assert entry.payload == entry.group_id.encode()
+            is_new = learner.trained.add(entry.group_id)
+            assert is_new or not self.is_undisturbed, f"{entry.group_id} was in the log twice"
+            learner.sequence = entry.sequence
+            self.uncommitted.append(entry.group_id)
+        self.log.free(learner.fence, [entry.group_id for entry in entries], trained_sequence=learner.sequence)
+
+    @precondition(lambda self: not self.must_reconcile)
+    @rule()
+    def commit(self) -> None:
+        learner = self.learner
+        learner.commit(self.uncommitted)
+        self.uncommitted = []
+        record = CommitRecord(
+            sequence=learner.sequence,
+            state_name=f"step-{learner.step}",
+            step=learner.step,
+            fence=learner.fence.number,
+        )
+        self.durable = (learner.trained.copy(), record)
+
+    @rule()
+    def kill_the_learner_and_resume(self) -> None:
+        trained, committed = self.durable[0].copy(), self.durable[1]
+        fence = self.log.take_fence("again", take_over=True, at_least=self.learner.fence.number)
+        report = self.log.reconcile(fence, committed=committed, trained=trained)
+        sequence = committed.sequence if committed else 0
+        self.learner = Learner(
+            log=self.log, fence=report.fence, trained=trained, sequence=sequence, step=self.learner.step
+        )
+        self.uncommitted = []
+        self.must_reconcile = self.is_undisturbed = False
+
+    @rule()
+    def reconcile(self) -> None:
+        learner = self.learner
+        report = self.log.reconcile(
+            learner.fence,
+            committed=self.durable[1],
+            trained=learner.trained,
+            trained_sequence=learner.sequence,
+        )
+        learner.fence = report.fence
+        self.must_reconcile = False
+
+    @rule()
+    def copy_the_broker(self) -> None:
+        client = self.broker.client
+        self.old_states.append({noun: client.dump(self.log._key(noun)) for noun in NOUNS})
+
+    @precondition(lambda self: self.old_states)
+    @rule(pick=PICK)
+    def roll_the_broker_back(self, pick: int) -> None:
+        old = self.old_states[pick % len(self.old_states)]
+        pipe = self.broker.client.pipeline(transaction=True)
+        for noun, content in old.items():
+            pipe.delete(self.log._key(noun))
+            if content is not None:
+                pipe.restore(self.log._key(noun), 0, content)
+        pipe.execute()
+        self.must_reconcile, self.is_undisturbed = True, False
+
+    @invariant()
+    def every_issued_prompt_is_in_exactly_one_place(self) -> None:
+        if not hasattr(self, "log") or self.must_reconcile:
+            return
+        client, key = self.broker.client, self.log._key
+        leased = [stored.partition(b"|")[0].decode() for stored in client.hvals(key("leases"))]
+        queued = [group_id.decode() for group_id in client.lrange(key("reissue"), 0, -1)]
+        open_ids = [group_id.decode() for group_id in client.smembers(key("open"))]
+        given_up = {group_id.decode() for group_id in client.hkeys(key("set_aside"))}
+        unread = [entry.group_id for entry in self.log.iter_entries(after_sequence=self.learner.sequence)]
+        assert sorted(open_ids) == sorted(set(unread) - self.consumed())
+        stats = self.log.stats()
+        issued = {
+            f"{epoch}-{permuted_index(seed=3, epoch=epoch, position=position, num_prompts=NUM_PROMPTS)}"
+            for epoch in range(stats.epoch + 1)
+            for position in range(NUM_PROMPTS if epoch < stats.epoch else stats.position)
+        }
+        places = Counter([*leased, *queued, *open_ids, *self.consumed(), *(given_up - self.consumed())])
+        assert set(places) == issued, (issued - set(places), set(places) - issued)
+        assert set(places.values()) <= {1}, places
+        if self.is_undisturbed:
+            assert stats.open + len(leased) <= stats.capacity
+
+    def consumed(self) -> set[str]:
+        every = (f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS))
+        return {group_id for group_id in every if group_id in self.learner.trained}
+
+
+def test_every_prompt_is_consumed_exactly_once_whatever_happens(broker: Broker) -> None:
+    machine = type("BoundLogMachine", (LogMachine,), {"broker": broker})
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
