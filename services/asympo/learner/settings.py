@@ -36,7 +36,9 @@ class LearnerSettings(ServiceSettings):
 
     # The run
     model: str = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct", description="Hugging Face id or path")
-    task: TaskConfig = Field(default_factory=TaskConfig, description="what is asked")
+    task: TaskConfig = Field(
+        default_factory=lambda: TaskConfig.model_validate({}), description="what is asked"
+    )
     sampling: SamplingOptions = SamplingOptions()
     overlong_reward: float | None = Field(
         default=None, description="reward of a truncated response; none scores it like any other"
@@ -118,7 +120,9 @@ class LearnerSettings(ServiceSettings):
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks one")
     debug: bool = Field(default=False, description="gRPC reflection on the control service")
     show_samples: bool = Field(default=False, description="let the page show prompts and responses")
-    trackers: TrackerSettings = Field(default_factory=TrackerSettings, description="besides JSONL")
+    trackers: TrackerSettings = Field(
+        default_factory=lambda: TrackerSettings.model_validate({}), description="besides JSONL"
+    )
 
     @field_validator("grpc_host")
     @classmethod
