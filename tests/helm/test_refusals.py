@@ -32,7 +32,7 @@ REFUSED = {
         [MODEL, *EXTERNAL, "redis.external.caFrom.secret=s", "redis.external.caFrom.key=k"],
         "set it to rediss://",
     ),
-    "secret without key": ([MODEL, *EXTERNAL, "redis.external.caFrom.secret=s"], "set key beside"),
+    "secret without key": ([MODEL, "model.download.token.secret=s"], "set key beside"),
     "generators alone with embedded": ([MODEL, "learner.enabled=false"], "set redis.mode=external"),
     "generators alone without claim": (
         [MODEL, *EXTERNAL, "learner.enabled=false"],

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import rendering
 
 from tests.helm.conftest import CHART, CRDS, ROOT
@@ -95,21 +96,30 @@ def test_notes_name_the_next_commands():
     notes = result.stdout.partition("NOTES:")[2]
     assert "Run addition: one learner and 1 generator, embedded broker." in notes
     assert "port-forward service/asympo-learner 8080:8080" in notes
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    assert notes.strip() in page, "the notes in docs/kubernetes.md are not what helm prints"
+
+
+@pytest.mark.parametrize("value", ["learner.settings.grop_size=4", "checkpoints.accessMode=ReadWriteOnce"])
+def test_refusals_in_the_guide_are_what_helm_says(value):
+    result = rendering.template(CHART, sets=["model.path=/m", value])
+    sentence = result.stderr.partition("\n\nUse --debug")[0].strip()
+    assert sentence in (ROOT / "docs/kubernetes.md").read_text()
 
 
 def test_files_of_rules_and_dashboards_are_rendered_when_present(tmp_path: Path):
     chart = tmp_path / "asympo"
     shutil.copytree(CHART, chart)
-    (chart / "rules/alerts.yaml").write_text(
+    (chart / "rules/example.yaml").write_text(
         "groups:\n  - name: learner\n    rules:\n      - {alert: Down, expr: 'up == 0', for: 5m}\n"
     )
-    (chart / "dashboards/fleet.json").write_text('{"title": "Fleet {{ run }}"}\n')
-    text = rendering.template(chart, values=[chart / "examples/fleet/values.yaml"]).stdout
+    (chart / "dashboards/example.json").write_text('{"title": "Fleet {{ run }}"}\n')
+    text = rendering.template(chart, values=[chart / "ci/monitoring-values.yaml"]).stdout
     things = rendering.objects(text)
-    rule = next(each for each in things if each["metadata"]["name"] == "asympo-alerts")
+    rule = next(each for each in things if each["metadata"]["name"] == "asympo-example")
     assert rule["spec"]["groups"][0]["rules"][0]["alert"] == "Down"
-    board = next(each for each in things if each["metadata"]["name"] == "asympo-dashboard-fleet")
-    assert json.loads(board["data"]["fleet.json"]) == {"title": "Fleet {{ run }}"}
+    board = next(each for each in things if each["metadata"]["name"] == "asympo-dashboard-example")
+    assert json.loads(board["data"]["example.json"]) == {"title": "Fleet {{ run }}"}
     assert check_strictly([("test", rule), ("test", board)]) == []
 
 
