@@ -50,7 +50,8 @@ def build_api(
             return PlainTextResponse(SAMPLES_HIDDEN, status_code=403)
         return _json({"groups": groups})
 
-    api.mount("/metrics", metrics_endpoint)
+    # A route, not a mount: a mount answers the path without slash with a redirect.
+    api.add_route("/metrics", metrics_endpoint)
     mount_page(api, allowed_hosts=allowed_hosts)
     return api
 

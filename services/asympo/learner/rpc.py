@@ -54,14 +54,16 @@ class LearnerRpc(LearnerServiceServicer):
     def Pause(
         self, request: messages.LearnerServicePauseRequest, context: grpc.ServicerContext
     ) -> messages.LearnerServicePauseResponse:
-        log.info("Paused on request: %s", request.reason or "no reason given")
+        if not self._learner.is_paused:
+            log.info("Paused on request: %s", request.reason or "no reason given")
         self._learner.pause()
         return messages.LearnerServicePauseResponse(state=_STATES[self._learner.state])
 
     def Resume(
         self, request: messages.LearnerServiceResumeRequest, context: grpc.ServicerContext
     ) -> messages.LearnerServiceResumeResponse:
-        log.info("Resumed on request")
+        if self._learner.is_paused:
+            log.info("Resumed on request")
         self._learner.resume()
         return messages.LearnerServiceResumeResponse(state=_STATES[self._learner.state])
 

@@ -13,7 +13,8 @@ from asympo.learner.policy import Policy
 from asympo.learner.probe import ProbeText, choose_probes
 from asympo.learner.segment import Segment
 
-_NUM_PROBES = 4
+_NUM_PROBES = 2
+"""Each is scored twice at every publish, and by every generator at every reload."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

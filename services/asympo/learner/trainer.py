@@ -161,7 +161,7 @@ class Trainer:
         result = parts.stepper.step(segment, step=self._step + 1)
         self._step += 1
         self._mark_consumed(segment)
-        parts.learner.step = self._step
+        parts.learner.step, parts.learner.fence = self._step, parts.session.fence.number
         self._probes = result.probes
         self._empty_in_a_row = 0
         if not result.is_applied:
