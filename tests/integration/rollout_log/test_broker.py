@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from asympo.common.errors import BadSetting, BrokerFull, BrokerRefused, BrokerUnavailable
+from asympo.common.errors import BadSetting, BrokerChanged, BrokerFull, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog
 from asympo.common.rollout_log.lua import load_script, script_names
 
@@ -170,10 +170,9 @@ def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str)
     process = start_server("--cluster-enabled", "yes")
     node = redis.Redis(port=process.port)
     node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-    deadline = time.monotonic() + 10
-    while b"cluster_state:ok" not in bytes(str(node.execute_command("CLUSTER", "INFO")), "utf-8"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    _wait_until(
+        lambda: "cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")).replace("': '", ":")
+    )
     broker = Broker.connect(process.url)
     assert broker.info().mode == "cluster"
     log = RunLog(broker, run_name)
@@ -195,6 +194,57 @@ def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str)
     assert [run.run for run in broker.runs()] == [log.run]
     log.delete()
     assert broker.runs() == []
+
+
+def test_learner_reconciles_after_a_fail_over_by_sentinel(
+    start_server: StartServer, server: str, tmp_path: Path, run_name: str
+) -> None:
+    master = start_server()
+    replica = start_server("--replicaof", f"127.0.0.1 {master.port}")
+    sentinel_port, config = free_port(), tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {sentinel_port}\nbind 127.0.0.1\nsentinel monitor fleet 127.0.0.1 {master.port} 1\n"
+        "sentinel down-after-milliseconds fleet 500\nsentinel failover-timeout fleet 3000\n"
+    )
+    sentinel = subprocess.Popen(
+        [server_binary(server), str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path
+    )
+    try:
+        url = f"redis+sentinel://127.0.0.1:{sentinel_port}/fleet"
+        log = RunLog(Broker.connect(url, max_retries=200, backoff_cap_seconds=0.1), run_name)
+        _wait_until(lambda: "num-slaves=1" in _sentinel_view(sentinel_port))
+        learner = start_run(log)
+        must_append(log)
+        learner.consume(1)
+        admin = redis.Redis(port=master.port)
+        _wait_until(lambda: admin.execute_command("WAIT", 1, 100) == 1)
+        master.kill()
+        with pytest.raises(BrokerChanged):
+            log.heartbeat(learner.fence)
+        assert redis.Redis(port=replica.port).info("replication")["role"] == "master"
+        report = log.reconcile(learner.fence, committed=None, trained=learner.trained, trained_sequence=1)
+        assert not report.was_rolled_back
+        learner.fence = report.fence
+        assert must_append(log).sequence == 2
+        assert len(learner.consume(1)) == 1
+    finally:
+        sentinel.kill()
+        sentinel.wait()
+
+
+def _sentinel_view(port: int) -> str:
+    try:
+        (master,) = redis.Redis(port=port).sentinel_masters().values()
+    except redis.ConnectionError:
+        return ""
+    return f"num-slaves={master['num-slaves']}"
+
+
+def _wait_until(is_true: Callable[[], bool], *, timeout_seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_scripts_say_what_they_need_of_the_broker() -> None:

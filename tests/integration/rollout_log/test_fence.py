@@ -2,7 +2,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from asympo.common.errors import Fenced, RunHasLearner
+from asympo.common.errors import BrokerChanged, Fenced, RunHasLearner
 from asympo.common.rollout_log import CommitRecord, Fence, LogEntry, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
@@ -103,7 +103,7 @@ def test_reconcile_on_a_start_moves_above_the_fence_of_the_training_state(log: R
     report = log.reconcile(learner.fence, committed=committed, trained=learner.trained)
     assert report.fence.number == 8
     log.heartbeat(report.fence)
-    with pytest.raises(Fenced):
+    with pytest.raises(BrokerChanged):
         log.heartbeat(learner.fence)
 
 

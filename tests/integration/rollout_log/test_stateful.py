@@ -196,6 +196,7 @@ class LogMachine(RuleBasedStateMachine):
         given_up = {group_id.decode() for group_id in client.hkeys(key("set_aside"))}
         unread = [entry.group_id for entry in self.log.iter_entries(after_sequence=self.learner.sequence)]
         assert sorted(open_ids) == sorted(set(unread) - self.consumed())
+        assert len(open_ids) == sum(group_id not in self.consumed() for group_id in unread)
         stats = self.log.stats()
         issued = {
             f"{epoch}-{permuted_index(seed=3, epoch=epoch, position=position, num_prompts=NUM_PROMPTS)}"

@@ -5,14 +5,15 @@ local function server_id()
 end
 
 -- Learner scripts start with ARGV = fence number, token, server id. Returns what is wrong with them, or nil.
--- A stored number below ours means the broker went back in time: numbers only grow.
+-- A stored number below ours means the broker went back in time: numbers only grow. Our own token under another
+-- number means that a reconcile of ours has just raised it, and this call still carries the old one.
 local function fence_problem(run)
   local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder')
   local stored, ours = tonumber(held[1] or '0'), tonumber(ARGV[1])
-  if stored > ours or (stored == ours and held[2] ~= ARGV[2]) then
+  if stored >= ours and held[2] ~= ARGV[2] then
     return {'FENCED', stored, held[3] or ''}
   end
-  if stored < ours or server_id() ~= ARGV[3] then
+  if stored ~= ours or server_id() ~= ARGV[3] then
     return {'CHANGED'}
   end
   return nil
