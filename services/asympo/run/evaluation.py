@@ -17,7 +17,7 @@ from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1 import rollout_pb2
 from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
 
-_CHUNK = 32
+_CHUNK = 256
 _CALL_SECONDS = 300.0
 _Z_95 = 1.959963984540054
 
