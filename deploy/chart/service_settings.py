@@ -39,7 +39,7 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in node:
         named = definitions[node["$ref"].rpartition("/")[2]]
         node = {**named, **{key: value for key, value in node.items() if key != "$ref"}}
-    schema = {}
+    schema: dict[str, Any] = {}
     for key, value in node.items():
         if key == "properties":
             schema[key] = {name: _inline(each, definitions) for name, each in value.items()}

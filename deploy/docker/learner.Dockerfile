@@ -6,7 +6,6 @@ ARG VARIANT=cuda
 FROM python:3.11.13-slim-bookworm AS packages
 ARG VARIANT
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-SHELL ["/bin/bash", "-eo", "pipefail", "-c"]
 # One of the task packages has no wheel. Debian's own versions: pinning them breaks on every security fix.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
@@ -14,7 +13,7 @@ RUN python -m venv /opt/asympo
 ENV PATH=/opt/asympo/bin:$PATH
 COPY deploy/docker/learner-${VARIANT}.lock /build/requirements.lock
 # The CPU build of torch is not in the public index; it comes before everything else, from where it is.
-RUN grep -F '+cpu' /build/requirements.lock >/build/torch-cpu.lock || true; \
+RUN set -eu; grep -F '+cpu' /build/requirements.lock >/build/torch-cpu.lock || true; \
     [ ! -s /build/torch-cpu.lock ] || \
     pip install --no-cache-dir --no-deps --extra-index-url "$TORCH_CPU_INDEX" -r /build/torch-cpu.lock; \
     pip install --no-cache-dir --no-deps -r /build/requirements.lock

@@ -14,7 +14,8 @@ for tool in buildah debootstrap; do
 done
 mkdir -p "$work"
 printf '{"default": [{"type": "insecureAcceptAnything"}]}' >"$work/policy.json"
-build() { buildah bud -q --isolation chroot --pull-never --signature-policy "$work/policy.json" "$@"; }
+# OCI images have no HEALTHCHECK.
+build() { buildah bud -q --format docker --isolation chroot --pull-never --signature-policy "$work/policy.json" "$@"; }
 
 if ! buildah inspect --type image "docker.io/library/$base" >/dev/null 2>&1; then
     packages=ca-certificates,python3,python3-venv,python3-dev,python3-pip,python-is-python3
@@ -25,6 +26,7 @@ if ! buildah inspect --type image "docker.io/library/$base" >/dev/null 2>&1; the
     # What this machine trusts and how its pip finds packages holds inside as well.
     cp /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/certs/"
     if [ -f /etc/pip.conf ]; then cp /etc/pip.conf "$work/base/etc/"; fi
+    if [ -n "${PIP_FIND_LINKS:-}" ]; then printf '[install]\nfind-links = %s\n' "$PIP_FIND_LINKS" >>"$work/base/etc/pip.conf"; fi
     if [ -f /etc/apt/apt.conf.d/90proxy ]; then cp /etc/apt/apt.conf.d/90proxy "$work/base/etc/apt/apt.conf.d/"; fi
     tar --one-file-system -C "$work/base" -cf "$work/base.tar" .
     printf 'FROM scratch\nADD base.tar /\n' >"$work/base.Dockerfile"
