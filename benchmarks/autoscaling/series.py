@@ -61,3 +61,9 @@ class SeriesStore:
             kept = [i for i in range(first, last) if not math.isnan(samples.values[i])]
             if kept:
                 yield labels, [samples.times[i] for i in kept], [samples.values[i] for i in kept]
+
+    def dump(self) -> Iterator[tuple[str, Labels, list[float], list[float]]]:
+        """Everything: name, labels, times, values."""
+        for name, series in self._series.items():
+            for labels, samples in series.items():
+                yield name, labels, samples.times, samples.values

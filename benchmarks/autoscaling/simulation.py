@@ -102,7 +102,7 @@ class Simulation:
         self._scenario = scenario
         self._random = random.Random(f"{scenario.name}:{seed}")
         self._rules = rules
-        self._store = SeriesStore()
+        self.store = SeriesStore()
         self._log = SimulatedLog(capacity=scenario.capacity)
         self._hpa = Hpa(settings=HpaSettings(max_replicas=scenario.max_replicas))
         self._pods: list[Pod] = []
@@ -245,14 +245,14 @@ class Simulation:
         slots = {"capacity": log.capacity, "leased": len(log.leases), "open": len(log.open)}
         waited = self._waited_seconds + (now - self._waiting_since if self._waiting_since is not None else 0)
         ready = {pod.labels: float(pod.is_ready) for pod in scraped}
-        record = self._store.record
+        record = self.store.record
         record("asympo_learner_slots", now, {RUN | {("state", k)}: float(v) for k, v in slots.items()})
         record("asympo_learner_waited_seconds_total", now, {RUN: waited})
         record("asympo_generator_ready", now, ready)
         record("asympo_generator_groups_in_flight", now, {p.labels: float(len(p.held)) for p in scraped})
         limit = float(self._scenario.groups_in_flight)
         record("asympo_generator_max_groups_in_flight", now, dict.fromkeys(ready, limit))
-        wanted = self._rules.evaluate(self._store, now).get(RUN)
+        wanted = self._rules.evaluate(self.store, now).get(RUN)
         if self._scenario.is_autoscaled:
             self._replicas = self._hpa.replicas(now, current=self._replicas, metric=wanted)
             self._keep_replicas()

@@ -1,0 +1,168 @@
+"""The dashboard of the generators."""
+
+from panels import Board, Panel, gauge, quantile, quantiles, query, rate
+
+FLEET = Board(
+    name="fleet",
+    title="ASymPO / Fleet",
+    description="Are there enough generators, do they work, and do they serve the newest policy?",
+    rows=(
+        (
+            "Enough generators?",
+            (
+                Panel(
+                    title="Generators",
+                    description="Wanted is what the autoscaler reads; max is what capacity can lease to.",
+                    queries=tuple(
+                        query(f"sum by (run) (asympo:generators_{noun}{{$s}})", noun)
+                        for noun in ("ready", "busy", "wanted", "max")
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Who waits for whom",
+                    description="Learner waits and slots are free: more generators. Learner waits and no "
+                    "slot is free: raise max_staleness. Nobody waits and no slot is free: fewer would do.",
+                    queries=(
+                        query("max by (run) (asympo:learner_waiting:ratio10m{$s})", "learner waits"),
+                        query("max by (run) (asympo:slots_free:ratio10m{$s})", "slots free"),
+                    ),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Waiting for a lease",
+                    description="From wanting a lease to having it.",
+                    queries=quantiles("asympo_generator_lease_wait_seconds"),
+                    unit="s",
+                    min=0,
+                ),
+            ),
+        ),
+        (
+            "Do they work?",
+            (
+                Panel(
+                    title="Tokens a second",
+                    description="Sampled by each generator.",
+                    queries=(rate("asympo_generator_tokens_total", "{{instance}}", "instance"),),
+                    is_stacked=True,
+                    min=0,
+                ),
+                Panel(
+                    title="Groups by how they ended",
+                    description="Only appended ones are trained on.",
+                    queries=(rate("asympo_generator_groups_total", "{{outcome}}", "outcome"),),
+                    unit="cps",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Groups in flight",
+                    description="Leases that each generator holds.",
+                    queries=(
+                        query(
+                            "sum by (run, instance) (asympo_generator_groups_in_flight{$s})", "{{instance}}"
+                        ),
+                    ),
+                    is_stacked=True,
+                    min=0,
+                ),
+                Panel(
+                    title="Sampling a group",
+                    description="All responses of one prompt.",
+                    queries=quantiles("asympo_generator_generation_seconds"),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Scoring a group",
+                    description="All responses of one prompt.",
+                    queries=quantiles("asympo_generator_score_seconds"),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Responses by how they ended",
+                    description="length: cut at max_tokens. abort: lost, never trained.",
+                    queries=(rate("asympo_generator_responses_total", "{{finish_reason}}", "finish_reason"),),
+                    unit="cps",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Failures",
+                    description="Since each generator started.",
+                    queries=tuple(
+                        query(f"sum by (run) (asympo_generator_{noun}_total{{$s}})", legend)
+                        for noun, legend in (
+                            ("reward_failures", "scoring"),
+                            ("engine_failures", "engine"),
+                            ("broker_errors", "broker"),
+                            ("leases_lost", "leases lost"),
+                            ("unexpected_errors", "unexpected"),
+                        )
+                    ),
+                    min=0,
+                ),
+            ),
+        ),
+        (
+            "Do they serve the newest policy?",
+            (
+                Panel(
+                    title="Policy served",
+                    description="Step of the policy of each generator.",
+                    queries=(
+                        query("max by (run, instance) (asympo_generator_policy_step{$s})", "{{instance}}"),
+                        gauge("asympo_learner_step", "learner"),
+                    ),
+                ),
+                Panel(
+                    title="Reloads by verdict",
+                    description="proved: the probe tells the new policy from the old one. consistent: it "
+                    "cannot. failed: the engine serves something else.",
+                    queries=(rate("asympo_generator_reloads_total", "{{verdict}}", "verdict"),),
+                    unit="cps",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Reload, and the pause in it",
+                    description="95 % are quicker. Nothing is sampled during the pause.",
+                    queries=(
+                        quantile(0.95, "asympo_generator_reload_seconds", "reload with its probe"),
+                        quantile(0.95, "asympo_generator_reload_pause_seconds", "pause"),
+                        quantile(0.95, "asympo_generator_reload_load_seconds", "loading weights"),
+                    ),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Probe error",
+                    description="Largest deviation from the manifest, in nats per token.",
+                    queries=(
+                        query(
+                            "max by (run, instance) (asympo_generator_probe_error_nats{$s})", "{{instance}}"
+                        ),
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Reloads in a row that proved nothing",
+                    description="The policy changes less than a probe can see, or not at all.",
+                    queries=(
+                        query(
+                            "max by (run, instance) (asympo_generator_consistent_reloads{$s})", "{{instance}}"
+                        ),
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Groups held for a verdict",
+                    description="Finished during a reload; appended once it is proved.",
+                    queries=(query("sum by (run) (asympo_generator_groups_held{$s})", "{{run}}"),),
+                    min=0,
+                ),
+            ),
+        ),
+    ),
+)

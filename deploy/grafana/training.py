@@ -1,0 +1,166 @@
+"""The dashboard of the policy and of the learner."""
+
+from panels import Board, Panel, gauge, query, rate, ratio
+
+TRAINING = Board(
+    name="training",
+    title="ASymPO / Training",
+    description="Is the policy getting better, and is it about to break?",
+    rows=(
+        (
+            "Is it learning?",
+            (
+                Panel(
+                    title="Reward",
+                    description="Mean reward of the newest step.",
+                    queries=(gauge("asympo_learner_reward", "{{run}}"),),
+                ),
+                Panel(
+                    title="NLL by sign of the advantage",
+                    description="Rising NLL of rewarded responses while reward falls is the early "
+                    "warning of a collapse. The loss itself is about 0 by construction and says nothing.",
+                    queries=(query("max by (run, sign) (asympo_learner_nll_nats{$s})", "{{sign}}"),),
+                ),
+                Panel(
+                    title="Negative over positive NLL",
+                    description="How much less likely punished responses are than rewarded ones.",
+                    queries=(gauge("asympo_learner_nll_ratio", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Gradient norm",
+                    description="Before clipping. That of asympo is several times larger than that of naive.",
+                    queries=(gauge("asympo_learner_gradient_norm", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Entropy",
+                    description="Of the next token, in nats. Near zero nothing new is sampled any more.",
+                    queries=(gauge("asympo_learner_entropy_nats", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Loss",
+                    description="About 0 under asympo, whatever happens; for the other objectives only.",
+                    queries=(gauge("asympo_learner_loss", "{{run}}"),),
+                ),
+            ),
+        ),
+        (
+            "What is it fed?",
+            (
+                Panel(
+                    title="Groups consumed",
+                    description="Groups without signal have equal rewards and are counted, not trained. "
+                    "Invalid ones lie in the dead letters.",
+                    queries=(rate("asympo_learner_groups_total", "{{kind}}", "kind"),),
+                    unit="cps",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Response length",
+                    description="Mean tokens of a response in the newest step.",
+                    queries=(gauge("asympo_learner_response_tokens", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Truncated responses",
+                    description="Share that was cut at max_tokens.",
+                    queries=(gauge("asympo_learner_truncated_ratio", "{{run}}"),),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Staleness",
+                    description="Policies published between append and training, and from lease to append.",
+                    queries=(
+                        gauge("asympo_learner_queue_staleness_policies", "in the queue"),
+                        gauge("asympo_learner_generation_staleness_policies", "while generated"),
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Segments without signal, in a row",
+                    description="The task is too easy, too hard, or scored wrongly.",
+                    queries=(gauge("asympo_learner_empty_segments_in_a_row", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Learning rate",
+                    description="As applied in the newest step.",
+                    queries=(gauge("asympo_learner_learning_rate", "{{run}}"),),
+                    min=0,
+                ),
+            ),
+        ),
+        (
+            "Where does the time go?",
+            (
+                Panel(
+                    title="Time of the learner",
+                    description="Share of each second. Waiting means that generators or slots are short.",
+                    queries=(
+                        rate("asympo_learner_step_seconds_sum", "train"),
+                        rate("asympo_learner_publish_seconds_sum", "publish"),
+                        rate("asympo_learner_save_seconds_sum", "save"),
+                        rate("asympo_learner_waited_seconds_total", "wait"),
+                    ),
+                    unit="percentunit",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Steps",
+                    description="Optimizer steps of the run.",
+                    queries=(gauge("asympo_learner_step", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Trained tokens a second",
+                    description="Response tokens, waits included.",
+                    queries=(rate("asympo_learner_trained_tokens_total", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Computed over trained tokens",
+                    description="Tokens that went through the model for each response token trained; shared "
+                    "prefixes are computed once.",
+                    queries=(
+                        ratio(
+                            "asympo_learner_computed_tokens_total",
+                            "asympo_learner_trained_tokens_total",
+                            "{{run}}",
+                        ),
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Age of policy and saved state",
+                    description="What generators serve, and what a restart would go back to.",
+                    queries=(
+                        query(
+                            "time() - max by (run) (asympo_learner_last_publish_timestamp_seconds{$s} > 0)",
+                            "policy",
+                        ),
+                        query(
+                            "time() - max by (run) (asympo_learner_last_commit_timestamp_seconds{$s} > 0)",
+                            "state",
+                        ),
+                    ),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Failed publishes, saves and steps",
+                    description="Since the learner started.",
+                    queries=(
+                        gauge("asympo_learner_publish_failures_total", "publish"),
+                        gauge("asympo_learner_save_failures_total", "save"),
+                        gauge("asympo_learner_skipped_steps_total", "gradient not finite"),
+                    ),
+                    min=0,
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,74 @@
+"""Every PromQL expression that the product ships, and what it asks for."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from tests.golden import metrics as golden
+from tests.observability.tools import DASHBOARDS, RULES
+
+TARGET_LABELS = {"namespace", "run", "pod", "instance", "job"}
+"""What scraping adds to every series."""
+_VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$run": ".*"}
+
+
+def panel_queries() -> list[tuple[str, str]]:
+    """Where it is, and the expression with Grafana's variables filled in."""
+    found = []
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                expression = target["expr"]
+                for name, value in _VARIABLES.items():
+                    expression = expression.replace(name, value)
+                found.append((f"{path.stem}: {panel['title']} {target['refId']}", expression))
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    """Recording and alerting rules of the chart."""
+    groups = [
+        group for path in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def known_labels() -> dict[str, set[str]]:
+    """Series that exist, with their labels: those of the golden list, and recorded ones."""
+    found = {}
+    for line in golden.PATH.read_text().splitlines():
+        name, rest = line.split(" ")
+        labels = rest[rest.index("{") + 1 : -1]
+        found[name] = TARGET_LABELS | set(filter(None, labels.split(",")))
+    for rule in rules():
+        if "record" in rule:
+            found[rule["record"]] = {"namespace", "run"}
+    return found
+
+
+def selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
+    """Series names in a parsed expression, with the labels that are matched on."""
+    if type(node).__name__ == "MatrixSelector":
+        node = node.vector_selector
+    if type(node).__name__ == "VectorSelector":
+        yield node.name, {matcher.name for matcher in node.matchers.matchers}
+        return
+    for name in ("lhs", "rhs", "expr"):
+        if (child := getattr(node, name, None)) is not None:
+            yield from selectors(child)
+    for child in getattr(node, "args", ()):
+        yield from selectors(child)
+
+
+def grouping_labels(node: Any) -> Iterator[str]:
+    """Labels that aggregations keep."""
+    modifier = getattr(node, "modifier", None)
+    if type(node).__name__ == "AggregateExpr" and modifier is not None:
+        yield from modifier.labels
+    for name in ("lhs", "rhs", "expr"):
+        if (child := getattr(node, name, None)) is not None:
+            yield from grouping_labels(child)
+    for child in getattr(node, "args", ()):
+        yield from grouping_labels(child)
