@@ -56,9 +56,9 @@ def start_server(server: str, tmp_path: Path) -> Iterator[Callable[..., BrokerPr
 
     def start(*extra: str) -> BrokerProcess:
         data_dir = tmp_path / f"broker-{len(started)}"
-        process = BrokerProcess(binary=server_binary(server), data_dir=data_dir, extra=extra).start()
+        process = BrokerProcess(binary=server_binary(server), data_dir=data_dir, extra=extra)
         started.append(process)
-        return process
+        return process.start()
 
     yield start
     for process in started:
