@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".cache/chart-tools"
 RELEASE, NAMESPACE = "asympo", "training"
 KUBE_VERSION = "1.31.0"
-OPERATOR_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+OPERATOR_KINDS = (
+    *(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")),
+    "keda.sh/v1alpha1/ScaledObject",
+)
 _RANDOM = re.compile(
     r"^(\s+(?:learner|generator|operator)-password:|\s+checksum/broker-users:) .*$", re.MULTILINE
 )
@@ -30,7 +33,7 @@ def template(
 ) -> subprocess.CompletedProcess[str]:
     """`helm template` of one values file or several; the caller looks at the exit code."""
     if api_versions is None:
-        api_versions = [f"monitoring.coreos.com/v1/{kind}" for kind in OPERATOR_KINDS]
+        api_versions = OPERATOR_KINDS
     command = [str(TOOLS / "bin" / helm), "template", RELEASE, str(chart), "--namespace", NAMESPACE]
     command += ["--kube-version", kube_version]
     command += [part for path in values for part in ("--values", str(path))]

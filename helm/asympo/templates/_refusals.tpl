@@ -9,6 +9,7 @@
 {{- include "asympo.refuseModel" . }}
 {{- include "asympo.refuseResources" . }}
 {{- include "asympo.refuseKinds" . }}
+{{- include "asympo.refuseAutoscaling" . }}
 {{- include "asympo.refuseSecrets" . }}
 {{- end }}
 
@@ -127,6 +128,26 @@
 {{- range $value, $kind := dict "serviceMonitor" "ServiceMonitor" "podMonitor" "PodMonitor" "prometheusRule" "PrometheusRule" }}
 {{- if and (index $.Values.monitoring $value).enabled (not ($.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind))) }}
 {{- fail (printf "monitoring.%s.enabled is true and the cluster has no kind %s: install the Prometheus operator, or set it to false" $value $kind) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseAutoscaling" -}}
+{{- $auto := .Values.generator.autoscaling }}
+{{- if and .Values.generator.enabled (ne $auto.kind "none") }}
+{{- if not (or $auto.maxReplicas .Values.learner.enabled) }}
+{{- fail "generator.autoscaling.maxReplicas is null and learner.enabled is false: the capacity of the run is not known here; set maxReplicas" }}
+{{- end }}
+{{- if lt (include "asympo.maxGenerators" . | int) (int $auto.minReplicas) }}
+{{- fail (printf "generator.autoscaling.minReplicas is %v and maxReplicas %v: set minReplicas to at most maxReplicas" $auto.minReplicas $auto.maxReplicas) }}
+{{- end }}
+{{- if eq $auto.kind "keda" }}
+{{- if not $auto.prometheusUrl }}
+{{- fail "generator.autoscaling.kind is keda and prometheusUrl is empty: set it to where Prometheus answers, such as http://prometheus-operated.monitoring:9090" }}
+{{- end }}
+{{- if not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1/ScaledObject") }}
+{{- fail "generator.autoscaling.kind is keda and the cluster has no kind ScaledObject: install KEDA, or set kind to hpa or none" }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
