@@ -167,7 +167,8 @@ def test_broker_speaks_tls(tmp_path: Path, run_name: str) -> None:
 
 
 def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str) -> None:
-    process = start_server("--cluster-enabled", "yes")
+    # The default bus port, 10,000 above the other, may not exist.
+    process = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     node = redis.Redis(port=process.port)
     node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     _wait_until(
