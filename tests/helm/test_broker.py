@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import rendering
-from asympo.common.errors import BrokerRefused
+from asympo.common.errors import BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
@@ -153,3 +154,34 @@ def test_strangers_are_turned_away_and_the_probe_is_not(embedded: Embedded) -> N
         embedded.process.terminate()
         embedded.process.wait(timeout=10)
         assert run(embedded.probe, env=embedded.environment, check=False, capture_output=True).returncode != 0
+
+
+def test_rendered_tls_url_verifies_the_server(tmp_path: Path) -> None:
+    binary = shutil.which("redis-server")
+    require(binary is not None, "redis-server (apt-get install redis-server)")
+    require(shutil.which("openssl") is not None, "openssl")
+    for name in ("ours", "other"):
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=broker"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.crt"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    result = rendering.template(CHART, values=[CHART / "examples/external-redis/values.yaml"])
+    things = {(each["kind"], each["metadata"]["name"]): each for each in rendering.objects(result.stdout)}
+    text = things["ConfigMap", "asympo-learner-settings"]["data"]["learner.toml"]
+    url = tomllib.loads(text)["redis_url"]
+    pod = things["StatefulSet", "asympo-learner"]["spec"]["template"]["spec"]
+    [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "broker-ca"]
+    assert f"{mount['mountPath']}/ca.crt" in url
+    port = free_port()
+    url = url.replace("broker.example.com:6380", f"127.0.0.1:{port}")
+
+    server = [str(binary), "--port", "0", "--tls-port", str(port), "--dir", str(tmp_path)]
+    server += ["--tls-cert-file", "ours.crt", "--tls-key-file", "ours.key", "--tls-auth-clients", "no"]
+    process = subprocess.Popen(server, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        ours = url.replace(f"{mount['mountPath']}/ca.crt", str(tmp_path / "ours.crt"))
+        Broker.connect(ours).close()
+        with pytest.raises(BrokerUnavailable):
+            Broker.connect(ours.replace("ours.crt", "other.crt"), max_retries=0)
+    finally:
+        process.kill()
+        process.wait()
