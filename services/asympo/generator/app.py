@@ -25,6 +25,7 @@ from asympo.generator.gate import VerdictGate
 from asympo.generator.group import GroupMaker
 from asympo.generator.inflight import GroupsInFlight
 from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.model_files import local_model
 from asympo.generator.presence import Presence
 from asympo.generator.reloader import Reloader
 from asympo.generator.rpc import RpcServer
@@ -195,10 +196,17 @@ class GeneratorProcess:
                 watcher.shun(policy)
                 continue
             break
-        model_path = policy.path if policy else Path(self._settings.model or config.model)
+        model_path = policy.path if policy else await self._model_path(config)
         log.info("Starting the %s engine on %s", self._settings.engine, model_path)
         await engine.start(model_path=model_path)
         return policy
+
+    async def _model_path(self, config: RunConfig) -> Path:
+        model = self._settings.model or config.model
+        # The simulated engine needs no weights and takes any name.
+        return (
+            Path(model) if self._settings.engine == "simulated" else await self._calls.run(local_model, model)
+        )
 
     # --- serve -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ from asympo.generator.watcher import PolicyWatcher
 
 log = logging.getLogger(__name__)
 
+ProbeKey = tuple[tuple[int, ...], int]
+"""What identifies a probe sequence across policies: its tokens, and where scoring begins."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReloadReport:
@@ -65,7 +68,7 @@ class Reloader:
         self._probe_tolerance = probe_tolerance
         self._probe_timeout_seconds = probe_timeout_seconds
         self._max_consistent_reloads = max_consistent_reloads
-        self._measured: dict[tuple[tuple[int, ...], int], float] = {}
+        self._measured: dict[ProbeKey, float] = {}
         self._num_consistent = 0
         self._num_loads = 0
         self._changed = asyncio.Event()
@@ -122,6 +125,7 @@ class Reloader:
 
     async def _load_and_probe(self, policy: PolicyRef, manifest: Manifest) -> Judgement:
         """Reload, then probe; the gate is shut from before the first new weight on."""
+        await self._measure_before(manifest)
         started = self._clock.monotonic_seconds()
         self._groups.mark_reload()
         self._num_loads += 1
@@ -155,21 +159,22 @@ class Reloader:
     async def _probe(self, manifest: Manifest) -> Judgement:
         """Ask the engine for the probe's numbers and compare."""
         sequences = manifest.probe.sequences
-        before = [
-            # What this engine itself answered until now beats the parent's value: policies may be skipped.
-            self._measured.get((s.token_ids, s.num_prompt_tokens), s.parent_mean_nll)
-            for s in sequences
-        ]
+        # What this engine itself answered until now beats the parent's value: policies may be skipped.
+        before = [self._measured.get(_key_of(sequence), sequence.parent_mean_nll) for sequence in sequences]
         measured = [await self._measure(sequence) for sequence in sequences]
-        self._measured = {
-            (s.token_ids, s.num_prompt_tokens): value for s, value in zip(sequences, measured, strict=True)
-        }
+        self._measured = dict(zip(map(_key_of, sequences), measured, strict=True))
         return judge(
             measured=measured,
-            expected=[s.mean_nll for s in sequences],
+            expected=[sequence.mean_nll for sequence in sequences],
             before=before,
             tolerance=self._probe_tolerance or manifest.probe.tolerance,
         )
+
+    async def _measure_before(self, manifest: Manifest) -> None:
+        """Probe what is served now, where nothing else says what a reload must change: the bare model."""
+        for sequence in manifest.probe.sequences:
+            if sequence.parent_mean_nll is None and _key_of(sequence) not in self._measured:
+                self._measured[_key_of(sequence)] = await self._measure(sequence)
 
     async def _measure(self, sequence: ProbeSequence) -> float:
         """The engine's mean NLL of one sequence; NaN, which fails every probe, when it does not answer."""
@@ -233,3 +238,7 @@ class Reloader:
             holder=self._holder,
         )
         log.error("Policy %d is marked bad for all generators: %s", failed.step, reason)
+
+
+def _key_of(sequence: ProbeSequence) -> ProbeKey:
+    return sequence.token_ids, sequence.num_prompt_tokens

@@ -89,7 +89,7 @@ class Worker:
     async def run(self) -> None:
         """Lease, answer and renew until drained, or until the run ends where that was asked for.
 
-        Raises EngineBroken when the engine must not go on.
+        Raises EngineBroken when the engine must not go on, BrokerRefused when the broker turns us away.
         """
         renewing = asyncio.ensure_future(self._renew_leases())
         leasing = asyncio.ensure_future(self._lease_groups())
@@ -227,7 +227,8 @@ class Worker:
     async def _work(self, group: GroupInFlight) -> None:
         try:
             await self._settle(group)
-        except EngineBroken as error:
+        except Exception as error:
+            # Whatever leaves a lease unsettled (a broken engine, a broker that refuses us) ends the worker.
             if not self._broken.done():
                 self._broken.set_exception(error)
         finally:

@@ -110,6 +110,7 @@ def settings_for(learner: LearnerSide, **changes: Any) -> GeneratorSettings:
         "run": learner.run,
         "checkpoint_root": learner.root,
         "holder": "generator-a",
+        "engine": "simulated",
         "http_port": 0,
         "grpc_port": 0,
         "max_groups_in_flight": 2,

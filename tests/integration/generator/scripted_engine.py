@@ -88,6 +88,8 @@ class ScriptedEngine:
     async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
         await self.probing.wait()
         assert self.served is not None
+        if not (self.served / "manifest.json").exists():
+            return 1.0
         manifest = json.loads((self.served / "manifest.json").read_text())
         values = {tuple(s["token_ids"]): s["mean_nll"] for s in manifest["probe"]["sequences"]}
         return float(values[tuple(token_ids)]) + (5.0 if self.is_off else 0.0)

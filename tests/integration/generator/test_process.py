@@ -8,51 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.integration.generator.harness import LearnerSide, settings_for
-
-COMMAND = [sys.executable, "-c", "import sys; from asympo.cli import main; sys.exit(main())", "generator"]
+from tests.integration.generator.harness import LearnerSide
+from tests.integration.generator.processes import COMMAND, Processes, until
 
 ENDLESS = {"length_mean_tokens": 5000.0}
 """Responses of 100 seconds."""
-
-
-def until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout_seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
-    return value
-
-
-class Processes:
-    """Generator processes of one test, with their log files."""
-
-    def __init__(self, *, learner: LearnerSide, directory: Path) -> None:
-        self._learner = learner
-        self._directory = directory
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def log_of(self, holder: str) -> str:
-        return (self._directory / f"{holder}.log").read_text()
-
-    def start(self, holder: str, **changes: Any) -> "subprocess.Popen[bytes]":
-        """A generator that samples slowly enough to be interrupted."""
-        simulated = {"seconds_per_token": 0.02, "length_kind": "fixed"} | changes.pop("simulated", {})
-        settings = settings_for(
-            self._learner, holder=holder, engine="simulated", simulated=simulated, **changes
-        )
-        config = self._directory / f"{holder}.toml"
-        config.write_text(settings.to_toml(redact=False))
-        with (self._directory / f"{holder}.log").open("wb") as output:
-            process = subprocess.Popen(
-                [*COMMAND, "--config", str(config)], stdout=output, stderr=output, stdin=subprocess.DEVNULL
-            )
-        self.started.append(process)
-        return process
 
 
 @pytest.fixture
@@ -68,10 +31,7 @@ def learner(make_learner: Callable[..., LearnerSide]) -> LearnerSide:
 def processes(learner: LearnerSide, tmp_path: Path) -> Iterator[Processes]:
     made = Processes(learner=learner, directory=tmp_path)
     yield made
-    for process in made.started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    made.close()
 
 
 def test_killed_generator_loses_its_leases_and_another_one_answers(

@@ -1,0 +1,32 @@
+"""Where the run's model lies on this machine."""
+
+import logging
+from pathlib import Path
+
+from asympo.common.errors import BadModel
+
+log = logging.getLogger(__name__)
+
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+
+
+def local_model(model: str) -> Path:
+    """The directory of a model given as a path or as a Hugging Face id, downloaded if need be. Blocks.
+
+    Raises BadModel in one sentence.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    log.info("Looking for the model %s in the Hugging Face cache and hub", model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BadModel(
+            f"the run's model {model!r} is no directory here and cannot be downloaded ({reason}): "
+            "give its place on this machine with --model"
+        ) from error

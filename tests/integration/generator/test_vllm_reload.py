@@ -1,0 +1,81 @@
+"""The whole path on real vLLM: a policy is published, swapped in flight, and proved against transformers."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.checkpoints import PolicyRef, Probe, ProbeSequence
+from asympo.tasks.tokenizer_digest import tokenizer_digest
+
+from tests.integration.engines.policies import NUM_PROMPT_TOKENS, PROBES, reference_mean_nll
+from tests.integration.generator.harness import LearnerSide
+from tests.integration.generator.processes import Processes, until
+from tests.tiny_model import make_tiny_model
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+
+VLLM = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 512, "kv_cache_gib": 0.05}
+
+
+def publish(learner: LearnerSide, model: Path, *, step: int, nlls: list[float]) -> PolicyRef:
+    def fill(directory: Path) -> None:
+        shutil.copytree(model, directory, dirs_exist_ok=True)
+
+    sequences = tuple(
+        ProbeSequence(token_ids=ids, num_prompt_tokens=NUM_PROMPT_TOKENS, mean_nll=nll)
+        for ids, nll in zip(PROBES, nlls, strict=True)
+    )
+    ref = learner.store.publish(
+        step=step,
+        fence=learner.fence.number,
+        fill=fill,
+        probe=Probe(sequences=sequences, tolerance=0.02),
+    )
+    learner.announce(ref)
+    return ref
+
+
+def test_vllm_generator_swaps_in_flight_and_proves_it(
+    make_learner: Callable[..., LearnerSide], tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    child = make_tiny_model(tmp_path / "child", seed=1)
+    learner = make_learner(
+        model=str(tiny_model),
+        tokenizer_digest=tokenizer_digest(AutoTokenizer.from_pretrained(tiny_model)),
+        sampling={"temperature": 1.0, "top_p": 1.0, "max_tokens": 300, "min_tokens": 300, "stop": []},
+    )
+    learner.create()
+    processes = Processes(learner=learner, directory=tmp_path)
+    process = processes.start("one", engine="vllm", vllm=VLLM)
+    try:
+
+        def status() -> dict[str, Any]:
+            assert process.poll() is None, processes.log_of("one")
+            return next(iter(learner.run_log.generators()), {})
+
+        until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=180)
+        publish(learner, tiny_model, step=0, nlls=reference_mean_nll(tiny_model))
+        until(lambda: status().get("policy_step") == 0, timeout_seconds=60)
+        assert status()["last_reload"]["verdict"] == "consistent", "the model itself was published"
+        until(lambda: status()["groups_in_flight"] > 0, timeout_seconds=60)
+        time.sleep(0.3)
+        publish(learner, child, step=1, nlls=reference_mean_nll(child))
+        swapped = until(lambda: status().get("policy_step") == 1 and status(), timeout_seconds=60)
+        assert swapped["last_reload"]["verdict"] == "proved"
+        assert swapped["last_reload"]["in_flight"] > 0
+        groups = until(learner.groups, timeout_seconds=120)
+        assert all(len(response.token_ids) == 300 for group in groups for response in group.responses)
+        assert status()["requests_lost"] == 0
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert learner.run_log.stats().leases == 0
+    finally:
+        processes.close()

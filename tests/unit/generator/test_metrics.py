@@ -1,0 +1,40 @@
+"""Metric names are an interface: dashboards, alerts and the autoscaler read them."""
+
+from pathlib import Path
+
+from asympo.common.records import FinishReason
+from asympo.generator.metrics import GROUP_OUTCOMES, GeneratorMetrics
+from asympo.generator.verdict import judge
+from prometheus_client import CollectorRegistry
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "generator.txt"
+
+
+def test_metric_names_are_the_golden_ones() -> None:
+    registry = CollectorRegistry()
+    GeneratorMetrics(registry)
+    names = sorted(
+        f"{metric.name}{'_total' if metric.type == 'counter' else ''} {metric.type}"
+        for metric in registry.collect()
+    )
+    assert "\n".join(names) + "\n" == GOLDEN.read_text(), f"if this is meant, write the names into {GOLDEN}"
+
+
+def test_outcomes_are_tallied_as_what_they_are() -> None:
+    metrics = GeneratorMetrics(CollectorRegistry())
+    for outcome in GROUP_OUTCOMES:
+        metrics.count_group(outcome)
+    tally = metrics.tally
+    assert (tally.groups_appended, tally.groups_wasted) == (1, 3)
+    assert (tally.groups_handed_back, tally.prompt_failures) == (1, 1)
+
+
+def test_aborted_responses_and_failed_probes_are_told_apart() -> None:
+    metrics = GeneratorMetrics(CollectorRegistry())
+    metrics.count_response(FinishReason.STOP, num_tokens=3)
+    metrics.count_response(FinishReason.ABORT, num_tokens=1)
+    good = judge(measured=[1.0], expected=[1.0], before=[1.0], tolerance=0.1)
+    bad = judge(measured=[2.0], expected=[1.0], before=[1.0], tolerance=0.1)
+    for judgement in (good, bad):
+        metrics.count_reload(judgement, pause_seconds=0.1, load_seconds=0.05)
+    assert (metrics.tally.responses, metrics.tally.reloads, metrics.tally.probe_failures) == (1, 2, 1)
