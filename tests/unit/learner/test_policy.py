@@ -1,6 +1,7 @@
 """Packed, shared, chunked: same numbers and gradients as one sequence at a time through the whole model."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def make_groups(
         )
         groups.append(TrainedGroup(prompt_ids=tuple(prompt), responses=tuple(responses)))
     return groups
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from more, and threads that spin for each other stall on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
