@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 MISSED_REPORTS = 4
 """A generator counts as gone when this many reports in a row did not come."""
+MIN_TTL_SECONDS = 5.0
+"""A busy machine may be late by this much whatever the interval."""
 GOODBYE_SECONDS = 2.0
 
 
@@ -60,7 +62,7 @@ class Presence:
                 self._run_log.report_presence,
                 self._generator.holder,
                 self._generator.status(),
-                ttl_seconds=self._interval_seconds * MISSED_REPORTS,
+                ttl_seconds=max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS),
             )
         except BrokerUnavailable as error:
             self._metrics.count_broker_error()

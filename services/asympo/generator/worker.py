@@ -227,8 +227,7 @@ class Worker:
     async def _work(self, group: GroupInFlight) -> None:
         try:
             await self._settle(group)
-        except Exception as error:
-            # Whatever leaves a lease unsettled (a broken engine, a broker that refuses us) ends the worker.
+        except Exception as error:  # noqa: BLE001  ends the worker: a lease could not be settled
             if not self._broken.done():
                 self._broken.set_exception(error)
         finally:

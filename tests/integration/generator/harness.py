@@ -142,7 +142,7 @@ class Running:
     async def finish(self) -> None:
         """Stop in order; raises what the generator died of."""
         self.stop.set("test")
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
 
 
 def start(settings: GeneratorSettings, engine: ScriptedEngine | None = None) -> Running:
@@ -164,7 +164,7 @@ async def running(settings: GeneratorSettings, engine: ScriptedEngine | None = N
             await started.finish()
 
 
-async def until(condition: Callable[[], Any], *, timeout_seconds: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], *, timeout_seconds: float = 40.0) -> Any:
     """The first true value of `condition`; fails the test when none comes."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     while not (value := condition()):

@@ -12,7 +12,7 @@ from tests.integration.generator.harness import LearnerSide, settings_for
 COMMAND = [sys.executable, "-c", "import sys; from asympo.cli import main; sys.exit(main())", "generator"]
 
 
-def until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], *, timeout_seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition never came true"

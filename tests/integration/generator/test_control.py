@@ -80,7 +80,7 @@ async def test_grpc_drain_answers_and_then_the_process_ends(learner: LearnerSide
         stub = GeneratorServiceStub(channel)
         answer = await stub.Drain(messages.GeneratorServiceDrainRequest(deadline_seconds=0.0))
         assert (answer.num_groups_appended, answer.num_groups_handed_back) == (0, 2)
-    await asyncio.wait_for(gen.task, 10)
+    await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.stats().leases == 0
 
 
@@ -152,4 +152,4 @@ async def test_busy_port_is_one_clear_sentence(learner: LearnerSide, name: str) 
         taken.listen()
         gen = start(settings_for(learner, **{name: taken.getsockname()[1]}))
         with pytest.raises(BadSetting, match=f"cannot listen on 127.0.0.1:.*choose another .* {name}"):
-            await asyncio.wait_for(gen.task, 10)
+            await asyncio.wait_for(gen.task, 40)

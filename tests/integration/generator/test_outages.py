@@ -28,7 +28,7 @@ def reward(prompt, response_text):
 async def test_finished_groups_outlive_a_broker_that_is_killed(
     own_broker: BrokerProcess, run_name: str, tmp_path: Path
 ) -> None:
-    learner = LearnerSide(url=own_broker.url, run=run_name, root=tmp_path / "root")
+    learner = LearnerSide(url=own_broker.url, run=run_name, root=tmp_path / "root", lease_seconds=60.0)
     learner.create().publish(0, nll=2.0)
     engine = ScriptedEngine()
     engine.flowing.clear()
@@ -88,5 +88,4 @@ async def test_group_without_two_scored_responses_goes_back_as_a_failure_of_its_
         assert not gen.task.done()
         engine.texts = ["0.0", "1.0"]
         await until(learner.groups)
-        await asyncio.sleep(0)
     learner.close()

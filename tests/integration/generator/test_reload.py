@@ -119,7 +119,7 @@ async def test_generator_ends_when_the_fallback_fails_as_well(learner: LearnerSi
     with pytest.raises(
         ReloadFailed, match=r"probe of policy 1 failed: .*; policy 0 to return to failed as well"
     ):
-        await asyncio.wait_for(gen.task, 10)
+        await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.bad_policies() == [], "a broken engine says nothing of a policy"
     assert learner.run_log.stats().leases == 0
 
@@ -133,7 +133,7 @@ async def test_generator_ends_when_a_reload_raises(learner: LearnerSide, error: 
     engine.reload_error = error
     learner.publish(1, nll=3.0, parent_nll=2.0)
     with pytest.raises(EngineBroken, match=str(error)):
-        await asyncio.wait_for(gen.task, 10)
+        await asyncio.wait_for(gen.task, 40)
 
 
 async def test_watcher_skips_to_the_newest_policy(learner: LearnerSide) -> None:

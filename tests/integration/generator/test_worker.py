@@ -87,7 +87,7 @@ async def test_worker_ends_the_process_when_the_engine_keeps_failing(learner: Le
     engine.errors = [RuntimeError(f"kernel {index}") for index in range(50)]
     gen = start(settings_for(learner, max_engine_failures=4), engine)
     with pytest.raises(EngineBroken, match="4 generations in a row failed"):
-        await asyncio.wait_for(gen.task, 10)
+        await asyncio.wait_for(gen.task, 40)
     stats = learner.run_log.stats()
     assert stats.leases == 0
     assert stats.prompt_failures == 1, "only the first of a row of failures is charged to its prompt"
@@ -121,7 +121,7 @@ async def test_drain_finishes_what_is_in_flight(learner: LearnerSide) -> None:
     await until(lambda: gen.status["state"] == "draining")
     assert gen.generator.not_ready_reason == "stopping"
     engine.flowing.set()
-    await asyncio.wait_for(gen.task, 10)
+    await asyncio.wait_for(gen.task, 40)
     assert len(learner.groups()) == 2
     assert learner.run_log.stats().leases == 0
     assert engine.num_closed == 1
@@ -134,7 +134,7 @@ async def test_drain_hands_back_what_is_not_done_at_the_deadline(learner: Learne
     gen = start(settings_for(learner, drain_seconds=0.3), engine)
     await until(lambda: len(engine.in_flight) == 2)
     gen.stop.set("test")
-    await asyncio.wait_for(gen.task, 10)
+    await asyncio.wait_for(gen.task, 40)
     stats = learner.run_log.stats()
     assert (stats.leases, stats.reissue, stats.appended) == (0, 2, 0)
     assert stats.prompt_failures == 0, "a drained holder is no fault of the prompt"
@@ -155,7 +155,7 @@ async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> No
     gen = start(settings_for(learner, exit_when_run_ends=True))
     await until(lambda: len(learner.groups()) == learner.config.capacity)
     learner.run_log.set_state(RunState.FINISHED, fence=learner.fence)
-    await asyncio.wait_for(gen.task, 10)
+    await asyncio.wait_for(gen.task, 40)
 
 
 @pytest.mark.parametrize(
@@ -175,5 +175,5 @@ async def test_generator_refuses_to_join_a_run_it_would_answer_differently(
     learner.create().publish(0, nll=2.0)
     gen = start(settings_for(learner))
     with pytest.raises(RunConfigMismatch, match=sentence):
-        await asyncio.wait_for(gen.task, 10)
+        await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.stats().leases_granted == 0

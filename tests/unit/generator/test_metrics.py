@@ -1,23 +1,9 @@
-"""Metric names are an interface: dashboards, alerts and the autoscaler read them."""
-
-from pathlib import Path
+"""What is counted as what; the names themselves are pinned in tests/golden/metrics.txt."""
 
 from asympo.common.records import FinishReason
 from asympo.generator.metrics import GROUP_OUTCOMES, GeneratorMetrics
 from asympo.generator.verdict import judge
 from prometheus_client import CollectorRegistry
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "metrics" / "generator.txt"
-
-
-def test_metric_names_are_the_golden_ones() -> None:
-    registry = CollectorRegistry()
-    GeneratorMetrics(registry)
-    names = sorted(
-        f"{metric.name}{'_total' if metric.type == 'counter' else ''} {metric.type}"
-        for metric in registry.collect()
-    )
-    assert "\n".join(names) + "\n" == GOLDEN.read_text(), f"if this is meant, write the names into {GOLDEN}"
 
 
 def test_outcomes_are_tallied_as_what_they_are() -> None:
