@@ -70,8 +70,10 @@ def pack(groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: b
     """Packs groups into rows of at most ``token_budget`` tokens, first fit by falling size.
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
-    single response larger than the budget gets a row of its own. Rows come out in log order of their first
-    group; ties keep log order. Prefixes shared between groups make rows shorter than planned, never longer.
+    single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
+    gets rows of up to twice its own length: each part computes the prompt again, and would do little else.
+    Rows come out in log order of their first group; ties keep log order. Prefixes shared between groups make
+    rows shorter than planned, never longer.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}: at least 1 is needed")
@@ -102,6 +104,8 @@ def num_input_tokens(group: TrainedGroup, *, share_prefixes: bool) -> int:
 
 
 def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> list[TrainedGroup]:
+    if share_prefixes:
+        token_budget = max(token_budget, 2 * len(group.prompt_ids))
     if num_input_tokens(group, share_prefixes=share_prefixes) <= token_budget:
         return [group]
     parts: list[list[TrainedResponse]] = []

@@ -1,17 +1,21 @@
 """One optimizer step on one segment: forward, objective, backward, guarded update."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from asympo.learner.batching import PackedBatch, pack
+from asympo.learner.batching import PackedBatch, TrainedGroup, pack
 from asympo.learner.objectives import Objective, ObjectiveOptions, StepScope
 from asympo.learner.optimizer import guarded_step
 from asympo.learner.policy import Policy
 from asympo.learner.probe import ProbeText, choose_probes
-from asympo.learner.segment import Segment
+
+if TYPE_CHECKING:
+    # Only its type: whoever trains on groups at hand (benchmarks) needs no client of the log.
+    from asympo.learner.segment import Segment
 
 _NUM_PROBES = 2
 """Each is scored twice at every publish, and by every generator at every reload."""
@@ -37,6 +41,8 @@ class StepResult:
     num_computed_tokens: int
     """Tokens that went through the model, after sharing."""
     seconds: float
+    optimizer_seconds: float
+    """Of those, clipping and update."""
     probes: tuple[ProbeText, ...]
     """Sequences of this step that its update moves most."""
 
@@ -65,20 +71,25 @@ class Stepper:
         self._token_budget = token_budget
         self._share_prefixes = share_prefixes
 
-    def step(self, segment: Segment, *, step: int) -> StepResult:
+    def step(self, segment: "Segment", *, step: int) -> StepResult:
         """Trains on a segment with at least one group with signal; ``step`` counts from 1."""
-        start = time.perf_counter()
         scope = StepScope(
             num_responses=segment.num_responses,
             num_groups=len(segment.groups),
             num_groups_without_signal=segment.num_without_signal,
         )
         groups = [group.to_trained() for group in segment.groups if group.has_signal]
+        return self.train(groups, scope, step=step)
+
+    def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
+        """The step itself, on the responses that enter the loss."""
+        start = time.perf_counter()
         batches = pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
         sums = _Sums()
         for batch in batches:
             self._backward(batch, scope, sums)
         learning_rate = self._learning_rate(step)
+        backward_end = time.perf_counter()
         norm, is_applied = guarded_step(
             self._optimizer, learning_rate=learning_rate, max_norm=self._max_grad_norm
         )
@@ -93,7 +104,8 @@ class Stepper:
             entropy=sums.entropy / num_trained,
             num_trained_tokens=num_trained,
             num_computed_tokens=sum(batch.num_tokens for batch in batches),
-            seconds=time.perf_counter() - start,
+            seconds=(end := time.perf_counter()) - start,
+            optimizer_seconds=end - backward_end,
             probes=choose_probes(sums.probes, count=_NUM_PROBES),
         )
 

@@ -134,6 +134,14 @@ def test_pack_respects_the_budget_and_keeps_every_response() -> None:
         assert sum(len(batch.advantage_R) for batch in batches) == sum(len(g.responses) for g in groups)
 
 
+def test_pack_does_not_compute_a_long_prompt_for_each_response() -> None:
+    responses = tuple(TrainedResponse(token_ids=(i, 2, 3, 4, 5), advantage=1.0) for i in range(8))
+    group = TrainedGroup(prompt_ids=tuple(range(60)), responses=responses)
+    (batch,) = pack([group], token_budget=64, share_prefixes=True)
+    assert batch.num_tokens == 60 + 8 * 4
+    assert len(pack([group], token_budget=64, share_prefixes=False)) == 8
+
+
 def test_pack_shares_what_groups_have_in_common() -> None:
     groups = make_groups(6)
     (batch,) = pack(groups, token_budget=10_000, share_prefixes=True)
