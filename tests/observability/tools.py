@@ -1,39 +1,30 @@
 """Programs and packages that these tests need: skip without them on a laptop, fail in CI."""
 
 import importlib
-import os
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.conftest import require
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm/asympo/rules"
 DASHBOARDS = ROOT / "helm/asympo/dashboards"
 
 
-def _missing(sentence: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(sentence)
-    pytest.skip(sentence)
-
-
 def program(name: str) -> str:
     """Path of a program of Debian's package prometheus."""
     found = shutil.which(name)
-    if found is None:
-        _missing(f"{name} is not here: apt-get install --no-install-recommends prometheus")
+    require(found is not None, f"{name} (apt-get install --no-install-recommends prometheus)")
     return str(found)
 
 
 def promql() -> Any:
     """The module promql_parser."""
-    try:
-        return importlib.import_module("promql_parser")
-    except ImportError:
-        return _missing("promql-parser is not here: make setup")
+    require(importlib.util.find_spec("promql_parser") is not None, "promql-parser (make setup)")
+    return importlib.import_module("promql_parser")
 
 
 def promtool(*arguments: str | Path, timeout_seconds: float = 120.0) -> str:
