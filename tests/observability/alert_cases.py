@@ -181,7 +181,7 @@ CASES = {
     ),
     "AsympoProbeFailed": _counted(_generator("reloads_total", _POD, 'verdict="failed"')),
     "AsympoReloadsUnproven": Case(
-        firing={_generator("unproven_alert", _POD): _from(149, 0, 1)},
+        firing={_generator("unproven_alert", _POD): _from(146, 0, 1)},
         quiet={_generator("unproven_alert", _POD): _from(100, 1, 0)},
     ),
     "AsympoReloadsStopped": Case(
