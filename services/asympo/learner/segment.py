@@ -151,7 +151,12 @@ class SegmentLog(Protocol):
 
 
 class SegmentReader:
-    """Collects entries until they make a segment."""
+    """Collects entries until they make a segment.
+
+    A group without signal frees its slot at once, unless the segment could then end with fewer than
+    ``groups_per_step`` slots held until the next policy: a shorter step would let more groups wait than
+    max_staleness allows.
+    """
 
     def __init__(
         self,
@@ -171,6 +176,7 @@ class SegmentReader:
         self._waiting: list[LogEntry] = []
         self._groups: list[ReadGroup] = []
         self._entries: list[LogEntry] = []
+        self._num_slots_held = 0
 
     @property
     def read_cursor(self) -> int:
@@ -202,8 +208,11 @@ class SegmentReader:
         return self._give_out() if self._entries and not self._waiting else None
 
     def _take(self, entry: LogEntry) -> None:
+        is_repeated = any(entry.group_id == earlier.group_id for earlier in self._entries)
         self._entries.append(entry)
         try:
+            if is_repeated:
+                raise InvalidRecord(f"group {entry.group_id} is in this step already")
             group = self._group_reader.read(entry)
         except InvalidRecord as error:
             log.warning("Entry %d from %s is set aside: %s", entry.sequence, entry.producer, error)
@@ -211,7 +220,10 @@ class SegmentReader:
             self._log.dead_letter(entry, str(error))
             return
         self._groups.append(group)
-        if not group.has_signal:
+        num_to_come = self._max_groups - len(self._entries)
+        if group.has_signal or self._num_slots_held + num_to_come < self._groups_per_step:
+            self._num_slots_held += 1
+        else:
             self._log.free([entry.group_id])
 
     def _give_out(self) -> Segment:
@@ -221,7 +233,7 @@ class SegmentReader:
             groups=tuple(self._groups),
             group_ids=tuple(entry.group_id for entry in self._entries),
         )
-        self._entries, self._groups = [], []
+        self._entries, self._groups, self._num_slots_held = [], [], 0
         return segment
 
     def _is_rewound(self) -> bool:
@@ -229,4 +241,4 @@ class SegmentReader:
 
     def _rewind(self) -> None:
         self._num_reconciles = self._log.num_reconciles
-        self._waiting, self._entries, self._groups = [], [], []
+        self._waiting, self._entries, self._groups, self._num_slots_held = [], [], [], 0

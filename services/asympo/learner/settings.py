@@ -89,7 +89,7 @@ class LearnerSettings(ServiceSettings):
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads; the environment's when none"
     )
-    token_budget: int = Field(default=1024, ge=1, description="tokens of one micro-batch")
+    token_budget: int = Field(default=768, ge=1, description="tokens of one micro-batch")
     head_chunk_rows: int = Field(default=256, ge=1, description="rows of logits that exist at once")
     share_prefixes: bool = Field(default=True, description="compute what responses have in common once")
     gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
@@ -139,6 +139,11 @@ class LearnerSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _numbers_fit_together(self) -> Self:
+        if self.save_every % self.publish_every:
+            raise ValueError(
+                f"save_every ({self.save_every}) must be a multiple of publish_every ({self.publish_every}): "
+                "a commit frees slots, and they are held until a policy shows what was learnt from them"
+            )
         if self.max_groups_per_step is not None and self.max_groups_per_step < self.groups_per_step:
             raise ValueError(
                 f"max_groups_per_step is {self.max_groups_per_step}: give at least groups_per_step "

@@ -166,9 +166,9 @@ class Trainer:
         self._empty_in_a_row = 0
         if not result.is_applied:
             log.error("Step %d is skipped: its gradient is not finite", self._step)
-        if self._step % parts.settings.publish_every == 0:
-            self._publish()
-        self._free()
+        self._unfreed.extend(segment.group_ids)
+        if self._step % parts.settings.publish_every == 0 and self._publish():
+            self._free()
         parts.metrics.groups_consumed(
             trained=len(segment.groups) - segment.num_without_signal,
             without_signal=segment.num_without_signal,
@@ -182,6 +182,7 @@ class Trainer:
         """A segment without signal moves the cursor and nothing else."""
         parts = self._parts
         self._mark_consumed(segment)
+        parts.session.free(segment.group_ids)
         self._empty_in_a_row += 1
         parts.metrics.segment_empty(in_a_row=self._empty_in_a_row)
         parts.metrics.groups_consumed(trained=0, without_signal=len(segment.groups), staleness=[])
@@ -200,7 +201,6 @@ class Trainer:
         for group_id in segment.group_ids:
             parts.session.trained.add(group_id)
         parts.session.consumed_sequence = parts.learner.sequence = segment.last_sequence
-        self._unfreed.extend(segment.group_ids)
         self._uncommitted.extend(segment.group_ids)
         self._unlogged.extend(segment.group_ids)
         self._segments_since_commit += 1

@@ -1,6 +1,8 @@
 """Entries become steps: the same ones whatever the size of the reads, and nothing invalid gets through."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,24 @@ def test_segment_ends_at_the_limit_when_signal_is_rare(tokenizer: Any) -> None:
     (segment,) = segments(log, tokenizer)
     assert segment.last_sequence == 5
     assert segment.num_without_signal == 5
+
+
+@pytest.mark.parametrize("rewards", itertools.product([SIGNAL, NONE], repeat=5))
+def test_segment_keeps_the_slots_of_a_full_step_until_its_policy_is_published(
+    tokenizer: Any, rewards: Sequence[Any]
+) -> None:
+    log = ListLog([make_entry(i + 1, r) for i, r in enumerate(rewards)])
+    first = segments(log, tokenizer, per_step=2, limit=4)[0]
+    freed = [group_id for group_id in log.freed if group_id in first.group_ids]
+    assert len(first.group_ids) - len(freed) == 2
+
+
+def test_group_that_comes_twice_in_one_segment_is_trained_once(tokenizer: Any) -> None:
+    again = replace(make_entry(1, SIGNAL), sequence=2, entry_id="2-0")
+    log = ListLog([make_entry(1, SIGNAL), again, make_entry(3, SIGNAL)])
+    (segment,) = segments(log, tokenizer)
+    assert [group.sequence for group in segment.groups] == [1, 3]
+    assert [sequence for sequence, _ in log.dead] == [2]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
