@@ -50,6 +50,9 @@ COMMANDS = (
     Command(
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
     ),
+    Command(
+        name="bench", module="asympo.bench.command", summary="speed and memory of the learner on this machine"
+    ),
     Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
 )
 

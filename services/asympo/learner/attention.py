@@ -4,11 +4,12 @@ Registered with transformers as ``asympo_packed``; the layout travels to every l
 Legend: ``[1, H, T, D]`` heads, row tokens, head size; ``_Q`` queries and ``_K`` keys of one block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -40,6 +41,10 @@ class PackedLayout:
     """The attention calls that together cover a row, in row order."""
 
     blocks: tuple[Block, ...]
+    masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """What `block_masks` made, for the other layers of the same forward."""
 
 
 def plan_layout(
@@ -115,33 +120,125 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention function with the signature transformers expects; returns ``[1, T, H, D]``."""
     query, key = query.to(value.dtype), key.to(value.dtype)
-    queries_per_key = query.shape[1] // key.shape[1]
-    if queries_per_key > 1:
-        key, value = (part.repeat_interleave(queries_per_key, dim=1) for part in (key, value))
-    outputs = []
-    for block in packed_layout.blocks:
-        ranges = (*block.ancestors, block.query)
-        allowed = block.allowed_QK
-        if sliding_window is not None and block.distance_QK.shape[1] > sliding_window:
-            near = block.distance_QK < sliding_window
-            allowed = near & (allowed if allowed is not None else block.distance_QK >= 0)
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, slice(*block.query)],
-                _gather(key, ranges),
-                _gather(value, ranges),
-                attn_mask=allowed,
-                dropout_p=dropout,
-                is_causal=allowed is None,
-                scale=scaling,
-            )
+    masks = block_masks(packed_layout, dtype=value.dtype, sliding_window=sliding_window)
+    if value.device.type == "cpu" and not dropout:
+        output: Tensor = _PackedFlash.apply(query, key, value, packed_layout, masks, scaling)
+        return output, None
+    key, value = (_repeat_heads(part, query.shape[1]) for part in (key, value))
+    outputs = [
+        scaled_dot_product_attention(
+            query[:, :, slice(*block.query)],
+            _gather(key, block),
+            _gather(value, block),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
         )
+        for block, mask in zip(packed_layout.blocks, masks, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _gather(tensor: Tensor, ranges: tuple[Range, ...]) -> Tensor:
-    parts = [tensor[:, :, begin:end] for begin, end in ranges]
+def block_masks(
+    layout: PackedLayout, *, dtype: torch.dtype, sliding_window: int | None
+) -> list[Tensor | None]:
+    """Masks to add to the scores of each block; None is the plain triangle. Made once a forward."""
+    known = layout.masks.get((dtype, sliding_window))
+    if known is None:
+        known = [_mask(block, dtype, sliding_window) for block in layout.blocks]
+        layout.masks[dtype, sliding_window] = known
+    return known
+
+
+def _mask(block: Block, dtype: torch.dtype, sliding_window: int | None) -> Tensor | None:
+    allowed = block.allowed_QK
+    if sliding_window is not None and block.distance_QK.shape[1] > sliding_window:
+        near = block.distance_QK < sliding_window
+        allowed = near & (allowed if allowed is not None else block.distance_QK >= 0)
+    if allowed is None:
+        return None
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+
+
+class _PackedFlash(torch.autograd.Function):
+    """The same on CPUs with less kept: no copy of keys and values for each block, nor for each query head.
+
+    Calls the kernels behind scaled_dot_product_attention, because their backward must add to parts of one
+    gradient where autograd would make a whole one for every block.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: PackedLayout,
+        masks: list[Tensor | None],
+        scaling: float | None,
+    ) -> Tensor:
+        _, num_heads, num_tokens, head_size = query.shape
+        output = query.new_empty(1, num_tokens, num_heads, head_size)
+        sums = []
+        for block, mask in zip(layout.blocks, masks, strict=True):
+            part, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, slice(*block.query)],
+                *(_repeat_heads(_gather(each, block), num_heads) for each in (key, value)),
+                is_causal=mask is None,
+                attn_mask=mask,
+                scale=scaling,
+            )
+            output[:, slice(*block.query)] = part.transpose(1, 2)
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, output, *sums)
+        ctx.layout, ctx.masks, ctx.scaling = layout, masks, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, *sums = ctx.saved_tensors
+        num_heads = query.shape[1]
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for block, mask, log_sum in zip(ctx.layout.blocks, ctx.masks, sums, strict=True):
+            rows = slice(*block.query)
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_output[:, rows].transpose(1, 2),
+                query[:, :, rows],
+                *(_repeat_heads(_gather(each, block), num_heads) for each in (key, value)),
+                output[:, rows].transpose(1, 2),
+                log_sum,
+                0.0,
+                mask is None,
+                attn_mask=mask,
+                scale=ctx.scaling,
+            )
+            grad_query[:, :, rows] = parts[0]
+            _scatter_add(grad_key, parts[1], block)
+            _scatter_add(grad_value, parts[2], block)
+        return grad_query, grad_key, grad_value, None, None, None
+
+
+def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
+    """Keys or values for every query head."""
+    times = num_heads // tensor.shape[1]
+    return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
+
+
+def _gather(tensor: Tensor, block: Block) -> Tensor:
+    parts = [tensor[:, :, begin:end] for begin, end in (*block.ancestors, block.query)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _scatter_add(total: Tensor, grad: Tensor, block: Block) -> None:
+    """Adds the gradient of gathered and repeated keys (or values) to that of all of them."""
+    grad = grad.unflatten(1, (total.shape[1], -1)).sum(2)
+    position = 0
+    for begin, end in (*block.ancestors, block.query):
+        total[:, :, begin:end] += grad[:, :, position : position + end - begin]
+        position += end - begin
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -67,7 +67,7 @@ class PackedBatch:
 
 
 def pack(groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: bool) -> list[PackedBatch]:
-    """Packs groups into rows of at most ``token_budget`` tokens, first fit by falling size.
+    """Packs groups into rows of at most ``token_budget`` tokens: few rows, and those of like size.
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
     single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
@@ -82,18 +82,38 @@ def pack(groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: b
         if group.responses:
             parts.extend(_split(group, token_budget=token_budget, share_prefixes=share_prefixes))
     sizes = [num_input_tokens(part, share_prefixes=share_prefixes) for part in parts]
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(parts)), key=lambda i: (-sizes[i], i)):
-        row = next((row for row, room in enumerate(free) if sizes[index] <= room), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            free.append(token_budget)
-        rows[row].append(index)
-        free[row] -= sizes[index]
-    ordered = sorted((sorted(row) for row in rows), key=lambda row: row[0])
-    return [collate([parts[index] for index in row], share_prefixes=share_prefixes) for row in ordered]
+    return [
+        collate([parts[index] for index in row], share_prefixes=share_prefixes)
+        for row in _fill(sizes, capacity=token_budget)
+    ]
+
+
+def _fill(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Distributes items over bins; indexes ascend within bins, and bins by their first item.
+
+    As many bins as first fit by falling size needs. They are then levelled where that keeps all of them
+    within the capacity, since the largest one decides the peak of memory. Larger items stand alone.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        chosen = next((b for b, left in enumerate(room) if sizes[index] <= left), None)
+        if chosen is None:
+            chosen = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[chosen].append(index)
+        room[chosen] -= sizes[index]
+    level: list[list[int]] = [[] for _ in bins]
+    loads = [0] * len(bins)
+    for index in order:
+        chosen = min(range(len(bins)), key=lambda b: (loads[b], b))
+        level[chosen].append(index)
+        loads[chosen] += sizes[index]
+    if all(load <= capacity or len(held) == 1 for load, held in zip(loads, level, strict=True)):
+        bins = level
+    return sorted(sorted(held) for held in bins)
 
 
 def num_input_tokens(group: TrainedGroup, *, share_prefixes: bool) -> int:
@@ -108,16 +128,12 @@ def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> l
         token_budget = max(token_budget, 2 * len(group.prompt_ids))
     if num_input_tokens(group, share_prefixes=share_prefixes) <= token_budget:
         return [group]
-    parts: list[list[TrainedResponse]] = []
-    room = 0
-    for response in group.responses:
-        size = len(response.token_ids) - 1 + (0 if share_prefixes else len(group.prompt_ids))
-        if not parts or size > room:
-            parts.append([])
-            room = token_budget - (len(group.prompt_ids) if share_prefixes else 0)
-        parts[-1].append(response)
-        room -= size
-    return [TrainedGroup(prompt_ids=group.prompt_ids, responses=tuple(part)) for part in parts]
+    prompt = len(group.prompt_ids)
+    sizes = [len(response.token_ids) - 1 + (0 if share_prefixes else prompt) for response in group.responses]
+    return [
+        TrainedGroup(prompt_ids=group.prompt_ids, responses=tuple(group.responses[i] for i in part))
+        for part in _fill(sizes, capacity=token_budget - (prompt if share_prefixes else 0))
+    ]
 
 
 @dataclass(slots=True)

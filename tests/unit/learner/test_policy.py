@@ -134,6 +134,14 @@ def test_pack_respects_the_budget_and_keeps_every_response() -> None:
         assert sum(len(batch.advantage_R) for batch in batches) == sum(len(g.responses) for g in groups)
 
 
+def test_pack_makes_rows_of_like_size() -> None:
+    responses = tuple(TrainedResponse(token_ids=(i, *range(60)), advantage=1.0) for i in range(8))
+    groups = [TrainedGroup(prompt_ids=(100 + n,) * 20, responses=responses) for n in range(3)]
+    rows = [batch.num_tokens for batch in pack(groups, token_budget=400, share_prefixes=True)]
+    assert len(rows) == 6
+    assert max(rows) == min(rows) == 20 + 4 * 60
+
+
 def test_pack_does_not_compute_a_long_prompt_for_each_response() -> None:
     responses = tuple(TrainedResponse(token_ids=(i, 2, 3, 4, 5), advantage=1.0) for i in range(8))
     group = TrainedGroup(prompt_ids=tuple(range(60)), responses=responses)

@@ -1,0 +1,111 @@
+"""`asympo bench learner`: this machine's numbers; ratios come from one run in which the arms take turns."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from asympo.bench.shapes import parse_shape
+from asympo.common.errors import BadSetting
+
+_MARK = "ASYMPO_BENCH_ENVIRONMENT"
+"""Set where the environment is the one that the supervisor gives a learner."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one benchmark."""
+    parser = _Parser(prog="asympo bench", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="WHAT")
+    text = "speed and memory of the learner's step; needs neither a broker nor an engine"
+    verb = verbs.add_parser("learner", help=text, description=text, allow_abbrev=False)
+    add_learner_flags(verb)
+    arguments = parser.parse_args(list(argv))
+    check_learner_flags(arguments)
+    if sys.platform.startswith("linux") and not os.environ.get(_MARK):
+        return _in_the_learners_environment(argv)
+    return _learner(arguments)
+
+
+def add_learner_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench learner`."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", metavar="ID_OR_PATH", help="Hugging Face id or path; the demo's when none")
+    model.add_argument("--model-config", metavar="NAME", help="a well-known shape; needs --random-weights")
+    parser.add_argument("--random-weights", action="store_true", help="the named shape with random weights")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--token-budget", type=int, default=768, help="tokens of one micro-batch")
+    parser.add_argument("--head-chunk-rows", type=int, default=256, help="rows of logits at once")
+    parser.add_argument("--num-threads", type=int, help="CPU threads; the environment's when none")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps of every arm")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="PROMPT/RESPONSE/GROUPS",
+        help="a step's shape instead of the usual three; may be given several times",
+    )
+    parser.add_argument(
+        "--only",
+        choices=("speed", "loss", "sharing", "parts"),
+        action="append",
+        help="only this part of the report; may be given several times",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def check_learner_flags(arguments: argparse.Namespace) -> None:
+    """Before anything heavy is imported; raises BadSetting."""
+    if arguments.model_config and not arguments.random_weights:
+        raise BadSetting("--model-config names a shape, not weights: add --random-weights, or give --model")
+    if arguments.random_weights and not arguments.model_config:
+        raise BadSetting("--random-weights needs --model-config NAME")
+    for name in ("token_budget", "head_chunk_rows", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise BadSetting(
+                f"--{name.replace('_', '-')} is {getattr(arguments, name)}: at least 1 is needed"
+            )
+    for text in arguments.shape or ():
+        parse_shape(text)
+
+
+def _learner(arguments: argparse.Namespace) -> int:
+    from asympo.bench.learner import measure_learner
+
+    report = measure_learner(arguments, say=_say)
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
+    return 0
+
+
+def _in_the_learners_environment(argv: Sequence[str]) -> int:
+    """A process of its own: libc reads how to keep memory once, when a process starts."""
+    from asympo.run.machine import KEEP_MEMORY
+
+    command = [sys.executable, "-m", "asympo.cli", "bench", *argv]
+    return subprocess.run(command, env={**KEEP_MEMORY, **os.environ, _MARK: "1"}, check=False).returncode
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines: list[str] = []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{name} {key}".strip())
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            lines.append(f"{name.replace('_', ' '):<64} {shown}")
+
+    walk(report, "")
+    return "\n".join(lines) + "\n"
