@@ -1,0 +1,77 @@
+"""Our learner: the product's own step with its default settings, on CPU in float32 like the others."""
+
+from arm import (
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    StepTimes,
+    clock,
+    parse_arguments,
+    quiet_output,
+    read_groups,
+    run_arm,
+)
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        extra=lambda parser: [
+            parser.add_argument(name, type=int, required=True) for name in ("--token-budget", "--chunk-rows")
+        ]
+    )
+    import torch
+    from asympo.learner.batching import TrainedGroup, TrainedResponse
+    from asympo.learner.compute import set_up_torch
+    from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+    from asympo.learner.optimizer import make_optimizer
+    from asympo.learner.policy import Policy, load_model
+    from asympo.learner.step import Stepper
+
+    set_up_torch(seed=0, num_threads=None)
+    model = load_model(arguments.model, dtype=torch.float32, device=torch.device("cpu")).eval()
+    stepper = Stepper(
+        policy=Policy(model=model, compute_dtype=torch.float32, chunk_rows=arguments.chunk_rows),
+        optimizer=make_optimizer(
+            model, learning_rate=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
+        ),
+        objective=OBJECTIVES["asympo"],
+        options=ObjectiveOptions(),
+        learning_rate=lambda step: LEARNING_RATE,
+        max_grad_norm=MAX_GRAD_NORM,
+        token_budget=arguments.token_budget,
+        share_prefixes=True,
+    )
+    rollouts = read_groups(arguments.rollouts)
+    scope = StepScope(
+        num_responses=sum(len(group.responses) for group in rollouts),
+        num_groups=len(rollouts),
+        num_groups_without_signal=0,
+    )
+
+    def step() -> StepTimes:
+        start = clock()
+        groups = [
+            TrainedGroup(
+                prompt_ids=tuple(group.prompt_ids),
+                responses=tuple(
+                    TrainedResponse(token_ids=tuple(ids), advantage=advantage)
+                    for ids, advantage in zip(group.responses, group.advantages, strict=True)
+                ),
+            )
+            for group in rollouts
+        ]
+        result = stepper.train(groups, scope, step=1)
+        means = [result.nll_positive or 0.0, result.nll_negative or 0.0]
+        counts = [sum(a > 0 for g in rollouts for a in g.advantages)]
+        counts.append(scope.num_responses - counts[0])
+        return StepTimes(
+            seconds=clock() - start,
+            optimizer_seconds=result.optimizer_seconds,
+            mean_nll=sum(m * c for m, c in zip(means, counts, strict=True)) / scope.num_responses,
+        )
+
+    with quiet_output() as say:
+        run_arm(step, steps=arguments.steps, say=say)
+
+
+if __name__ == "__main__":
+    main()

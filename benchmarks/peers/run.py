@@ -1,0 +1,202 @@
+"""Times one optimizer step of several learners on the same model, rollouts, machine and libraries.
+
+`make bench-peers` runs it. Arms take turns, each turn in a process of its own, all of them in the virtual
+environment of `requirements.lock`, with the same threads and the same allocator settings. Writes medians,
+ratios and every single measurement to `results.json`, beside this file.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "services"))
+
+from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape  # noqa: E402
+from asympo.demo.model import prepare_model  # noqa: E402
+from asympo.learner.settings import LearnerSettings  # noqa: E402
+from asympo.run.machine import KEEP_MEMORY  # noqa: E402
+
+_TIMEOUT_SECONDS = 1800
+_NLL_TOLERANCE = 0.01
+"""Nats between the mean NLLs that two arms find for the same rollouts, in float32."""
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "asympo": ("arm_asympo.py",),
+    "trl": ("arm_trl.py",),
+    "trl_by_group": ("arm_trl.py", "--micro-batch", "8"),
+    "trl_without_old_logprobs": ("arm_trl.py", "--without-old-logprobs"),
+    "plain": ("arm_plain.py",),
+}
+
+
+def main() -> int:
+    arguments = _parse()
+    python = ROOT / ".cache/peers-venv/bin/python"
+    if arguments.python:
+        python = Path(arguments.python)
+    model = arguments.model or str(prepare_model())
+    shapes = [parse_shape(text) for text in arguments.shape or ()] or list(SHAPES)
+    arms = arguments.arm or list(ARMS)
+    results: dict[str, Any] = {
+        "machine": _machine(),
+        "libraries": _libraries(python),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": arguments.model or "the demo's (SmolLM2-135M-Instruct)",
+        "rounds": arguments.rounds,
+        "steps_per_round": arguments.steps,
+        "shapes": {},
+    }
+    for shape in shapes:
+        results["shapes"][shape.name] = _measure(shape, arms, python, model, arguments)
+    for name, key in (("speedup_vs_trl", "speedup"), ("memory_ratio_vs_trl", "memory_ratio")):
+        results[name] = {
+            shape: measured[key]["trl"]
+            for shape, measured in results["shapes"].items()
+            if "trl" in measured[key]
+        }
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    sys.stdout.write(_table(results))
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="path of a model; the demo's when none")
+    parser.add_argument("--shape", action="append", metavar="PROMPT/RESPONSE/GROUPS")
+    parser.add_argument("--arm", action="append", choices=ARMS)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every arm")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
+    parser.add_argument("--python", help="interpreter of the arms; that of .cache/peers-venv when none")
+    parser.add_argument("--output", type=Path, default=HERE / "results.json")
+    return parser.parse_args()
+
+
+def _measure(
+    shape: Shape, arms: Sequence[str], python: Path, model: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    config = json.loads((Path(model) / "config.json").read_text())
+    rollouts = make_rollouts(shape, vocab_size=config["vocab_size"])
+    groups = [
+        {"prompt_ids": r.prompt_ids, "responses": r.responses, "advantages": r.advantages} for r in rollouts
+    ]
+    turns: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "rollouts.json"
+        path.write_text(json.dumps(groups))
+        for round_number in range(arguments.rounds):
+            for arm in arms:
+                turn = _turn(arm, python, model, path, steps=arguments.steps)
+                turns[arm].append(turn)
+                seconds = statistics.median(turn["seconds"])
+                sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: {seconds:.2f} s a step\n")
+    _check_same_work(shape, turns)
+    return _summary(shape, num_true_tokens(rollouts), turns)
+
+
+def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> dict[str, Any]:
+    script, *flags = ARMS[arm]
+    if arm == "asympo":
+        defaults = LearnerSettings.model_fields
+        flags += ["--token-budget", str(defaults["token_budget"].default)]
+        flags += ["--chunk-rows", str(defaults["head_chunk_rows"].default)]
+    command = [str(python), str(HERE / script), "--model", model, "--rollouts", str(rollouts)]
+    command += ["--steps", str(steps), *flags]
+    environment = {
+        **os.environ,
+        **KEEP_MEMORY,
+        "PYTHONPATH": str(ROOT / "services"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{arm} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    turn: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return turn
+
+
+def _check_same_work(shape: Shape, turns: dict[str, list[dict[str, Any]]]) -> None:
+    """All arms must have seen the same rollouts with the same model; None is an arm that does not know."""
+    found = {arm: turn["mean_nll"] for arm, taken in turns.items() for turn in taken}
+    known = {arm: nll for arm, nll in found.items() if nll is not None}
+    if known and max(known.values()) - min(known.values()) > _NLL_TOLERANCE:
+        raise SystemExit(f"{shape.name}: the arms did not do the same work, mean NLLs are {known}")
+
+
+def _summary(shape: Shape, true_tokens: int, turns: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    arms = {}
+    for arm, taken in turns.items():
+        seconds = [s for turn in taken for s in turn["seconds"]]
+        optimizer = [s for turn in taken for s in turn["optimizer_seconds"]]
+        without = [whole - part for whole, part in zip(seconds, optimizer, strict=True)]
+        arms[arm] = {
+            "seconds": statistics.median(seconds),
+            "seconds_without_optimizer": statistics.median(without),
+            "tokens_per_second": true_tokens / statistics.median(seconds),
+            "peak_memory_bytes": statistics.median(turn["peak_memory_bytes"] for turn in taken),
+            "turns": taken,
+        }
+    summary: dict[str, Any] = {"shape": asdict(shape), "true_tokens": true_tokens, "arms": arms}
+    ours = arms.get("asympo")
+    others = {arm: result for arm, result in arms.items() if arm != "asympo" and ours is not None}
+    for key, of in (
+        ("speedup", lambda a, b: b["seconds"] / a["seconds"]),
+        (
+            "speedup_without_optimizer",
+            lambda a, b: b["seconds_without_optimizer"] / a["seconds_without_optimizer"],
+        ),
+        ("memory_ratio", lambda a, b: a["peak_memory_bytes"] / b["peak_memory_bytes"]),
+    ):
+        summary[key] = {arm: round(of(ours, result), 3) for arm, result in others.items()}
+    return summary
+
+
+def _machine() -> dict[str, Any]:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {"processor": names[0] if names else "unknown", "cores": len(os.sched_getaffinity(0))}
+
+
+def _libraries(python: Path) -> dict[str, str]:
+    code = "import json, torch, transformers, trl; " + (
+        "print(json.dumps({m.__name__: m.__version__ for m in (torch, transformers, trl)}))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    versions: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+    return versions
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = ["| shape | arm | tokens/s | s a step | peak memory | ours is faster | our memory |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for shape, measured in results["shapes"].items():
+        for arm, result in measured["arms"].items():
+            speedup, memory = measured["speedup"].get(arm), measured["memory_ratio"].get(arm)
+            lines.append(
+                f"| {shape} | {arm} | {result['tokens_per_second']:.0f} | {result['seconds']:.2f} | "
+                f"{result['peak_memory_bytes'] / 1e9:.1f} GB | "
+                f"{f'{speedup:.2f}×' if speedup else ''} | {f'{memory:.2f}×' if memory else ''} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
