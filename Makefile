@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check clean
+.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate dashboards \
+	images images-lock clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,25 @@ proto:  ## Generate services/asympo/v1 from proto/
 
 proto-check:  ## Check that the generated code is current
 	@deploy/local/gen_proto.sh --check
+
+chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
+	@deploy/chart/tools.sh
+
+chart: setup chart-tools  ## Check the Helm chart: renderings, schemas, policies, refusals
+	@$(PY) deploy/chart/generate.py --check
+	@$(PY) -m pytest -q tests/helm
+
+chart-generate: setup chart-tools  ## Write the chart's values, schema, README and examples anew
+	@$(PY) deploy/chart/generate.py
+
+dashboards:  ## Write the Grafana dashboards anew
+	@deploy/grafana/dashboards.sh
+
+images-lock:  ## Resolve the images' packages anew
+	@deploy/docker/lock.sh
+
+images:  ## Build the images with buildah from a local base (takes long)
+	@deploy/docker/try_build.sh
 
 clean:  ## Remove caches (runs/ and .venv stay)
 	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build
