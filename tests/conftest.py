@@ -36,7 +36,7 @@ def valkey_binary() -> str:
 
 
 class BrokerProcess:
-    """A broker of our own on a free loopback port, with `appendfsync always`; can be killed and started again."""
+    """A broker of our own on a free loopback port, every write synced; can be killed and started again."""
 
     def __init__(self, *, binary: str, data_dir: Path, extra: tuple[str, ...] = ()) -> None:
         self.binary, self.data_dir, self.extra = binary, data_dir, extra

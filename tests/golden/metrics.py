@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from asympo.common.telemetry import new_registry
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.learner.metrics import LearnerMetrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PATH = Path(__file__).with_name("metrics.txt")
 _SAMPLES = {

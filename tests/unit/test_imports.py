@@ -51,7 +51,9 @@ def test_module_keeps_to_its_room(path: Path) -> None:
     if not str(inner).startswith("common/rollout_log/"):
         assert not imports_any(path, {"redis"}), "redis only in common/rollout_log"
     if path.name != "metrics.py" and str(inner) != "common/telemetry.py":
-        assert "prometheus_client" not in found, "prometheus_client only in metrics.py and common/telemetry.py"
+        assert "prometheus_client" not in found, (
+            "prometheus_client only in metrics.py and common/telemetry.py"
+        )
     if path.name == "settings.py":
         heavy = {"torch", "vllm", "transformers", "redis", "grpc"}
         assert not imports_any(path, heavy), "settings import nothing heavy"

@@ -25,7 +25,9 @@ class AdditionTask:
         for row, (a, b) in enumerate((a, b) for a in numbers for b in numbers):
             side = self._held_out if (min(a, b), max(a, b)) in chosen else self._train
             parts = as_prompt_parts(
-                f"What is {a} + {b}? Write the result in digits.", system_prompt=system_prompt, prompt_as=config.prompt_as
+                f"What is {a} + {b}? Write the result in digits.",
+                system_prompt=system_prompt,
+                prompt_as=config.prompt_as,
             )
             side.append(TaskPrompt(index=len(side), answer=str(a + b), row=row, **parts))
         self.digest = content_digest(
