@@ -70,7 +70,7 @@ def test_every_panel_shows_data_of_a_real_run(config: Path, prometheus: Promethe
     directory = tmp_path / "runs/tiny"
     run = RunProcess(config)
     try:
-        wait_for(lambda: last_step(directory) >= 4, run)
+        wait_for(lambda: last_step(directory) >= 4, run, 200)
         command = [sys.executable, str(ROOT / "deploy/prometheus/targets.py"), str(directory)]
         subprocess.run([*command, str(prometheus.targets)], check=True, stdout=subprocess.DEVNULL)
         begun = time.time()
