@@ -60,8 +60,13 @@ def read_groups(path: Path) -> list[Group]:
 
 def run_arm(step: Callable[[], StepTimes], *, steps: int, say: Callable[[str], None]) -> None:
     """Times the steps and prints the result."""
-    taken = [step() for _ in range(steps + 1)]
+    taken, cpu_seconds = [], []
+    for _ in range(steps + 1):
+        before = time.process_time()
+        taken.append(step())
+        cpu_seconds.append(time.process_time() - before)
     result: dict[str, Any] = {
+        "cpu_seconds": cpu_seconds[1:],
         "seconds": [times.seconds for times in taken[1:]],
         "optimizer_seconds": [times.optimizer_seconds for times in taken[1:]],
         "mean_nll": taken[0].mean_nll,
