@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "services" / "asympo"
 SERVICES = {"generator", "learner", "gateway", "evaluator"}
-TOOLS = {"demo", "run", "lab", "bench", "chaos", "doctor"}
+TOOLS = {"demo", "run", "lab", "bench", "chaos", "doctor", "ops"}
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "v1" not in p.relative_to(PACKAGE).parts)
 
 

@@ -125,7 +125,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             view.close()
             logging.getLogger().handlers.clear()
     summary = write_summary(outcome, directory.path)
-    problem = draw(directory.path, title=f"{directory.path.name}: {plan.learner.settings.model}")
+    problem = draw(directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}")
     print_summary(summary, directory.path)
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
         if text:
