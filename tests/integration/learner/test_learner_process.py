@@ -168,10 +168,11 @@ def test_learner_serves_status_history_samples_and_control(
             assert (commit.step, commit.state_name) == (step, saved.state_name)
             stub.Resume(messages.LearnerServiceResumeRequest())
             learner.until(lambda: learner.reached(step + 2))
+        # The status looks at the log once a second; the steps of this model take a twentieth of that.
+        learner.until(lambda: (learner.get("/v1/status").get("dead_letters") or 0) >= 1)
         status = learner.get("/v1/status")
         assert status["run"] == run_name
         assert status["capacity"] == 6
-        assert status["dead_letters"] >= 1
         rows = learner.get("/v1/history?after=1")["rows"]
         assert [row["step"] for row in rows][:2] == [2, 3]
         sample = learner.get("/v1/samples?limit=1")["groups"][0]
