@@ -1,5 +1,6 @@
 """Real servers and small models shared by all tests."""
 
+import logging
 import os
 import shutil
 import socket
@@ -71,6 +72,15 @@ class BrokerProcess:
             self.process = None
 
     stop = kill
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> None:
+    """What libraries do to logging when they are imported (vLLM, MLflow) must not reach the next test."""
+    logging.setLogRecordFactory(logging.LogRecord)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] == "asympo":
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,21 +58,25 @@ def test_last_integer_reads_what_a_person_would(text: str, expected: int | None)
     assert last_integer(text) == expected
 
 
+def addition(a: object, b: object) -> str:
+    return f"What is {a} + {b}? Write the result in digits."
+
+
 def test_addition_holds_out_a_fifth_of_the_unordered_pairs() -> None:
     task = load_task(TaskConfig())
     train = {question(task.prompt(index)) for index in range(len(task))}
     held_out = {question(prompt) for prompt in task.held_out()}
-    pairs = {frozenset(text.removeprefix("What is ").rstrip("?").split(" + ")) for text in held_out}
+    pairs = {frozenset(re.findall(r"\d+", text)) for text in held_out}
     assert len(train) + len(held_out) == 400
     assert len(pairs) == 42
     for pair in pairs:
         a, b = [*pair, *pair][:2]
-        assert not {f"What is {a} + {b}?", f"What is {b} + {a}?"} & train
+        assert not {addition(a, b), addition(b, a)} & train
 
 
 def test_addition_rewards_the_sum() -> None:
     task = load_scoring_task(TaskConfig())
-    prompt = next(p for p in map(task.prompt, range(len(task))) if question(p) == "What is 3 + 4?")
+    prompt = next(p for p in map(task.prompt, range(len(task))) if question(p) == addition(3, 4))
     assert prompt.messages is not None
     assert prompt.messages[0] == {"role": "system", "content": "Answer with only the number."}
     assert task.score(prompt, "7") == 1.0
@@ -311,7 +316,7 @@ def test_messages_are_rendered_up_to_where_the_answer_begins(tokenizer: Any) -> 
     prompt = load_task(TaskConfig()).prompt(0)
     assert tokenizer.decode(render_prompt(prompt, tokenizer)) == (
         "<|im_start|>system\nAnswer with only the number.<|im_end|>\n"
-        "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>user\n{addition(1, 1)}<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

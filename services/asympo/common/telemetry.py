@@ -50,7 +50,12 @@ _ESCAPED_IN_LINE = _ESCAPED_IN_BLOCK | {10: "\\n", 13: "\\r", 0x2028: "\\u2028",
 
 
 def _extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+    # vLLM gives every record of the process fields of its own, whoever logs.
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD_FIELDS and not key.startswith("vllm_")
+    }
 
 
 class JsonFormatter(logging.Formatter):
