@@ -68,10 +68,14 @@ def test_trackers_go_on_and_count_when_one_of_them_raises(
 
     bad, good, failed = RecordingSink(raise_at_two), RecordingSink(), []
     trackers = make(tmp_path, sinks={"bad": bad, "good": good}, on_failure=failed.append)
-    with caplog.at_level(logging.WARNING):
+    logger = logging.getLogger("asympo.learner.trackers")
+    # On the logger itself: libraries that the trackers import rearrange the root's handlers and levels.
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, logger=logger.name):
         for step in (1, 2, 3):
             trackers.log(step, ROW)
         trackers.close()
+    logger.removeHandler(caplog.handler)
     assert [step for step, _ in bad.rows] == [1, 3]
     assert [step for step, _ in good.rows] == steps(tmp_path) == [1, 2, 3]
     assert failed == ["bad"]
