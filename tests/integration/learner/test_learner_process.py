@@ -26,6 +26,9 @@ from tests.integration.learner.producer import GROUP_SIZE, Producer
 START_SECONDS = 90.0
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
 class LearnerProcess:
     """`asympo learner` on ports of its own."""
 
@@ -50,6 +53,7 @@ class LearnerProcess:
             self.process = subprocess.Popen(
                 [*self._command, *flags], stdout=out, stderr=subprocess.STDOUT, env=environment
             )
+        STARTED.append(self.process)
         return self
 
     def stop(self, number: signal.Signals) -> int:
@@ -89,6 +93,15 @@ class LearnerProcess:
                 return json.load(answer) if path.startswith("/v1") else answer.read().decode()
         except OSError:
             return None
+
+
+@pytest.fixture(autouse=True)
+def no_learner_outlives_its_test() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -169,7 +182,7 @@ def test_learner_serves_status_history_samples_and_control(
             stub.Resume(messages.LearnerServiceResumeRequest())
             learner.until(lambda: learner.reached(step + 2))
         # The status looks at the log once a second; the steps of this model take a twentieth of that.
-        learner.until(lambda: (learner.get("/v1/status").get("dead_letters") or 0) >= 1)
+        learner.until(lambda: ((learner.get("/v1/status") or {}).get("dead_letters") or 0) >= 1)
         status = learner.get("/v1/status")
         assert status["run"] == run_name
         assert status["capacity"] == 6
