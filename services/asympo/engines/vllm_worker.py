@@ -7,6 +7,7 @@ coming from the old policy while everything before them is new. Checksums of the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -197,12 +198,10 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def _exit_after(process_id: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         client = psutil.Process(process_id)
         while client.is_running() and client.status() != psutil.STATUS_ZOMBIE:
             time.sleep(_CLIENT_CHECK_SECONDS)
-    except psutil.NoSuchProcess:
-        pass
     os._exit(1)
 
 

@@ -9,9 +9,5 @@ _MAX_DIGITS = 100
 
 def last_integer(text: str) -> int | None:
     """The last integer written in decimal digits; None when there is none, or it is absurdly long."""
-    last = None
-    for last in _INTEGER.finditer(text):  # noqa: B007
-        pass
-    if last is None or len(last.group()) > _MAX_DIGITS:
-        return None
-    return int(last.group())
+    numbers = _INTEGER.findall(text)
+    return int(numbers[-1]) if numbers and len(numbers[-1]) <= _MAX_DIGITS else None

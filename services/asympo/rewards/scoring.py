@@ -27,10 +27,8 @@ def regex_match(pattern: str) -> Score:
     group = 1 if compiled.groups else 0
 
     def score(prompt: TaskPrompt, response_text: str) -> float:
-        last = None
-        for last in compiled.finditer(response_text):  # noqa: B007
-            pass
-        return float(last is not None and (last.group(group) or "").strip() == prompt.answer.strip())
+        matches = [match.group(group) or "" for match in compiled.finditer(response_text)]
+        return float(bool(matches) and matches[-1].strip() == prompt.answer.strip())
 
     return score
 

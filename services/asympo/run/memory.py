@@ -36,15 +36,13 @@ def tree_memory(pid: int) -> MemorySample:
 
 def _process_memory(pid: int) -> tuple[int, Literal["pss", "rss"]] | None:
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024, "pss"
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
-        if not psutil.pid_exists(pid):
-            return None
+        return (_rss(pid), "rss") if psutil.pid_exists(pid) else None
     except OSError:
-        pass
-    return _rss(pid), "rss"
+        lines = []
+    pss = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+    return (_rss(pid), "rss") if pss is None else (pss, "pss")
 
 
 def _rss(pid: int) -> int:

@@ -62,7 +62,7 @@ class PlainView:
             self._write(step_line(row, snapshot.status))
 
     def close(self) -> None:
-        pass
+        """Nothing to give back: lines stay."""
 
     def _write(self, text: str) -> None:
         sys.stdout.write(f"[{time.monotonic() - self._started:6.1f} s] {text}\n")
@@ -76,10 +76,10 @@ class SilentView:
         sys.stderr.write(text + "\n")
 
     def update(self, snapshot: Snapshot, new_rows: Sequence[Mapping[str, Any]]) -> None:
-        pass
+        """Progress is not shown."""
 
     def close(self) -> None:
-        pass
+        """Nothing to give back."""
 
 
 class LiveView:
