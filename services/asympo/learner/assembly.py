@@ -17,6 +17,7 @@ from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions
 from asympo.learner.optimizer import learning_rate_at, make_optimizer
 from asympo.learner.policy import Policy, load_model, vocab_size
 from asympo.learner.publisher import Publisher
+from asympo.learner.publishing import Publishing
 from asympo.learner.saver import Saver
 from asympo.learner.segment import GroupReader, SegmentReader
 from asympo.learner.session import LogSession
@@ -71,7 +72,15 @@ def assemble(
         session=session,
         reader=_make_reader(policy, tokenizer, config, session, metrics),
         stepper=_make_stepper(settings, policy, optimizer),
-        publisher=_make_publisher(settings, compute, policies, tokenizer),
+        publishing=Publishing(
+            publisher=_make_publisher(settings, compute, policies, tokenizer),
+            model=policy.model,
+            session=session,
+            learner=learner,
+            metrics=metrics,
+            clock=clock,
+            retry_seconds=settings.publish_retry_seconds,
+        ),
         saver=Saver(
             store=states,
             session=session,
@@ -80,7 +89,6 @@ def assemble(
             decisions=compute.to_decisions(),
             keep=settings.keep_states,
         ),
-        model=policy.model,
         metrics=metrics,
         trackers=trackers,
         trained_log=trained_log,

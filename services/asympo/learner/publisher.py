@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ from asympo.learner.policy import Policy
 from asympo.learner.probe import ProbeText, fixed_probes, mean_nlls
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedPolicy:
+    """What is written beside the weights, which the publisher holds."""
+
+    step: int
+    fence: int
+    probe: Probe
 
 
 class Publisher:
@@ -61,13 +71,12 @@ class Publisher:
             torch.equal(ours, theirs.detach().to(ours.dtype)) for ours, theirs in self._pairs(model)
         )
 
-    def publish(
+    def prepare(
         self, model: PreTrainedModel, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
-    ) -> PolicyRef:
-        """Writes the policy of ``step``.
+    ) -> PreparedPolicy:
+        """Takes over the weights of ``step``, rounded, and scores the probe; they may change afterwards.
 
-        Raises PublishFailed when storage fails, and then may be called again, with later weights too; Fenced
-        when another learner has published.
+        Only when no `write` is running.
         """
         texts = (*self._fixed, *probes)
         before: list[float] | list[None] = [None] * len(texts)
@@ -89,7 +98,21 @@ class Publisher:
             ),
             tolerance=self._tolerance,
         )
-        ref = self._store.publish(step=step, fence=fence, fill=self._fill, probe=probe, parent=self._last)
+        return PreparedPolicy(step=step, fence=fence, probe=probe)
+
+    def write(self, prepared: PreparedPolicy) -> PolicyRef:
+        """Makes it visible; in any thread, and no arithmetic that would take cores from training.
+
+        Raises PublishFailed when storage fails, and then later weights may be prepared and written; Fenced
+        when another learner has published.
+        """
+        ref = self._store.publish(
+            step=prepared.step,
+            fence=prepared.fence,
+            fill=self._fill,
+            probe=prepared.probe,
+            parent=self._last,
+        )
         self._parent = self._last = ref.digest
         return ref
 

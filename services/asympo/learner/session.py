@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from asympo.common.clock import Clock
-from asympo.common.errors import BrokerChanged, BrokerUnavailable
+from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import (
     CommitRecord,
@@ -102,6 +102,21 @@ class LogSession:
     def announce(self, *, step: int, digest: str) -> PolicyAnnouncement:
         """Makes a published policy known."""
         return self._call(lambda: self._run_log.announce_policy(self.fence, step=step, digest=digest))
+
+    def try_announce(self, *, step: int, digest: str, group_ids: Sequence[str]) -> PolicyAnnouncement | None:
+        """Announces and frees, from any thread, asking once; None when that did not get through.
+
+        Then `announce` and `free` are due: they wait, reconcile, and tell a fence that is lost from one that
+        a reconcile has just replaced.
+        """
+        fence = self.fence
+        try:
+            policy = self._run_log.announce_policy(fence, step=step, digest=digest)
+            self._run_log.free(fence, group_ids, trained_sequence=self.consumed_sequence)
+        except (BrokerUnavailable, BrokerChanged, Fenced) as error:
+            log.info("The policy of step %d is announced by the training thread: %s", step, error)
+            return None
+        return policy
 
     def commit(self, *, state_name: str, step: int, group_ids: Sequence[str], retain: bool) -> CommitRecord:
         """Makes the cursor durable."""

@@ -1,12 +1,9 @@
 """The loop: read a segment, train, publish, free, save, commit, in the order that loses nothing."""
 
-import bisect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from asympo.common.clock import Clock
 from asympo.common.errors import Fenced, PublishFailed
@@ -16,7 +13,7 @@ from asympo.common.rollout_log import CommitRecord, LogStats, RunState
 from asympo.learner.core import Learner, LearnerState
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.probe import ProbeText
-from asympo.learner.publisher import Publisher
+from asympo.learner.publishing import Publishing
 from asympo.learner.rows import sample_groups, step_row
 from asympo.learner.saver import Saver
 from asympo.learner.segment import Segment, SegmentReader
@@ -41,9 +38,8 @@ class TrainerParts:
     session: LogSession
     reader: SegmentReader
     stepper: Stepper
-    publisher: Publisher
+    publishing: Publishing
     saver: Saver
-    model: PreTrainedModel
     metrics: LearnerMetrics
     trackers: Trackers
     trained_log: JsonlWriter
@@ -58,21 +54,16 @@ class Trainer:
     def __init__(self, parts: TrainerParts, *, step: int, wall_seconds: float) -> None:
         self._parts = parts
         self._step = step
-        self._published_step: int | None = None
-        self._publish_at: float | None = None
-        """When to try again what could not be published; None when nothing is owed."""
         self._save_at: float | None = None
         self._probes: tuple[ProbeText, ...] = ()
-        self._unfreed: list[str] = []
         self._uncommitted: list[str] = []
         self._unlogged: list[str] = []
         self._segments_since_commit = 0
         self._empty_in_a_row = 0
         self._held: Segment | None = None
         self._held_at_reconcile = 0
-        self._publish_times: list[float] = []
+        self._is_closing = False
         self._wait_seconds = 0.0
-        self._publish_seconds = 0.0
         self._save_seconds = 0.0
         self._started_at = parts.clock.monotonic_seconds() - wall_seconds
         self._staleness_before: tuple[int, int] | None = None
@@ -83,18 +74,9 @@ class Trainer:
         return self._parts.clock.monotonic_seconds() - self._started_at
 
     def start(self) -> None:
-        """Publishes the policy of the loaded state unless it is the newest one already."""
+        """Makes the policy of the loaded state the visible one."""
         parts = self._parts
-        newest = parts.publisher.adopt_newest()
-        if newest is not None and newest.step == self._step and parts.publisher.is_published(parts.model):
-            announced = parts.session.latest_policy()
-            if announced is None or announced.digest != newest.digest:
-                announced = parts.session.announce(step=newest.step, digest=newest.digest)
-            parts.learner.set_policy(announced)
-            self._published_step = self._step
-        else:
-            self._publish()
-        self._publish_times = parts.session.publish_times()
+        parts.publishing.start(step=self._step)
         if parts.session.stats().state is not RunState.RUNNING:
             parts.session.set_state(RunState.RUNNING)
 
@@ -103,6 +85,12 @@ class Trainer:
 
         ``fenced`` tells of a fence that another thread found lost: nothing may be written any more.
         """
+        try:
+            return self._run(fenced)
+        finally:
+            self._parts.publishing.close()
+
+    def _run(self, fenced: Callable[[], Fenced | None]) -> bool:
         learner = self._parts.learner
         while True:
             if (lost := fenced()) is not None:
@@ -128,6 +116,9 @@ class Trainer:
         before = parts.clock.monotonic_seconds()
         segment = self._next_segment()
         waited = parts.clock.monotonic_seconds() - before
+        if not parts.settings.max_staleness:
+            # Synchronous: no group can come before the policy is out, so that wait is not for groups.
+            waited = max(0.0, waited - parts.publishing.seconds_since(before))
         self._wait_seconds += waited
         parts.metrics.waited(waited)
         if segment is None:
@@ -152,12 +143,13 @@ class Trainer:
 
     def _consume(self, segment: Segment) -> None:
         parts = self._parts
+        parts.publishing.settle(wait=False)
         if not any(group.has_signal for group in segment.groups):
             self._pass_over(segment)
             return
         parts.learner.enter(LearnerState.TRAINING)
         begun = parts.clock.monotonic_seconds()
-        staleness = [self._staleness_of(group.appended_at_seconds) for group in segment.groups]
+        staleness = [parts.publishing.staleness_of(group.appended_at_seconds) for group in segment.groups]
         result = parts.stepper.step(segment, step=self._step + 1)
         self._step += 1
         self._mark_consumed(segment)
@@ -166,9 +158,9 @@ class Trainer:
         self._empty_in_a_row = 0
         if not result.is_applied:
             log.error("Step %d is skipped: its gradient is not finite", self._step)
-        self._unfreed.extend(segment.group_ids)
-        if self._step % parts.settings.publish_every == 0 and self._publish():
-            self._free()
+        parts.publishing.hold(segment.group_ids)
+        if self._step % parts.settings.publish_every == 0:
+            parts.publishing.begin(step=self._step, probes=self._probes)
         parts.metrics.groups_consumed(
             trained=len(segment.groups) - segment.num_without_signal,
             without_signal=segment.num_without_signal,
@@ -205,12 +197,6 @@ class Trainer:
         self._unlogged.extend(segment.group_ids)
         self._segments_since_commit += 1
 
-    def _free(self) -> None:
-        """Slots of what was trained, once the policy that it made is visible."""
-        if self._publish_at is None and self._unfreed:
-            self._parts.session.free(self._unfreed)
-            self._unfreed = []
-
     def _record(self, segment: Segment, result: StepResult, staleness: list[int], begun: float) -> None:
         parts = self._parts
         now = parts.clock.monotonic_seconds()
@@ -227,12 +213,12 @@ class Trainer:
                 "wall": now - self._started_at,
                 "wait": self._wait_seconds,
                 "busy": now - begun,
-                "publish": self._publish_seconds,
+                "publish": parts.publishing.take_seconds(),
                 "save": self._save_seconds,
             },
-            policy_step=self._published_step or 0,
+            policy_step=parts.publishing.published_step or 0,
         )
-        self._wait_seconds = self._publish_seconds = self._save_seconds = 0.0
+        self._wait_seconds = self._save_seconds = 0.0
         parts.learner.add_row(row)
         parts.trackers.log(self._step, row)
         self._log_trained()
@@ -260,9 +246,6 @@ class Trainer:
         else:
             self._unlogged = []
 
-    def _staleness_of(self, appended_at_seconds: float) -> int:
-        return len(self._publish_times) - bisect.bisect_right(self._publish_times, appended_at_seconds)
-
     def _generation_staleness(self, stats: LogStats) -> float | None:
         """Mean over the groups appended since the step before."""
         now = (stats.generation_staleness_policies_total, stats.appended)
@@ -273,8 +256,10 @@ class Trainer:
 
     def _do_what_is_owed(self) -> None:
         now = self._parts.clock.monotonic_seconds()
-        if self._publish_at is not None and now >= self._publish_at and self._publish():
-            self._free()
+        publishing = self._parts.publishing
+        publishing.settle(wait=False)
+        if publishing.retry_at is not None and now >= publishing.retry_at:
+            publishing.begin(step=self._step, probes=self._probes)
         if self._save_at is not None and now >= self._save_at:
             self._save()
         request = self._parts.learner.take_save_request()
@@ -282,37 +267,15 @@ class Trainer:
             request.commit = self._save(retain=request.retain)
             request.is_done.set()
 
-    def _publish(self) -> bool:
-        parts = self._parts
-        begun = parts.clock.monotonic_seconds()
-        try:
-            ref = parts.publisher.publish(
-                parts.model, step=self._step, fence=parts.session.fence.number, probes=self._probes
-            )
-        except PublishFailed as error:
-            log.error("%s; tried again in %.0f s", error, parts.settings.publish_retry_seconds)
-            parts.metrics.publish_failed()
-            self._publish_at = parts.clock.monotonic_seconds() + parts.settings.publish_retry_seconds
-            return False
-        policy = parts.session.announce(step=ref.step, digest=ref.digest)
-        self._publish_at = None
-        self._published_step = self._step
-        self._publish_times.append(policy.published_at_seconds)
-        parts.learner.set_policy(policy)
-        parts.publisher.prune()
-        seconds = parts.clock.monotonic_seconds() - begun
-        self._publish_seconds += seconds
-        parts.metrics.published(seconds=seconds, at_seconds=parts.clock.now_seconds())
-        return True
-
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
         """Saves and commits what was consumed; None when storage failed, to be tried again."""
         parts = self._parts
         if not self._segments_since_commit and not retain:
             return parts.session.committed
-        if self._publish_at is not None:
+        parts.publishing.settle(wait=True)
+        if parts.publishing.retry_at is not None and not self._is_closing:
             # Committing frees slots, and those of an unpublished policy must not be freed.
-            self._save_at = self._publish_at
+            self._save_at = parts.publishing.retry_at
             return None
         begun = parts.clock.monotonic_seconds()
         try:
@@ -326,7 +289,8 @@ class Trainer:
             state_name=name, step=self._step, group_ids=self._uncommitted, retain=retain
         )
         self._save_at = None
-        self._uncommitted, self._unfreed, self._segments_since_commit = [], [], 0
+        parts.publishing.committed()
+        self._uncommitted, self._segments_since_commit = [], 0
         parts.learner.committed_sequence = commit.sequence
         parts.saver.prune(committed=name)
         seconds = parts.clock.monotonic_seconds() - begun
@@ -353,10 +317,13 @@ class Trainer:
 
     def _close_up(self) -> None:
         """Publish, save, commit. Raises PublishFailed when storage does not let it."""
-        failed = self._step != self._published_step and not self._publish()
-        if failed:
-            # The state matters more: the next learner publishes its policy first thing.
-            self._publish_at = None
+        publishing = self._parts.publishing
+        publishing.settle(wait=True)
+        failed = self._step != publishing.published_step and not publishing.publish(
+            step=self._step, probes=self._probes
+        )
+        # The state matters more than the policy: the next learner publishes it first thing.
+        self._is_closing = True
         if self._segments_since_commit and self._save() is None:
             raise PublishFailed(
                 f"step {self._step} could not be saved: the run goes on from its last commit, step "

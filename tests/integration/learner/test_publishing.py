@@ -1,0 +1,218 @@
+"""Publishing beside training: what is written, announced and freed, and in which order."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.clock import SystemClock
+from asympo.common.errors import BrokerChanged, Fenced, PublishFailed
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import Broker, Fence, Lease, PolicyAnnouncement, RunConfig, RunLog, RunState
+from asympo.common.telemetry import new_registry
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.core import Learner
+from asympo.learner.joining import load_tokenizer
+from asympo.learner.metrics import LearnerMetrics
+from asympo.learner.policy import Policy, load_model
+from asympo.learner.publisher import Publisher
+from asympo.learner.publishing import Publishing
+from asympo.learner.session import LogSession
+from asympo.learner.settings import LearnerSettings
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+CPU = torch.device("cpu")
+
+
+class GatedStore(PolicyStore):
+    """Storage that is as slow as the test wants, and full when told so."""
+
+    def __init__(self, root: Path, run: str) -> None:
+        super().__init__(root, run)
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.is_full = False
+        self.gate.set()
+
+    def publish(self, **arguments: object) -> PolicyRef:
+        self.entered.release()
+        assert self.gate.wait(20)
+        if self.is_full:
+            raise PublishFailed("storage is full")
+        return super().publish(**arguments)  # type: ignore[arg-type]
+
+
+class ChangingLog(RunLog):
+    """Refuses announcements like a broker that has failed over since the fence was checked."""
+
+    num_refusals = 0
+
+    def announce_policy(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
+        if self.num_refusals:
+            self.num_refusals -= 1
+            raise BrokerChanged("the broker restarted")
+        return super().announce_policy(fence, step=step, digest=digest)
+
+
+@dataclass
+class Stand:
+    """One learner's publishing with everything real around it."""
+
+    run_log: ChangingLog
+    store: GatedStore
+    session: LogSession
+    publishing: Publishing
+    model: PreTrainedModel
+
+    def consume_one(self) -> str:
+        """A group from lease to trained: its slot is held for the next policy."""
+        policy = self.run_log.latest_policy()
+        lease = self.run_log.acquire(holder="g", policy_step=policy.step if policy else 0)
+        assert isinstance(lease, Lease)
+        self.run_log.append(lease, b"payload", producer="g")
+        self.session.consumed_sequence += 1
+        self.session.trained.add(lease.group_id)
+        self.publishing.hold([lease.group_id])
+        return lease.group_id
+
+    def published_weight(self) -> torch.Tensor:
+        ref = self.store.newest(with_digests=True)
+        assert ref is not None
+        return load_file(ref.path / "model.safetensors")["model.norm.weight"]
+
+
+@pytest.fixture
+def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> Iterator[Stand]:
+    settings = LearnerSettings(run=run_name, model=str(tiny_model), checkpoint_root=tmp_path)
+    broker = Broker.connect(broker_url)
+    run_log = ChangingLog(broker, run_name)
+    run_log.create_or_join(
+        RunConfig(
+            run=run_name, group_size=4, groups_per_step=2, max_groups_per_step=4, num_prompts=50, model="tiny"
+        )
+    )
+    stop, clock = StopSignal(), SystemClock()
+    trained = TrainedIds(num_prompts=50)
+    session = LogSession(
+        run_log=run_log, fence=run_log.take_fence("one"), stop=stop, clock=clock, trained=trained
+    )
+    session.reconcile()
+    store = GatedStore(tmp_path, run_name)
+    model = load_model(tiny_model, dtype=torch.float32, device=CPU)
+    shadow = load_model(tiny_model, dtype=torch.bfloat16, device=CPU).eval()
+    publishing = Publishing(
+        publisher=Publisher(
+            store=store,
+            shadow=Policy(model=shadow, compute_dtype=torch.float32),
+            tokenizer=load_tokenizer(str(tiny_model)),
+            tolerance=0.05,
+            keep=2,
+        ),
+        model=model,
+        session=session,
+        learner=Learner(settings=settings, stop=stop, clock=clock),
+        metrics=LearnerMetrics(new_registry(service="learner", version="test")),
+        clock=clock,
+        retry_seconds=5.0,
+    )
+    publishing.start(step=0)
+    session.set_state(RunState.RUNNING)
+    yield Stand(run_log, store, session, publishing, model)
+    store.gate.set()
+    publishing.close()
+    broker.close()
+
+
+def shift(model: PreTrainedModel, to: float) -> None:
+    with torch.no_grad():
+        dict(model.named_parameters())["model.norm.weight"].fill_(to)
+
+
+def test_slot_is_freed_only_when_the_policy_is_announced_and_training_goes_on_meanwhile(stand: Stand) -> None:
+    stand.consume_one()
+    stand.store.gate.clear()
+    shift(stand.model, 3.0)
+    stand.publishing.begin(step=1, probes=())
+    shift(stand.model, 7.0)
+    later = stand.consume_one()
+    stand.publishing.settle(wait=False)
+    before = stand.run_log.latest_policy()
+    assert before is not None
+    assert (before.step, stand.run_log.stats().open) == (0, 2)
+    stand.store.gate.set()
+    stand.publishing.settle(wait=True)
+    after = stand.run_log.latest_policy()
+    assert after is not None
+    assert (after.step, stand.run_log.stats().open) == (1, 1)
+    assert stand.published_weight().unique().tolist() == [3.0], "the weights of the step, not of a later one"
+    stand.publishing.begin(step=2, probes=())
+    stand.publishing.settle(wait=True)
+    assert stand.run_log.stats().open == 0, f"{later} is freed by the policy after it"
+    assert stand.publishing.staleness_of(before.published_at_seconds) == 2
+
+
+def test_policy_is_announced_without_the_training_thread(stand: Stand) -> None:
+    stand.consume_one()
+    before = stand.run_log.latest_policy()
+    stand.publishing.begin(step=1, probes=())
+    announced = stand.run_log.wait_for_policy(before, 20)
+    assert announced is not None
+    assert announced.step == 1
+    stand.publishing.settle(wait=True)
+    assert stand.run_log.stats().open == 0
+
+
+def test_next_publish_waits_for_the_one_in_flight(stand: Stand) -> None:
+    while stand.store.entered.acquire(blocking=False):
+        pass
+    stand.store.gate.clear()
+    stand.publishing.begin(step=1, probes=())
+    second = threading.Thread(target=lambda: stand.publishing.begin(step=2, probes=()))
+    second.start()
+    assert stand.store.entered.acquire(timeout=20)
+    assert not stand.store.entered.acquire(timeout=0.2)
+    stand.store.gate.set()
+    second.join(20)
+    stand.publishing.settle(wait=True)
+    assert [ref.step for ref in stand.store.list()] == [1, 2]
+
+
+def test_failed_publish_keeps_the_slots_and_is_owed(stand: Stand) -> None:
+    stand.consume_one()
+    stand.store.is_full = True
+    assert not stand.publishing.publish(step=1)
+    assert stand.publishing.retry_at is not None
+    assert stand.run_log.stats().open == 1
+    stand.store.is_full = False
+    assert stand.publishing.publish(step=1)
+    assert stand.publishing.retry_at is None
+    assert stand.run_log.stats().open == 0
+
+
+def test_training_thread_announces_what_the_broker_did_not_take_from_the_background(stand: Stand) -> None:
+    stand.consume_one()
+    stand.run_log.num_refusals = 1
+    stand.publishing.begin(step=1, probes=())
+    stand.publishing.settle(wait=True)
+    policy, ref = stand.run_log.latest_policy(), stand.store.newest()
+    assert policy is not None
+    assert ref is not None
+    assert (policy.step, policy.digest) == (1, ref.digest)
+    assert stand.run_log.num_refusals == 0
+    assert stand.run_log.stats().open == 0
+
+
+def test_fenced_learner_learns_it_from_its_publish(stand: Stand) -> None:
+    stand.store.gate.clear()
+    stand.publishing.begin(step=1, probes=())
+    stand.run_log.take_fence("two", take_over=True)
+    stand.store.gate.set()
+    with pytest.raises(Fenced):
+        stand.publishing.settle(wait=True)
+    policy = stand.run_log.latest_policy()
+    assert policy is not None
+    assert policy.step == 0
