@@ -55,3 +55,14 @@ def make_tiny_model(directory: Path, *, seed: int = 0, tie_word_embeddings: bool
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def widen_norms(model) -> None:  # model: transformers.PreTrainedModel
+    """Float64 throughout: transformers' own norm rounds to float32, which would hide small errors."""
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -47,8 +48,17 @@ def learning_rate_at(
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], *, max_norm: float) -> float:
-    """Scales the gradient down to ``max_norm`` and returns its norm before that; may be inf or nan."""
-    return float(nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False, foreach=True))
+    """Scales the gradient down to ``max_norm`` and returns its norm before that; may be inf or nan.
+
+    With sharded parameters it is the norm over all ranks, and every rank calls.
+    """
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, error_if_nonfinite=False, foreach=True)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+    return float(norm)
 
 
 def guarded_step(

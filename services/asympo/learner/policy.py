@@ -1,7 +1,7 @@
 """The policy being trained: any Hugging Face causal LM, fp32 weights, lower precision inside autocast."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class Policy:
         if not isinstance(head, torch.nn.Linear) or model.base_model is model:
             raise BadModel(f"{type(model).__name__} has no linear LM head: a causal language model is needed")
         self._head = head
+        self._row: Callable[[PackedBatch], tuple[Tensor, Tensor]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +54,17 @@ class Policy:
 
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
         """Mean NLL of every response of the row, in float32 or better, from one forward pass."""
+        if self._row is None:
+            return self.compute_nll(batch)
+        mean_nll_R, entropy_sum = self._row(batch)
+        return ResponseNll(mean_nll_R=mean_nll_R, entropy_sum=entropy_sum)
+
+    def compute_through(self, row: Callable[[PackedBatch], tuple[Tensor, Tensor]]) -> None:
+        """From now on rows go through ``row``, which makes sharded weights whole around `compute_nll`."""
+        self._row = row
+
+    def compute_nll(self, batch: PackedBatch) -> ResponseNll:
+        """`response_nll` where all weights are here."""
         hidden_TD = self._hidden_states(batch)
         device = self.device
         source_U = torch.tensor(batch.source_U, device=device)

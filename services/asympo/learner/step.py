@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,7 @@ from asympo.learner.probe import ProbeText, choose_probes
 if TYPE_CHECKING:
     # Only its type: whoever trains on groups at hand (benchmarks) needs no client of the log.
     from asympo.learner.segment import Segment
+    from asympo.learner.shards import Shards
 
 _NUM_PROBES = 2
 """Each is scored twice at every publish, and by every generator at every reload."""
@@ -61,6 +62,7 @@ class Stepper:
         max_grad_norm: float,
         token_budget: int,
         share_prefixes: bool,
+        shards: "Shards | None" = None,
     ) -> None:
         self._policy = policy
         self._optimizer = optimizer
@@ -70,6 +72,7 @@ class Stepper:
         self._max_grad_norm = max_grad_norm
         self._token_budget = token_budget
         self._share_prefixes = share_prefixes
+        self._shards = shards
 
     def step(self, segment: "Segment", *, step: int) -> StepResult:
         """Trains on a segment with at least one group with signal; ``step`` counts from 1."""
@@ -86,14 +89,19 @@ class Stepper:
         start = time.perf_counter()
         batches = pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
         sums = _Sums()
-        for batch in batches:
+        if self._shards is not None:
+            batches = self._shards.level(batches)
+        for index, batch in enumerate(batches):
+            if self._shards is not None:
+                self._shards.before_backward(is_last=index == len(batches) - 1)
             self._backward(batch, scope, sums)
+        if self._shards is not None:
+            sums = _Sums.joined(self._shards.gather(sums.to_document()))
         learning_rate = self._learning_rate(step)
         backward_end = time.perf_counter()
         norm, is_applied = guarded_step(
             self._optimizer, learning_rate=learning_rate, max_norm=self._max_grad_norm
         )
-        num_trained = sum(batch.num_trained_tokens for batch in batches)
         return StepResult(
             loss=sums.loss,
             grad_norm=norm,
@@ -101,12 +109,12 @@ class Stepper:
             learning_rate=learning_rate,
             nll_positive=_mean(sums.positive),
             nll_negative=_mean(sums.negative),
-            entropy=sums.entropy / num_trained,
-            num_trained_tokens=num_trained,
-            num_computed_tokens=sum(batch.num_tokens for batch in batches),
+            entropy=sums.entropy / sums.num_trained_tokens,
+            num_trained_tokens=sums.num_trained_tokens,
+            num_computed_tokens=sums.num_computed_tokens,
             seconds=(end := time.perf_counter()) - start,
             optimizer_seconds=end - backward_end,
-            probes=choose_probes(sums.probes, count=_NUM_PROBES),
+            probes=choose_probes(sums.weighted_probes(), count=_NUM_PROBES),
         )
 
     def _backward(self, batch: PackedBatch, scope: StepScope, sums: "_Sums") -> None:
@@ -114,6 +122,10 @@ class Stepper:
         advantage_R = torch.tensor(batch.advantage_R, device=nll.mean_nll_R.device, dtype=torch.float32)
         loss, _ = self._objective(nll.mean_nll_R, advantage_R, scope, self._options)
         loss.backward()
+        if not any(batch.advantage_R):
+            return  # a row that only keeps step with other ranks
+        sums.num_trained_tokens += batch.num_trained_tokens
+        sums.num_computed_tokens += batch.num_tokens
         sums.loss += float(loss.detach())
         sums.entropy += float(nll.entropy_sum)
         means = nll.mean_nll_R.detach().tolist()
@@ -122,8 +134,7 @@ class Stepper:
         ):
             (sums.positive if advantage > 0 else sums.negative).append(mean)
             # A step changes log m in proportion to A, hence m to |A| * m.
-            probe = ProbeText(token_ids=prompt + response, num_prompt_tokens=len(prompt))
-            sums.probes.append((abs(advantage) * mean, probe))
+            sums.probes.append((abs(advantage) * mean, prompt + response, len(prompt)))
 
 
 class _Sums:
@@ -132,9 +143,38 @@ class _Sums:
     def __init__(self) -> None:
         self.loss = 0.0
         self.entropy = 0.0
+        self.num_trained_tokens = 0
+        self.num_computed_tokens = 0
         self.positive: list[float] = []
         self.negative: list[float] = []
-        self.probes: list[tuple[float, ProbeText]] = []
+        self.probes: list[tuple[float, Sequence[int], int]] = []
+        """Weight, token ids, tokens of the prompt."""
+
+    def weighted_probes(self) -> list[tuple[float, ProbeText]]:
+        """Every sequence with the weight of its change."""
+        return [
+            (weight, ProbeText(token_ids=tuple(token_ids), num_prompt_tokens=num_prompt))
+            for weight, token_ids, num_prompt in self.probes
+        ]
+
+    def to_document(self) -> dict[str, Any]:
+        """For other ranks; of the probes those that can be chosen."""
+        chosen = choose_probes(self.weighted_probes(), count=_NUM_PROBES)
+        probes = [
+            item
+            for item in self.probes
+            if ProbeText(token_ids=tuple(item[1]), num_prompt_tokens=item[2]) in chosen
+        ]
+        return {**vars(self), "probes": probes}
+
+    @classmethod
+    def joined(cls, documents: Sequence[dict[str, Any]]) -> "_Sums":
+        """Of all ranks together."""
+        sums = cls()
+        for document in documents:
+            for name, value in document.items():
+                setattr(sums, name, getattr(sums, name) + value)
+        return sums
 
 
 def _mean(values: list[float]) -> float | None:

@@ -11,6 +11,8 @@ from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
 from asympo.learner.policy import Policy, load_model
 
+from tests.tiny_model import widen_norms
+
 CPU = torch.device("cpu")
 
 
@@ -43,13 +45,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> Policy:
-    """In float64 throughout: transformers' own norm rounds to float32, which would hide small errors."""
     model = load_model(tiny_model, dtype=torch.float64, device=CPU)
-    for name, module in list(model.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
+    widen_norms(model)
     return Policy(model=model, compute_dtype=torch.float64, chunk_rows=7)
 
 

@@ -1,0 +1,89 @@
+"""Run by torchrun: the same steps alone and by all ranks together, in float64, compared on every rank."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from asympo.learner.batching import TrainedGroup
+from asympo.learner.launch import Launch
+from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.policy import Policy, load_model
+from asympo.learner.ranks import Ranks
+from asympo.learner.shards import Shards
+from asympo.learner.shares import share_out
+from asympo.learner.step import Stepper, StepResult
+from torch.distributed.tensor import DTensor
+
+from tests.tiny_model import widen_norms
+from tests.unit.learner.test_policy import make_groups
+
+Steps = list[tuple[list[TrainedGroup], StepScope]]
+
+
+def make_policy(path: Path, *, with_checkpointing: bool) -> Policy:
+    model = load_model(path, dtype=torch.float64, device=torch.device("cpu"))
+    widen_norms(model)
+    if with_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    return Policy(model=model, compute_dtype=torch.float64, chunk_rows=7)
+
+
+def train(policy: Policy, steps: Steps, ranks: Ranks | None) -> list[StepResult]:
+    shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
+    stepper = Stepper(
+        policy=policy,
+        # Plain descent: the weights then differ by the clipped gradients themselves.
+        optimizer=torch.optim.SGD(policy.model.parameters(), lr=1.0),
+        objective=OBJECTIVES["asympo"],
+        options=ObjectiveOptions(),
+        learning_rate=lambda step: 0.5,
+        max_grad_norm=0.7,
+        token_budget=40,
+        share_prefixes=True,
+        shards=shards,
+    )
+    results = []
+    for step, (groups, scope) in enumerate(steps, start=1):
+        held = groups
+        if ranks is not None:
+            shares = share_out(list(enumerate(groups)), num_ranks=ranks.num_ranks, share_prefixes=True)
+            held = [share.of(groups[share.sequence]) for share in shares[ranks.rank]]
+        results.append(stepper.train(held, scope, step=step))
+    return results
+
+
+def compare(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool) -> None:
+    alone, together = (make_policy(path, with_checkpointing=with_checkpointing) for _ in range(2))
+    expected, found = train(alone, steps, None), train(together, steps, ranks)
+    names = ("loss", "grad_norm", "nll_positive", "nll_negative", "entropy", "num_trained_tokens")
+    for one, other in zip(expected, found, strict=True):
+        for name in names:
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-10), (name, one, other)
+        assert {p.token_ids for p in one.probes} == {p.token_ids for p in other.probes}
+        assert other.is_applied
+    before = dict(load_model(path, dtype=torch.float64, device=torch.device("cpu")).named_parameters())
+    for (name, one), other in zip(alone.model.named_parameters(), together.model.parameters(), strict=True):
+        assert isinstance(other.data, DTensor), name
+        torch.testing.assert_close(other.data.full_tensor(), one.data, rtol=1e-10, atol=1e-12)
+        assert not torch.equal(one, before[name]), f"{name} was not trained"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    path = Path(sys.argv[1])
+    ranks = Ranks.join(Launch.from_environment(os.environ), device_type="cpu")
+    groups = make_groups(7)
+    # The last one has a single response to train: one rank has nothing to do.
+    lonely = [TrainedGroup(prompt_ids=groups[0].prompt_ids, responses=groups[0].responses[:1])]
+    scope = StepScope(num_responses=50, num_groups=9, num_groups_without_signal=2)
+    steps = [(groups[:4], scope), (groups[4:], scope), (lonely, scope)]
+    for with_checkpointing in (False, True):
+        compare(path, ranks, steps, with_checkpointing=with_checkpointing)
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main()
