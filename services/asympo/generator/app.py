@@ -24,6 +24,7 @@ from asympo.generator.engine_choice import build_engine
 from asympo.generator.gate import VerdictGate
 from asympo.generator.group import GroupMaker
 from asympo.generator.inflight import GroupsInFlight
+from asympo.generator.journal import AppendJournal
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.model_files import local_model
 from asympo.generator.presence import Presence
@@ -155,6 +156,7 @@ class GeneratorProcess:
 
     async def _join_and_serve(self, run_log: RunLog, closing: AsyncExitStack) -> None:
         settings = self._settings
+        journal = self._open_journal(closing)
         config = await joining.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         task_config = joining.task_config_of(config, task_path=settings.task_path)
         task = await self._calls.run(joining.load_same_task, config, task_config)
@@ -180,9 +182,17 @@ class GeneratorProcess:
             run_log=run_log,
             store=store,
             watcher=watcher,
+            journal=journal,
         )
         self.generator.attach(parts)
         await self._serve(parts, policy)
+
+    def _open_journal(self, closing: AsyncExitStack) -> AppendJournal | None:
+        if self._settings.append_journal is None:
+            return None
+        journal = AppendJournal(self._settings.append_journal)
+        closing.callback(journal.close)
+        return journal
 
     async def _start_engine(
         self, engine: Engine, config: RunConfig, store: PolicyStore, watcher: PolicyWatcher
@@ -248,6 +258,7 @@ class GeneratorProcess:
         run_log: RunLog,
         store: PolicyStore,
         watcher: PolicyWatcher,
+        journal: AppendJournal | None,
     ) -> Parts:
         settings, sampling = self._settings, joining.sampling_of(config)
         gate, groups = VerdictGate(), GroupsInFlight(metrics=self._metrics)
@@ -278,6 +289,7 @@ class GeneratorProcess:
             metrics=self._metrics,
             holder=self._holder,
             cache_salt=lambda: reloader.cache_salt,
+            journal=journal,
         )
         worker = Worker(
             config=config,

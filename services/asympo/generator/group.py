@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from asympo.common.codec import encode_group
 from asympo.common.errors import EngineBroken, InvalidRecord, PromptRefused
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
-from asympo.common.rollout_log import Lease, RunConfig, RunLog
+from asympo.common.rollout_log import AppendResult, Lease, RunConfig, RunLog
 from asympo.engines.base import Engine, Sample, SamplingSettings
 from asympo.generator.calls import Calls
 from asympo.generator.gate import VerdictGate
 from asympo.generator.inflight import GroupInFlight, GroupStopped, StopReason
+from asympo.generator.journal import AppendJournal
 from asympo.generator.metrics import GeneratorMetrics, GroupOutcome
 from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import Task
@@ -52,6 +53,7 @@ class GroupMaker:
         metrics: GeneratorMetrics,
         holder: str,
         cache_salt: Callable[[], str],
+        journal: AppendJournal | None = None,
     ) -> None:
         self._config = config
         self._task = task
@@ -63,6 +65,7 @@ class GroupMaker:
         self._metrics = metrics
         self._holder = holder
         self._cache_salt = cache_salt
+        self._journal = journal
         self._sampling = sampling
 
     async def answer(self, group: GroupInFlight) -> GroupOutcome:
@@ -194,4 +197,14 @@ class GroupMaker:
         outcome: GroupOutcome = result.outcome.value
         if outcome not in ("appended", "duplicate"):
             log.warning("Group %s was not taken: %s", group.lease.group_id, outcome)
+        elif self._journal is not None:
+            await self._note(self._journal, group.lease, payload, result)
         return outcome
+
+    async def _note(self, journal: AppendJournal, lease: Lease, payload: bytes, result: AppendResult) -> None:
+        try:
+            await self._calls.run(journal.record, lease, payload, result, producer=self._holder)
+        except OSError as error:
+            # The group is in the log and must count as answered, whatever its record's storage does.
+            log.error("The append of group %s is not in the journal yet: %s", lease.group_id, error)
+            self._metrics.count_unexpected_error()

@@ -1,6 +1,7 @@
 """Settings of one generator. What is sampled, and from which model and task, comes from the run itself."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -111,6 +112,10 @@ class GeneratorSettings(ServiceSettings):
     presence_seconds: float = Field(default=2.0, gt=0.0, description="time between reports of its own state")
     drain_seconds: float = Field(default=25.0, ge=0.0, description="time for groups in flight at a stop")
     exit_when_run_ends: bool = Field(default=False, description="end with the run; else serve on, idle")
+
+    append_journal: Path | None = Field(
+        default=None, description="JSONL file for every append that the broker acknowledged; off when none"
+    )
 
     @field_validator("grpc_host")
     @classmethod

@@ -24,6 +24,7 @@ from asympo.learner.rpc import RpcServer
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.surroundings import Surroundings
 from asympo.learner.trackers import Trackers
+from asympo.learner.trained_log import TrainedLog
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class LearnerProcess:
         closing.callback(trackers.close)
         return trackers
 
-    def _trained_log(self, closing: ExitStack) -> JsonlWriter:
+    def _trained_log(self, closing: ExitStack) -> TrainedLog:
         writer = JsonlWriter(self._settings.run_directory / "trained.jsonl")
         closing.callback(writer.close)
-        return writer
+        return TrainedLog(writer, on_failure=lambda: self._metrics.tracker_failed("jsonl"))

@@ -7,7 +7,6 @@ import torch
 
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock
-from asympo.common.jsonl import JsonlWriter
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.compute import Compute, choose_compute, set_up_torch
@@ -25,6 +24,7 @@ from asympo.learner.settings import LearnerSettings
 from asympo.learner.state import StateStore, TrainingState
 from asympo.learner.step import Stepper
 from asympo.learner.trackers import Trackers
+from asympo.learner.trained_log import TrainedLog
 from asympo.learner.trainer import Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def assemble(
     found: tuple[str, TrainingState] | None,
     metrics: LearnerMetrics,
     trackers: Trackers,
-    trained_log: JsonlWriter,
+    trained_log: TrainedLog,
     stop: StopSignal,
     clock: Clock,
 ) -> Trainer:

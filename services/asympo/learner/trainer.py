@@ -3,11 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from asympo.common.clock import Clock
 from asympo.common.errors import Fenced, PublishFailed
-from asympo.common.jsonl import JsonlWriter
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, RunState
 from asympo.learner.core import Learner, LearnerState
@@ -21,6 +19,7 @@ from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step import Stepper, StepResult
 from asympo.learner.trackers import Trackers
+from asympo.learner.trained_log import TrainedLog
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class TrainerParts:
     saver: Saver
     metrics: LearnerMetrics
     trackers: Trackers
-    trained_log: JsonlWriter
+    trained_log: TrainedLog
     decode: Callable[[Sequence[int]], str]
     stop: StopSignal
     clock: Clock
@@ -57,7 +56,6 @@ class Trainer:
         self._save_at: float | None = None
         self._probes: tuple[ProbeText, ...] = ()
         self._uncommitted: list[str] = []
-        self._unlogged: list[str] = []
         self._segments_since_commit = 0
         self._empty_in_a_row = 0
         self._held: Segment | None = None
@@ -152,7 +150,7 @@ class Trainer:
         staleness = [parts.publishing.staleness_of(group.appended_at_seconds) for group in segment.groups]
         result = parts.stepper.step(segment, step=self._step + 1)
         self._step += 1
-        self._mark_consumed(segment)
+        self._mark_consumed(segment, step=self._step)
         parts.learner.step, parts.learner.fence = self._step, parts.session.fence.number
         self._probes = result.probes
         self._empty_in_a_row = 0
@@ -173,7 +171,7 @@ class Trainer:
     def _pass_over(self, segment: Segment) -> None:
         """A segment without signal moves the cursor and nothing else."""
         parts = self._parts
-        self._mark_consumed(segment)
+        self._mark_consumed(segment, step=None)
         parts.session.free(segment.group_ids)
         self._empty_in_a_row += 1
         parts.metrics.segment_empty(in_a_row=self._empty_in_a_row)
@@ -188,13 +186,18 @@ class Trainer:
         if self._segments_since_commit >= parts.settings.save_every:
             self._save()
 
-    def _mark_consumed(self, segment: Segment) -> None:
+    def _mark_consumed(self, segment: Segment, *, step: int | None) -> None:
         parts = self._parts
+        parts.trained_log.add(
+            segment,
+            after_sequence=parts.session.consumed_sequence,
+            step=step,
+            fence=parts.session.fence.number,
+        )
         for group_id in segment.group_ids:
             parts.session.trained.add(group_id)
         parts.session.consumed_sequence = parts.learner.sequence = segment.last_sequence
         self._uncommitted.extend(segment.group_ids)
-        self._unlogged.extend(segment.group_ids)
         self._segments_since_commit += 1
 
     def _record(self, segment: Segment, result: StepResult, staleness: list[int], begun: float) -> None:
@@ -221,7 +224,6 @@ class Trainer:
         self._wait_seconds = self._save_seconds = 0.0
         parts.learner.add_row(row)
         parts.trackers.log(self._step, row)
-        self._log_trained()
         parts.metrics.step_done(row, computed_tokens=result.num_computed_tokens, is_applied=result.is_applied)
         if parts.settings.show_samples:
             parts.learner.add_samples(sample_groups(segment, step=self._step, decode=parts.decode))
@@ -230,21 +232,6 @@ class Trainer:
             *(self._step, row["reward_mean"], _short(row["nll_positive"]), _short(row["nll_negative"])),
             *(row["groups"], row["tokens_per_second"]),
         )
-
-    def _log_trained(self) -> None:
-        row: dict[str, Any] = {
-            "step": self._step,
-            "fence": self._parts.session.fence.number,
-            "group_ids": self._unlogged,
-        }
-        try:
-            self._parts.trained_log.append(row)
-        except OSError as error:
-            # Ids stay for the next row: which groups were trained is known from the training state anyway.
-            log.warning("The ids of step %d are not written to %s: %s", self._step, "trained.jsonl", error)
-            self._parts.metrics.tracker_failed("jsonl")
-        else:
-            self._unlogged = []
 
     def _generation_staleness(self, stats: LogStats) -> float | None:
         """Mean over the groups appended since the step before."""
@@ -278,6 +265,7 @@ class Trainer:
             self._save_at = parts.publishing.retry_at
             return None
         begun = parts.clock.monotonic_seconds()
+        parts.trained_log.flush()
         try:
             name = parts.saver.save(step=self._step, wall_seconds=self.wall_seconds)
         except PublishFailed as error:

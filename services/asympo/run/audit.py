@@ -1,8 +1,8 @@
 """Was any group trained twice? Counted from what the learner wrote down, not assumed.
 
-The learner appends a line to `trained.jsonl` for each step: its number, its fence, the ids of its groups.
-A step that was not committed when the learner died is done again after the restart, from the state before it:
-the later line of the same step, and all lines after it, replace the earlier ones.
+The learner appends a line to `trained.jsonl` for each segment of the log it consumed (its TrainedLog says what
+is in it). What was not committed when the learner died is consumed again after the restart, from the state
+before it: a line replaces all earlier ones that reach its first entry or beyond.
 """
 
 import json
@@ -19,6 +19,16 @@ def effective_steps(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str,
         step = int(row["step"])
         history = {earlier: kept for earlier, kept in history.items() if earlier < step}
         history[step] = row
+    return history
+
+
+def effective_segments(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of `trained.jsonl` that made the final weights, in order of the log."""
+    history: list[Mapping[str, Any]] = []
+    for row in rows:
+        while history and history[-1]["last_sequence"] >= row["first_sequence"]:
+            history.pop()
+        history.append(row)
     return history
 
 
@@ -42,6 +52,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def count_trained_twice(path: Path) -> tuple[int, int]:
     """Groups that occur more than once in the effective history, and groups in it altogether."""
     counts: Counter[str] = Counter()
-    for row in effective_steps(read_rows(path)).values():
+    for row in effective_segments(read_rows(path)):
         counts.update(row["group_ids"])
     return sum(count - 1 for count in counts.values()), len(counts)

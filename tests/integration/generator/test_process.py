@@ -1,5 +1,6 @@
 """Real generator processes with the simulated engine: killed, stopped, started wrongly."""
 
+import hashlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from asympo.common.jsonl import read_jsonl
 
 from tests.integration.generator.harness import LearnerSide
 from tests.integration.generator.processes import COMMAND, Processes, until
@@ -34,19 +36,28 @@ def processes(learner: LearnerSide, tmp_path: Path) -> Iterator[Processes]:
 
 
 def test_killed_generator_loses_its_leases_and_another_one_answers(
-    learner: LearnerSide, processes: Processes
+    learner: LearnerSide, processes: Processes, tmp_path: Path
 ) -> None:
     # Every prompt of the capacity is leased by one that will never answer.
     doomed = processes.start("doomed", max_groups_in_flight=6, simulated=ENDLESS)
     until(lambda: learner.run_log.stats().leases == 6)
     doomed.send_signal(signal.SIGKILL)
     assert doomed.wait() == -signal.SIGKILL
-    processes.start("heir")
+    journal = tmp_path / "appends.jsonl"
+    processes.start("heir", append_journal=journal)
     until(lambda: len(learner.groups()) == 6)
     stats = learner.run_log.stats()
     assert stats.lease_expiries == 6
     assert len({group.group_id for group in learner.groups()}) == 6
     assert stats.prompt_failures == 0
+    until(lambda: len(list(read_jsonl(journal))) == 6)
+    in_log = {
+        (entry.sequence, entry.group_id, hashlib.sha256(entry.payload).hexdigest())
+        for entry in learner.run_log.iter_entries()
+    }
+    rows = list(read_jsonl(journal))
+    assert {(row["sequence"], row["group_id"], row["payload_sha256"]) for row in rows} == in_log
+    assert {(row["outcome"], row["producer"]) for row in rows} == {("appended", "heir")}
 
 
 def test_stopped_generator_finishes_what_it_holds_and_exits_0(

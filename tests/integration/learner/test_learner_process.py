@@ -198,10 +198,14 @@ def test_learner_serves_status_history_samples_and_control(
     assert policy is not None
     assert commit.step == policy.step == learner.rows[-1]["step"]
     assert run_log.stats().state is RunState.RUNNING
-    trained = [
-        group for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for group in row["group_ids"]
-    ]
+    segments = list(read_jsonl(tmp_path / run_name / "trained.jsonl"))
+    trained = [group for row in segments for group in row["group_ids"]]
     assert len(trained) == len(set(trained)) == commit.sequence
+    assert [row["first_sequence"] for row in segments] == [
+        1,
+        *(row["last_sequence"] + 1 for row in segments[:-1]),
+    ]
+    assert segments[-1]["last_sequence"] == commit.sequence
 
 
 def test_learner_refuses_a_run_that_another_one_holds(

@@ -18,21 +18,32 @@ from asympo.run.view import Snapshot, duration, last_reload, panel, sparkline, s
 from rich.console import Console
 
 
-def write_steps(path: Path, *steps: tuple[int, list[str]]) -> Path:
-    path.write_text("".join(json.dumps({"step": step, "group_ids": ids}) + "\n" for step, ids in steps))
+def write_segments(path: Path, *segments: tuple[int, int, list[str]]) -> Path:
+    rows = [
+        {"step": None, "first_sequence": first, "last_sequence": last, "group_ids": ids}
+        for first, last, ids in segments
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_group_in_two_steps_is_counted_as_trained_twice(tmp_path: Path) -> None:
-    path = write_steps(tmp_path / "t", (1, ["a", "b"]), (2, ["c", "a"]))
+def test_group_in_two_segments_is_counted_as_trained_twice(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "t", (1, 2, ["a", "b"]), (3, 4, ["c", "a"]))
     assert count_trained_twice(path) == (1, 3)
 
 
-def test_steps_done_again_after_a_kill_are_not_counted_twice(tmp_path: Path) -> None:
-    path = write_steps(tmp_path / "t", (1, ["a"]), (2, ["b"]), (3, ["c"]), (2, ["b"]), (3, ["c"]))
+def test_segments_consumed_again_after_a_kill_are_not_counted_twice(tmp_path: Path) -> None:
+    path = write_segments(
+        tmp_path / "t", (1, 1, ["a"]), (2, 2, ["b"]), (3, 3, ["c"]), (2, 2, ["b"]), (3, 3, ["c"])
+    )
     with path.open("a") as file:
-        file.write('{"step": 4, "group_i')
+        file.write('{"first_sequence": 4, "group_i')
     assert count_trained_twice(path) == (0, 3)
+
+
+def test_segment_that_covers_lost_numbers_voids_what_had_them(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "t", (1, 2, ["a", "b"]), (3, 4, ["c", "d"]), (3, 7, ["e", "c"]))
+    assert count_trained_twice(path) == (0, 4)
 
 
 def test_going_back_voids_all_later_steps() -> None:
