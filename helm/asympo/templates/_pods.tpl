@@ -170,9 +170,9 @@ volumes:
 {{- define "asympo.probes" -}}
 startupProbe:
   httpGet: {path: /livez, port: http}
-  periodSeconds: 2
+  periodSeconds: 10
   timeoutSeconds: 5
-  failureThreshold: {{ div (add (int .startupSeconds) 1) 2 }}
+  failureThreshold: {{ div (add (int .startupSeconds) 9) 10 }}
 livenessProbe:
   httpGet: {path: /livez, port: http}
   periodSeconds: 20

@@ -144,6 +144,7 @@ class LearnerProcess:
         from asympo.learner.session import LogSession
         from asympo.learner.state import StateStore
 
+        log.info("Libraries are loaded")
         settings = self._settings
         states = StateStore(settings.checkpoint_root, settings.run)
         policies = PolicyStore(settings.checkpoint_root, settings.run)
@@ -194,6 +195,7 @@ class LearnerProcess:
             stop=self._stop,
             clock=self._clock,
         )
+        log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)
         log.info("Training run %s from step %d, fence %d", settings.run, self._learner.step, fence.number)

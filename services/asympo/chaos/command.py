@@ -1,0 +1,159 @@
+"""`asympo chaos`: break everything, count what was lost.
+
+Runs a real broker, two generators with the simulated engine and a learner of a tiny model, breaks them by a
+seeded schedule, and has an auditor count from three independent records.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from asympo.chaos.schedule import NEEDS_SHIM, Kind
+from asympo.common.errors import BadSetting
+
+_MARK = "chaos.json"
+_DEFAULT_DIRECTORY = Path("runs/chaos")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when nothing was lost, nothing doubled and all was seen; 1 otherwise."""
+    arguments = _parser().parse_args(list(argv))
+    if arguments.kills < 1:
+        raise BadSetting(f"--kills is {arguments.kills}: give at least 1")
+    kinds = _kinds(only=arguments.only, without=arguments.without)
+    directory = _fresh(arguments.directory.resolve())
+    from asympo.chaos.shim import build_shim
+    from asympo.run.broker import check_broker_binary, find_broker_binary
+
+    shim = build_shim(directory)
+    if shim is None and NEEDS_SHIM & set(kinds):
+        names = ",".join(sorted(kind.value for kind in NEEDS_SHIM & set(kinds)))
+        raise BadSetting(f"{names} need a C compiler (cc): install one, or give --without {names}")
+    binary = check_broker_binary(arguments.broker) if arguments.broker else find_broker_binary()
+    report = asyncio.run(_run(arguments, kinds, directory, shim, binary.path))
+    (directory / _MARK).write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        _print_table(report)
+    for problem in report["problems"]:
+        sys.stderr.write(f"asympo chaos: {problem}\n")
+    if report["problems"]:
+        sys.stderr.write(
+            f"asympo chaos: the evidence is in {directory} (faults.jsonl, logs/, checkpoints/)\n"
+        )
+    return 1 if report["problems"] else 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="asympo chaos", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="faults to put; 200 is a full run")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which, when and where")
+    names = ", ".join(kind.value for kind in Kind)
+    parser.add_argument("--only", metavar="KINDS", help=f"comma-separated, of: {names}")
+    parser.add_argument("--without", metavar="KINDS", help="leave these out")
+    parser.add_argument("--broker", metavar="PATH", help="redis-server or valkey-server to use")
+    parser.add_argument(
+        "--directory", type=Path, default=_DEFAULT_DIRECTORY, metavar="DIR", help="keeps all evidence"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser
+
+
+def _kinds(*, only: str | None, without: str | None) -> list[Kind]:
+    kinds = _named(only) if only else list(Kind)
+    left_out = set(_named(without)) if without else set()
+    kinds = [kind for kind in kinds if kind not in left_out]
+    if not kinds:
+        raise BadSetting("no kind of fault is left")
+    return kinds
+
+
+def _named(text: str) -> list[Kind]:
+    found = []
+    for name in text.split(","):
+        try:
+            found.append(Kind(name.strip()))
+        except ValueError:
+            known = ", ".join(kind.value for kind in Kind)
+            raise BadSetting(f"there is no kind of fault {name.strip()!r}: choose from {known}") from None
+    return found
+
+
+def _fresh(directory: Path) -> Path:
+    """An empty directory; what an earlier run left is deleted, what anybody else left is not."""
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / _MARK).is_file():
+            raise BadSetting(f"{directory} is not empty and not of an earlier run: give another --directory")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MARK).write_text("{}\n")
+    return directory
+
+
+async def _run(
+    arguments: argparse.Namespace, kinds: Sequence[Kind], directory: Path, shim: Path | None, binary: str
+) -> dict[str, Any]:
+    from asympo.chaos.runner import ChaosRun
+    from asympo.chaos.system import System
+
+    system = System(
+        directory=directory,
+        seed=arguments.seed,
+        num_faults=arguments.kills,
+        broker_binary=binary,
+        shim=shim,
+    )
+    run = ChaosRun(
+        system=system,
+        kinds=kinds,
+        num_faults=arguments.kills,
+        seed=arguments.seed,
+        say=_sayer(arguments.json),
+    )
+    task = asyncio.ensure_future(run.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return (await task).to_dict()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _sayer(is_json: bool) -> Any:
+    if is_json:
+        return lambda text: sys.stderr.write(text + "\n")
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return lambda text: console.print(text, markup=False, soft_wrap=True)
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="asympo chaos", show_header=False)
+    for name, value in report.items():
+        if name == "problems":
+            continue
+        if isinstance(value, dict):
+            value = "\n".join(f"{key} {count}" for key, count in value.items())
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+    with contextlib.suppress(OSError):
+        os.fsync(sys.stdout.fileno())

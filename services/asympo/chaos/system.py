@@ -1,0 +1,240 @@
+"""The system under test: a real broker, two generators, a learner, each behind a door of its own."""
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from asympo.chaos.broker import ChaosBroker
+from asympo.chaos.model import write_tiny_model
+from asympo.chaos.pace import Pace, num_prompts_for
+from asympo.chaos.processes import Supervised
+from asympo.chaos.proxy import Link
+from asympo.chaos.shim import Control
+from asympo.run.ports import free_port
+
+RUN = "chaos"
+LEASE_SECONDS = 1.0
+CLIENT_TIMEOUT_SECONDS = 3.0
+"""After this long a client takes an answer for lost."""
+NUM_GENERATORS, NUM_EPOCHS = 2, 2
+START_SECONDS = 120.0
+TRAINING, STEP = "Training run", "Step "
+"""Beginnings of the learner's lines: it is about to read; it has consumed a step."""
+_CADENCES = ((2, 4), (1, 2), (2, 2))
+"""publish_every and save_every, by seed."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Client:
+    """One process with its door and, where there is a compiler, the library loaded into it."""
+
+    process: Supervised
+    link: Link
+    control: Control | None
+
+    @property
+    def name(self) -> str:
+        return self.process.name
+
+    @property
+    def is_serving(self) -> bool:
+        """A generator that was given a lease in this life."""
+        return self.process.is_alive and self.link.granted_at > self.process.life.started_at
+
+
+class System:
+    """Starts everything, knows where everything is, ends everything."""
+
+    def __init__(
+        self, *, directory: Path, seed: int, num_faults: int, broker_binary: str, shim: Path | None
+    ) -> None:
+        self.directory, self.seed = directory, seed
+        self.checkpoints = directory / "checkpoints"
+        self.logs = directory / "logs"
+        self._shim = shim
+        self.pace = Pace(num_faults=num_faults)
+        self.num_prompts = num_prompts_for(num_faults) // NUM_EPOCHS
+        for path in (self.logs, directory / "control", directory / "journals"):
+            path.mkdir(parents=True)
+        self.broker_control = self._control("broker")
+        self.broker = ChaosBroker(
+            binary=broker_binary,
+            directory=directory / "broker",
+            port=free_port(),
+            run=RUN,
+            log_directory=self.logs,
+            environment={**client_environment(), **_preload(self.broker_control)},
+        )
+        self.generators: list[Client] = []
+        self.learner: Client
+        """The one that owns the run, or should."""
+        self.spare: Client
+        """Takes over when the learner is stopped; then they change places."""
+
+    @property
+    def clients(self) -> list[Client]:
+        return [*self.generators, self.learner, self.spare]
+
+    @property
+    def run_directory(self) -> Path:
+        return self.checkpoints / RUN
+
+    def journal(self, generator: str) -> Path:
+        """A generator's own list of acknowledged appends."""
+        return self.directory / "journals" / f"{generator}.jsonl"
+
+    async def start(self) -> None:
+        """Everything, until groups are trained on. Raises TimeoutError, AsympoError."""
+        write_tiny_model(self.directory / "model", seed=self.seed)
+        _write_prompts(self.directory / "prompts.jsonl", num_prompts=self.num_prompts, seed=self.seed)
+        await self.broker.start()
+        for number in range(NUM_GENERATORS):
+            self.generators.append(await self._client(f"generator-{number}"))
+        self.learner, self.spare = await self._client("learner-a"), await self._client("learner-b")
+        for client in (*self.generators, self.learner):
+            await client.process.start()
+        await self.learner.process.said(STEP, timeout_seconds=START_SECONDS)
+
+    async def generator_serving(self, preferred: int) -> Client:
+        """The preferred generator when it serves, else one that does. Raises TimeoutError."""
+        order = [self.generators[(preferred + turn) % NUM_GENERATORS] for turn in range(NUM_GENERATORS)]
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                for client in order:
+                    if client.is_serving:
+                        return client
+                await asyncio.sleep(0.05)
+
+    async def learner_training(self) -> Client:
+        """The learner, once it reads the log. Raises TimeoutError."""
+        process = self.learner.process
+        await process.until(
+            lambda: process.is_alive and process.life.when(TRAINING) is not None,
+            timeout_seconds=START_SECONDS,
+        )
+        return self.learner
+
+    def end(self) -> None:
+        """Kills everything that is left, stopped processes included; never raises."""
+        for process in (*(client.process for client in self._all()), self.broker.process):
+            process.kill_now()
+
+    async def closed(self) -> None:
+        """After `end`: waits until all is gone."""
+        for client in self._all():
+            await client.process.closed()
+            await client.link.close()
+        await self.broker.process.closed()
+
+    def _all(self) -> list[Client]:
+        return [
+            *self.generators,
+            *(getattr(self, name) for name in ("learner", "spare") if hasattr(self, name)),
+        ]
+
+    async def _client(self, name: str) -> Client:
+        is_generator = name.startswith("generator")
+        link = Link(name=name, broker_port=self.broker.port, pace=self.pace if is_generator else None)
+        await link.open()
+        control = self._control(name)
+        flags = self._generator_flags(name) if is_generator else self._learner_flags(name)
+        command = [sys.executable, "-m", "asympo.cli", name.partition("-")[0], "--run", RUN]
+        command += ["--redis-url", f"{link.url}?socket_timeout={CLIENT_TIMEOUT_SECONDS:g}"]
+        command += ["--checkpoint-root", str(self.checkpoints), "--log-format", "json", "--holder", name]
+        command += ["--http-port", "0", "--grpc-port", "0", *flags]
+        process = Supervised(
+            name=name,
+            command=command,
+            log_directory=self.logs,
+            environment={**client_environment(), **_preload(control)},
+        )
+        return Client(process=process, link=link, control=control)
+
+    def _control(self, name: str) -> Control | None:
+        if self._shim is None:
+            return None
+        return Control(library=self._shim, path=self.directory / "control" / name)
+
+    def _learner_flags(self, name: str) -> list[str]:
+        publish_every, save_every = _CADENCES[self.seed % len(_CADENCES)]
+        values = {
+            "model": self.directory / "model",
+            "task.name": "jsonl",
+            "task.path": self.directory / "prompts.jsonl",
+            "task.prompt-as": "text",
+            "task.scoring": "regex",
+            "task.pattern": r"(\d+)\D*$",
+            "task.held-out-fraction": 0,
+            "sampling.max-tokens": 24,
+            "num-epochs": NUM_EPOCHS,
+            "group-size": 4,
+            "groups-per-step": 2,
+            "publish-every": publish_every,
+            "save-every": save_every,
+            "max-staleness": 1,
+            "lease-seconds": LEASE_SECONDS,
+            "max-lease-seconds": 20,
+            "heartbeat-seconds": 2,
+            "learning-rate": 1e-3,
+            "compute-dtype": "float32",
+            "num-threads": 1,
+            "publish-retry-seconds": 0.5,
+            "keep-states": 3,
+            "seed": self.seed,
+        }
+        # What it consumed is kept for the auditor and the replay.
+        # An orchestrator that starts it again knows that the one before is dead.
+        return [*_flags(values), "--take-over"]
+
+    def _generator_flags(self, name: str) -> list[str]:
+        values = {
+            "append-journal": self.journal(name),
+            "engine": "simulated",
+            "simulated.first-accuracy": 0.5,
+            "simulated.accuracy-per-step": 0,
+            "simulated.seconds-per-token": 0.01,
+            "max-groups-in-flight": 4,
+            "slot-wait-seconds": 1,
+            "policy-poll-seconds": 2,
+            "presence-seconds": 2,
+        }
+        return [*_flags(values), "--exit-when-run-ends"]
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def _preload(control: Control | None) -> dict[str, str]:
+    return {} if control is None else control.environment
+
+
+def client_environment() -> dict[str, str]:
+    """What every client gets: the code that this very process runs, one thread, no network."""
+    root = str(Path(__file__).parents[2])
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *others])),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _write_prompts(path: Path, *, num_prompts: int, seed: int) -> None:
+    rng = random.Random(f"prompts/{seed}")
+    with path.open("w") as file:
+        for number in range(num_prompts):
+            first, second = rng.randint(1, 20), rng.randint(1, 20)
+            row = {"prompt": f"{number}: what is {first} + {second}?", "answer": str(first + second)}
+            file.write(json.dumps(row) + "\n")
