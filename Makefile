@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate autoscaling dashboards \
+.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate pods autoscaling dashboards \
 	images images-lock clean
 
 help:  ## Show this help
@@ -49,6 +49,9 @@ chart: setup chart-tools  ## Check the Helm chart: renderings, schemas, policies
 
 chart-generate: setup chart-tools  ## Write the chart's values, schema, README and examples anew
 	@$(PY) deploy/chart/generate.py
+
+pods: setup chart-tools  ## Run the pods that the laptop's values render, without a container engine
+	@$(PY) -m deploy.pods $(ARGS)
 
 autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
 	@$(PY) -m benchmarks.autoscaling --seeds 2 --plot docs/images/autoscaling.png

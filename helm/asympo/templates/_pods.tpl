@@ -170,9 +170,9 @@ volumes:
 {{- define "asympo.probes" -}}
 startupProbe:
   httpGet: {path: /livez, port: http}
-  periodSeconds: 10
+  periodSeconds: 2
   timeoutSeconds: 5
-  failureThreshold: {{ div (add (int .startupSeconds) 9) 10 }}
+  failureThreshold: {{ div (add (int .startupSeconds) 1) 2 }}
 livenessProbe:
   httpGet: {path: /livez, port: http}
   periodSeconds: 20

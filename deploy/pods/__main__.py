@@ -1,0 +1,108 @@
+"""python -m deploy.pods [--values FILE ...] [--keep DIRECTORY]: see the package."""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from deploy.chart import rendering
+from deploy.pods import hub
+from deploy.pods.images import ROOT, missing_programs
+from deploy.pods.manifests import ChartFault, Manifests
+from deploy.pods.node import Node
+from deploy.pods.scenario import Report, Scenario
+from deploy.pods.tiny_model import write_tiny_model
+from deploy.pods.unchecked import unchecked
+
+CHART = ROOT / "helm/asympo"
+LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
+OVERLAY = Path(__file__).with_name("simulated-values.yaml")
+
+
+def render(values: list[Path], *, num_generators: int) -> Manifests:
+    """The chart's objects for so many generators."""
+    result = rendering.template(CHART, values=values, sets=[f"generator.replicas={num_generators}"])
+    if result.returncode != 0:
+        raise ChartFault(result.stderr.strip())
+    return Manifests(objects=tuple(rendering.objects(result.stdout)))
+
+
+def overlay(path: Path, *, hub_url: str) -> Path:
+    """The values on top of all others, with the hub that the learner's pod fetches its model from."""
+    values = yaml.safe_load(OVERLAY.read_text())
+    values["learner"]["extraEnv"].append({"name": "HF_ENDPOINT", "value": hub_url})
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@contextlib.contextmanager
+def model_hub(values: list[Path], directory: Path) -> Iterator[str]:
+    """A hub that has the model which the values ask for, in a tiny version."""
+    wanted = yaml.safe_load(values[-1].read_text())["model"]["download"]
+    write_tiny_model(directory)
+    with hub.serve(directory, repository=wanted["repository"], revision=wanted["revision"]) as url:
+        yield url
+
+
+async def run(values: list[Path], directory: Path, *, min_steps: int, limit_seconds: float) -> int:
+    """Number of claims that failed."""
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        sys.stdout.write(f"{time.monotonic() - begun:5.1f} s  {text}\n")
+        sys.stdout.flush()
+
+    report = Report(tell=tell)
+    with model_hub(values, directory / "hub") as url:
+        values = [*values, overlay(directory / "overlay.yaml", hub_url=url)]
+        first = render(values, num_generators=1)
+        # Passwords are random at every rendering: what the first one made is kept, as a cluster keeps it.
+        secrets = {each["metadata"]["name"]: each for each in first.of_kind("Secret")}
+
+        def rendered(num_generators: int) -> Manifests:
+            objects = render(values, num_generators=num_generators).objects
+            kept = (secrets.get(e["metadata"]["name"], e) if e["kind"] == "Secret" else e for e in objects)
+            return Manifests(objects=tuple(kept))
+
+        node = Node(manifests=first, directory=directory, namespace=rendering.NAMESPACE, tell=tell)
+        try:
+            await Scenario(node=node, render=rendered, report=report, limit_seconds=limit_seconds).run(
+                min_steps=min_steps
+            )
+        except ChartFault as fault:
+            report.claim("the rendered objects fit together", str(fault))
+        finally:
+            node.kill()
+    sys.stdout.write("\nNot checked here:\n" + "".join(f"  {each}\n" for each in unchecked(first)))
+    return len(report.failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deploy.pods", description=__doc__)
+    parser.add_argument("--values", type=Path, action="append", help="values files (default: the laptop's)")
+    parser.add_argument("--steps", type=int, default=5, help="steps to wait for")
+    parser.add_argument("--limit-seconds", type=float, default=60.0, help="limit of each wait")
+    parser.add_argument("--keep", type=Path, help="leave files and logs in this new directory")
+    arguments = parser.parse_args()
+    if missing := missing_programs():
+        sys.stderr.write(f"pods are not run: {', '.join(missing)} is missing\n")
+        return 2
+    with tempfile.TemporaryDirectory(prefix="asympo-pods-") as temporary:
+        directory = (arguments.keep or Path(temporary)).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        values = arguments.values or [LAPTOP]
+        num_failed = asyncio.run(
+            run(values, directory, min_steps=arguments.steps, limit_seconds=arguments.limit_seconds)
+        )
+    sys.stdout.write(f"\n{num_failed} claims failed\n" if num_failed else "\nAll claims hold.\n")
+    return 1 if num_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

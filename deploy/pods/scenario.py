@@ -1,0 +1,151 @@
+"""The claims: pods come up, learn, scale, lose one, and end, all as their manifests say."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.pods.manifests import Manifests
+from deploy.pods.node import Node, Pod
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Pass or fail of each claim, printed as it is known."""
+
+    tell: Callable[[str], None]
+    failed: list[str] = field(default_factory=list)
+
+    def claim(self, sentence: str, problem: str = "") -> bool:
+        """One claim; `problem` says why it does not hold."""
+        self.tell(f"{'fail' if problem else 'pass'}  {sentence}{': ' + problem if problem else ''}")
+        if problem:
+            self.failed.append(sentence)
+        return not problem
+
+
+class Scenario:
+    """One run of the release, from nothing to nothing."""
+
+    def __init__(
+        self, *, node: Node, render: Callable[[int], Manifests], report: Report, limit_seconds: float
+    ) -> None:
+        """`render` gives the objects for a number of generators."""
+        self._node, self._render, self._report = node, render, report
+        self._limit_seconds = limit_seconds
+        names = list(node.pods)
+        [self._learner] = [name for name in names if name.endswith("-learner")]
+        [self._broker] = [name for name in names if name.endswith("-redis")]
+        [self._generator] = [name for name in names if name.endswith("-generator")]
+
+    async def run(self, *, min_steps: int) -> None:
+        """Every claim in order; the first that fails ends it."""
+        report = self._report
+        manifests = self._render(1)
+        await self._node.apply(manifests)
+        if not report.claim("every pod starts and its probes turn green", await self._until(self._all_ready)):
+            return
+        codes = {name: code for pod in self._pods() for name, code in pod.init_codes.items()}
+        bad = {name: each for name, each in codes.items() if each != [0]}
+        report.claim(f"init containers ended well: {', '.join(codes) or 'none'}", str(bad) if bad else "")
+        await self._test_hooks(manifests)
+        await self._scale()
+        await self._kill()
+        await self._shrink()
+        problem = await self._until(lambda: self._is_at_step(min_steps))
+        report.claim(f"the learner has made {min_steps} steps on what the generators sent", problem)
+        await self._replace_learner()
+        bad = {
+            pod.identity.name: c.exit_codes for pod in self._pods() for c in pod.containers if c.exit_codes
+        }
+        killed = self._node.pods[self._generator][0].identity.name
+        unexpected = {name: each for name, each in bad.items() if name != killed}
+        report.claim("no container ended that nobody killed", str(unexpected) if unexpected else "")
+        report.claim(
+            "at the end every pod stops well within its grace period",
+            await self._node.stop(last=self._broker),
+        )
+
+    async def _test_hooks(self, manifests: Manifests) -> None:
+        for test in manifests.tests:
+            name = test["metadata"]["name"]
+            pod = self._node.pod(name, test, {})
+            code = await pod.run_test(self._limit_seconds)
+            lines = pod.containers[0].last_lines(3)
+            self._report.claim(f"helm test: {name}: {lines}", f"exit {code}" if code else "")
+
+    async def _scale(self) -> None:
+        await self._node.apply(self._render(3))
+        problem = await self._until(self._all_ready) or await self._until(lambda: self._num_reporting() == 3)
+        self._report.claim("generators scaled from 1 to 3: all are ready and report to the run", problem)
+
+    async def _kill(self) -> None:
+        container = self._node.pods[self._generator][0].containers[0]
+        before = container.num_restarts
+        container.kill()
+
+        def is_back() -> bool:
+            return container.num_restarts == before + 1 and container.is_ready
+
+        problem = await self._until(is_back)
+        self._report.claim("a generator killed with SIGKILL is started again and turns ready", problem)
+
+    async def _shrink(self) -> None:
+        problem = await self._node.apply(self._render(1)) or await self._until(
+            lambda: self._num_reporting() == 1
+        )
+        self._report.claim("generators scaled from 3 to 1: two drain within their grace period", problem)
+
+    async def _replace_learner(self) -> None:
+        before = self._status()["step"]
+        problem = await self._node.replace(self._learner) or await self._until(self._all_ready)
+        problem = problem or await self._until(lambda: self._is_at_step(before + 1))
+        self._report.claim(
+            f"the learner deleted after step {before}: the next one goes on from there", problem
+        )
+
+    # --- looking ---------------------------------------------------------------------------------------
+
+    def _pods(self) -> list[Pod]:
+        return [pod for pods in self._node.pods.values() for pod in pods]
+
+    def _all_ready(self) -> bool:
+        return all(pod.is_ready for pod in self._pods())
+
+    def _status(self) -> dict[str, Any]:
+        address = self._node.pods[self._learner][0].identity.address
+        request = urllib.request.Request(
+            f"http://{address}:8080/v1/status", headers={"Host": f"{self._learner}:8080"}
+        )
+        with urllib.request.urlopen(request, timeout=5) as reply:
+            return json.load(reply)
+
+    def _num_reporting(self) -> int:
+        return len(self._status()["generators"])
+
+    def _is_at_step(self, step: int) -> bool:
+        return bool(self._status()["step"] >= step)
+
+    async def _until(self, condition: Callable[[], bool]) -> str:
+        """Empty once it holds; who is not ready, and its last lines, when the time is over."""
+        deadline = time.monotonic() + self._limit_seconds
+        while not await asyncio.to_thread(_holds, condition):
+            if time.monotonic() > deadline:
+                late = [pod for pod in self._pods() if not pod.is_ready]
+                told = "\n".join(f"{p.identity.name}:\n{c.last_lines()}" for p in late for c in p.containers)
+                names = [pod.identity.name for pod in late]
+                return f"not within {self._limit_seconds:g} s; not ready: {names}\n{told}"
+            await asyncio.sleep(_POLL_SECONDS)
+        return ""
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except OSError:
+        return False

@@ -1,0 +1,166 @@
+"""The rendered pods run as processes; and what is wrong with a chart is found by running it."""
+
+import asyncio
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import rendering
+
+from deploy.pods.images import missing_programs
+from deploy.pods.manifests import ChartFault, Manifests
+from deploy.pods.node import Node
+from deploy.pods.unchecked import unchecked
+from tests.conftest import require
+from tests.helm.conftest import CHART, ROOT
+
+LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
+LEARNER, BROKER = "asympo-learner", "asympo-redis"
+
+
+@pytest.fixture(scope="module")
+def laptop(chart_tools: Path) -> list[dict]:
+    return rendering.objects(rendering.template(CHART, values=[LAPTOP]).stdout)
+
+
+def find(objects: list[dict], kind: str, name: str) -> dict:
+    return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
+
+
+def container(objects: list[dict], name: str = LEARNER) -> dict:
+    return find(objects, "StatefulSet", name)["spec"]["template"]["spec"]["containers"][0]
+
+
+def lay_out(objects: list[dict], directory: Path) -> dict[str, dict[str, str]]:
+    """Every pod of the rendering laid out, none started: environments by workload."""
+    manifests = Manifests(objects=tuple(objects))
+    node = Node(manifests=manifests, directory=directory, namespace="training", tell=print)
+    found = {}
+    for workload in manifests.workloads:
+        claims = {each["metadata"]["name"]: each for each in workload["spec"].get("volumeClaimTemplates", [])}
+        pod = node.pod(workload["metadata"]["name"] + "-0", workload["spec"]["template"], claims)
+        found[workload["metadata"]["name"]] = pod.containers[0].environment
+    return found
+
+
+def test_pods_learn_scale_and_end_as_their_manifests_say(tmp_path: Path) -> None:
+    require(not missing_programs(), ", ".join(missing_programs()))
+    command = [sys.executable, "-m", "deploy.pods", "--keep", str(tmp_path / "pods")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count(" pass ") == 10
+    assert "securityContext: user, capabilities, read-only root file system, seccomp" in result.stdout
+
+
+def test_settings_and_passwords_reach_the_containers(laptop: list[dict], tmp_path: Path) -> None:
+    environments = lay_out(laptop, tmp_path)
+    learner, generator = environments["asympo-learner"], environments["asympo-generator"]
+    assert learner["REDIS_USERNAME"] == "learner"
+    assert learner["REDIS_PASSWORD"] != generator["REDIS_PASSWORD"]
+    assert learner["HOME"] == f"{tmp_path}/pods/asympo-learner-0/volumes/temporary"
+    [text] = [path.read_text() for path in tmp_path.glob("pods/*/learner/*/learner.toml")]
+    assert f'checkpoint_root = "{tmp_path}/claims/asympo-checkpoints"' in text
+    assert "redis://127." in text
+    assert "0.0.0.0" not in text
+
+
+def drop(kind: str, name: str) -> Callable[[list[dict]], None]:
+    return lambda objects: objects.remove(find(objects, kind, name))
+
+
+def settings(change: Callable[[str], str]) -> Callable[[list[dict]], None]:
+    def apply(objects: list[dict]) -> None:
+        data = find(objects, "ConfigMap", "asympo-learner-settings")["data"]
+        data["learner.toml"] = change(data["learner.toml"])
+
+    return apply
+
+
+FAULTS: dict[str, tuple[Callable[[list[dict]], object], str]] = {
+    "no ConfigMap": (drop("ConfigMap", "asympo-learner-settings"), "the ConfigMap asympo-learner-settings"),
+    "no Secret": (drop("Secret", "asympo-broker-users"), "the Secret asympo-broker-users, which is not"),
+    "no claim": (drop("PersistentVolumeClaim", "asympo-checkpoints"), "PersistentVolumeClaim"),
+    "no Service": (drop("Service", BROKER), "names the host asympo-redis, and no Service is called that"),
+    "key": (
+        lambda things: find(things, "Secret", "asympo-broker-users")["data"].pop("learner-password"),
+        "wants the key learner-password",
+    ),
+    "volume": (
+        lambda things: container(things)["volumeMounts"].append({"name": "more", "mountPath": "/more"}),
+        "mounts the volume more, which the pod does not have",
+    ),
+    "path": (
+        lambda things: container(things).update(args=["learner", "--config", "/etc/elsewhere.toml"]),
+        "/etc/elsewhere.toml lies in no volume",
+    ),
+    "path in the settings": (
+        settings(lambda text: text.replace('"/checkpoints"', '"/data/checkpoints"')),
+        "value in learner.toml /data/checkpoints lies in no volume",
+    ),
+    "port of the broker": (
+        settings(lambda text: text.replace("asympo-redis:6379", "asympo-redis:6380")),
+        "asympo-redis:6380 is asked for",
+    ),
+    "port of a probe": (
+        lambda things: container(things)["livenessProbe"]["httpGet"].update(port="page"),
+        "names the port page, which the container learner does not have",
+    ),
+    "target of a Service": (
+        lambda things: find(things, "Service", BROKER)["spec"]["ports"][0].update(targetPort="valkey"),
+        "the Service asympo-redis names the port valkey",
+    ),
+    "selector of a Service": (
+        lambda things: find(things, "Service", BROKER)["spec"]["selector"].update(tier="broker"),
+        "the Service asympo-redis chooses pods of no workload",
+    ),
+    "kind of a probe": (
+        lambda things: container(things, BROKER).update(readinessProbe={"grpc": {"port": 1}}),
+        "of no kind known here",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_of_a_chart_is_found_before_anything_starts(fault, laptop: list[dict], tmp_path: Path) -> None:
+    objects = copy.deepcopy(laptop)
+    change, sentence = FAULTS[fault]
+    change(objects)
+    with pytest.raises(ChartFault) as found:
+        lay_out(objects, tmp_path)
+    assert sentence in str(found.value)
+
+
+def test_container_whose_startup_probe_fails_is_restarted_and_never_ready(
+    laptop: list[dict], tmp_path: Path
+) -> None:
+    objects = copy.deepcopy(laptop)
+    broker = container(objects, BROKER)
+    broker["startupProbe"] = {"exec": {"command": ["false"]}, "periodSeconds": 0.1, "failureThreshold": 3}
+    objects = [each for each in objects if each["metadata"]["name"].startswith((BROKER, "asympo-broker"))]
+    manifests, told = Manifests(objects=tuple(objects)), []
+
+    async def run() -> tuple[int, bool]:
+        node = Node(manifests=manifests, directory=tmp_path, namespace="training", tell=told.append)
+        try:
+            await node.apply(manifests)
+            [pod] = node.pods[BROKER]
+            while pod.containers[0].num_restarts == 0:
+                await asyncio.sleep(0.05)
+            return pod.containers[0].num_restarts, pod.is_ready
+        finally:
+            node.kill()
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == (1, False)
+    assert any("its startup probe failed" in each for each in told)
+
+
+def test_what_is_not_honoured_is_told(laptop: list[dict]) -> None:
+    objects = copy.deepcopy(laptop)
+    container(objects)["stdin"] = True
+    told = unchecked(Manifests(objects=tuple(objects)))
+    assert "stdin" in told
+    assert any(each.startswith("NetworkPolicy: 5 rendered") for each in told)
+    assert not any(each.startswith(("livenessProbe", "env", "args")) for each in told)
