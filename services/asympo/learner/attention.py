@@ -5,6 +5,7 @@ Legend: ``[1, H, T, D]`` heads, row tokens, head size; ``_Q`` queries and ``_K``
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from transformers import AttentionInterface
 from asympo.learner.batching import PackedBatch
 
 PACKED_ATTENTION = "asympo_packed"
-MAX_BLOCK_TOKENS = 256
-"""Queries of one attention call, chains excepted: larger ones waste masked work, smaller ones waste calls."""
+MAX_BLOCK_TOKENS = 128
+"""Queries of one attention call: larger ones waste masked work, smaller ones waste calls."""
 
 Range = tuple[int, int]
 
@@ -28,8 +29,8 @@ class Block:
 
     query: Range
     """Half-open range of the row; also the last keys."""
-    ancestors: tuple[Range, ...]
-    """Keys before the query range that all of it sees, ascending."""
+    keys: tuple[Range, ...]
+    """Common ancestors of the queries and the queries themselves, ascending; neighbours are one range."""
     allowed_QK: Tensor | None
     """None: the plain triangle without ancestors."""
     distance_QK: Tensor
@@ -56,16 +57,41 @@ def plan_layout(
     stack: list[tuple[Range, tuple[Range, ...]]] = [((0, batch.num_tokens), ())]
     while stack:
         (begin, end), ancestors = stack.pop()
-        chain_end = _chain_end(ends, begin, end)
-        if end - begin <= max_block or chain_end == end:
+        if end - begin <= max_block:
             planned.append(((begin, end), ancestors))
         elif ends[begin] == end:
-            # One tree: its trunk is a call of its own, then its branches under it.
-            planned.append(((begin, chain_end), ancestors))
-            stack.append(((chain_end, end), (*ancestors, (begin, chain_end))))
+            # One tree: its trunk, a piece at a time (the kernels do not skip the upper triangle), then
+            # its branches under it.
+            chain_end = _chain_end(ends, begin, end)
+            for piece in _pieces(begin, chain_end, max_block):
+                planned.append((piece, ancestors))
+                ancestors = _joined(ancestors, piece)
+            if chain_end < end:
+                stack.append(((chain_end, end), ancestors))
         else:
             stack.extend((part, ancestors) for part in reversed(_runs(ends, begin, end, max_block)))
-    return PackedLayout(blocks=tuple(_block(batch, query, ancestors, device) for query, ancestors in planned))
+    position_T = torch.tensor(batch.position_ids_T, device=device)
+    end_T = torch.tensor(ends, device=device)
+    return PackedLayout(
+        blocks=tuple(
+            _block(query, ancestors, position_T, end_T, is_chain=_chain_end(ends, *query) == query[1])
+            for query, ancestors in planned
+        )
+    )
+
+
+def _pieces(begin: int, end: int, max_block: int) -> list[Range]:
+    """The range in as few parts of like size as ``max_block`` allows."""
+    count = -(-(end - begin) // max_block)
+    cuts = [begin + (end - begin) * index // count for index in range(count + 1)]
+    return list(pairwise(cuts))
+
+
+def _joined(ranges: tuple[Range, ...], added: Range) -> tuple[Range, ...]:
+    """Ranges with one more at their end; neighbours become one."""
+    if ranges and ranges[-1][1] == added[0]:
+        return (*ranges[:-1], (ranges[-1][0], added[1]))
+    return (*ranges, added)
 
 
 def _chain_end(ends: list[int], begin: int, end: int) -> int:
@@ -90,17 +116,17 @@ def _runs(ends: list[int], begin: int, end: int, max_block: int) -> list[Range]:
     return runs
 
 
-def _block(batch: PackedBatch, query: Range, ancestors: tuple[Range, ...], device: torch.device) -> Block:
-    position_T = torch.tensor(batch.position_ids_T, device=device)
-    end_T = torch.tensor(batch.subtree_end_T, device=device)
-    query_Q = torch.arange(*query, device=device)
-    key_K = torch.cat([torch.arange(*part, device=device) for part in (*ancestors, query)])
-    is_triangle = not ancestors and _chain_end(batch.subtree_end_T, *query) == query[1]
+def _block(
+    query: Range, ancestors: tuple[Range, ...], position_T: Tensor, end_T: Tensor, *, is_chain: bool
+) -> Block:
+    keys = _joined(ancestors, query)
+    query_Q = torch.arange(*query, device=end_T.device)
+    key_K = torch.cat([torch.arange(*part, device=end_T.device) for part in keys])
     allowed_QK = (key_K[None] <= query_Q[:, None]) & (query_Q[:, None] < end_T[key_K][None])
     return Block(
         query=query,
-        ancestors=ancestors,
-        allowed_QK=None if is_triangle else allowed_QK,
+        keys=keys,
+        allowed_QK=None if is_chain and not ancestors else allowed_QK,
         distance_QK=position_T[query_Q][:, None] - position_T[key_K][None],
     )
 
@@ -228,7 +254,7 @@ def _repeat_heads(tensor: Tensor, num_heads: int) -> Tensor:
 
 
 def _gather(tensor: Tensor, block: Block) -> Tensor:
-    parts = [tensor[:, :, begin:end] for begin, end in (*block.ancestors, block.query)]
+    parts = [tensor[:, :, begin:end] for begin, end in block.keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
@@ -236,7 +262,7 @@ def _scatter_add(total: Tensor, grad: Tensor, block: Block) -> None:
     """Adds the gradient of gathered and repeated keys (or values) to that of all of them."""
     grad = grad.unflatten(1, (total.shape[1], -1)).sum(2)
     position = 0
-    for begin, end in (*block.ancestors, block.query):
+    for begin, end in block.keys:
         total[:, :, begin:end] += grad[:, :, position : position + end - begin]
         position += end - begin
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from asympo.common.errors import BadModel
 from asympo.learner.attention import PACKED_ATTENTION, plan_layout
 from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.fused import fuse, unfused
 from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Policy:
         )
         with self._exact():
             ours = self.response_nll(collate([group], share_prefixes=True)).mean_nll_R.tolist()
-            with _attention(self.model, "eager"):
+            with _attention(self.model, "eager"), unfused(self.model):
                 theirs = [_reference_nll(self.model, prompt, answer) for answer in answers]
         worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         if not worst <= SELF_CHECK_TOLERANCE:
@@ -156,7 +157,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) ->
         model.set_attn_implementation(PACKED_ATTENTION)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadModel(f"the model {path} cannot be loaded as a causal language model: {error}") from error
-    return model.to(device)  # type: ignore[arg-type]
+    model = model.to(device)  # type: ignore[arg-type]
+    fuse(model)
+    return model
 
 
 def vocab_size(config: PretrainedConfig) -> int:

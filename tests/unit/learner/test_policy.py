@@ -8,6 +8,7 @@ import pytest
 import torch
 from asympo.learner.attention import plan_layout
 from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
+from asympo.learner.fused import fuse, is_fused, unfused
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
 from asympo.learner.policy import Policy, load_model
 
@@ -70,6 +71,14 @@ def reference(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, list[t
     """One sequence at a time through the model's own forward and full logits."""
     policy.model.zero_grad()
     policy.model.set_attn_implementation("sdpa")
+    with unfused(policy.model):
+        total, loss = _reference_loss(policy, groups)
+        loss.backward()
+    policy.model.set_attn_implementation("asympo_packed")
+    return total, [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+
+
+def _reference_loss(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, torch.Tensor]:
     total, losses = 0.0, []
     count = sum(len(group.responses) for group in groups)
     for group in groups:
@@ -82,9 +91,7 @@ def reference(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, list[t
             mean = nll[torch.tensor(response.trained_token_mask or (True,) * len(nll))].mean()
             losses.append(response.advantage * mean / mean.detach() / count)
             total += float(mean.detach())
-    torch.stack(losses).sum().backward()
-    policy.model.set_attn_implementation("asympo_packed")
-    return total, [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+    return total, torch.stack(losses).sum()
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
@@ -104,7 +111,7 @@ def test_attention_blocks_cover_each_ancestor_exactly_once(max_block: int) -> No
     layout = plan_layout(batch, device=CPU, max_block=max_block)
     assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
     for block in layout.blocks:
-        keys = [k for part in (*block.ancestors, block.query) for k in range(*part)]
+        keys = [k for part in block.keys for k in range(*part)]
         for row, query in enumerate(range(*block.query)):
             ancestors = {k for k in range(query + 1) if query < batch.subtree_end_T[k]}
             if block.allowed_QK is None:

@@ -1,0 +1,100 @@
+"""Fused norms and MLPs: same values and gradients as the modules they stand for, and only where they do."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from asympo.learner.fused import fuse, is_fused, unfused
+from torch import Tensor, nn
+
+
+class Norm(nn.RMSNorm):
+    def __init__(self, size: int, *, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(size, eps=1e-6, dtype=dtype)
+        self.variance_epsilon = 1e-6
+
+
+class ShiftedNorm(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 1 / self.weight)
+
+
+class Mlp(nn.Module):
+    def __init__(
+        self,
+        *,
+        activation: Callable[[Tensor], Tensor] = nn.functional.silu,
+        bias: bool = False,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(6, 10, bias=bias, dtype=dtype)
+        self.up_proj = nn.Linear(6, 10, bias=bias, dtype=dtype)
+        self.down_proj = nn.Linear(10, 6, bias=bias, dtype=dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+def outcome(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradient of the input, gradients of the parameters."""
+    module.zero_grad()
+    x = x.detach().requires_grad_()
+    output = module(x)
+    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    (output * weight).sum().backward()
+    assert x.grad is not None
+    return [output.detach(), x.grad, *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 4, 6), (1, 3, 5, 6)])
+@pytest.mark.parametrize("make", [lambda: Norm(6), Mlp])
+def test_fused_gradients_equal_those_of_autograd(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    module = make()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 4:
+        x = x.transpose(1, 2)
+    expected = outcome(module, x)
+    fuse(module)
+    assert is_fused(module)
+    for ours, theirs in zip(outcome(module, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ShiftedNorm(6),
+        Mlp(activation=nn.functional.gelu),
+        Mlp(bias=True),
+        Norm(6, dtype=torch.bfloat16),
+        nn.LayerNorm(6),
+    ],
+    ids=["other norm", "other activation", "bias", "bfloat16", "layer norm"],
+)
+def test_module_of_another_kind_keeps_its_own_forward(module: nn.Module) -> None:
+    fuse(module)
+    assert not is_fused(module)
+
+
+def test_unfused_restores_the_modules_own_forward_for_a_while() -> None:
+    module = nn.Sequential(Norm(6), Mlp())
+    fuse(module)
+    with unfused(module):
+        assert not any(is_fused(part) for part in module)
+    assert all(is_fused(part) for part in module)
+
+
+def test_autocast_and_half_inputs_go_through_the_modules_own_forward() -> None:
+    module = Mlp(dtype=torch.float32)
+    x = torch.randn(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = module(x)
+        fuse(module)
+        output = module(x)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)
