@@ -25,9 +25,11 @@ LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
 OVERLAY = Path(__file__).with_name("simulated-values.yaml")
 
 
-def render(values: list[Path], *, num_generators: int) -> Manifests:
-    """The chart's objects for so many generators."""
-    result = rendering.template(CHART, values=values, sets=[f"generator.replicas={num_generators}"])
+def render(values: list[Path], *, num_generators: int, total_steps: int | None) -> Manifests:
+    """The chart's objects for so many generators, and for a run that ends where it is said."""
+    sets = [f"generator.replicas={num_generators}"]
+    sets += [f"learner.settings.total_steps={total_steps}"] if total_steps else []
+    result = rendering.template(CHART, values=values, sets=sets)
     if result.returncode != 0:
         raise ChartFault(result.stderr.strip())
     return Manifests(objects=tuple(rendering.objects(result.stdout)))
@@ -61,12 +63,12 @@ async def run(values: list[Path], directory: Path, *, min_steps: int, limit_seco
     report = Report(tell=tell)
     with model_hub(values, directory / "hub") as url:
         values = [*values, overlay(directory / "overlay.yaml", hub_url=url)]
-        first = render(values, num_generators=1)
+        first = render(values, num_generators=1, total_steps=None)
         # Passwords are random at every rendering: what the first one made is kept, as a cluster keeps it.
         secrets = {each["metadata"]["name"]: each for each in first.of_kind("Secret")}
 
-        def rendered(num_generators: int) -> Manifests:
-            objects = render(values, num_generators=num_generators).objects
+        def rendered(num_generators: int, total_steps: int | None) -> Manifests:
+            objects = render(values, num_generators=num_generators, total_steps=total_steps).objects
             kept = (secrets.get(e["metadata"]["name"], e) if e["kind"] == "Secret" else e for e in objects)
             return Manifests(objects=tuple(kept))
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.pods.container import Container
-from deploy.pods.images import put_programs
+from deploy.pods.images import ROOT, put_programs
 from deploy.pods.layout import Layout, PodIdentity
 from deploy.pods.manifests import ChartFault, Manifests, Object
 from deploy.pods.network import Network
 
-_PASSED_ON = ("PYTHONPATH", "LANG", "OMP_NUM_THREADS")
+_PASSED_ON = ("LANG", "OMP_NUM_THREADS")
 
 
 class Pod:
@@ -204,4 +204,5 @@ def _base_environment(address: str) -> dict[str, str]:
     The control RPCs listen on a pod's own loopback; here that is the pod's address.
     """
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    passed["PYTHONPATH"] = str(ROOT / "services")
     return passed | {f"ASYMPO_{name}_GRPC_HOST": address for name in ("LEARNER", "GENERATOR")}

@@ -33,9 +33,14 @@ class Scenario:
     """One run of the release, from nothing to nothing."""
 
     def __init__(
-        self, *, node: Node, render: Callable[[int], Manifests], report: Report, limit_seconds: float
+        self,
+        *,
+        node: Node,
+        render: Callable[[int, int | None], Manifests],
+        report: Report,
+        limit_seconds: float,
     ) -> None:
-        """`render` gives the objects for a number of generators."""
+        """`render` gives the objects for a number of generators and, from some time on, of steps."""
         self._node, self._render, self._report = node, render, report
         self._limit_seconds = limit_seconds
         names = list(node.pods)
@@ -46,7 +51,7 @@ class Scenario:
     async def run(self, *, min_steps: int) -> None:
         """Every claim in order; the first that fails ends it."""
         report = self._report
-        manifests = self._render(1)
+        manifests = self._render(1, None)
         await self._node.apply(manifests)
         if not report.claim("every pod starts and its probes turn green", await self._until(self._all_ready)):
             return
@@ -80,7 +85,7 @@ class Scenario:
             self._report.claim(f"helm test: {name}: {lines}", f"exit {code}" if code else "")
 
     async def _scale(self) -> None:
-        await self._node.apply(self._render(3))
+        await self._node.apply(self._render(3, None))
         problem = await self._until(self._all_ready) or await self._until(lambda: self._num_reporting() == 3)
         self._report.claim("generators scaled from 1 to 3: all are ready and report to the run", problem)
 
@@ -96,18 +101,24 @@ class Scenario:
         self._report.claim("a generator killed with SIGKILL is started again and turns ready", problem)
 
     async def _shrink(self) -> None:
-        problem = await self._node.apply(self._render(1)) or await self._until(
+        problem = await self._node.apply(self._render(1, None)) or await self._until(
             lambda: self._num_reporting() == 1
         )
         self._report.claim("generators scaled from 3 to 1: two drain within their grace period", problem)
 
     async def _replace_learner(self) -> None:
         before = self._status()["step"]
-        problem = await self._node.replace(self._learner) or await self._until(self._all_ready)
-        problem = problem or await self._until(lambda: self._is_at_step(before + 1))
-        self._report.claim(
-            f"the learner deleted after step {before}: the next one goes on from there", problem
+        await self._node.apply(self._render(1, before + 3))
+        problem = await self._node.replace(self._learner)
+        problem = problem or await self._until(lambda: self._status()["state"] == "finished")
+        problem = problem or await self._until(self._all_ready)
+        steps = [row["step"] for row in self._ask("/v1/history")["rows"]]
+        if not problem and steps != list(range(1, before + 4)):
+            problem = f"steps of the history: {steps}"
+        sentence = (
+            f"the learner deleted after step {before}: the next one goes on to the end, step {before + 3}"
         )
+        self._report.claim(f"{sentence}, and stays", problem)
 
     # --- looking ---------------------------------------------------------------------------------------
 
@@ -117,13 +128,17 @@ class Scenario:
     def _all_ready(self) -> bool:
         return all(pod.is_ready for pod in self._pods())
 
-    def _status(self) -> dict[str, Any]:
+    def _ask(self, path: str) -> dict[str, Any]:
+        """The page's JSON, asked for by the name that the Service gives it."""
         address = self._node.pods[self._learner][0].identity.address
-        request = urllib.request.Request(
-            f"http://{address}:8080/v1/status", headers={"Host": f"{self._learner}:8080"}
-        )
+        host = {"Host": f"{self._learner}:8080"}
+        request = urllib.request.Request(f"http://{address}:8080{path}", headers=host)
         with urllib.request.urlopen(request, timeout=5) as reply:
-            return json.load(reply)
+            answer: dict[str, Any] = json.load(reply)
+            return answer
+
+    def _status(self) -> dict[str, Any]:
+        return self._ask("/v1/status")
 
     def _num_reporting(self) -> int:
         return len(self._status()["generators"])

@@ -104,7 +104,9 @@ def learner(broker_url: str, run_name: str) -> Iterator[tuple[Learner, str]]:
         clock=clock,
         on_fenced=lambda error: None,
     )
-    api = build_api(learner=core, heart=heart, metrics_endpoint=MetricsEndpoint(registry))
+    api = build_api(
+        learner=core, why_not_alive=lambda: heart.not_alive_reason, metrics_endpoint=MetricsEndpoint(registry)
+    )
     server = HttpServer(api=api, host="127.0.0.1", port=0)
     server.start()
     yield core, f"http://127.0.0.1:{server.port}"

@@ -80,10 +80,18 @@ def test_schema_of_the_values_has_every_setting_of_the_service(service):
     assert set(settings_class(service).model_fields) <= offered
 
 
-def test_generator_drain_default_is_that_of_the_code():
-    assert yaml.safe_load((CHART / "values.yaml").read_text())["generator"]["settings"] == {
+def test_defaults_of_the_settings_are_those_of_the_code_but_for_the_learner_that_stays():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["generator"]["settings"] == {
         "drain_seconds": settings_class("generator").model_fields["drain_seconds"].default
     }
+    assert values["learner"]["settings"] == {"exit_when_run_ends": False}
+
+
+def test_learner_stays_when_its_run_ends(rendered, tmp_path):
+    for name, things in rendered.items():
+        for text in settings_texts(things, "learner"):
+            assert load(tmp_path, "learner", text).exit_when_run_ends is False, name
 
 
 def test_grace_period_covers_the_drain_and_the_engine_closing(rendered):

@@ -45,6 +45,7 @@ def healthy() -> Changes:
         _learner("empty_segments_in_a_row"): _still(0),
         _learner("skipped_steps_total"): _still(0),
         _learner("paused"): _still(0),
+        _learner("finished"): _still(0),
         _learner("groups_total", 'kind="invalid"'): _still(0),
         _learner("last_publish_timestamp_seconds"): grows(60),
         _learner("last_commit_timestamp_seconds"): grows(60),
@@ -137,7 +138,11 @@ CASES = {
     ),
     "AsympoBacklogStuck": Case(
         firing={_learner("steps_total"): "200x149"},
-        quiet={_learner("steps_total"): "200x149", _learner("paused"): _still(1)},
+        quiet={
+            _learner("steps_total"): "200x149",
+            _learner("finished"): _from(145, 1, 0),
+            _learner("paused"): _from(145, 0, 1),
+        },
     ),
     "AsympoLearnerMissing": Case(
         firing={}, without="asympo_learner_", quiet={_learner("slots", 'state="capacity"'): "128x145 _x4"}

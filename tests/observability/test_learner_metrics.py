@@ -23,7 +23,8 @@ def test_counts_of_the_run_are_counted_from_the_start_of_the_process(broker_url:
     registry = CollectorRegistry()
     metrics = LearnerMetrics(registry)
     for expiries in (40, 42, 42, 0, 3):
-        metrics.watched(_stats(empty, lease_expiries=expiries), fence=1, is_paused=False)
+        stats = _stats(empty, lease_expiries=expiries)
+        metrics.watched(stats, fence=1, is_paused=False, is_finished=False)
     # 40 came before this process; the fall to 0 is a run that was deleted, not a negative count.
     assert registry.get_sample_value("asympo_learner_lease_expiries_total") == 5
 

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -13,21 +13,24 @@ from fastapi.responses import PlainTextResponse, Response
 from asympo.common.errors import BadSetting
 from asympo.common.telemetry import to_json
 from asympo.learner.core import Learner
-from asympo.learner.heart import Heart
 from asympo.learner.page.mount import mount_page
 
 SAMPLES_HIDDEN = "prompts and responses are not shown: start the learner with --show-samples\n"
 
 
 def build_api(
-    *, learner: Learner, heart: Heart, metrics_endpoint: Any, allowed_hosts: tuple[str, ...] = ()
+    *,
+    learner: Learner,
+    why_not_alive: Callable[[], str],
+    metrics_endpoint: Any,
+    allowed_hosts: tuple[str, ...] = (),
 ) -> FastAPI:
-    """The application; it only translates."""
+    """The application; it only translates. `why_not_alive` answers with an empty text while all is well."""
     api = FastAPI(title="ASymPO learner", docs_url=None, redoc_url=None, openapi_url=None)
 
     @api.get("/livez")
     async def livez() -> PlainTextResponse:
-        reason = heart.not_alive_reason
+        reason = why_not_alive()
         return PlainTextResponse(reason or "ok", status_code=503 if reason else 200)
 
     @api.get("/readyz")

@@ -51,15 +51,18 @@ class LearnerProcess:
         self._learner = Learner(settings=settings, stop=stop, clock=clock)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
         self._fenced: Fenced | None = None
+        self._heart: Heart | None = None
 
     def run(self, closing: ExitStack) -> None:
         """Start, train, drain. What is opened last is closed first."""
+        # Before anything that may wait: who asks how the start is going gets an answer.
+        rpc = self._open_doors(closing)
         broker = self._connect()
         if broker is None:
             return
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
-        heart = Heart(
+        heart = self._heart = Heart(
             run_log=run_log,
             learner=self._learner,
             metrics=self._metrics,
@@ -71,15 +74,16 @@ class LearnerProcess:
         )
         closing.callback(surroundings.stop)
         surroundings.start()
-        rpc = self._open_doors(heart, closing)
         # Early and without torch: the generators wait for it.
         tokenizer = load_tokenizer(self._settings.model)
         config = create_run(self._settings, run_log, tokenizer)
-        self._refuse_ended_run(run_log)
+        is_over = self._is_over(run_log)
         closing.callback(heart.stop)
         heart.start()
         closing.callback(self._learner.enter, LearnerState.STOPPED)
-        self._train(run_log, config, tokenizer, heart, rpc, closing)
+        if not is_over:
+            self._train(run_log, config, tokenizer, heart, rpc, closing)
+        self._linger()
 
     def _connect(self) -> Broker | None:
         """The broker, however long it takes to come up; None when told to stop before."""
@@ -99,11 +103,11 @@ class LearnerProcess:
             return broker
         return None
 
-    def _open_doors(self, heart: Heart, closing: ExitStack) -> RpcServer:
+    def _open_doors(self, closing: ExitStack) -> RpcServer:
         settings = self._settings
         api = build_api(
             learner=self._learner,
-            heart=heart,
+            why_not_alive=lambda: self._heart.not_alive_reason if self._heart else "",
             metrics_endpoint=MetricsEndpoint(self._registry),
             allowed_hosts=settings.allowed_hosts,
         )
@@ -120,14 +124,34 @@ class LearnerProcess:
         )
         return rpc
 
-    def _refuse_ended_run(self, run_log: RunLog) -> None:
+    def _is_over(self, run_log: RunLog) -> bool:
+        """Whether there is nothing left to train. Raises RunEnded unless the learner is to stay."""
         state, commit = run_log.state(), run_log.last_commit()
-        total = self._settings.total_steps
-        if state is RunState.FINISHED and (total is None or commit is None or commit.step >= total):
+        step, total = commit.step if commit else 0, self._settings.total_steps
+        if state is not RunState.FINISHED or (total is not None and commit is not None and step < total):
+            return False
+        if self._settings.exit_when_run_ends:
             raise RunEnded(
-                f"run {run_log.run!r} is finished at step {commit.step if commit else 0}: give more "
-                "total_steps, or another run name"
+                f"run {run_log.run!r} is finished at step {step}: give more total_steps, or another run name"
             )
+        self._show_history(step)
+        return True
+
+    def _show_history(self, step: int) -> None:
+        self._learner.step = step
+        for row in read_steps(self._settings.run_directory / "metrics.jsonl"):
+            if row["step"] <= step:
+                self._learner.add_row(row)
+
+    def _linger(self) -> None:
+        """Stays when told to, so that whatever restarts processes has no reason to. Raises Fenced."""
+        if self._settings.exit_when_run_ends or self._stop.is_set:
+            return
+        self._learner.enter(LearnerState.FINISHED)
+        log.info("Staying until told to stop; more total_steps at the next start continue the run")
+        self._stop.wait()
+        if self._fenced is not None:
+            raise self._fenced
 
     def _train(
         self,
@@ -175,11 +199,8 @@ class LearnerProcess:
             session.consumed_sequence = found[1].sequence
         session.reconcile()
         self._learner.fence = session.fence.number
-        self._learner.step = state.step if state else 0
         self._learner.sequence = self._learner.committed_sequence = session.consumed_sequence
-        for row in read_steps(settings.run_directory / "metrics.jsonl"):
-            if row["step"] <= self._learner.step:
-                self._learner.add_row(row)
+        self._show_history(state.step if state else 0)
         trainer = assemble(
             settings=settings,
             config=config,

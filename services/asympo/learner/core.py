@@ -26,6 +26,7 @@ class LearnerState(StrEnum):
     PAUSED = "paused"
     DRAINING = "draining"
     STOPPED = "stopped"
+    FINISHED = "finished"
 
 
 class SaveRefused(AsympoError):
@@ -94,7 +95,11 @@ class Learner:
 
     @property
     def is_ready(self) -> bool:
-        """Whether groups would be trained, or are held back on purpose."""
+        """Whether groups would be trained, are held back on purpose, or none are wanted any more."""
+        return self._is_at_work or self._state is LearnerState.FINISHED
+
+    @property
+    def _is_at_work(self) -> bool:
         return self._state in (LearnerState.WAITING, LearnerState.TRAINING, LearnerState.PAUSED)
 
     def pause(self) -> None:
@@ -129,7 +134,7 @@ class Learner:
     def save(self, *, retain: bool, timeout_seconds: float) -> CommitRecord:
         """Asks for a commit and waits for it. Raises SaveRefused or NoProgress."""
         with self._changed:
-            if not self.is_ready:
+            if not self._is_at_work:
                 raise SaveRefused(f"the learner is {self._state}: nothing can be saved now")
             request = self._save or SaveRequest(retain=retain)
             request.retain = request.retain or retain

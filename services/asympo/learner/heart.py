@@ -7,7 +7,7 @@ from collections.abc import Callable
 from asympo.common.clock import Clock
 from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
 from asympo.common.rollout_log import Fence, RunLog
-from asympo.learner.core import BrokerView, Learner
+from asympo.learner.core import BrokerView, Learner, LearnerState
 from asympo.learner.metrics import LearnerMetrics
 
 log = logging.getLogger(__name__)
@@ -87,4 +87,9 @@ class Heart:
             version=view.version,
             warnings=view.warnings,
         )
-        self._metrics.watched(stats, fence=fence_number, is_paused=self._learner.is_paused)
+        self._metrics.watched(
+            stats,
+            fence=fence_number,
+            is_paused=self._learner.is_paused,
+            is_finished=self._learner.state is LearnerState.FINISHED,
+        )

@@ -79,6 +79,7 @@ class LearnerMetrics:
         self._slots = gauge("slots", "Slots of the rollout log.", ("state",))
         self._fence = gauge("fence", "Number of this learner's ownership.")
         self._is_paused = gauge("paused", "1 while paused.")
+        self._is_finished = gauge("finished", "1 once the run has ended and the learner only answers.")
         self._declare_watched(gauge, counter)
         for kind in ("trained", "without_signal", "invalid"):
             self._groups.labels(kind=kind)
@@ -164,7 +165,7 @@ class LearnerMetrics:
     def tracker_failed(self, tracker: str) -> None:
         self._tracker_failures.labels(tracker=tracker).inc()
 
-    def watched(self, stats: LogStats, *, fence: int, is_paused: bool) -> None:
+    def watched(self, stats: LogStats, *, fence: int, is_paused: bool, is_finished: bool) -> None:
         """What the broker says, read every second or so."""
         self._backlog.set(stats.backlog)
         self._slots.labels(state="open").set(stats.open)
@@ -178,6 +179,7 @@ class LearnerMetrics:
             self._totals[name] = now
         self._fence.set(fence)
         self._is_paused.set(is_paused)
+        self._is_finished.set(is_finished)
 
     def storage_seen(self, *, free_bytes: int, total_bytes: int) -> None:
         """Room for checkpoints."""

@@ -15,6 +15,7 @@ class LearnerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LEARNER_STATE_PAUSED: _ClassVar[LearnerState]
     LEARNER_STATE_DRAINING: _ClassVar[LearnerState]
     LEARNER_STATE_STOPPED: _ClassVar[LearnerState]
+    LEARNER_STATE_FINISHED: _ClassVar[LearnerState]
 LEARNER_STATE_UNSPECIFIED: LearnerState
 LEARNER_STATE_STARTING: LearnerState
 LEARNER_STATE_WAITING: LearnerState
@@ -22,6 +23,7 @@ LEARNER_STATE_TRAINING: LearnerState
 LEARNER_STATE_PAUSED: LearnerState
 LEARNER_STATE_DRAINING: LearnerState
 LEARNER_STATE_STOPPED: LearnerState
+LEARNER_STATE_FINISHED: LearnerState
 
 class LearnerServiceStatusRequest(_message.Message):
     __slots__ = ()

@@ -217,3 +217,14 @@ def test_learner_refuses_a_run_that_another_one_holds(
     assert second.wait() == 6
     assert "has a live learner" in second.log
     assert first.stop(signal.SIGTERM) == 0, first.log
+
+
+def test_learner_answers_while_it_waits_for_the_broker(
+    run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    learner = LearnerProcess(url=url, run=run_name, root=tmp_path, model=tiny_model).start()
+    learner.until(lambda: learner.get("/livez") == "ok")
+    assert learner.get("/readyz") is None
+    assert learner.get("/v1/status")["state"] == "starting"
+    assert learner.stop(signal.SIGTERM) == 0, learner.log
