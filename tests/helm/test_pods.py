@@ -46,10 +46,11 @@ def lay_out(objects: list[dict], directory: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+@pytest.mark.timeout(300)
 def test_pods_learn_scale_and_end_as_their_manifests_say(tmp_path: Path) -> None:
     require(not missing_programs(), ", ".join(missing_programs()))
     command = [sys.executable, "-m", "deploy.pods", "--keep", str(tmp_path / "pods")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count(" pass ") == 10
     assert "securityContext: user, capabilities, read-only root file system, seccomp" in result.stdout
