@@ -70,6 +70,10 @@ class CorruptCheckpoint(AsympoError):
     """Files on storage do not match their manifest; use another checkpoint."""
 
 
+class CorruptArchive(AsympoError):
+    """A part of an archive is missing or not what was written; restore it, or do without."""
+
+
 class PublishFailed(AsympoError):
     """A checkpoint could not be made visible (disk full, storage gone); retry on a timer."""
 

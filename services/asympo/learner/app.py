@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from asympo import __version__
+from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, Fenced, RunEnded
@@ -172,7 +173,8 @@ class LearnerProcess:
         settings = self._settings
         states = StateStore(settings.checkpoint_root, settings.run)
         policies = PolicyStore(settings.checkpoint_root, settings.run)
-        highest = max(states.highest_fence() or 0, policies.highest_fence() or 0)
+        stores = (states, policies, ArchiveStore(settings.run_directory))
+        highest = max(store.highest_fence() or 0 for store in stores)
         fence = run_log.take_fence(
             self._holder,
             take_over=settings.take_over,

@@ -5,24 +5,23 @@ from typing import Any
 
 import torch
 
+from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
+from asympo.learner.apparatus import build_apparatus, build_reader
+from asympo.learner.archive import Archive, recipe_of
 from asympo.learner.compute import Compute, choose_compute, set_up_torch
 from asympo.learner.core import Learner
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions
-from asympo.learner.optimizer import learning_rate_at, make_optimizer
-from asympo.learner.policy import Policy, load_model, vocab_size
+from asympo.learner.policy import Policy, load_model
 from asympo.learner.publisher import Publisher
 from asympo.learner.publishing import Publishing
 from asympo.learner.saver import Saver
-from asympo.learner.segment import GroupReader, SegmentReader
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state import StateStore, TrainingState
-from asympo.learner.step import Stepper
 from asympo.learner.trackers import Trackers
 from asympo.learner.trained_log import TrainedLog
 from asympo.learner.trainer import Trainer, TrainerParts
@@ -55,26 +54,34 @@ def assemble(
         decided=state.decisions if state else {},
     )
     log.info("Training on %s in %s with %d threads", *compute.to_decisions().values())
-    policy = _make_policy(settings, compute)
-    policy.self_check()
-    optimizer = make_optimizer(
-        policy.model,
-        learning_rate=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-    )
+    built = build_apparatus(settings, compute)
     if found is not None:
-        state = states.load(found[0], model=policy.model, optimizer=optimizer)
+        state = states.load(found[0], model=built.policy.model, optimizer=built.optimizer)
+    archive = Archive(
+        store=ArchiveStore(settings.run_directory),
+        is_on=settings.retain,
+        run=settings.run,
+        recipe=recipe_of(settings, config, compute),
+        tip=state.archive if state else None,
+        sequence=session.consumed_sequence,
+        step=state.step if state else 0,
+    )
     parts = TrainerParts(
         settings=settings,
         learner=learner,
         session=session,
-        reader=_make_reader(policy, tokenizer, config, session, metrics),
-        stepper=_make_stepper(settings, policy, optimizer),
+        reader=build_reader(
+            policy=built.policy,
+            tokenizer=tokenizer,
+            config=config,
+            log=session,
+            is_trained=lambda group_id: group_id in session.trained,
+            on_invalid=metrics.group_invalid,
+        ),
+        stepper=built.stepper,
         publishing=Publishing(
             publisher=_make_publisher(settings, compute, policies, tokenizer),
-            model=policy.model,
+            model=built.policy.model,
             session=session,
             learner=learner,
             metrics=metrics,
@@ -84,11 +91,13 @@ def assemble(
         saver=Saver(
             store=states,
             session=session,
-            model=policy.model,
-            optimizer=optimizer,
+            model=built.policy.model,
+            optimizer=built.optimizer,
+            archive=archive,
             decisions=compute.to_decisions(),
             keep=settings.keep_states,
         ),
+        archive=archive,
         metrics=metrics,
         trackers=trackers,
         trained_log=trained_log,
@@ -99,55 +108,6 @@ def assemble(
     counters = state.counters if state else {}
     return Trainer(
         parts, step=state.step if state else 0, wall_seconds=float(counters.get("wall_seconds", 0.0))
-    )
-
-
-def _make_policy(settings: LearnerSettings, compute: Compute) -> Policy:
-    model = load_model(settings.model, dtype=torch.float32, device=compute.torch_device)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
-    model.train(settings.gradient_checkpointing)
-    return Policy(model=model, compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows)
-
-
-def _make_reader(
-    policy: Policy, tokenizer: Any, config: RunConfig, session: LogSession, metrics: LearnerMetrics
-) -> SegmentReader:
-    text_config = policy.model.config.get_text_config()
-    return SegmentReader(
-        log=session,
-        group_reader=GroupReader(
-            tokenizer=tokenizer,
-            vocab_size=vocab_size(policy.model.config),
-            max_positions=getattr(text_config, "max_position_embeddings", None),
-            is_trained=lambda group_id: group_id in session.trained,
-        ),
-        groups_per_step=config.groups_per_step,
-        max_groups_per_step=config.max_groups_per_step,
-        on_invalid=metrics.group_invalid,
-    )
-
-
-def _make_stepper(settings: LearnerSettings, policy: Policy, optimizer: torch.optim.Optimizer) -> Stepper:
-    return Stepper(
-        policy=policy,
-        optimizer=optimizer,
-        objective=OBJECTIVES[settings.objective],
-        options=ObjectiveOptions(
-            mean_nll_floor=settings.mean_nll_floor, negative_scale=settings.negative_scale
-        ),
-        learning_rate=lambda step: learning_rate_at(
-            step,
-            peak=settings.learning_rate,
-            schedule=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            total_steps=settings.total_steps,
-            final_ratio=settings.final_learning_rate_ratio,
-        ),
-        max_grad_norm=settings.max_grad_norm,
-        token_budget=settings.token_budget,
-        share_prefixes=settings.share_prefixes,
     )
 
 

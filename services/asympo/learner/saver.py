@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from asympo.common.errors import CorruptCheckpoint
 from asympo.common.rollout_log import CommitRecord
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.archive import Archive
 from asympo.learner.session import LogSession
 from asympo.learner.state import StateStore, TrainingState
 
@@ -45,6 +46,7 @@ class Saver:
         session: LogSession,
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
+        archive: Archive,
         decisions: dict[str, Any],
         keep: int,
     ) -> None:
@@ -52,20 +54,30 @@ class Saver:
         self._session = session
         self._model = model
         self._optimizer = optimizer
+        self._archive = archive
         self._decisions = decisions
         self._keep = keep
 
     def save(self, *, step: int, wall_seconds: float) -> str:
         """Makes everything consumed so far durable; returns the name. Raises PublishFailed, Fenced."""
+        fence, sequence = self._session.fence.number, self._session.consumed_sequence
+        part = self._archive.write(fence=fence, sequence=sequence, step=step)
         state = TrainingState(
             step=step,
-            fence=self._session.fence.number,
-            sequence=self._session.consumed_sequence,
+            fence=fence,
+            sequence=sequence,
             trained_ids=self._session.trained.to_bytes(),
             decisions=self._decisions,
             counters={"wall_seconds": wall_seconds},
+            archive=part.tip,
         )
-        return self._store.save(state, model=self._model, optimizer=self._optimizer)
+        name = self._store.save(state, model=self._model, optimizer=self._optimizer)
+        self._archive.made_durable(part, fence=fence)
+        return name
+
+    def retain(self, name: str) -> None:
+        """Keeps a state for good; raises PublishFailed."""
+        self._store.retain(name)
 
     def prune(self, *, committed: str) -> None:
         """Deletes old states; what cannot be deleted is tried again next time."""

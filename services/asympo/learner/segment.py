@@ -1,7 +1,7 @@
 """From log entries to steps: decode, validate, tokenise text, free at once what will not be trained."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +63,15 @@ class Segment:
     """Its last entry; the cursor after it."""
     groups: tuple[ReadGroup, ...]
     """Its valid groups in log order."""
-    group_ids: tuple[str, ...]
-    """Ids of all its entries, dead-lettered ones included."""
+    entries: tuple[LogEntry, ...]
+    """All of its entries as they came, dead-lettered ones included."""
+    reasons: Mapping[int, str]
+    """Why entries were dead-lettered, by sequence."""
+
+    @property
+    def group_ids(self) -> tuple[str, ...]:
+        """Ids of all its entries, dead-lettered ones included."""
+        return tuple(entry.group_id for entry in self.entries)
 
     @property
     def num_without_signal(self) -> int:
@@ -176,6 +183,7 @@ class SegmentReader:
         self._waiting: list[LogEntry] = []
         self._groups: list[ReadGroup] = []
         self._entries: list[LogEntry] = []
+        self._reasons: dict[int, str] = {}
         self._num_slots_held = 0
 
     @property
@@ -217,6 +225,7 @@ class SegmentReader:
         except InvalidRecord as error:
             log.warning("Entry %d from %s is set aside: %s", entry.sequence, entry.producer, error)
             self._on_invalid(str(error))
+            self._reasons[entry.sequence] = str(error)
             self._log.dead_letter(entry, str(error))
             return
         self._groups.append(group)
@@ -231,9 +240,10 @@ class SegmentReader:
             first_sequence=self._entries[0].sequence,
             last_sequence=self._entries[-1].sequence,
             groups=tuple(self._groups),
-            group_ids=tuple(entry.group_id for entry in self._entries),
+            entries=tuple(self._entries),
+            reasons=self._reasons,
         )
-        self._entries, self._groups, self._num_slots_held = [], [], 0
+        self._entries, self._groups, self._reasons, self._num_slots_held = [], [], {}, 0
         return segment
 
     def _is_rewound(self) -> bool:
@@ -242,3 +252,4 @@ class SegmentReader:
     def _rewind(self) -> None:
         self._num_reconciles = self._log.num_reconciles
         self._waiting, self._entries, self._groups, self._num_slots_held = [], [], [], 0
+        self._reasons = {}

@@ -118,7 +118,7 @@ class LogSession:
             return None
         return policy
 
-    def commit(self, *, state_name: str, step: int, group_ids: Sequence[str], retain: bool) -> CommitRecord:
+    def commit(self, *, state_name: str, step: int, group_ids: Sequence[str]) -> CommitRecord:
         """Makes the cursor durable."""
         sequence = self.consumed_sequence
         record = self._call(
@@ -128,7 +128,6 @@ class LogSession:
                 state_name=state_name,
                 step=step,
                 group_ids=group_ids,
-                retain=retain,
             )
         )
         self.committed = record

@@ -97,6 +97,9 @@ class LearnerSettings(ServiceSettings):
     # Checkpoints
     keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")
     keep_states: int = Field(default=2, ge=1, description="durable training states kept on storage")
+    retain: bool = Field(
+        default=False, description="archive consumed groups as Parquet, for export and replay; else drop them"
+    )
     publish_retry_seconds: float = Field(
         default=5.0, gt=0.0, description="time between tries after a failure"
     )

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 from asympo.common import errors
+from asympo.common.archive import PartRef
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import STATE_FILES, StepName, check_run_name, parse_name
@@ -43,6 +44,8 @@ from asympo.learner.state_tensors import (
 logger = logging.getLogger(__name__)
 
 _TRAINED_IDS = "trained_ids.bin"
+_RETAINED = ".retained"
+"""Suffix of the empty file beside a state that is kept for good."""
 _T = TypeVar("_T")
 
 
@@ -62,6 +65,8 @@ class TrainingState:
     """Choices that change arithmetic, made once; JSON values."""
     counters: dict[str, int | float] = field(default_factory=dict)
     """Totals that metrics continue from."""
+    archive: PartRef | None = None
+    """Newest part of the archive, which reaches up to ``sequence`` where groups were retained."""
 
 
 class StateStore:
@@ -97,6 +102,7 @@ class StateStore:
                     sequence=state.sequence,
                     decisions=state.decisions,
                     counters=state.counters,
+                    archive=state.archive,
                     optimizer_groups=groups,
                     torch_version=torch.__version__,
                     world_size=self._world_size(),
@@ -139,6 +145,7 @@ class StateStore:
             trained_ids=content,
             decisions=manifest.decisions,
             counters=manifest.counters,
+            archive=manifest.archive,
         )
 
     def load(self, name: str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
@@ -204,11 +211,12 @@ class StateStore:
     def prune(self, *, keep: int, needed: Collection[str] = ()) -> list[str]:
         """Delete what is older than the `keep` newest valid states and not in `needed`; returns the names.
 
-        `needed` must hold the state the last commit names.
+        `needed` must hold the state the last commit names. Retained ones stay as well.
         """
         if keep < 1:
             raise ValueError("keep must be at least 1")
         kept = self.names()[-keep:]
+        needed = {*needed, *self._retained()}
         deleted: list[str] = []
         if not kept:
             return deleted
@@ -224,6 +232,15 @@ class StateStore:
             else:
                 deleted.append(str(name))
         return deleted
+
+    def retain(self, name: str) -> None:
+        """Keep a state for good: no prune deletes it. Raises errors.PublishFailed when storage fails."""
+        with directory.storage_errors_as_publish_failed(f"The mark of training state {name}", self.path):
+            (self.path / f"{name}{_RETAINED}").touch()
+            directory.flush_directory(self.path)
+
+    def _retained(self) -> set[str]:
+        return {path.name.removesuffix(_RETAINED) for path in self.path.glob(f"*{_RETAINED}")}
 
     def _steps(self) -> list[StepName]:
         return [name for name in directory.step_names(self.path) if name.sequence is not None]

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asympo.common import errors
+from asympo.common.archive import PartRef
 from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
 
 SCHEMA_VERSION = 1
@@ -62,6 +63,8 @@ class StateManifest:
     """Choices that change arithmetic, made once."""
     counters: dict[str, int | float]
     """Totals that metrics continue from."""
+    archive: PartRef | None = None
+    """Newest part of the archive of consumed groups; None where none were ever retained."""
     optimizer_groups: tuple[dict[str, Any], ...]
     """Parameter groups: hyperparameters, and the names of their parameters under `params`."""
     torch_version: str

@@ -8,6 +8,7 @@ from asympo.common.clock import Clock
 from asympo.common.errors import Fenced, PublishFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, RunState
+from asympo.learner.archive import Archive
 from asympo.learner.core import Learner, LearnerState
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.probe import ProbeText
@@ -39,6 +40,7 @@ class TrainerParts:
     stepper: Stepper
     publishing: Publishing
     saver: Saver
+    archive: Archive
     metrics: LearnerMetrics
     trackers: Trackers
     trained_log: TrainedLog
@@ -194,6 +196,7 @@ class Trainer:
             step=step,
             fence=parts.session.fence.number,
         )
+        parts.archive.consumed(segment, step=step)
         for group_id in segment.group_ids:
             parts.session.trained.add(group_id)
         parts.session.consumed_sequence = parts.learner.sequence = segment.last_sequence
@@ -255,10 +258,15 @@ class Trainer:
             request.is_done.set()
 
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
-        """Saves and commits what was consumed; None when storage failed, to be tried again."""
+        """Saves and commits what was consumed; None when storage failed, to be tried again.
+
+        ``retain``: pruning never deletes that state.
+        """
         parts = self._parts
+        if not self._segments_since_commit and parts.session.committed is not None:
+            return self._retained(parts.session.committed) if retain else parts.session.committed
         if not self._segments_since_commit and not retain:
-            return parts.session.committed
+            return None
         parts.publishing.settle(wait=True)
         if parts.publishing.retry_at is not None and not self._is_closing:
             # Committing frees slots, and those of an unpublished policy must not be freed.
@@ -273,9 +281,7 @@ class Trainer:
             parts.metrics.save_failed()
             self._save_at = parts.clock.monotonic_seconds() + parts.settings.publish_retry_seconds
             return None
-        commit = parts.session.commit(
-            state_name=name, step=self._step, group_ids=self._uncommitted, retain=retain
-        )
+        commit = parts.session.commit(state_name=name, step=self._step, group_ids=self._uncommitted)
         self._save_at = None
         parts.publishing.committed()
         self._uncommitted, self._segments_since_commit = [], 0
@@ -284,6 +290,15 @@ class Trainer:
         seconds = parts.clock.monotonic_seconds() - begun
         self._save_seconds += seconds
         parts.metrics.committed(seconds=seconds, at_seconds=parts.clock.now_seconds())
+        return self._retained(commit) if retain else commit
+
+    def _retained(self, commit: CommitRecord) -> CommitRecord | None:
+        """The commit once its state is kept for good; None when storage failed."""
+        try:
+            self._parts.saver.retain(commit.state_name)
+        except PublishFailed as error:
+            log.error("%s", error)
+            return None
         return commit
 
     def _is_log_exhausted(self) -> bool:

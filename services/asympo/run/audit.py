@@ -1,7 +1,7 @@
 """Was any group trained twice? Counted from what the learner wrote down, not assumed.
 
-The learner appends a line to `trained.jsonl` for each segment of the log it consumed (its TrainedLog says what
-is in it). What was not committed when the learner died is consumed again after the restart, from the state
+The learner appends a line to `trained.jsonl` for each segment of the log it consumed (TrainedLog says what is
+in it). What was not committed when the learner died is consumed again after the restart, from the state
 before it: a line replaces all earlier ones that reach its first entry or beyond.
 """
 

@@ -13,15 +13,18 @@ from typing import Any
 
 import grpc
 import pytest
+from asympo.common.archive import read_archive
 from asympo.common.checkpoints import PolicyStore
+from asympo.common.codec import encode_group
 from asympo.common.jsonl import read_jsonl, read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.run.audit import effective_segments
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 from safetensors.numpy import load_file
 
 from tests.conftest import free_port
-from tests.integration.learner.producer import GROUP_SIZE, Producer
+from tests.integration.learner.producer import GROUP_SIZE, Producer, make_group
 
 START_SECONDS = 90.0
 
@@ -138,20 +141,26 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     with Producer(url=broker_url, run=runs[0]):
         assert plain.start().wait() == 0, plain.log
     with Producer(url=broker_url, run=runs[1]):
-        disturbed.start()
+        disturbed.start("--retain")
         disturbed.until(lambda: disturbed.reached(5))
         disturbed.stop(signal.SIGKILL)
-        disturbed.start("--take-over")
+        disturbed.start("--take-over", "--retain")
         disturbed.until(lambda: disturbed.reached(8))
         code = disturbed.stop(signal.SIGTERM)
         assert code == 0, disturbed.log
-        assert disturbed.start().wait() == 0, disturbed.log
+        assert disturbed.start("--retain").wait() == 0, disturbed.log
     assert final_digests(tmp_path, runs[0]) == final_digests(tmp_path, runs[1])
     assert state_bytes(tmp_path, runs[0]) == state_bytes(tmp_path, runs[1])
     assert [row["step"] for row in disturbed.rows] == list(range(1, 13))
     numbers = ("reward_mean", "nll_positive", "nll_negative", "grad_norm", "sequence")
     for one, other in zip(plain.rows, disturbed.rows, strict=True):
         assert {key: one[key] for key in numbers} == {key: other[key] for key in numbers}
+    archived = list(read_archive(tmp_path / runs[1]))
+    assert [entry.sequence for entry in archived] == list(range(1, disturbed.rows[-1]["sequence"] + 1))
+    assert all(entry.payload == encode_group(make_group(entry.group_id)) for entry in archived)
+    segments = effective_segments(read_jsonl(tmp_path / runs[1] / "trained.jsonl"))
+    assert [entry.group_id for entry in archived] == [i for row in segments for i in row["group_ids"]]
+    assert {entry.step for entry in archived} >= set(range(1, 13))
     broker = Broker.connect(broker_url)
     stats = RunLog(broker, runs[1]).stats()
     broker.close()
@@ -173,7 +182,7 @@ def test_learner_serves_status_history_samples_and_control(
             assert watched.announcement.manifest_digest
             stub.Pause(messages.LearnerServicePauseRequest(reason="test"))
             learner.until(lambda: (learner.get("/v1/status") or {}).get("state") == "paused")
-            saved = stub.Save(messages.LearnerServiceSaveRequest())
+            saved = stub.Save(messages.LearnerServiceSaveRequest(retain=True))
             step = stub.Status(messages.LearnerServiceStatusRequest()).step
             assert saved.step == step
             commit = run_log.last_commit()
@@ -206,6 +215,7 @@ def test_learner_serves_status_history_samples_and_control(
         *(row["last_sequence"] + 1 for row in segments[:-1]),
     ]
     assert segments[-1]["last_sequence"] == commit.sequence
+    assert (tmp_path / run_name / "train" / saved.state_name / "manifest.json").exists()
 
 
 def test_learner_refuses_a_run_that_another_one_holds(

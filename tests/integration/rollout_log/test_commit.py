@@ -39,13 +39,6 @@ def test_commit_twice_counts_once(log: RunLog) -> None:
     assert log.stats().trained == 1
 
 
-def test_commit_keeps_entries_when_told_to_retain(log: RunLog) -> None:
-    learner = start_run(log)
-    must_append(log)
-    learner.commit([entry.group_id for entry in learner.consume(1)], retain=True)
-    assert [entry.sequence for entry in log.iter_entries()] == [1]
-
-
 def test_commit_beyond_the_log_asks_for_a_reconcile(log: RunLog) -> None:
     learner = start_run(log)
     must_append(log)

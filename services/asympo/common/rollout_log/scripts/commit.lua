@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Makes the cursor durable: record, freed ids, trim, in one script.
 -- KEYS: run, commit, log, open, leases, reissue, holes, wake. ARGV: fence number, token, server id, sequence,
--- state name, step, 1 to retain the entries, number of groups consumed, their ids.
+-- state name, step, number of groups consumed, their ids.
 -- Only entries up to the committed sequence are ever deleted. Twice: the record is there, ids are freed, entries gone.
 --!include time
 --!include wake
@@ -26,19 +26,17 @@ if sequence >= committed then
   redis.call('HSET', run, 'committed_sequence', plain(sequence))
 end
 if sequence > committed then
-  redis.call('HINCRBY', run, 'trained', ARGV[8])
+  redis.call('HINCRBY', run, 'trained', ARGV[7])
 end
 local freed = 0
-for i = 9, #ARGV do
+for i = 8, #ARGV do
   freed = freed + redis.call('SREM', open, ARGV[i])
 end
-if ARGV[7] ~= '1' then
-  redis.call('XTRIM', log, 'MINID', plain(math.max(sequence, committed) + 1) .. '-0')
-  local flat = redis.call('HGETALL', holes)
-  for i = 1, #flat, 2 do
-    if tonumber(flat[i + 1]) <= sequence then
-      redis.call('HDEL', holes, flat[i])
-    end
+redis.call('XTRIM', log, 'MINID', plain(math.max(sequence, committed) + 1) .. '-0')
+local flat = redis.call('HGETALL', holes)
+for i = 1, #flat, 2 do
+  if tonumber(flat[i + 1]) <= sequence then
+    redis.call('HDEL', holes, flat[i])
   end
 end
 if freed > 0 then

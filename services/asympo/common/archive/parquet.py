@@ -1,0 +1,111 @@
+"""Parts as Parquet bytes and back."""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from asympo.common.archive.records import ArchivedEntry, Outcome, PartInfo, ReadableGroup
+from asympo.common.errors import BadSetting, CorruptArchive
+
+_METADATA_KEY = b"asympo.archive"
+_ENTRY_COLUMNS = tuple(item.name for item in dataclasses.fields(ArchivedEntry))
+_ROWS_PER_GROUP = 1024
+_INFO: TypeAdapter[PartInfo] = TypeAdapter(PartInfo)
+
+
+def encode_part(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info: PartInfo) -> bytes:
+    """A whole file. Equal rows and info give equal bytes under one build of pyarrow."""
+    pa, pq = _arrow()
+    schema = _schema(pa).with_metadata({_METADATA_KEY: json.dumps(dataclasses.asdict(info), sort_keys=True)})
+    columns: dict[str, list[Any]] = {
+        name: [getattr(entry, name) for entry, _ in rows] for name in _ENTRY_COLUMNS
+    }
+    columns["outcome"] = [entry.outcome.value for entry, _ in rows]
+    columns["prompt_text"] = [None if group is None else group.prompt_text for _, group in rows]
+    columns["prompt_token_ids"] = [None if group is None else group.prompt_token_ids for _, group in rows]
+    columns["responses"] = [
+        None if group is None else [dataclasses.asdict(response) for response in group.responses]
+        for _, group in rows
+    ]
+    table = pa.table(columns, schema=schema)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+    return sink.getvalue()
+
+
+def read_info(path: Path) -> PartInfo:
+    """What a part says of itself, from its last bytes; raises CorruptArchive naming the file."""
+    pa, pq = _arrow()
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return _INFO.validate_python(json.loads(metadata[_METADATA_KEY]))
+    except (OSError, pa.ArrowException, KeyError, ValueError, ValidationError) as error:
+        raise CorruptArchive(f"{path} is no readable part of an archive: {_first_line(error)}") from error
+
+
+def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
+    """The entries of a part in order, once its digest was checked; raises CorruptArchive naming the file."""
+    pa, pq = _arrow()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorruptArchive(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CorruptArchive(f"{path} is damaged: it is not the file that was written")
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
+            for row in batch.to_pylist():
+                yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
+
+
+def _schema(pa: Any) -> Any:
+    token_ids = pa.list_(pa.int32())
+    response = pa.struct(
+        [
+            ("text", pa.string()),
+            ("token_ids", token_ids),
+            ("reward", pa.float64()),
+            ("advantage", pa.float64()),
+            ("finish_reason", pa.string()),
+            ("trained_token_mask", pa.list_(pa.bool_())),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("sequence", pa.int64(), nullable=False),
+            pa.field("segment_end", pa.int64(), nullable=False),
+            pa.field("step", pa.int64()),
+            pa.field("outcome", pa.string(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("group_id", pa.string(), nullable=False),
+            pa.field("producer", pa.string(), nullable=False),
+            pa.field("entry_id", pa.string(), nullable=False),
+            pa.field("appended_at_seconds", pa.float64(), nullable=False),
+            pa.field("payload", pa.binary(), nullable=False),
+            pa.field("prompt_text", pa.string()),
+            pa.field("prompt_token_ids", token_ids),
+            pa.field("responses", pa.list_(response)),
+        ]
+    )
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadSetting("the archive needs pyarrow: pip install 'asympo[learner]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,116 @@
+"""What the archive holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ConfigDict
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+class Outcome(StrEnum):
+    """What the learner did with an entry."""
+
+    TRAINED = "trained"
+    """It had signal and entered a step's loss."""
+    WITHOUT_SIGNAL = "without_signal"
+    """All its rewards were equal: counted, nothing to learn from."""
+    DEAD_LETTER = "dead_letter"
+    """It was no valid record; set aside with a reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchivedEntry:
+    """One entry of the log as it was consumed."""
+
+    sequence: int
+    """Its number in the log."""
+    segment_end: int
+    """Last number of the segment it was consumed in: what made one step, or was passed over as one."""
+    step: int | None
+    """Optimizer step of that segment; None when the segment was passed over."""
+    outcome: Outcome
+    """What was done with it."""
+    reason: str
+    """Why it was set aside; empty otherwise."""
+    group_id: str
+    """As leased."""
+    producer: str
+    """Who appended it."""
+    entry_id: str
+    """Redis stream id."""
+    appended_at_seconds: float
+    """Broker time."""
+    payload: bytes
+    """The record, byte for byte."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadableResponse:
+    """A response as it was trained, for whoever reads the file."""
+
+    text: str
+    """As it came; may be empty where token ids came."""
+    token_ids: tuple[int, ...]
+    """As sampled, or as the learner tokenised the text."""
+    reward: float
+    advantage: float
+    """Relative to the group."""
+    finish_reason: str
+    trained_token_mask: tuple[bool, ...] | None
+    """None trains every token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadableGroup:
+    """A valid group as it was trained."""
+
+    prompt_text: str
+    """As it came; may be empty where token ids came."""
+    prompt_token_ids: tuple[int, ...]
+    """As given, or as the learner tokenised the text."""
+    responses: tuple[ReadableResponse, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartRef:
+    """A part by content: what a training state, or the next part, says of it."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    """File name."""
+    sha256: str
+    """Of the whole file."""
+    first: int
+    """First log number it covers: one past the cursor before it."""
+    last: int
+    """Last one; the cursor after it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartInfo:
+    """What a part says of itself, in its Parquet metadata."""
+
+    __pydantic_config__ = _STRICT
+    schema_version: int = 1
+    """Layout of this and of the columns."""
+    run: str
+    """Run it belongs to."""
+    fence: int
+    """Fence of the learner that wrote it."""
+    first: int
+    """As in PartRef."""
+    last: int
+    """As in PartRef."""
+    step_before: int
+    """Optimizer steps made before its first entry."""
+    step: int
+    """Optimizer steps made after its last entry."""
+    lost: tuple[tuple[int, int], ...]
+    """Ranges of numbers among first..last that the broker had lost before the learner read them."""
+    parent: PartRef | None
+    """The part before; None for the first one."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """What the learner trained with: `settings`, `config` (of the run), `decisions`, `build`. JSON values."""

@@ -1,0 +1,179 @@
+"""The parts of one run on storage, and the chain of them that a training state names."""
+
+import hashlib
+import logging
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from asympo.common.archive.parquet import encode_part, read_entries, read_info
+from asympo.common.archive.records import ArchivedEntry, PartInfo, PartRef, ReadableGroup
+from asympo.common.checkpoints import directory
+from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json
+from asympo.common.checkpoints.names import STATE_FILES
+from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
+from asympo.common.errors import CorruptArchive, CorruptCheckpoint, SequenceGap
+
+log = logging.getLogger(__name__)
+
+_PART = re.compile(r"seq-(\d{12,})-(\d{12,})-f(\d{4,})-[0-9a-f]{8}\.parquet")
+_TEMPORARY = re.compile(r"\.tmp-f(\d{4,})-[0-9a-f]{16}")
+_REF: TypeAdapter[PartRef | None] = TypeAdapter(PartRef | None)
+_FILES: TypeAdapter[tuple[FileEntry, ...]] = TypeAdapter(tuple[FileEntry, ...])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One link of the chain."""
+
+    ref: PartRef
+    info: PartInfo
+
+
+class ArchiveStore:
+    """Writes, finds and reads the parts of one run."""
+
+    def __init__(self, run_directory: Path) -> None:
+        self.path = run_directory / "archive"
+
+    def write(self, rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info: PartInfo) -> PartRef:
+        """Makes a part durable; nothing names it yet. Raises PublishFailed when storage fails."""
+        content = encode_part(rows, info)
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"seq-{info.first:012d}-{info.last:012d}-f{info.fence:04d}-{digest[:8]}.parquet"
+        temporary = self.path / f".tmp-f{info.fence:04d}-{secrets.token_hex(8)}"
+        what = f"The archive of groups {info.first} to {info.last}"
+        with directory.storage_errors_as_publish_failed(what, self.path):
+            directory.make_durable_directory(self.path)
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # The name holds the content's digest: what it might replace is the same file.
+                os.replace(temporary, self.path / name)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            directory.flush_directory(self.path)
+        return PartRef(name=name, sha256=digest, first=info.first, last=info.last)
+
+    def chain(self, tip: PartRef | None) -> list[Part]:
+        """Parts from the oldest to ``tip``; raises CorruptArchive naming the one that is missing or wrong."""
+        found: list[Part] = []
+        while tip is not None:
+            info = read_info(self.path / tip.name)
+            if (info.first, info.last) != (tip.first, tip.last):
+                raise CorruptArchive(
+                    f"{self.path / tip.name} covers other groups than its name was given for"
+                )
+            if found and found[-1].info.recipe == info.recipe:
+                # Nearly always: one copy for all parts of a long run.
+                info = replace(info, recipe=found[-1].info.recipe)
+            found.append(Part(ref=tip, info=info))
+            tip = info.parent
+        return found[::-1]
+
+    def read(self, part: Part) -> Iterator[ArchivedEntry]:
+        """Entries of a part, every number it covers accounted for; CorruptArchive or SequenceGap by name."""
+        expected = part.info.first
+        lost = dict(part.info.lost)
+        for entry in read_entries(self.path / part.ref.name, sha256=part.ref.sha256):
+            while expected in lost:
+                expected = lost[expected] + 1
+            if entry.sequence != expected:
+                raise SequenceGap(f"{self.path / part.ref.name} goes from {expected - 1} to {entry.sequence}")
+            yield entry
+            expected += 1
+        while expected in lost:
+            expected = lost[expected] + 1
+        if expected != part.info.last + 1:
+            raise SequenceGap(f"{self.path / part.ref.name} ends at {expected - 1}, it says {part.info.last}")
+
+    def highest_fence(self) -> int | None:
+        """The highest fence in any name, or None in an empty archive."""
+        return max((int(match[3]) for match in map(_PART.fullmatch, self._names()) if match), default=None)
+
+    def sweep(self, *, after_sequence: int, fence: int, kept: Collection[str]) -> list[str]:
+        """Deletes what no state of ours will name: parts that reach beyond ``after_sequence``, and torn ones.
+
+        Only for the holder of ``fence``, once a training state under it is durable: from then on no state
+        of an earlier learner can become the newest. Names in ``kept`` stay. Returns what was deleted.
+        """
+        deleted = []
+        for name in self._names():
+            part, torn = _PART.fullmatch(name), _TEMPORARY.fullmatch(name)
+            is_void = part is not None and int(part[2]) > after_sequence and int(part[3]) <= fence
+            is_void = is_void or (torn is not None and int(torn[1]) < fence)
+            if is_void and name not in kept and self.delete(name):
+                deleted.append(name)
+        return deleted
+
+    def delete(self, name: str) -> bool:
+        """Deletes one file; False, with a warning, when that failed."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s could not be deleted: %s", self.path / name, error)
+            return False
+        return True
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path))
+        except FileNotFoundError:
+            return []
+
+
+def newest_tip(run_directory: Path) -> PartRef | None:
+    """The newest part of the archive: the one that the newest valid training state names. None without any.
+
+    The order is that in which a learner looks for the state to resume from.
+    """
+    train = run_directory / "train"
+    for name in reversed(directory.step_names(train)):
+        if name.sequence is None:
+            continue
+        path = train / str(name)
+        try:
+            document = open_sealed_json(read_manifest_bytes(path), what=str(path))
+            files = _FILES.validate_python(document["files"])
+            verify_files(path, files, allowed=STATE_FILES, with_digests=False)
+            return _REF.validate_python(document.get("archive"))
+        except (CorruptCheckpoint, KeyError, ValidationError) as error:
+            log.warning("training state passed over: %s", error)
+    return None
+
+
+def read_archive(run_directory: Path, *, after_sequence: int | None = None) -> Iterator[ArchivedEntry]:
+    """Every entry that the run's learners consumed and made durable, in order; needs no broker.
+
+    ``after_sequence``: yields what follows it, and refuses an archive that begins later; None takes the
+    archive from its own beginning. Raises SequenceGap where numbers are missing, CorruptArchive where a part
+    is, and both name the file.
+    """
+    store = ArchiveStore(run_directory)
+    tip = newest_tip(run_directory)
+    if tip is None:
+        raise CorruptArchive(
+            f"{run_directory} has no archive: its learner must run with retain, and save once"
+        )
+    parts = store.chain(tip)
+    cursor = parts[0].info.first - 1 if after_sequence is None else after_sequence
+    for part in parts:
+        if part.info.last <= cursor:
+            continue
+        if part.info.first > cursor + 1:
+            raise SequenceGap(
+                f"the archive lacks groups {cursor + 1} to {part.info.first - 1}, before {part.ref.name}: "
+                "its learner ran without retain then"
+            )
+        for entry in store.read(part):
+            if entry.sequence > cursor:
+                yield entry
+        cursor = part.info.last

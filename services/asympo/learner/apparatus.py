@@ -1,0 +1,100 @@
+"""What turns entries into steps, made from settings: the same for a live run and for a replayed one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from asympo.common.rollout_log import RunConfig
+from asympo.learner.compute import Compute
+from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions
+from asympo.learner.optimizer import learning_rate_at, make_optimizer
+from asympo.learner.policy import Policy, load_model, vocab_size
+from asympo.learner.segment import GroupReader, SegmentLog, SegmentReader
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.step import Stepper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apparatus:
+    """Policy and optimizer, and what steps them."""
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+
+
+def build_apparatus(settings: LearnerSettings, compute: Compute) -> Apparatus:
+    """Everything at the run's start; raises BadModel."""
+    policy = _make_policy(settings, compute)
+    policy.self_check()
+    optimizer = make_optimizer(
+        policy.model,
+        learning_rate=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+    return Apparatus(
+        policy=policy,
+        optimizer=optimizer,
+        stepper=build_stepper(settings, policy=policy, optimizer=optimizer),
+    )
+
+
+def build_reader(
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    config: RunConfig,
+    log: SegmentLog,
+    is_trained: Callable[[str], bool],
+    on_invalid: Callable[[str], None] = lambda reason: None,
+) -> SegmentReader:
+    """Reads steps from a log, live or archived."""
+    text_config = policy.model.config.get_text_config()
+    return SegmentReader(
+        log=log,
+        group_reader=GroupReader(
+            tokenizer=tokenizer,
+            vocab_size=vocab_size(policy.model.config),
+            max_positions=getattr(text_config, "max_position_embeddings", None),
+            is_trained=is_trained,
+        ),
+        groups_per_step=config.groups_per_step,
+        max_groups_per_step=config.max_groups_per_step,
+        on_invalid=on_invalid,
+    )
+
+
+def build_stepper(settings: LearnerSettings, *, policy: Policy, optimizer: torch.optim.Optimizer) -> Stepper:
+    """How a step is computed."""
+    return Stepper(
+        policy=policy,
+        optimizer=optimizer,
+        objective=OBJECTIVES[settings.objective],
+        options=ObjectiveOptions(
+            mean_nll_floor=settings.mean_nll_floor, negative_scale=settings.negative_scale
+        ),
+        learning_rate=lambda step: learning_rate_at(
+            step,
+            peak=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.total_steps,
+            final_ratio=settings.final_learning_rate_ratio,
+        ),
+        max_grad_norm=settings.max_grad_norm,
+        token_budget=settings.token_budget,
+        share_prefixes=settings.share_prefixes,
+    )
+
+
+def _make_policy(settings: LearnerSettings, compute: Compute) -> Policy:
+    model = load_model(settings.model, dtype=torch.float32, device=compute.torch_device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
+    model.train(settings.gradient_checkpointing)
+    return Policy(model=model, compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows)

@@ -1,0 +1,135 @@
+"""What the learner hands to the archive, and what becomes of parts whose state was never saved."""
+
+from pathlib import Path
+
+import pytest
+from asympo.common.archive import ArchiveStore, Outcome, PartRef
+from asympo.common.codec import encode_group
+from asympo.common.errors import PublishFailed
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.rollout_log import LogEntry
+from asympo.learner.advantages import group_advantages
+from asympo.learner.archive import Archive
+from asympo.learner.segment import ReadGroup, Segment
+
+
+def segment(*sequences: int, dead: int | None = None, equal: int | None = None) -> Segment:
+    entries, groups = [], []
+    for sequence in sequences:
+        rewards = (1.0, 1.0) if sequence == equal else (1.0, 0.0)
+        responses = tuple(
+            Response(text="ab", reward=reward, finish_reason=FinishReason.STOP) for reward in rewards
+        )
+        record = RolloutGroup(group_id=f"0-{sequence}", prompt=Prompt(text="a?"), responses=responses)
+        entry = LogEntry(
+            sequence=sequence,
+            group_id=record.group_id,
+            producer="test",
+            payload=encode_group(record),
+            entry_id=f"{sequence}-0",
+            appended_at_seconds=1.5,
+        )
+        entries.append(entry)
+        if sequence != dead:
+            group = ReadGroup(
+                record=record,
+                sequence=sequence,
+                producer="test",
+                appended_at_seconds=1.5,
+                prompt_ids=(7,),
+                response_ids=((8, 9),) * 2,
+                advantages=group_advantages(rewards),
+            )
+            groups.append(group)
+    return Segment(
+        first_sequence=sequences[0],
+        last_sequence=sequences[-1],
+        groups=tuple(groups),
+        entries=tuple(entries),
+        reasons={} if dead is None else {dead: "bad record"},
+    )
+
+
+def archive(tmp_path: Path, *, is_on: bool = True, tip: PartRef | None = None, sequence: int = 0) -> Archive:
+    return Archive(
+        store=ArchiveStore(tmp_path), is_on=is_on, run="r", recipe={}, tip=tip, sequence=sequence, step=0
+    )
+
+
+def names(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "archive").glob("*"))
+
+
+def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> None:
+    ours = archive(tmp_path)
+    ours.consumed(segment(1, 2, 3, dead=2, equal=3), step=1)
+    ours.consumed(segment(6, equal=6), step=None)
+    part = ours.write(fence=1, sequence=6, step=1)
+    (link,) = ArchiveStore(tmp_path).chain(part.tip)
+    rows = list(ArchiveStore(tmp_path).read(link))
+    assert [(row.sequence, row.segment_end, row.step, row.outcome, row.reason) for row in rows] == [
+        (1, 3, 1, Outcome.TRAINED, ""),
+        (2, 3, 1, Outcome.DEAD_LETTER, "bad record"),
+        (3, 3, 1, Outcome.WITHOUT_SIGNAL, ""),
+        (6, 6, None, Outcome.WITHOUT_SIGNAL, ""),
+    ]
+    assert link.info.lost == ((4, 5),)
+    assert (link.info.first, link.info.last, link.info.step_before, link.info.step) == (1, 6, 0, 1)
+
+
+def test_part_without_its_state_is_written_again_with_what_came_since(tmp_path: Path) -> None:
+    ours = archive(tmp_path)
+    ours.consumed(segment(1), step=1)
+    ours.write(fence=1, sequence=1, step=1)
+    ours.consumed(segment(2), step=2)
+    part = ours.write(fence=1, sequence=2, step=2)
+    ours.made_durable(part, fence=1)
+    assert part.tip is not None
+    assert (part.tip.first, part.tip.last) == (1, 2)
+    assert names(tmp_path) == [part.tip.name]
+
+
+def test_what_is_consumed_while_a_state_is_saved_goes_into_the_next_part(tmp_path: Path) -> None:
+    ours = archive(tmp_path)
+    ours.consumed(segment(1), step=1)
+    first = ours.write(fence=1, sequence=1, step=1)
+    ours.consumed(segment(2), step=2)
+    ours.made_durable(first, fence=1)
+    second = ours.write(fence=1, sequence=2, step=2)
+    ours.made_durable(second, fence=1)
+    assert second.tip is not None
+    assert (second.tip.first, second.tip.last) == (2, 2)
+    assert [link.ref for link in ArchiveStore(tmp_path).chain(second.tip)] == [first.tip, second.tip]
+
+
+def test_parts_of_a_dead_learner_go_once_a_state_of_ours_is_durable(tmp_path: Path) -> None:
+    dead = archive(tmp_path)
+    dead.consumed(segment(1), step=1)
+    dead.write(fence=1, sequence=1, step=1)
+    ours = archive(tmp_path)
+    ours.consumed(segment(1, 2), step=1)
+    part = ours.write(fence=2, sequence=2, step=1)
+    assert len(names(tmp_path)) == 2
+    ours.made_durable(part, fence=2)
+    assert part.tip is not None
+    assert names(tmp_path) == [part.tip.name]
+
+
+def test_archive_that_is_off_hands_the_tip_on(tmp_path: Path) -> None:
+    ours = archive(tmp_path)
+    ours.consumed(segment(1), step=1)
+    tip = ours.write(fence=1, sequence=1, step=1).tip
+    off = archive(tmp_path, is_on=False, tip=tip, sequence=1)
+    off.consumed(segment(2), step=2)
+    part = off.write(fence=2, sequence=2, step=2)
+    off.made_durable(part, fence=2)
+    assert part.tip == tip
+    assert len(names(tmp_path)) == 1
+
+
+def test_full_storage_is_a_failed_save(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("not a directory")
+    ours = archive(tmp_path)
+    ours.consumed(segment(1), step=1)
+    with pytest.raises(PublishFailed):
+        ours.write(fence=1, sequence=1, step=1)
