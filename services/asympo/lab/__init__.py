@@ -1,0 +1,1 @@
+"""The laboratory: is the loss stable on stale data?"""

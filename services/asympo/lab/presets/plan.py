@@ -1,0 +1,112 @@
+"""What a study consists of. Plain data: nothing here imports torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from asympo.lab.ages import Staleness
+
+COLLAPSE_SHARE = 0.5
+"""A run has collapsed when its final accuracy is below this share of the start's, or a number was not finite."""
+MOONSHOT_SHARE = 0.98
+"""What a current-policy-only setting must keep, at the greatest staleness, of the best synchronous accuracy."""
+
+Constants = Literal["tuned", "first", "both"]
+"""Which values of an arm's constant are run: what tuning chose, the first candidate, or each candidate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Digit addition and the network that learns it."""
+
+    num_digits: int
+    """Of each of the two numbers."""
+    num_held_out: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    token_budget: int
+    """Tokens of one micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """Supervised steps before the reinforcement learning."""
+
+    seed: int
+    batch: int
+    """Right answers in each step."""
+    learning_rate: float
+    ramp_steps: int
+    """Linear warm-up of the learning rate."""
+    max_steps: int
+    target: float
+    """Sampled accuracy that ends the warm-up."""
+    ceiling: float
+    """Sampled accuracy that would leave too little to learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Every combination of these is a cell."""
+
+    name: str
+    question: str
+    """What the report says it answers."""
+    arms: tuple[str, ...]
+    staleness: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    constants: Constants = "tuned"
+    kinds: tuple[Staleness, ...] = ("fixed",)
+    optimizers: tuple[Literal["adamw", "sgd"], ...] = ("adamw",)
+    compute_dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    task: str = "short"
+    """Key into the preset's tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The same number of runs for every arm, before the others and on a seed of their own.
+
+    At the greatest staleness, every candidate constant meets every learning rate; an arm keeps the candidate
+    with the higher mean final accuracy over the learning rates, the first one on a tie.
+    """
+
+    staleness: int
+    learning_rates: tuple[float, ...]
+    seed: int
+    steps: int
+
+    def runs_per_arm(self, num_candidates: int) -> int:
+        """The budget."""
+        return num_candidates * len(self.learning_rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A study."""
+
+    name: str
+    summary: str
+    tasks: dict[str, TaskSettings]
+    """By name; empty when the policy is a language model with a task of the product."""
+    warm_up: WarmUp | None
+    """None: the model as it is published is the start."""
+    groups_per_step: int
+    group_size: int
+    evaluate_every: int
+    """Steps between two looks at the held-out problems."""
+    tuning: Tuning | None
+    grids: tuple[Grid, ...]
+    """The first one is run unless others are named."""
+
+    def grids_named(self, names: Sequence[str]) -> tuple[Grid, ...]:
+        """The grids to run; `full` is all of them, none is the first. Unknown names raise KeyError."""
+        if not names:
+            return self.grids[:1]
+        if "full" in names:
+            return self.grids
+        by_name = {grid.name: grid for grid in self.grids}
+        return tuple(by_name[name] for name in names)
