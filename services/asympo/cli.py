@@ -53,6 +53,7 @@ COMMANDS = (
     Command(
         name="bench", module="asympo.bench.command", summary="speed and memory of the learner on this machine"
     ),
+    Command(name="lab", module="asympo.lab.command", summary="is the loss stable on stale data?"),
     Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
 )
 

@@ -47,11 +47,20 @@ class CellSpec:
     """Steps between two looks at the held-out problems."""
     optimizer: OptimizerName = "adamw"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    task: str = "short"
+    """Key into the preset's tasks."""
 
     @property
     def name(self) -> str:
         """File name without suffix; differs where any field differs."""
-        parts = [self.arm, f"c{self.constant:g}", f"k{self.staleness}", self.kind, f"lr{self.learning_rate:g}"]
+        parts = [
+            self.task,
+            self.arm,
+            f"c{self.constant:g}",
+            f"k{self.staleness}",
+            self.kind,
+            f"lr{self.learning_rate:g}",
+        ]
         parts += [f"s{self.seed}", f"n{self.steps}", f"b{self.groups_per_step}x{self.group_size}"]
         parts += [f"e{self.evaluate_every}", self.optimizer, self.compute_dtype]
         return "_".join(parts)

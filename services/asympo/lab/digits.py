@@ -1,7 +1,7 @@
 """The laptop's task: adding numbers digit by digit, with a checker that cannot be fooled.
 
-A prompt is `a+b=` with a fixed number of digits each; the answer is the sum's digits, least significant first,
-and an end token. Later digits depend on carries, so a response is right only if every token is.
+A prompt is `a+b=` with a fixed number of digits each; the answer is the sum's digits, least significant
+first, and an end token. Later digits depend on carries, so a response is right only if every token is.
 """
 
 import random

@@ -25,9 +25,9 @@ class FastSampler:
         self._config = config
         (self._end_token_id,) = end_token_ids
         self._max_tokens = max_tokens
-        rope = model.base_model.rotary_emb
         positions = torch.arange(config.max_position_embeddings)[None]
-        self._cos, self._sin = (part[0, :, None] for part in rope(torch.empty(0), positions))
+        cos, sin = model.get_submodule("model.rotary_emb")(torch.empty(0), positions)
+        self._cos, self._sin = cos[0, :, None], sin[0, :, None]
         self._weights: dict[str, Tensor] = {}
         self._qkv: list[Tensor] = []
         self._gate_up: list[Tensor] = []

@@ -1,7 +1,7 @@
 """Draws responses from a policy and keeps their log-probs: the laboratory's own generator.
 
-Two arms correct for staleness with behaviour log-probs. They exist here only, because here the sampler and the
-learner are one process; the product's records never carry them.
+Two arms correct for staleness with behaviour log-probs. They exist here only, because here the sampler and
+the learner are one process; the product's records never carry them.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,8 @@ class Sampler:
         tokens, logprobs, alive = [], [], []
         for index in range(self._max_tokens):
             logprob_RV = torch.log_softmax(logits.float(), dim=-1)
-            token_R1 = torch.multinomial(logprob_RV.exp(), 1, generator=generator)
+            # Drawn on the CPU: the same generator gives the same tokens on every device.
+            token_R1 = torch.multinomial(logprob_RV.exp().cpu(), 1, generator=generator).to(logits.device)
             tokens.append(token_R1)
             logprobs.append(logprob_RV.gather(1, token_R1))
             alive.append(~is_done)

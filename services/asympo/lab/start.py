@@ -1,4 +1,4 @@
-"""The policy every cell starts from: trained in-house on right answers until some of its samples are right."""
+"""The policy every cell starts from: trained on right answers until some of its samples are right."""
 
 import logging
 import random
@@ -12,8 +12,8 @@ from transformers import LlamaConfig, PreTrainedModel
 from asympo.bench.models import random_model
 from asympo.common.errors import AsympoError
 from asympo.lab.digits import END, VOCAB_SIZE, DigitAddition
-from asympo.lab.presets.plan import TaskSettings, WarmUp
 from asympo.lab.fast_sampling import FastSampler
+from asympo.lab.presets.plan import TaskSettings, WarmUp
 from asympo.learner.attention import PACKED_ATTENTION
 from asympo.learner.batching import TrainedGroup, TrainedResponse
 from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope

@@ -1,4 +1,4 @@
-"""Objectives that exist only here: behaviour-corrected arms, and current-policy variants that might be better.
+"""Objectives that exist only here: behaviour-corrected arms, and variants that might be better.
 
 Shape legend: ``_R`` responses of a micro-batch, ``_N`` trained tokens. Signatures are the product's; what a
 variant shares with an objective of the product, it takes from there.
@@ -36,7 +36,7 @@ def fixed(scale: float) -> Scale:
 
 
 def bounded(bound: float, floor: float = 1e-4) -> Scale:
-    """Normalised, and zero where the policy already finds the response unlikelier than ``bound`` nats a token."""
+    """Normalised, and zero where the response is unlikelier than ``bound`` nats a token already."""
     return lambda mean_nll_R: (mean_nll_R <= bound) / mean_nll_R.clamp(min=floor)
 
 
@@ -119,9 +119,7 @@ class TokenLosses:
         ) -> ObjectiveResult:
             assert self._batch is not None
             num_R = torch.tensor(self._batch.num_trained_R, dtype=mean_nll_R.dtype, device=mean_nll_R.device)
-            normaliser_R = (
-                mean_nll_R.detach().clamp(min=options.mean_nll_floor) if kind == "asympo" else 1.0
-            )
+            normaliser_R = mean_nll_R.detach().clamp(min=options.mean_nll_floor) if kind == "asympo" else 1.0
             term_R = advantage_R * num_R / length * mean_nll_R / normaliser_R
             return term_R.sum() / scope.num_responses, {}
 
@@ -132,10 +130,12 @@ class TokenLosses:
         batch = self._batch
         assert batch is not None
         behaviour = [self.behaviour[sequence] for sequence in batch.sequences_R]
-        behaviour_N = [
-            behaviour[response][batch.position_ids_T[batch.source_U[row]] + 1 - len(batch.sequences_R[response][0])]
-            for row, response in zip(batch.row_N, batch.response_N, strict=True)
-        ]
+        prompt_R = [len(prompt) for prompt, _ in batch.sequences_R]
+        behaviour_N = []
+        for row, response in zip(batch.row_N, batch.response_N, strict=True):
+            # The token after the one that predicts it, counted from the first of the response.
+            position = batch.position_ids_T[batch.source_U[row]] + 1 - prompt_R[response]
+            behaviour_N.append(behaviour[response][position])
         old_N = torch.tensor(behaviour_N, dtype=self._nll_N.dtype, device=self._nll_N.device)
         response_N = self._response_N(batch)
         num_R = torch.tensor(batch.num_trained_R, dtype=self._nll_N.dtype, device=self._nll_N.device)

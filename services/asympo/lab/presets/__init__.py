@@ -1,4 +1,4 @@
-"""Studies fixed before they are run: tasks, grids, seeds, steps, tuning budget, and when a run has collapsed."""
+"""Studies fixed before they are run: tasks, grids, seeds, steps, tuning budget, rule of collapse."""
 
 from asympo.common.errors import BadSetting
 from asympo.lab.presets.laptop import LAPTOP

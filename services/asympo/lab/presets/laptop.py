@@ -51,7 +51,7 @@ LAPTOP = Preset(
         ),
         Grid(
             name="moonshot",
-            question="Does any setting without behaviour log-probs reach the best synchronous accuracy at K = 64?",
+            question="Is the best synchronous accuracy reached at K = 64 without behaviour log-probs?",
             arms=_CANDIDATES,
             staleness=(64,),
             learning_rates=(*_LEARNING_RATES, 1e-3),

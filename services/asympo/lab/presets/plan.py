@@ -7,9 +7,9 @@ from typing import Literal
 from asympo.lab.ages import Staleness
 
 COLLAPSE_SHARE = 0.5
-"""A run has collapsed when its final accuracy is below this share of the start's, or a number was not finite."""
+"""Collapsed: final accuracy below this share of the start's, or a number that was not finite."""
 MOONSHOT_SHARE = 0.98
-"""What a current-policy-only setting must keep, at the greatest staleness, of the best synchronous accuracy."""
+"""Share of the best synchronous accuracy that a current-policy-only setting must keep when stale."""
 
 Constants = Literal["tuned", "first", "both"]
 """Which values of an arm's constant are run: what tuning chose, the first candidate, or each candidate."""

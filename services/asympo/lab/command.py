@@ -1,0 +1,204 @@
+"""`asympo lab stability`: is the loss stable on stale data?"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from asympo import __version__
+from asympo.common.errors import AsympoError, BadSetting
+from asympo.lab.estimate import describe_paper, describe_study, require_gpus, write_paper_runs
+from asympo.lab.presets import PRESETS, Grid, Preset, find_preset
+
+if TYPE_CHECKING:
+    from asympo.lab.study import Results
+
+PAPER = "paper"
+_EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one study and writes its report."""
+    arguments = _parser().parse_args(list(argv))
+    if arguments.preset == PAPER:
+        return _paper(arguments)
+    preset, grids = choose(arguments)
+    directory = arguments.out or Path("runs") / "lab" / preset.name
+    if (directory / "cells").exists() and not arguments.resume:
+        raise BadSetting(f"there are results in {directory}: go on with --resume, or give another --out")
+    for line in describe_study(preset, grids, num_cells=_count(preset, grids)):
+        _say(line)
+    if arguments.dry_run:
+        return 0
+    return _run(arguments, argv, preset, grids, directory)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="asympo lab", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="WHAT")
+    text = "trains every arm on responses that are exactly K optimizer steps old"
+    verb = verbs.add_parser("stability", help=text, description=text, allow_abbrev=False)
+    verb.add_argument("--preset", choices=(*PRESETS, PAPER), default="laptop")
+    verb.add_argument(
+        "--grid",
+        action="append",
+        metavar="NAME",
+        help="a grid of the preset, or full; may be given several times",
+    )
+    verb.add_argument("--out", type=Path, help="directory of cells and report; runs/lab/PRESET when none")
+    verb.add_argument("--resume", action="store_true", help="keep the cells that are there")
+    verb.add_argument("--workers", type=int, help="processes, one thread each; the cores when none")
+    verb.add_argument("--dry-run", action="store_true", help="print what it takes and stop")
+    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    verb.add_argument(
+        "--update",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="a document that gets the headline table between its marks",
+    )
+    for name, kind, text in (
+        ("arms", str, "arms instead of the grid's"),
+        ("staleness", int, "values of K instead of the grid's"),
+        ("learning-rates", float, "learning rates instead of the grid's"),
+        ("seeds", int, "seeds instead of the grid's"),
+    ):
+        verb.add_argument(f"--{name}", type=kind, nargs="+", metavar="VALUE", help=text)
+    verb.add_argument("--steps", type=int, help="optimizer steps instead of the grid's")
+    return parser
+
+
+def choose(arguments: argparse.Namespace) -> tuple[Preset, tuple[Grid, ...]]:
+    """Preset and grids with what the flags change; raises BadSetting."""
+    preset = find_preset(arguments.preset)
+    try:
+        grids = preset.grids_named(arguments.grid or ())
+    except KeyError as error:
+        names = ", ".join([*(grid.name for grid in preset.grids), "full"])
+        raise BadSetting(f"{preset.name} has no grid {error.args[0]}: choose from {names}") from None
+    changes: dict[str, Any] = {
+        name: tuple(value)
+        for name in ("arms", "staleness", "learning_rates", "seeds")
+        if (value := getattr(arguments, name))
+    }
+    if arguments.steps is not None:
+        changes["steps"] = arguments.steps
+    for name, least in (("steps", 1), ("workers", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise BadSetting(f"--{name} is {value}: at least {least} is needed")
+    return preset, tuple(replace(grid, **changes) for grid in grids)
+
+
+def _run(
+    arguments: argparse.Namespace, argv: Sequence[str], preset: Preset, grids: Sequence[Grid], directory: Path
+) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from asympo.lab.analysis import summarise
+    from asympo.lab.report import headline, update_document, write_report
+    from asympo.lab.study import Study
+
+    began = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("cells", total=None)
+        study = Study(
+            preset,
+            directory=directory,
+            workers=arguments.workers or len(os.sched_getaffinity(0)),
+            say=progress.console.print,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        results = study.run(grids)
+    summary = {
+        "preset": preset.name,
+        "grids": [grid.name for grid in grids],
+        "seeds": sorted({seed for grid in grids for seed in grid.seeds}),
+        "command": shlex.join(["asympo", "lab", *argv]),
+        "versions": _versions(),
+        "wall_seconds": time.monotonic() - began,
+        **summarise(results),
+    }
+    _write(results, summary, preset=preset, directory=directory, write_report=write_report)
+    for document in arguments.update or ():
+        update_document(document, headline(summary))
+    if arguments.json:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    else:
+        sys.stdout.write((directory / "headline.md").read_text())
+        sys.stdout.write(f"\nreport: {directory / 'report.md'} and report.html\n")
+    return 0
+
+
+def _write(
+    results: "Results", summary: dict[str, Any], *, preset: Preset, directory: Path, write_report: Any
+) -> None:
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_report(results, summary, preset=preset, directory=directory)
+
+
+def _count(preset: Preset, grids: Sequence[Grid]) -> int:
+    per_arm = sum(
+        len(grid.staleness) * len(grid.learning_rates) * len(grid.seeds) * len(grid.kinds)
+        * len(grid.optimizers) * len(grid.compute_dtypes) * len(grid.arms) * (1 + (grid.constants == "both"))
+        for grid in grids
+    )  # fmt: skip
+    tuned = {arm for grid in grids if grid.constants == "tuned" for arm in grid.arms}
+    return per_arm + (2 * len(preset.tuning.learning_rates) * len(tuned) if preset.tuning else 0)
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+    import transformers
+
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "asympo": " ".join([__version__, commit.stdout.strip()]).strip(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def _paper(arguments: argparse.Namespace) -> int:
+    from asympo.run.machine import look_at_machine
+
+    for line in describe_paper(_EXAMPLES):
+        _say(line)
+    if arguments.dry_run:
+        return 0
+    directory = arguments.out or Path("runs") / "lab" / PAPER
+    paths = write_paper_runs(_EXAMPLES, directory)
+    _say(f"{len(paths)} settings files in {directory}, each for `asympo run`")
+    require_gpus(len(look_at_machine().gpus))
+    for path in paths:
+        command = [sys.executable, "-m", "asympo.cli", "run", str(path)]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise AsympoError(f"the run of {path} failed: mend it, then give the command again")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,70 @@
+"""The rules that were fixed before the runs."""
+
+from dataclasses import replace
+
+import pytest
+from asympo.lab.ages import draw_age, oldest_age
+from asympo.lab.analysis import Setting, collapse_windows, has_collapsed, moonshot, row_of
+from asympo.lab.cell import CellResult, CellSpec
+from asympo.lab.study import choose_constants
+
+SPEC = CellSpec(
+    arm="asympo", constant=1e-4, staleness=64, kind="fixed", learning_rate=3e-4, seed=0, steps=3,
+    groups_per_step=2, group_size=2, evaluate_every=3,
+)  # fmt: skip
+
+
+def cell(final: float | None, **changes: object) -> CellResult:
+    start = {"step": 0, "accuracy": 0.3, "response_tokens": 4.0, "kl_to_start": 0.0}
+    return CellResult(
+        spec=replace(SPEC, **changes),  # type: ignore[arg-type]
+        steps=[{"step": 1, "nll_ratio": 2.0}],
+        evaluations=[start, {**start, "step": 3, "accuracy": final}],
+        final_accuracy=final,
+    )
+
+
+@pytest.mark.parametrize(("final", "expected"), [(0.15, False), (0.149, True), (None, True), (0.9, False)])
+def test_collapse_is_below_half_of_the_start_or_not_finite(final: float | None, expected: bool) -> None:
+    assert has_collapsed(cell(final)) is expected
+
+
+def test_collapse_window_needs_more_than_half_of_the_seeds() -> None:
+    one = [cell(0.1, seed=0), cell(0.5, seed=1)]
+    two = [cell(0.1, seed=seed, learning_rate=6e-4) for seed in (0, 1)]
+    rows = [row_of(Setting.of(cells[0]), cells) for cells in (one, two)]
+    (window,) = collapse_windows(rows)["asympo"]
+    assert window["learning_rate"] == 6e-4
+    assert window["collapsed"] == window["seeds"] == 2
+
+
+def test_constant_is_chosen_by_the_mean_over_learning_rates_and_ties_keep_the_first() -> None:
+    def runs(constant: float, finals: list[float]) -> list[CellResult]:
+        return [cell(f, constant=constant, learning_rate=(i + 1) * 1e-4) for i, f in enumerate(finals)]
+
+    assert choose_constants([*runs(1e-4, [0.9, 0.1]), *runs(1e-2, [0.6, 0.6])]) == {"asympo": 1e-2}
+    assert choose_constants([*runs(1e-4, [0.5]), *runs(1e-2, [0.5])]) == {"asympo": 1e-4}
+
+
+def test_moonshot_leaves_out_arms_that_read_behaviour_logprobs() -> None:
+    cells = [
+        [cell(0.6, arm="naive", staleness=0)],
+        [cell(0.59, arm="grpo")],
+        [cell(0.58, arm="asympo")],
+    ]
+    found = moonshot([row_of(Setting.of(each[0]), each) for each in cells])
+    assert found is not None
+    assert found["best_current_policy_only"]["arm"] == "asympo"
+    assert found["share"] == pytest.approx(0.58 / 0.6)
+    assert not found["is_reached"]
+
+
+@pytest.mark.parametrize("kind", ["fixed", "uniform", "long-tailed"])
+def test_ages_keep_their_mean_and_their_limit(kind: str) -> None:
+    import random
+
+    rng = random.Random(0)
+    ages = [draw_age(rng, kind=kind, mean=16) for _ in range(20_000)]  # type: ignore[arg-type]
+    assert max(ages) <= oldest_age(kind=kind, mean=16)  # type: ignore[arg-type]
+    assert sum(ages) / len(ages) == pytest.approx(16, rel=0.2)
+    assert draw_age(rng, kind=kind, mean=0) == 0  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""A tiny study from the command line: one file a cell, resumed where it stopped, every number in the JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+from asympo.cli import main
+from asympo.common.errors import BadSetting
+from asympo.lab import command, presets
+from asympo.lab.presets import PRESETS
+from asympo.lab.report import MARKS
+
+from tests.unit.lab.tiny import TINY
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Directory and JSON of one run."""
+    directory = tmp_path_factory.mktemp("lab") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", TINY)
+        run(directory)
+    return directory, json.loads((directory / "summary.json").read_text())
+
+
+def run(directory: Path, *flags: str) -> int:
+    arguments = ["lab", "stability", "--preset", "tiny", "--grid", "full", "--workers", "1"]
+    return main([*arguments, "--out", str(directory), *flags])
+
+
+def test_study_reports_every_cell_with_its_seeds(study: tuple[Path, dict]) -> None:
+    directory, summary = study
+    plain = [row for row in summary["results"] if row["kind"] == "fixed"]
+    assert {(row["arm"], row["staleness"], row["learning_rate"]) for row in plain} == {
+        (arm, age, 1e-3) for arm in ("asympo", "grpo") for age in (0, 2)
+    }
+    for row in plain:
+        assert row["seeds"] == [0, 1]
+        assert len(row["final_accuracy"]) == len(row["collapsed"]) == 2
+    assert set(summary["collapse_window"]) == {"asympo", "grpo"}
+    assert summary["tuning"]["grpo"]["runs"] == summary["tuning"]["asympo"]["runs"] == 2
+    assert summary["moonshot"]["best_current_policy_only"]["arm"] == "asympo"
+    assert len(list((directory / "cells").iterdir())) == 2 * 2 * 2 + 4 + 3
+
+
+def test_cells_draw_from_policies_of_the_age_asked_for(study: tuple[Path, dict]) -> None:
+    cell = next((study[0] / "cells").glob("short_asympo_c*_k2_fixed_*_s0_n4_*.json"))
+    steps = json.loads(cell.read_text())["result"]["steps"]
+    assert [step["age"] for step in steps] == [0, 1, 2, 2]
+
+
+def test_resume_runs_only_what_is_missing(
+    study: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, before = study
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+    cells = sorted((directory / "cells").iterdir())
+    lost = cells[3].read_text()
+    cells[3].unlink()
+    written = {cell: cell.stat().st_mtime_ns for cell in cells if cell.exists()}
+    document = directory / "page.md"
+    document.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    assert run(directory, "--resume", "--json", "--update", str(document)) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert {cell: cell.stat().st_mtime_ns for cell in written} == written
+    assert json.loads(cells[3].read_text()) == json.loads(lost), "a cell is the same when it is run again"
+    assert after["results"] == before["results"]
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| `grpo` * |" in text
+    assert "old" not in text
+
+
+def test_results_are_not_overwritten_without_resume(
+    study: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+    with pytest.raises(BadSetting, match="--resume"):
+        command.main(["stability", "--preset", "tiny", "--out", str(study[0])])
+
+
+def test_report_shows_pictures_and_the_command(study: tuple[Path, dict]) -> None:
+    directory = study[0]
+    text = (directory / "report.md").read_text()
+    for name in ("accuracy", "reward", "imbalance", "collapse"):
+        assert f"](plots/{name}.png)" in text
+        assert (directory / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "asympo lab stability --preset tiny" in text
+    page = (directory / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "| ---" not in page
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_every_arm_has_the_same_tuning_budget_and_rates(preset: presets.Preset) -> None:
+    from asympo.lab.study import grid_specs, tuning_specs
+
+    headline = preset.grids[0]
+    specs = grid_specs(preset, headline, {})
+    per_arm = {arm: [spec for spec in specs if spec.arm == arm] for arm in headline.arms}
+    assert len({len(each) for each in per_arm.values()}) == 1
+    tuning = tuning_specs(preset, headline.arms)
+    assert len({sum(spec.arm == arm for spec in tuning) for arm in headline.arms}) == 1
+    assert not {spec.seed for spec in tuning} & set(headline.seeds)
+
+
+def test_paper_preset_refuses_without_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("asympo.run.machine._gpus", lambda: ())
+    with pytest.raises(BadSetting, match="no GPU"):
+        command.main(["stability", "--preset", "paper", "--out", str(tmp_path / "paper")])
+    shown = capsys.readouterr().err
+    assert "Qwen3-4B-Base" in shown
+    assert "EFLOP" in shown
+    from asympo.run.settings import read_run_file
+
+    files = sorted((tmp_path / "paper").glob("*.toml"))
+    assert len(files) == 3 * 4 * 4
+    assert {read_run_file(path).learner_values["objective"] for path in files} == {
+        *("asympo", "spo", "naive", "gpg")
+    }
+
+
+def test_unknown_grid_names_the_choices() -> None:
+    with pytest.raises(BadSetting, match="headline, sides"):
+        command.main(["stability", "--grid", "nothing", "--dry-run"])
