@@ -113,15 +113,15 @@ def _moonshot(found: dict[str, Any] | None) -> list[Block]:
     if found is None:
         return []
     fresh, stale = found["best_synchronous"], found["best_current_policy_only"]
-    verdict = "That is reached." if found["is_reached"] else "That is **not** reached."
+    verdict = "It is reached." if found["is_reached"] else "It is **not** reached."
     return [
         Heading(text=f"Synchronous accuracy at K = {found['staleness']} without behaviour log-probs"),
         Paragraph(
             text=f"Best synchronous: `{fresh['arm']}` at {fresh['learning_rate']:g}, "
-            f"{fresh['median_accuracy']:.3f}. Best at K = {found['staleness']} of what reads only "
-            f"the current policy: `{stale['arm']}` (constant {stale['constant']:g}) at "
-            f"{stale['learning_rate']:g}, {stale['median_accuracy']:.3f}, a share of {found['share']:.2f}; {found['needed']:g} was "
-            f"the aim. {verdict}"
+            f"{fresh['median_accuracy']:.3f}. Best at K = {found['staleness']} of what reads only the "
+            f"current policy: `{stale['arm']}`, {stale['constant']:g}, at {stale['learning_rate']:g}, "
+            f"{stale['median_accuracy']:.3f}. That is a share of {found['share']:.2f}, and "
+            f"{found['needed']:g} was the aim. {verdict}"
         ),
     ]
 
