@@ -51,7 +51,9 @@ COMMANDS = (
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
     ),
     Command(
-        name="bench", module="asympo.bench.command", summary="speed and memory of the learner on this machine"
+        name="bench",
+        module="asympo.bench.command",
+        summary="figures of the learner and the log on this machine",
     ),
     Command(name="lab", module="asympo.lab.command", summary="is the loss stable on stale data?"),
     Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),

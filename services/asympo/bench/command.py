@@ -1,6 +1,7 @@
-"""`asympo bench learner`: this machine's numbers; ratios come from one run in which the arms take turns."""
+"""`asympo bench learner|log`: this machine's numbers; the arms of a ratio take turns in one run."""
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -27,7 +28,12 @@ def main(argv: Sequence[str]) -> int:
     text = "speed and memory of the learner's step; needs neither a broker nor an engine"
     verb = verbs.add_parser("learner", help=text, description=text, allow_abbrev=False)
     add_learner_flags(verb)
+    text = "cost of the rollout log against bare streams; starts a broker of its own"
+    verb = verbs.add_parser("log", help=text, description=text, allow_abbrev=False)
+    add_log_flags(verb)
     arguments = parser.parse_args(list(argv))
+    if arguments.verb == "log":
+        return _log(arguments)
     check_learner_flags(arguments)
     if sys.platform.startswith("linux") and not os.environ.get(_MARK):
         return _in_the_learners_environment(argv)
@@ -59,6 +65,46 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
         help="only this part of the report; may be given several times",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench log`."""
+    parser.add_argument("--redis-url", help="measure this broker instead of one started for the purpose")
+    parser.add_argument(
+        "--appendfsync",
+        choices=("always", "everysec"),
+        action="append",
+        help="default always; give both to compare under both",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured in each turn")
+    parser.add_argument("--quick", action="store_true", help="everything in seconds; nothing to quote")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    from asympo.bench.log import LogBench, measure_log
+
+    if arguments.rounds < 1 or arguments.seconds <= 0:
+        raise BadSetting("--rounds and --seconds: give 1 or more, and more than 0")
+    bench = LogBench(
+        redis_url=arguments.redis_url,
+        appendfsync=tuple(dict.fromkeys(arguments.appendfsync or ("always",))),
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+    )
+    if arguments.quick:
+        bench = dataclasses.replace(
+            bench,
+            rounds=1,
+            seconds=0.3,
+            generator_counts=(1, 64),
+            staleness_cases=((0, 1), (1, 4)),
+            max_knee_rounds=1,
+        )
+    report = measure_log(bench, say=_say)
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
+    return 0
 
 
 def check_learner_flags(arguments: argparse.Namespace) -> None:

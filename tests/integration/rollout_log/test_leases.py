@@ -4,6 +4,7 @@ import time
 import pytest
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunLog, RunState, permuted_index
+from asympo.common.rollout_log.leases import ACQUIRE_KEYS
 
 from .conftest import config_of, must_append, must_lease, start_run
 
@@ -152,7 +153,7 @@ def waited_seconds(log: RunLog, refused: Refused | None, timeout_seconds: float 
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("event", ["free", "hand_back", "announce", "state", "refused append"])
+@pytest.mark.parametrize("event", ["free", "hand_back", "state", "refused append"])
 def test_refused_asker_wakes_on_an_event(log: RunLog, event: str) -> None:
     learner = start_run(log, groups_per_step=1, max_groups_per_step=1, max_generation_staleness=5)
     must_append(log)
@@ -163,8 +164,6 @@ def test_refused_asker_wakes_on_an_event(log: RunLog, event: str) -> None:
             learner.consume(1)
         elif event == "hand_back":
             log.hand_back(lease, reason="stopping")
-        elif event == "announce":
-            log.announce_policy(learner.fence, step=1, digest="d1")
         elif event == "state":
             log.set_state(RunState.DRAINING)
         else:
@@ -177,6 +176,24 @@ def test_refused_asker_wakes_on_an_event(log: RunLog, event: str) -> None:
     timer.start()
     assert 0.1 < waited_seconds(log, refused) < 2
     timer.join()
+
+
+def test_asker_with_a_stale_policy_wakes_on_an_announcement_and_one_without_a_slot_sleeps_on(
+    log: RunLog,
+) -> None:
+    learner = start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0)
+    refused = log.acquire(holder="gen-1", policy_step=-1)
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusalReason.STALE_POLICY
+    must_lease(log)
+    without_slot = refusal(log)
+    assert without_slot.reason is RefusalReason.NO_CAPACITY
+    timer = threading.Timer(0.2, lambda: log.announce_policy(learner.fence, step=1, digest="d1"))
+    timer.start()
+    assert 0.1 < waited_seconds(log, refused) < 2
+    timer.join()
+    assert waited_seconds(log, refused) < 0.5, "the announcement came before this wait"
+    assert waited_seconds(log, without_slot, 0.3) > 0.25, "an announcement frees no slot"
 
 
 def test_refused_asker_does_not_miss_an_event_before_it_waits(log: RunLog) -> None:
@@ -204,8 +221,7 @@ def test_wait_for_slot_gives_up_after_its_time_out(log: RunLog) -> None:
 def test_acquire_twice_with_one_token_grants_one_lease(log: RunLog) -> None:
     """What redis-py does when the reply to the first call is lost."""
     start_run(log)
-    nouns = "run open leases deadlines reissue wake policy_steps"
-    first, second = (log._call("acquire", nouns, "t" * 32, 0, "gen-0") for _ in range(2))
+    first, second = (log._call("acquire", ACQUIRE_KEYS, "t" * 32, 0, "gen-0") for _ in range(2))
     assert first[:2] == second[:2]
     assert (log.stats().leases, log.stats().leases_granted) == (1, 1)
 

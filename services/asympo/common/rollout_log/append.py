@@ -3,6 +3,9 @@
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import AppendOutcome, AppendResult, Lease
 
+APPEND_KEYS = "run log open leases deadlines answers reissue wake policy_steps failures"
+"""KEYS of append.lua."""
+
 
 class Appends(RunAccess):
     """The generator's side of answering a prompt."""
@@ -13,8 +16,7 @@ class Appends(RunAccess):
         Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when
         the broker is out of memory: keep the lease renewed and try again.
         """
-        nouns = "run log open leases deadlines answers reissue wake policy_steps failures"
-        reply = self._call("append", nouns, lease.token, payload, producer)
+        reply = self._call("append", APPEND_KEYS, lease.token, payload, producer)
         outcome = AppendOutcome(text(reply[0]).lower())
         return AppendResult(
             outcome=outcome,

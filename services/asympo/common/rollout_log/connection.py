@@ -8,7 +8,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -23,7 +23,7 @@ from redis.sentinel import Sentinel
 from asympo.common.errors import BadSetting, BrokerFull, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
-from asympo.common.rollout_log.server_info import BrokerInfo, describe
+from asympo.common.rollout_log.server_info import BrokerInfo, describe, load_counters
 
 if TYPE_CHECKING:
     from asympo.common.rollout_log.records import RunSummary
@@ -154,6 +154,11 @@ class Broker:
             return fields, {}
         return fields, {name: value for part in found for name, value in part.items()}
 
+    def load_counters(self) -> dict[str, float]:
+        """The broker's own account of its work so far; 0 for what this server does not count."""
+        with _our_errors(self.url):
+            return load_counters(self._retrying.call(lambda: self.client.info("everything")))
+
     def run_names(self) -> list[str]:
         """Runs that have a config on this broker, sorted."""
         pattern = f"{PREFIX}{{*}}:config"
@@ -198,6 +203,15 @@ class Broker:
         if block_seconds > 0:
             parts += ["BLOCK", max(1, int(min(block_seconds, self.block_slice_seconds) * 1000))]
         return _entries(self.command(*parts, "STREAMS", stream_key, after_id))
+
+    def wait_for_entry(self, after: Mapping[str, str], *, block_seconds: float) -> bool:
+        """Blocks until one of several streams has an entry after the id given for it; False when none came.
+
+        Returns False early when the wait is longer than ``block_slice_seconds``; callers loop.
+        """
+        block_ms = max(1, int(min(block_seconds, self.block_slice_seconds) * 1000))
+        parts = ["XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *after, *after.values()]
+        return bool(self.command(*parts))
 
     def read_range(self, stream_key: str, *, first_id: str, max_count: int, last_id: str = "+") -> list[Any]:
         """XRANGE of one stream: [(id, {field: value})]."""

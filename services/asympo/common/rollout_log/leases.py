@@ -8,6 +8,9 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import Lease, RefusalReason, Refused
 
 _MAX_RENEWED_AT_ONCE = 500
+ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps policies"
+"""KEYS of acquire.lua."""
+_POLICY_REASONS = (RefusalReason.STALE_POLICY, RefusalReason.NOT_STARTED)
 
 
 class Leases(RunAccess):
@@ -19,13 +22,13 @@ class Leases(RunAccess):
         Raises BrokerFull when the broker could not take the group either.
         """
         token = secrets.token_hex(16)
-        nouns = "run open leases deadlines reissue wake policy_steps"
-        reply = self._call("acquire", nouns, token, policy_step, holder)
+        reply = self._call("acquire", ACQUIRE_KEYS, token, policy_step, holder)
         if reply[0] == b"REFUSED":
             return Refused(
                 reason=RefusalReason(text(reply[1])),
                 retry_after_seconds=number(reply[2]) / 1000,
                 wake_id=text(reply[3]),
+                policy_id=text(reply[4]),
             )
         group_id = text(reply[1])
         epoch, _, index = group_id.partition("-")
@@ -44,13 +47,13 @@ class Leases(RunAccess):
         ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only
         events from now on count. Returns after its ``retry_after_seconds`` or the time-out at the latest.
         """
-        after_id = refused.wake_id if refused else self._newest_wake_id()
+        after = {self._key("wake"): refused.wake_id if refused else self._newest_wake_id()}
+        if refused and refused.reason in _POLICY_REASONS:
+            after[self._key("policies")] = refused.policy_id
         wait_seconds = min(timeout_seconds, refused.retry_after_seconds) if refused else timeout_seconds
         deadline = time.monotonic() + wait_seconds
         while (left := deadline - time.monotonic()) > 0:
-            if self.broker.blocking_read(
-                self._key("wake"), after_id=after_id, max_count=1, block_seconds=left
-            ):
+            if self.broker.wait_for_entry(after, block_seconds=left):
                 return
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:

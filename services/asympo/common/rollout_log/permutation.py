@@ -1,13 +1,18 @@
 """The order of prompts: a seeded permutation per epoch, computed one draw at a time.
 
 A balanced Feistel network over the smallest even number of bits that holds ``num_prompts``, walked until the
-result is a valid index (fewer than four walks on average). Its round function is SHA-1 because that is what
-``acquire.lua`` has at hand (``redis.sha1hex``); script and module must stay equal, and a test compares them.
+result is a valid index (fewer than four walks on average). Its round keys come from one SHA-1, its rounds are
+multiplications that doubles hold exactly, because that is what ``acquire.lua`` can do quickly. Script and
+module must stay equal, and a test compares them.
 """
 
+import functools
 import hashlib
 
 NUM_ROUNDS = 6
+_KEY_DIGITS = 6
+_MULTIPLIER = 73244475
+_WORD, _LOW_BITS = 1 << 32, 1 << 26
 
 
 def permuted_index(*, seed: int, epoch: int, position: int, num_prompts: int) -> int:
@@ -15,18 +20,28 @@ def permuted_index(*, seed: int, epoch: int, position: int, num_prompts: int) ->
     if not 0 <= position < num_prompts:
         raise ValueError(f"position {position} is outside [0, {num_prompts})")
     half_bits = max(1, ((num_prompts - 1).bit_length() + 1) // 2)
+    round_keys = _round_keys(f"{seed}:{epoch}")
     value = position
     while True:
-        value = _feistel(value, half_bits=half_bits, label=f"{seed}:{epoch}")
+        value = _feistel(value, half_bits=half_bits, round_keys=round_keys)
         if value < num_prompts:
             return value
 
 
-def _feistel(value: int, *, half_bits: int, label: str) -> int:
+@functools.lru_cache(maxsize=64)
+def _round_keys(label: str) -> tuple[int, ...]:
+    digest = hashlib.sha1(label.encode(), usedforsecurity=False).hexdigest()
+    starts = range(0, NUM_ROUNDS * _KEY_DIGITS, _KEY_DIGITS)
+    return tuple(int(digest[start : start + _KEY_DIGITS], 16) for start in starts)
+
+
+def _feistel(value: int, *, half_bits: int, round_keys: tuple[int, ...]) -> int:
     """One keyed bijection of [0, 4**half_bits)."""
     half = 1 << half_bits
     left, right = divmod(value, half)
-    for number in range(NUM_ROUNDS):
-        digest = hashlib.sha1(f"{label}:{number}:{right}".encode(), usedforsecurity=False).hexdigest()
-        left, right = right, left ^ (int(digest[:7], 16) % half)
+    for key in round_keys:
+        mixed = (right + key) * _MULTIPLIER % _WORD
+        mixed = (mixed ^ (mixed >> 15)) % _LOW_BITS
+        mixed = mixed * _MULTIPLIER % _WORD
+        left, right = right, left ^ ((mixed ^ (mixed >> 13)) % half)
     return left * half + right

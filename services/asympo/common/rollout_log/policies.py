@@ -14,7 +14,7 @@ class Policies(RunAccess):
 
     def announce_policy(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
         """Makes a published checkpoint known; announcing the newest one again changes nothing."""
-        nouns = "run policies policy_steps wake"
+        nouns = "run policies policy_steps"
         reply = self._call_fenced(fence, "announce_policy", nouns, step, digest)
         return PolicyAnnouncement(
             step=step, fence=number(reply[2]), digest=digest, published_at_seconds=number(reply[1]) / 1000

@@ -59,6 +59,8 @@ class Refused:
     """Ask again after this long even if no event came."""
     wake_id: str
     """Newest event at the time of refusal; ``wait_for_slot`` blocks for the next."""
+    policy_id: str
+    """Newest announcement at that time; who was refused for want of a policy waits for the next as well."""
 
 
 class AppendOutcome(StrEnum):

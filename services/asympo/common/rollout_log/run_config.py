@@ -11,7 +11,7 @@ from asympo.common.rollout_log.keys import check_run_name
 
 SCHEMA_VERSION = 1
 """Version of the records and of this config; other versions are refused, never guessed at."""
-SCRIPT_VERSION = 1
+SCRIPT_VERSION = 2
 """Version of the protocol that the Lua scripts speak on a run's keys."""
 
 

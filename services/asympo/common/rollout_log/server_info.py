@@ -10,6 +10,20 @@ from asympo.common.errors import BrokerRefused
 MIN_MAJOR = {"redis": 7, "valkey": 8}
 
 
+LOAD_COUNTERS = (
+    "used_cpu_user",
+    "used_cpu_sys",
+    "used_cpu_user_main_thread",
+    "used_cpu_sys_main_thread",
+    "total_commands_processed",
+    "eventloop_cycles",
+    "eventloop_duration_sum",
+    "eventloop_duration_cmd_sum",
+    "eventloop_duration_aof_sum",
+)
+"""Of INFO: CPU in seconds, durations of the event loop in microseconds."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrokerInfo:
     """What a broker says about itself."""
@@ -79,3 +93,10 @@ def _warnings(*, aof: bool, appendfsync: str, policy: str) -> list[str]:
             "run state without notice; set maxmemory-policy noeviction"
         )
     return found
+
+
+def load_counters(info: Mapping[str, Any]) -> dict[str, float]:
+    """The counters of ``LOAD_COUNTERS``, and ``evalsha_calls``; 0 for those the server does not have."""
+    evalsha = info.get("cmdstat_evalsha")
+    found = {name: float(info.get(name, 0)) for name in LOAD_COUNTERS}
+    return {**found, "evalsha_calls": float(evalsha["calls"]) if evalsha else 0.0}

@@ -1,18 +1,26 @@
 #!lua
 -- Grants a lease while valid leases + open groups < capacity.
--- KEYS: run, open, leases, deadlines, reissue, wake, policy_steps. ARGV: new token, policy step of the holder, holder.
--- Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth asking again,
--- newest event. Twice with one token: the second call returns the lease that the first granted.
+-- KEYS: run, open, leases, deadlines, reissue, wake, policy_steps, policies. ARGV: new token, policy step of the
+-- holder, holder. Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth
+-- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
 --!include time
 --!include wake
 --!include lease
-local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
+local run, open, leases, deadlines, reissue, wake, policy_steps, policies = unpack(KEYS)
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 
+local function newest_id(stream)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  return newest[1] and newest[1][1] or '0-0'
+end
+
 local function refuse(reason, retry_ms)
-  local newest = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
-  return {'REFUSED', reason, math.max(1, math.floor(retry_ms)), newest[1] and newest[1][1] or '0-0'}
+  local policy_id = '0-0'
+  if reason == 'stale_policy' or reason == 'not_started' then
+    policy_id = newest_id(policies)
+  end
+  return {'REFUSED', reason, math.max(1, math.floor(retry_ms)), newest_id(wake), policy_id}
 end
 
 local function until_next_expiry()
@@ -36,29 +44,36 @@ local function expire_leases()
   end
 end
 
--- The same permutation as permutation.py.
+-- The same permutation as permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
 local function permuted_index(seed, epoch, position, num_prompts)
   local bits = 0
   while 2 ^ bits < num_prompts do
     bits = bits + 1
   end
   local half = 2 ^ math.max(1, math.floor((bits + 1) / 2))
+  local digest, round_keys = redis.sha1hex(seed .. ':' .. epoch), {}
+  for round = 1, 6 do
+    round_keys[round] = tonumber(string.sub(digest, 6 * round - 5, 6 * round), 16)
+  end
   local value = position
   repeat
     local left, right = math.floor(value / half), value % half
-    for round = 0, 5 do
-      local digest = redis.sha1hex(seed .. ':' .. epoch .. ':' .. round .. ':' .. plain(right))
-      left, right = right, bit.bxor(left, tonumber(string.sub(digest, 1, 7), 16) % half)
+    for round = 1, 6 do
+      local mixed = (right + round_keys[round]) * 73244475 % 4294967296
+      mixed = bit.bxor(mixed, math.floor(mixed / 32768)) % 67108864
+      mixed = mixed * 73244475 % 4294967296
+      left, right = right, bit.bxor(left, bit.bxor(mixed, math.floor(mixed / 8192)) % half)
     end
     value = left * half + right
   until value < num_prompts
   return value
 end
 
+-- The next prompt and the prompt cursor after it; nil when every epoch is used up.
 local function next_group_id(limits)
   local queued = redis.call('LPOP', reissue)
   if queued then
-    return queued
+    return queued, limits.epoch, limits.position
   end
   local epoch, position = tonumber(limits.epoch), tonumber(limits.position)
   local num_prompts, num_epochs = tonumber(limits.num_prompts), tonumber(limits.num_epochs)
@@ -69,8 +84,7 @@ local function next_group_id(limits)
     return nil
   end
   local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
-  redis.call('HSET', run, 'epoch', plain(epoch), 'position', plain(position + 1))
-  return plain(epoch) .. '-' .. plain(index)
+  return plain(epoch) .. '-' .. plain(index), plain(epoch), plain(position + 1)
 end
 
 local granted = redis.call('HGET', leases, token)
@@ -80,7 +94,7 @@ if granted then
 end
 
 local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
-  'num_epochs', 'epoch', 'position', 'policy_step'}
+  'num_epochs', 'epoch', 'position', 'policy_step', 'leases_granted'}
 local limits = {}
 for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
   limits[names[i]] = value
@@ -100,14 +114,14 @@ local max_staleness, max_generation = tonumber(limits.max_staleness), tonumber(l
 if max_staleness == 0 and policy_step ~= tonumber(limits.policy_step) then
   return refuse('stale_policy', 30000)
 end
-if max_generation >= 0
+if max_generation >= 0 and policy_step < tonumber(limits.policy_step)
   and redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf') > max_generation then
   return refuse('stale_policy', 30000)
 end
 if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
   return refuse('no_capacity', until_next_expiry())
 end
-local group_id = next_group_id(limits)
+local group_id, epoch, position = next_group_id(limits)
 if not group_id then
   return refuse('no_prompts', until_next_expiry())
 end
@@ -115,5 +129,6 @@ end
 local lease_ms = tonumber(limits.lease_ms)
 redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .. plain(now) .. '|' .. holder)
 redis.call('ZADD', deadlines, now + lease_ms, token)
-redis.call('HINCRBY', run, 'leases_granted', 1)
+redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
+  plain(tonumber(limits.leases_granted or '0') + 1))
 return {'GRANTED', group_id, lease_ms}

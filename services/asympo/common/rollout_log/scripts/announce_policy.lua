@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Announces a policy. KEYS: run, policies, policy_steps, wake. ARGV: fence number, token, server id, step, digest.
+-- Announces a policy. KEYS: run, policies, policy_steps. ARGV: fence number, token, server id, step, digest.
+-- It wakes those who wait for a policy, not those who wait for a slot: they read the stream of announcements.
 -- Replies OK, when (milliseconds), fence it was announced under. Twice: the newest announcement is left as it is.
 --!include time
---!include wake
 --!include fence
-local run, policies, policy_steps, wake = unpack(KEYS)
+local run, policies, policy_steps = unpack(KEYS)
 local problem = fence_problem(run)
 if problem then
   return problem
@@ -24,5 +24,4 @@ end
 redis.call('ZREMRANGEBYRANK', policy_steps, 0, -4097)
 redis.call('HSET', run, 'policy_step', ARGV[4], 'policy_fence', ARGV[1], 'policy_digest', ARGV[5], 'policy_at_ms', now,
   'policy_entry', entry)
-wake_all(wake, 'policy')
 return {'OK', now, ARGV[1]}

@@ -25,11 +25,22 @@ end
 
 local now = now_ms()
 local group_id, policy_step = parse_lease(stored)
-local fields = redis.call('HMGET', run, 'state', 'last_sequence', 'capacity', 'max_generation_staleness', 'policy_step',
-  'generation_staleness_max')
-local state, max_generation = fields[1], tonumber(fields[4])
-local staleness = redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf')
-local staleness_steps = math.max(0, tonumber(fields[5] or policy_step) - policy_step)
+local names = {'state', 'last_sequence', 'capacity', 'max_generation_staleness', 'policy_step', 'prompt_failures',
+  'appended', 'generation_staleness_policies_total', 'generation_staleness_steps_total', 'generation_staleness_max'}
+local fields = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  fields[names[i]] = value
+end
+local state, max_generation = fields.state, tonumber(fields.max_generation_staleness)
+local staleness_steps = math.max(0, tonumber(fields.policy_step or policy_step) - policy_step)
+local staleness = 0
+if staleness_steps > 0 then
+  staleness = redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf')
+end
+
+local function total(name, more)
+  return plain(tonumber(fields[name] or '0') + more)
+end
 
 local function refuse(outcome, counter)
   return_prompt(token, group_id, leases, deadlines, reissue)
@@ -49,20 +60,24 @@ elseif max_generation >= 0 and staleness > max_generation then
   return refuse('TOO_STALE', 'stale_appends')
 end
 
-local sequence = tonumber(fields[2]) + 1
+local sequence = tonumber(fields.last_sequence) + 1
 redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
   'payload', payload)
-redis.call('HSET', run, 'last_sequence', plain(sequence))
+redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', total('appended', 1))
 redis.call('SADD', open, group_id)
 redis.call('HDEL', leases, token)
 redis.call('ZREM', deadlines, token)
 redis.call('ZADD', answers, sequence, token)
-redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(fields[3])))
-redis.call('HDEL', failures, group_id)
-redis.call('HINCRBY', run, 'appended', 1)
-redis.call('HINCRBY', run, 'generation_staleness_policies_total', staleness)
-redis.call('HINCRBY', run, 'generation_staleness_steps_total', staleness_steps)
-if staleness > tonumber(fields[6] or '0') then
-  redis.call('HSET', run, 'generation_staleness_max', staleness)
+if sequence % 64 == 0 then
+  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(fields.capacity)))
+end
+if fields.prompt_failures then
+  redis.call('HDEL', failures, group_id)
+end
+if staleness > 0 then
+  redis.call('HSET', run,
+    'generation_staleness_policies_total', total('generation_staleness_policies_total', staleness),
+    'generation_staleness_steps_total', total('generation_staleness_steps_total', staleness_steps),
+    'generation_staleness_max', plain(math.max(staleness, tonumber(fields.generation_staleness_max or '0'))))
 end
 return {'APPENDED', sequence, staleness, staleness_steps}

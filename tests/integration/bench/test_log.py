@@ -1,0 +1,48 @@
+"""`asympo bench log` on a real broker: the report holds what it says, whatever the machine's speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from asympo.bench.log import saturated_by
+from asympo.bench.log_round import RoundResult, percentiles
+
+FIGURES = dict.fromkeys(RoundResult.__dataclass_fields__, 0.0)
+
+
+def test_bench_log_reports_ratios_commands_and_the_queue_bound(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "asympo.cli", "bench", "log", "--quick", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["appendfsync"] == "always"
+    assert report["throughput_ratio_to_bare"] > 0
+    assert report["server_cpu_ratio_to_bare"] > 0
+    assert report["knee_groups_per_second"] > 0
+    assert 0 < report["scaling_efficiency_32"] < 2
+    one, many = report["commands_per_group"]["1"], report["commands_per_group"]["64"]
+    assert 1.5 < one < 3
+    assert 1.5 < many < 3
+    assert report["is_queue_bound_kept"], report["staleness"]
+    assert report["max_queue_staleness_seen"] <= report["max_queue_staleness_allowed"] == 1
+    latency = report["rounds"]["product_paced"]
+    for name in ("lease", "append", "read"):
+        percentile = latency[f"{name}_milliseconds"]
+        assert 0 < percentile["p50"] <= percentile["p90"] <= percentile["p99"]
+    assert not list(tmp_path.iterdir()), "the broker's files are gone"
+
+
+def test_saturation_is_blamed_on_what_ran_out() -> None:
+    def result(**busy: float) -> RoundResult:
+        return RoundResult(**{**FIGURES, **busy})  # type: ignore[arg-type]
+
+    assert saturated_by(result(server_busy_ratio=0.9, client_busy_ratio=0.9)) == "server CPU"
+    assert saturated_by(result(client_busy_ratio=0.9)) == "client CPU"
+    assert saturated_by(result(machine_busy_ratio=0.99)) == "machine CPU"
+    assert saturated_by(result(machine_busy_ratio=0.5)) == "fsync"
+
+
+def test_percentiles_are_in_milliseconds_and_absent_without_samples() -> None:
+    assert percentiles([0.001, 0.002, 0.003]) == {"p50": 2.0, "p90": 2.8, "p99": 2.98}
+    assert percentiles([]) == {}
