@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from asympo.bench.log import saturated_by
 from asympo.bench.log_round import RoundResult, percentiles
+from asympo.common.rollout_log import Broker, RunLog
+
+from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
 
 FIGURES = dict.fromkeys(RoundResult.__dataclass_fields__, 0.0)
 
@@ -22,9 +25,8 @@ def test_bench_log_reports_ratios_commands_and_the_queue_bound(tmp_path: Path) -
     assert report["server_cpu_ratio_to_bare"] > 0
     assert report["knee_groups_per_second"] > 0
     assert 0 < report["scaling_efficiency_32"] < 2
-    one, many = report["commands_per_group"]["1"], report["commands_per_group"]["64"]
-    assert 1.5 < one < 3
-    assert 1.5 < many < 3
+    assert set(report["commands_per_group"]) == {"1", "64"}
+    assert min(report["commands_per_group"].values()) > 0
     assert report["is_queue_bound_kept"], report["staleness"]
     assert report["max_queue_staleness_seen"] <= report["max_queue_staleness_allowed"] == 1
     latency = report["rounds"]["product_paced"]
@@ -32,6 +34,23 @@ def test_bench_log_reports_ratios_commands_and_the_queue_bound(tmp_path: Path) -
         percentile = latency[f"{name}_milliseconds"]
         assert 0 < percentile["p50"] <= percentile["p90"] <= percentile["p99"]
     assert not list(tmp_path.iterdir()), "the broker's files are gone"
+
+
+@pytest.mark.parametrize("num_holders", [1, 16])
+def test_a_group_costs_two_script_calls_however_many_generators_there_are(
+    broker_url: str, run_name: str, num_holders: int
+) -> None:
+    broker = Broker.connect(broker_url)
+    learner = start_run(RunLog(broker, run_name), groups_per_step=64, max_groups_per_step=64, num_prompts=200)
+    brokers = [Broker.connect(broker_url) for _ in range(num_holders)]
+    must_append(learner.log)
+    before = broker.load_counters()["evalsha_calls"]
+    for number in range(32):
+        log = RunLog(brokers[number % num_holders], run_name)
+        must_append(log, must_lease(log, holder=f"gen-{number % num_holders}"))
+    assert broker.load_counters()["evalsha_calls"] - before == 64
+    for one in (broker, *brokers):
+        one.close()
 
 
 def test_saturation_is_blamed_on_what_ran_out() -> None:
