@@ -15,6 +15,7 @@ KUBE_VERSION = "1.31.0"
 OPERATOR_KINDS = (
     *(f"monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")),
     "keda.sh/v1alpha1/ScaledObject",
+    "leaderworkerset.x-k8s.io/v1/LeaderWorkerSet",
 )
 _RANDOM = re.compile(
     r"^(\s+(?:learner|generator|operator)-password:|\s+checksum/broker-users:) .*$", re.MULTILINE

@@ -15,7 +15,20 @@ def pods(rendered) -> Iterator[tuple[str, dict, dict]]:
             if thing["kind"] == "Pod":
                 yield where, thing["metadata"], thing["spec"]
             elif thing["kind"] in ("Deployment", "StatefulSet", "Job", "DaemonSet"):
-                yield where, thing["spec"]["template"]["metadata"], thing["spec"]["template"]["spec"]
+                template = thing["spec"]["template"]
+                yield where, with_labels(template, SET, f"{thing['metadata']['name']}-0"), template["spec"]
+            elif thing["kind"] == "LeaderWorkerSet":
+                templates = thing["spec"]["leaderWorkerTemplate"]
+                for index, template in enumerate((templates["leaderTemplate"], templates["workerTemplate"])):
+                    yield where, with_labels(template, GROUP, str(index)), template["spec"]
+
+
+SET, GROUP = "statefulset.kubernetes.io/pod-name", "leaderworkerset.sigs.k8s.io/worker-index"
+
+
+def with_labels(template: dict, label: str, value: str) -> dict:
+    """The template's metadata with the label that the controller gives to a pod."""
+    return {**template["metadata"], "labels": {**template["metadata"]["labels"], label: value}}
 
 
 def containers(spec: dict) -> list[dict]:
@@ -61,8 +74,9 @@ def test_containers_have_memory_limits_requests_and_pinned_images(rendered):
 
 
 def test_long_running_containers_have_three_probes(rendered):
-    for where, _, spec in pods(rendered):
-        if "restartPolicy" not in spec:
+    for where, metadata, spec in pods(rendered):
+        # Workers of a group open no port: their leader's probes answer for all.
+        if "restartPolicy" not in spec and metadata["labels"].get(GROUP, "0") == "0":
             for container in spec["containers"]:
                 assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container), where
 
@@ -114,13 +128,13 @@ def test_generators_cannot_write_checkpoints(rendered):
 
 def test_selectors_match_the_pods_and_only_those(rendered):
     for name, things in rendered.items():
-        labels = {where: metadata["labels"] for where, metadata, _ in pods({name: things})}
+        labels = [(where, metadata["labels"]) for where, metadata, _ in pods({name: things})]
         for thing in things:
             if thing["kind"] not in ("Service", "PodDisruptionBudget", "StatefulSet", "Deployment"):
                 continue
             selector = thing["spec"]["selector"]
             wanted = selector.get("matchLabels", selector)
-            matched = [where for where, each in labels.items() if wanted.items() <= each.items()]
+            matched = {where for where, each in labels if wanted.items() <= each.items()}
             assert len(matched) == 1, f"{name}: {thing['kind']} {thing['metadata']['name']} matches {matched}"
 
 

@@ -1,5 +1,8 @@
 """Values that cannot work are refused with a sentence that says what to set."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import rendering
 
@@ -60,6 +63,18 @@ REFUSED = {
     "tensor parallel": ([MODEL, "generator.settings.vllm.tensor_parallel_size=4"], "set generator.gpus to 4"),
     "simulated on gpu": ([MODEL, "generator.settings.engine=simulated"], "set generator.gpus=0"),
     "cuda without gpu": ([MODEL, "learner.gpus=0", "learner.settings.device=cuda"], "set learner.gpus=1"),
+    "ranks without a GPU each": (
+        [MODEL, "learner.gpus=4", "learner.ranks=8"],
+        "learner.ranks is 8 and learner.gpus is 4: every rank has a GPU of its own; set learner.ranks=null",
+    ),
+    "several nodes on storage of one": (
+        [MODEL, "learner.nodes=2", "checkpoints.accessMode=ReadWriteOnce", "generator.enabled=false"],
+        "set checkpoints.accessMode=ReadWriteMany and checkpoints.sameNode=false",
+    ),
+    "group of one": (
+        [MODEL, "learner.kind=LeaderWorkerSet"],
+        "set learner.nodes, or learner.kind=StatefulSet",
+    ),
     "grace too short": (
         [MODEL, "generator.terminationGracePeriodSeconds=30"],
         "is 30 and a drain takes up to 65",
@@ -74,7 +89,8 @@ SCHEMA_REFUSED = {
     "unknown value": [MODEL, "generator.replica=2"],
     "mistyped": [MODEL, "generator.replicas=many"],
     "zero generators": [MODEL, "generator.replicas=0"],
-    "several ranks": [MODEL, "learner.ranks=8"],
+    "no ranks": [MODEL, "learner.ranks=0"],
+    "unknown kind of learner": [MODEL, "learner.kind=Deployment"],
     "latest": [MODEL, "learner.image.tag=latest"],
     "unknown setting": [MODEL, "learner.settings.grop_size=4"],
     "setting of the wrong type": [MODEL, "learner.settings.groups_per_step=lots"],
@@ -109,3 +125,25 @@ def test_kind_that_the_cluster_lacks_is_refused(value):
     result = rendering.template(CHART, sets=[MODEL, f"monitoring.{value}.enabled=true"], api_versions=[])
     assert result.returncode != 0
     assert "install the Prometheus operator, or set it to false" in result.stderr
+
+
+def test_leader_worker_set_that_the_cluster_lacks_is_refused():
+    sets = [MODEL, "learner.kind=LeaderWorkerSet", "learner.nodes=2"]
+    result = rendering.template(CHART, sets=sets, api_versions=[])
+    assert result.returncode != 0
+    assert "install LeaderWorkerSet, or set learner.kind=StatefulSet" in result.stderr
+
+
+def test_second_copy_of_the_rules_is_refused(tmp_path: Path):
+    # What the cluster holds is asked in one place, which is replaced here.
+    chart = tmp_path / "asympo"
+    shutil.copytree(CHART, chart)
+    refusals = chart / "templates/_refusals.tpl"
+    begin = '{{- define "asympo.releasesWithRules" -}}'
+    text = refusals.read_text()
+    assert text.count(begin) == 1
+    refusals.write_text(text.replace(begin, begin + "first{{- end }}" + begin.replace("With", "Without")))
+    assert rendering.template(chart, sets=[MODEL]).returncode == 0
+    result = rendering.template(chart, sets=[MODEL, "monitoring.prometheusRule.enabled=true"])
+    assert result.returncode != 0
+    assert "release first brings the same rules" in result.stderr

@@ -115,7 +115,11 @@ def test_probed_paths_and_ports_are_served(rendered):
                     text = settings_texts(things, service)[0]
                     assert container["ports"][0]["containerPort"] == tomllib.loads(text)["http_port"] == port
                     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                        assert container[probe]["httpGet"]["path"] in served
+                        asked = container[probe]
+                        path = (
+                            asked["httpGet"]["path"] if "httpGet" in asked else asked["exec"]["command"][-1]
+                        )
+                        assert f'"{path}"' in served
 
 
 def test_changed_settings_restart_the_pods(rendered):

@@ -105,6 +105,7 @@
 {{- if and (eq (int .Values.learner.gpus) 0) (eq (dig "device" "auto" .Values.learner.settings) "cuda") }}
 {{- fail "learner.settings.device is cuda and learner.gpus is 0: set learner.gpus=1, or the device to auto" }}
 {{- end }}
+{{- include "asympo.refuseRanks" . }}
 {{- $needed := include "asympo.neededGraceSeconds" . | int }}
 {{- $given := $generator.terminationGracePeriodSeconds }}
 {{- if and $given (lt (int $given) $needed) }}
@@ -112,6 +113,25 @@
 {{- end }}
 {{- if and (eq (toString $generator.strategy.maxSurge) "0") (eq (toString $generator.strategy.maxUnavailable) "0") }}
 {{- fail "generator.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseRanks" -}}
+{{- $learner := .Values.learner }}
+{{- $ranks := include "asympo.ranksPerPod" . | int }}
+{{- if $learner.enabled }}
+{{- if and (gt (int $learner.gpus) 0) (ne $ranks (int $learner.gpus)) }}
+{{- fail (printf "learner.ranks is %d and learner.gpus is %d: every rank has a GPU of its own; set learner.ranks=null" $ranks (int $learner.gpus)) }}
+{{- end }}
+{{- if and (gt (int $learner.nodes) 1) (or .Values.checkpoints.sameNode (and (not .Values.checkpoints.existingClaim) (ne .Values.checkpoints.accessMode "ReadWriteMany"))) }}
+{{- fail (printf "learner.nodes is %d and the checkpoints volume is for one node: every rank writes its part of the state; set checkpoints.accessMode=ReadWriteMany and checkpoints.sameNode=false" (int $learner.nodes)) }}
+{{- end }}
+{{- if and (eq $learner.kind "LeaderWorkerSet") (lt (int $learner.nodes) 2) }}
+{{- fail "learner.kind is LeaderWorkerSet and learner.nodes is 1: it is for several nodes; set learner.nodes, or learner.kind=StatefulSet" }}
+{{- end }}
+{{- if and (eq $learner.kind "LeaderWorkerSet") (not (.Capabilities.APIVersions.Has "leaderworkerset.x-k8s.io/v1/LeaderWorkerSet")) }}
+{{- fail "learner.kind is LeaderWorkerSet and the cluster has no such kind: install LeaderWorkerSet, or set learner.kind=StatefulSet" }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -128,6 +148,25 @@
 {{- range $value, $kind := dict "serviceMonitor" "ServiceMonitor" "podMonitor" "PodMonitor" "prometheusRule" "PrometheusRule" }}
 {{- if and (index $.Values.monitoring $value).enabled (not ($.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" $kind))) }}
 {{- fail (printf "monitoring.%s.enabled is true and the cluster has no kind %s: install the Prometheus operator, or set it to false" $value $kind) }}
+{{- end }}
+{{- end }}
+{{- if .Values.monitoring.prometheusRule.enabled }}
+{{- include "asympo.refuseSecondRules" . }}
+{{- end }}
+{{- end }}
+
+{{/* The rules cover every run that Prometheus sees: with two copies every alert would fire twice. */}}
+{{- define "asympo.refuseSecondRules" -}}
+{{- with include "asympo.releasesWithRules" . }}
+{{- fail (printf "monitoring.prometheusRule.enabled is true, and release %s brings the same rules, which cover every run: set it to false in one of the two" .) }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.releasesWithRules" -}}
+{{- range (lookup "monitoring.coreos.com/v1" "PrometheusRule" .Release.Namespace "").items }}
+{{- $labels := .metadata.labels | default dict }}
+{{- if and (eq (get $labels "app.kubernetes.io/part-of") "asympo") (ne (get $labels "app.kubernetes.io/instance") $.Release.Name) }}
+{{- get $labels "app.kubernetes.io/instance" }}{{ break }}
 {{- end }}
 {{- end }}
 {{- end }}

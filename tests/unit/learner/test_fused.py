@@ -50,7 +50,9 @@ def outcome(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("shape", [(5, 6), (1, 4, 6), (1, 3, 5, 6)])
 @pytest.mark.parametrize("make", [lambda: Norm(6), Mlp])
-def test_fused_gradients_equal_those_of_autograd(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_fused_gradients_equal_those_of_autograd(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     module = make()
     for parameter in module.parameters():
