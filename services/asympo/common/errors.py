@@ -74,6 +74,10 @@ class CorruptArchive(AsympoError):
     """A part of an archive is missing or not what was written; restore it, or do without."""
 
 
+class ReplayDiverged(AsympoError):
+    """The archive's groups make other steps here than they made in the run; the message says where."""
+
+
 class PublishFailed(AsympoError):
     """A checkpoint could not be made visible (disk full, storage gone); retry on a timer."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.compute import Compute
@@ -27,7 +28,8 @@ class Apparatus:
 
 def build_apparatus(settings: LearnerSettings, compute: Compute) -> Apparatus:
     """Everything at the run's start; raises BadModel."""
-    policy = _make_policy(settings, compute)
+    model = load_model(settings.model, dtype=torch.float32, device=compute.torch_device)
+    policy = policy_around(model, settings, compute)
     policy.self_check()
     optimizer = make_optimizer(
         policy.model,
@@ -91,10 +93,12 @@ def build_stepper(settings: LearnerSettings, *, policy: Policy, optimizer: torch
     )
 
 
-def _make_policy(settings: LearnerSettings, compute: Compute) -> Policy:
-    model = load_model(settings.model, dtype=torch.float32, device=compute.torch_device)
+def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
+    """A policy over weights that are loaded already."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
     model.train(settings.gradient_checkpointing)
     return Policy(model=model, compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows)

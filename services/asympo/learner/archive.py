@@ -1,14 +1,9 @@
 """Collects what was consumed since the last durable state, for the archive part that goes with the next."""
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import transformers
-
-from asympo import __version__
 from asympo.common.archive import (
     ArchivedEntry,
     ArchiveStore,
@@ -18,11 +13,7 @@ from asympo.common.archive import (
     ReadableGroup,
     ReadableResponse,
 )
-from asympo.common.rollout_log import RunConfig
-from asympo.common.settings import redacted
-from asympo.learner.compute import Compute
 from asympo.learner.segment import ReadGroup, Segment
-from asympo.learner.settings import LearnerSettings
 
 _Row = tuple[ArchivedEntry, ReadableGroup | None]
 
@@ -109,31 +100,6 @@ class Archive:
         for name in self._unnamed - {part.tip.name}:
             self._store.delete(name)
         self._unnamed = set()
-
-
-def recipe_of(settings: LearnerSettings, config: RunConfig, compute: Compute) -> dict[str, Any]:
-    """All that decides the arithmetic besides the entries; kept with them, so they can be trained again."""
-    return {
-        "settings": redacted(settings.model_dump(mode="json")),
-        "config": config.to_json(),
-        "decisions": compute.to_decisions(),
-        "build": build_of(compute),
-    }
-
-
-def build_of(compute: Compute) -> dict[str, str]:
-    """What must be the same for the same bits."""
-    return {
-        "asympo": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "processor": (
-            torch.cuda.get_device_name()
-            if compute.device == "cuda"
-            else torch.backends.cpu.get_cpu_capability()
-        ),
-    }
 
 
 def _rows(segment: Segment, step: int | None) -> list[_Row]:

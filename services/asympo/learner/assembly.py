@@ -11,13 +11,14 @@ from asympo.common.clock import Clock
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.apparatus import build_apparatus, build_reader
-from asympo.learner.archive import Archive, recipe_of
+from asympo.learner.archive import Archive
 from asympo.learner.compute import Compute, choose_compute, set_up_torch
 from asympo.learner.core import Learner
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.policy import Policy, load_model
 from asympo.learner.publisher import Publisher
 from asympo.learner.publishing import Publishing
+from asympo.learner.recipe import recipe_of
 from asympo.learner.saver import Saver
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings

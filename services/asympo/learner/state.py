@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
@@ -33,7 +33,7 @@ from asympo.learner.state_manifest import (
     decode_state_manifest,
     encode_state_manifest,
 )
-from asympo.learner.state_storage import StateReader, StateWriter
+from asympo.learner.state_storage import DTYPES, StateReader, StateWriter
 from asympo.learner.state_tensors import (
     allocate_optimizer_state,
     check_tensors,
@@ -181,6 +181,21 @@ class StateStore:
                 self._world_size(),
             )
         return self.read(name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Every tensor of a state, whole, in host memory, all digests verified; errors.CorruptCheckpoint."""
+        path, manifest = self._verified(name, with_digests=True)
+        tensors = {
+            entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) for entry in manifest.tensors
+        }
+        with torch.no_grad(), _plain_errors():
+            dcp.load(
+                dict(tensors),
+                storage_reader=StateReader(path=path, tensors=manifest.tensors),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+            )
+        return tensors
 
     def names(self) -> list[str]:
         """States whose manifest verifies and whose files have the right names and sizes, the newest last."""

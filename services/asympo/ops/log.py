@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show`: looks into a rollout log; moves and deletes nothing."""
+"""`asympo log tail|stats|show|replay`: looks into a rollout log; moves and deletes nothing."""
 
 import dataclasses
 import sys
@@ -13,6 +13,7 @@ from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
+from asympo.ops import replay
 from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
 
 _MAX_SHOWN_CHARS = 300
@@ -35,7 +36,11 @@ def main(argv: Sequence[str]) -> int:
             verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
             verb.add_argument("--sequence", type=int, help="only the group with this number")
             verb.add_argument("--dead", action="store_true", help="records set aside, with their reasons")
+    text = "train a run again from its archive, without a broker, and compare every weight"
+    replay.add_flags(verbs.add_parser("replay", help=text, description=text))
     arguments = parser.parse_args(argv)
+    if arguments.verb == "replay":
+        return replay.main(arguments)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
         return {"tail": _tail, "stats": _stats, "show": _show}[arguments.verb](log, arguments)
 

@@ -1,0 +1,54 @@
+"""`asympo log replay`: trains a run again from its archive, without a broker, and compares every weight."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from asympo.common.telemetry import set_up_logging
+from asympo.ops.access import write_json, write_table
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb; imports nothing heavy."""
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    parser.add_argument("--from-state", metavar="NAME", help="begin with this training state")
+    parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the last weights, in float32")
+    parser.add_argument(
+        "--any-build", action="store_true", help="go on where this build cannot give the same bits"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def main(arguments: Namespace) -> int:
+    """0 when nothing that was compared differs."""
+    # Settings, decisions and weights come from storage: nothing is looked up elsewhere.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    set_up_logging(service="replay", log_format="text", level="warning" if arguments.json else "info")
+    from asympo.learner.replay import Replay
+
+    replay = Replay(
+        checkpoint_root=arguments.checkpoint_root,
+        run=arguments.run,
+        from_state=arguments.from_state,
+        any_build=arguments.any_build,
+    )
+    report = replay.run(until_step=arguments.until_step)
+    if arguments.out is not None:
+        replay.save(arguments.out)
+    values: dict[str, Any] = dataclasses.asdict(report)
+    if arguments.json:
+        write_json(values)
+    else:
+        difference = report.first_difference
+        if difference is not None:
+            values["first_difference"] = f"{difference.tensor} in {difference.where}, step {difference.step}"
+        write_table(f"replay of {arguments.run}", ("", ""), list(values.items()))
+        if report.weights_identical is None:
+            sys.stdout.write("nothing was compared: no state or policy of the run lies on the way\n")
+    return 1 if report.weights_identical is False else 0

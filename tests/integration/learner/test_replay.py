@@ -1,0 +1,122 @@
+"""A run whose learner was killed and whose broker went back is trained again from its archive."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.archive import PartInfo, read_archive
+from asympo.common.errors import BadSetting
+from asympo.learner.recipe import Recipe
+from asympo.learner.replay import Replay
+from asympo.learner.state import StateStore
+
+from tests.conftest import BrokerProcess
+from tests.integration.learner.producer import Producer
+from tests.integration.learner.test_learner_process import (
+    LearnerProcess,
+    no_learner_outlives_its_test,  # noqa: F401  a fixture
+)
+
+STEPS = 12
+
+
+def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
+    """`asympo log replay` in a process of its own."""
+    command = [sys.executable, "-m", "asympo.cli", "log", "replay", "--run", run, "--json"]
+    result = subprocess.run(
+        [*command, "--checkpoint-root", str(root), *flags],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+    assert result.stdout, result.stderr.decode()
+    return result.returncode, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def disturbed_run(
+    broker_binary: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> tuple[Path, str]:
+    """Learner killed twice, once with the broker, which comes back as it was long before."""
+    root = tmp_path_factory.mktemp("replayed")
+    broker = BrokerProcess(binary=broker_binary, data_dir=root / "broker").start()
+    flags = ("--total-steps", str(STEPS), "--retain", "--keep-states", "9", "--keep-policies", "9")
+    learner = LearnerProcess(url=broker.url, run="run", root=root, model=tiny_model, flags=flags)
+    earlier = root / "broker-earlier"
+    try:
+        with Producer(url=broker.url, run="run", hostile_every=9):
+            learner.start()
+            learner.until(lambda: learner.reached(1))
+            shutil.copytree(root / "broker", earlier)
+            learner.until(lambda: learner.reached(7))
+            learner.stop(signal.SIGKILL)
+            broker.kill()
+            shutil.rmtree(root / "broker")
+            shutil.copytree(earlier, root / "broker")
+            broker.start()
+            learner.start("--take-over")
+            learner.until(lambda: learner.reached(10))
+            assert "the broker had lost acknowledged state" in learner.log
+            learner.stop(signal.SIGKILL)
+            assert learner.start("--take-over").wait() == 0, learner.log
+    finally:
+        broker.stop()
+    return root, "run"
+
+
+@pytest.mark.timeout(400)
+def test_replay_of_a_disturbed_run_gives_the_same_bits(
+    disturbed_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    root, run = disturbed_run
+    code, report = replay(root, run, "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert (report["weights_identical"], report["steps"], report["first_difference"]) == (True, STEPS, None)
+    assert report["states_compared"] >= 4
+    assert report["policies_compared"] >= 4
+    assert report["groups"] == len(list(read_archive(root / run)))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_replay_begins_at_a_state_and_ends_at_a_step(disturbed_run: tuple[Path, str]) -> None:
+    root, run = disturbed_run
+    states = StateStore(root, run)
+    [begin] = [name for name in states.names() if states.read(name).step == 6][-1:]
+    report = Replay(checkpoint_root=root, run=run, from_state=begin, any_build=False).run(until_step=9)
+    assert (report.first_step, report.steps, report.weights_identical) == (6, 3, True)
+
+
+def test_replay_with_another_learning_rate_names_the_first_tensor(
+    disturbed_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = disturbed_run
+    true_recipe = Recipe.of
+
+    def twice_as_fast(info: PartInfo, *, any_build: bool) -> Recipe:
+        recipe = true_recipe(info, any_build=any_build)
+        faster = recipe.settings.model_copy(update={"learning_rate": 2 * recipe.settings.learning_rate})
+        return replace(recipe, settings=faster)
+
+    monkeypatch.setattr(Recipe, "of", staticmethod(twice_as_fast))
+    report = Replay(checkpoint_root=root, run=run, from_state=None, any_build=False).run()
+    assert report.weights_identical is False
+    assert report.first_difference is not None
+    assert report.first_difference.step <= 3
+    assert "model." in report.first_difference.tensor
+
+
+def test_replay_refuses_another_build_by_name(
+    disturbed_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = disturbed_run
+    monkeypatch.setattr("asympo.learner.recipe.transformers.__version__", "0.0.1")
+    with pytest.raises(BadSetting, match=r"transformers was .* and is 0\.0\.1 here"):
+        Replay(checkpoint_root=root, run=run, from_state=None, any_build=False)
