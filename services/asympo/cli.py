@@ -56,6 +56,9 @@ COMMANDS = (
         summary="figures of the learner and the log on this machine",
     ),
     Command(name="lab", module="asympo.lab.command", summary="is the loss stable on stale data?"),
+    Command(
+        name="chaos", module="asympo.chaos.command", summary="break everything, count what was lost or doubled"
+    ),
     Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
 )
 

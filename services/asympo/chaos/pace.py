@@ -5,7 +5,7 @@ import contextlib
 
 from asympo.chaos.resp import Request
 
-GROUPS_PER_FAULT = 10
+GROUPS_PER_FAULT = 6
 HEAD_START_GROUPS = 24
 _SLOWEST_SECONDS = 2.0
 """Below the clients' time-out: a request for a lease is held back, never refused."""
@@ -47,4 +47,4 @@ class Pace:
 
 def num_prompts_for(num_faults: int) -> int:
     """Enough for the faults, their waits and a quiet end."""
-    return 2 * HEAD_START_GROUPS + 2 * GROUPS_PER_FAULT * num_faults
+    return 2 * HEAD_START_GROUPS + (GROUPS_PER_FAULT + 4) * num_faults
