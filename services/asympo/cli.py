@@ -57,7 +57,9 @@ COMMANDS = (
     ),
     Command(name="lab", module="asympo.lab.command", summary="is the loss stable on stale data?"),
     Command(
-        name="chaos", module="asympo.chaos.command", summary="break everything, count what was lost or doubled"
+        name="chaos",
+        module="asympo.chaos.command",
+        summary="break everything, count what was lost or doubled",
     ),
     Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from asympo.common import errors
+from asympo.common.rollout_log import CommitRecord
+from asympo.learner.saver import find_state
 from asympo.learner.state import StateStore, TrainingState
 from torch import nn
 
@@ -218,3 +220,51 @@ def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     assert store.load(path.name, model=model, optimizer=optimizer) == state()
     train(model, optimizer, 1)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Damage that no size shows."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def committed(name: str, *, step: int = 3, fence: int = 1, sequence: int = 30) -> CommitRecord:
+    return CommitRecord(sequence=sequence, state_name=name, step=step, fence=fence)
+
+
+def test_state_that_covers_more_than_the_commit_is_resumed_from(store: StateStore) -> None:
+    model, optimizer = build()
+    first, second = (
+        store.save(state(step, 1, 10 * step), model=model, optimizer=optimizer) for step in (3, 4)
+    )
+    found = find_state(store, commit=committed(first))
+    assert found is not None
+    assert found[0] == second
+    newest = find_state(store, commit=None)
+    assert newest is not None
+    assert newest[0] == second
+
+
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "trained_ids.bin", "manifest.json"])
+def test_damaged_state_that_nobody_committed_is_passed_over(store: StateStore, file: str) -> None:
+    model, optimizer = build()
+    first, second = (
+        store.save(state(step, 1, 10 * step), model=model, optimizer=optimizer) for step in (3, 4)
+    )
+    flip_a_bit(store.path / second / file)
+    for commit in (committed(first), None):
+        found = find_state(store, commit=commit)
+        assert found is not None
+        assert found[0] == first
+
+
+def test_state_of_a_superseded_learner_does_not_replace_the_committed_one(store: StateStore) -> None:
+    model, optimizer = build()
+    store.save(state(5, 1, 50), model=model, optimizer=optimizer)
+    first = store.save(state(3, 2, 30), model=model, optimizer=optimizer)
+    second = store.save(state(4, 2, 40), model=model, optimizer=optimizer)
+    flip_a_bit(store.path / second / "rank-00000.safetensors")
+    found = find_state(store, commit=committed(first, fence=2))
+    assert found is not None
+    assert found[0] == first

@@ -86,6 +86,10 @@ class ChaosBroker:
     async def run_text(self, field: str) -> str:
         return (await self.ask("HGET", key(self._run, "run"), field) or b"").decode()
 
+    async def committed_state(self) -> str:
+        """Name of the training state that was committed last."""
+        return (await self.ask("HGET", key(self._run, "commit"), "state_name") or b"").decode()
+
     async def has_lease(self, token: bytes) -> bool:
         return bool(await self.ask("HEXISTS", key(self._run, "leases"), token))
 

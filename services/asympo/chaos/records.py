@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asympo.common.errors import AsympoError
+
+
+class AuditImpossible(AsympoError):
+    """A record is missing or damaged: nothing can be said of the run, which is a failure."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Acknowledged:
@@ -91,14 +97,31 @@ def read_trained(path: Path) -> list[TrainedSegment]:
     return kept
 
 
-def read_archive(directory: Path) -> list[Archived]:
-    """Every row of the archive in order of sequence."""
+def read_archive(run_directory: Path, *, state_name: str) -> list[Archived]:
+    """Every row that the final training state vouches for, in order of sequence.
+
+    A state names its newest part by digest and each part the one before; whatever else lies in the folder was
+    left by learners that died or lost the run. Raises AuditImpossible where the chain is broken.
+    """
     from pyarrow import parquet
 
     rows: list[Archived] = []
-    for file in sorted(directory.glob("seq-*.parquet")):
-        table = parquet.read_table(file)
+    link = json.loads((run_directory / "train" / state_name / "manifest.json").read_bytes()).get("archive")
+    if link is None:
+        raise AuditImpossible(f"the final training state {state_name} names no archive")
+    while link is not None:
+        path = run_directory / "archive" / link["name"]
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise AuditImpossible(
+                f"{path} is named by what follows it and cannot be read: {error}"
+            ) from error
+        if digest != link["sha256"]:
+            raise AuditImpossible(f"{path} is not the file that was written: its digest differs")
+        table = parquet.read_table(path)
         rows.extend(_archived(row) for row in table.to_pylist())
+        link = json.loads(table.schema.metadata[b"asympo.archive"]).get("parent")
     return sorted(rows, key=lambda row: row.sequence)
 
 

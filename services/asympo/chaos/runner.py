@@ -14,7 +14,7 @@ from typing import Any
 from asympo.chaos.auditor import Audit, audit
 from asympo.chaos.faults.base import NotObserved, PromiseBroken, Stage
 from asympo.chaos.faults.registry import INJECTIONS
-from asympo.chaos.records import Rollback, read_archive, read_journal, read_trained
+from asympo.chaos.records import AuditImpossible, Rollback, read_archive, read_journal, read_trained
 from asympo.chaos.recovery import recovery_seconds
 from asympo.chaos.replay import weights_problem
 from asympo.chaos.schedule import Fault, Kind, Minimum, Window, make_schedule, minimum_for, reachable_windows
@@ -84,6 +84,7 @@ class ChaosRun:
         self._say = say
         self._rollbacks: list[Rollback] = []
         self._evidence = system.directory / "faults.jsonl"
+        self._final_state = ""
         self.outcome = Outcome(seed=seed)
 
     async def run(self) -> Outcome:
@@ -175,17 +176,30 @@ class ChaosRun:
                 timeout_seconds=60.0,
             )
         state = await system.broker.run_text("state")
+        self._final_state = await system.broker.committed_state()
         if state != "finished":
             self.outcome.problems.append(f"the learner ended and the run is {state or 'gone'}, not finished")
 
     async def _judge(self) -> None:
+        try:
+            self._audit()
+        except AuditImpossible as error:
+            self.outcome.problems.append(str(error))
+        self.outcome.problems += _shortfalls(self.outcome, self._minimum, self._kinds)
+        self._say("replaying the archive without faults")
+        problem = await weights_problem(self._system)
+        self.outcome.weights_identical = problem is None
+        if problem is not None:
+            self.outcome.problems.append(problem)
+
+    def _audit(self) -> None:
         system, outcome = self._system, self.outcome
         found = audit(
             acknowledged={
                 client.name: read_journal(system.journal(client.name)) for client in system.generators
             },
             trained=read_trained(system.run_directory / "trained.jsonl"),
-            archived=read_archive(system.run_directory / "archive"),
+            archived=read_archive(system.run_directory, state_name=self._final_state),
             rollbacks=self._rollbacks,
             num_prompts=system.num_prompts,
             num_epochs=NUM_EPOCHS,
@@ -193,12 +207,6 @@ class ChaosRun:
         outcome.audit = found
         for name in ("lost", "trained_twice", "unanswered", "contradictions"):
             outcome.problems += _few(getattr(found, name))
-        outcome.problems += _shortfalls(outcome, self._minimum, self._kinds)
-        self._say("replaying the archive without faults")
-        problem = await weights_problem(system)
-        outcome.weights_identical = problem is None
-        if problem is not None:
-            outcome.problems.append(problem)
 
 
 def _shortfalls(outcome: Outcome, minimum: Minimum, kinds: Sequence[Kind]) -> list[str]:

@@ -189,7 +189,7 @@ class System:
         }
         # What it consumed is kept for the auditor and the replay.
         # An orchestrator that starts it again knows that the one before is dead.
-        return [*_flags(values), "--take-over"]
+        return [*_flags(values), "--retain", "--take-over"]
 
     def _generator_flags(self, name: str) -> list[str]:
         values = {

@@ -23,10 +23,23 @@ def find_state(store: StateStore, *, commit: CommitRecord | None) -> tuple[str, 
     any state after the broker lost its memory. Raises CorruptCheckpoint when the committed one is needed and
     damaged.
     """
-    newest_name = store.newest()
-    newest = (newest_name, store.read(newest_name)) if newest_name else None
-    if commit is None or (newest is not None and newest[1].sequence >= commit.sequence):
-        return newest
+    names = store.names()
+    for name in reversed(names):
+        state = store.read(name)
+        if commit is not None and (name == commit.state_name or state.sequence < commit.sequence):
+            break
+        if commit is not None and commit.state_name in names and state.fence < commit.fence:
+            # Of a learner that had lost the run before: good only for want of what was committed.
+            break
+        try:
+            store.verify(name)
+        except CorruptCheckpoint as error:
+            # Nobody was told of it, so what was committed before still holds.
+            log.warning("The newest training state is passed over: %s", error)
+            continue
+        return name, state
+    if commit is None:
+        return None
     try:
         return commit.state_name, store.read(commit.state_name)
     except CorruptCheckpoint as error:

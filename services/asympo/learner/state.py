@@ -148,6 +148,10 @@ class StateStore:
             archive=manifest.archive,
         )
 
+    def verify(self, name: str) -> None:
+        """Checks the digest of every file; errors.CorruptCheckpoint. Reads all of them."""
+        self._verified(name, with_digests=True)
+
     def load(self, name: str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Verify all digests, then put weights, optimizer and random numbers back in place.
 
