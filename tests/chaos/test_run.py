@@ -1,0 +1,78 @@
+"""`asympo chaos` itself against builds whose promises were switched off."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asympo
+import pytest
+
+from tests.conftest import require
+
+PACKAGE = Path(asympo.__file__).parent
+SCRIPTS = Path("asympo/common/rollout_log/scripts")
+
+
+def chaos(directory: Path, *flags: str, root: Path = PACKAGE.parent) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report, and what it said besides."""
+    command = [sys.executable, "-m", "asympo.cli", "chaos", "--json", "--directory", str(directory), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout.count("\n") == 1, done.stderr[-4000:]
+    return done.returncode, json.loads(done.stdout), done.stderr[-4000:]
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    require(shutil.which("cc") is not None, "a C compiler")
+
+
+def mutant(directory: Path, change: Callable[[str], str], script: str) -> Path:
+    """Import root of a copy of the product in which one script is another."""
+    root = directory / "services"
+    shutil.copytree(PACKAGE, root / "asympo", ignore=shutil.ignore_patterns("__pycache__"))
+    path = root / SCRIPTS / script
+    source = path.read_text()
+    changed = change(source)
+    assert changed != source
+    path.write_text(changed)
+    return root
+
+
+def without_dedupe(source: str) -> str:
+    """Neither finds an earlier append of its token nor ends the lease that a second one could not use."""
+    check = "if answered then"
+    ending = "redis.call('HDEL', leases, token)\nredis.call('ZREM', deadlines, token)\n"
+    assert check in source
+    assert ending in source
+    return source.replace(check, "if false then").replace(ending, "")
+
+
+def without_fencing(source: str) -> str:
+    """Takes every learner for the owner."""
+    head = "local function fence_problem(run)\n"
+    assert head in source
+    return source.replace(head, head + "  do return nil end\n")
+
+
+@pytest.mark.timeout(200)
+def test_build_without_dedupe_fails(tmp_path: Path) -> None:
+    root = mutant(tmp_path, without_dedupe, "append.lua")
+    flags = ("--kills", "1", "--seed", "1", "--only", "duplicate_append")
+    code, report, said = chaos(tmp_path / "chaos", *flags, root=root)
+    assert code == 1, said
+    assert any("reached the broker twice" in problem for problem in report["problems"]), report
+
+
+@pytest.mark.timeout(200)
+def test_build_without_fencing_fails(tmp_path: Path) -> None:
+    root = mutant(tmp_path, without_fencing, "include_fence.lua")
+    flags = ("--kills", "1", "--seed", "1", "--only", "zombie_learner")
+    code, report, said = chaos(tmp_path / "chaos", *flags, root=root)
+    assert code == 1, said
+    assert any("of a superseded learner with OK" in problem for problem in report["problems"]), report
