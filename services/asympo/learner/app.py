@@ -4,28 +4,32 @@ import logging
 import os
 import socket
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asympo import __version__
 from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock, SystemClock
-from asympo.common.errors import BrokerUnavailable, Fenced, RunEnded
+from asympo.common.errors import AsympoError, BrokerUnavailable, Fenced, RunEnded, RunHasLearner
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
-from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
+from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
 from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.learner.api import HttpServer, build_api
 from asympo.learner.core import BrokerView, Learner, LearnerState
 from asympo.learner.heart import Heart
 from asympo.learner.joining import create_run, load_tokenizer
+from asympo.learner.launch import Launch
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.rpc import RpcServer
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.surroundings import Surroundings
 from asympo.learner.trackers import Trackers
 from asympo.learner.trained_log import TrainedLog
+
+if TYPE_CHECKING:
+    from asympo.learner.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +39,52 @@ _BROKER_RETRY_SECONDS = 2.0
 def main(settings: LearnerSettings) -> int:
     """Runs a learner until its run is finished or it is told to stop; raises AsympoError otherwise."""
     set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
+    launch = Launch.from_environment(os.environ)
     with StopSignal() as stop, ExitStack() as closing:
-        LearnerProcess(settings=settings, stop=stop, clock=SystemClock()).run(closing)
+        ranks = None if launch.is_alone else _meet(settings, launch, closing)
+        if ranks is not None and not ranks.is_first:
+            from asympo.learner.follower import Follower
+
+            # The first rank hears the signals for all.
+            Follower(settings=settings, ranks=ranks).run()
+            return 0
+        LearnerProcess(settings=settings, stop=stop, clock=SystemClock(), launch=launch, ranks=ranks).run(
+            closing
+        )
     return 0
+
+
+def _meet(settings: LearnerSettings, launch: Launch, closing: ExitStack) -> "Ranks":
+    """All ranks of this learner; the first one sends the others home when it leaves in good order."""
+    from asympo.learner.ranks import Ranks, device_type_of
+
+    ranks = Ranks.join(launch, device_type=device_type_of(settings.device))
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, AsympoError):
+            if ranks.is_first:
+                ranks.tell({"do": "stop"})
+            ranks.close()
+
+    closing.push(leave)
+    return ranks
 
 
 class LearnerProcess:
     """One learner from its settings to its end."""
 
-    def __init__(self, *, settings: LearnerSettings, stop: StopSignal, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        settings: LearnerSettings,
+        stop: StopSignal,
+        clock: Clock,
+        launch: Launch,
+        ranks: "Ranks | None",
+    ) -> None:
         self._settings = settings
+        self._launch = launch
+        self._ranks = ranks
         self._stop = stop
         self._clock = clock
         self._registry = new_registry(service="learner", version=__version__)
@@ -171,16 +211,12 @@ class LearnerProcess:
 
         log.info("Libraries are loaded")
         settings = self._settings
-        states = StateStore(settings.checkpoint_root, settings.run)
+        group = None if self._ranks is None else self._ranks.group
+        states = StateStore(settings.checkpoint_root, settings.run, process_group=group)
         policies = PolicyStore(settings.checkpoint_root, settings.run)
         stores = (states, policies, ArchiveStore(settings.run_directory))
         highest = max(store.highest_fence() or 0 for store in stores)
-        fence = run_log.take_fence(
-            self._holder,
-            take_over=settings.take_over,
-            heartbeat_seconds=settings.heartbeat_seconds,
-            at_least=highest,
-        )
+        fence = self._take_fence(run_log, at_least=highest)
         found = find_state(states, commit=run_log.last_commit())
         state = found[1] if found else None
         session = LogSession(
@@ -217,12 +253,32 @@ class LearnerProcess:
             trained_log=self._trained_log(closing),
             stop=self._stop,
             clock=self._clock,
+            ranks=self._ranks,
         )
         log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)
         log.info("Training run %s from step %d, fence %d", settings.run, self._learner.step, fence.number)
         trainer.run(fenced=lambda: self._fenced)
+
+    def _take_fence(self, run_log: RunLog, *, at_least: int) -> Fence:
+        """Ownership; ranks that are started anew wait for the heartbeat of those before them to run out."""
+        settings = self._settings
+        patience = settings.heartbeat_seconds + _BROKER_RETRY_SECONDS if self._launch.num_restarts else 0.0
+        deadline = self._clock.monotonic_seconds() + patience
+        while True:
+            try:
+                return run_log.take_fence(
+                    self._holder,
+                    take_over=settings.take_over,
+                    heartbeat_seconds=settings.heartbeat_seconds,
+                    at_least=at_least,
+                )
+            except RunHasLearner as error:
+                if self._stop.is_set or self._clock.monotonic_seconds() >= deadline:
+                    raise
+                log.info("Waiting: %s", error)
+                self._stop.wait(_BROKER_RETRY_SECONDS / 4)
 
     def _on_fenced(self, error: Fenced) -> None:
         self._fenced = error

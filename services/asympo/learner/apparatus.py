@@ -12,8 +12,10 @@ from asympo.learner.compute import Compute
 from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions
 from asympo.learner.optimizer import learning_rate_at, make_optimizer
 from asympo.learner.policy import Policy, load_model, vocab_size
+from asympo.learner.ranks import Ranks
 from asympo.learner.segment import GroupReader, SegmentLog, SegmentReader
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.shards import Shards
 from asympo.learner.step import Stepper
 
 
@@ -26,11 +28,14 @@ class Apparatus:
     stepper: Stepper
 
 
-def build_apparatus(settings: LearnerSettings, compute: Compute) -> Apparatus:
-    """Everything at the run's start; raises BadModel."""
-    model = load_model(settings.model, dtype=torch.float32, device=compute.torch_device)
+def build_apparatus(settings: LearnerSettings, compute: Compute, ranks: Ranks | None = None) -> Apparatus:
+    """Everything at the run's start, with ``ranks`` this rank's shard of it; raises BadModel."""
+    # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
+    device = compute.torch_device if ranks is None else torch.device("cpu")
+    model = load_model(settings.model, dtype=torch.float32, device=device)
     policy = policy_around(model, settings, compute)
     policy.self_check()
+    shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
     optimizer = make_optimizer(
         policy.model,
         learning_rate=settings.learning_rate,
@@ -41,7 +46,7 @@ def build_apparatus(settings: LearnerSettings, compute: Compute) -> Apparatus:
     return Apparatus(
         policy=policy,
         optimizer=optimizer,
-        stepper=build_stepper(settings, policy=policy, optimizer=optimizer),
+        stepper=build_stepper(settings, policy=policy, optimizer=optimizer, shards=shards),
     )
 
 
@@ -55,22 +60,33 @@ def build_reader(
     on_invalid: Callable[[str], None] = lambda reason: None,
 ) -> SegmentReader:
     """Reads steps from a log, live or archived."""
-    text_config = policy.model.config.get_text_config()
     return SegmentReader(
         log=log,
-        group_reader=GroupReader(
-            tokenizer=tokenizer,
-            vocab_size=vocab_size(policy.model.config),
-            max_positions=getattr(text_config, "max_position_embeddings", None),
-            is_trained=is_trained,
-        ),
+        group_reader=build_group_reader(policy=policy, tokenizer=tokenizer, is_trained=is_trained),
         groups_per_step=config.groups_per_step,
         max_groups_per_step=config.max_groups_per_step,
         on_invalid=on_invalid,
     )
 
 
-def build_stepper(settings: LearnerSettings, *, policy: Policy, optimizer: torch.optim.Optimizer) -> Stepper:
+def build_group_reader(*, policy: Policy, tokenizer: Any, is_trained: Callable[[str], bool]) -> GroupReader:
+    """Turns entries into groups that this policy can train."""
+    text_config = policy.model.config.get_text_config()
+    return GroupReader(
+        tokenizer=tokenizer,
+        vocab_size=vocab_size(policy.model.config),
+        max_positions=getattr(text_config, "max_position_embeddings", None),
+        is_trained=is_trained,
+    )
+
+
+def build_stepper(
+    settings: LearnerSettings,
+    *,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    shards: Shards | None = None,
+) -> Stepper:
     """How a step is computed."""
     return Stepper(
         policy=policy,
@@ -90,6 +106,7 @@ def build_stepper(settings: LearnerSettings, *, policy: Policy, optimizer: torch
         max_grad_norm=settings.max_grad_norm,
         token_budget=settings.token_budget,
         share_prefixes=settings.share_prefixes,
+        shards=shards,
     )
 
 

@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-import torch
-
 from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock
@@ -16,8 +14,9 @@ from asympo.learner.compute import Compute, choose_compute, set_up_torch
 from asympo.learner.core import Learner
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.policy import Policy, load_model
-from asympo.learner.publisher import Publisher
+from asympo.learner.publisher import PUBLISHED_DTYPE, Publisher
 from asympo.learner.publishing import Publishing
+from asympo.learner.ranks import Ranks
 from asympo.learner.recipe import recipe_of
 from asympo.learner.saver import Saver
 from asympo.learner.session import LogSession
@@ -26,6 +25,7 @@ from asympo.learner.state import StateStore, TrainingState
 from asympo.learner.trackers import Trackers
 from asympo.learner.trained_log import TrainedLog
 from asympo.learner.trainer import Trainer, TrainerParts
+from asympo.learner.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def assemble(
     trained_log: TrainedLog,
     stop: StopSignal,
     clock: Clock,
+    ranks: Ranks | None,
 ) -> Trainer:
     """A trainer that stands where the training state ``found`` stood, or at the beginning."""
     set_up_torch(seed=settings.seed, num_threads=settings.num_threads)
@@ -53,9 +54,13 @@ def assemble(
         device=settings.device,
         compute_dtype=settings.compute_dtype,
         decided=state.decisions if state else {},
+        num_ranks=1 if ranks is None else ranks.num_ranks,
     )
-    log.info("Training on %s in %s with %d threads", *compute.to_decisions().values())
-    built = build_apparatus(settings, compute)
+    log.info("Training on %s in %s with %d threads on %d ranks", *compute.to_decisions().values())
+    if ranks is not None:
+        decisions = compute.to_decisions()
+        ranks.tell({"do": "start", "decisions": decisions, "state": found[0] if found else None})
+    built = build_apparatus(settings, compute, ranks)
     if found is not None:
         state = states.load(found[0], model=built.policy.model, optimizer=built.optimizer)
     archive = Archive(
@@ -82,7 +87,7 @@ def assemble(
         stepper=built.stepper,
         publishing=Publishing(
             publisher=_make_publisher(settings, compute, policies, tokenizer),
-            model=built.policy.model,
+            weights=Weights(model=built.policy.model, ranks=ranks),
             session=session,
             learner=learner,
             metrics=metrics,
@@ -97,6 +102,7 @@ def assemble(
             archive=archive,
             decisions=compute.to_decisions(),
             keep=settings.keep_states,
+            ranks=ranks,
         ),
         archive=archive,
         metrics=metrics,
@@ -115,7 +121,7 @@ def assemble(
 def _make_publisher(
     settings: LearnerSettings, compute: Compute, policies: PolicyStore, tokenizer: Any
 ) -> Publisher:
-    shadow_model = load_model(settings.model, dtype=torch.bfloat16, device=compute.torch_device)
+    shadow_model = load_model(settings.model, dtype=PUBLISHED_DTYPE, device=compute.torch_device)
     shadow = Policy(
         model=shadow_model.eval(), compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows
     )

@@ -25,6 +25,8 @@ class Compute:
     """Precision of matrix products."""
     num_threads: int
     """CPU threads; another number may round sums differently."""
+    num_ranks: int = 1
+    """Likewise."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -50,14 +52,21 @@ def set_up_torch(*, seed: int, num_threads: int | None) -> None:
     torch.manual_seed(seed)
 
 
-def choose_compute(*, device: str, compute_dtype: str, decided: dict[str, Any]) -> Compute:
+def choose_compute(
+    *, device: str, compute_dtype: str, decided: dict[str, Any], num_ranks: int = 1
+) -> Compute:
     """Settings first, then what the training state decided before, then a measurement."""
     chosen_device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     is_same_device = decided.get("device") == chosen_device
     if compute_dtype == "auto":
         known = decided.get("compute_dtype") if is_same_device else None
         compute_dtype = known or _faster_dtype(torch.device(chosen_device))
-    compute = Compute(device=chosen_device, compute_dtype=compute_dtype, num_threads=torch.get_num_threads())
+    compute = Compute(
+        device=chosen_device,
+        compute_dtype=compute_dtype,
+        num_threads=torch.get_num_threads(),
+        num_ranks=num_ranks,
+    )
     for name, value in compute.to_decisions().items():
         if name in decided and decided[name] != value:
             log.warning(

@@ -1,7 +1,7 @@
 """Makes the policy visible: bf16 weights, config, tokenizer and the probe that proves a reload of them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
 from asympo.common.errors import CorruptCheckpoint, PublishFailed
 from asympo.learner.policy import Policy
 from asympo.learner.probe import ProbeText, fixed_probes, mean_nlls
+from asympo.learner.weights import Weights
 
 log = logging.getLogger(__name__)
+
+PUBLISHED_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +67,16 @@ class Publisher:
         return ref
 
     @torch.no_grad()
-    def is_published(self, model: PreTrainedModel) -> bool:
+    def is_published(self, weights: Weights) -> bool:
         """Whether the shadow already equals these weights, rounded, value for value."""
-        return self._parent is not None and all(
-            torch.equal(ours, theirs.detach().to(ours.dtype)) for ours, theirs in self._pairs(model)
-        )
+        if self._parent is None:
+            return False
+        # First all, then the verdict: every tensor must be taken.
+        is_equal = [torch.equal(ours, theirs.to(ours.dtype)) for ours, theirs in self._pairs(weights)]
+        return all(is_equal)
 
     def prepare(
-        self, model: PreTrainedModel, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
+        self, weights: Weights, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
     ) -> PreparedPolicy:
         """Takes over the weights of ``step``, rounded, and scores the probe; they may change afterwards.
 
@@ -84,7 +88,7 @@ class Publisher:
             before = mean_nlls(self._shadow, texts)
         # From here the shadow holds weights that are not published yet: no parent to compare with.
         self._parent = None
-        self._refresh(model)
+        self._refresh(weights)
         after = mean_nlls(self._shadow, texts)
         probe = Probe(
             sequences=tuple(
@@ -129,16 +133,13 @@ class Publisher:
             raise PublishFailed(f"the policy could not be written to {directory}: {error}") from error
 
     @torch.no_grad()
-    def _refresh(self, model: PreTrainedModel) -> None:
-        for ours, theirs in self._pairs(model):
-            ours.copy_(theirs.detach())
+    def _refresh(self, weights: Weights) -> None:
+        for ours, theirs in self._pairs(weights):
+            ours.copy_(theirs)
 
-    def _pairs(self, model: PreTrainedModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        shadow = self._shadow.model
-        pairs = list(zip(shadow.parameters(), model.parameters(), strict=True))
-        saved = shadow.state_dict().keys()
-        theirs = dict(model.named_buffers())
-        return [*pairs, *((b, theirs[name]) for name, b in shadow.named_buffers() if name in saved)]
+    def _pairs(self, weights: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        ours = Weights(model=self._shadow.model, ranks=None).values(dtype=PUBLISHED_DTYPE)
+        return zip(ours, weights.values(dtype=PUBLISHED_DTYPE), strict=True)
 
     @torch.no_grad()
     def _load(self, path: Path) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
-
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.clock import Clock
 from asympo.common.errors import PublishFailed
@@ -17,6 +15,7 @@ from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.probe import ProbeText
 from asympo.learner.publisher import PreparedPolicy, Publisher
 from asympo.learner.session import LogSession
+from asympo.learner.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class Publishing:
         self,
         *,
         publisher: Publisher,
-        model: PreTrainedModel,
+        weights: Weights,
         session: LogSession,
         learner: Learner,
         metrics: LearnerMetrics,
@@ -62,7 +61,7 @@ class Publishing:
         retry_seconds: float,
     ) -> None:
         self._publisher = publisher
-        self._model = model
+        self._weights = weights
         self._session = session
         self._learner = learner
         self._metrics = metrics
@@ -82,7 +81,7 @@ class Publishing:
     def start(self, *, step: int) -> None:
         """Publishes the policy of the loaded state unless it is the newest one already."""
         newest = self._publisher.adopt_newest()
-        if newest is not None and newest.step == step and self._publisher.is_published(self._model):
+        if newest is not None and newest.step == step and self._publisher.is_published(self._weights):
             announced = self._session.latest_policy()
             if announced is None or announced.digest != newest.digest:
                 announced = self._session.announce(step=newest.step, digest=newest.digest)
@@ -103,7 +102,7 @@ class Publishing:
         self.settle(wait=True)
         begun_at = self._clock.monotonic_seconds()
         prepared = self._publisher.prepare(
-            self._model, step=step, fence=self._session.fence.number, probes=probes
+            self._weights, step=step, fence=self._session.fence.number, probes=probes
         )
         group_ids = tuple(self._held)
         self.retry_at = None

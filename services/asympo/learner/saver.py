@@ -10,6 +10,7 @@ from asympo.common.errors import CorruptCheckpoint
 from asympo.common.rollout_log import CommitRecord
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.archive import Archive
+from asympo.learner.ranks import Ranks
 from asympo.learner.session import LogSession
 from asympo.learner.state import StateStore, TrainingState
 
@@ -62,6 +63,7 @@ class Saver:
         archive: Archive,
         decisions: dict[str, Any],
         keep: int,
+        ranks: Ranks | None,
     ) -> None:
         self._store = store
         self._session = session
@@ -70,6 +72,7 @@ class Saver:
         self._archive = archive
         self._decisions = decisions
         self._keep = keep
+        self._ranks = ranks
 
     def save(self, *, step: int, wall_seconds: float) -> str:
         """Makes everything consumed so far durable; returns the name. Raises PublishFailed, Fenced."""
@@ -84,6 +87,10 @@ class Saver:
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,
         )
+        if self._ranks is not None:
+            # The first rank alone writes what is not a tensor.
+            where = {"step": state.step, "fence": state.fence, "sequence": state.sequence}
+            self._ranks.tell({"do": "save", **where})
         name = self._store.save(state, model=self._model, optimizer=self._optimizer)
         self._archive.made_durable(part, fence=fence)
         return name

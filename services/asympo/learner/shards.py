@@ -1,5 +1,7 @@
 """How a step is computed by several ranks together: FSDP2, rows of equal number, one reduction a step."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -7,8 +9,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.objectives import StepScope
 from asympo.learner.policy import Policy
 from asympo.learner.ranks import Ranks
+from asympo.learner.shares import share_out
 
 
 class Shards:
@@ -22,6 +26,20 @@ class Shards:
         """As many rows as the rank with most has, since gathering weights is collective."""
         most = max(self._ranks.gather(len(batches)))
         return [*batches, *[_idle_row()] * (most - len(batches))]
+
+    def hand_out(
+        self, groups: Sequence[tuple[int, TrainedGroup]], scope: StepScope, *, step: int, share_prefixes: bool
+    ) -> list[TrainedGroup]:
+        """The first rank tells the others to train their shares and gets its own.
+
+        ``groups``: entry number and responses that enter the loss. Payloads do not travel: every rank fetches
+        its entries from the log.
+        """
+        shares = share_out(groups, num_ranks=self._ranks.num_ranks, share_prefixes=share_prefixes)
+        told = [[(share.sequence, share.responses) for share in held] for held in shares]
+        self._ranks.tell({"do": "step", "step": step, "scope": asdict(scope), "shares": told})
+        by_sequence = dict(groups)
+        return [share.of(by_sequence[share.sequence]) for share in shares[self._ranks.rank]]
 
     def before_backward(self, *, is_last: bool) -> None:
         """Gradients stay on their rank until the last row, then are summed over ranks."""

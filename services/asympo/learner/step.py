@@ -81,8 +81,11 @@ class Stepper:
             num_groups=len(segment.groups),
             num_groups_without_signal=segment.num_without_signal,
         )
-        groups = [group.to_trained() for group in segment.groups if group.has_signal]
-        return self.train(groups, scope, step=step)
+        groups = [(group.sequence, group.to_trained()) for group in segment.groups if group.has_signal]
+        if self._shards is None:
+            return self.train([group for _, group in groups], scope, step=step)
+        held = self._shards.hand_out(groups, scope, step=step, share_prefixes=self._share_prefixes)
+        return self.train(held, scope, step=step)
 
     def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
         """The step itself, on the responses that enter the loss."""

@@ -1,22 +1,14 @@
 """A real learner process on a real broker: stopped, killed, resumed, fed bad records."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from asympo.common.archive import read_archive
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.codec import encode_group
-from asympo.common.jsonl import read_jsonl, read_steps
+from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.run.audit import effective_segments
 from asympo.v1 import learner_service_pb2 as messages
@@ -24,94 +16,8 @@ from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 from safetensors.numpy import load_file
 
 from tests.conftest import free_port
+from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import GROUP_SIZE, Producer, make_group
-
-START_SECONDS = 90.0
-
-
-STARTED: list[subprocess.Popen[bytes]] = []
-
-
-class LearnerProcess:
-    """`asympo learner` on ports of its own."""
-
-    def __init__(self, *, url: str, run: str, root: Path, model: Path, flags: tuple[str, ...] = ()) -> None:
-        self.http_port, self.grpc_port = free_port(), free_port()
-        self.root, self.run = root, run
-        self._log = root / f"{run}-learner.log"
-        root.mkdir(parents=True, exist_ok=True)
-        self._command = [
-            *(sys.executable, "-m", "asympo.cli", "learner", "--run", run, "--redis-url", url),
-            *("--checkpoint-root", str(root), "--model", str(model), "--num-threads", "1"),
-            *("--group-size", str(GROUP_SIZE), "--groups-per-step", "3", "--save-every", "3"),
-            *("--compute-dtype", "float32", "--learning-rate", "1e-3", "--token-budget", "64"),
-            *("--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port), "--show-samples"),
-            *("--log-format", "text", *flags),
-        ]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *flags: str) -> "LearnerProcess":
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self._log.open("ab") as out:
-            self.process = subprocess.Popen(
-                [*self._command, *flags], stdout=out, stderr=subprocess.STDOUT, env=environment
-            )
-        STARTED.append(self.process)
-        return self
-
-    def stop(self, number: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def wait(self, seconds: float = START_SECONDS) -> int:
-        assert self.process is not None
-        return self.process.wait(seconds)
-
-    def until(self, condition: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert self.process is not None
-            if value := condition():
-                return value
-            assert self.process.poll() is None, self.log
-            time.sleep(0.02)
-        raise AssertionError(f"no such state within {seconds} s: {self.log}")
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()[-4000:]
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return read_steps(self.root / self.run / "metrics.jsonl")
-
-    def reached(self, step: int) -> bool:
-        rows = self.rows
-        return bool(rows) and rows[-1]["step"] >= step
-
-    def get(self, path: str) -> Any:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
-                return json.load(answer) if path.startswith("/v1") else answer.read().decode()
-        except OSError:
-            return None
-
-
-@pytest.fixture(autouse=True)
-def no_learner_outlives_its_test() -> Iterator[None]:
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def run_log(broker_url: str, run_name: str) -> Iterator[RunLog]:
-    broker = Broker.connect(broker_url)
-    yield RunLog(broker, run_name)
-    broker.close()
 
 
 def final_digests(root: Path, run: str) -> dict[str, str]:

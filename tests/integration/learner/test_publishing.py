@@ -22,6 +22,7 @@ from asympo.learner.publisher import Publisher
 from asympo.learner.publishing import Publishing
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.weights import Weights
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -112,7 +113,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
             tolerance=0.05,
             keep=2,
         ),
-        model=model,
+        weights=Weights(model=model, ranks=None),
         session=session,
         learner=Learner(settings=settings, stop=stop, clock=clock),
         metrics=LearnerMetrics(new_registry(service="learner", version="test")),

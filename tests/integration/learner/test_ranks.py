@@ -1,17 +1,54 @@
-"""Several ranks compute what one computes."""
+"""Several ranks are one learner: the same arithmetic, the same promises."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from asympo.common.checkpoints import PolicyStore
+from asympo.common.jsonl import read_steps
+from asympo.common.rollout_log import RunLog, RunState
 
-def torchrun(*arguments: str, num_ranks: int = 2) -> list[str]:
-    """The command that starts so many ranks on this machine."""
-    flags = ("--standalone", "--nproc-per-node", str(num_ranks))
-    return [sys.executable, "-m", "torch.distributed.run", *flags, *arguments]
+from tests.integration.learner.process import LearnerProcess
+from tests.integration.learner.producer import Producer
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path) -> None:
-    command = torchrun("-m", "tests.integration.learner.sharded_steps", str(tiny_model))
+    command = [sys.executable, *TORCHRUN, "-m", "tests.integration.learner.sharded_steps", str(tiny_model)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.mark.timeout(400)
+def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+) -> None:
+    where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
+    flags = ("--heartbeat-seconds", "2")
+    launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
+    ranks = LearnerProcess(**where, launcher=launcher, flags=(*flags, "--total-steps", "9"))  # type: ignore[arg-type]
+    with Producer(url=broker_url, run=run_name):
+        ranks.start()
+        ranks.until(lambda: ranks.reached(4))
+        ranks.kill_rank(1)
+        assert ranks.wait() == 0, ranks.log
+        finished = run_log.last_commit()
+        assert finished is not None
+        assert finished.step == 9
+        assert finished.fence > 1, "the ranks that went on are not those that began"
+        states = list((tmp_path / run_name / "train" / finished.state_name).glob("rank-*.safetensors"))
+        assert len(states) == 2
+        alone = LearnerProcess(**where, flags=(*flags, "--total-steps", "11"))  # type: ignore[arg-type]
+        assert alone.start().wait() == 0, alone.log
+    assert [row["step"] for row in alone.rows] == list(range(1, 12))
+    trained = [
+        group_id for row in read_steps(tmp_path / run_name / "trained.jsonl") for group_id in row["group_ids"]
+    ]
+    commit, policy = run_log.last_commit(), PolicyStore(tmp_path, run_name).newest(with_digests=True)
+    assert commit is not None
+    assert policy is not None
+    assert commit.step == policy.step == 11
+    assert len(trained) == len(set(trained)) == commit.sequence
+    assert run_log.stats().state is RunState.FINISHED

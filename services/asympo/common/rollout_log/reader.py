@@ -1,7 +1,7 @@
 """Reading the log in order from a cursor of one's own."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from asympo.common.errors import SequenceGap
@@ -35,6 +35,22 @@ class Reader(RunAccess):
                 break
         entries = [_entry(*item) for item in raw]
         self._check_dense(after_sequence, entries)
+        return entries
+
+    def read_at(self, sequences: Sequence[int]) -> list[LogEntry]:
+        """The entries of these ascending numbers, for whoever was told that they are there.
+
+        Raises SequenceGap when one is missing: trimmed, or lost by a broker that went back in time.
+        """
+        entries: list[LogEntry] = []
+        for first, last in _runs(sequences):
+            raw = self.broker.read_range(
+                self._key("log"), first_id=f"{first}-0", last_id=f"{last}-0", max_count=last - first + 1
+            )
+            entries.extend(_entry(*item) for item in raw)
+        missing = set(sequences) - {entry.sequence for entry in entries}
+        if missing:
+            raise SequenceGap(f"run {self.run!r}: entry {min(missing)} is no longer in the log")
         return entries
 
     def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
@@ -85,6 +101,18 @@ class Reader(RunAccess):
     def _holes(self) -> dict[int, int]:
         """First and last number of every range that a reconcile declared lost."""
         return {int(first): int(last) for first, last in self.broker.hash_items(self._key("holes"))}
+
+
+def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring numbers as first and last."""
+    first = last = None
+    for sequence in sequences:
+        if first is not None and last is not None and sequence != last + 1:
+            yield first, last
+            first = None
+        first, last = (sequence if first is None else first), sequence
+    if first is not None and last is not None:
+        yield first, last
 
 
 def _entry(entry_id: str, fields: dict[str, bytes]) -> LogEntry:

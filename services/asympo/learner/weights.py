@@ -1,0 +1,42 @@
+"""The policy's weights as a whole, wherever their shards are."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from asympo.learner.ranks import Ranks
+
+
+class Weights:
+    """What is published of a model: parameters, and the buffers that a checkpoint holds."""
+
+    def __init__(self, *, model: nn.Module, ranks: Ranks | None) -> None:
+        self._model = model
+        self._ranks = ranks
+
+    def values(self, *, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Every tensor once, in the model's order, one whole tensor at a time.
+
+        Only shards are rounded to ``dtype``: that halves what travels. The first rank calls, the others
+        answer with `contribute`; all of it must be taken, because every rank takes part in each tensor.
+        """
+        if self._ranks is not None:
+            self._ranks.tell({"do": "contribute"})
+        return self._values(dtype)
+
+    def contribute(self, *, dtype: torch.dtype) -> None:
+        """This rank's part in `values` of the first one."""
+        for _ in self._values(dtype):
+            pass
+
+    def _values(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        saved = self._model.state_dict().keys()
+        for parameter in self._model.parameters():
+            value = parameter.detach()
+            yield cast(DTensor, value.to(dtype)).full_tensor() if isinstance(value, DTensor) else value
+        for name, buffer in self._model.named_buffers():
+            if name in saved:
+                yield buffer
