@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from asympo.learner.launch import Launch
 
@@ -38,7 +39,15 @@ class Ranks:
         device = torch.device(device_type, launch.local_rank) if device_type == "cuda" else None
         if device is not None:
             torch.cuda.set_device(device)
-        dist.init_process_group(_BACKENDS[device_type], device_id=device)
+        # torchrun keeps one store over all its restarts: gloo would find addresses of ranks that are dead.
+        store, _, _ = next(iter(rendezvous("env://", launch.rank, launch.num_ranks)))
+        dist.init_process_group(
+            _BACKENDS[device_type],
+            store=dist.PrefixStore(f"restart-{launch.num_restarts}", store),
+            rank=launch.rank,
+            world_size=launch.num_ranks,
+            device_id=device,
+        )
         mesh = init_device_mesh(device_type, (launch.num_ranks,), mesh_dim_names=("shard",))
         log.info("Rank %d of %d, %s", launch.rank, launch.num_ranks, _BACKENDS[device_type])
         return cls(rank=launch.rank, num_ranks=launch.num_ranks, mesh=mesh)
