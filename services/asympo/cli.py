@@ -46,7 +46,11 @@ COMMANDS = (
         summary="the learner of a run: trains and publishes policies",
     ),
     Command(name="runs", module="asympo.ops.runs", summary="list, show or delete the runs known to a broker"),
-    Command(name="log", module="asympo.ops.log", summary="tail, stats, show or replay: read the rollout log"),
+    Command(
+        name="log",
+        module="asympo.ops.log",
+        summary="tail, stats, show, export or replay: read the rollout log",
+    ),
     Command(
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
     ),

@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,21 @@ _INFO: TypeAdapter[PartInfo] = TypeAdapter(PartInfo)
 
 def encode_part(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info: PartInfo) -> bytes:
     """A whole file. Equal rows and info give equal bytes under one build of pyarrow."""
-    pa, pq = _arrow()
-    schema = _schema(pa).with_metadata({_METADATA_KEY: json.dumps(dataclasses.asdict(info), sort_keys=True)})
+    _, pq = _arrow()
+    metadata = {_METADATA_KEY: json.dumps(dataclasses.asdict(info), sort_keys=True)}
+    sink = io.BytesIO()
+    pq.write_table(
+        table_of(rows).replace_schema_metadata(metadata),
+        sink,
+        compression="zstd",
+        row_group_size=_ROWS_PER_GROUP,
+    )
+    return sink.getvalue()
+
+
+def table_of(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]]) -> Any:
+    """Rows as an Arrow table."""
+    pa, _ = _arrow()
     columns: dict[str, list[Any]] = {
         name: [getattr(entry, name) for entry, _ in rows] for name in _ENTRY_COLUMNS
     }
@@ -33,10 +47,21 @@ def encode_part(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info
         None if group is None else [dataclasses.asdict(response) for response in group.responses]
         for _, group in rows
     ]
-    table = pa.table(columns, schema=schema)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-    return sink.getvalue()
+    return pa.table(columns, schema=_schema(pa))
+
+
+def write_tables(path: Path, tables: Iterable[Any]) -> int:
+    """One file of many tables, one at a time in memory; returns the number of rows. Raises OSError."""
+    pa, pq = _arrow()
+    num_rows = 0
+    with open(path, "xb") as file:
+        with pq.ParquetWriter(file, _schema(pa), compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table.replace_schema_metadata(None), row_group_size=_ROWS_PER_GROUP)
+                num_rows += table.num_rows
+        file.flush()
+        os.fsync(file.fileno())
+    return num_rows
 
 
 def read_info(path: Path) -> PartInfo:
@@ -52,12 +77,7 @@ def read_info(path: Path) -> PartInfo:
 def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
     """The entries of a part in order, once its digest was checked; raises CorruptArchive naming the file."""
     pa, pq = _arrow()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorruptArchive(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CorruptArchive(f"{path} is damaged: it is not the file that was written")
+    content = _verified(path, sha256)
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
@@ -65,6 +85,26 @@ def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
                 yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
+
+
+def read_table(path: Path, *, sha256: str) -> Any:
+    """A whole part with all its columns, its digest checked; raises CorruptArchive naming the file."""
+    pa, pq = _arrow()
+    content = _verified(path, sha256)
+    try:
+        return pq.read_table(io.BytesIO(content)).cast(_schema(pa))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorruptArchive(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CorruptArchive(f"{path} is damaged: it is not the file that was written")
+    return content
 
 
 def _schema(pa: Any) -> Any:

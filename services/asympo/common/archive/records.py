@@ -19,6 +19,8 @@ class Outcome(StrEnum):
     """All its rewards were equal: counted, nothing to learn from."""
     DEAD_LETTER = "dead_letter"
     """It was no valid record; set aside with a reason."""
+    BACKLOG = "backlog"
+    """In exports only: it is in the log and not yet durably consumed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,8 @@ class ArchivedEntry:
     sequence: int
     """Its number in the log."""
     segment_end: int
-    """Last number of the segment it was consumed in: what made one step, or was passed over as one."""
+    """Last number of the segment it was consumed in: what made one step, or was passed over as one.
+    0 in the backlog."""
     step: int | None
     """Optimizer step of that segment; None when the segment was passed over."""
     outcome: Outcome

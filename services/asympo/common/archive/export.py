@@ -1,0 +1,132 @@
+"""A run's groups as one file: those of the archive, and after them those that the log still holds."""
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asympo.common.archive.parquet import read_table, table_of, write_tables
+from asympo.common.archive.records import ArchivedEntry, Outcome, PartRef, ReadableGroup, ReadableResponse
+from asympo.common.archive.store import ArchiveStore, newest_tip
+from asympo.common.checkpoints import directory
+from asympo.common.codec import WireLimits, decode_group
+from asympo.common.errors import BadSetting, InvalidRecord, SequenceGap
+from asympo.common.rollout_log import LogEntry
+
+_MAX_TRIES = 5
+"""A learner may commit, and trim the log, between our look at the archive and at the log."""
+
+ReadBacklog = Callable[[int | None], Sequence[LogEntry]]
+"""Entries after a number, without gaps (SequenceGap); None asks for all that are there."""
+
+
+def export(run_directory: Path, out: Path, *, read_backlog: ReadBacklog | None) -> int:
+    """Writes ``out``, Parquet or JSON lines by its suffix, whole or not at all; returns the number of groups.
+
+    Raises BadSetting when there is nothing to export or the suffix is another one, CorruptArchive and
+    SequenceGap by name.
+    """
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise BadSetting(f"{out} is neither .parquet nor .jsonl")
+    tip, backlog = _consistent(run_directory, read_backlog)
+    if tip is None and not backlog:
+        raise BadSetting(f"there is nothing to export: {run_directory} has no archive and the log is empty")
+    tables = _tables(ArchiveStore(run_directory), tip, backlog)
+    with _replacing(out) as temporary:
+        return (
+            write_tables(temporary, tables) if out.suffix == ".parquet" else _write_lines(temporary, tables)
+        )
+
+
+def _consistent(
+    run_directory: Path, read_backlog: ReadBacklog | None
+) -> tuple[PartRef | None, Sequence[LogEntry]]:
+    for remaining in reversed(range(_MAX_TRIES)):
+        tip = newest_tip(run_directory)
+        if read_backlog is None:
+            return tip, ()
+        try:
+            return tip, read_backlog(tip.last if tip else None)
+        except SequenceGap:
+            if not remaining or newest_tip(run_directory) == tip:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _tables(store: ArchiveStore, tip: PartRef | None, backlog: Sequence[LogEntry]) -> Iterator[Any]:
+    cursor: int | None = None
+    for part in store.chain(tip):
+        if cursor is not None and part.info.first != cursor + 1:
+            raise SequenceGap(f"the archive lacks groups {cursor + 1} to {part.info.first - 1}")
+        cursor = part.info.last
+        yield read_table(store.path / part.ref.name, sha256=part.ref.sha256)
+    if backlog:
+        yield table_of([_waiting(entry) for entry in backlog])
+
+
+def _waiting(entry: LogEntry) -> tuple[ArchivedEntry, ReadableGroup | None]:
+    group: ReadableGroup | None = None
+    reason = ""
+    try:
+        record = decode_group(entry.payload, limits=WireLimits())
+    except InvalidRecord as error:
+        reason = str(error)
+    else:
+        mean = sum(response.reward for response in record.responses) / len(record.responses)
+        group = ReadableGroup(
+            prompt_text=record.prompt.text,
+            prompt_token_ids=record.prompt.token_ids,
+            responses=tuple(
+                ReadableResponse(
+                    text=response.text,
+                    token_ids=response.token_ids,
+                    reward=response.reward,
+                    advantage=response.reward - mean,
+                    finish_reason=response.finish_reason.value,
+                    trained_token_mask=response.trained_token_mask,
+                )
+                for response in record.responses
+            ),
+        )
+    archived = ArchivedEntry(
+        sequence=entry.sequence,
+        segment_end=0,
+        step=None,
+        outcome=Outcome.BACKLOG,
+        reason=reason,
+        group_id=entry.group_id,
+        producer=entry.producer,
+        entry_id=entry.entry_id,
+        appended_at_seconds=entry.appended_at_seconds,
+        payload=entry.payload,
+    )
+    return archived, group
+
+
+def _write_lines(path: Path, tables: Iterator[Any]) -> int:
+    """The same columns; the payload in base64."""
+    num_rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        for table in tables:
+            for batch in table.to_batches(max_chunksize=256):
+                for row in batch.to_pylist():
+                    row["payload"] = base64.b64encode(row["payload"]).decode()
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    num_rows += 1
+    return num_rows
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    with directory.storage_errors_as_publish_failed(f"The export {path.name}", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

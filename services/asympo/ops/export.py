@@ -1,0 +1,49 @@
+"""`asympo log export`: every group of a run that is still there, in one file."""
+
+import argparse
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from asympo.common.archive.export import ReadBacklog, export
+from asympo.common.rollout_log import LogEntry, RunLog
+from asympo.ops.access import add_broker_flags, open_log, write_json
+
+_GROUPS_AT_ONCE = 100
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    add_broker_flags(parser)
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet or .jsonl")
+    parser.add_argument("--archive-only", action="store_true", help="leave out the log; needs no broker")
+
+
+def main(arguments: Namespace) -> int:
+    """Archive first, then what the learner has not made durable yet."""
+    if arguments.archive_only:
+        return _export(arguments, None)
+    with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
+        return _export(arguments, lambda after: _backlog(log, after))
+
+
+def _export(arguments: Namespace, read_backlog: ReadBacklog | None) -> int:
+    num_groups = export(arguments.checkpoint_root / arguments.run, arguments.out, read_backlog=read_backlog)
+    if arguments.json:
+        write_json({"groups": num_groups, "out": str(arguments.out)})
+    else:
+        sys.stdout.write(f"{num_groups} groups in {arguments.out}\n")
+    return 0
+
+
+def _backlog(log: RunLog, after: int | None) -> Sequence[LogEntry]:
+    if after is None:
+        return list(log.iter_entries())
+    entries: list[LogEntry] = []
+    while batch := log.read(after_sequence=after, max_count=_GROUPS_AT_ONCE, block_seconds=0.0):
+        entries.extend(batch)
+        after = batch[-1].sequence
+    return entries
