@@ -65,4 +65,5 @@ def widen_norms(model) -> None:  # model: transformers.PreTrainedModel
         if type(module).__name__ == "LlamaRMSNorm":
             norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
             norm.weight = module.weight
+            norm.variance_epsilon = module.variance_epsilon
             model.set_submodule(name, norm)

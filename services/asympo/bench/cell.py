@@ -26,7 +26,7 @@ class Options:
     """What a learner is told, by default as in its settings, and what may be switched off."""
 
     compute_dtype: torch.dtype = torch.float32
-    token_budget: int = 768
+    token_budget: int = 1024
     chunk_rows: int = 256
     share_prefixes: bool = True
     use_chunked_head: bool = True

@@ -32,7 +32,9 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
     """The whole report, or the parts asked for."""
     wanted = set(arguments.only or ("speed", "loss", "sharing", "parts"))
     set_up_torch(seed=0, num_threads=arguments.num_threads)
-    compute = choose_compute(device=arguments.device, compute_dtype=arguments.compute_dtype, decided={})
+    compute = choose_compute(
+        device=arguments.device, compute_dtype=arguments.compute_dtype, share_prefixes="auto", decided={}
+    )
     shapes = [parse_shape(text) for text in arguments.shape or ()] or list(SHAPES)
     report: dict[str, Any] = {"machine": machine(compute.torch_device), **compute.to_decisions()}
     if "loss" in wanted:
@@ -54,6 +56,7 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
         compute_dtype=compute.torch_dtype,
         token_budget=arguments.token_budget,
         chunk_rows=arguments.head_chunk_rows,
+        share_prefixes=compute.share_prefixes,
     )
     make_policy(model, options).self_check()
     cell = LearnerCell(model)
@@ -172,7 +175,7 @@ def _sharing(
         say(f"{name}: shared prompts, and not")
         seconds = alternate(
             {
-                "shared": _arm(cell, groups, options),
+                "shared": _arm(cell, groups, replace(options, share_prefixes=True)),
                 "separate": _arm(cell, groups, replace(options, share_prefixes=False)),
             },
             repeats=repeats,

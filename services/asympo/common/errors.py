@@ -100,6 +100,10 @@ class BadModel(BadSetting):
     """The model or its tokenizer cannot be loaded."""
 
 
+class StepTooLarge(AsympoError):
+    """A step does not fit into memory however small its rows; nothing of it was applied."""
+
+
 class NoProgress(AsympoError):
     """A wait outlasted its limit."""
 

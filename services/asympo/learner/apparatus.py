@@ -46,7 +46,7 @@ def build_apparatus(settings: LearnerSettings, compute: Compute, ranks: Ranks | 
     return Apparatus(
         policy=policy,
         optimizer=optimizer,
-        stepper=build_stepper(settings, policy=policy, optimizer=optimizer, shards=shards),
+        stepper=build_stepper(settings, compute, policy=policy, optimizer=optimizer, shards=shards),
     )
 
 
@@ -82,6 +82,7 @@ def build_group_reader(*, policy: Policy, tokenizer: Any, is_trained: Callable[[
 
 def build_stepper(
     settings: LearnerSettings,
+    compute: Compute,
     *,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
@@ -105,7 +106,7 @@ def build_stepper(
         ),
         max_grad_norm=settings.max_grad_norm,
         token_budget=settings.token_budget,
-        share_prefixes=settings.share_prefixes,
+        share_prefixes=compute.share_prefixes,
         shards=shards,
     )
 

@@ -53,14 +53,19 @@ def assemble(
     compute = choose_compute(
         device=settings.device,
         compute_dtype=settings.compute_dtype,
+        share_prefixes=settings.share_prefixes,
         decided=state.decisions if state else {},
         num_ranks=1 if ranks is None else ranks.num_ranks,
     )
-    log.info("Training on %s in %s with %d threads on %d ranks", *compute.to_decisions().values())
+    log.info(
+        "Training on %s in %s with %d threads on %d ranks",
+        *(compute.device, compute.compute_dtype, compute.num_threads, compute.num_ranks),
+    )
     if ranks is not None:
         decisions = compute.to_decisions()
         ranks.tell({"do": "start", "decisions": decisions, "state": found[0] if found else None})
     built = build_apparatus(settings, compute, ranks)
+    built.stepper.recall(state.decisions if state else {})
     if found is not None:
         state = states.load(found[0], model=built.policy.model, optimizer=built.optimizer)
     archive = Archive(
@@ -100,7 +105,7 @@ def assemble(
             model=built.policy.model,
             optimizer=built.optimizer,
             archive=archive,
-            decisions=compute.to_decisions(),
+            decisions=lambda: {**compute.to_decisions(), **built.stepper.decisions()},
             keep=settings.keep_states,
             ranks=ranks,
         ),

@@ -4,11 +4,13 @@ import logging
 import random
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 log = logging.getLogger(__name__)
+
+Sharing = Literal["auto", "always", "never"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROWS, _INNER, _COLUMNS = 128, 512, 1024
@@ -25,6 +27,8 @@ class Compute:
     """Precision of matrix products."""
     num_threads: int
     """CPU threads; another number may round sums differently."""
+    share_prefixes: bool
+    """Whether what responses have in common is computed once."""
     num_ranks: int = 1
     """Likewise."""
 
@@ -53,7 +57,12 @@ def set_up_torch(*, seed: int, num_threads: int | None) -> None:
 
 
 def choose_compute(
-    *, device: str, compute_dtype: str, decided: dict[str, Any], num_ranks: int = 1
+    *,
+    device: str,
+    compute_dtype: str,
+    share_prefixes: Sharing,
+    decided: dict[str, Any],
+    num_ranks: int = 1,
 ) -> Compute:
     """Settings first, then what the training state decided before, then a measurement."""
     chosen_device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,11 +70,17 @@ def choose_compute(
     if compute_dtype == "auto":
         known = decided.get("compute_dtype") if is_same_device else None
         compute_dtype = known or _faster_dtype(torch.device(chosen_device))
+    if share_prefixes == "auto":
+        known = decided.get("share_prefixes") if is_same_device else None
+        is_shared = _does_sharing_pay(chosen_device, compute_dtype) if known is None else bool(known)
+    else:
+        is_shared = share_prefixes == "always"
     compute = Compute(
         device=chosen_device,
         compute_dtype=compute_dtype,
         num_threads=torch.get_num_threads(),
         num_ranks=num_ranks,
+        share_prefixes=is_shared,
     )
     for name, value in compute.to_decisions().items():
         if name in decided and decided[name] != value:
@@ -75,6 +90,18 @@ def choose_compute(
                 *(name, decided[name], value),
             )
     return compute
+
+
+def _does_sharing_pay(device: str, compute_dtype: str) -> bool:
+    # Policy and its libraries are not needed for anything else here.
+    from asympo.learner.sharing import sharing_seconds
+
+    shared, separate = sharing_seconds(torch.device(device), _DTYPES[compute_dtype])
+    log.info(
+        "A group of long responses takes %.0f ms with its prompt computed once and %.0f ms without: %s",
+        *(1e3 * shared, 1e3 * separate, "computed once" if shared <= separate else "not shared"),
+    )
+    return shared <= separate
 
 
 def _faster_dtype(device: torch.device) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,15 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self._head.weight.device
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of logits that exist at once."""
+        return self._head_options.chunk_rows
+
+    @chunk_rows.setter
+    def chunk_rows(self, value: int) -> None:
+        self._head_options = replace(self._head_options, chunk_rows=value)
 
     @property
     def parameter_dtype(self) -> torch.dtype:

@@ -115,6 +115,7 @@ class Replay:
         self._tokenizer = load_tokenizer(self._recipe.settings.model)
         self._recipe.check_tokenizer(self._tokenizer)
         self._built: Apparatus = build_apparatus(self._recipe.settings, self._recipe.compute)
+        self._built.stepper.recall(state.decisions if state else {})
         trained: TrainedIds = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
         if from_state:
             self._states.load(from_state, model=self._built.policy.model, optimizer=self._built.optimizer)
@@ -203,7 +204,9 @@ class Replay:
             )
         recipe.set_up()
         policy = policy_around(self._built.policy.model, recipe.settings, recipe.compute)
-        stepper = build_stepper(recipe.settings, policy=policy, optimizer=self._built.optimizer)
+        stepper = build_stepper(
+            recipe.settings, recipe.compute, policy=policy, optimizer=self._built.optimizer
+        )
         self._built = Apparatus(policy=policy, optimizer=self._built.optimizer, stepper=stepper)
         self._training.stepper = stepper
         self._recipe = recipe

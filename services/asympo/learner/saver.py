@@ -1,6 +1,7 @@
 """Durable training state: finding the one to resume from, saving, pruning."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Saver:
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         archive: Archive,
-        decisions: dict[str, Any],
+        decisions: Callable[[], dict[str, Any]],
         keep: int,
         ranks: Ranks | None,
     ) -> None:
@@ -83,7 +84,7 @@ class Saver:
             fence=fence,
             sequence=sequence,
             trained_ids=self._session.trained.to_bytes(),
-            decisions=self._decisions,
+            decisions=self._decisions(),
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,
         )

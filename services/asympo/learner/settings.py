@@ -89,9 +89,13 @@ class LearnerSettings(ServiceSettings):
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads; the environment's when none"
     )
-    token_budget: int = Field(default=768, ge=1, description="tokens of one micro-batch")
+    token_budget: int = Field(
+        default=1024, ge=1, description="tokens of one micro-batch; halved when memory runs out"
+    )
     head_chunk_rows: int = Field(default=256, ge=1, description="rows of logits that exist at once")
-    share_prefixes: bool = Field(default=True, description="compute what responses have in common once")
+    share_prefixes: Literal["auto", "always", "never"] = Field(
+        default="auto", description="compute what responses have in common once; auto measures once"
+    )
     gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
 
     # Checkpoints

@@ -1,5 +1,6 @@
 """One optimizer step on one segment: forward, objective, backward, guarded update."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asympo.common.errors import StepTooLarge
 from asympo.learner.batching import PackedBatch, TrainedGroup, pack
 from asympo.learner.objectives import Objective, ObjectiveOptions, StepScope
 from asympo.learner.optimizer import guarded_step
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from asympo.learner.segment import Segment
     from asympo.learner.shards import Shards
 
+log = logging.getLogger(__name__)
+
+MIN_CHUNK_ROWS = 16
+"""Fewer rows of logits at once would save nothing that matters."""
 _NUM_PROBES = 2
 """Each is scored twice at every publish, and by every generator at every reload."""
 
@@ -70,6 +76,7 @@ class Stepper:
         self._options = options
         self._learning_rate = learning_rate
         self._max_grad_norm = max_grad_norm
+        self._asked = (token_budget, policy.chunk_rows)
         self._token_budget = token_budget
         self._share_prefixes = share_prefixes
         self._shards = shards
@@ -88,18 +95,9 @@ class Stepper:
         return self.train(held, scope, step=step)
 
     def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
-        """The step itself, on the responses that enter the loss."""
+        """The step itself, on the responses that enter the loss. Raises StepTooLarge: nothing was applied."""
         start = time.perf_counter()
-        batches = pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
-        sums = _Sums()
-        if self._shards is not None:
-            batches = self._shards.level(batches)
-        for index, batch in enumerate(batches):
-            if self._shards is not None:
-                self._shards.before_backward(is_last=index == len(batches) - 1)
-            self._backward(batch, scope, sums)
-        if self._shards is not None:
-            sums = _Sums.joined(self._shards.gather(sums.to_document()))
+        sums = self._gradients(groups, scope)
         learning_rate = self._learning_rate(step)
         backward_end = time.perf_counter()
         norm, is_applied = guarded_step(
@@ -119,6 +117,74 @@ class Stepper:
             optimizer_seconds=end - backward_end,
             probes=choose_probes(sums.weighted_probes(), count=_NUM_PROBES),
         )
+
+    def decisions(self) -> dict[str, Any]:
+        """Sizes of rows and chunks that memory left us: they round sums, so the training state has them."""
+        return {"row_limits": {"asked": self._asked, "used": (self._token_budget, self._policy.chunk_rows)}}
+
+    def recall(self, decided: dict[str, Any]) -> None:
+        """Goes on with the sizes that a learner with the same settings found to fit."""
+        limits = decided.get("row_limits") or {}
+        if tuple(limits.get("asked", ())) == self._asked:
+            self._token_budget, self._policy.chunk_rows = limits["used"]
+
+    def _gradients(self, groups: Sequence[TrainedGroup], scope: StepScope) -> "_Sums":
+        """Of all rows; of smaller ones, from the start, when memory runs out."""
+        batches = self._pack(groups)
+        while True:
+            try:
+                return self._run(batches, scope)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # Out here nothing holds what the failed row had allocated.
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self._shards is not None or (smaller := self._smaller(groups, batches)) is None:
+                raise StepTooLarge(
+                    f"a row of {max(batch.num_tokens for batch in batches)} tokens does not fit into memory "
+                    f"({reason}): give a smaller token_budget, gradient_checkpointing, a smaller "
+                    "sampling.max_tokens or more memory"
+                )
+            batches = smaller
+            log.warning(
+                "Memory ran out: rows of up to %d tokens and %d logits at once from now on (%s)",
+                *(self._token_budget, self._policy.chunk_rows, reason),
+            )
+
+    def _pack(self, groups: Sequence[TrainedGroup]) -> list[PackedBatch]:
+        return pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
+
+    def _smaller(
+        self, groups: Sequence[TrainedGroup], batches: Sequence[PackedBatch]
+    ) -> list[PackedBatch] | None:
+        """The same in smaller rows, or smaller chunks where rows cannot shrink; None at the end of it."""
+        largest = max(batch.num_tokens for batch in batches)
+        budget = min(self._token_budget, largest)
+        while budget > 1:
+            budget //= 2
+            packed = pack(groups, token_budget=budget, share_prefixes=self._share_prefixes)
+            if max(batch.num_tokens for batch in packed) < largest:
+                self._token_budget = budget
+                return packed
+        if self._policy.chunk_rows < 2 * MIN_CHUNK_ROWS:
+            return None
+        self._policy.chunk_rows //= 2
+        return list(batches)
+
+    def _run(self, batches: list[PackedBatch], scope: StepScope) -> "_Sums":
+        sums = _Sums()
+        if self._shards is not None:
+            batches = self._shards.level(batches)
+        for index, batch in enumerate(batches):
+            if self._shards is not None:
+                self._shards.before_backward(is_last=index == len(batches) - 1)
+            self._backward(batch, scope, sums)
+        if self._shards is not None:
+            sums = _Sums.joined(self._shards.gather(sums.to_document()))
+        return sums
 
     def _backward(self, batch: PackedBatch, scope: StepScope, sums: "_Sums") -> None:
         nll = self._policy.response_nll(batch)
@@ -178,6 +244,11 @@ class _Sums:
             for name, value in document.items():
                 setattr(sums, name, getattr(sums, name) + value)
         return sums
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed; torch's CPU allocator has no exception of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _mean(values: list[float]) -> float | None:

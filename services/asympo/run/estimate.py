@@ -64,7 +64,7 @@ def estimate(
     size, prompt = shape["num_parameters"], shape["num_prompt_tokens"]
     response = min(shape["num_answer_tokens"] + 2, max(1, settings.sampling.max_tokens // 2))
     num_responses = settings.groups_per_step * settings.group_size
-    prompts = settings.groups_per_step if settings.share_prefixes else num_responses
+    prompts = settings.groups_per_step if settings.share_prefixes != "never" else num_responses
     tokens = prompts * prompt + num_responses * response
     # float32 weights, gradients and two moments; activations of one micro-batch; one chunk of logits.
     micro = min(settings.token_budget, tokens)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from asympo.learner.attention import plan_layout
 from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
-from asympo.learner.fused import unfused
+from asympo.learner.fused import fuse, is_fused, unfused
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
 from asympo.learner.policy import Policy, load_model
 
@@ -48,6 +48,8 @@ def _one_thread() -> Iterator[None]:
 def policy(tiny_model: Path) -> Policy:
     model = load_model(tiny_model, dtype=torch.float64, device=CPU)
     widen_norms(model)
+    fuse(model)
+    assert sum(is_fused(module) for module in model.modules()) == 2 * 3 + 1
     return Policy(model=model, compute_dtype=torch.float64, chunk_rows=7)
 
 

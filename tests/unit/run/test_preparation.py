@@ -26,7 +26,7 @@ def settings(**changes: object) -> Namespace:
     values = {
         "groups_per_step": 8,
         "group_size": 8,
-        "share_prefixes": True,
+        "share_prefixes": "auto",
         "token_budget": 1024,
         "head_chunk_rows": 256,
         "gradient_checkpointing": False,
@@ -98,6 +98,6 @@ def test_estimate_counts_prompts_for_each_response_unless_they_are_shared() -> N
         estimate(
             SHAPE, settings(share_prefixes=each), kv_cache_gib=1, flops_learner=None, flops_generators=None
         ).tokens_per_step
-        for each in (True, False)
+        for each in ("auto", "never")
     )
     assert apart - shared == 56 * 28

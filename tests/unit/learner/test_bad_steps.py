@@ -1,0 +1,199 @@
+"""Steps that cannot go as planned: what memory or producers do to them, and what is left afterwards."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asympo.common.errors import StepTooLarge
+from asympo.common.rollout_log import LogEntry
+from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse
+from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.policy import Policy, ResponseNll, load_model
+from asympo.learner.segment import SegmentReader
+from asympo.learner.step import Stepper
+from asympo.v1 import rollout_pb2
+from transformers import AutoTokenizer
+
+from tests.unit.learner.test_segment import SIGNAL, ListLog, group_reader, make_entry
+
+CPU = torch.device("cpu")
+
+
+class SmallMemory(Policy):
+    """Fails as torch does where a row or a chunk of logits is larger than there is memory for."""
+
+    max_tokens = 10_000
+    max_chunk_rows = 10_000
+
+    def response_nll(self, batch: PackedBatch) -> ResponseNll:
+        nll = super().response_nll(batch)
+        if batch.num_tokens > self.max_tokens or self.chunk_rows > self.max_chunk_rows:
+            torch.empty(1 << 58, dtype=torch.uint8)
+        return nll
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Any:
+    return load_model(tiny_model, dtype=torch.float32, device=CPU)
+
+
+@pytest.fixture
+def make(loaded: Any) -> Callable[..., tuple[Stepper, SmallMemory]]:
+    def made(*, token_budget: int = 1000, chunk_rows: int = 64) -> tuple[Stepper, SmallMemory]:
+        model = copy.deepcopy(loaded).eval()
+        policy = SmallMemory(model=model, compute_dtype=torch.float32, chunk_rows=chunk_rows)
+        stepper = Stepper(
+            policy=policy,
+            optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+            objective=OBJECTIVES["asympo"],
+            options=ObjectiveOptions(),
+            learning_rate=lambda step: 1e-3,
+            max_grad_norm=1.0,
+            token_budget=token_budget,
+            share_prefixes=True,
+        )
+        return stepper, policy
+
+    return made
+
+
+def groups(*lengths: int) -> list[TrainedGroup]:
+    """Two responses each, of the lengths given."""
+    return [
+        TrainedGroup(
+            prompt_ids=(1, 2, 3 + n),
+            responses=tuple(
+                TrainedResponse(token_ids=tuple((n + i * k) % 500 for i in range(length)), advantage=0.5 * k)
+                for k in (-1, 1)
+            ),
+        )
+        for n, length in enumerate(lengths)
+    ]
+
+
+def train(stepper: Stepper, given: list[TrainedGroup]) -> Any:
+    scope = StepScope(num_responses=2 * len(given), num_groups=len(given), num_groups_without_signal=0)
+    return stepper.train(given, scope, step=1)
+
+
+def weights(policy: Policy) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in policy.model.parameters()]
+
+
+def test_step_that_runs_out_of_memory_is_done_again_in_smaller_rows(make: Any) -> None:
+    given = groups(20, 20, 20, 20)
+    stepper, policy = make()
+    policy.max_tokens = 60
+    assert train(stepper, given).is_applied
+    used = stepper.decisions()["row_limits"]["used"]
+    assert used[0] < 100
+    other, expected = make(token_budget=used[0])
+    train(other, given)
+    assert all(map(torch.equal, weights(policy), weights(expected)))
+
+
+def test_logits_come_in_smaller_chunks_when_rows_cannot_shrink(make: Any) -> None:
+    stepper, policy = make(token_budget=1)
+    policy.max_chunk_rows = 16
+    assert train(stepper, groups(20)).is_applied
+    assert stepper.decisions()["row_limits"]["used"] == (1, 16)
+
+
+def test_resumed_learner_goes_on_with_the_sizes_that_fit(make: Any) -> None:
+    stepper, policy = make()
+    policy.max_tokens = 60
+    train(stepper, groups(20, 20, 20, 20))
+    resumed, _ = make()
+    resumed.recall(stepper.decisions())
+    assert resumed.decisions() == stepper.decisions()
+    asked_otherwise, _ = make(token_budget=2000)
+    asked_otherwise.recall(stepper.decisions())
+    assert asked_otherwise.decisions()["row_limits"]["used"] == (2000, 64)
+
+
+def test_step_that_never_fits_is_refused_by_name_and_leaves_no_trace(make: Any) -> None:
+    stepper, policy = make()
+    before = weights(policy)
+    policy.max_tokens = 10
+    with pytest.raises(StepTooLarge, match="token_budget"):
+        train(stepper, groups(20, 30))
+    assert all(map(torch.equal, weights(policy), before))
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+    policy.max_tokens = 10_000
+    assert train(stepper, groups(20, 30)).is_applied
+
+
+def test_other_runtime_errors_pass_through(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepper, policy = make()
+
+    def broken(batch: PackedBatch) -> ResponseNll:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(policy, "response_nll", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(stepper, groups(5))
+
+
+def test_group_larger_than_the_budget_is_trained_in_parts(make: Any) -> None:
+    stepper, policy = make(token_budget=40)
+    other, expected = make(token_budget=10_000)
+    results = [train(each, groups(60, 5)) for each in (stepper, other)]
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-4)
+    for ours, theirs in zip(weights(policy), weights(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-3)
+
+
+def _entry(sequence: int, spoil: Callable[[Any], None] = lambda response: None) -> LogEntry:
+    """A group whose second response is not as it should be; written past the checks of our own encoder."""
+    entry = make_entry(sequence, SIGNAL)
+    message = rollout_pb2.RolloutGroup.FromString(entry.payload)
+    spoil(message.responses[1])
+    return replace(entry, payload=message.SerializeToString())
+
+
+def _has_nan(response: Any) -> None:
+    response.reward = float("nan")
+
+
+def _has_ids(*token_ids: int) -> Callable[[Any], None]:
+    def spoil(response: Any) -> None:
+        del response.token_ids[:]
+        response.token_ids.extend(token_ids)
+
+    return spoil
+
+
+def test_step_goes_on_past_every_kind_of_bad_group(tiny_model: Path, make: Any) -> None:
+    """Bad entries between two good ones: each is named, and the step is that of the good ones alone."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    entries = [
+        _entry(1),
+        _entry(2, _has_ids(7, 512)),
+        _entry(3, _has_nan),
+        _entry(4, _has_ids()),
+        make_entry(5, (1.0, 1.0)),
+        _entry(6, _has_ids(*range(120))),
+        _entry(7, _has_ids(*range(60))),
+    ]
+    log = ListLog(entries)
+    reader = SegmentReader(
+        log=log, group_reader=group_reader(tokenizer), groups_per_step=2, max_groups_per_step=20
+    )
+    segment = reader.poll(block_seconds=0.0)
+    assert segment is not None
+    reasons = dict(log.dead)
+    assert sorted(reasons) == [2, 3, 4, 6]
+    assert "512" in reasons[2]
+    assert "reward" in reasons[3]
+    assert "token" in reasons[4]
+    assert "the model takes 64" in reasons[6]
+    assert [group.sequence for group in segment.groups] == [1, 5, 7]
+    stepper, policy = make(token_budget=32)
+    result = stepper.step(segment, step=1)
+    assert result.is_applied
+    assert result.num_trained_tokens == 2 + 2 + 2 + 60
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights(policy))
