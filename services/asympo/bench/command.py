@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from asympo.bench.pipeline_flags import add_pipeline_flags
 from asympo.bench.shapes import parse_shape
 from asympo.common.errors import BadSetting
 
@@ -31,9 +32,14 @@ def main(argv: Sequence[str]) -> int:
     text = "cost of the rollout log against bare streams; starts a broker of its own"
     verb = verbs.add_parser("log", help=text, description=text, allow_abbrev=False)
     add_log_flags(verb)
+    text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
+    verb = verbs.add_parser("pipeline", help=text, description=text, allow_abbrev=False)
+    add_pipeline_flags(verb)
     arguments = parser.parse_args(list(argv))
     if arguments.verb == "log":
         return _log(arguments)
+    if arguments.verb == "pipeline":
+        return _pipeline(arguments)
     check_learner_flags(arguments)
     if sys.platform.startswith("linux") and not os.environ.get(_MARK):
         return _in_the_learners_environment(argv)
@@ -126,6 +132,14 @@ def _learner(arguments: argparse.Namespace) -> int:
     from asympo.bench.learner import measure_learner
 
     report = measure_learner(arguments, say=_say)
+    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
+    return 0
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    from asympo.bench.pipeline import measure_pipeline
+
+    report = measure_pipeline(arguments, say=_say)
     sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
     return 0
 
