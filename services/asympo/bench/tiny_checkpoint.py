@@ -33,7 +33,7 @@ def make_checkpoint(directory: Path, *, hidden_size: int, num_layers: int) -> Pa
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
-    model = random_model(config, device=torch.device("cpu")).to(torch.bfloat16)
+    model = random_model(config, device=torch.device("cpu")).bfloat16()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
