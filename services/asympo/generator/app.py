@@ -143,7 +143,7 @@ class GeneratorProcess:
             interval_seconds=self._settings.presence_seconds,
         )
         closing.push_async_callback(presence.say_goodbye)
-        await race(presence.run(), self._join_and_serve(run_log, closing))
+        await race(presence.run(), self._join_and_serve(run_log, presence, closing))
 
     async def _connect(self) -> Broker:
         backoff = Backoff()
@@ -154,7 +154,7 @@ class GeneratorProcess:
                 log.warning("Waiting for the broker: %s", error)
                 await asyncio.sleep(backoff.next_seconds())
 
-    async def _join_and_serve(self, run_log: RunLog, closing: AsyncExitStack) -> None:
+    async def _join_and_serve(self, run_log: RunLog, presence: Presence, closing: AsyncExitStack) -> None:
         settings = self._settings
         journal = self._open_journal(closing)
         config = await joining.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
@@ -172,7 +172,7 @@ class GeneratorProcess:
         watcher = self._watcher(run_log, store)
         engine = self._engine_factory(settings)
         closing.push_async_callback(_close_engine, engine)
-        policy = await self._start_engine(engine, config, store, watcher)
+        policy = await self._start_engine(engine, config, store, watcher, presence)
         joining.check_tokenizer(config, engine.tokenizer, task)
         parts = self._assemble(
             config=config,
@@ -182,6 +182,7 @@ class GeneratorProcess:
             run_log=run_log,
             store=store,
             watcher=watcher,
+            presence=presence,
             journal=journal,
         )
         self.generator.attach(parts)
@@ -195,10 +196,16 @@ class GeneratorProcess:
         return journal
 
     async def _start_engine(
-        self, engine: Engine, config: RunConfig, store: PolicyStore, watcher: PolicyWatcher
+        self,
+        engine: Engine,
+        config: RunConfig,
+        store: PolicyStore,
+        watcher: PolicyWatcher,
+        presence: Presence,
     ) -> PolicyRef | None:
         """Load the newest policy whose every byte verifies, else the run's model."""
         while (policy := await watcher.newest()) is not None:
+            await presence.claim(policy)
             try:
                 await self._calls.run(store.verify, policy)
             except (CorruptCheckpoint, OSError) as error:
@@ -258,6 +265,7 @@ class GeneratorProcess:
         run_log: RunLog,
         store: PolicyStore,
         watcher: PolicyWatcher,
+        presence: Presence,
         journal: AppendJournal | None,
     ) -> Parts:
         settings, sampling = self._settings, joining.sampling_of(config)
@@ -273,6 +281,7 @@ class GeneratorProcess:
             metrics=self._metrics,
             clock=self._clock,
             holder=self._holder,
+            claim=presence.claim,
             probe_tolerance=settings.probe_tolerance,
             probe_timeout_seconds=settings.probe_timeout_seconds,
             max_consistent_reloads=settings.max_consistent_reloads,

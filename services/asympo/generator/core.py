@@ -103,6 +103,8 @@ class Generator:
         self.rate = TokenRate()
         self.is_broker_answering = False
         """Whether the newest presence report arrived."""
+        self.loading: PolicyRef | None = None
+        """The policy being loaded: the report keeps the learner from deleting it meanwhile."""
 
     def attach(self, parts: Parts) -> None:
         """The engine serves: from now on there is something to control."""
@@ -216,6 +218,8 @@ class Generator:
             "not_ready_reason": self.not_ready_reason,
             "policy_step": policy.step if policy else None,
             "policy_fence": policy.fence if policy else None,
+            "loading_step": self.loading.step if self.loading else None,
+            "loading_fence": self.loading.fence if self.loading else None,
             "waiting_for": refusal.value if refusal else None,
             "tokens_per_second": round(self.rate.tokens_per_second, 1),
             "groups_in_flight": len(parts.groups) if parts else 0,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from asympo.common.checkpoints import PolicyRef
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import RunLog
 from asympo.generator.calls import Calls
@@ -39,8 +40,17 @@ class Presence:
     async def run(self) -> None:
         """Report for ever."""
         while True:
-            await self._report()
+            await self.report()
             await asyncio.sleep(self._interval_seconds)
+
+    async def claim(self, policy: PolicyRef | None) -> None:
+        """Tell the learner which policy is about to be loaded, before it is verified; None once it is served.
+
+        Without the broker nobody hears it: then a policy may go while it is loaded.
+        """
+        self._generator.loading = policy
+        if policy is not None:
+            await self.report()
 
     async def say_goodbye(self) -> None:
         """Vanish from the list now instead of after the last report's time."""
@@ -52,7 +62,8 @@ class Presence:
         except (BrokerUnavailable, TimeoutError) as error:
             log.debug("Nobody heard the goodbye: %r", error)
 
-    async def _report(self) -> None:
+    async def report(self) -> None:
+        """Report now."""
         parts = self._generator.parts
         if parts:
             self._generator.rate.note(parts.engine.stats.num_tokens_generated)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore, ProbeSequence
@@ -51,6 +52,7 @@ class Reloader:
         clock: Clock,
         holder: str,
         groups: GroupsInFlight,
+        claim: Callable[[PolicyRef | None], Awaitable[None]],
         probe_tolerance: float | None,
         probe_timeout_seconds: float,
         max_consistent_reloads: int,
@@ -65,6 +67,7 @@ class Reloader:
         self._clock = clock
         self._holder = holder
         self._groups = groups
+        self._claim = claim
         self._probe_tolerance = probe_tolerance
         self._probe_timeout_seconds = probe_timeout_seconds
         self._max_consistent_reloads = max_consistent_reloads
@@ -99,12 +102,14 @@ class Reloader:
             log.info("Started on policy %d: %s", policy.step, judgement, extra={"step": policy.step})
         else:
             await self._fall_back(policy, judgement)
+        await self._claim(None)
 
     async def run(self) -> None:
         """Follow the newest policy for ever. Raises EngineBroken when the engine must not go on."""
         while True:
             policy = await self._watcher.next_after(self.policy, on_wait=self._caught_up)
             self.is_up_to_date = False
+            await self._claim(policy)
             try:
                 manifest = await self._calls.run(self._store.verify, policy)
             except (CorruptCheckpoint, OSError) as error:
@@ -112,6 +117,7 @@ class Reloader:
                 self._watcher.shun(policy)
                 continue
             await self._swap(policy, manifest)
+            await self._claim(None)
 
     def _caught_up(self) -> None:
         self.is_up_to_date = True

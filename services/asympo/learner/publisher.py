@@ -1,7 +1,7 @@
 """Makes the policy visible: bf16 weights, config, tokenizer and the probe that proves a reload of them."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,9 @@ class Publisher:
         self._parent = self._last = ref.digest
         return ref
 
-    def prune(self) -> None:
+    def prune(self, *, is_in_use: Callable[[PolicyRef], bool]) -> None:
         """Deletes old policies; what cannot be deleted is tried again next time."""
-        self._store.prune(keep=self._keep)
+        self._store.prune(keep=self._keep, is_in_use=is_in_use)
 
     def _fill(self, directory: Path) -> None:
         try:

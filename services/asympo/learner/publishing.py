@@ -180,5 +180,5 @@ class Publishing:
         if policy is not None:
             self._learner.set_policy(policy)
         self._ended_at = self._clock.monotonic_seconds()
-        self._publisher.prune()
+        self._publisher.prune(is_in_use=self._session.is_policy_in_use)
         return _Written(ref=ref, policy=policy)

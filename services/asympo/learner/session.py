@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from asympo.common.checkpoints import PolicyRef
 from asympo.common.clock import Clock
 from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
 from asympo.common.lifecycle import StopSignal
@@ -117,6 +118,20 @@ class LogSession:
             log.info("The policy of step %d is announced by the training thread: %s", step, error)
             return None
         return policy
+
+    def is_policy_in_use(self, policy: PolicyRef) -> bool:
+        """Whether a generator serves or loads it, from any thread; yes when nobody can be asked."""
+        try:
+            generators = self._run_log.generators()
+        except BrokerUnavailable as error:
+            log.info("Policy %d is kept while the broker is away: %s", policy.step, error)
+            return True
+        wanted = (policy.step, policy.fence)
+        return any(
+            (each.get(f"{what}_step"), each.get(f"{what}_fence")) == wanted
+            for each in generators
+            for what in ("policy", "loading")
+        )
 
     def commit(self, *, state_name: str, step: int, group_ids: Sequence[str]) -> CommitRecord:
         """Makes the cursor durable."""

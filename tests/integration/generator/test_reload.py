@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asympo.common.clock import SystemClock
 from asympo.common.errors import EngineBroken, ReloadFailed
+from asympo.common.lifecycle import StopSignal
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.session import LogSession
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import ScriptedEngine
@@ -213,3 +217,28 @@ async def test_consistent_reloads_in_a_row_raise_an_alert(
         learner.publish(3, nll=3.0, parent_nll=2.0)
         await until(lambda: gen.status["policy_step"] == 3)
         assert registry.get_sample_value("asympo_generator_unproven_alert") == 0
+
+
+async def test_policy_is_claimed_before_it_is_read_and_spared_by_the_learner(learner: LearnerSide) -> None:
+    learner.create()
+    first = learner.publish(0, nll=2.0)
+    session = LogSession(
+        run_log=learner.run_log,
+        fence=learner.fence,
+        stop=StopSignal(),
+        clock=SystemClock(),
+        trained=TrainedIds(num_prompts=1),
+    )
+    engine = ScriptedEngine()
+    engine.probing.clear()
+    async with running(settings_for(learner), engine) as gen:
+        # The engine has the first policy in its hands, and its probe is not answered yet.
+        await until(lambda: gen.status["loading_step"] == 0 and engine.started_on)
+        refs = [first, *(learner.publish(step, nll=2.0, announce=False) for step in range(1, 5))]
+        deleted = await asyncio.to_thread(learner.store.prune, keep=2, is_in_use=session.is_policy_in_use)
+        assert [ref.step for ref in deleted] == [1, 2]
+        engine.probing.set()
+        learner.announce(refs[-1])
+        await until(lambda: gen.status["policy_step"] == 4 and gen.status["loading_step"] is None)
+        await until(lambda: not session.is_policy_in_use(first))
+        assert session.is_policy_in_use(refs[-1])
