@@ -8,7 +8,7 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import Lease, RefusalReason, Refused
 
 _MAX_RENEWED_AT_ONCE = 500
-ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps policies"
+ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"
 """KEYS of acquire.lua."""
 _POLICY_REASONS = (RefusalReason.STALE_POLICY, RefusalReason.NOT_STARTED)
 
