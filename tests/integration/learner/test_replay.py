@@ -18,11 +18,8 @@ from asympo.learner.replay import Replay
 from asympo.learner.state import StateStore
 
 from tests.conftest import BrokerProcess
+from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
-from tests.integration.learner.test_learner_process import (
-    LearnerProcess,
-    no_learner_outlives_its_test,  # noqa: F401  a fixture
-)
 
 STEPS = 12
 
