@@ -94,13 +94,12 @@ class Cell:
         self._arm: Arm = find_arm(spec.arm)
         self._model = world.make_model()
         set_weights(self._model, start)
-        policy = Policy(model=self._model, compute_dtype=getattr(torch, spec.compute_dtype))
-        self._tokens = TokenLosses(policy)
+        self._tokens = TokenLosses(model=self._model, compute_dtype=getattr(torch, spec.compute_dtype))
         self._reference = Policy(model=world.make_model(), compute_dtype=torch.float32)
         set_weights(self._reference.model, start)
         self._sampler = world.make_sampler()
         self._stepper = Stepper(
-            policy=self._tokens,  # type: ignore[arg-type]
+            policy=self._tokens,
             optimizer=self._make_optimizer(),
             objective=self._arm.make(self._tokens, spec.constant),
             options=self._arm.options(spec.constant),

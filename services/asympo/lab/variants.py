@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from asympo.learner.batching import PackedBatch
 from asympo.learner.objectives import Objective, ObjectiveOptions, ObjectiveResult, StepScope
@@ -58,29 +59,29 @@ def two_sided(*, positive: Scale, negative: Scale) -> Objective:
     return objective
 
 
-class TokenLosses:
-    """Losses that need single tokens: stands between the product's step and the policy, and looks at both.
+class TokenLosses(Policy):
+    """The policy, and losses that need the single tokens of its last forward pass.
 
-    The step asks it for mean NLLs like any policy, so packing, attention, clipping and update stay the
-    product's; the objective then finds the tokens of the same forward pass here.
+    The product's step asks it for mean NLLs as ever, so packing, attention, clipping and update stay the
+    product's; the objective then finds the tokens here.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, *, model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+        super().__init__(model=model, compute_dtype=compute_dtype)
         self.behaviour: Mapping[tuple[TokenIds, TokenIds], tuple[float, ...]] = {}
         """Log-prob of each token of (prompt, response) under the policy that drew it."""
         self._nll_N = torch.empty(0)
         self._batch: PackedBatch | None = None
 
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
-        """As the policy's, from NLLs of single tokens."""
+        """As ever, from NLLs of single tokens."""
         num_tokens = batch.num_trained_tokens
         single = replace(batch, response_N=list(range(num_tokens)), num_trained_R=[1] * num_tokens)
-        nll = self.policy.response_nll(single)
+        nll = super().response_nll(single)
         self._nll_N, self._batch = nll.mean_nll_R, batch
         num_R = torch.tensor(batch.num_trained_R, dtype=self._nll_N.dtype, device=self._nll_N.device)
         sum_R = torch.zeros_like(num_R).index_add(0, self._response_N(batch), self._nll_N)
-        return ResponseNll(mean_nll_R=sum_R / num_R, entropy_sum=nll.entropy_sum)
+        return replace(nll, mean_nll_R=sum_R / num_R)
 
     def clipped_ratio(self, clip: float) -> Objective:
         """Response mean of -min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A): ``grpo``."""

@@ -56,7 +56,7 @@ def test_general_sampler_keeps_the_policys_own_logprobs_for_prompts_of_any_lengt
 
 
 def behaviour_corrected(policy: Policy, drawn: list[list[Drawn]]) -> tuple[TokenLosses, list, torch.Tensor]:
-    tokens = TokenLosses(policy)
+    tokens = TokenLosses(model=policy.model, compute_dtype=torch.float32)
     groups = [
         TrainedGroup(
             prompt_ids=prompt,
