@@ -46,7 +46,10 @@ def overlay(path: Path, *, hub_url: str) -> Path:
 @contextlib.contextmanager
 def model_hub(values: list[Path], directory: Path) -> Iterator[str]:
     """A hub that has the model which the values ask for, in a tiny version."""
-    wanted = yaml.safe_load(values[-1].read_text())["model"]["download"]
+    models = [yaml.safe_load(path.read_text()).get("model", {}) for path in values]
+    wanted = next((each["download"] for each in reversed(models) if "download" in each), None)
+    if wanted is None:
+        raise ChartFault("the values name no model.download: the pods would have no model")
     write_tiny_model(directory)
     with hub.serve(directory, repository=wanted["repository"], revision=wanted["revision"]) as url:
         yield url

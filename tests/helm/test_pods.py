@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,3 +166,11 @@ def test_what_is_not_honoured_is_told(laptop: list[dict]) -> None:
     assert "stdin" in told
     assert any(each.startswith("NetworkPolicy: 5 rendered") for each in told)
     assert not any(each.startswith(("livenessProbe", "env", "args")) for each in told)
+
+
+def test_claims_of_the_guide_are_those_that_a_run_makes() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "deploy/pods").glob("*.py"))
+    claims = re.findall(r"^ *[\d.]+ s  pass  (\D+?)(?:[:\d]|$)", page, re.MULTILINE)
+    assert len(claims) == 10
+    assert [claim for claim in claims if claim not in source] == []
