@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from asympo.chaos.schedule import NEEDS_SHIM, Kind
+from asympo.chaos.schedule import NEEDS_SHIM, Kind, make_schedule
 from asympo.common.errors import BadSetting
 
 _MARK = "chaos.json"
@@ -110,17 +110,18 @@ async def _run(
     from asympo.chaos.runner import ChaosRun
     from asympo.chaos.system import System
 
+    schedule = make_schedule(num_faults=arguments.kills, seed=arguments.seed, kinds=kinds)
     system = System(
         directory=directory,
         seed=arguments.seed,
-        num_faults=arguments.kills,
+        num_faults=len(schedule),
         broker_binary=binary,
         shim=shim,
     )
     run = ChaosRun(
         system=system,
         kinds=kinds,
-        num_faults=arguments.kills,
+        schedule=schedule,
         seed=arguments.seed,
         say=_sayer(arguments.json),
     )

@@ -17,7 +17,7 @@ from asympo.chaos.faults.registry import INJECTIONS
 from asympo.chaos.records import AuditImpossible, Rollback, read_archive, read_journal, read_trained
 from asympo.chaos.recovery import recovery_seconds
 from asympo.chaos.replay import weights_problem
-from asympo.chaos.schedule import Fault, Kind, Minimum, Window, make_schedule, minimum_for, reachable_windows
+from asympo.chaos.schedule import Fault, Kind, Minimum, Window, minimum_for, reachable_windows
 from asympo.chaos.system import NUM_EPOCHS, System
 from asympo.common.errors import AsympoError
 
@@ -40,6 +40,8 @@ class Outcome:
     recoveries: list[float] = field(default_factory=list)
     audit: Audit | None = None
     weights_identical: bool = False
+    unasked_exits: dict[str, list[int]] = field(default_factory=dict)
+    """Exit codes by process of ends that no fault was meant to bring, those in good order aside."""
     wall_seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -66,6 +68,7 @@ class Outcome:
             else None,
             "recovery_seconds_max": _rounded(max(self.recoveries)) if self.recoveries else None,
             "weights_identical": self.weights_identical,
+            "unasked_exits": self.unasked_exits,
             "wall_seconds": _rounded(self.wall_seconds),
             "problems": self.problems,
         }
@@ -75,12 +78,12 @@ class ChaosRun:
     """One seeded run, from the first process to the verdict."""
 
     def __init__(
-        self, *, system: System, kinds: Sequence[Kind], num_faults: int, seed: int, say: Say
+        self, *, system: System, kinds: Sequence[Kind], schedule: Sequence[Fault], seed: int, say: Say
     ) -> None:
         self._system = system
         self._kinds = kinds
-        self.schedule = make_schedule(num_faults=num_faults, seed=seed, kinds=kinds)
-        self._minimum = minimum_for(len(self.schedule), kinds)
+        self._schedule = schedule
+        self._minimum = minimum_for(len(schedule), kinds)
         self._say = say
         self._rollbacks: list[Rollback] = []
         self._evidence = system.directory / "faults.jsonl"
@@ -92,8 +95,8 @@ class ChaosRun:
         begun = time.monotonic()
         try:
             await self._system.start()
-            self._say(f"started in {time.monotonic() - begun:.0f} s; {len(self.schedule)} faults follow")
-            for fault in self.schedule:
+            self._say(f"started in {time.monotonic() - begun:.0f} s; {len(self._schedule)} faults follow")
+            for fault in self._schedule:
                 await self._put(fault)
             await self._finish()
         except PromiseBroken as error:
@@ -104,6 +107,7 @@ class ChaosRun:
             )
             self.outcome.problems.append(f"the system came to a stand ({error or 'no progress'}): {words}")
         finally:
+            self.outcome.unasked_exits = self._system.unasked_exits()
             self._system.end()
             await self._system.closed()
         if not self.outcome.problems:

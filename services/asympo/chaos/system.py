@@ -119,6 +119,16 @@ class System:
         )
         return self.learner
 
+    def unasked_exits(self) -> dict[str, list[int]]:
+        """Exit codes by process of ends that no fault was meant to bring; a finished run's 0 aside."""
+        found = {
+            process.name: [
+                life.exit_code for life in process.lives if life.exit_code and not life.is_wanted_dead
+            ]
+            for process in (*(client.process for client in self._all()), self.broker.process)
+        }
+        return {name: codes for name, codes in found.items() if codes}
+
     def end(self) -> None:
         """Kills everything that is left, stopped processes included; never raises."""
         for process in (*(client.process for client in self._all()), self.broker.process):
