@@ -1,8 +1,9 @@
-"""`asympo chaos` itself against builds whose promises were switched off."""
+"""`asympo chaos` itself: a short seeded run of every kind, and builds whose promises were switched off."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import asympo
+import psutil
 import pytest
+from asympo.chaos.schedule import Kind, Window
 
 from tests.conftest import require
 
@@ -30,6 +33,40 @@ def chaos(directory: Path, *flags: str, root: Path = PACKAGE.parent) -> tuple[in
 @pytest.fixture(autouse=True)
 def compiler() -> None:
     require(shutil.which("cc") is not None, "a C compiler")
+
+
+@pytest.mark.timeout(300)
+def test_short_run_of_every_kind_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    code, report, said = chaos(tmp_path / "chaos", "--kills", "20", "--seed", "5")
+    assert code == 0, said
+    assert report["problems"] == []
+    assert report["kills"] == sum(report["faults"].values()) == 20
+    assert all(report["faults"][kind.value] >= 1 for kind in Kind)
+    assert all(report["windows"][window.value] >= 2 for window in Window)
+    assert (report["groups_lost"], report["groups_trained_twice"]) == (0, 0)
+    assert report["prompts_answered"] == report["groups_trained"] > 100
+    assert report["weights_identical"] is True
+    assert report["recovery_seconds_max"] > 0
+
+
+@pytest.mark.timeout(120)
+def test_interrupted_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    directory = tmp_path / "chaos"
+    command = [sys.executable, "-m", "asympo.cli", "chaos", "--kills", "14", "--directory", str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        assert "faults follow" in process.stdout.readline()
+        started = psutil.Process(process.pid).children(recursive=True)
+        # Broker, two generators with a scorer each, learner.
+        assert len(started) >= 6
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert alive == []
 
 
 def mutant(directory: Path, change: Callable[[str], str], script: str) -> Path:

@@ -191,7 +191,7 @@ class ChaosRun:
             self.outcome.problems.append(str(error))
         self.outcome.problems += _shortfalls(self.outcome, self._minimum, self._kinds)
         self._say("replaying the archive without faults")
-        problem = await weights_problem(self._system)
+        problem = await weights_problem(self._system, final_state=self._final_state)
         self.outcome.weights_identical = problem is None
         if problem is not None:
             self.outcome.problems.append(problem)
