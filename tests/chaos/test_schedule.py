@@ -33,9 +33,10 @@ def test_full_schedule_has_the_minimum_of_every_kind_and_window(seed: int) -> No
     assert min(windows[window] for window in Window) >= MIN_IN_WINDOW
 
 
-@pytest.mark.parametrize("num_faults", [14, 20, 60])
-def test_short_schedule_has_every_kind_and_keeps_its_own_minimum(num_faults: int) -> None:
-    faults = make_schedule(num_faults=num_faults, seed=1, kinds=ALL)
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("num_faults", [14, 20, 30, 60])
+def test_short_schedule_has_every_kind_and_keeps_its_own_minimum(num_faults: int, seed: int) -> None:
+    faults = make_schedule(num_faults=num_faults, seed=seed, kinds=ALL)
     least = minimum_for(num_faults, ALL)
     kinds, windows = Counter(fault.kind for fault in faults), Counter(fault.window for fault in faults)
     assert least.of_each >= 1

@@ -92,7 +92,7 @@ def make_schedule(*, num_faults: int, seed: int, kinds: Sequence[Kind]) -> list[
     chosen += [rng.choice(list(kinds)) for _ in range(num_faults - len(chosen))]
     rng.shuffle(chosen)
     windows: list[Window | None] = [ALWAYS_IN.get(kind) for kind in chosen]
-    for window in _windows_of(kinds):
+    for window in reachable_windows(kinds):
         _fill(window, chosen, windows, least.in_window, rng)
     return [
         Fault(number=number, kind=kind, window=window, seed=rng.randrange(2**32))
@@ -109,11 +109,6 @@ def reachable_windows(kinds: Collection[Kind]) -> list[Window]:
     ]
 
 
-def _windows_of(kinds: Collection[Kind]) -> list[Window]:
-    # Windows with fewer kinds to themselves first would not change the counts: there is room for all.
-    return reachable_windows(kinds)
-
-
 def _fill(
     window: Window,
     chosen: Sequence[Kind],
@@ -121,7 +116,7 @@ def _fill(
     at_least: int,
     rng: random.Random,
 ) -> None:
-    """Moves as many faults into the window as it lacks, those that have it to themselves first."""
+    """Moves as many faults into the window as it lacks, those that fit into the fewest others first."""
     missing = at_least - Counter(windows)[window]
     free = [
         place
@@ -129,5 +124,6 @@ def _fill(
         if windows[place] is None and kind in KINDS_OF_WINDOW[window]
     ]
     rng.shuffle(free)
+    free.sort(key=lambda place: sum(chosen[place] in kinds for kinds in KINDS_OF_WINDOW.values()))
     for place in free[: max(0, missing)]:
         windows[place] = window
