@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate pods autoscaling dashboards \
+.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate pods \
+	autoscaling bench-peers bench-learner dashboards \
 	images images-lock clean
 
 help:  ## Show this help

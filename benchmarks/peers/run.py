@@ -20,18 +20,24 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "services"))
+sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
 from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape  # noqa: E402
 from asympo.demo.model import prepare_model  # noqa: E402
 from asympo.learner.settings import LearnerSettings  # noqa: E402
 from asympo.run.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
 
+from benchmarks.tables import peers_table  # noqa: E402
+
 _TIMEOUT_SECONDS = 1800
 _NLL_TOLERANCE = 0.01
 """Nats between the mean NLLs that two arms find for the same rollouts, in float32."""
 
 # Processor seconds are reported beside those of the clock: on a machine with other work they are steadier.
+ALTERNATING = ("asympo", "trl")
+"""These take a turn in every round."""
+ONCE = ("plain",)
+"""These take one turn, in the first round, unless asked for with --arm."""
 ARMS: dict[str, tuple[str, ...]] = {
     "asympo": ("arm_asympo.py",),
     "trl": ("arm_trl.py",),
@@ -48,7 +54,7 @@ def main() -> int:
         python = Path(arguments.python)
     model = arguments.model or str(prepare_model())
     shapes = [parse_shape(text) for text in arguments.shape or ()] or list(SHAPES)
-    arms = arguments.arm or list(ARMS)
+    arms = arguments.arm or [*ALTERNATING, *ONCE]
     results: dict[str, Any] = {
         "machine": _machine(),
         "libraries": _libraries(python),
@@ -60,14 +66,15 @@ def main() -> int:
     }
     for shape in shapes:
         results["shapes"][shape.name] = _measure(shape, arms, python, model, arguments)
-    for name, key in (("speedup_vs_trl", "speedup"), ("memory_ratio_vs_trl", "memory_ratio")):
-        results[name] = {
-            shape: measured[key]["trl"]
-            for shape, measured in results["shapes"].items()
-            if "trl" in measured[key]
-        }
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    sys.stdout.write(_table(results))
+        for name, key in (("speedup_vs_trl", "speedup"), ("memory_ratio_vs_trl", "memory_ratio")):
+            results[name] = {
+                measured_shape: measured[key]["trl"]
+                for measured_shape, measured in results["shapes"].items()
+                if "trl" in measured[key]
+            }
+        # After every shape: what is measured stays if a later one fails.
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    sys.stdout.write(peers_table(results) + "\n")
     return 0
 
 
@@ -76,8 +83,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", help="path of a model; the demo's when none")
     parser.add_argument("--shape", action="append", metavar="PROMPT/RESPONSE/GROUPS")
     parser.add_argument("--arm", action="append", choices=ARMS)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every arm")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of every arm")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps of a turn")
     parser.add_argument("--python", help="interpreter of the arms; that of .cache/peers-venv when none")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     return parser.parse_args()
@@ -97,6 +104,8 @@ def _measure(
         path.write_text(json.dumps(groups))
         for round_number in range(arguments.rounds):
             for arm in arms:
+                if round_number and arm in ONCE and not arguments.arm:
+                    continue
                 turn = _turn(arm, python, model, path, steps=arguments.steps)
                 turns[arm].append(turn)
                 seconds = statistics.median(turn["seconds"])
@@ -176,7 +185,12 @@ def _machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return {"processor": names[0] if names else "unknown", "cores": len(os.sched_getaffinity(0))}
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "processor": names[0] if names else "unknown",
+        "cores": cores,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", cores)),
+    }
 
 
 def _libraries(python: Path) -> dict[str, str]:
@@ -186,20 +200,6 @@ def _libraries(python: Path) -> dict[str, str]:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     versions: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
     return versions
-
-
-def _table(results: dict[str, Any]) -> str:
-    lines = ["| shape | arm | tokens/s | s a step | peak memory | ours is faster | our memory |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for shape, measured in results["shapes"].items():
-        for arm, result in measured["arms"].items():
-            speedup, memory = measured["speedup"].get(arm), measured["memory_ratio"].get(arm)
-            lines.append(
-                f"| {shape} | {arm} | {result['tokens_per_second']:.0f} | {result['seconds']:.2f} | "
-                f"{result['peak_memory_bytes'] / 1e9:.1f} GB | "
-                f"{f'{speedup:.2f}×' if speedup else ''} | {f'{memory:.2f}×' if memory else ''} |"
-            )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

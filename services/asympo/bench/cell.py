@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,14 +138,18 @@ def step_scope(rollouts: Sequence[Rollout]) -> StepScope:
     )
 
 
-def alternate(arms: dict[str, Callable[[], float]], *, repeats: int) -> dict[str, float]:
+def alternate(
+    arms: dict[str, Callable[[], float]], *, repeats: int, warm: Collection[str] | None = None
+) -> dict[str, float]:
     """Median seconds of each arm; the arms take turns, so that a slow moment of the machine hits all.
 
-    Each arm runs once untimed first.
+    Each arm runs once untimed first, or only those in ``warm``.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for round_number in range(repeats + 1):
         for name, run in arms.items():
+            if not round_number and warm is not None and name not in warm:
+                continue
             taken = run()
             if round_number:
                 seconds[name].append(taken)

@@ -57,7 +57,7 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one micro-batch")
     parser.add_argument("--head-chunk-rows", type=int, default=256, help="rows of logits at once")
     parser.add_argument("--num-threads", type=int, help="CPU threads; the environment's when none")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of every arm")
+    parser.add_argument("--repeats", type=int, default=1, help="timed steps of every arm")
     parser.add_argument(
         "--shape",
         action="append",

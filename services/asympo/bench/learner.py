@@ -39,7 +39,9 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
     report: dict[str, Any] = {"machine": machine(compute.torch_device), **compute.to_decisions()}
     if "loss" in wanted:
         say("the loss stage, chunked and whole")
-        report["loss"] = loss_stage.measure(device=compute.device, dtype=compute.compute_dtype)
+        report["loss"] = loss_stage.measure(
+            device=compute.device, dtype=compute.compute_dtype, rounds=arguments.repeats
+        )
         report |= {name: report["loss"].pop(name) for name in ("loss_time_ratio", "loss_memory_ratio")}
     wanted.discard("loss")
     if "speed" in wanted and (len(shapes) > 1 or len(wanted) > 1):
@@ -67,10 +69,14 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
     rollouts = {shape.name: make_rollouts(shape, vocab_size=vocab_size(model.config)) for shape in shapes}
     if "speed" in wanted:
         report |= _speed(cell, options, rollouts, memory, arguments.repeats)
-    if "sharing" in wanted:
-        report["shared_prompt_speedup"] = _sharing(cell, options, rollouts, arguments.repeats, say)
     if "parts" in wanted:
-        report["gain"] = _parts(cell, options, rollouts, arguments.repeats, say)
+        gains = report["gain"] = _parts(cell, options, rollouts, arguments.repeats, say)
+        if "sharing" in wanted:
+            report["shared_prompt_speedup"] = {
+                shape: gain["shared_prefixes"] for shape, gain in gains.items()
+            }
+    elif "sharing" in wanted:
+        report["shared_prompt_speedup"] = _sharing(cell, options, rollouts, arguments.repeats, say)
     return report
 
 
@@ -141,6 +147,8 @@ def _speed(
         memory.mark()
         seconds = alternate({"step": _arm(cell, groups, options)}, repeats=repeats)["step"]
         peaks[name] = memory.peak()
+        # Before and after: a peak taken in a slow moment would flatter the step.
+        peak_flops = max(peak_flops, matmul_peak_flops(device, options.compute_dtype))
         speeds[name] = num_true_tokens(groups) / seconds
         shares[name] = _needed_flops(cell.model, options, groups) / seconds / peak_flops
     return {
@@ -187,7 +195,12 @@ def _sharing(
 def _parts(
     cell: LearnerCell, options: Options, rollouts: dict[str, list[Rollout]], repeats: int, say: Say
 ) -> dict[str, dict[str, float]]:
-    """Time of a step without the part, over the time with it, everything else as it is."""
+    """Time of a step without the part, over the time with it, everything else as it is.
+
+    Packing is tried on the shape with the most responses: elsewhere rows hold few sequences anyway.
+    """
+    options = replace(options, share_prefixes=True)
+    most = max(rollouts, key=lambda name: sum(len(rollout.responses) for rollout in rollouts[name]))
     without = {
         "shared_prefixes": replace(options, share_prefixes=False),
         "chunked_head": replace(options, use_chunked_head=False),
@@ -200,13 +213,13 @@ def _parts(
         for part, changed in without.items():
             arms[part] = _arm(cell, groups, changed)
         # Packing is compared among separate sequences: rows of many against a row for each.
-        separate = replace(options, share_prefixes=False)
-        single = replace(separate, token_budget=1)
-        arms["_separate"] = _arm(cell, groups, separate)
-        arms["packing"] = _arm(cell, groups, single)
-        seconds = alternate(arms, repeats=repeats)
+        if name == most:
+            arms["packing"] = _arm(cell, groups, replace(without["shared_prefixes"], token_budget=1))
+        # What the first step of all allocates is not the other parts' fault.
+        seconds = alternate(arms, repeats=repeats, warm=("all", "fused_optimizer"))
         gains[name] = {part: seconds[part] / seconds["all"] for part in without}
-        gains[name]["packing"] = seconds["packing"] / seconds["_separate"]
+        if name == most:
+            gains[name]["packing"] = seconds["packing"] / seconds["shared_prefixes"]
         cell.forget_optimizer(is_fused=False)
         gc.collect()
     return gains

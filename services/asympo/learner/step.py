@@ -143,10 +143,10 @@ class Stepper:
             if self._policy.device.type == "cuda":
                 torch.cuda.empty_cache()
             if self._shards is not None or (smaller := self._smaller(groups, batches)) is None:
+                largest = max((batch.num_tokens for batch in batches), default=0)
                 raise StepTooLarge(
-                    f"a row of {max(batch.num_tokens for batch in batches)} tokens does not fit into memory "
-                    f"({reason}): give a smaller token_budget, gradient_checkpointing, a smaller "
-                    "sampling.max_tokens or more memory"
+                    f"a row of {largest} tokens does not fit into memory ({reason}): give a smaller "
+                    "token_budget, gradient_checkpointing, a smaller sampling.max_tokens or more memory"
                 )
             batches = smaller
             log.warning(

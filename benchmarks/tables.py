@@ -1,0 +1,117 @@
+"""The tables of docs/performance.md, made from the files that the benchmarks wrote.
+
+`python -m benchmarks.tables` writes them between their markers; a test checks that they are current.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/performance.md"
+_PARTS = {
+    "chunked_head": "chunked head",
+    "fused_optimizer": "fused AdamW",
+    "packing": "packing (among separate sequences)",
+}
+
+
+def peers_table(results: dict[str, Any]) -> str:
+    """One optimizer step of every learner, by shape."""
+    lines = [
+        "| prompt / response / groups | learner | tokens/s | s a step | without optimizer | processor s "
+        "| peak memory | ours is faster | our memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    loads = []
+    for shape, measured in results["shapes"].items():
+        for arm, result in measured["arms"].items():
+            speedup, memory = measured["speedup"].get(arm), measured["memory_ratio"].get(arm)
+            loads += [turn["load_average"] for turn in result["turns"]]
+            cells = [
+                shape,
+                arm,
+                f"{result['tokens_per_second']:.0f}",
+                f"{result['seconds']:.2f}",
+                f"{result['seconds_without_optimizer']:.2f}",
+                f"{result['cpu_seconds']:.1f}",
+                f"{result['peak_memory_bytes'] / 1e9:.1f} GB",
+                _times(speedup),
+                _times(memory),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    machine = results["machine"]
+    words = [
+        f"{machine['processor']}, {machine['cores']} cores, threads of each learner: {machine['threads']}",
+        f"load average {min(loads):.1f} to {max(loads):.1f} at the end of the turns, the arms' own included",
+        ", ".join(f"{name} {version}" for name, version in results["libraries"].items()),
+        f"{results['rounds']} rounds of {results['steps_per_round']} timed steps, medians",
+        results["started_at"][:10],
+    ]
+    lines += ["", "; ".join(words) + "."]
+    return "\n".join(lines)
+
+
+def learner_table(report: dict[str, Any]) -> str:
+    """What `asympo bench learner --json` wrote, by shape; parts that were not measured are left out."""
+    columns: dict[str, Callable[[str], str]] = {}
+    if "tokens_per_second" in report:
+        columns["tokens/s"] = lambda shape: f"{report['tokens_per_second'][shape]:.0f}"
+        columns["peak memory"] = lambda shape: f"{report['peak_memory_bytes'][shape] / 1e9:.1f} GB"
+        columns["share of matmul peak"] = lambda shape: f"{report['matmul_peak_share'][shape]:.0%}"
+    if "shared_prompt_speedup" in report:
+        columns["shared prompts"] = lambda shape: _times(report["shared_prompt_speedup"][shape])
+    for part, words in _PARTS.items():
+        if "gain" in report:
+            columns[words] = lambda shape, part=part: _times(report["gain"][shape].get(part))
+    measured = [name for name in ("tokens_per_second", "gain", "shared_prompt_speedup") if name in report]
+    lines = ["| " + " | ".join(["prompt / response / groups", *columns]) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for shape in report[measured[0]]:
+        lines.append("| " + " | ".join([shape, *(cell(shape) for cell in columns.values())]) + " |")
+    machine, model = report["machine"], report["model"]
+    words = [f"{model['name']} ({model['parameters'] / 1e6:.0f} M parameters)", str(machine["processor"])]
+    words.append(f"{report['num_threads']} threads, {report['compute_dtype']}")
+    if "matmul_peak_flops" in report:
+        words.append(f"matmul peak {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s")
+    words.append(f"torch {machine['torch']}, load average {machine['load_average']:.1f} at the start")
+    lines += ["", "; ".join(words) + "."]
+    if "loss_time_ratio" in report:
+        loss = report["loss"]
+        lines[-1] += (
+            f" Loss stage, {loss['num_tokens']} tokens and {loss['vocab_size']} words, chunked over whole: "
+            f"{report['loss_memory_ratio']:.2f}× the memory, {report['loss_time_ratio']:.2f}× the time."
+        )
+    return "\n".join(lines)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}×"
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "peers": ("benchmarks/peers/results.json", peers_table),
+    "learner": ("benchmarks/learner.json", learner_table),
+}
+"""Marker in the page: file, and what makes the table of it."""
+
+
+def rendered(page: str) -> str:
+    """The page with every table made anew; ValueError names a marker without its file."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        path, make = TABLES[name]
+        if not (ROOT / path).exists():
+            raise ValueError(f"the page has a table {name} and there is no {path}")
+        report = json.loads((ROOT / path).read_text())
+        return f"<!-- table: {name} -->\n\n{make(report)}\n\n<!-- end: {name} -->"
+
+    marks = r"<!-- table: (?P<name>[a-z-]+) -->.*?<!-- end: (?P=name) -->"
+    return re.sub(marks, table, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text()))

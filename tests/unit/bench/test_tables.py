@@ -1,0 +1,70 @@
+"""docs/performance.md shows what the benchmarks wrote, and nothing else."""
+
+import json
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.tables import PAGE, ROOT, TABLES, learner_table, peers_table, rendered
+
+
+def test_tables_of_the_page_are_those_of_the_committed_results() -> None:
+    page = PAGE.read_text()
+    for name in TABLES:
+        assert f"<!-- table: {name} -->\n\n|" in page
+    assert rendered(page) == page, "mend with: .venv/bin/python -m benchmarks.tables"
+
+
+def test_results_have_the_ratios_by_shape() -> None:
+    results = json.loads((ROOT / "benchmarks/peers/results.json").read_text())
+    for key in ("speedup_vs_trl", "memory_ratio_vs_trl"):
+        assert set(results[key]) == set(results["shapes"])
+        assert all(value > 0 for value in results[key].values())
+
+
+def test_peers_table_has_a_row_for_every_learner_of_every_shape() -> None:
+    arm = {
+        "tokens_per_second": 100.0,
+        "seconds": 2.0,
+        "seconds_without_optimizer": 1.5,
+        "cpu_seconds": 3.0,
+        "peak_memory_bytes": 4e9,
+        "turns": [{"load_average": 2.0}],
+    }
+    results = {
+        "machine": {"processor": "P", "cores": 2, "threads": 2},
+        "libraries": {"torch": "2"},
+        "rounds": 2,
+        "steps_per_round": 1,
+        "started_at": "2026-01-02T03:04:05",
+        "shapes": {
+            "1/2/3x8": {
+                "arms": {"asympo": arm, "trl": arm},
+                "speedup": {"trl": 5},
+                "memory_ratio": {"trl": 0.25},
+            }
+        },
+    }
+    rows = [line for line in peers_table(results).splitlines() if line.startswith("| 1/2/3x8")]
+    assert len(rows) == 2
+    assert rows[1].endswith("| 5.00× | 0.25× |")
+
+
+def test_learner_table_leaves_out_what_was_not_measured() -> None:
+    report = {
+        "machine": {"processor": "P", "torch": "2", "load_average": 0.5},
+        "model": {"name": "demo", "parameters": 135e6},
+        "num_threads": 2,
+        "compute_dtype": "float32",
+        "shared_prompt_speedup": {"a": 3.0, "b": 1.25},
+    }
+    table = learner_table(report)
+    assert "| a | 3.00× |" in table
+    assert "| b | 1.25× |" in table
+    assert "peak" not in table
+
+
+def test_table_without_its_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tables.TABLES, "gone", ("benchmarks/gone.json", peers_table))
+    with pytest.raises(ValueError, match=r"benchmarks/gone\.json"):
+        rendered("<!-- table: gone -->\n<!-- end: gone -->")
