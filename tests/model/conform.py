@@ -1,0 +1,260 @@
+"""The same actions on the real scripts: after each one the broker must hold what the model holds."""
+
+from collections.abc import Callable
+from functools import partial
+
+from asympo.common.errors import Fenced
+from asympo.common.rollout_log import (
+    AppendOutcome,
+    CommitRecord,
+    Fence,
+    Lease,
+    Refused,
+    RunConfig,
+    RunLog,
+    RunState,
+    permuted_index,
+)
+from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.trained_ids import TrainedIds
+
+from tests.model.protocol import NOBODY, Learner, Protocol, Rules, Saved, State, highest_fence
+
+SEED = 3
+TOO_OLD = -5
+"""A policy that nobody serves: who says so is refused a lease, after expired ones were taken back."""
+
+
+class RealLog:
+    """A run on a real broker that is led through the model's actions."""
+
+    def __init__(self, log: RunLog, rules: Rules) -> None:
+        self.log, self.rules, self.state = log, rules, rules.start
+        self._protocol = Protocol(rules)
+        self._leases: dict[int, Lease] = {}
+        self._fences: dict[int, Fence] = {}
+        self._dump: dict[str, bytes | None] = {}
+        config = RunConfig(
+            run=log.run,
+            group_size=2,
+            groups_per_step=rules.capacity,
+            max_groups_per_step=rules.capacity,
+            max_staleness=0,
+            num_prompts=rules.num_prompts,
+            num_epochs=1,
+            seed=SEED,
+            model="tiny",
+        )
+        log.create_or_join(config)
+        log.set_state(RunState.RUNNING)
+
+    def do(self, name: str) -> bool:
+        """One action on both; False where the model says that it is impossible. Raises AssertionError."""
+        after = self._protocol.do(self.state, name)
+        if after is None:
+            return False
+        verb, _, number = name.partition(" ")
+        getattr(self, f"_{verb}")(after, *([int(number)] if number else []))
+        self.state = after
+        self._compare(name)
+        return True
+
+    def refuses_zombies(self) -> bool:
+        """Every learner that lost its fence is told so by each script; False when there is none."""
+        zombies = [
+            number
+            for number, learner in enumerate(self.state.learners)
+            if learner is not None and self.state.broker.owner != number
+        ]
+        for number in zombies:
+            fence, log = self._fences[number], self.log
+            ids = [self._id(0)]
+            calls: tuple[Callable[[], object], ...] = (
+                partial(log.free, fence, ids),
+                partial(log.announce_policy, fence, step=9, digest="d9"),
+                partial(log.commit, fence, sequence=0, state_name="s", step=9, group_ids=ids),
+            )
+            for call in calls:
+                _expect_fenced(call, is_fenced=True)
+        self._compare("zombies")
+        return bool(zombies)
+
+    # --- generators ------------------------------------------------------------------------------------
+
+    def _lease(self, after: State, number: int) -> None:
+        lease = self.log.acquire(holder=f"gen-{number}", policy_step=self.state.broker.policy)
+        held = after.generators[number]
+        assert isinstance(lease, Lease), lease
+        assert held is not None
+        assert lease.group_id == self._id(held.prompt)
+        self._leases[held.token] = lease
+
+    def _append(self, after: State, number: int) -> None:
+        held = self.state.generators[number]
+        assert held is not None
+        result = self.log.append(self._leases[held.token], b"payload", producer=f"gen-{number}")
+        if after.broker != self.state.broker:
+            assert (result.outcome, result.sequence) == (AppendOutcome.APPENDED, after.broker.last)
+        else:
+            assert result.outcome in (AppendOutcome.DUPLICATE, AppendOutcome.LEASE_LOST)
+
+    _append_unheard = _append
+
+    def _forget(self, after: State, number: int) -> None:
+        """Nothing reaches the broker."""
+
+    def _expire(self, after: State, token: int) -> None:
+        self.log.broker.client.zadd(self.log._key("deadlines"), {self._leases[token].token: 1}, xx=True)
+        assert isinstance(self.log.acquire(holder="old", policy_step=TOO_OLD), Refused)
+
+    # --- learners --------------------------------------------------------------------------------------
+
+    def _take_over(self, after: State, number: int) -> None:
+        learner = _must(after.learners[number])
+        fence = self.log.take_fence(f"learner-{number}", take_over=True, at_least=highest_fence(self.state))
+        record = _record(learner.durable)
+        report = self.log.reconcile(fence, committed=record, trained=self._ids(learner))
+        self._fences[number] = report.fence
+        self.log.announce_policy(report.fence, step=learner.step, digest=f"d{learner.step}")
+
+    def _reconcile(self, after: State, number: int) -> None:
+        before = _must(self.state.learners[number])
+
+        def call() -> None:
+            report = self.log.reconcile(
+                self._fences[number],
+                committed=_record(before.durable),
+                trained=self._ids(before),
+                trained_sequence=before.sequence,
+            )
+            self._fences[number] = report.fence
+            if after.broker.policy != _policy(self.log):
+                self.log.announce_policy(report.fence, step=before.published, digest=f"d{before.published}")
+
+        _expect_fenced(call, is_fenced=after.learners[number] is None)
+
+    def _train(self, after: State, number: int) -> None:
+        before, learner = _must(self.state.learners[number]), after.learners[number]
+
+        def call() -> None:
+            entries = self.log.read(
+                after_sequence=before.sequence, max_count=1, block_seconds=0, fence=self._fences[number]
+            )
+            assert learner is not None
+            assert [entry.sequence for entry in entries] == [learner.sequence]
+            trained = learner.trained - before.trained
+            assert not trained or {entry.group_id for entry in entries} == {self._id(p) for p in trained}
+
+        _expect_fenced(call, is_fenced=learner is None)
+
+    def _publish(self, after: State, number: int) -> None:
+        step = _must(after.learners[number]).step
+        self.log.announce_policy(self._fences[number], step=step, digest=f"d{step}")
+
+    def _free(self, after: State, number: int) -> None:
+        held = _must(self.state.learners[number]).held
+        self.log.free(self._fences[number], [self._id(prompt) for prompt in held])
+
+    def _save(self, after: State, number: int) -> None:
+        """Nothing reaches the broker."""
+
+    _crash = _save
+
+    def _commit(self, after: State, number: int) -> None:
+        durable = _must(self.state.learners[number]).durable
+        assert durable is not None
+        record = _record(durable)
+        assert record is not None
+        ids = [self._id(prompt) for prompt in sorted(durable.trained)]
+        self.log.commit(
+            self._fences[number],
+            sequence=record.sequence,
+            state_name=record.state_name,
+            step=record.step,
+            group_ids=ids,
+        )
+
+    # --- the broker ------------------------------------------------------------------------------------
+
+    def _copy(self, after: State) -> None:
+        client = self.log.broker.client
+        self._dump = {noun: client.dump(self.log._key(noun)) for noun in NOUNS}
+
+    def _roll_back(self, after: State) -> None:
+        pipe = self.log.broker.client.pipeline(transaction=True)
+        for noun, content in self._dump.items():
+            pipe.delete(self.log._key(noun))
+            if content is not None:
+                pipe.restore(self.log._key(noun), 0, content)
+        pipe.execute()
+
+    def _compare(self, name: str) -> None:
+        broker, log, key = self.state.broker, self.log, self.log._key
+        client = log.broker.client
+        stats = log.stats()
+        leased = [stored.partition(b"|")[0].decode() for stored in client.hvals(key("leases"))]
+        queued = [group_id.decode() for group_id in client.lrange(key("reissue"), 0, -1)]
+        expected_queue = [self._id(prompt) for prompt in broker.reissue]
+        if self.state.was_rolled_back:
+            queued, expected_queue = sorted(queued), sorted(expected_queue)
+        real = {
+            "issued": stats.epoch * self.rules.num_prompts + stats.position,
+            "leased": sorted(leased),
+            "queued": queued,
+            "open": sorted(member.decode() for member in client.smembers(key("open"))),
+            "log": [(entry.sequence, entry.group_id) for entry in log.iter_entries()],
+            "last": stats.last_sequence,
+            "fence": stats.fence,
+            "committed": stats.committed_sequence,
+            "policy": _policy(log),
+        }
+        model = {
+            "issued": broker.issued,
+            "leased": sorted(self._id(prompt) for _token, prompt in broker.leases),
+            "queued": expected_queue,
+            "open": sorted(self._id(prompt) for prompt in broker.open),
+            "log": [(entry.sequence, self._id(entry.prompt)) for entry in broker.log],
+            "last": broker.last,
+            "fence": broker.fence,
+            "committed": broker.committed,
+            "policy": broker.policy,
+        }
+        differences = {noun: (real[noun], model[noun]) for noun in real if real[noun] != model[noun]}
+        assert not differences, f"after {name}: (real, model) are {differences}"
+
+    def _id(self, prompt: int) -> str:
+        index = permuted_index(seed=SEED, epoch=0, position=prompt, num_prompts=self.rules.num_prompts)
+        return f"0-{index}"
+
+    def _ids(self, learner: Learner) -> TrainedIds:
+        trained = TrainedIds(num_prompts=self.rules.num_prompts)
+        for prompt in learner.trained:
+            trained.add(self._id(prompt))
+        return trained
+
+
+def _must(learner: Learner | None) -> Learner:
+    assert learner is not None
+    return learner
+
+
+def _policy(log: RunLog) -> int:
+    policy = log.latest_policy()
+    return policy.step if policy else NOBODY
+
+
+def _record(saved: Saved | None) -> CommitRecord | None:
+    if saved is None:
+        return None
+    return CommitRecord(
+        sequence=saved.sequence, state_name=f"step-{saved.step}", step=saved.step, fence=saved.fence
+    )
+
+
+def _expect_fenced(call: Callable[[], object], *, is_fenced: bool) -> None:
+    try:
+        call()
+    except Fenced:
+        assert is_fenced
+    else:
+        assert not is_fenced
