@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from asympo.common.errors import Fenced
+from asympo.common.errors import Fenced, SequenceGap
 from asympo.common.rollout_log import (
     AppendOutcome,
     CommitRecord,
@@ -254,7 +254,7 @@ def _record(saved: Saved | None) -> CommitRecord | None:
 def _expect_fenced(call: Callable[[], object], *, is_fenced: bool) -> None:
     try:
         call()
-    except Fenced:
+    except (Fenced, SequenceGap):
         assert is_fenced
     else:
         assert not is_fenced

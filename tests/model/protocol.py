@@ -236,6 +236,10 @@ class Protocol:
             return _with_learner(state, number, None)
         learner = learner._replace(history=broker.history)
         broker = broker._replace(fence=max(broker.fence, learner.fence), owner=number)
+        is_next_kept = any(entry.sequence == learner.sequence + 1 for entry in broker.log)
+        if broker.committed > learner.sequence and not is_next_kept:
+            # Another learner went on and committed beyond it: it ends, and a new one resumes from that.
+            return _with_learner(state._replace(broker=broker), number, None)
         after = self._reconciled(state._replace(broker=broker), learner)
         if after.broker.policy < learner.published:
             broker = after.broker

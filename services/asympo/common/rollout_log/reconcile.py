@@ -67,7 +67,8 @@ class Reconciles(Fences):
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         while True:
             survey = self._survey(fence, committed, consumed_to, is_start=trained_sequence == 0)
-            in_log = self._ids_in_log(after=survey.commit.sequence if survey.commit else 0)
+            # Another learner may have committed entries that are still to be read by this one.
+            in_log = self._ids_in_log(after=min(survey.commit.sequence, consumed_to) if survey.commit else 0)
             self._refuse_old_state(survey, consumed_to)
             repairs = _repairs(survey, in_log, trained, consumed_to)
             if self._settle(survey, repairs, committed):
