@@ -8,7 +8,7 @@ import pytest
 import torch
 from asympo.learner.attention import plan_layout
 from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
-from asympo.learner.fused import unfused
+from asympo.learner.fused import fuse, is_fused, unfused
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
 from asympo.learner.policy import Policy, load_model
 
