@@ -10,15 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from asympo import __version__
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.lab.estimate import describe_paper, describe_study, require_gpus, write_paper_runs
 from asympo.lab.presets import PRESETS, Grid, Preset, find_preset
-
-if TYPE_CHECKING:
-    from asympo.lab.study import Results
 
 PAPER = "paper"
 _EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -62,6 +59,7 @@ def _parser() -> _Parser:
     verb.add_argument("--workers", type=int, help="processes, one thread each; the cores when none")
     verb.add_argument("--dry-run", action="store_true", help="print what it takes and stop")
     verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    verb.add_argument("--publish", type=Path, metavar="DIR", help="write report and pictures there as well")
     verb.add_argument(
         "--update",
         type=Path,
@@ -133,7 +131,10 @@ def _run(
         "wall_seconds": time.monotonic() - began,
         **summarise(results),
     }
-    _write(results, summary, preset=preset, directory=directory, write_report=write_report)
+    for folder in filter(None, (directory, arguments.publish)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_report(results, summary, preset=preset, directory=folder)
     for document in arguments.update or ():
         update_document(document, headline(summary))
     if arguments.json:
@@ -142,13 +143,6 @@ def _run(
         sys.stdout.write((directory / "headline.md").read_text())
         sys.stdout.write(f"\nreport: {directory / 'report.md'} and report.html\n")
     return 0
-
-
-def _write(
-    results: "Results", summary: dict[str, Any], *, preset: Preset, directory: Path, write_report: Any
-) -> None:
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1))
-    write_report(results, summary, preset=preset, directory=directory)
 
 
 def _count(preset: Preset, grids: Sequence[Grid]) -> int:

@@ -60,11 +60,15 @@ def test_resume_runs_only_what_is_missing(
     written = {cell: cell.stat().st_mtime_ns for cell in cells if cell.exists()}
     document = directory / "page.md"
     document.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    assert run(directory, "--resume", "--json", "--update", str(document)) == 0
+    published = directory.parent / "docs"
+    assert run(directory, "--resume", "--json", "--update", str(document), "--publish", str(published)) == 0
     after = json.loads(capsys.readouterr().out)
     assert {cell: cell.stat().st_mtime_ns for cell in written} == written
     assert json.loads(cells[3].read_text()) == json.loads(lost), "a cell is the same when it is run again"
     assert after["results"] == before["results"]
+    assert sorted(path.name for path in published.iterdir()) == [
+        *("headline.md", "plots", "report.html", "report.md", "summary.json")
+    ]
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")

@@ -27,7 +27,7 @@ LAPTOP = Preset(
     ),
     groups_per_step=16,
     group_size=8,
-    evaluate_every=30,
+    evaluate_every=50,
     tuning=Tuning(staleness=64, learning_rates=_LEARNING_RATES, seed=9, steps=_STEPS),
     grids=(
         Grid(
