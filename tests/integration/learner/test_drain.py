@@ -1,0 +1,87 @@
+"""A learner that is told to stop twice, and one whose broker goes away: nothing is lost."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from asympo.common.jsonl import read_jsonl
+from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.run.audit import effective_segments
+
+from tests.conftest import BrokerProcess
+from tests.integration.learner.process import LearnerProcess
+from tests.integration.learner.producer import Producer
+
+NUM_TRIES = 5
+
+
+def freeze_in_a_save(learner: LearnerProcess) -> bool:
+    """Tells it to stop and freezes it while a training state is half written; False when it was too late."""
+    process, states = learner.process, learner.root / learner.run / "train"
+    assert process is not None
+    states.mkdir(exist_ok=True)
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(name.startswith(".tmp-") for name in os.listdir(states)):
+            process.send_signal(signal.SIGSTOP)
+            return any(name.startswith(".tmp-") for name in os.listdir(states))
+    return False
+
+
+@pytest.mark.timeout(300)
+def test_second_signal_in_the_middle_of_a_save_ends_at_once_and_loses_nothing(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    learner = LearnerProcess(
+        url=broker_url, run=run_name, root=tmp_path, model=tiny_model, flags=("--save-every", "1000")
+    )
+    broker = Broker.connect(broker_url)
+    run_log, is_frozen = RunLog(broker, run_name), False
+    with Producer(url=broker_url, run=run_name):
+        for _ in range(NUM_TRIES):
+            known = len(learner.rows)
+            learner.start("--take-over")
+            learner.until(lambda known=known: len(learner.rows) > known + 1)
+            if is_frozen := freeze_in_a_save(learner):
+                break
+        assert is_frozen, "no save was caught half done"
+        before = run_log.last_commit()
+        assert learner.process is not None
+        learner.process.send_signal(signal.SIGTERM)
+        learner.process.send_signal(signal.SIGCONT)
+        assert learner.process.wait(10) == 128 + signal.SIGTERM
+        assert run_log.last_commit() == before, "what was half saved is not committed"
+        step = max(row["step"] for row in learner.rows)
+        learner.start("--take-over", "--total-steps", str(step + 2))
+        assert learner.wait() == 0, learner.log
+    assert run_log.state() is RunState.FINISHED
+    segments = effective_segments(read_jsonl(tmp_path / run_name / "trained.jsonl"))
+    trained = [group_id for segment in segments for group_id in segment["group_ids"]]
+    commit = run_log.last_commit()
+    assert commit is not None
+    assert len(trained) == len(set(trained)) == commit.sequence, "none lost, none twice"
+    broker.close()
+
+
+@pytest.mark.timeout(200)
+def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
+    own_broker: BrokerProcess, run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    learner = LearnerProcess(url=own_broker.url, run=run_name, root=tmp_path, model=tiny_model).start()
+    with Producer(url=own_broker.url, run=run_name):
+        learner.until(lambda: learner.reached(3))
+        own_broker.kill()
+        own_broker.start()
+        step = max(row["step"] for row in learner.rows)
+        learner.until(lambda: learner.reached(step + 4))
+        assert learner.stop(signal.SIGTERM) == 0, learner.log
+    assert "Reconciled with the broker" in learner.log
+    broker = Broker.connect(own_broker.url)
+    commit = RunLog(broker, run_name).last_commit()
+    broker.close()
+    assert commit is not None
+    trained = [g for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for g in row["group_ids"]]
+    assert len(trained) == len(set(trained)) == commit.sequence
