@@ -43,6 +43,7 @@ def put_programs(directory: Path, *, address: str) -> None:
     scripts = {
         "asympo": _SERVICE.format(python=sys.executable),
         "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+        "torchrun": f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n',
         "tini": '#!/bin/sh\nshift\nexec "$@"\n',
         "valkey-cli": _CLIENT.format(program=_found("valkey-cli", "redis-cli"), address=address),
         "valkey-server": f'#!/bin/sh\nexec {_server()} "$@"\n',

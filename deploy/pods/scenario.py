@@ -112,9 +112,9 @@ class Scenario:
         problem = await self._node.replace(self._learner)
         problem = problem or await self._until(lambda: self._status()["state"] == "finished")
         problem = problem or await self._until(self._all_ready)
-        steps = [row["step"] for row in self._ask("/v1/history")["rows"]]
-        if not problem and steps != list(range(1, before + 4)):
-            problem = f"steps of the history: {steps}"
+        if not problem:
+            steps = [row["step"] for row in self._ask("/v1/history")["rows"]]
+            problem = "" if steps == list(range(1, before + 4)) else f"steps of the history: {steps}"
         sentence = (
             f"the learner deleted after step {before}: the next one goes on to the end, step {before + 3}"
         )
