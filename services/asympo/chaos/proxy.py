@@ -65,7 +65,8 @@ class Trap:
         """The message, once it is there. Raises TimeoutError, and then the trap is spent."""
         try:
             return await asyncio.wait_for(asyncio.shield(self._caught), timeout_seconds)
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):
+            # A trap that nobody waits for would hold its message for good.
             self.release(Verdict.RELAY)
             raise
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asympo.chaos.auditor import Audit, audit
+from asympo.chaos.broker import RefusedCommand
 from asympo.chaos.faults.base import NotObserved, PromiseBroken, Stage
 from asympo.chaos.faults.registry import INJECTIONS
-from asympo.chaos.records import AuditImpossible, Rollback, read_archive, read_journal, read_trained
+from asympo.chaos.records import AuditImpossible, read_archive, read_journal, read_trained
 from asympo.chaos.recovery import recovery_seconds
 from asympo.chaos.replay import weights_problem
 from asympo.chaos.schedule import Fault, Kind, Minimum, Window, minimum_for, reachable_windows
 from asympo.chaos.system import NUM_EPOCHS, System
-from asympo.common.errors import AsympoError
+from asympo.common.errors import AsympoError, BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,6 @@ class ChaosRun:
         self._schedule = schedule
         self._minimum = minimum_for(len(schedule), kinds)
         self._say = say
-        self._rollbacks: list[Rollback] = []
         self._evidence = system.directory / "faults.jsonl"
         self._final_state = ""
         self.outcome = Outcome(seed=seed)
@@ -125,15 +125,14 @@ class ChaosRun:
             try:
                 async with asyncio.timeout(_FAULT_SECONDS):
                     seen = await self._inject(stage)
-            except NotObserved as error:
-                self._record(fault, begun, {"not_observed": str(error)})
-                self._say(f"{fault.number:4d} {fault.kind.value}: not seen ({error})")
+            except (NotObserved, BrokerUnavailable, RefusedCommand, OSError) as error:
+                is_late = isinstance(error, TimeoutError)
+                why = "its moment did not come" if is_late else str(error)
+                self._record(fault, begun, {"not_observed": why})
+                self._say(f"{fault.number:4d} {_name(fault)}: not seen ({why})")
+                if is_late and attempt == _MAX_TRIES:
+                    raise TimeoutError(f"no moment for fault {fault.number}, {_name(fault)}") from None
                 continue
-            except TimeoutError:
-                self._record(fault, begun, {"not_observed": "its moment did not come"})
-                raise TimeoutError(
-                    f"the moment for fault {fault.number} ({_name(fault)}) did not come"
-                ) from None
             self.outcome.kills += 1
             self.outcome.faults[fault.kind] += 1
             if fault.window is not None:
@@ -150,8 +149,6 @@ class ChaosRun:
             seconds = await recovery_seconds(process, killed_at=seen.pop("killed_at"))
             self.outcome.recoveries.append(seconds)
             seen["recovery_seconds"] = round(seconds, 3)
-        if stage.fault.kind is Kind.BROKER_ROLLBACK:
-            self._rollbacks.append(seen.pop("rollback"))
         return seen
 
     def _record(self, fault: Fault, begun: float, seen: dict[str, Any]) -> None:
@@ -204,7 +201,7 @@ class ChaosRun:
             },
             trained=read_trained(system.run_directory / "trained.jsonl"),
             archived=read_archive(system.run_directory, state_name=self._final_state),
-            rollbacks=self._rollbacks,
+            rollbacks=system.rollbacks,
             num_prompts=system.num_prompts,
             num_epochs=NUM_EPOCHS,
         )

@@ -14,6 +14,7 @@ from asympo.chaos.model import write_tiny_model
 from asympo.chaos.pace import Pace, num_prompts_for
 from asympo.chaos.processes import Supervised
 from asympo.chaos.proxy import Link
+from asympo.chaos.records import Rollback
 from asympo.chaos.shim import Control
 from asympo.run.ports import free_port
 
@@ -70,6 +71,8 @@ class System:
             log_directory=self.logs,
             environment={**client_environment(), **_preload(self.broker_control)},
         )
+        self.rollbacks: list[Rollback] = []
+        """What the broker took back, for the auditor."""
         self.generators: list[Client] = []
         self.learner: Client
         """The one that owns the run, or should."""

@@ -150,19 +150,24 @@ async def broker_rollback(stage: Stage) -> dict[str, Any]:
         door.reset()
     try:
         life = await broker.kill(is_restarted=False)
-        if life.exit_code != -signal.SIGKILL:
-            raise NotObserved(f"the broker had ended by itself with {life.exit_code}")
         await broker.start_from(copy)
         restored = await broker.run_number("last_sequence")
         went_at = time.monotonic()
     finally:
         for door in doors:
             door.is_shut = False
-    await _reconciled(learner.process, after=went_at)
+    try:
+        await _reconciled(learner.process, after=went_at)
+    finally:
+        # Even when we saw too little of it, the auditor has to know what the broker took back.
+        now = time.time()
+        rollback = Rollback(held_sequence=restored, lost_up_to=reached, settled_at_seconds=now)
+        system.rollbacks.append(rollback)
+    if life.exit_code != -signal.SIGKILL:
+        raise NotObserved(f"the broker had ended by itself with {life.exit_code}")
     if restored >= reached:
         raise NotObserved(f"the broker came back with all {reached} groups")
-    rollback = Rollback(held_sequence=restored, lost_up_to=reached, settled_at_seconds=time.time())
-    return {"process": "broker", "held_sequence": restored, "lost_up_to": reached, "rollback": rollback}
+    return {"process": "broker", "held_sequence": restored, "lost_up_to": reached}
 
 
 async def _reconciled(process: Supervised, *, after: float) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints torn by a crash or by the storage itself, and learners that outlive their time."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -55,10 +56,13 @@ async def _tear_state(stage: Stage, learner: Client) -> dict[str, Any]:
     killed_at = time.monotonic()
     await learner.process.kill(is_restarted=False)
     trap.release(Verdict.DISCARD)
-    path = stage.system.run_directory / "train" / name
-    how = tear(path, stage.rng)
-    learner.process.is_restarted = True
-    await learner.process.start()
+    try:
+        how = tear(stage.system.run_directory / "train" / name, stage.rng)
+    except FileNotFoundError as error:
+        raise NotObserved(f"the state to tear is not there: {error}") from error
+    finally:
+        learner.process.is_restarted = True
+        await learner.process.start()
     return {"process": learner.name, "killed_at": killed_at, "torn": name, "how": how}
 
 
@@ -174,8 +178,10 @@ async def _temporary(run_directory: Path) -> Path:
         async with asyncio.timeout(WINDOW_SECONDS):
             while True:
                 for path in run_directory.glob("*/.tmp-step-*"):
-                    if path not in begun and any(path.iterdir()):
-                        return path
+                    # It may have got its final name since we saw it.
+                    with contextlib.suppress(FileNotFoundError):
+                        if path not in begun and any(path.iterdir()):
+                            return path
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise NotObserved("no checkpoint was being written") from None
