@@ -68,7 +68,8 @@ def row_of(setting: Setting, cells: Sequence[CellResult]) -> dict[str, Any]:
 
 def summarise(results: Results) -> dict[str, Any]:
     """The study as one JSON object."""
-    cells = [cell for _, each in results.grids for cell in each]
+    # Grids share cells.
+    cells = list({cell.spec: cell for _, each in results.grids for cell in each}.values())
     rows = [row_of(setting, each) for setting, each in by_setting(cells).items()]
     starts = {cell.spec.task: cell.evaluations[0]["accuracy"] for cell in cells}
     return {

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 from asympo.lab.ages import draw_age, oldest_age
-from asympo.lab.analysis import Setting, collapse_windows, has_collapsed, moonshot, row_of
+from asympo.lab.analysis import Setting, collapse_windows, has_collapsed, moonshot, row_of, summarise
 from asympo.lab.cell import CellResult, CellSpec
-from asympo.lab.study import choose_constants
+from asympo.lab.presets import LAPTOP
+from asympo.lab.study import Results, choose_constants
 
 SPEC = CellSpec(
     arm="asympo", constant=1e-4, staleness=64, kind="fixed", learning_rate=3e-4, seed=0, steps=3,
@@ -36,6 +37,13 @@ def test_collapse_window_needs_more_than_half_of_the_seeds() -> None:
     (window,) = collapse_windows(rows)["asympo"]
     assert window["learning_rate"] == 6e-4
     assert window["collapsed"] == window["seeds"] == 2
+
+
+def test_cells_that_two_grids_share_count_once() -> None:
+    grid = LAPTOP.grids[0]
+    shared = [cell(0.4, seed=0), cell(0.5, seed=1)]
+    summary = summarise(Results(tuning=[], chosen={}, grids=[(grid, shared), (grid, shared)]))
+    assert [row["seeds"] for row in summary["results"]] == [[0, 1]]
 
 
 def test_constant_is_chosen_by_the_mean_over_learning_rates_and_ties_keep_the_first() -> None:
