@@ -49,7 +49,7 @@ COMMANDS = (
     Command(
         name="log",
         module="asympo.ops.log",
-        summary="tail, stats, show, export or replay: read the rollout log",
+        summary="tail, stats, show, export, replay, follow: the rollout log",
     ),
     Command(
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"

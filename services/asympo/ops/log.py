@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show|export|replay`: looks into a rollout log; moves and deletes nothing."""
+"""`asympo log tail|stats|show|export|replay|follow`: looks into a rollout log; moves and deletes nothing."""
 
 import dataclasses
 import sys
@@ -13,7 +13,7 @@ from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
-from asympo.ops import export, replay
+from asympo.ops import export, follow, replay
 from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
 
 _MAX_SHOWN_CHARS = 300
@@ -40,9 +40,12 @@ def main(argv: Sequence[str]) -> int:
     replay.add_flags(verbs.add_parser("replay", help=text, description=text))
     text = "write every group that is still there, archived or in the log, into one file"
     export.add_flags(verbs.add_parser("export", help=text, description=text))
+    text = "a second learner on this log, with its own cursor, objective and weights"
+    follow.add_flags(verbs.add_parser("follow", help=text, description=text))
     arguments = parser.parse_args(argv)
-    if arguments.verb in ("export", "replay"):
-        return {"export": export, "replay": replay}[arguments.verb].main(arguments)
+    others = {"export": export, "replay": replay, "follow": follow}
+    if arguments.verb in others:
+        return others[arguments.verb].main(arguments)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
         return {"tail": _tail, "stats": _stats, "show": _show}[arguments.verb](log, arguments)
 

@@ -1,0 +1,97 @@
+"""`asympo log follow`: a second learner on the log of a run, with an objective and weights of its own."""
+
+import argparse
+import dataclasses
+import fcntl
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asympo.common.archive import ArchiveStore, newest_tip
+from asympo.common.errors import BadSetting
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import RunConfig
+from asympo.common.settings import validate
+from asympo.common.telemetry import set_up_logging
+from asympo.ops.access import add_broker_flags, open_log, write_json, write_table
+
+_OBJECTIVES = ("asympo", "spo", "naive", "gpg")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb; imports nothing heavy."""
+    add_broker_flags(parser)
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
+    parser.add_argument("--objective", choices=_OBJECTIVES, help="else the run's")
+    parser.add_argument("--learning-rate", type=float, help="else the run's")
+    parser.add_argument("--num-threads", type=int, help="CPU threads; else the run's")
+    parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
+
+
+def main(arguments: Namespace) -> int:
+    """Trains until the run is over, and goes on from its own last state when started again."""
+    set_up_logging(service="follow", log_format="text", level="warning" if arguments.json else "info")
+    run_directory = arguments.checkpoint_root / arguments.run
+    with (
+        _held(arguments.out),
+        open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as run_log,
+        StopSignal() as stop,
+    ):
+        config = run_log.config()
+        if config is None:
+            raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
+        settings = _settings(arguments, run_directory, config)
+        # From here on torch.
+        from asympo.learner.following import Following
+        from asympo.learner.joining import load_tokenizer
+
+        report = Following(
+            settings=settings,
+            config=config,
+            tokenizer=load_tokenizer(settings.model),
+            run_log=run_log,
+            run_directory=run_directory,
+            out=arguments.out,
+            stop=stop,
+        ).run(until_step=arguments.until_step)
+    values = dataclasses.asdict(report)
+    if arguments.json:
+        write_json(values)
+    else:
+        write_table(f"follower of {arguments.run}", ("", ""), list(values.items()))
+    return 0
+
+
+def _settings(arguments: Namespace, run_directory: Path, config: RunConfig) -> Any:
+    """The run's own, as its newest archive part has them, with what was given here."""
+    from asympo.learner.settings import LearnerSettings
+
+    tip = newest_tip(run_directory)
+    if tip is None:
+        raise BadSetting(
+            f"{run_directory} has no archive yet: its learner must run with retain, and save once, before "
+            "another one can follow"
+        )
+    values = dict(ArchiveStore(run_directory).chain(tip)[-1].info.recipe["settings"])
+    given = {
+        "objective": arguments.objective,
+        "learning_rate": arguments.learning_rate,
+        "num_threads": arguments.num_threads,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    return validate(LearnerSettings, {**values, "model": config.model})
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadSetting(f"another follower writes to {out}: give every one its own --out") from error
+        yield
