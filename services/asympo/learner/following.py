@@ -145,9 +145,11 @@ class Following:
         self._compute = choose_compute(
             device=settings.device,
             compute_dtype=settings.compute_dtype,
+            share_prefixes=settings.share_prefixes,
             decided=state.decisions if state else {},
         )
         self._built = build_apparatus(settings, self._compute)
+        self._built.stepper.recall(state.decisions if state else {})
         if name:
             self._states.load(name, model=self._built.policy.model, optimizer=self._built.optimizer)
         trained = trained_ids_of(state, num_prompts=config.num_prompts)
@@ -204,7 +206,7 @@ class Following:
             fence=_FENCE,
             sequence=self._training.sequence,
             trained_ids=self._training.trained.to_bytes(),
-            decisions=self._compute.to_decisions(),
+            decisions={**self._compute.to_decisions(), **self._built.stepper.decisions()},
         )
         name = self._states.save(state, model=self._built.policy.model, optimizer=self._built.optimizer)
         self._states.prune(keep=self._settings.keep_states)

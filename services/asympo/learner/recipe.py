@@ -61,6 +61,11 @@ class Recipe:
             raise CorruptArchive(f"the archive does not say how its groups were trained: {error}") from error
         if compute.device == "cuda" and not torch.cuda.is_available():
             raise BadSetting("the run was trained on cuda, and there is none here")
+        if compute.num_ranks > 1 and not any_build:
+            raise BadSetting(
+                f"the run was trained by {compute.num_ranks} ranks, which sum in another order than one: "
+                "give --any-build to train the same groups in the same order anyway"
+            )
         if not any_build:
             _check_build(build, build_of(compute.device))
         return cls(settings=settings, config=config, compute=compute)

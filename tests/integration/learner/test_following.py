@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.learner.replay import Replay
 from asympo.learner.state import StateStore
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
-from tests.integration.learner.test_learner_process import final_digests, state_bytes
+from tests.integration.learner.test_learner_process import state_bytes
 
 STEPS = 9
 
@@ -49,38 +50,31 @@ def report_of(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 def test_follower_trains_another_objective_and_the_run_ends_with_the_same_weights(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    runs = (f"{run_name}-a", f"{run_name}-b")
+    run = run_name
     flags = ("--total-steps", str(STEPS), "--retain")
-    alone, followed = (
-        LearnerProcess(url=broker_url, run=run, root=tmp_path, model=tiny_model, flags=flags) for run in runs
-    )
-    with Producer(url=broker_url, run=runs[0]):
-        assert alone.start().wait() == 0, alone.log
-    with Producer(url=broker_url, run=runs[1]):
-        followed.start()
-        followed.until(lambda: followed.reached(4))
-        spo = ("--objective", "spo")
-        follower = follow(broker_url, tmp_path, runs[1], tmp_path / "spo", *spo)
-        assert followed.wait() == 0, followed.log
+    learner = LearnerProcess(url=broker_url, run=run, root=tmp_path, model=tiny_model, flags=flags)
+    with Producer(url=broker_url, run=run):
+        learner.start()
+        learner.until(lambda: learner.reached(4))
+        follower = follow(broker_url, tmp_path, run, tmp_path / "spo", "--objective", "spo")
+        assert learner.wait() == 0, learner.log
     assert report_of(follower)["step"] == STEPS
-    assert final_digests(tmp_path, runs[0]) == final_digests(tmp_path, runs[1])
-    assert state_bytes(tmp_path, runs[0]) == state_bytes(tmp_path, runs[1])
-    own = StateStore(tmp_path / "spo", runs[1])
+    undisturbed = Replay(checkpoint_root=tmp_path, run=run, from_state=None, any_build=False).run()
+    assert (undisturbed.weights_identical, undisturbed.steps) == (True, STEPS)
+    own = StateStore(tmp_path / "spo", run)
     newest = own.newest()
     assert newest is not None
     assert own.read(newest).step == STEPS
-    spo_bytes, run_bytes = state_bytes(tmp_path / "spo", runs[1]), state_bytes(tmp_path, runs[1])
+    spo_bytes, run_bytes = state_bytes(tmp_path / "spo", run), state_bytes(tmp_path, run)
     assert spo_bytes.keys() == run_bytes.keys()
     assert spo_bytes != run_bytes
 
     # Without another objective it is the same training, from the archive alone; killed on the way.
     same = tmp_path / "same"
-    first = follow(broker_url, tmp_path, runs[1], same, "--until-step", "4")
-    assert report_of(first)["step"] == 4
-    second = follow(broker_url, tmp_path, runs[1], same)
-    while not list((same / runs[1] / "train").glob("step-00000007-*")):
-        assert second.poll() is None
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    assert report_of(follow(broker_url, tmp_path, runs[1], same))["step"] == STEPS
-    assert state_bytes(same, runs[1]) == run_bytes
+    killed = follow(broker_url, tmp_path, run, same)
+    while not list((same / run / "train").glob("step-00000006-*")):
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert report_of(follow(broker_url, tmp_path, run, same))["step"] == STEPS
+    assert state_bytes(same, run) == run_bytes
