@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 CHOSEN_BY_CHART = (
     *("run", "redis_url", "checkpoint_root", "log_level", "log_format"),
-    *("http_host", "http_port", "grpc_host", "grpc_port", "holder", "allowed_hosts"),
+    *("http_host", "http_port", "grpc_host", "grpc_port", "grpc_tls", "holder", "allowed_hosts"),
     # Given as `model.path` or `model.download`.
     "model",
 )

@@ -79,6 +79,21 @@ REFUSED = {
         [MODEL, "generator.terminationGracePeriodSeconds=30"],
         "is 30 and a drain takes up to 65",
     ),
+    "control opened without certificates": (
+        [MODEL, "control.allowFrom[0].podSelector.matchLabels.team=a"],
+        "without certificates they listen inside each pod only; set control.tls.secret",
+    ),
+    "certificates and nobody let in": (
+        [MODEL, "control.tls.secret=control"],
+        "control.tls.secret is control and control.allowFrom is empty",
+    ),
+    "peers without policies": (
+        [
+            *(MODEL, "control.tls.secret=control", "networkPolicy.enabled=false"),
+            "control.allowFrom[0].podSelector.matchLabels.team=a",
+        ],
+        "set it to true, or leave control.allowFrom empty",
+    ),
     "no roll-out": (
         [MODEL, "generator.strategy.maxUnavailable=0"],
         "no generator could ever be replaced",
@@ -95,6 +110,7 @@ SCHEMA_REFUSED = {
     "unknown setting": [MODEL, "learner.settings.grop_size=4"],
     "setting of the wrong type": [MODEL, "learner.settings.groups_per_step=lots"],
     "setting out of range": [MODEL, "learner.settings.group_size=1"],
+    "certificates among the settings": [MODEL, "learner.settings.grpc_tls.key=/x"],
     "setting that the chart decides": [MODEL, "learner.settings.redis_url=redis://x"],
     "password in the url": [MODEL, "redis.mode=external", "redis.external.url=redis://user:pw@broker:6379/0"],
     "run name with braces": [MODEL, "run=a{b"],

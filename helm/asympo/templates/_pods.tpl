@@ -128,6 +128,11 @@ volumeMounts:
     mountPath: /etc/asympo/broker-ca
     readOnly: true
   {{- end }}
+  {{- if .root.Values.control.tls.secret }}
+  - name: control-tls
+    mountPath: /etc/asympo/control-tls
+    readOnly: true
+  {{- end }}
   {{- with .values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -160,6 +165,13 @@ volumes:
         - key: {{ .key }}
           path: ca.crt
   {{- end }}
+  {{- end }}
+  {{- with .root.Values.control.tls.secret }}
+  # Whole, not by subPath: the services read a changed Secret.
+  - name: control-tls
+    secret:
+      secretName: {{ . }}
+      defaultMode: 0440
   {{- end }}
   {{- with .values.extraVolumes }}
   {{- toYaml . | nindent 2 }}

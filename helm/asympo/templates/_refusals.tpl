@@ -10,6 +10,7 @@
 {{- include "asympo.refuseResources" . }}
 {{- include "asympo.refuseKinds" . }}
 {{- include "asympo.refuseAutoscaling" . }}
+{{- include "asympo.refuseControl" . }}
 {{- include "asympo.refuseSecrets" . }}
 {{- end }}
 
@@ -191,6 +192,19 @@
 {{- end }}
 {{- end }}
 
+{{- define "asympo.refuseControl" -}}
+{{- $control := .Values.control }}
+{{- if and $control.allowFrom (not $control.tls.secret) }}
+{{- fail "control.allowFrom opens the control services and control.tls.secret is empty: without certificates they listen inside each pod only; set control.tls.secret" }}
+{{- end }}
+{{- if and $control.tls.secret .Values.networkPolicy.enabled (not $control.allowFrom) }}
+{{- fail (printf "control.tls.secret is %s and control.allowFrom is empty: the network policies would let nobody reach the control services; set control.allowFrom to who calls them" $control.tls.secret) }}
+{{- end }}
+{{- if and $control.allowFrom (not .Values.networkPolicy.enabled) }}
+{{- fail "control.allowFrom is for network policies, and networkPolicy.enabled is false: set it to true, or leave control.allowFrom empty" }}
+{{- end }}
+{{- end }}
+
 {{/* Every namespace has this ConfigMap: whoever finds it is asking a real cluster. */}}
 {{- define "asympo.isOnline" -}}
 {{- if lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" }}yes{{ end }}
@@ -202,6 +216,7 @@
 {{- $wanted := list (dict "value" "redis.external.urlFrom" "name" $external.urlFrom.secret "keys" (list $external.urlFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "redis.external.caFrom" "name" $external.caFrom.secret "keys" (list $external.caFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "model.download.token" "name" .Values.model.download.token.secret "keys" (list .Values.model.download.token.key)) }}
+{{- $wanted = append $wanted (dict "value" "control.tls.secret" "name" .Values.control.tls.secret "keys" (list "tls.crt" "tls.key" "ca.crt")) }}
 {{- $roles := ternary (list "learner-password" "generator-password" "operator-password") (list "learner-password" "generator-password") (eq .Values.redis.mode "embedded") }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}

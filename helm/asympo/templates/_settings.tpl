@@ -29,6 +29,18 @@ log_format: json
 http_host: 0.0.0.0
 {{- end }}
 
+{{/* Where a control service listens and its certificates. .root .port */}}
+{{- define "asympo.controlSettings" -}}
+{{- if .root.Values.control.tls.secret -}}
+grpc_host: 0.0.0.0
+grpc_port: {{ .port }}
+grpc_tls:
+  certificate: /etc/asympo/control-tls/tls.crt
+  key: /etc/asympo/control-tls/tls.key
+  client_ca: /etc/asympo/control-tls/ca.crt
+{{- end }}
+{{- end }}
+
 {{/* Broker's URL without credentials; empty where a Secret holds the whole of it. */}}
 {{- define "asympo.brokerUrl" -}}
 {{- if eq .Values.redis.mode "embedded" }}
@@ -53,6 +65,7 @@ http_host: 0.0.0.0
 {{- define "asympo.learnerToml" -}}
 {{- $own := include "asympo.commonSettings" . | fromYaml }}
 {{- $_ := set $own "http_port" 8080 }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) }}
 {{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromYamlArray) }}
 {{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
 {{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.learner.settings) $own) "path" "") | trim }}
@@ -69,5 +82,6 @@ http_host: 0.0.0.0
 {{- define "asympo.generatorToml" -}}
 {{- $own := include "asympo.commonSettings" . | fromYaml }}
 {{- $_ := set $own "http_port" 8081 }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50052) | fromYaml) }}
 {{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.generator.settings) $own) "path" "") | trim }}
 {{- end }}

@@ -77,7 +77,7 @@ class GeneratorProcess:
         # Every group may wait in a thread twice (scoring, append) beside the few standing waits.
         self._calls = Calls(max_threads=2 * settings.max_groups_in_flight + 8, metrics=self._metrics)
 
-        self.rpc = RpcServer(generator=self.generator, address=settings.grpc_address, debug=settings.debug)
+        self.rpc = RpcServer(generator=self.generator, settings=settings)
         self.http_port = 0
         """Bound port, once both servers answer."""
 

@@ -8,7 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
-from asympo.common.errors import BadSetting, EngineBroken, PromptRefused
+from asympo.common.control.door import ControlDoor
+from asympo.common.control.settings import ControlSettings
+from asympo.common.errors import EngineBroken, PromptRefused
 from asympo.engines.base import Sample
 from asympo.generator.core import Generator, GeneratorState, NotReady
 from asympo.generator.verdict import Verdict
@@ -21,6 +23,8 @@ from asympo.v1.generator_service_pb2_grpc import (
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "asympo.v1.GeneratorService"
+VIEWING = (f"/{SERVICE_NAME}/Status",)
+"""Calls that change nothing: a viewer may make them."""
 MAX_PROMPTS = 1024
 MAX_SAMPLES = 256
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -163,20 +167,21 @@ def _response(sample: Sample) -> messages.GeneratedResponse:
 class RpcServer:
     """The control server: our service, the standard health service, reflection only when debugging."""
 
-    def __init__(self, *, generator: Generator, address: str, debug: bool) -> None:
+    def __init__(self, *, generator: Generator, settings: ControlSettings) -> None:
         self._generator = generator
-        self._address = address
-        self._debug = debug
+        self._door = ControlDoor(settings, viewing=VIEWING)
+        self._debug = settings.debug
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
         """Bound port, once started; 0 for a unix socket."""
 
     async def start(self) -> None:
-        """Bind and serve; BadSetting when the address is taken."""
-        # Without this a second process may share the port and take half of the calls.
-        options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        self._server = grpc.aio.server(options=options)
+        """Bind and serve; BadSetting when the address is taken or a certificate is wrong."""
+        self._server = grpc.aio.server(
+            options=(*self._door.options, ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)),
+            interceptors=self._door.async_interceptors(),
+        )
         add_GeneratorServiceServicer_to_server(GeneratorRpc(generator=self._generator), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._debug:
@@ -184,13 +189,7 @@ class RpcServer:
 
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        try:
-            bound = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise BadSetting(
-                f"cannot listen on {self._address}: choose another grpc_host or grpc_port"
-            ) from error
-        self.port = 0 if self._address.startswith("unix:") else bound
+        self.port = self._door.bind(self._server)
         await self.set_serving(False)
         await self._server.start()
 

@@ -1,14 +1,11 @@
 """Settings of one generator. What is sampled, and from which model and task, comes from the run itself."""
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asympo.common.settings import ServiceSettings
-
-Port = Annotated[int, Field(ge=0, le=65535)]
+from asympo.common.control.settings import ControlSettings, Port
 
 
 class VllmOptions(BaseModel):
@@ -68,7 +65,7 @@ class SimulatedOptions(BaseModel):
     faults: FaultOptions = FaultOptions()
 
 
-class GeneratorSettings(ServiceSettings):
+class GeneratorSettings(ControlSettings):
     """Everything one generator can be told."""
 
     service: ClassVar[str] = "generator"
@@ -86,9 +83,7 @@ class GeneratorSettings(ServiceSettings):
 
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
     http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
-    grpc_host: str = Field(default="127.0.0.1", description="loopback address of gRPC, or unix:PATH")
     grpc_port: Port = Field(default=50052, description="port of gRPC; 0 picks one")
-    debug: bool = Field(default=False, description="gRPC reflection on the control service")
 
     reward_timeout_seconds: float = Field(default=10.0, gt=0.0, description="limit of scoring one response")
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
@@ -117,29 +112,8 @@ class GeneratorSettings(ServiceSettings):
         default=None, description="JSONL file for every append that the broker acknowledged; off when none"
     )
 
-    @field_validator("grpc_host")
-    @classmethod
-    def _is_local(cls, value: str) -> str:
-        if value.startswith("unix:") or value == "localhost":
-            return value
-        try:
-            is_loopback = ipaddress.ip_address(value).is_loopback
-        except ValueError:
-            is_loopback = False
-        if not is_loopback:
-            raise ValueError("the control service is not authenticated: give a loopback address or unix:PATH")
-        return value
-
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):
             raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
         return self
-
-    @property
-    def grpc_address(self) -> str:
-        """What gRPC binds."""
-        if self.grpc_host.startswith("unix:"):
-            return self.grpc_host
-        host = f"[{self.grpc_host}]" if ":" in self.grpc_host else self.grpc_host
-        return f"{host}:{self.grpc_port}"

@@ -155,7 +155,7 @@ class LearnerProcess:
         http = HttpServer(api=api, host=settings.http_host, port=settings.http_port)
         closing.callback(http.stop)
         http.start()
-        rpc = RpcServer(learner=self._learner, address=settings.grpc_address, debug=settings.debug)
+        rpc = RpcServer(learner=self._learner, settings=settings)
         rpc.start()
         closing.callback(rpc.stop)
         log.info(

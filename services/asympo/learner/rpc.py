@@ -7,7 +7,9 @@ from concurrent import futures
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from asympo.common.errors import BadSetting, NoProgress
+from asympo.common.control.door import ControlDoor
+from asympo.common.control.settings import ControlSettings
+from asympo.common.errors import NoProgress
 from asympo.common.rollout_log import PolicyAnnouncement
 from asympo.learner.core import Learner, LearnerState, SaveRefused
 from asympo.v1 import checkpoint_pb2
@@ -17,6 +19,8 @@ from asympo.v1.learner_service_pb2_grpc import LearnerServiceServicer, add_Learn
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "asympo.v1.LearnerService"
+VIEWING = (f"/{SERVICE_NAME}/Status", f"/{SERVICE_NAME}/WatchCheckpoints")
+"""Calls that change nothing: a viewer may make them."""
 MAX_THREADS = 16
 MAX_WATCHERS = MAX_THREADS - 4
 """Streams hold a thread each; some stay free for calls."""
@@ -113,32 +117,24 @@ def _announcement(policy: PolicyAnnouncement) -> checkpoint_pb2.PolicyAnnounceme
 class RpcServer:
     """The control server: our service, the standard health service, reflection only when debugging."""
 
-    def __init__(self, *, learner: Learner, address: str, debug: bool) -> None:
-        # Without this a second process may share the port and take half of the calls.
-        options = (("grpc.so_reuseport", 0),)
+    def __init__(self, *, learner: Learner, settings: ControlSettings) -> None:
+        self._door = ControlDoor(settings, viewing=VIEWING)
         pool = futures.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="grpc")
-        self._server = grpc.server(pool, options=options)
+        self._server = grpc.server(pool, options=self._door.options, interceptors=self._door.interceptors())
         self._health = health.HealthServicer()
-        self._address = address
         self.port = 0
         """Bound port, once started; 0 for a unix socket."""
         add_LearnerServiceServicer_to_server(LearnerRpc(learner=learner), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if debug:
+        if settings.debug:
             from grpc_reflection.v1alpha import reflection
 
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
     def start(self) -> None:
-        """Binds and serves; BadSetting when the address is taken."""
-        try:
-            bound = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise BadSetting(
-                f"cannot listen on {self._address}: choose another grpc_host or grpc_port"
-            ) from error
-        self.port = 0 if self._address.startswith("unix:") else bound
+        """Binds and serves; BadSetting when the address is taken or a certificate is wrong."""
+        self.port = self._door.bind(self._server)
         self.set_serving(False)
         self._server.start()
 

@@ -1,16 +1,13 @@
 """Settings of the learner: they describe the run (every generator reads them from it) and how to train."""
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asympo.common.settings import ServiceSettings
+from asympo.common.control.settings import ControlSettings, Port
 from asympo.learner.trackers import TrackerSettings
 from asympo.tasks.config import TaskConfig
-
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SamplingOptions(BaseModel):
@@ -29,7 +26,7 @@ class SamplingOptions(BaseModel):
         return {**self.model_dump(), "stop": list(self.stop)}
 
 
-class LearnerSettings(ServiceSettings):
+class LearnerSettings(ControlSettings):
     """Everything the learner can be told."""
 
     service: ClassVar[str] = "learner"
@@ -124,26 +121,10 @@ class LearnerSettings(ServiceSettings):
     http_host: str = Field(default="127.0.0.1", description="address of page, health, metrics and status")
     http_port: Port = Field(default=8080, description="port of page, health, metrics, status; 0 picks one")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="names the page may be asked for under")
-    grpc_host: str = Field(default="127.0.0.1", description="loopback address of gRPC, or unix:PATH")
-    grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks one")
-    debug: bool = Field(default=False, description="gRPC reflection on the control service")
     show_samples: bool = Field(default=False, description="let the page show prompts and responses")
     trackers: TrackerSettings = Field(
         default_factory=lambda: TrackerSettings.model_validate({}), description="besides JSONL"
     )
-
-    @field_validator("grpc_host")
-    @classmethod
-    def _is_local(cls, value: str) -> str:
-        if value.startswith("unix:") or value == "localhost":
-            return value
-        try:
-            is_loopback = ipaddress.ip_address(value).is_loopback
-        except ValueError:
-            is_loopback = False
-        if not is_loopback:
-            raise ValueError("the control service is not authenticated: give a loopback address or unix:PATH")
-        return value
 
     @model_validator(mode="after")
     def _numbers_fit_together(self) -> Self:
@@ -174,11 +155,3 @@ class LearnerSettings(ServiceSettings):
     def run_directory(self) -> Path:
         """Policies, training states, metrics of this run."""
         return self.checkpoint_root / self.run
-
-    @property
-    def grpc_address(self) -> str:
-        """What gRPC binds."""
-        if self.grpc_host.startswith("unix:"):
-            return self.grpc_host
-        host = f"[{self.grpc_host}]" if ":" in self.grpc_host else self.grpc_host
-        return f"{host}:{self.grpc_port}"

@@ -112,7 +112,12 @@ def check_learner_values(file: RunFile) -> None:
             places[(key,)] = f"in [{'run' if in_run else section}] of {file.source}"
             if key in ("run", "redis_url", "checkpoint_root"):
                 raise BadSetting(f"{key} {places[(key,)]} is decided by [run] and [broker]: leave it out")
-        validate(model, values, origin=places)
+        settings = validate(model, values, origin=places)
+        if settings.grpc_tls.is_given:
+            raise BadSetting(
+                f"grpc_tls {places[('grpc_tls',)]} is for services of several machines: leave it out, "
+                "`asympo run` calls its services on loopback"
+            )
 
 
 def check_inputs(file: RunFile) -> None:

@@ -19,7 +19,7 @@ def load(*argv: str) -> LearnerSettings:
         (("--http-port", "9000", "--grpc-port", "9000"), "two different ones"),
         (("--schedule", "cosine"), "needs total_steps"),
         (("--sampling.min-tokens", "9", "--sampling.max-tokens", "8"), "above sampling.max_tokens"),
-        (("--grpc-host", "0.0.0.0"), "not authenticated"),
+        (("--grpc-host", "0.0.0.0"), "callers must show certificates"),
         (("--objective", "ppo"), "objective"),
         (("--group-size", "1"), "group_size"),
     ],

@@ -121,6 +121,10 @@ def test_overrides_are_toml_or_else_text() -> None:
         ({"run": {"name": "a/b"}}, "the setting name was given 'a/b' in [run] of test"),
         ({"run": {"max_stalenes": 1}}, "max_stalenes in [run] of test: did you mean max_staleness?"),
         ({"learner": {"run": "x"}}, "run in [learner] of test is decided by [run] and [broker]"),
+        (
+            {"generator": {"grpc_tls": {"certificate": "a", "key": "b", "client_ca": "c"}}},
+            "grpc_tls in [generator] of test is for services of several machines: leave it out",
+        ),
         ({"run": {"sampling": {"top_p": 2}}}, "sampling.top_p was given 2 in [run] of test"),
         ({"generator": {"count": 2, "http_port": 1}}, "generator.http_port is given for 2 generators"),
     ],

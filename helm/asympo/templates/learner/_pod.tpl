@@ -80,6 +80,11 @@ spec:
         - name: http
           containerPort: 8080
           protocol: TCP
+        {{- if .Values.control.tls.secret }}
+        - name: grpc
+          containerPort: 50051
+          protocol: TCP
+        {{- end }}
       {{- with include "asympo.learnerProbes" (dict "root" . "isWorker" $isWorker) }}
       {{- . | nindent 6 }}
       {{- end }}

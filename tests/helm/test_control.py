@@ -1,0 +1,83 @@
+"""Control services beyond their pods: only with certificates, and only for who is named."""
+
+import tomllib
+
+import pytest
+import rendering
+
+from tests.helm.conftest import CHART
+
+EXAMPLE = "examples/external-redis/values.yaml"
+PORTS = {"learner": 50051, "generator": 50052}
+
+
+def by_component(things: list[dict], *kinds: str) -> dict[str, dict]:
+    return {
+        each["metadata"]["labels"]["app.kubernetes.io/component"]: each
+        for each in things
+        if each["kind"] in kinds and not each["metadata"]["name"].endswith("-ranks")
+    }
+
+
+def grpc_ports(things: list[dict]) -> list[object]:
+    """Everything that a rendering calls grpc: container ports, Service ports, ports of policies."""
+    found: list[object] = []
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            found.extend(
+                each for each in node.get("ports", []) if "grpc" in (each.get("name"), each.get("port"))
+            )
+            for each in node.values():
+                walk(each)
+        elif isinstance(node, list):
+            for each in node:
+                walk(each)
+
+    walk(things)
+    return found
+
+
+@pytest.mark.parametrize("service", PORTS)
+def test_control_listens_where_its_service_and_policy_say_with_mounted_certificates(rendered, service):
+    things = rendered[EXAMPLE]
+    pod = by_component(things, "StatefulSet", "Deployment")[service]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    config = by_component(things, "ConfigMap")[service]["data"][f"{service}.toml"]
+    settings = tomllib.loads(config)
+    assert settings["grpc_host"] == "0.0.0.0"
+    port = PORTS[service]
+    assert settings["grpc_port"] == port
+    assert {"name": "grpc", "containerPort": port, "protocol": "TCP"} in container["ports"]
+    ports = by_component(things, "Service")[service]["spec"]["ports"]
+    assert {"name": "grpc", "port": port, "targetPort": "grpc", "protocol": "TCP"} in ports
+    mount = next(each for each in container["volumeMounts"] if each["name"] == "control-tls")
+    # A file mounted by subPath would never change.
+    assert mount == {"name": "control-tls", "mountPath": "/etc/asympo/control-tls", "readOnly": True}
+    volume = next(each for each in pod["volumes"] if each["name"] == "control-tls")
+    assert volume["secret"] == {"secretName": "control-tls", "defaultMode": 0o440}
+    keys = {"certificate": "tls.crt", "key": "tls.key", "client_ca": "ca.crt"}
+    assert settings["grpc_tls"] == {name: f"{mount['mountPath']}/{key}" for name, key in keys.items()}
+
+
+@pytest.mark.parametrize("service", PORTS)
+def test_only_named_peers_reach_the_control_services(rendered, service):
+    policy = by_component(rendered[EXAMPLE], "NetworkPolicy")[service]["spec"]
+    opened = [rule for rule in policy["ingress"] if {"port": "grpc", "protocol": "TCP"} in rule["ports"]]
+    operators = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "operators"}}}
+    assert opened == [{"from": [operators], "ports": [{"port": "grpc", "protocol": "TCP"}]}]
+
+
+def test_without_certificates_nothing_names_the_control_services(rendered):
+    for name, things in rendered.items():
+        assert bool(grpc_ports(things)) is (name == EXAMPLE), name
+    assert len(grpc_ports(rendered[EXAMPLE])) == 6
+
+
+def test_generators_of_a_release_of_their_own_have_the_service_too():
+    sets = ["control.tls.secret=s", "control.allowFrom[0].podSelector.matchLabels.team=a"]
+    result = rendering.template(CHART, values=[CHART / "ci/generators-only-values.yaml"], sets=sets)
+    assert result.returncode == 0, result.stderr
+    services = [each for each in rendering.objects(result.stdout) if each["kind"] == "Service"]
+    assert [each["metadata"]["name"] for each in services] == ["asympo-more-generator"]
+    assert services[0]["spec"]["clusterIP"] == "None"
