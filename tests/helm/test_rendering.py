@@ -107,6 +107,17 @@ def test_refusals_in_the_guide_are_what_helm_says(value):
     assert sentence in (ROOT / "docs/kubernetes.md").read_text()
 
 
+def test_guide_lists_every_image_to_mirror(rendered):
+    listed = set(re.findall(r"`([a-z/-]+:[a-z0-9.-]+)`", (ROOT / "docs/kubernetes.md").read_text()))
+    found = set()
+    for name, things in rendered.items():
+        # Under ci/ images have other registries and digests.
+        if name.startswith("examples/"):
+            images = re.findall(r"'image': '([^']+)'", str(things))
+            found |= {each.removeprefix("registry.example.com/team/") for each in images}
+    assert found == {each for each in listed if each.startswith(("asympo-", "valkey/"))}
+
+
 def test_files_of_rules_and_dashboards_are_rendered_when_present(tmp_path: Path):
     chart = tmp_path / "asympo"
     shutil.copytree(CHART, chart)
