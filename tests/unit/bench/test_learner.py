@@ -5,18 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from asympo.bench import loss_stage
-from asympo.bench.cell import LearnerCell, Options, alternate
+from asympo.bench.cell import LearnerCell, Options, alternate, whole_logits_nll
 from asympo.bench.command import main
 from asympo.bench.flops import step_flops
 from asympo.bench.models import named_config
 from asympo.bench.shapes import make_rollouts, parse_shape
 from asympo.common.errors import BadSetting
+from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.policy import load_model
 from asympo.learner.settings import LearnerSettings
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None:
@@ -42,10 +45,40 @@ def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None
     }
 
 
-def test_loss_stage_needs_less_memory_in_chunks() -> None:
-    """The bound is loose: what the libraries keep for themselves counts too, and differs from run to run."""
-    report = loss_stage.measure(device="cpu", dtype="float32", rounds=1, num_tokens=4096, vocab_size=20480)
-    assert report["loss_memory_ratio"] < 0.6
+class _LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes, backward included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_logits_of_all_tokens_exist_only_without_chunks(is_chunked: bool) -> None:
+    num_tokens, vocab_size, chunk_rows = 256, 1000, 32
+    hidden, weight = (
+        torch.randn(num_tokens, 8, requires_grad=True),
+        torch.randn(vocab_size, 8, requires_grad=True),
+    )
+    row, target = torch.arange(num_tokens), torch.randint(vocab_size, (num_tokens,))
+    with _LargestTensor() as largest:
+        if is_chunked:
+            options = HeadOptions(chunk_rows=chunk_rows, max_kept_bytes=0)
+            bounds = chunk_bounds(range(num_tokens), num_rows=num_tokens, chunk_rows=chunk_rows)
+            nll, _ = token_nll(
+                hidden, weight, None, row_N=row, target_N=target, token_bounds=bounds, options=options
+            )
+        else:
+            nll = whole_logits_nll(hidden @ weight.T, target)
+        nll.mean().backward()
+    assert largest.num_elements == (chunk_rows if is_chunked else num_tokens) * vocab_size
 
 
 def test_whole_logits_arm_does_the_same_step(tiny_model: Path) -> None:
