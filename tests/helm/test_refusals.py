@@ -94,6 +94,10 @@ REFUSED = {
         ],
         "set it to true, or leave control.allowFrom empty",
     ),
+    "grace of the learner too short": (
+        [MODEL, "learner.terminationGracePeriodSeconds=250"],
+        "is 250 and a drain takes up to 300: set it to null",
+    ),
     "no roll-out": (
         [MODEL, "generator.strategy.maxUnavailable=0"],
         "no generator could ever be replaced",

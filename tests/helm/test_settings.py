@@ -85,7 +85,10 @@ def test_defaults_of_the_settings_are_those_of_the_code_but_for_the_learner_that
     assert values["generator"]["settings"] == {
         "drain_seconds": settings_class("generator").model_fields["drain_seconds"].default
     }
-    assert values["learner"]["settings"] == {"exit_when_run_ends": False}
+    assert values["learner"]["settings"] == {
+        "exit_when_run_ends": False,
+        "drain_seconds": settings_class("learner").model_fields["drain_seconds"].default,
+    }
 
 
 def test_learner_stays_when_its_run_ends(rendered, tmp_path):
@@ -101,6 +104,24 @@ def test_grace_period_covers_the_drain_and_the_engine_closing(rendered):
             drain = tomllib.loads(settings_texts(things, "generator")[0])["drain_seconds"]
             grace = thing["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
             assert grace >= drain + close_seconds + 5, name
+
+
+def test_grace_period_covers_the_drain_of_the_learner_and_what_torchrun_keeps(rendered):
+    found = 0
+    for name, things in rendered.items():
+        for thing in things:
+            if "learner" not in thing["metadata"]["name"] or thing["kind"] not in (
+                "StatefulSet",
+                "LeaderWorkerSet",
+            ):
+                continue
+            text = yaml.safe_dump(thing["spec"])
+            drain = tomllib.loads(settings_texts(things, "learner")[0])["drain_seconds"]
+            graces = [int(each) for each in re.findall(r"terminationGracePeriodSeconds: (\d+)", text)]
+            limits = [int(each) for each in re.findall(r"--shutdown-timeout\n\s*- '(\d+)'", text)]
+            assert min(graces) > min([*limits, min(graces) - 1]) > drain, name
+            found += 1
+    assert found >= 5
 
 
 def test_probed_paths_and_ports_are_served(rendered):

@@ -6,86 +6,20 @@ Nothing here talks to a broker: `search.py` looks at interleavings, `conform.py`
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-NOBODY = -1
-
-
-class Violation(AssertionError):
-    """A promise is broken in this state."""
-
-
-class Entry(NamedTuple):
-    sequence: int
-    prompt: int
-    policies: int
-    """Policies announced when it was appended."""
-
-
-class Broker(NamedTuple):
-    issued: int = 0
-    """Prompts issued so far, in order."""
-    reissue: tuple[int, ...] = ()
-    leases: tuple[tuple[int, int], ...] = ()
-    """(token, prompt), oldest first."""
-    open: frozenset[int] = frozenset()
-    log: tuple[Entry, ...] = ()
-    last: int = 0
-    answers: frozenset[int] = frozenset()
-    fence: int = 0
-    owner: int = NOBODY
-    committed: int = 0
-    policy: int = -1
-    """Step of the newest policy."""
-    policies: int = 0
-    """Policies announced."""
-    history: int = 0
-    """Grows when the broker comes back with an older state."""
-
-
-class Saved(NamedTuple):
-    """A training state on disk."""
-
-    fence: int
-    step: int
-    sequence: int
-    trained: frozenset[int]
-
-
-class Learner(NamedTuple):
-    fence: int
-    history: int
-    sequence: int
-    step: int
-    trained: frozenset[int]
-    held: tuple[int, ...] = ()
-    """Trained, not yet freed."""
-    published: int = 0
-    durable: Saved | None = None
-    """The newest state it loaded or saved."""
-    is_saved: bool = False
-    """Whether it saved that state itself and has not committed it."""
-
-
-class Held(NamedTuple):
-    token: int
-    prompt: int
-
-
-class State(NamedTuple):
-    broker: Broker
-    generators: tuple[Held | None, ...]
-    learners: tuple[Learner | None, ...]
-    disk: frozenset[Saved]
-    tokens: int = 0
-    """Leases granted so far."""
-    copy: Broker | None = None
-    """An older state that the broker may come back with."""
-    appended: frozenset[int] = frozenset()
-    """Prompts acknowledged as appended; no part of the system sees this."""
-    num_reopened: int = 0
-    """Groups trained and not saved before a take-over: they take slots again that were given away."""
-    was_rolled_back: bool = False
+from tests.model.state import (
+    Broker,
+    Entry,
+    Held,
+    Learner,
+    Saved,
+    State,
+    Violation,
+    highest_fence,
+    state_to_resume,
+    with_generator,
+    with_learner,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +97,11 @@ class Protocol:
             return None
         broker = broker._replace(leases=(*broker.leases, (state.tokens, prompt)))
         held = Held(state.tokens, prompt)
-        return _with_generator(state._replace(broker=broker, tokens=state.tokens + 1), number, held)
+        return with_generator(state._replace(broker=broker, tokens=state.tokens + 1), number, held)
 
     def append(self, state: State, number: int) -> State | None:
         after = self.append_unheard(state, number)
-        return None if after is None else _with_generator(after, number, None)
+        return None if after is None else with_generator(after, number, None)
 
     def append_unheard(self, state: State, number: int) -> State | None:
         """The reply is lost: the generator will try again."""
@@ -192,7 +126,7 @@ class Protocol:
 
     def forget(self, state: State, number: int) -> State | None:
         """The generator dies; its lease is left to expire."""
-        return None if state.generators[number] is None else _with_generator(state, number, None)
+        return None if state.generators[number] is None else with_generator(state, number, None)
 
     def expire(self, state: State, token: int) -> State:
         """The holder, if it lives, keeps what it holds and may come back late."""
@@ -225,7 +159,7 @@ class Protocol:
         broker = state.broker
         if broker.policy != learner.step:
             broker = broker._replace(policy=learner.step, policies=broker.policies + 1)
-        return _with_learner(state._replace(broker=broker), number, learner)
+        return with_learner(state._replace(broker=broker), number, learner)
 
     def reconcile(self, state: State, number: int) -> State | None:
         """A learner that hears that the broker went back in time."""
@@ -233,20 +167,20 @@ class Protocol:
         if learner is None or learner.history == broker.history:
             return None
         if broker.fence >= learner.fence and broker.owner != number:
-            return _with_learner(state, number, None)
+            return with_learner(state, number, None)
         learner = learner._replace(history=broker.history)
         broker = broker._replace(fence=max(broker.fence, learner.fence), owner=number)
         is_next_kept = any(entry.sequence == learner.sequence + 1 for entry in broker.log)
         if broker.committed > learner.sequence and not is_next_kept:
             # Another learner went on and committed beyond it: it ends, and a new one resumes from that.
-            return _with_learner(state._replace(broker=broker), number, None)
+            return with_learner(state._replace(broker=broker), number, None)
         after = self._reconciled(state._replace(broker=broker), learner)
         if after.broker.policy < learner.published:
             broker = after.broker
             after = after._replace(
                 broker=broker._replace(policy=learner.published, policies=broker.policies + 1)
             )
-        return _with_learner(after, number, learner._replace(fence=broker.fence))
+        return with_learner(after, number, learner._replace(fence=broker.fence))
 
     def _reconciled(self, state: State, learner: Learner) -> State:
         broker, trained = state.broker, learner.trained
@@ -284,11 +218,11 @@ class Protocol:
         if entry.prompt in learner.trained:
             if not state.was_rolled_back:
                 raise Violation(f"prompt {entry.prompt} reaches the learner twice")
-            return _with_learner(state, number, learner._replace(sequence=entry.sequence))
+            return with_learner(state, number, learner._replace(sequence=entry.sequence))
         staleness = state.broker.policies - entry.policies
         if staleness > self.rules.max_staleness and not self._is_bound_void(state):
             raise Violation(f"prompt {entry.prompt} is trained {staleness} policies late")
-        return _with_learner(
+        return with_learner(
             state,
             number,
             learner._replace(
@@ -308,7 +242,7 @@ class Protocol:
         if learner is None or learner.step == learner.published:
             return None
         broker = state.broker._replace(policy=learner.step, policies=state.broker.policies + 1)
-        return _with_learner(state._replace(broker=broker), number, learner._replace(published=learner.step))
+        return with_learner(state._replace(broker=broker), number, learner._replace(published=learner.step))
 
     def free(self, state: State, number: int) -> State | None:
         learner = self._fenced(state, number)
@@ -317,7 +251,7 @@ class Protocol:
         if self.rules.frees_after_publish and learner.step != learner.published:
             return None
         broker = state.broker._replace(open=state.broker.open - set(learner.held))
-        return _with_learner(state._replace(broker=broker), number, learner._replace(held=()))
+        return with_learner(state._replace(broker=broker), number, learner._replace(held=()))
 
     def save(self, state: State, number: int) -> State | None:
         """Needs no broker: a zombie can do it."""
@@ -328,7 +262,7 @@ class Protocol:
         if learner.sequence == (learner.durable.sequence if learner.durable else 0):
             return None
         after = learner._replace(durable=saved, is_saved=True)
-        return _with_learner(state._replace(disk=state.disk | {saved}), number, after)
+        return with_learner(state._replace(disk=state.disk | {saved}), number, after)
 
     def commit(self, state: State, number: int) -> State | None:
         learner = self._fenced(state, number)
@@ -347,14 +281,14 @@ class Protocol:
             log=tuple(entry for entry in broker.log if entry.sequence > saved.sequence),
             open=broker.open - saved.trained,
         )
-        return _with_learner(
+        return with_learner(
             state._replace(broker=broker),
             number,
             learner._replace(is_saved=False, held=tuple(set(learner.held) - saved.trained)),
         )
 
     def crash(self, state: State, number: int) -> State | None:
-        return None if state.learners[number] is None else _with_learner(state, number, None)
+        return None if state.learners[number] is None else with_learner(state, number, None)
 
     def roll_back(self, state: State) -> State:
         assert state.copy is not None
@@ -375,29 +309,4 @@ class Protocol:
         learner, broker = state.learners[number], state.broker
         if learner is None or learner.history != broker.history:
             return None
-        return _with_learner(state, number, None)
-
-
-def highest_fence(state: State) -> int:
-    """Of every state on disk; 0 for none."""
-    return max((saved.fence for saved in state.disk), default=0)
-
-
-def state_to_resume(state: State) -> Saved | None:
-    """The newest, unless it covers less than the broker has committed: then the committed one."""
-    newest = max(state.disk, key=lambda saved: (saved.fence, saved.step), default=None)
-    if newest is None or newest.sequence >= state.broker.committed:
-        return newest
-    return max((saved for saved in state.disk if saved.sequence == state.broker.committed), default=newest)
-
-
-def _with_generator(state: State, number: int, held: Held | None) -> State:
-    generators = list(state.generators)
-    generators[number] = held
-    return state._replace(generators=tuple(generators))
-
-
-def _with_learner(state: State, number: int, learner: Learner | None) -> State:
-    learners = list(state.learners)
-    learners[number] = learner
-    return state._replace(learners=tuple(learners))
+        return with_learner(state, number, None)

@@ -107,6 +107,11 @@
 {{- fail "learner.settings.device is cuda and learner.gpus is 0: set learner.gpus=1, or the device to auto" }}
 {{- end }}
 {{- include "asympo.refuseRanks" . }}
+{{- $neededByLearner := include "asympo.neededLearnerGraceSeconds" . | int }}
+{{- $givenToLearner := .Values.learner.terminationGracePeriodSeconds }}
+{{- if and $givenToLearner (lt (int $givenToLearner) $neededByLearner) }}
+{{- fail (printf "learner.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make learner.settings.drain_seconds shorter" (int $givenToLearner) $neededByLearner) }}
+{{- end }}
 {{- $needed := include "asympo.neededGraceSeconds" . | int }}
 {{- $given := $generator.terminationGracePeriodSeconds }}
 {{- if and $given (lt (int $given) $needed) }}
@@ -134,6 +139,15 @@
 {{- fail "learner.kind is LeaderWorkerSet and the cluster has no such kind: install LeaderWorkerSet, or set learner.kind=StatefulSet" }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* drain_seconds, then 30 s that torchrun keeps to end ranks that are left, then 30 s for the rest. */}}
+{{- define "asympo.neededLearnerGraceSeconds" -}}
+{{- add (ceil (float64 (dig "drain_seconds" 240 .Values.learner.settings))) 60 }}
+{{- end }}
+
+{{- define "asympo.learnerGraceSeconds" -}}
+{{- .Values.learner.terminationGracePeriodSeconds | default (include "asympo.neededLearnerGraceSeconds" .) }}
 {{- end }}
 
 {{/* drain_seconds, then 30 s in which the engine is closed, then 10 s for the rest. */}}

@@ -66,6 +66,7 @@ static int is_refused(int file) {
   path[length] = 0;
   size_t size = strnlen(control->prefix, sizeof control->prefix);
   if (size == 0 || strncmp(path, control->prefix, size) != 0) return 0;
+  if (path[size] != 0 && path[size] != '/') return 0; /* a neighbour whose name only begins like it */
   __atomic_add_fetch(&control->num_refused_writes, 1, __ATOMIC_RELAXED);
   errno = ENOSPC;
   return 1;

@@ -10,7 +10,14 @@ from asympo import __version__
 from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.clock import Clock, SystemClock
-from asympo.common.errors import AsympoError, BrokerUnavailable, Fenced, RunEnded, RunHasLearner
+from asympo.common.errors import (
+    AsympoError,
+    BrokerUnavailable,
+    Fenced,
+    NoProgress,
+    RunEnded,
+    RunHasLearner,
+)
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
@@ -18,6 +25,7 @@ from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.learner.api import HttpServer, build_api
 from asympo.learner.core import BrokerView, Learner, LearnerState
+from asympo.learner.deadline import DrainDeadline
 from asympo.learner.heart import Heart
 from asympo.learner.joining import create_run, load_tokenizer
 from asympo.learner.launch import Launch
@@ -96,6 +104,7 @@ class LearnerProcess:
 
     def run(self, closing: ExitStack) -> None:
         """Start, train, drain. What is opened last is closed first."""
+        self._limit_drain(closing)
         # Before anything that may wait: who asks how the start is going gets an answer.
         rpc = self._open_doors(closing)
         broker = self._connect()
@@ -125,6 +134,20 @@ class LearnerProcess:
         if not is_over:
             self._train(run_log, config, tokenizer, heart, rpc, closing)
         self._linger()
+
+    def _limit_drain(self, closing: ExitStack) -> None:
+        """First of all, so that its limit covers the closing of everything else."""
+        deadline = DrainDeadline(
+            stop=self._stop,
+            seconds=self._settings.drain_seconds,
+            exit_code=lambda: (self._fenced or NoProgress).exit_code,
+            standing=lambda: (
+                f"{self._learner.state} at step {self._learner.step}, committed up to entry "
+                f"{self._learner.committed_sequence}"
+            ),
+        )
+        closing.callback(deadline.close)
+        deadline.start()
 
     def _connect(self) -> Broker | None:
         """The broker, however long it takes to come up; None when told to stop before."""

@@ -148,9 +148,10 @@ class Publishing:
         """Slots that the next policy frees."""
         self._held.extend(group_ids)
 
-    def committed(self) -> None:
-        """A commit has freed every slot; no publish may be in flight."""
-        self._held = []
+    @property
+    def held(self) -> frozenset[str]:
+        """Groups whose slots wait for a policy, one that is being published included."""
+        return frozenset(self._held)
 
     def staleness_of(self, appended_at_seconds: float) -> int:
         """Policies announced since then."""

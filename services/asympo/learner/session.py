@@ -26,6 +26,8 @@ T = TypeVar("T")
 _RETRY_SECONDS = 2.0
 STOP_PATIENCE_SECONDS = 30.0
 """How long a stopping learner goes on asking a broker that does not answer."""
+FULL_RATIO = 0.75
+"""Of its limit; the rest may not be room for the groups that are on their way to it."""
 
 
 class LogSession:
@@ -133,7 +135,14 @@ class LogSession:
             for what in ("policy", "loading")
         )
 
-    def commit(self, *, state_name: str, step: int, group_ids: Sequence[str]) -> CommitRecord:
+    def is_broker_full(self) -> bool:
+        """Whether the broker may be refusing groups for want of memory: then only a commit makes room."""
+        info = self._answered(self._run_log.broker_info)
+        return info.maxmemory_bytes > 0 and info.used_memory_bytes >= FULL_RATIO * info.maxmemory_bytes
+
+    def commit(
+        self, *, state_name: str, step: int, group_ids: Sequence[str], num_consumed: int
+    ) -> CommitRecord:
         """Makes the cursor durable."""
         sequence = self.consumed_sequence
         record = self._call(
@@ -143,6 +152,7 @@ class LogSession:
                 state_name=state_name,
                 step=step,
                 group_ids=group_ids,
+                num_consumed=num_consumed,
             )
         )
         self.committed = record

@@ -112,6 +112,9 @@ class LearnerSettings(ControlSettings):
     take_over: bool = Field(default=False, description="take the run from a learner that seems alive")
     heartbeat_seconds: float = Field(default=10.0, gt=0.3, description="a learner silent for so long is gone")
     holder: str = Field(default="", max_length=128, description="name in the log; host and pid when empty")
+    drain_seconds: float = Field(
+        default=240.0, gt=0.0, description="time to close in order at a stop; then it ends where it stands"
+    )
     exit_when_run_ends: bool = Field(default=True, description="end with the run; else stay and answer")
     max_empty_segments: int = Field(
         default=5, ge=1, description="steps in a row without any signal before an alert is raised"

@@ -25,6 +25,8 @@ from asympo.learner.trained_log import TrainedLog
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_STARVED_SECONDS = 1.0
+"""Waited so long since the last step, a learner asks whether the broker has memory for more groups."""
 _MAX_COMMITS_BEHIND = 4
 """Missed commits in a row after which training waits for storage: the log must stay bounded."""
 
@@ -122,6 +124,7 @@ class Trainer:
         self._wait_seconds += waited
         parts.metrics.waited(waited)
         if segment is None:
+            self._make_room()
             return
         if parts.learner.is_paused or parts.stop.is_set:
             # Read, not begun: it is the next step, or read again by the next learner.
@@ -257,6 +260,15 @@ class Trainer:
             request.commit = self._save(retain=request.retain)
             request.is_done.set()
 
+    def _make_room(self) -> None:
+        """Commits before its time when no group comes because the broker has no memory left for one."""
+        is_starved = self._wait_seconds >= _STARVED_SECONDS
+        if not is_starved or not self._segments_since_commit or self._save_at is not None:
+            return
+        if self._parts.session.is_broker_full():
+            log.warning("The broker is full and nothing is left to read: committing at step %d", self._step)
+            self._save()
+
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
         """Saves and commits what was consumed; None when storage failed, to be tried again.
 
@@ -269,7 +281,7 @@ class Trainer:
             return None
         parts.publishing.settle(wait=True)
         if parts.publishing.retry_at is not None and not self._is_closing:
-            # Committing frees slots, and those of an unpublished policy must not be freed.
+            # The storage that refused the policy is tried again first, and in order.
             self._save_at = parts.publishing.retry_at
             return None
         begun = parts.clock.monotonic_seconds()
@@ -281,9 +293,15 @@ class Trainer:
             parts.metrics.save_failed()
             self._save_at = parts.clock.monotonic_seconds() + parts.settings.publish_retry_seconds
             return None
-        commit = parts.session.commit(state_name=name, step=self._step, group_ids=self._uncommitted)
+        # Slots of what no policy shows yet are left to the publish that will.
+        held = parts.publishing.held
+        commit = parts.session.commit(
+            state_name=name,
+            step=self._step,
+            group_ids=[group_id for group_id in self._uncommitted if group_id not in held],
+            num_consumed=len(self._uncommitted),
+        )
         self._save_at = None
-        parts.publishing.committed()
         self._uncommitted, self._segments_since_commit = [], 0
         parts.learner.committed_sequence = commit.sequence
         parts.saver.prune(committed=name)

@@ -79,9 +79,10 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         # A given URL may hold a password: it travels in the environment only.
         common["redis_url"] = url
     ports, notes = _learner_ports(file)
-    learner = _plan_service(
-        LearnerSettings, merge(common, ports, file.learner_values), directory, "learner", learner_share, file
-    )
+    # It ends by itself, with words, before the supervisor kills it.
+    drain = {"drain_seconds": round(0.9 * file.run.learner_drain_seconds, 1)}
+    values = merge(common, drain, ports, file.learner_values)
+    learner = _plan_service(LearnerSettings, values, directory, "learner", learner_share, file)
     taken = {learner.settings.http_port, learner.settings.grpc_port}
     generators = []
     for number, share in enumerate(generator_shares):

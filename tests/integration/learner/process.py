@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ class LearnerProcess:
         model: Path,
         flags: tuple[str, ...] = (),
         launcher: tuple[str, ...] = ("-m", "asympo.cli", "learner"),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.http_port, self.grpc_port = free_port(), free_port()
         self.root, self.run = root, run
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         self._log = root / f"{run}-learner.log"
         root.mkdir(parents=True, exist_ok=True)
         self._command = [
@@ -50,10 +52,9 @@ class LearnerProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *flags: str) -> "LearnerProcess":
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self._log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*self._command, *flags], stdout=out, stderr=subprocess.STDOUT, env=environment
+                [*self._command, *flags], stdout=out, stderr=subprocess.STDOUT, env=self._environment
             )
         STARTED.append(self.process)
         return self
@@ -94,6 +95,10 @@ class LearnerProcess:
     @property
     def log(self) -> str:
         return self._log.read_text()[-4000:]
+
+    def count(self, words: str) -> int:
+        """How often it has said this since its first start."""
+        return self._log.read_text().count(words)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from asympo.common.errors import NoProgress
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.run.audit import effective_segments
@@ -85,3 +86,32 @@ def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
     assert commit is not None
     trained = [g for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for g in row["group_ids"]]
     assert len(trained) == len(set(trained)) == commit.sequence
+
+
+@pytest.mark.timeout(200)
+def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
+    own_broker: BrokerProcess, run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    flags = ("--drain-seconds", "2", "--share-prefixes", "never")
+    learner = LearnerProcess(
+        url=own_broker.url, run=run_name, root=tmp_path, model=tiny_model, flags=flags
+    ).start()
+    with Producer(url=own_broker.url, run=run_name):
+        learner.until(lambda: learner.reached(4))
+        assert own_broker.process is not None
+        own_broker.process.send_signal(signal.SIGSTOP)
+        asked_at = time.monotonic()
+        assert learner.stop(signal.SIGTERM) == NoProgress.exit_code, learner.log
+        assert 2 <= time.monotonic() - asked_at < 8
+        assert learner.count("Not closed 2 s after SIGTERM, ") == 1
+        own_broker.process.send_signal(signal.SIGCONT)
+        step = max(row["step"] for row in learner.rows)
+        learner.start("--take-over", "--total-steps", str(step + 3))
+        assert learner.wait() == 0, learner.log
+    broker = Broker.connect(own_broker.url)
+    commit = RunLog(broker, run_name).last_commit()
+    broker.close()
+    assert commit is not None
+    segments = effective_segments(read_jsonl(tmp_path / run_name / "trained.jsonl"))
+    trained = [group_id for segment in segments for group_id in segment["group_ids"]]
+    assert len(trained) == len(set(trained)) == commit.sequence, "none lost, none twice"

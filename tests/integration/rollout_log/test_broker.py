@@ -15,7 +15,7 @@ from asympo.common.rollout_log.lua import load_script, script_names
 
 from tests.conftest import BrokerProcess, free_port, require
 
-from .conftest import must_append, must_lease, server_binary, start_run
+from .conftest import config_of, must_append, must_lease, server_binary, start_run
 
 StartServer = Callable[..., BrokerProcess]
 PATIENT = {"max_retries": 30, "backoff_base_seconds": 0.02, "backoff_cap_seconds": 0.1}
@@ -67,7 +67,8 @@ def test_full_broker_refuses_appends_whole_and_still_lets_the_learner_free(
 ) -> None:
     process = start_server("--maxmemory", "6mb", "--maxmemory-policy", "noeviction")
     log = RunLog(Broker.connect(process.url), run_name)
-    learner = start_run(log, groups_per_step=500, max_groups_per_step=500, num_prompts=1000)
+    sizes = {"groups_per_step": 500, "max_groups_per_step": 500, "num_prompts": 1000}
+    config, learner = config_of(run_name, **sizes), start_run(log, **sizes)
     held = [must_lease(log) for _ in range(200)]
     num_appended = 0
     with pytest.raises(BrokerFull):  # noqa: PT012 - which append is the first refused one depends on the server
@@ -80,6 +81,12 @@ def test_full_broker_refuses_appends_whole_and_still_lets_the_learner_free(
     log.broker.client.config_set("maxmemory", "1mb")
     with pytest.raises(BrokerFull):
         log.acquire(holder="gen-0", policy_step=0)
+    with pytest.raises(BrokerFull):
+        RunLog(log.broker, f"{run_name}-new").create_or_join(config_of(f"{run_name}-new"))
+    # A learner that is started again now: it must get in, since only its commits make room.
+    assert log.create_or_join(config) == config
+    learner.fence = log.take_fence("learner-1", take_over=True)
+    learner.fence = log.reconcile(learner.fence, committed=None, trained=learner.trained).fence
     assert log.hand_back(held.pop(), reason="stopping")
     log.report_presence("gen-0", {}, ttl_seconds=5)
     entries = learner.consume(1000)

@@ -150,21 +150,31 @@ def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: BrokerProcess
     ]
 
 
-def test_doctor_names_what_a_careless_broker_may_lose(broker_binary: str, tmp_path: Path) -> None:
-    careless = BrokerProcess(
-        binary=broker_binary,
-        data_dir=tmp_path / "broker",
-        extra=("--appendfsync", "everysec", "--maxmemory-policy", "allkeys-lru"),
-    ).start()
+@pytest.mark.parametrize(
+    ("setting", "lost", "repair"),
+    [
+        (("--appendonly", "no"), "possibly the whole run's log", "set appendonly yes and appendfsync always"),
+        (("--appendfsync", "everysec"), "about the last second of acknowledged", "set appendfsync always"),
+        (("--appendfsync", "no"), "whatever the kernel had not written", "set appendfsync always"),
+        (
+            ("--maxmemory-policy", "allkeys-lru"),
+            "deletes unread groups",
+            "set maxmemory-policy noeviction",
+        ),
+    ],
+    ids=["no AOF", "everysec", "no fsync", "eviction"],
+)
+def test_doctor_names_what_a_careless_broker_may_lose(
+    setting: tuple[str, str], lost: str, repair: str, broker_binary: str, tmp_path: Path
+) -> None:
+    careless = BrokerProcess(binary=broker_binary, data_dir=tmp_path / "broker", extra=setting).start()
     try:
         target = checks.Target(directory=tmp_path, redis_url=careless.url, ports=())
-        wrong = [finding for finding in checks.check_broker(target) if finding.level is checks.Level.WRONG]
+        (wrong,) = [each for each in checks.check_broker(target) if each.level is checks.Level.WRONG]
     finally:
         careless.stop()
-    assert [finding.repair for finding in wrong] == [
-        "set appendfsync always",
-        "set maxmemory-policy noeviction",
-    ]
+    assert lost in wrong.text
+    assert wrong.repair == repair
 
 
 def test_doctor_exits_1_and_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

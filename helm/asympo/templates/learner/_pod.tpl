@@ -20,7 +20,7 @@ metadata:
     {{- end }}
 spec:
   {{- include "asympo.podBasics" $learner | nindent 2 }}
-  terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ include "asympo.learnerGraceSeconds" . }}
   {{- with $values.affinity }}
   affinity:
     {{- toYaml . | nindent 4 }}

@@ -16,7 +16,7 @@ A rank that is lost ends all: within a pod torchrun starts them anew, across pod
 {{- if not (include "asympo.learnerIsSeveral" .) -}}
 args: {{ concat (list "learner") $config | toJson }}
 {{- else }}
-{{- $common := list "--nproc-per-node" (include "asympo.ranksPerPod" .) "--shutdown-timeout" (sub (int .Values.learner.terminationGracePeriodSeconds) 30 | toString) }}
+{{- $common := list "--nproc-per-node" (include "asympo.ranksPerPod" .) "--shutdown-timeout" (sub (include "asympo.learnerGraceSeconds" . | int) 30 | toString) }}
 {{- $learner := concat (list "-m" "asympo.learner" "--") $config }}
 {{- if eq (int .Values.learner.nodes) 1 -}}
 command: [tini, --, torchrun]

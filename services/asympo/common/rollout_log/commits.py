@@ -30,18 +30,21 @@ class Commits(RunAccess):
         state_name: str,
         step: int,
         group_ids: Sequence[str],
+        num_consumed: int | None = None,
     ) -> CommitRecord:
         """Records that everything up to ``sequence`` is in training state ``state_name``, and trims it.
 
-        ``group_ids``: groups consumed since the last commit; their slots are freed. Entries after
-        ``sequence`` are never touched. A run whose prompts are used up and all committed becomes finished.
+        ``group_ids``: groups consumed since the last commit whose slots are freed; ``num_consumed`` counts
+        those as well that stay open until a policy frees them. Entries after ``sequence`` are never touched.
+        A run whose prompts are used up and all committed becomes finished.
         Whoever wants to keep the entries has put them into an archive before.
         """
         head, tail = group_ids[:_MAX_IDS_AT_ONCE], group_ids[_MAX_IDS_AT_ONCE:]
         # Freeing is idempotent and needs no order, so the rest may go ahead of the one atomic script.
         self.free(fence, tail)
         nouns = "run commit log open leases reissue holes wake"
-        arguments = (sequence, state_name, step, len(group_ids), *head)
+        num_consumed = len(group_ids) if num_consumed is None else num_consumed
+        arguments = (sequence, state_name, step, num_consumed, *head)
         self._call_fenced(fence, "commit", nouns, *arguments)
         return CommitRecord(sequence=sequence, state_name=state_name, step=step, fence=fence.number)
 

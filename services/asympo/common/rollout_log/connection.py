@@ -4,6 +4,7 @@ Every command sent through here is a read or one of our scripts, and every scrip
 same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
 """
 
+import dataclasses
 import os
 import random
 import re
@@ -136,16 +137,25 @@ class Broker:
             raise
         return broker
 
-    def info(self) -> BrokerInfo:
-        """Server, version, durability and what may be lost with it. Raises BrokerRefused when too old."""
-        with _our_errors(self.url):
-            fields, config = self._retrying.call(self._describe)
-        return describe(fields, config, url=self.url)
+    def info(self, *, key: str | None = None) -> BrokerInfo:
+        """Server, version, durability and what may be lost with it. Raises BrokerRefused when too old.
 
-    def _describe(self) -> tuple[dict[str, Any], dict[str, str]]:
-        target = {}
-        if isinstance(self.client, RedisCluster):
-            target = {"target_nodes": self.client.get_default_node()}
+        Of a cluster it is the master of ``key``, else the first one with the warnings of all.
+        """
+        with _our_errors(self.url):
+            described = self._retrying.call(lambda: [self._describe(node) for node in self._masters(key)])
+        infos = [describe(fields, config, url=self.url) for fields, config in described]
+        warnings = dict.fromkeys(warning for info in infos for warning in info.warnings)
+        return dataclasses.replace(infos[0], warnings=tuple(warnings))
+
+    def _masters(self, key: str | None) -> list[Any]:
+        """Nodes of a cluster; [None] for any other broker."""
+        if not isinstance(self.client, RedisCluster):
+            return [None]
+        return [self.client.get_node_from_key(key)] if key else self.client.get_primaries()
+
+    def _describe(self, node: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        target = {} if node is None else {"target_nodes": node}
         fields = self.client.info(**target)
         try:
             found = [self.client.config_get(names, **target) for names in ("append*", "maxmemory*")]

@@ -17,10 +17,22 @@ class RunStates(RunAccess):
     def create_or_join(self, config: RunConfig) -> RunConfig:
         """Writes ``config`` if the run is new, else compares; returns what is stored.
 
-        Raises RunConfigMismatch naming every field that differs.
+        Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
         """
         if config.run != self.run:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self.run!r}")
+        # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
+        stored = self.config() or self._create(config)
+        differences = config.differences(stored)
+        if differences:
+            raise RunConfigMismatch(
+                f"run {self.run!r} was created with other settings ({'; '.join(differences)}): "
+                "use those, or another run name"
+            )
+        return stored
+
+    def _create(self, config: RunConfig) -> RunConfig:
+        """Writes it unless another learner was faster; what is stored then."""
         limit = config.max_generation_staleness
         reply = self._call(
             "create",
@@ -37,14 +49,7 @@ class RunStates(RunAccess):
             *("num_epochs", config.num_epochs),
             *("model", config.model),
         )
-        stored = RunConfig.from_json(reply[1])
-        differences = config.differences(stored)
-        if differences:
-            raise RunConfigMismatch(
-                f"run {self.run!r} was created with other settings ({'; '.join(differences)}): "
-                "use those, or another run name"
-            )
-        return stored
+        return RunConfig.from_json(reply[1])
 
     def config(self) -> RunConfig | None:
         """The stored config; None while no learner has created the run."""

@@ -4,6 +4,7 @@ import dataclasses
 
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import LogStats, RunState
+from asympo.common.rollout_log.server_info import BrokerInfo
 
 _TEXTS = {"state_reason", "fence_holder"}
 _FLAGS = {"is_exhausted", "is_fence_alive"}
@@ -27,3 +28,7 @@ class Stats(RunAccess):
                 plain = text(raw) if item.name in _TEXTS else number(raw)
                 values[item.name] = bool(plain) if item.name in _FLAGS else plain
         return LogStats(**values)  # type: ignore[arg-type]
+
+    def broker_info(self) -> BrokerInfo:
+        """The broker; of a cluster the master that holds this run."""
+        return self.broker.info(key=self._key("run"))
