@@ -1,0 +1,258 @@
+"""Each script alone, called as a client calls it, twice: what it replies, what it changes, and nothing more.
+
+A test a script, named after it. A retry after a lost reply is a second call with the same words.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.rollout_log import Lease, RunLog
+from asympo.common.rollout_log.append import APPEND_KEYS
+from asympo.common.rollout_log.keys import NOUNS, key
+from asympo.common.rollout_log.leases import ACQUIRE_KEYS
+from asympo.common.rollout_log.lua import script_names
+
+from .conftest import Learner, must_append, must_lease, start_run
+
+COMMIT_KEYS = "run commit log open leases reissue holes wake"
+RECONCILE_KEYS = "run commit log holes open leases deadlines reissue set_aside wake"
+SURVEY_KEYS = "run commit holes open leases reissue set_aside"
+PRESENCE_KEYS = "presence presence_until"
+
+
+def test_every_script_has_a_test_of_its_own() -> None:
+    tree = ast.parse(Path(__file__).read_text())
+    tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name in script_names():
+        assert any(re.match(f"test_{name}_(?!policy_)", test) for test in tests), name
+
+
+@pytest.fixture
+def learner(log: RunLog) -> Learner:
+    return start_run(log)
+
+
+def call(log: RunLog, script: str, nouns: str, *arguments: Any) -> Any:
+    return log.broker.run_script(script, [key(log.run, noun) for noun in nouns.split()], arguments)
+
+
+def fenced(learner: Learner) -> tuple[Any, ...]:
+    return learner.fence.number, learner.fence.token, learner.fence.server_id
+
+
+def content(log: RunLog, *, without: str = "") -> dict[str, bytes | None]:
+    """Every key of the run as the broker would store it, deadlines and events aside."""
+    names = set(NOUNS) - {"wake", "deadlines", *without.split()}
+    return {name: log.broker.command("DUMP", key(log.run, name)) for name in names}
+
+
+def twice(log: RunLog, script: str, nouns: str, *arguments: Any, without: str = "") -> Any:
+    """The reply of both calls; the second one has changed nothing."""
+    first = call(log, script, nouns, *arguments)
+    before = content(log, without=without)
+    again = call(log, script, nouns, *arguments)
+    assert content(log, without=without) == before
+    return first, again
+
+
+def test_create_writes_the_run_once_and_lets_others_join(log: RunLog) -> None:
+    first, again = twice(log, "create", "config run wake", "{}", "capacity", 3)
+    assert (first, again) == ([b"CREATED", b"{}"], [b"JOINED", b"{}"])
+    assert call(log, "create", "config run wake", "other", "capacity", 9) == [b"JOINED", b"{}"]
+    assert log.broker.command("HGET", key(log.run, "run"), "capacity") == b"3"
+
+
+def test_acquire_grants_one_prompt_for_one_token(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "acquire", ACQUIRE_KEYS, "t" * 32, 0, "g")
+    assert (first[:2], first[2]) == (again[:2], 15_000)
+    assert 0 < again[2] <= 15_000
+    other = call(log, "acquire", ACQUIRE_KEYS, "u" * 32, 0, "g")
+    assert other[1] != first[1]
+
+
+def test_renew_extends_what_is_held_and_names_what_is_lost(log: RunLog, learner: Learner) -> None:
+    lease = must_lease(log)
+    first, again = twice(log, "renew", "run leases deadlines", lease.token, "x" * 32)
+    assert first == again == [1, 0]
+
+
+def test_hand_back_returns_the_prompt_once(log: RunLog, learner: Learner) -> None:
+    lease = must_lease(log)
+    nouns = "run leases deadlines reissue wake failures set_aside"
+    first, again = twice(log, "hand_back", nouns, lease.token, 1, "why")
+    assert (first, again) == ([1], [0])
+    assert log.broker.command("LRANGE", key(log.run, "reissue"), 0, -1) == [lease.group_id.encode()]
+    assert (log.stats().leases, log.stats().prompt_failures) == (0, 1)
+
+
+def test_append_gives_one_lease_one_number(log: RunLog, learner: Learner) -> None:
+    lease = must_lease(log)
+    first = call(log, "append", APPEND_KEYS, lease.token, b"p", "g")
+    before = content(log, without="run")
+    again = call(log, "append", APPEND_KEYS, lease.token, b"p", "g")
+    assert (first[:2], again[:2]) == ([b"APPENDED", 1], [b"DUPLICATE", 1])
+    # In the run itself only the retry is counted.
+    assert content(log, without="run") == before
+    assert (log.stats().appended, log.stats().duplicate_appends) == (1, 1)
+
+
+def test_free_empties_slots_once(log: RunLog, learner: Learner) -> None:
+    lease = appended(log)
+    first, again = twice(log, "free", "run open wake", *fenced(learner), 1, lease.group_id, "0-unknown")
+    assert (first, again) == ([b"OK", 1], [b"OK", 0])
+    assert (log.stats().open, log.stats().backlog) == (0, 0)
+
+
+def test_commit_records_frees_and_trims_once(log: RunLog, learner: Learner) -> None:
+    lease = appended(log)
+    arguments = (*fenced(learner), 1, "state", 4, 1, lease.group_id)
+    first, again = twice(log, "commit", COMMIT_KEYS, *arguments, without="commit")
+    assert first == again == [b"OK"]
+    commit = log.last_commit()
+    assert commit is not None
+    assert (commit.sequence, commit.state_name, commit.step) == (1, "state", 4)
+    assert (log.stats().open, log.stats().trained, list(log.iter_entries())) == (0, 1, [])
+
+
+def test_dead_letter_is_written_once(log: RunLog, learner: Learner) -> None:
+    lease = appended(log)
+    arguments = (*fenced(learner), 10, 1, lease.group_id, "g", "why", b"p")
+    first, again = twice(log, "dead_letter", "run dead open wake", *arguments)
+    assert first == again == [b"OK"]
+    assert (log.stats().dead_letters, log.stats().open, log.stats().last_sequence) == (1, 0, 1)
+
+
+def test_announce_policy_tells_of_a_step_once(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "announce_policy", "run policies policy_steps", *fenced(learner), 7, "d7")
+    assert first[0] == again[0] == b"OK"
+    assert int(first[1]) == int(again[1])
+    assert log.broker.command("XLEN", key(log.run, "policies")) == 2, "that of the start and this one"
+
+
+def test_mark_bad_policy_keeps_the_first_report(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "mark_bad_policy", "bad_policies wake", "1:0", '{"reason": "r", "holder": "h"}')
+    assert first == again == [b"OK"]
+    call(log, "mark_bad_policy", "bad_policies wake", "1:0", '{"reason": "later", "holder": "i"}')
+    assert [(bad.step, bad.reason) for bad in log.bad_policies()] == [(0, "r")]
+
+
+def test_take_fence_gives_one_token_one_number(log: RunLog) -> None:
+    arguments = ("t" * 32, "l", 60_000, 0, 0)
+    first, again = call(log, "take_fence", "run", *arguments), call(log, "take_fence", "run", *arguments)
+    assert first == again
+    assert first[:2] == [b"TAKEN", 1]
+    assert call(log, "take_fence", "run", "u" * 32, "m", 60_000, 0, 0)[:3] == [b"HELD", 1, b"l"]
+    assert call(log, "take_fence", "run", "u" * 32, "m", 60_000, 1, 5)[:2] == [b"TAKEN", 6]
+
+
+def test_check_fence_reads_who_owns_the_run(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "check_fence", "run", *fenced(learner))
+    assert first == again == [b"OK"]
+    number, token, server_id = fenced(learner)
+    assert call(log, "check_fence", "run", number, "x" * 32, server_id) == [b"FENCED", 1, b"learner-0"]
+    assert call(log, "check_fence", "run", number, token, "another") == [b"CHANGED"]
+    assert call(log, "check_fence", "run", number + 1, token, server_id) == [b"CHANGED"]
+
+
+def test_heartbeat_keeps_the_run(log: RunLog, learner: Learner) -> None:
+    for _ in range(2):
+        assert call(log, "heartbeat", "run", *fenced(learner), 90_000, 3) == [b"OK"]
+    left = int(log.broker.command("HGET", key(log.run, "run"), "fence_deadline_ms"))
+    assert left - log.stats().server_time_seconds * 1000 > 60_000
+    assert log.broker.command("HGET", key(log.run, "run"), "trained_sequence") == b"3"
+
+
+def test_release_gives_up_what_is_ours_once(log: RunLog, learner: Learner) -> None:
+    number, token, _ = fenced(learner)
+    call(log, "release", "run", number, "x" * 32)
+    assert log.stats().is_fence_alive
+    first, again = twice(log, "release", "run", number, token)
+    assert first == again == [b"OK"]
+    assert (log.stats().is_fence_alive, log.stats().fence) == (False, number)
+
+
+def test_set_state_moves_a_run_that_exists(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "set_state", "run wake", 0, "", "", "draining", "why")
+    assert first == again == [b"OK"]
+    assert (log.stats().state, log.stats().state_reason) == ("draining", "why")
+    nobody = RunLog(log.broker, f"{log.run}-not-there")
+    assert call(nobody, "set_state", "run wake", 0, "", "", "draining", "why") == [b"MISSING"]
+
+
+def test_report_presence_holds_for_its_time_and_ends_with_goodbye(log: RunLog) -> None:
+    for _ in range(2):
+        call(log, "report_presence", PRESENCE_KEYS, "g", '{"a": 1}', 5000)
+    assert [each["holder"] for each in log.generators()] == ["g"]
+    twice(log, "report_presence", PRESENCE_KEYS, "g", "{}", 0)
+    assert log.generators() == []
+
+
+def test_list_presence_leaves_out_who_is_silent(log: RunLog) -> None:
+    call(log, "report_presence", PRESENCE_KEYS, "g", '{"a": 1}', 5000)
+    log.broker.client.zadd(key(log.run, "presence_until"), {"h": 1})
+    log.broker.client.hset(key(log.run, "presence"), "h", "{}")
+    first, _ = twice(log, "list_presence", PRESENCE_KEYS)
+    assert (first[0], first[2:]) == (b"g", [b'{"a": 1}'])
+    assert 0 < first[1] <= 5000
+
+
+def test_log_ids_lists_what_follows_a_number(log: RunLog, learner: Learner) -> None:
+    ids = [appended(log).group_id.encode() for _ in range(3)]
+    first, again = twice(log, "log_ids", "log", 1, 10)
+    assert first == again == [2, ids[1], 3, ids[2]]
+    assert call(log, "log_ids", "log", 0, 1) == [1, ids[0]]
+
+
+def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner: Learner) -> None:
+    opened, leased = appended(log), must_lease(log)
+    number, token, _ = fenced(learner)
+    # Two more were consumed than this broker knows of: their numbers are used.
+    arguments = (number, token, 9, 3, "l", 90_000)
+    first = call(log, "survey", SURVEY_KEYS, *arguments)
+    again = call(log, "survey", SURVEY_KEYS, *arguments)
+    assert first[0] == b"OK"
+    assert first[1][:3] == again[1][:3] == [9, 3, 2]
+    assert first[3:5] == again[3:5] == [[opened.group_id.encode()], [leased.group_id.encode()]]
+    assert call(log, "survey", SURVEY_KEYS, number, "x" * 32, 0, 0, "m", 1)[0] == b"FENCED"
+
+
+def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:
+    covered, lost, leased = appended(log).group_id, appended(log).group_id, must_lease(log)
+    cursor = (0, 3)
+    lists = ((covered,), (lost,), ("0-reopened",), (lost, "0-reopened", leased.group_id), ())
+    flat = [item for items in lists for item in (len(items), *items)]
+    arguments = (*fenced(learner), *cursor, *cursor, 1, "state", 4, learner.fence.number, *flat)
+    first, again = twice(log, "settle", RECONCILE_KEYS, *arguments)
+    assert first == again == [b"OK"]
+    assert log.broker.client.smembers(key(log.run, "open")) == {b"0-reopened"}
+    # What is open or leased has an owner: it is not issued again.
+    assert log.broker.command("LRANGE", key(log.run, "reissue"), 0, -1) == [lost.encode()]
+    commit = log.last_commit()
+    assert commit is not None
+    assert (commit.sequence, commit.state_name) == (1, "state")
+    must_lease(log), must_lease(log)
+    assert call(log, "settle", RECONCILE_KEYS, *arguments) == [b"RETRY"]
+
+
+def test_stats_reads_one_instant(log: RunLog, learner: Learner) -> None:
+    appended(log), must_lease(log)
+    first, _ = twice(log, "stats", "run open leases deadlines reissue set_aside")
+    found = dict(zip(first[::2], first[1::2], strict=True))
+    assert [found[name] for name in (b"open", b"leases", b"appended", b"backlog")] == [1, 1, 1, 1]
+
+
+def test_delete_leaves_nothing(log: RunLog, learner: Learner) -> None:
+    appended(log)
+    first, again = twice(log, "delete", " ".join(NOUNS))
+    assert first == again == [b"OK"]
+    assert not list(log.broker.client.scan_iter(match=f"asympo:{{{log.run}}}:*", count=1000))
+
+
+def appended(log: RunLog) -> Lease:
+    """A lease whose group is in the log."""
+    lease = must_lease(log)
+    must_append(log, lease)
+    return lease
