@@ -6,9 +6,9 @@ from statistics import median
 from typing import Any
 
 from asympo.lab.arms import find_arm
-from asympo.lab.cell import CellResult
-from asympo.lab.presets.plan import COLLAPSE_SHARE, MOONSHOT_SHARE
-from asympo.lab.study import Results
+from asympo.lab.cell import CellResult, CellSpec
+from asympo.lab.presets.plan import COLLAPSE_SHARE, MOONSHOT_SHARE, Grid
+from asympo.lab.results import Results
 
 _LATE_SHARE = 1 / 3
 """Imbalance, gradient norm and entropy are given for the last third of a run's steps."""
@@ -66,11 +66,11 @@ def row_of(setting: Setting, cells: Sequence[CellResult]) -> dict[str, Any]:
     }
 
 
-def summarise(results: Results) -> dict[str, Any]:
-    """The study as one JSON object."""
-    # Grids share cells.
-    cells = list({cell.spec: cell for _, each in results.grids for cell in each}.values())
-    rows = [row_of(setting, each) for setting, each in by_setting(cells).items()]
+def summarise(results: Results, *, confirming_seeds: Sequence[int] = ()) -> dict[str, Any]:
+    """The study as one JSON object; cells of the confirming seeds are rows of their own."""
+    cells = cells_of(results.grids)
+    rows = rows_of(cell for cell in cells if cell.spec.seed not in confirming_seeds)
+    confirmation = rows_of(cell for cell in cells if cell.spec.seed in confirming_seeds)
     starts = {cell.spec.task: cell.evaluations[0]["accuracy"] for cell in cells}
     return {
         "start_accuracy": starts,
@@ -78,8 +78,19 @@ def summarise(results: Results) -> dict[str, Any]:
         "tuning": tuning_table(results),
         "results": rows,
         "collapse_window": collapse_windows(rows),
-        "moonshot": moonshot(rows),
+        "moonshot": moonshot(rows, confirmation),
+        "confirmation": confirmation,
     }
+
+
+def cells_of(grids: Iterable[tuple[Grid, Sequence[CellResult]]]) -> list[CellResult]:
+    """Every cell once: grids share them."""
+    return list({cell.spec: cell for _, each in grids for cell in each}.values())
+
+
+def rows_of(cells: Iterable[CellResult]) -> list[dict[str, Any]]:
+    """A row for every setting."""
+    return [row_of(setting, each) for setting, each in by_setting(cells).items()]
 
 
 def collapse_windows(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -109,26 +120,67 @@ def is_plain(row: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def moonshot(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """Best current-policy-only setting at the greatest staleness against the best synchronous one."""
-    plain = [row for row in rows if is_plain(row)]
-    greatest = max((row["staleness"] for row in plain), default=0)
-    fresh = [row for row in plain if row["staleness"] == 0]
-    stale = [
-        row for row in plain if row["staleness"] == greatest and not find_arm(row["arm"]).needs_behaviour
-    ]
-    if not greatest or not fresh or not stale:
+def moonshot(
+    rows: Sequence[dict[str, Any]], confirmation: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any] | None:
+    """Current-policy-only settings at the greatest staleness against the best synchronous setting.
+
+    ``confirmed`` is the same comparison on fresh seeds, for every setting that passes: it counts only if it
+    passes there too. Empty while nothing passed, or what passed was not run again.
+    """
+    fresh, stale = _contenders(rows)
+    if not fresh or not stale:
         return None
     best_fresh, best_stale = (max(each, key=_median_of) for each in (fresh, stale))
-    share = best_stale["median_accuracy"] / best_fresh["median_accuracy"]
+    fresh_again, stale_again = _contenders(confirmation)
+    passed = {_setting_name(row) for row in stale if _share(row, best_fresh) >= MOONSHOT_SHARE}
+    confirmed = [
+        {**_named(row), "seeds": row["seeds"], "share": _share(row, max(fresh_again, key=_median_of))}
+        for row in stale_again
+        if fresh_again and _setting_name(row) in passed
+    ]
     return {
-        "staleness": greatest,
+        "staleness": best_stale["staleness"],
         "best_synchronous": _named(best_fresh),
         "best_current_policy_only": _named(best_stale),
-        "share": share,
+        "share": _share(best_stale, best_fresh),
         "needed": MOONSHOT_SHARE,
-        "is_reached": share >= MOONSHOT_SHARE,
+        "has_passed": bool(passed),
+        "best_synchronous_again": _named(max(fresh_again, key=_median_of)) if fresh_again else None,
+        "confirmed": confirmed,
+        "is_reached": any(each["share"] >= MOONSHOT_SHARE for each in confirmed),
     }
+
+
+def passing_specs(
+    grids: Iterable[tuple[Grid, Sequence[CellResult]]], *, confirming_seeds: Sequence[int]
+) -> list[CellSpec]:
+    """One cell of every setting that passes the moonshot before it is confirmed."""
+    cells = [cell for cell in cells_of(grids) if cell.spec.seed not in confirming_seeds]
+    rows = {_setting_name(row_of(setting, each)): each for setting, each in by_setting(cells).items()}
+    fresh, stale = _contenders(rows_of(cells))
+    if not fresh:
+        return []
+    best = max(fresh, key=_median_of)
+    return [rows[_setting_name(row)][0].spec for row in stale if _share(row, best) >= MOONSHOT_SHARE]
+
+
+def _contenders(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Synchronous rows of any arm, and current-policy-only rows at the greatest staleness."""
+    plain = [row for row in rows if is_plain(row)]
+    greatest = max((row["staleness"] for row in plain), default=0)
+    stale = [row for row in plain if row["staleness"] == greatest and greatest]
+    return [row for row in plain if row["staleness"] == 0], [
+        row for row in stale if not find_arm(row["arm"]).needs_behaviour
+    ]
+
+
+def _share(row: dict[str, Any], best: dict[str, Any]) -> float:
+    return _median_of(row) / _median_of(best)
+
+
+def _setting_name(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in Setting.__dataclass_fields__)
 
 
 def tuning_table(results: Results) -> dict[str, Any]:

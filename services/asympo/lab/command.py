@@ -129,7 +129,7 @@ def _run(
         "command": shlex.join(["asympo", "lab", *argv]),
         "versions": _versions(),
         "wall_seconds": time.monotonic() - began,
-        **summarise(results),
+        **summarise(results, confirming_seeds=preset.confirming_seeds),
     }
     for folder in filter(None, (directory, arguments.publish)):
         folder.mkdir(parents=True, exist_ok=True)

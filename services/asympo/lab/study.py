@@ -6,14 +6,16 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from asympo.common.errors import AsympoError
+from asympo.lab.analysis import passing_specs
 from asympo.lab.arms import find_arm
 from asympo.lab.cell import Cell, CellResult, CellSpec
 from asympo.lab.presets.plan import Grid, Preset
+from asympo.lab.results import Results
 from asympo.lab.start import Weights, load_weights, save_weights, warm_up, weights_of
 from asympo.lab.worlds import World, make_world
 from asympo.learner.compute import set_up_torch
@@ -21,16 +23,6 @@ from asympo.learner.compute import set_up_torch
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
 """Told how many of how many cells are done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Everything that was measured."""
-
-    tuning: list[CellResult]
-    chosen: dict[str, float]
-    """Constant of each arm that was tuned."""
-    grids: list[tuple[Grid, list[CellResult]]]
 
 
 class Study:
@@ -59,10 +51,15 @@ class Study:
             self._say(f"tuning: the same runs for each of {len(arms)} arms")
             tuning = self._run(tuning_specs(self._preset, arms))
             chosen = choose_constants(tuning)
-        measured = []
+        measured: list[tuple[Grid, list[CellResult]]] = []
         for grid in grids:
             self._say(f"grid {grid.name}: {grid.question}")
-            measured.append((grid, self._run(grid_specs(self._preset, grid, chosen))))
+            if grid.constants == "passed":
+                passing = passing_specs(measured, confirming_seeds=grid.seeds)
+                specs = [replace(spec, seed=seed) for spec in passing for seed in grid.seeds]
+            else:
+                specs = grid_specs(self._preset, grid, chosen)
+            measured.append((grid, self._run(specs)))
         return Results(tuning=tuning, chosen=chosen, grids=measured)
 
     def _make_starts(self, tasks: Iterable[str]) -> None:

@@ -4,10 +4,19 @@ from dataclasses import replace
 
 import pytest
 from asympo.lab.ages import draw_age, oldest_age
-from asympo.lab.analysis import Setting, collapse_windows, has_collapsed, moonshot, row_of, summarise
+from asympo.lab.analysis import (
+    Setting,
+    collapse_windows,
+    has_collapsed,
+    moonshot,
+    passing_specs,
+    row_of,
+    summarise,
+)
 from asympo.lab.cell import CellResult, CellSpec
 from asympo.lab.presets import LAPTOP
-from asympo.lab.study import Results, choose_constants
+from asympo.lab.results import Results
+from asympo.lab.study import choose_constants
 
 SPEC = CellSpec(
     arm="asympo", constant=1e-4, staleness=64, kind="fixed", learning_rate=3e-4, seed=0, steps=3,
@@ -64,7 +73,25 @@ def test_moonshot_leaves_out_arms_that_read_behaviour_logprobs() -> None:
     assert found is not None
     assert found["best_current_policy_only"]["arm"] == "asympo"
     assert found["share"] == pytest.approx(0.58 / 0.6)
+    assert not found["has_passed"]
     assert not found["is_reached"]
+
+
+@pytest.mark.parametrize(("again", "is_reached"), [(None, False), (0.58, False), (0.6, True)])
+def test_moonshot_counts_only_when_it_passes_on_fresh_seeds_too(
+    again: float | None, is_reached: bool
+) -> None:
+    grid = LAPTOP.grids[0]
+    cells = [cell(0.6, arm="naive", staleness=0), cell(0.59, arm="spo"), cell(0.5, arm="asympo")]
+    if again is not None:
+        cells += [cell(0.6, arm="grpo", staleness=0, seed=10), cell(again, arm="spo", seed=10)]
+        # Fresh seeds confirm what had passed; they do not let anything else in.
+        cells += [cell(0.9, arm="asympo", seed=10)]
+    assert [spec.arm for spec in passing_specs([(grid, cells)], confirming_seeds=(10,))] == ["spo"]
+    summary = summarise(Results(tuning=[], chosen={}, grids=[(grid, cells)]), confirming_seeds=(10,))
+    assert summary["moonshot"]["has_passed"]
+    assert summary["moonshot"]["is_reached"] is is_reached
+    assert {seed for row in summary["results"] for seed in row["seeds"]} == {0}
 
 
 @pytest.mark.parametrize("kind", ["fixed", "uniform", "long-tailed"])

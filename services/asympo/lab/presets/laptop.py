@@ -29,6 +29,7 @@ LAPTOP = Preset(
     group_size=8,
     evaluate_every=50,
     tuning=Tuning(staleness=64, learning_rates=_LEARNING_RATES, seed=9, steps=_STEPS),
+    confirming_seeds=_CONFIRMING_SEEDS,
     grids=(
         Grid(
             name="headline",
@@ -67,6 +68,16 @@ LAPTOP = Preset(
             learning_rates=(3e-4,),
             seeds=_CONFIRMING_SEEDS,
             steps=_STEPS,
+        ),
+        Grid(
+            name="confirm-stale",
+            question="What reached the synchronous best at K = 64, on the same fresh seeds.",
+            arms=(),
+            staleness=(64,),
+            learning_rates=(),
+            seeds=_CONFIRMING_SEEDS,
+            steps=_STEPS,
+            constants="passed",
         ),
         Grid(
             name="ages",

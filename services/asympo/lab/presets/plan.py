@@ -11,8 +11,9 @@ COLLAPSE_SHARE = 0.5
 MOONSHOT_SHARE = 0.98
 """Share of the best synchronous accuracy that a current-policy-only setting must keep when stale."""
 
-Constants = Literal["tuned", "first", "both"]
-"""Which values of an arm's constant are run: what tuning chose, the first candidate, or each candidate."""
+Constants = Literal["tuned", "first", "both", "passed"]
+"""Which values of an arm's constant are run: what tuning chose, the first candidate, or each candidate.
+`passed`: no arms of the grid's own, but the settings that passed the moonshot in the grids before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,8 @@ class Preset:
     tuning: Tuning | None
     grids: tuple[Grid, ...]
     """The first one is run unless others are named."""
+    confirming_seeds: tuple[int, ...] = ()
+    """Of the grids that try again what passed; no other result is read from them."""
 
     def grids_named(self, names: Sequence[str]) -> tuple[Grid, ...]:
         """The grids to run; `full` is all of them, none is the first. Unknown names raise KeyError."""
