@@ -76,11 +76,12 @@ class BrokerProcess:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> None:
-    """What libraries do to logging when they are imported (vLLM, MLflow) must not reach the next test."""
+    """What libraries (vLLM, MLflow) or commands do to logging in one test must not reach the next."""
     logging.setLogRecordFactory(logging.LogRecord)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "asympo":
             logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
