@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Publisher:
     ) -> None:
         self._store = store
         self._shadow = shadow
-        self._tokenizer = tokenizer
+        self._tokenizer_files = _files_of(tokenizer)
         self._tolerance = tolerance
         self._keep = keep
         self._fixed = fixed_probes(tokenizer)
@@ -127,10 +128,11 @@ class Publisher:
     def _fill(self, directory: Path) -> None:
         try:
             self._shadow.model.save_pretrained(directory)
-            self._tokenizer.save_pretrained(directory)
         except SafetensorError as error:
             # The writer wraps what the operating system said, a full disk included.
             raise PublishFailed(f"the policy could not be written to {directory}: {error}") from error
+        for name, content in self._tokenizer_files.items():
+            (directory / name).write_bytes(content)
 
     @torch.no_grad()
     def _refresh(self, weights: Weights) -> None:
@@ -152,3 +154,10 @@ class Publisher:
                     remaining.discard(name)
         if remaining:
             raise CorruptCheckpoint(f"{path} lacks {sorted(remaining)[0]}")
+
+
+def _files_of(tokenizer: Any) -> dict[str, bytes]:
+    """What `save_pretrained` writes, by name: its writer's storage errors are untyped, so kept."""
+    with TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}

@@ -1,9 +1,13 @@
 """Publishing beside training: what is written, announced and freed, and in which order."""
 
+import builtins
+import errno
+import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +169,37 @@ def test_policy_is_announced_without_the_training_thread(stand: Stand) -> None:
     assert announced.step == 1
     stand.publishing.settle(wait=True)
     assert stand.run_log.stats().open == 0
+
+
+@pytest.mark.parametrize("refused", ["config.json", "tokenizer.json", "manifest.json"])
+def test_full_disk_at_any_file_is_tried_again_later(
+    stand: Stand, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.consume_one()
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", refusing(io.open, refused))
+        patch.setattr(builtins, "open", refusing(builtins.open, refused))
+        stand.publishing.begin(step=1, probes=())
+        stand.publishing.settle(wait=True)
+    assert stand.publishing.retry_at is not None
+    assert stand.publishing.published_step == 0
+    assert stand.run_log.stats().open == 1
+    assert stand.publishing.publish(step=1)
+    published = stand.store.newest(with_digests=True)
+    assert published is not None
+    assert published.step == 1
+    assert (published.path / "tokenizer.json").stat().st_size > 0
+
+
+def refusing(opener: Callable[..., Any], refused: str) -> Callable[..., Any]:
+    """Opens as `opener` does, but finds the disk full at files of one name."""
+
+    def open_unless_refused(file: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if str(file).endswith(refused) and set(mode) & set("wxa"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return opener(file, mode, *rest, **more)
+
+    return open_unless_refused
 
 
 def test_next_publish_waits_for_the_one_in_flight(stand: Stand) -> None:
