@@ -7,6 +7,7 @@ import pytest
 import torch
 from asympo.common import errors
 from asympo.common.rollout_log import CommitRecord
+from asympo.learner.optimizer import OptimizerName, make_optimizer
 from asympo.learner.saver import find_state
 from asympo.learner.state import StateStore, TrainingState
 from torch import nn
@@ -22,6 +23,7 @@ class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(32, 8)
+        self.hidden = nn.Linear(8, 8, bias=False)
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 32, bias=False)
         self.head.weight = self.embedding.weight
@@ -29,17 +31,17 @@ class Tied(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         self.seen += 1
-        return self.head(self.norm(nn.functional.dropout(self.embedding(ids), 0.2)))
+        return self.head(self.norm(self.hidden(nn.functional.dropout(self.embedding(ids), 0.2))))
 
 
-def build(seed: int = 0) -> tuple[Tied, torch.optim.AdamW]:
+def build(seed: int = 0, *, name: OptimizerName = "adamw") -> tuple[Tied, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     model = Tied()
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return model, torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), fused=True)
+    return model, optimizer_of(model, name)
+
+
+def optimizer_of(model: Tied, name: OptimizerName = "adamw") -> torch.optim.Optimizer:
+    return make_optimizer(model, learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, name=name)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
@@ -71,17 +73,20 @@ def store(tmp_path: Path) -> StateStore:
     return StateStore(tmp_path, "run")
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("num_steps_before", [0, 5])
-def test_training_continues_bit_for_bit_when_loaded(store: StateStore, num_steps_before: int) -> None:
-    model, optimizer = build()
+def test_training_continues_bit_for_bit_when_loaded(
+    store: StateStore, num_steps_before: int, name: OptimizerName
+) -> None:
+    model, optimizer = build(name=name)
     train(model, optimizer, num_steps_before)
-    name = store.save(state(), model=model, optimizer=optimizer)
+    saved = store.save(state(), model=model, optimizer=optimizer)
     train(model, optimizer, 7)
 
-    other, other_optimizer = build(seed=1)
+    other, other_optimizer = build(seed=1, name=name)
     train(other, other_optimizer, 2)
-    loaded = store.load(name, model=other, optimizer=other_optimizer)
-    assert loaded == state() == store.read(name)
+    loaded = store.load(saved, model=other, optimizer=other_optimizer)
+    assert loaded == state() == store.read(saved)
     assert other.head.weight is other.embedding.weight
     train(other, other_optimizer, 7)
     assert_same(model.state_dict(), other.state_dict())
@@ -178,48 +183,103 @@ def test_load_refuses_the_state_of_another_model(store: StateStore) -> None:
         store.load(name, model=other, optimizer=torch.optim.AdamW(other.parameters()))
 
 
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_load_refuses_the_state_of_another_optimizer_by_name(
+    store: StateStore, before: OptimizerName, now: OptimizerName
+) -> None:
+    model, optimizer = build(name=before)
+    train(model, optimizer, 1)
+    saved = store.save(state(), model=model, optimizer=optimizer)
+    model, optimizer = build(name=now)
+    with pytest.raises(errors.BadSetting, match=f"of the optimizer {before}, and the settings say {now}"):
+        store.load(saved, model=model, optimizer=optimizer)
+
+
+def test_load_accepts_groups_without_the_name_of_an_optimizer(store: StateStore) -> None:
+    model, optimizer = build()
+    for group in optimizer.param_groups:
+        del group["optimizer"]  # as saved when there was AdamW alone
+    train(model, optimizer, 2)
+    saved = store.save(state(), model=model, optimizer=optimizer)
+    other, other_optimizer = build(seed=1)
+    store.load(saved, model=other, optimizer=other_optimizer)
+    train(model, optimizer, 2)
+    store.load(saved, model=other, optimizer=other_optimizer)
+    train(other, other_optimizer, 2)
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_load_keeps_the_given_hyperparameters_and_says_so(
+    store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    saved = store.save(state(), model=model, optimizer=optimizer)
+    other = make_optimizer(model, learning_rate=1e-2, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.3)
+    store.load(saved, model=model, optimizer=other)
+    assert [group["weight_decay"] for group in other.param_groups] == [0.3, 0.0]
+    assert [group["betas"] for group in other.param_groups] == [(0.8, 0.95)] * 2
+    assert "weight_decay 0.1 to 0.3" in caplog.text
+
+
 SHARDED = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from tests.integration.test_training_state import StateStore, build, state, train
+import torch.distributed.tensor
+from tests.integration.test_training_state import StateStore, build, optimizer_of, state, train
 
 meeting = f"file://{sys.argv[1]}/meeting"
 dist.init_process_group("gloo", init_method=meeting, rank=int(sys.argv[2]), world_size=2)
-model, _ = build()
-fully_shard(model)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-train(model, optimizer, 2)
-store = StateStore(Path(sys.argv[1]), "run")
-name = store.save(state(), model=model, optimizer=optimizer)
-train(model, optimizer, 2)
-other, _ = build(seed=5)
-fully_shard(other)
-other_optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, fused=True)
-store.load(name, model=other, optimizer=other_optimizer)
-train(other, other_optimizer, 2)
-for left, right in zip(model.parameters(), other.parameters(), strict=True):
-    assert torch.equal(left.to_local(), right.to_local())
+
+# Muon on sharded matrices is Muon on whole ones; its iteration rounds to bfloat16 in another order.
+whole, whole_optimizer = build(name="muon")
+gradients = [torch.randn(parameter.shape) for parameter in whole.parameters()]
+cut, _ = build(name="muon")
+fully_shard(cut)
+cut_optimizer = optimizer_of(cut, "muon")
+for one, other, gradient in zip(whole.parameters(), cut.parameters(), gradients, strict=True):
+    one.grad = gradient
+    other.grad = torch.distributed.tensor.distribute_tensor(gradient, other.device_mesh, other.placements)
+whole_optimizer.step()
+cut_optimizer.step()
+for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
+    torch.testing.assert_close(other.data.full_tensor(), one.data, rtol=0, atol=5e-4)
+
+for name in ("adamw", "muon"):
+    model, _ = build()
+    fully_shard(model)
+    optimizer = optimizer_of(model, name)
+    train(model, optimizer, 2)
+    store = StateStore(Path(sys.argv[1]), name)
+    saved = store.save(state(), model=model, optimizer=optimizer)
+    train(model, optimizer, 2)
+    other, _ = build(seed=5)
+    fully_shard(other)
+    other_optimizer = optimizer_of(other, name)
+    store.load(saved, model=other, optimizer=other_optimizer)
+    train(other, other_optimizer, 2)
+    for left, right in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(left.to_local(), right.to_local()), name
 dist.destroy_process_group()
 """
 
 
-def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(
-    store: StateStore, tmp_path: Path
-) -> None:
+def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen([sys.executable, "-c", SHARDED, str(tmp_path), str(rank)], stderr=subprocess.PIPE)
         for rank in range(2)
     ]
     outcomes = [(rank.communicate(timeout=120)[1].decode(), rank.returncode) for rank in ranks]
     assert [code for _, code in outcomes] == [0, 0], outcomes
-    path = store.path / (store.newest() or "")
-    assert len(list(path.glob("rank-*.safetensors"))) == 2
-    model, _ = build(seed=9)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    assert store.load(path.name, model=model, optimizer=optimizer) == state()
-    train(model, optimizer, 1)
+    for name in ("adamw", "muon"):
+        store = StateStore(tmp_path, name)
+        path = store.path / (store.newest() or "")
+        assert len(list(path.glob("rank-*.safetensors"))) == 2
+        model, optimizer = build(seed=9, name=name)
+        assert store.load(path.name, model=model, optimizer=optimizer) == state()
+        train(model, optimizer, 1)
 
 
 def flip_a_bit(path: Path) -> None:

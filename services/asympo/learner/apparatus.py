@@ -42,6 +42,8 @@ def build_apparatus(settings: LearnerSettings, compute: Compute, ranks: Ranks | 
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        name=settings.optimizer,
+        muon_momentum=settings.muon_momentum,
     )
     return Apparatus(
         policy=policy,

@@ -1,27 +1,51 @@
-"""AdamW, its learning-rate schedule as a pure function of the step, and the guarded step."""
+"""The optimizer, its learning-rate schedule as a pure function of the step, and the guarded step."""
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from asympo.learner.muon import ADAMW, MUON, MuonWithAdamW, hidden_matrices
+
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 def make_optimizer(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """Fused AdamW; norms and biases (one-dimensional parameters) are not decayed, tied weights occur once."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    name: OptimizerName = "adamw",
+    muon_momentum: float = 0.95,
+) -> torch.optim.Optimizer:
+    """Fused AdamW for all parameters, or for those that Muon is not made for.
+
+    Norms and biases (one-dimensional parameters) are not decayed, tied weights occur once.
+    """
+    matrices = hidden_matrices(model) if name == MUON else []
+    taken = {id(parameter) for parameter in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay, "optimizer": ADAMW},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "optimizer": ADAMW},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=learning_rate, betas=betas, eps=eps, fused=True
+    groups = [group for group in groups if group["params"]]
+    if not matrices:
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+    return MuonWithAdamW(
+        matrices=matrices,
+        others=groups,
+        learning_rate=learning_rate,
+        momentum=muon_momentum,
+        weight_decay=weight_decay,
+        betas=betas,
+        eps=eps,
     )
 
 

@@ -63,11 +63,15 @@ class LearnerSettings(ControlSettings):
     )
     mean_nll_floor: float = Field(default=1e-4, gt=0.0, le=1.0, description="asympo: clamp of the normaliser")
     negative_scale: float = Field(default=0.3, gt=0.0, le=1.0, description="spo: scale of negative responses")
-    learning_rate: float = Field(default=1e-5, gt=0.0, description="AdamW, at its highest")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon is for the hidden matrices, with AdamW for the rest; made for GPUs"
+    )
+    learning_rate: float = Field(default=1e-5, gt=0.0, description="at its highest")
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="AdamW")
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0, description="AdamW")
     epsilon: float = Field(default=1e-8, gt=0.0, description="AdamW")
-    weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW, matrices only")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="matrices only")
+    muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0, description="Muon")
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="after warm-up")
     warmup_steps: int = Field(default=0, ge=0, description="steps until the learning rate is at its highest")
@@ -145,6 +149,11 @@ class LearnerSettings(ControlSettings):
             raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
         if self.schedule != "constant" and self.total_steps is None:
             raise ValueError(f"the {self.schedule} schedule needs total_steps")
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below total_steps ({self.total_steps}): the "
+                "learning rate would only reach its highest when the run ends"
+            )
         if self.sampling.min_tokens > self.sampling.max_tokens:
             raise ValueError("sampling.min_tokens is above sampling.max_tokens")
         return self

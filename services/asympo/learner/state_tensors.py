@@ -1,5 +1,6 @@
 """Which tensors make up the training state of a model and its optimizer, under stable names."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from asympo.common import errors
+from asympo.learner.muon import ADAMW, MUON
 from asympo.learner.state_manifest import StateTensor
 from asympo.learner.state_storage import DTYPES, dtype_name
 
+log = logging.getLogger(__name__)
+
+_OF_THE_STEP = {"params", "lr"}
+"""Of a group's values, those that are no settings of their own."""
 _COMPILED_PREFIX = "_orig_mod."
 """Put into parameter names by torch.compile."""
 
@@ -57,27 +63,35 @@ def allocate_optimizer_state(
     groups: Sequence[Mapping[str, Any]],
     stored: Mapping[str, StateTensor],
 ) -> None:
-    """Give the optimizer the stored hyperparameters and uninitialised state tensors of the stored shapes.
+    """Give the optimizer uninitialised state tensors of the stored shapes, sharded like their parameters.
 
-    The tensors are sharded like their parameters. Raises errors.BadSetting when the groups differ.
+    Its own hyperparameters stay; where they are others than the stored ones the log says so. Raises
+    errors.BadSetting when the state is of another optimizer or of other parameters.
     """
-    given = [group["params"] for group in describe_groups(model, optimizer)]
-    if given != [group["params"] for group in groups]:
+    given = describe_groups(model, optimizer)
+    if (here := _optimizer_name(given)) != (there := _optimizer_name(groups)):
+        raise errors.BadSetting(
+            f"The training state is of the optimizer {there}, and the settings say {here}: its momenta mean"
+            f" something else. Set optimizer to {there}, or start a run with a name of its own."
+        )
+    names = [list(group["params"]) for group in given]
+    if names != [list(group["params"]) for group in groups]:
         raise errors.BadSetting(
             "The training state is of another model or optimizer: parameter groups differ."
         )
+    _log_changes(groups, given)
     parameters = dict(_named(model, optimizer))
-    index = {name: position for position, name in enumerate(name for group in given for name in group)}
+    index = {name: position for position, name in enumerate(name for group in names for name in group)}
     state: dict[int, dict[str, Tensor]] = {}
     for entry in stored.values():
         kind, _, rest = entry.name.partition(".")
         name, _, key = rest.rpartition(".")
         if kind == "optimizer" and name in parameters:
             state.setdefault(index[name], {})[key] = _allocate(parameters[name], entry)
-    restored = []
-    for group in groups:
-        hyperparameters = {key: tuple(v) if isinstance(v, list) else v for key, v in group.items()}
-        restored.append({**hyperparameters, "params": [index[name] for name in group["params"]]})
+    restored = [
+        {**group, "params": [index[name] for name in held]}
+        for group, held in zip(optimizer.param_groups, names, strict=True)
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": restored})
 
 
@@ -93,6 +107,23 @@ def check_tensors(tensors: Mapping[str, Tensor], stored: Mapping[str, StateTenso
                 f"{what} does not fit: {name} is {entry.dtype} {list(entry.shape)} there and"
                 f" {dtype_name(tensor)} {list(tensor.shape)} here."
             )
+
+
+def _optimizer_name(groups: Sequence[Mapping[str, Any]]) -> str:
+    """As settings call it; groups without a name are of a release that had AdamW alone."""
+    names = {group.get("optimizer", ADAMW) for group in groups}
+    return MUON if MUON in names else str(min(names))
+
+
+def _log_changes(stored: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> None:
+    changes = {
+        f"{key} {before[key]} to {now[key]}"
+        for before, now in zip(stored, given, strict=True)
+        for key in sorted((before.keys() & now.keys()) - _OF_THE_STEP)
+        if before[key] != now[key]
+    }
+    if changes:
+        log.warning("The optimizer goes on with other settings than the run had: %s", "; ".join(changes))
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
