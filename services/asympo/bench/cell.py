@@ -87,14 +87,15 @@ class WholeLogitsPolicy(Policy):
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
         hidden_TD = self._hidden_states(batch)
         device = self.device
-        rows_N = torch.tensor(batch.source_U, device=device)[torch.tensor(batch.row_N, device=device)]
+        rows_N = torch.from_numpy(batch.source_U[batch.row_N]).to(device)
         with torch.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype.itemsize < 4):
             logits_NV = self._head(hidden_TD[rows_N])
-        target_N = torch.tensor(batch.target_N, device=device)
+        target_N = torch.from_numpy(batch.target_N).to(device)
         nll_N = whole_logits_nll(logits_NV, target_N)
         entropy_sum = sum(_entropy(rows) for rows in logits_NV.detach().split(self._head_options.chunk_rows))
         num_R = torch.tensor(batch.num_trained_R, device=device, dtype=nll_N.dtype)
-        sum_R = torch.zeros_like(num_R).index_add(0, torch.tensor(batch.response_N, device=device), nll_N)
+        response_N = torch.from_numpy(batch.response_N).to(device)
+        sum_R = torch.zeros_like(num_R).index_add(0, response_N, nll_N)
         return ResponseNll(mean_nll_R=sum_R / num_R, entropy_sum=torch.as_tensor(entropy_sum))
 
 

@@ -171,7 +171,7 @@ def _needed_flops(model: PreTrainedModel, options: Options, rollouts: Sequence[R
         model,
         num_computed_tokens=sum(batch.num_tokens for batch in batches),
         num_head_rows=sum(len(batch.source_U) for batch in batches),
-        num_attended=sum(sum(position + 1 for position in batch.position_ids_T) for batch in batches),
+        num_attended=sum(int((batch.position_ids_T + 1).sum()) for batch in batches),
     )
 
 

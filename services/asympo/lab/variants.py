@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -76,7 +77,7 @@ class TokenLosses(Policy):
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
         """As ever, from NLLs of single tokens."""
         num_tokens = batch.num_trained_tokens
-        single = replace(batch, response_N=list(range(num_tokens)), num_trained_R=[1] * num_tokens)
+        single = replace(batch, response_N=np.arange(num_tokens), num_trained_R=[1] * num_tokens)
         nll = super().response_nll(single)
         self._nll_N, self._batch = nll.mean_nll_R, batch
         num_R = torch.tensor(batch.num_trained_R, dtype=self._nll_N.dtype, device=self._nll_N.device)

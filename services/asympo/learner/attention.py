@@ -4,10 +4,12 @@ Registered with transformers as ``asympo_packed``; the layout travels to every l
 Legend: ``[1, H, T, D]`` heads, row tokens, head size; ``_Q`` queries and ``_K`` keys of one block.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -15,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from asympo.learner.batching import PackedBatch
+from asympo.learner.prefix_tree import IntArray
 
 PACKED_ATTENTION = "asympo_packed"
 MAX_BLOCK_TOKENS = 128
@@ -23,7 +26,7 @@ MAX_BLOCK_TOKENS = 128
 Range = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """One attention call: a range of queries over their common ancestors and themselves."""
 
@@ -31,20 +34,26 @@ class Block:
     """Half-open range of the row; also the last keys."""
     keys: tuple[Range, ...]
     """Common ancestors of the queries and the queries themselves, ascending; neighbours are one range."""
-    allowed_QK: Tensor | None
-    """None: the plain triangle without ancestors."""
-    distance_QK: Tensor
-    """Position of query minus position of key, for sliding windows."""
+    allowed_QQ: Tensor | None
+    """Which of the queries each attends to, besides all ancestors. None: the plain triangle."""
+    position_Q: Tensor
+    """Depths of the queries; ancestors have the depths from 0 on."""
+
+    @property
+    def num_queries(self) -> int:
+        return self.query[1] - self.query[0]
+
+    @property
+    def num_ancestors(self) -> int:
+        return sum(end - begin for begin, end in self.keys) - self.num_queries
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedLayout:
     """The attention calls that together cover a row, in row order."""
 
     blocks: tuple[Block, ...]
-    masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(default_factory=dict, repr=False)
     """What `block_masks` made, for the other layers of the same forward."""
 
 
@@ -53,6 +62,7 @@ def plan_layout(
 ) -> PackedLayout:
     """Chooses the attention calls for a row; a pure function of its tree."""
     ends = batch.subtree_end_T
+    trunks = _Trunks(ends)
     planned: list[tuple[Range, tuple[Range, ...]]] = []
     stack: list[tuple[Range, tuple[Range, ...]]] = [((0, batch.num_tokens), ())]
     while stack:
@@ -62,22 +72,41 @@ def plan_layout(
         elif ends[begin] == end:
             # One tree: its trunk, a piece at a time (the kernels do not skip the upper triangle), then
             # its branches under it.
-            chain_end = _chain_end(ends, begin, end)
-            for piece in _pieces(begin, chain_end, max_block):
+            trunk_end = trunks.end_of(begin, limit=end)
+            for piece in _pieces(begin, trunk_end, max_block):
                 planned.append((piece, ancestors))
                 ancestors = _joined(ancestors, piece)
-            if chain_end < end:
-                stack.append(((chain_end, end), ancestors))
+            if trunk_end < end:
+                stack.append(((trunk_end, end), ancestors))
         else:
             stack.extend((part, ancestors) for part in reversed(_runs(ends, begin, end, max_block)))
-    position_T = torch.tensor(batch.position_ids_T, device=device)
-    end_T = torch.tensor(ends, device=device)
+    position_T = torch.from_numpy(batch.position_ids_T).to(device)
+    end_T = torch.from_numpy(ends).to(device)
     return PackedLayout(
         blocks=tuple(
-            _block(query, ancestors, position_T, end_T, is_chain=_chain_end(ends, *query) == query[1])
+            Block(
+                query=query,
+                keys=_joined(ancestors, query),
+                allowed_QQ=None
+                if trunks.end_of(query[0], limit=query[1]) == query[1]
+                else _allowed(query, end_T),
+                position_Q=position_T[slice(*query)],
+            )
             for query, ancestors in planned
         )
     )
+
+
+class _Trunks:
+    """Runs of tokens whose subtree is all that follows them."""
+
+    def __init__(self, ends: IntArray) -> None:
+        self._begins = (np.flatnonzero(ends[1:] != ends[:-1]) + 1).tolist()
+
+    def end_of(self, begin: int, *, limit: int) -> int:
+        """End of the run that ``begin`` is in."""
+        following = bisect_right(self._begins, begin)
+        return min(limit, self._begins[following]) if following < len(self._begins) else limit
 
 
 def _pieces(begin: int, end: int, max_block: int) -> list[Range]:
@@ -94,20 +123,12 @@ def _joined(ranges: tuple[Range, ...], added: Range) -> tuple[Range, ...]:
     return (*ranges, added)
 
 
-def _chain_end(ends: list[int], begin: int, end: int) -> int:
-    """End of the trunk: the run of tokens whose subtree is all that follows them."""
-    position = begin
-    while position < end and ends[position] == ends[begin]:
-        position += 1
-    return position
-
-
-def _runs(ends: list[int], begin: int, end: int, max_block: int) -> list[Range]:
+def _runs(ends: IntArray, begin: int, end: int, max_block: int) -> list[Range]:
     """Neighbouring trees joined up to ``max_block`` tokens; a larger tree stands alone."""
     runs: list[Range] = []
     position = begin
     while position < end:
-        stop = ends[position]
+        stop = int(ends[position])
         if runs and stop - runs[-1][0] <= max_block:
             runs[-1] = (runs[-1][0], stop)
         else:
@@ -116,19 +137,10 @@ def _runs(ends: list[int], begin: int, end: int, max_block: int) -> list[Range]:
     return runs
 
 
-def _block(
-    query: Range, ancestors: tuple[Range, ...], position_T: Tensor, end_T: Tensor, *, is_chain: bool
-) -> Block:
-    keys = _joined(ancestors, query)
-    query_Q = torch.arange(*query, device=end_T.device)
-    key_K = torch.cat([torch.arange(*part, device=end_T.device) for part in keys])
-    allowed_QK = (key_K[None] <= query_Q[:, None]) & (query_Q[:, None] < end_T[key_K][None])
-    return Block(
-        query=query,
-        keys=keys,
-        allowed_QK=None if is_chain and not ancestors else allowed_QK,
-        distance_QK=position_T[query_Q][:, None] - position_T[key_K][None],
-    )
+def _allowed(query: Range, end_T: Tensor) -> Tensor:
+    """Among the tokens of a range, which are the query itself or an ancestor of it."""
+    index_Q = torch.arange(*query, device=end_T.device)
+    return (index_Q[None] <= index_Q[:, None]) & (index_Q[:, None] < end_T[slice(*query)][None])
 
 
 def packed_attention(
@@ -172,19 +184,44 @@ def block_masks(
     """Masks to add to the scores of each block; None is the plain triangle. Made once a forward."""
     known = layout.masks.get((dtype, sliding_window))
     if known is None:
-        known = [_mask(block, dtype, sliding_window) for block in layout.blocks]
+        trunk_masks: dict[Range, Tensor] = {}
+        known = [_mask(block, dtype, sliding_window, trunk_masks) for block in layout.blocks]
         layout.masks[dtype, sliding_window] = known
     return known
 
 
-def _mask(block: Block, dtype: torch.dtype, sliding_window: int | None) -> Tensor | None:
-    allowed = block.allowed_QK
-    if sliding_window is not None and block.distance_QK.shape[1] > sliding_window:
-        near = block.distance_QK < sliding_window
-        allowed = near & (allowed if allowed is not None else block.distance_QK >= 0)
-    if allowed is None:
+def _mask(
+    block: Block, dtype: torch.dtype, sliding_window: int | None, trunk_masks: dict[Range, Tensor]
+) -> Tensor | None:
+    """``trunk_masks``: pieces of trunks of the same sizes have one mask together."""
+    sizes = (block.num_queries, block.num_ancestors)
+    if sliding_window is not None and sum(sizes) > sliding_window:
+        return _whole_mask(block, dtype).masked_fill_(_is_far(block, sliding_window), float("-inf"))
+    if block.allowed_QQ is not None:
+        return _whole_mask(block, dtype)
+    if not block.num_ancestors:
         return None
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    if sizes not in trunk_masks:
+        trunk_masks[sizes] = _whole_mask(block, dtype)
+    return trunk_masks[sizes]
+
+
+def _whole_mask(block: Block, dtype: torch.dtype) -> Tensor:
+    """What to add to the scores ``[Q, K]``: ancestors are allowed to all."""
+    num_queries, num_ancestors = block.num_queries, block.num_ancestors
+    mask = torch.zeros(num_queries, num_ancestors + num_queries, dtype=dtype, device=block.position_Q.device)
+    allowed = block.allowed_QQ
+    if allowed is None:
+        allowed = torch.ones(num_queries, num_queries, dtype=torch.bool, device=mask.device).tril_()
+    mask[:, num_ancestors:].masked_fill_(~allowed, float("-inf"))
+    return mask
+
+
+def _is_far(block: Block, sliding_window: int) -> Tensor:
+    """Which keys are outside of a window of positions, ``[Q, K]``."""
+    ancestors = torch.arange(block.num_ancestors, device=block.position_Q.device)
+    position_K = torch.cat([ancestors, block.position_Q])
+    return block.position_Q[:, None] - position_K[None] >= sliding_window
 
 
 class _PackedFlash(torch.autograd.Function):

@@ -9,7 +9,11 @@ Everything here is a pure function of groups and settings: the same log gives th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
+
+from asympo.learner.prefix_tree import NO_TOKENS, IntArray, lay_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,25 +36,25 @@ class TrainedGroup:
     responses: tuple[TrainedResponse, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PackedBatch:
-    """One micro-batch, in plain lists.
+    """One micro-batch, in arrays of the host.
 
     Suffixes: ``_T`` input tokens in depth-first order, ``_U`` distinct tokens that predict a trained token,
     ``_N`` trained tokens ordered by the token that predicts them, ``_R`` responses.
     """
 
-    token_ids_T: list[int]
-    position_ids_T: list[int]
+    token_ids_T: IntArray
+    position_ids_T: IntArray
     """Depth in the tree."""
-    subtree_end_T: list[int]
+    subtree_end_T: IntArray
     """One past the last descendant: k is q or an ancestor of q exactly when k <= q < subtree_end[k]."""
-    source_U: list[int]
+    source_U: IntArray
     """Ascending indexes into T."""
-    row_N: list[int]
+    row_N: IntArray
     """Index into U, ascending. Responses that share a prefix share the row that predicts what follows it."""
-    target_N: list[int]
-    response_N: list[int]
+    target_N: IntArray
+    response_N: IntArray
     """Index into R."""
     num_trained_R: list[int]
     advantage_R: list[float]
@@ -136,99 +140,53 @@ def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> l
     ]
 
 
-@dataclass(slots=True)
-class _Node:
-    token_id: int
-    depth: int
-    children: dict[int, "_Node"] = field(default_factory=dict)
-    chains: list["_Node"] = field(default_factory=list)
-    """Children in order of insertion."""
-    index: int = -1
-
-    def child(self, token_id: int, *, is_shared: bool) -> "_Node":
-        found = self.children.get(token_id) if is_shared else None
-        if found is None:
-            found = _Node(token_id, self.depth + 1)
-            self.children[token_id] = found
-            self.chains.append(found)
-        return found
-
-
 def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBatch:
     """Lays groups out in one row of tokens.
 
     Raises ValueError for an empty prompt, an empty response or a response without a trained token: they have
     no mean NLL and must be refused before this point.
     """
-    root = _Node(-1, -1)
-    trained: list[tuple[_Node, int, int]] = []
-    num_trained: list[int] = []
-    advantages: list[float] = []
+    inputs: list[IntArray] = []
+    trained: list[IntArray] = []
+    targets: list[IntArray] = []
     sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    advantages: list[float] = []
     for group in groups:
         if not group.prompt_ids:
             raise ValueError("a prompt without tokens predicts nothing")
+        prompt = np.array(group.prompt_ids, dtype=np.int64)
         for response in group.responses:
-            targets = _insert(root, group.prompt_ids, response, share_prefixes=share_prefixes)
-            trained.extend((source, target, len(num_trained)) for source, target in targets)
-            num_trained.append(len(targets))
-            advantages.append(response.advantage)
+            trained_at = _trained_tokens(response)
+            answer = np.array(response.token_ids, dtype=np.int64)
+            inputs.append(np.concatenate([prompt, answer[:-1]]))
+            trained.append(len(prompt) - 1 + trained_at)
+            targets.append(answer[trained_at])
             sequences.append((group.prompt_ids, response.token_ids))
-    token_ids, positions, ends = _number(root)
-    trained.sort(key=lambda item: item[0].index)
-    source_U = sorted({source.index for source, _, _ in trained})
-    row_of = {source: row for row, source in enumerate(source_U)}
+            advantages.append(response.advantage)
+    order = lay_out(inputs, share_prefixes=share_prefixes)
+    sources = [index_S[predicting] for index_S, predicting in zip(order.index_S, trained, strict=True)]
+    source_N = np.concatenate([NO_TOKENS, *sources])
+    num_trained_R = [len(trained_at) for trained_at in trained]
+    response_N = np.repeat(np.arange(len(sequences)), num_trained_R)
+    by_source = np.argsort(source_N, kind="stable")
+    source_U, row_N = np.unique(source_N[by_source], return_inverse=True)
     return PackedBatch(
-        token_ids_T=token_ids,
-        position_ids_T=positions,
-        subtree_end_T=ends,
+        token_ids_T=order.token_ids_T,
+        position_ids_T=order.position_ids_T,
+        subtree_end_T=order.subtree_end_T,
         source_U=source_U,
-        row_N=[row_of[source.index] for source, _, _ in trained],
-        target_N=[target for _, target, _ in trained],
-        response_N=[response for _, _, response in trained],
-        num_trained_R=num_trained,
+        row_N=row_N,
+        target_N=np.concatenate([NO_TOKENS, *targets])[by_source],
+        response_N=response_N[by_source],
+        num_trained_R=num_trained_R,
         advantage_R=advantages,
         sequences_R=sequences,
     )
 
 
-def _insert(
-    root: _Node, prompt_ids: Sequence[int], response: TrainedResponse, *, share_prefixes: bool
-) -> list[tuple[_Node, int]]:
-    """Adds one sequence; returns (token that predicts it, token id) of each trained token."""
+def _trained_tokens(response: TrainedResponse) -> IntArray:
+    """Ascending indexes of the tokens that count."""
     mask = response.trained_token_mask or (True,) * len(response.token_ids)
     if len(mask) != len(response.token_ids) or not any(mask):
         raise ValueError("a response without a trained token has no mean NLL")
-    node = root
-    for token_id in prompt_ids:
-        node = node.child(token_id, is_shared=share_prefixes)
-    targets = []
-    last = len(response.token_ids) - 1
-    for index, (token_id, is_trained) in enumerate(zip(response.token_ids, mask, strict=True)):
-        if is_trained:
-            targets.append((node, token_id))
-        if index < last:
-            node = node.child(token_id, is_shared=share_prefixes)
-    return targets
-
-
-def _number(root: _Node) -> tuple[list[int], list[int], list[int]]:
-    """Depth-first order without recursion (trees are as deep as sequences are long)."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    ends: list[int] = []
-    open_nodes: list[_Node] = []
-    stack = list(reversed(root.chains))
-    while stack:
-        node = stack.pop()
-        while open_nodes and open_nodes[-1].depth >= node.depth:
-            ends[open_nodes.pop().index] = len(token_ids)
-        node.index = len(token_ids)
-        token_ids.append(node.token_id)
-        positions.append(node.depth)
-        ends.append(0)
-        open_nodes.append(node)
-        stack.extend(reversed(node.chains))
-    for node in open_nodes:
-        ends[node.index] = len(token_ids)
-    return token_ids, positions, ends
+    return np.flatnonzero(mask)

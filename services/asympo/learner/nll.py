@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from asympo.learner.prefix_tree import IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +126,13 @@ def token_nll(
     return nll_N, entropy_U
 
 
-def chunk_bounds(row_N: Sequence[int], *, num_rows: int, chunk_rows: int) -> list[int]:
-    """Where each chunk's tokens begin, and their total; computed on plain lists, so no device waits."""
-    bounds = [0]
-    position = 0
-    for start in range(0, num_rows, chunk_rows):
-        while position < len(row_N) and row_N[position] < start + chunk_rows:
-            position += 1
-        bounds.append(position)
+def chunk_bounds(row_N: Sequence[int] | IntArray, *, num_rows: int, chunk_rows: int) -> list[int]:
+    """Where each chunk's tokens begin, and their total; computed on the host, so no device waits.
+
+    ``row_N`` is ascending.
+    """
+    firsts = [*range(0, num_rows, chunk_rows), num_rows]
+    bounds: list[int] = np.searchsorted(row_N, firsts).tolist()
     return bounds
 
 

@@ -77,8 +77,8 @@ class Policy:
         """`response_nll` where all weights are here."""
         hidden_TD = self._hidden_states(batch)
         device = self.device
-        source_U = torch.tensor(batch.source_U, device=device)
-        row_N = torch.tensor(batch.row_N, device=device)
+        source_U = torch.from_numpy(batch.source_U).to(device)
+        row_N = torch.from_numpy(batch.row_N).to(device)
         options = self._head_options
         with torch.autocast(device.type, enabled=False):
             nll_N, entropy_U = token_nll(
@@ -86,14 +86,15 @@ class Policy:
                 self._head.weight,
                 self._head.bias,
                 row_N=row_N,
-                target_N=torch.tensor(batch.target_N, device=device),
+                target_N=torch.from_numpy(batch.target_N).to(device),
                 token_bounds=chunk_bounds(
                     batch.row_N, num_rows=len(batch.source_U), chunk_rows=options.chunk_rows
                 ),
                 options=options,
             )
             num_R = torch.tensor(batch.num_trained_R, device=device, dtype=nll_N.dtype)
-            sum_R = torch.zeros_like(num_R).index_add(0, torch.tensor(batch.response_N, device=device), nll_N)
+            response_N = torch.from_numpy(batch.response_N).to(device)
+            sum_R = torch.zeros_like(num_R).index_add(0, response_N, nll_N)
         return ResponseNll(mean_nll_R=sum_R / num_R, entropy_sum=entropy_U[row_N].sum())
 
     def _hidden_states(self, batch: PackedBatch) -> Tensor:
@@ -101,8 +102,8 @@ class Policy:
         is_mixed = self.compute_dtype.itemsize < self.parameter_dtype.itemsize
         with torch.autocast(device.type, dtype=self.compute_dtype, enabled=is_mixed):
             output = self.model.base_model(
-                input_ids=torch.tensor([batch.token_ids_T], device=device),
-                position_ids=torch.tensor([batch.position_ids_T], device=device),
+                input_ids=torch.from_numpy(batch.token_ids_T)[None].to(device),
+                position_ids=torch.from_numpy(batch.position_ids_T)[None].to(device),
                 use_cache=False,
                 packed_layout=plan_layout(batch, device=device),
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.learner.attention import plan_layout
 from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
 from asympo.learner.fused import fuse, is_fused, unfused
 from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
@@ -105,23 +104,6 @@ def test_packed_gradients_equal_those_of_separate_sequences(policy: Policy, shar
     assert total == pytest.approx(expected_total, rel=1e-12)
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("max_block", [1, 4, 16, 1000])
-def test_attention_blocks_cover_each_ancestor_exactly_once(max_block: int) -> None:
-    batch = collate(make_groups(5, seed=2), share_prefixes=True)
-    layout = plan_layout(batch, device=CPU, max_block=max_block)
-    assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
-    for block in layout.blocks:
-        keys = [k for part in block.keys for k in range(*part)]
-        for row, query in enumerate(range(*block.query)):
-            ancestors = {k for k in range(query + 1) if query < batch.subtree_end_T[k]}
-            if block.allowed_QK is None:
-                seen = {k for k in keys if k <= query}
-            else:
-                seen = {k for k, is_allowed in zip(keys, block.allowed_QK[row], strict=True) if is_allowed}
-            assert seen == ancestors
-            assert len(ancestors) == batch.position_ids_T[query] + 1
 
 
 def test_long_responses_use_small_attention_blocks_and_stay_exact(policy: Policy) -> None:
