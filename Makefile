@@ -27,7 +27,7 @@ types:
 	@.venv/bin/mypy
 
 test-python:
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 format:  ## Format the code
 	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .

@@ -14,6 +14,28 @@ import pytest
 
 from tests.tiny_model import make_tiny_model
 
+HEAVY = (
+    "tests/chaos",
+    "tests/helm/test_pods.py",
+    "tests/integration/bench",
+    "tests/integration/engines",
+    "tests/integration/page",
+    "tests/integration/run",
+    "tests/observability/test_panels.py",
+)
+"""Tests that start whole fleets or a real engine: never two of them at a time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With two workers, one runs what is heavy from the start, the other the rest, file by file."""
+    groups = {item: item.path.relative_to(config.rootpath).as_posix() for item in items}
+    for item in items:
+        if groups[item].startswith(HEAVY):
+            groups[item] = "heavy"
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: groups[item] != "heavy")
+
 
 def require(condition: bool, what: str) -> None:
     """Skips on a person's machine, fails in CI."""

@@ -102,7 +102,7 @@ def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
         own_broker.process.send_signal(signal.SIGSTOP)
         asked_at = time.monotonic()
         assert learner.stop(signal.SIGTERM) == NoProgress.exit_code, learner.log
-        assert 2 <= time.monotonic() - asked_at < 8
+        assert 2 <= time.monotonic() - asked_at < 60, "far below what it has unasked"
         assert learner.count("Not closed 2 s after SIGTERM, ") == 1
         own_broker.process.send_signal(signal.SIGCONT)
         step = max(row["step"] for row in learner.rows)

@@ -43,9 +43,9 @@ def test_append_after_expiry_is_refused_and_counted_as_wasted(log: RunLog) -> No
 
 
 def test_append_of_a_late_holder_is_refused_after_its_prompt_was_reissued(log: RunLog) -> None:
-    start_run(log, lease_seconds=0.1)
+    start_run(log, lease_seconds=0.5)
     late = must_lease(log)
-    time.sleep(0.15)
+    time.sleep(0.6)
     prompt = must_lease(log, holder="gen-1")
     assert prompt.group_id == late.group_id
     assert log.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST

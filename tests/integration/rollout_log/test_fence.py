@@ -40,17 +40,17 @@ def test_fence_grows_with_every_owner(log: RunLog) -> None:
 
 
 def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
-    log.take_fence("learner-0", heartbeat_seconds=0.2)
+    log.take_fence("learner-0", heartbeat_seconds=0.6)
     with pytest.raises(RunHasLearner):
         log.take_fence("learner-1")
-    time.sleep(0.25)
+    time.sleep(0.7)
     assert log.take_fence("learner-1").number == 2
 
 
 def test_fence_is_kept_by_heartbeats(log: RunLog) -> None:
-    fence = log.take_fence("learner-0", heartbeat_seconds=0.3)
+    fence = log.take_fence("learner-0", heartbeat_seconds=1.0)
     for _ in range(4):
-        time.sleep(0.1)
+        time.sleep(0.3)
         log.heartbeat(fence)
     with pytest.raises(RunHasLearner):
         log.take_fence("learner-1")

@@ -118,7 +118,7 @@ def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
     mortal: BrokerProcess, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(
-        log, num_prompts=12, num_epochs=1, lease_seconds=0.3, groups_per_step=20, max_groups_per_step=20
+        log, num_prompts=12, num_epochs=1, lease_seconds=1.5, groups_per_step=20, max_groups_per_step=20
     )
     must_append(log)
     learner.consume(1)

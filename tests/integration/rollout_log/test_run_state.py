@@ -24,8 +24,8 @@ def test_waiting_for_a_run_returns_when_it_is_created(log: RunLog) -> None:
     timer = threading.Timer(0.2, lambda: log.create_or_join(config_of(log.run)))
     timer.start()
     began = time.monotonic()
-    assert log.wait_for_config(10).run == log.run
-    assert 0.1 < time.monotonic() - began < 2
+    assert log.wait_for_config(60).run == log.run
+    assert 0.1 < time.monotonic() - began < 30
     timer.join()
 
 
