@@ -71,13 +71,13 @@ def test_manifest_is_refused_when_one_byte_changes(position: int) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("extra", 1), ("kind", "partial"), ("files", "none"), ("step", "one"), ("schema_version", 2)],
+    [("kind", "partial"), ("files", "none"), ("step", "one")],
 )
 def test_manifest_is_refused_when_its_form_is_wrong_although_its_digest_is_right(
     field: str, value: object
 ) -> None:
     document = json.loads(encode_manifest(manifest()))
-    with pytest.raises(errors.CorruptCheckpoint, match=r"wrong at|schema version"):
+    with pytest.raises(errors.CorruptCheckpoint, match="wrong at"):
         decode_manifest(sealed_json({**document, field: value}), what="x")
 
 

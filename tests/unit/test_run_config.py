@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from asympo.common.errors import BadSetting, RunConfigMismatch
+from asympo.common.errors import BadSetting, RunConfigMismatch, UnknownVersion
 from asympo.common.rollout_log import RunConfig
 
 CONFIG = RunConfig(
@@ -51,7 +51,7 @@ def test_run_config_refuses_an_unusable_value(field: str, value: object) -> None
 
 def test_run_config_refuses_another_script_version() -> None:
     fields = {**json.loads(CONFIG.to_json()), "script_version": 99}
-    with pytest.raises(RunConfigMismatch, match="script_version 99"):
+    with pytest.raises(UnknownVersion, match="script_version 99"):
         RunConfig.from_json(json.dumps(fields))
 
 

@@ -20,6 +20,10 @@ class RunConfigMismatch(BadSetting):
     """The settings differ from those the run was created with."""
 
 
+class UnknownVersion(BadSetting):
+    """Another release wrote this in a form that this build does not read; use the right one of the two."""
+
+
 class BrokerRefused(AsympoError):
     """The broker is too old, wrongly configured, or turns us away; retrying cannot help."""
 

@@ -1,12 +1,16 @@
 """Creating or joining the run, before anything heavy is loaded: generators wait for it."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import BadModel
+from pydantic import ValidationError
+
+from asympo.common.errors import BadModel, RunConfigMismatch
 from asympo.common.rollout_log import RunConfig, RunLog
-from asympo.learner.settings import LearnerSettings
+from asympo.learner.settings import LearnerSettings, SamplingOptions
+from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer_digest import tokenizer_digest
@@ -53,7 +57,22 @@ def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> Ru
         task_digest=task.digest,
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
-    return run_log.create_or_join(config)
+    return run_log.create_or_join(config, complete=_completed)
+
+
+def _completed(stored: RunConfig) -> RunConfig:
+    """With options of task and sampling that are new since the run was created, as they were before."""
+    try:
+        task = TaskConfig(**stored.task).model_dump(mode="json")
+        sampling = SamplingOptions(**stored.sampling).to_run_config()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise RunConfigMismatch(
+            f"run {stored.run!r} has an option this build does not know ({name}: {first['msg']}): use the "
+            "build that created it"
+        ) from error
+    return dataclasses.replace(stored, task=task, sampling=sampling)
 
 
 def _model_for_all(model: str) -> str:

@@ -9,18 +9,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asympo.common import errors
 from asympo.common.archive import PartRef
-from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
+from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json, sealed_json
 
-SCHEMA_VERSION = 1
-
-_STRICT = ConfigDict(extra="forbid")
+_CHECKED = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateChunk:
     """A shard of a tensor."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     file: str
     """File that holds it."""
     offset: int
@@ -35,7 +33,7 @@ class StateChunk:
 class StateTensor:
     """One tensor of the training state."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     name: str
     """`model.<parameter>`, `optimizer.<parameter>.<key>` or `rng.<rank>`."""
     dtype: str
@@ -50,8 +48,8 @@ class StateTensor:
 class StateManifest:
     """Written last into the directory of a training state."""
 
-    __pydantic_config__ = _STRICT
-    schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = _CHECKED
+    schema_version: int = STATE_FORMAT.newest
     """Layout of this file."""
     step: int
     """Optimizer steps made."""
@@ -89,13 +87,12 @@ def encode_state_manifest(manifest: StateManifest) -> bytes:
 
 
 def decode_state_manifest(content: bytes, *, what: str) -> StateManifest:
-    """The manifest inside file content; errors.CorruptCheckpoint naming `what` when anything is off."""
+    """The manifest inside file content; errors naming `what`.
+
+    errors.CorruptCheckpoint when anything is off, errors.UnknownVersion when another release wrote it.
+    """
     document = open_sealed_json(content, what=what)
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise errors.CorruptCheckpoint(
-            f"The manifest of {what} has schema version {version!r}; this build reads {SCHEMA_VERSION}."
-        )
+    STATE_FORMAT.check(document.get(STATE_FORMAT.name), what=f"the manifest of {what}")
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:

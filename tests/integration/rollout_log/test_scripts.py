@@ -251,6 +251,37 @@ def test_delete_leaves_nothing(log: RunLog, learner: Learner) -> None:
     assert not list(log.broker.client.scan_iter(match=f"asympo:{{{log.run}}}:*", count=1000))
 
 
+def test_copy_reads_keys_of_every_type(log: RunLog, learner: Learner) -> None:
+    appended(log), must_lease(log)
+    first, again = twice(log, "copy", "config open answers policies commit")
+    assert first == again
+    assert [kind for kind, _ in first] == [b"string", b"set", b"zset", b"stream", b"none"]
+    assert len(first[1][1]) == 1
+    [entry_id, fields] = first[3][1]
+    assert b"-" in entry_id
+    assert fields[:2] == [b"step", b"0"]
+
+
+def test_put_back_writes_a_piece_once_and_nothing_into_a_whole_run(log: RunLog) -> None:
+    pieces = {
+        "run": ("hash", 0, "state", "running"),
+        "open": ("set", 0, "0-1", "0-2"),
+        "reissue": ("list", 0, "0-3", "0-4"),
+        "answers": ("zset", 0, "token", "1"),
+        "log": ("stream", 0, "5-0", "group_id", "0-1"),
+    }
+    for noun, arguments in pieces.items():
+        first, again = twice(log, "put_back", f"{noun} config", *arguments)
+        assert first == again == [b"OK"]
+    assert call(log, "put_back", "reissue config", "list", 2, "0-5") == [b"OK"]
+    assert log.broker.command("LRANGE", key(log.run, "reissue"), 0, -1) == [b"0-3", b"0-4", b"0-5"]
+    assert twice(log, "put_back", "config config", "string", 0, "{}") == ([b"OK"], [b"OK"])
+    assert call(log, "put_back", "config config", "string", 0, "other") == [b"EXISTS"]
+    assert call(log, "put_back", "open config", "set", 0, "0-9") == [b"EXISTS"]
+    assert log.broker.command("SCARD", key(log.run, "open")) == 2
+    assert log.broker.command("XLEN", key(log.run, "log")) == 1
+
+
 def appended(log: RunLog) -> Lease:
     """A lease whose group is in the log."""
     lease = must_lease(log)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from asympo.common.archive.records import ArchivedEntry, Outcome, PartInfo, ReadableGroup
+from asympo.common.archive.records import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
 from asympo.common.errors import BadSetting, CorruptArchive
 
 _METADATA_KEY = b"asympo.archive"
@@ -65,12 +65,14 @@ def write_tables(path: Path, tables: Iterable[Any]) -> int:
 
 
 def read_info(path: Path) -> PartInfo:
-    """What a part says of itself, from its last bytes; raises CorruptArchive naming the file."""
+    """What a part says of itself, from its last bytes; CorruptArchive or UnknownVersion naming the file."""
     pa, pq = _arrow()
     try:
         metadata = pq.read_schema(path).metadata or {}
-        return _INFO.validate_python(json.loads(metadata[_METADATA_KEY]))
-    except (OSError, pa.ArrowException, KeyError, ValueError, ValidationError) as error:
+        document = json.loads(metadata[_METADATA_KEY])
+        FORMAT.check(document.get(FORMAT.name), what=str(path))
+        return _INFO.validate_python(document)
+    except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError, ValidationError) as error:
         raise CorruptArchive(f"{path} is no readable part of an archive: {_first_line(error)}") from error
 
 
@@ -92,7 +94,9 @@ def read_table(path: Path, *, sha256: str) -> Any:
     pa, pq = _arrow()
     content = _verified(path, sha256)
     try:
-        return pq.read_table(io.BytesIO(content)).cast(_schema(pa))
+        # Columns of a later release are left out.
+        schema = _schema(pa)
+        return pq.read_table(io.BytesIO(content), columns=schema.names).cast(schema)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-_STRICT = ConfigDict(extra="forbid")
+from asympo.common.versions import Format
+
+FORMAT = Format(name="schema_version", newest=1, oldest=1)
+"""Of a part: what it says of itself, and its columns."""
+
+_CHECKED = ConfigDict(extra="ignore")
 
 
 class Outcome(StrEnum):
@@ -81,7 +86,7 @@ class ReadableGroup:
 class PartRef:
     """A part by content: what a training state, or the next part, says of it."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     name: str
     """File name."""
     sha256: str
@@ -96,8 +101,8 @@ class PartRef:
 class PartInfo:
     """What a part says of itself, in its Parquet metadata."""
 
-    __pydantic_config__ = _STRICT
-    schema_version: int = 1
+    __pydantic_config__ = _CHECKED
+    schema_version: int = FORMAT.newest
     """Layout of this and of the columns."""
     run: str
     """Run it belongs to."""

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from asympo.common.archive.parquet import encode_part, read_entries, read_info
 from asympo.common.archive.records import ArchivedEntry, PartInfo, PartRef, ReadableGroup
 from asympo.common.checkpoints import directory
-from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json
+from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
 from asympo.common.checkpoints.names import STATE_FILES
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
 from asympo.common.errors import CorruptArchive, CorruptCheckpoint, SequenceGap
@@ -133,7 +133,8 @@ class ArchiveStore:
 def newest_tip(run_directory: Path) -> PartRef | None:
     """The newest part of the archive: the one that the newest valid training state names. None without any.
 
-    The order is that in which a learner looks for the state to resume from.
+    The order is that in which a learner looks for the state to resume from. Raises UnknownVersion for one of
+    a later release: what is older is not the newest.
     """
     train = run_directory / "train"
     for name in reversed(directory.step_names(train)):
@@ -142,6 +143,7 @@ def newest_tip(run_directory: Path) -> PartRef | None:
         path = train / str(name)
         try:
             document = open_sealed_json(read_manifest_bytes(path), what=str(path))
+            STATE_FORMAT.check(document.get(STATE_FORMAT.name), what=f"the manifest of {path}")
             files = _FILES.validate_python(document["files"])
             verify_files(path, files, allowed=STATE_FILES, with_digests=False)
             return _REF.validate_python(document.get("archive"))

@@ -149,7 +149,7 @@ def _report(parent: Path, name: StepName, *, with_digests: bool) -> CheckpointRe
     try:
         manifest = read_policy_manifest(path)
         verify_policy(path, with_digests=with_digests)
-    except errors.CorruptCheckpoint as error:
+    except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
         fault = str(error)
     try:
         published = (path / MANIFEST_NAME).lstat().st_mtime

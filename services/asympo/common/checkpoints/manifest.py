@@ -10,17 +10,21 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asympo.common import errors
+from asympo.common.versions import Format
 
-SCHEMA_VERSION = 1
+FORMAT = Format(name="schema_version", newest=1, oldest=1)
+"""Of this file. What a reader may do without is added under the same number."""
+STATE_FORMAT = Format(name="schema_version", newest=1, oldest=1)
+"""Of the manifest of a training state, which the archive's readers look into as well."""
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CHECKED = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """One file of a checkpoint."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     name: str
     """Plain name inside the directory."""
     size: int
@@ -33,7 +37,7 @@ class FileEntry:
 class TensorEntry:
     """One tensor as stored in the safetensors files."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     name: str
     """Name in the checkpoint, before any renaming or fusing by a loader."""
     dtype: str
@@ -48,7 +52,7 @@ class TensorEntry:
 class ProbeSequence:
     """A fixed token sequence and what this policy makes of it."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     token_ids: tuple[int, ...]
     """The whole sequence."""
     num_prompt_tokens: int
@@ -63,7 +67,7 @@ class ProbeSequence:
 class Probe:
     """Sequences that prove a reload."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _CHECKED
     sequences: tuple[ProbeSequence, ...]
     """At least one, the same ones in every checkpoint of a run."""
     tolerance: float
@@ -74,8 +78,8 @@ class Probe:
 class Manifest:
     """Written last into a checkpoint directory; what it does not list does not exist."""
 
-    __pydantic_config__ = _STRICT
-    schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = _CHECKED
+    schema_version: int = FORMAT.newest
     """Layout of this file."""
     step: int
     """Optimizer step of the policy."""
@@ -141,13 +145,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(content: bytes, *, what: str) -> Manifest:
-    """The manifest inside file content; errors.CorruptCheckpoint naming `what` when anything is off."""
+    """The manifest inside file content; errors naming `what`.
+
+    errors.CorruptCheckpoint when anything is off, errors.UnknownVersion when another release wrote it.
+    """
     document = open_sealed_json(content, what=what)
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise errors.CorruptCheckpoint(
-            f"The manifest of {what} has schema version {version!r}; this build reads {SCHEMA_VERSION}."
-        )
+    FORMAT.check(document.get(FORMAT.name), what=f"the manifest of {what}")
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:

@@ -97,7 +97,7 @@ class PolicyStore:
             path = self.path / str(name)
             try:
                 return _ref(path, verify_policy(path, with_digests=with_digests))
-            except errors.CorruptCheckpoint as error:
+            except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
                 logger.warning("checkpoint passed over: %s", error)
         return None
 
@@ -106,7 +106,7 @@ class PolicyStore:
         path = self.path / str(StepName(step=step, fence=fence))
         try:
             return _ref(path, read_policy_manifest(path))
-        except errors.CorruptCheckpoint as error:
+        except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
             logger.warning("checkpoint not found: %s", error)
             return None
 
@@ -168,7 +168,7 @@ def _verifying(parent: Path) -> list[tuple[Path, Manifest]]:
         path = parent / str(name)
         try:
             found.append((path, verify_policy(path, with_digests=False)))
-        except errors.CorruptCheckpoint as error:
+        except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
             logger.warning("checkpoint passed over: %s", error)
     return found
 

@@ -4,6 +4,7 @@ The only importer of redis. Start with ``Broker.connect(url)`` and ``RunLog(brok
 """
 
 from asympo.common.rollout_log.connection import Broker
+from asympo.common.rollout_log.copies import CopiedPiece
 from asympo.common.rollout_log.permutation import permuted_index
 from asympo.common.rollout_log.policies import queue_staleness
 from asympo.common.rollout_log.records import (
@@ -23,20 +24,19 @@ from asympo.common.rollout_log.records import (
     RunState,
     RunSummary,
 )
-from asympo.common.rollout_log.run_config import SCHEMA_VERSION, SCRIPT_VERSION, RunConfig
+from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.run_log import RunLog
 from asympo.common.rollout_log.runs import list_runs
 from asympo.common.rollout_log.server_info import BrokerInfo
 
 __all__ = [
-    "SCHEMA_VERSION",
-    "SCRIPT_VERSION",
     "AppendOutcome",
     "AppendResult",
     "BadPolicy",
     "Broker",
     "BrokerInfo",
     "CommitRecord",
+    "CopiedPiece",
     "DeadLetter",
     "Fence",
     "Lease",

@@ -8,16 +8,22 @@ from typing import Any
 
 from asympo.common.errors import BadSetting, RunConfigMismatch
 from asympo.common.rollout_log.keys import check_run_name
+from asympo.common.versions import Format
 
-SCHEMA_VERSION = 1
-"""Version of the records and of this config; other versions are refused, never guessed at."""
-SCRIPT_VERSION = 2
-"""Version of the protocol that the Lua scripts speak on a run's keys."""
+SCHEMA = Format(name="schema_version", newest=1, oldest=1)
+"""Of the records and of this config."""
+SCRIPTS = Format(name="script_version", newest=2, oldest=2)
+"""Of the protocol that the Lua scripts speak on a run's keys. A run keeps the numbers it was created with, as
+scripts of two releases work on its keys at the same time while one replaces the other."""
+_FORMATS = (SCHEMA, SCRIPTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Settings of a run. Times in seconds, staleness in published policies."""
+    """Settings of a run. Times in seconds, staleness in published policies.
+
+    The default of a setting that is new must mean what builds did that did not have it.
+    """
 
     run: str
     """Name of the run; part of every key and of the checkpoint path."""
@@ -59,9 +65,9 @@ class RunConfig:
     """sha256 over the task's content and settings."""
     tokenizer_digest: str = ""
     """sha256 over tokenizer and chat template."""
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA.newest
     """See the constant."""
-    script_version: int = SCRIPT_VERSION
+    script_version: int = SCRIPTS.newest
     """See the constant."""
 
     def __post_init__(self) -> None:
@@ -103,26 +109,26 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "RunConfig":
-        """Raises RunConfigMismatch when another version of ASymPO wrote ``text``."""
+        """Raises UnknownVersion and RunConfigMismatch when this build cannot keep to what ``text`` says.
+
+        Unlike elsewhere unknown settings are refused: everybody in a run must do what they say.
+        """
         fields = json.loads(text)
-        for name, ours in (("schema_version", SCHEMA_VERSION), ("script_version", SCRIPT_VERSION)):
-            if fields.get(name) != ours:
-                raise RunConfigMismatch(
-                    f"run {fields.get('run')!r} was created with {name} {fields.get(name)}, this build "
-                    f"speaks {ours}: use the build that created it, or another run name"
-                )
+        for known in _FORMATS:
+            known.check(fields.get(known.name), what=f"run {fields.get('run')!r}")
         unknown = set(fields) - {item.name for item in dataclasses.fields(cls)}
         if unknown:
             raise RunConfigMismatch(
-                f"run {fields.get('run')!r} has settings this build does not know: {sorted(unknown)}"
+                f"run {fields.get('run')!r} has settings this build does not know: {sorted(unknown)}; a "
+                "newer release created it, upgrade this one"
             )
         return cls(**fields)
 
     def differences(self, stored: "RunConfig") -> list[str]:
-        """One "name: given X, stored Y" for each field that differs from ``stored``."""
+        """One "name: given X, stored Y" for each setting that differs from ``stored``; versions are none."""
         given, kept = json.loads(self.to_json()), json.loads(stored.to_json())
         return [
             f"{name}: given {given[name]!r}, stored {kept[name]!r}"
-            for name in sorted(given)
+            for name in sorted(given.keys() - {known.name for known in _FORMATS})
             if given[name] != kept[name]
         ]

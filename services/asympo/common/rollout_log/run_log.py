@@ -2,6 +2,7 @@
 
 from asympo.common.rollout_log.append import Appends
 from asympo.common.rollout_log.commits import Commits
+from asympo.common.rollout_log.copies import Copies
 from asympo.common.rollout_log.dead_letters import DeadLetters
 from asympo.common.rollout_log.leases import Leases
 from asympo.common.rollout_log.policies import Policies
@@ -12,5 +13,7 @@ from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.stats import Stats
 
 
-class RunLog(RunStates, Leases, Appends, Reader, Reconciles, Commits, DeadLetters, Policies, Presence, Stats):
+class RunLog(
+    RunStates, Leases, Appends, Reader, Reconciles, Commits, DeadLetters, Policies, Presence, Stats, Copies
+):
     """``RunLog(broker, run)``. Blocking; share it between threads, call it from ``asyncio.to_thread``."""

@@ -1,6 +1,7 @@
 """Creating, joining, ending and deleting a run."""
 
 import time
+from collections.abc import Callable
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, text
@@ -14,15 +15,18 @@ _UNLIMITED = -1
 class RunStates(RunAccess):
     """Config and state of one run."""
 
-    def create_or_join(self, config: RunConfig) -> RunConfig:
+    def create_or_join(
+        self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
+    ) -> RunConfig:
         """Writes ``config`` if the run is new, else compares; returns what is stored.
 
-        Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
+        ``complete`` gives the settings of a run of the release before their values where that did not know
+        them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
         """
         if config.run != self.run:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self.run!r}")
         # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
-        stored = self.config() or self._create(config)
+        stored = complete(self.config() or self._create(config))
         differences = config.differences(stored)
         if differences:
             raise RunConfigMismatch(

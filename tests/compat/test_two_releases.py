@@ -1,0 +1,167 @@
+"""Parts of two releases in one run at the same time: whoever leases, appends, reads and commits."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from asympo.common.rollout_log import Broker, Lease, RunLog, RunState
+from asympo.common.trained_ids import TrainedIds
+
+from tests.compat.release_before import OldGenerator, OldLearner
+from tests.integration.rollout_log.conftest import config_of
+
+NUM_PROMPTS = 50
+
+
+@pytest.fixture
+def log(broker_url: str, run_name: str) -> Iterator[RunLog]:
+    broker = Broker.connect(broker_url)
+    yield RunLog(broker, run_name)
+    broker.close()
+
+
+class NewGenerator:
+    """The same calls as OldGenerator's, of this build."""
+
+    holder = "new-generator"
+
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
+        self._leases: dict[str, Lease] = {}
+
+    def acquire(self) -> tuple[str, str] | None:
+        policy = self._log.latest_policy()
+        lease = self._log.acquire(holder=self.holder, policy_step=policy.step if policy else 0)
+        if not isinstance(lease, Lease):
+            return None
+        self._leases[lease.token] = lease
+        return lease.token, lease.group_id
+
+    def append(self, token: str, payload: bytes) -> tuple[str, int]:
+        result = self._log.append(self._leases[token], payload, producer=self.holder)
+        return result.outcome.value.upper(), result.sequence or 0
+
+    def renew(self, token: str) -> bool:
+        return self._log.renew([self._leases[token]]) == []
+
+    def hand_back(self, token: str) -> bool:
+        return self._log.hand_back(self._leases[token], reason="stopping")
+
+    def report(self, status: str) -> None:
+        self._log.report_presence(self.holder, {}, ttl_seconds=60)
+
+
+class Reading:
+    """What both learners leave to the next one: cursor, ids, durable state."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self.trained = TrainedIds(num_prompts=num_prompts)
+        self.sequence = 0
+        self.step = 0
+        self.consumed: list[str] = []
+
+    def consume(self, sequence: int, group_id: str) -> None:
+        assert sequence == self.sequence + 1
+        assert self.trained.add(group_id), f"{group_id} would be trained twice"
+        self.sequence = sequence
+        self.consumed.append(group_id)
+
+
+class OldLearning:
+    """A learner of the release before that takes the run over, reads, commits, announces."""
+
+    def __init__(self, log: RunLog, reading: Reading) -> None:
+        self._reading = reading
+        self._learner = OldLearner(log.broker, log.run)
+        record = log.last_commit()
+        values = (record.sequence, record.state_name, record.step, record.fence) if record else (0, "", 0, 0)
+        self._learner.take(committed=values, consumed=reading.sequence)
+
+    def work(self) -> None:
+        reading = self._reading
+        self._learner.heartbeat()
+        entries = self._learner.read(reading.sequence, 4)
+        for sequence, group_id, _ in entries:
+            reading.consume(sequence, group_id)
+        group_ids = [group_id for _, group_id, _ in entries]
+        reading.step += 1
+        self._learner.announce(step=reading.step, digest=f"d{reading.step}")
+        if group_ids:
+            self._learner.free(group_ids, sequence=reading.sequence)
+            self._learner.commit(group_ids, sequence=reading.sequence, step=reading.step)
+
+    def leave(self) -> None:
+        self._learner.release()
+
+
+class NewLearning:
+    """The same of this build."""
+
+    def __init__(self, log: RunLog, reading: Reading) -> None:
+        self._log, self._reading = log, reading
+        fence = log.take_fence("new", take_over=True)
+        self._fence = log.reconcile(fence, committed=log.last_commit(), trained=reading.trained).fence
+
+    def work(self) -> None:
+        reading, fence = self._reading, self._fence
+        entries = self._log.read(after_sequence=reading.sequence, max_count=4, block_seconds=0, fence=fence)
+        for entry in entries:
+            reading.consume(entry.sequence, entry.group_id)
+        reading.step += 1
+        self._log.announce_policy(fence, step=reading.step, digest=f"d{reading.step}")
+        group_ids = [entry.group_id for entry in entries]
+        state = {"sequence": reading.sequence, "state_name": f"step-{reading.step}", "step": reading.step}
+        if group_ids:
+            self._log.free(fence, group_ids, trained_sequence=reading.sequence)
+            self._log.commit(fence, **state, group_ids=group_ids)  # type: ignore[arg-type]
+
+    def leave(self) -> None:
+        self._log.release(self._fence)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, seed: int) -> None:
+    rng = random.Random(seed)
+    log.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1))
+    log.broker.command("HSET", f"asympo:{{{log.run}}}:run", "of_a_later_release", "1")
+    reading = Reading(NUM_PROMPTS)
+    learner: OldLearning | NewLearning = NewLearning(log, reading)
+    learner.work()
+    log.set_state(RunState.RUNNING)
+    generators = [OldGenerator(log.broker, log.run), NewGenerator(log)]
+    held: list[tuple[OldGenerator | NewGenerator, str]] = []
+    answered: Counter[str] = Counter()
+    while log.state() is RunState.RUNNING:
+        generator = rng.choice(generators)
+        generator.report('{"later": true}')
+        if (lease := generator.acquire()) is not None:
+            held.append((generator, lease[0]))
+        if held and rng.random() < 0.8:
+            holder, token = held.pop(rng.randrange(len(held)))
+            assert holder.renew(token)
+            if rng.random() < 0.2:
+                assert holder.hand_back(token)
+            else:
+                assert holder.append(token, b"payload")[0] == "APPENDED"
+                assert holder.append(token, b"payload")[0] == "DUPLICATE"
+                answered[holder.holder] += 1
+        if rng.random() < 0.1:
+            learner.leave()
+            learner = rng.choice((OldLearning, NewLearning))(log, reading)
+        if rng.random() < 0.4 or lease is None:
+            learner.work()
+    assert sorted(reading.consumed) == sorted(f"0-{index}" for index in range(NUM_PROMPTS))
+    assert min(answered["old-generator"], answered["new-generator"]) > 5
+    assert {each["holder"] for each in log.generators()} == {"old-generator", "new-generator"}
+    log.delete()
+
+
+def test_zombie_of_the_release_before_is_refused(log: RunLog) -> None:
+    log.create_or_join(config_of(log.run))
+    reading = Reading(NUM_PROMPTS)
+    old = OldLearning(log, reading)
+    NewLearning(log, reading)
+    with pytest.raises(PermissionError, match="FENCED"):
+        old.work()
+    log.delete()

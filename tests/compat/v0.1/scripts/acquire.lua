@@ -1,0 +1,159 @@
+#!lua
+-- Grants a lease while valid leases + open groups < capacity.
+-- KEYS: run, open, leases, deadlines, reissue, wake, policy_steps. ARGV: new token, policy step of the
+-- holder, holder. Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth
+-- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
+-- Milliseconds of the broker's own clock: the only clock that decides anything.
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Lua writes large numbers in scientific notation; stored numbers must be plain.
+local function plain(number)
+  return string.format('%.0f', number)
+end
+-- Wakes everyone who was refused and waits. Old events may go: a waiter only needs the newest.
+local function wake_all(wake, why)
+  redis.call('XADD', wake, 'MAXLEN', '64', '*', 'why', why)
+end
+-- A stored lease is "<group id>|<policy step>|<granted ms>|<holder>".
+local function parse_lease(stored)
+  local group_id, policy_step, granted, holder = string.match(stored, '^([^|]*)|(%-?%d+)|(%d+)|(.*)$')
+  return group_id, tonumber(policy_step), tonumber(granted), holder
+end
+
+-- Ends a lease without a group: its prompt is the next to be issued again.
+local function return_prompt(token, group_id, leases, deadlines, reissue)
+  redis.call('RPUSH', reissue, group_id)
+  redis.call('HDEL', leases, token)
+  redis.call('ZREM', deadlines, token)
+end
+local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
+-- Not among KEYS, which an access rule treats as written: generators may only read what the learner announces.
+local policies = string.gsub(run, ':run$', ':policies')
+local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local now = now_ms()
+
+local function newest_id(stream)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  return newest[1] and newest[1][1] or '0-0'
+end
+
+local function refuse(reason, retry_ms)
+  local policy_id = '0-0'
+  if reason == 'stale_policy' or reason == 'not_started' then
+    policy_id = newest_id(policies)
+  end
+  return {'REFUSED', reason, math.max(1, math.floor(retry_ms)), newest_id(wake), policy_id}
+end
+
+local function until_next_expiry()
+  local first = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
+  return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
+end
+
+local function expire_leases()
+  local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 200)
+  for _, old in ipairs(expired) do
+    local stored = redis.call('HGET', leases, old)
+    if stored then
+      return_prompt(old, (parse_lease(stored)), leases, deadlines, reissue)
+    else
+      redis.call('ZREM', deadlines, old)
+    end
+  end
+  if #expired > 0 then
+    redis.call('HINCRBY', run, 'lease_expiries', #expired)
+    wake_all(wake, 'expired')
+  end
+end
+
+-- The same permutation as permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
+local function permuted_index(seed, epoch, position, num_prompts)
+  local bits = 0
+  while 2 ^ bits < num_prompts do
+    bits = bits + 1
+  end
+  local half = 2 ^ math.max(1, math.floor((bits + 1) / 2))
+  local digest, round_keys = redis.sha1hex(seed .. ':' .. epoch), {}
+  for round = 1, 6 do
+    round_keys[round] = tonumber(string.sub(digest, 6 * round - 5, 6 * round), 16)
+  end
+  local value = position
+  repeat
+    local left, right = math.floor(value / half), value % half
+    for round = 1, 6 do
+      local mixed = (right + round_keys[round]) * 73244475 % 4294967296
+      mixed = bit.bxor(mixed, math.floor(mixed / 32768)) % 67108864
+      mixed = mixed * 73244475 % 4294967296
+      left, right = right, bit.bxor(left, bit.bxor(mixed, math.floor(mixed / 8192)) % half)
+    end
+    value = left * half + right
+  until value < num_prompts
+  return value
+end
+
+-- The next prompt and the prompt cursor after it; nil when every epoch is used up.
+local function next_group_id(limits)
+  local queued = redis.call('LPOP', reissue)
+  if queued then
+    return queued, limits.epoch, limits.position
+  end
+  local epoch, position = tonumber(limits.epoch), tonumber(limits.position)
+  local num_prompts, num_epochs = tonumber(limits.num_prompts), tonumber(limits.num_epochs)
+  if position >= num_prompts then
+    epoch, position = epoch + 1, 0
+  end
+  if num_epochs > 0 and epoch >= num_epochs then
+    return nil
+  end
+  local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
+  return plain(epoch) .. '-' .. plain(index), plain(epoch), plain(position + 1)
+end
+
+local granted = redis.call('HGET', leases, token)
+if granted then
+  local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
+  return {'GRANTED', (parse_lease(granted)), math.max(0, left)}
+end
+
+local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
+  'num_epochs', 'epoch', 'position', 'policy_step', 'leases_granted'}
+local limits = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  limits[names[i]] = value
+end
+
+if limits.state == 'finished' or limits.state == 'failed' then
+  return refuse('run_ended', 30000)
+elseif limits.state == 'draining' then
+  return refuse('paused', 30000)
+elseif limits.state ~= 'running' or not limits.policy_step then
+  return refuse('not_started', 30000)
+end
+
+expire_leases()
+
+local max_staleness, max_generation = tonumber(limits.max_staleness), tonumber(limits.max_generation_staleness)
+if max_staleness == 0 and policy_step ~= tonumber(limits.policy_step) then
+  return refuse('stale_policy', 30000)
+end
+if max_generation >= 0 and policy_step < tonumber(limits.policy_step)
+  and redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf') > max_generation then
+  return refuse('stale_policy', 30000)
+end
+if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
+  return refuse('no_capacity', until_next_expiry())
+end
+local group_id, epoch, position = next_group_id(limits)
+if not group_id then
+  return refuse('no_prompts', until_next_expiry())
+end
+
+local lease_ms = tonumber(limits.lease_ms)
+redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .. plain(now) .. '|' .. holder)
+redis.call('ZADD', deadlines, now + lease_ms, token)
+redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
+  plain(tonumber(limits.leases_granted or '0') + 1))
+return {'GRANTED', group_id, lease_ms}

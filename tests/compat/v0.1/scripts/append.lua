@@ -1,0 +1,106 @@
+#!lua
+-- Appends one group under the next dense number and ends its lease.
+-- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures.
+-- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps.
+-- Without allow-oom: a broker over its memory limit refuses it before it starts. XADD is the first write, so when
+-- that is refused nothing else has happened. Twice with one token: the second call finds the token among the
+-- answers and replies DUPLICATE.
+-- Milliseconds of the broker's own clock: the only clock that decides anything.
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Lua writes large numbers in scientific notation; stored numbers must be plain.
+local function plain(number)
+  return string.format('%.0f', number)
+end
+-- Wakes everyone who was refused and waits. Old events may go: a waiter only needs the newest.
+local function wake_all(wake, why)
+  redis.call('XADD', wake, 'MAXLEN', '64', '*', 'why', why)
+end
+-- A stored lease is "<group id>|<policy step>|<granted ms>|<holder>".
+local function parse_lease(stored)
+  local group_id, policy_step, granted, holder = string.match(stored, '^([^|]*)|(%-?%d+)|(%d+)|(.*)$')
+  return group_id, tonumber(policy_step), tonumber(granted), holder
+end
+
+-- Ends a lease without a group: its prompt is the next to be issued again.
+local function return_prompt(token, group_id, leases, deadlines, reissue)
+  redis.call('RPUSH', reissue, group_id)
+  redis.call('HDEL', leases, token)
+  redis.call('ZREM', deadlines, token)
+end
+local run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures = unpack(KEYS)
+local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
+
+local answered = redis.call('ZSCORE', answers, token)
+if answered then
+  redis.call('HINCRBY', run, 'duplicate_appends', 1)
+  return {'DUPLICATE', tonumber(answered), 0, 0}
+end
+
+local stored = redis.call('HGET', leases, token)
+if not stored then
+  redis.call('HINCRBY', run, 'wasted_appends', 1)
+  return {'LEASE_LOST', 0, 0, 0}
+end
+
+local now = now_ms()
+local group_id, policy_step = parse_lease(stored)
+local names = {'state', 'last_sequence', 'capacity', 'max_generation_staleness', 'policy_step', 'prompt_failures',
+  'appended', 'generation_staleness_policies_total', 'generation_staleness_steps_total', 'generation_staleness_max'}
+local fields = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  fields[names[i]] = value
+end
+local state, max_generation = fields.state, tonumber(fields.max_generation_staleness)
+local staleness_steps = math.max(0, tonumber(fields.policy_step or policy_step) - policy_step)
+local staleness = 0
+if staleness_steps > 0 then
+  staleness = redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf')
+end
+
+local function total(name, more)
+  return plain(tonumber(fields[name] or '0') + more)
+end
+
+local function refuse(outcome, counter)
+  return_prompt(token, group_id, leases, deadlines, reissue)
+  redis.call('HINCRBY', run, 'wasted_appends', 1)
+  if counter then
+    redis.call('HINCRBY', run, counter, 1)
+  end
+  wake_all(wake, 'append_refused')
+  return {outcome, 0, staleness, staleness_steps}
+end
+
+if tonumber(redis.call('ZSCORE', deadlines, token) or '0') <= now then
+  return refuse('LEASE_LOST', 'lease_expiries')
+elseif state == 'finished' or state == 'failed' then
+  return refuse('REFUSED', nil)
+elseif max_generation >= 0 and staleness > max_generation then
+  return refuse('TOO_STALE', 'stale_appends')
+end
+
+local sequence = tonumber(fields.last_sequence) + 1
+redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
+  'payload', payload)
+redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', total('appended', 1))
+redis.call('SADD', open, group_id)
+redis.call('HDEL', leases, token)
+redis.call('ZREM', deadlines, token)
+redis.call('ZADD', answers, sequence, token)
+if sequence % 64 == 0 then
+  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(fields.capacity)))
+end
+if fields.prompt_failures then
+  redis.call('HDEL', failures, group_id)
+end
+if staleness > 0 then
+  redis.call('HSET', run,
+    'generation_staleness_policies_total', total('generation_staleness_policies_total', staleness),
+    'generation_staleness_steps_total', total('generation_staleness_steps_total', staleness_steps),
+    'generation_staleness_max', plain(math.max(staleness, tonumber(fields.generation_staleness_max or '0'))))
+end
+return {'APPENDED', sequence, staleness, staleness_steps}

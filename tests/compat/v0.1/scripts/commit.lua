@@ -1,0 +1,84 @@
+#!lua flags=allow-oom
+-- Makes the cursor durable: record, freed ids, trim, in one script.
+-- KEYS: run, commit, log, open, leases, reissue, holes, wake. ARGV: fence number, token, server id, sequence,
+-- state name, step, number of groups consumed, their ids.
+-- Only entries up to the committed sequence are ever deleted. Twice: the record is there, ids are freed, entries gone.
+-- Milliseconds of the broker's own clock: the only clock that decides anything.
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Lua writes large numbers in scientific notation; stored numbers must be plain.
+local function plain(number)
+  return string.format('%.0f', number)
+end
+-- Wakes everyone who was refused and waits. Old events may go: a waiter only needs the newest.
+local function wake_all(wake, why)
+  redis.call('XADD', wake, 'MAXLEN', '64', '*', 'why', why)
+end
+-- Who this broker is: its process and the history it continues. A restart or a fail-over changes it.
+local function server_id()
+  local info = redis.call('INFO', 'server', 'replication')
+  return string.match(info, 'run_id:(%x+)') .. ':' .. string.match(info, 'master_replid:(%x+)')
+end
+
+-- Learner scripts start with ARGV = fence number, token, server id. Returns what is wrong with them, or nil.
+-- A stored number below ours means the broker went back in time: numbers only grow. Our own token under another
+-- number means that a reconcile of ours has just raised it, and this call still carries the old one.
+local function fence_problem(run)
+  local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder')
+  local stored, ours = tonumber(held[1] or '0'), tonumber(ARGV[1])
+  if stored >= ours and held[2] ~= ARGV[2] then
+    return {'FENCED', stored, held[3] or ''}
+  end
+  if stored ~= ours or server_id() ~= ARGV[3] then
+    return {'CHANGED'}
+  end
+  return nil
+end
+local run, commit, log, open, leases, reissue, holes, wake = unpack(KEYS)
+local problem = fence_problem(run)
+if problem then
+  return problem
+end
+local names = {'last_sequence', 'committed_sequence', 'state', 'num_prompts', 'num_epochs', 'epoch', 'position'}
+local fields = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  fields[names[i]] = value
+end
+local sequence, committed = tonumber(ARGV[4]), tonumber(fields.committed_sequence)
+if sequence > tonumber(fields.last_sequence) then
+  return {'CHANGED'}
+end
+if sequence >= committed then
+  redis.call('HSET', commit, 'sequence', plain(sequence), 'state_name', ARGV[5], 'step', ARGV[6], 'fence', ARGV[1],
+    'at_ms', plain(now_ms()))
+  redis.call('HSET', run, 'committed_sequence', plain(sequence))
+end
+if sequence > committed then
+  redis.call('HINCRBY', run, 'trained', ARGV[7])
+end
+local freed = 0
+for i = 8, #ARGV do
+  freed = freed + redis.call('SREM', open, ARGV[i])
+end
+redis.call('XTRIM', log, 'MINID', plain(math.max(sequence, committed) + 1) .. '-0')
+local flat = redis.call('HGETALL', holes)
+for i = 1, #flat, 2 do
+  if tonumber(flat[i + 1]) <= sequence then
+    redis.call('HDEL', holes, flat[i])
+  end
+end
+if freed > 0 then
+  wake_all(wake, 'freed')
+end
+local epoch, num_epochs = tonumber(fields.epoch), tonumber(fields.num_epochs)
+local is_last_issued = num_epochs > 0 and (epoch >= num_epochs
+  or (epoch == num_epochs - 1 and tonumber(fields.position) >= tonumber(fields.num_prompts)))
+if is_last_issued and sequence == tonumber(fields.last_sequence) and fields.state ~= 'failed'
+  and redis.call('HLEN', leases) == 0 and redis.call('LLEN', reissue) == 0 and redis.call('SCARD', open) == 0 then
+  redis.call('HSET', run, 'state', 'finished', 'state_reason', 'every prompt of every epoch was answered')
+  wake_all(wake, 'finished')
+end
+return {'OK'}

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- A holder says it is alive. KEYS: presence, presence_until. ARGV: holder, status JSON, milliseconds (0: goodbye).
+-- Twice: the later report counts.
+-- Milliseconds of the broker's own clock: the only clock that decides anything.
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Lua writes large numbers in scientific notation; stored numbers must be plain.
+local function plain(number)
+  return string.format('%.0f', number)
+end
+local presence, presence_until = unpack(KEYS)
+local now = now_ms()
+if tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', presence, ARGV[1], ARGV[2])
+  redis.call('ZADD', presence_until, now + tonumber(ARGV[3]), ARGV[1])
+else
+  redis.call('ZADD', presence_until, 'XX', 0, ARGV[1])
+end
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', presence_until, '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('HDEL', presence, gone)
+  redis.call('ZREM', presence_until, gone)
+end
+return {'OK'}

@@ -1,0 +1,111 @@
+#!lua flags=allow-oom
+-- Second half of a reconcile: applies the repairs worked out from a survey, in one script.
+-- KEYS: run, commit, log, holes, open, leases, deadlines, reissue, set_aside, wake. ARGV: fence number, token, server
+-- id; prompt cursor of the survey (epoch, position) and the new one; commit record of the training state (sequence,
+-- state name, step, fence; sequence 0 for none); then five lists, each led by its length: ids to drop everywhere, ids
+-- to drop from open, ids to add to open, ids to issue again, sequences that were given out twice.
+-- Replies OK, or RETRY when the prompt cursor moved since the survey. Twice: either the cursor has moved and the
+-- caller surveys again, or every change finds itself made (an id is issued again only if it is nowhere).
+-- Wakes everyone who was refused and waits. Old events may go: a waiter only needs the newest.
+local function wake_all(wake, why)
+  redis.call('XADD', wake, 'MAXLEN', '64', '*', 'why', why)
+end
+-- A stored lease is "<group id>|<policy step>|<granted ms>|<holder>".
+local function parse_lease(stored)
+  local group_id, policy_step, granted, holder = string.match(stored, '^([^|]*)|(%-?%d+)|(%d+)|(.*)$')
+  return group_id, tonumber(policy_step), tonumber(granted), holder
+end
+
+-- Ends a lease without a group: its prompt is the next to be issued again.
+local function return_prompt(token, group_id, leases, deadlines, reissue)
+  redis.call('RPUSH', reissue, group_id)
+  redis.call('HDEL', leases, token)
+  redis.call('ZREM', deadlines, token)
+end
+-- Who this broker is: its process and the history it continues. A restart or a fail-over changes it.
+local function server_id()
+  local info = redis.call('INFO', 'server', 'replication')
+  return string.match(info, 'run_id:(%x+)') .. ':' .. string.match(info, 'master_replid:(%x+)')
+end
+
+-- Learner scripts start with ARGV = fence number, token, server id. Returns what is wrong with them, or nil.
+-- A stored number below ours means the broker went back in time: numbers only grow. Our own token under another
+-- number means that a reconcile of ours has just raised it, and this call still carries the old one.
+local function fence_problem(run)
+  local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder')
+  local stored, ours = tonumber(held[1] or '0'), tonumber(ARGV[1])
+  if stored >= ours and held[2] ~= ARGV[2] then
+    return {'FENCED', stored, held[3] or ''}
+  end
+  if stored ~= ours or server_id() ~= ARGV[3] then
+    return {'CHANGED'}
+  end
+  return nil
+end
+local run, commit, log, holes, open, leases, deadlines, reissue, set_aside, wake = unpack(KEYS)
+local problem = fence_problem(run)
+if problem then
+  return problem
+end
+local cursor = redis.call('HMGET', run, 'epoch', 'position', 'committed_sequence')
+if cursor[1] ~= ARGV[4] or cursor[2] ~= ARGV[5] then
+  return {'RETRY'}
+end
+
+local next_argument = 12
+local function next_list()
+  local items, length = {}, tonumber(ARGV[next_argument])
+  for i = 1, length do
+    items[i] = ARGV[next_argument + i]
+  end
+  next_argument = next_argument + length + 1
+  return items
+end
+local covered, lost_open, reopened, reissued, forked = next_list(), next_list(), next_list(), next_list(), next_list()
+
+for _, sequence in ipairs(forked) do
+  redis.call('HSET', holes, sequence, sequence)
+  redis.call('XDEL', log, sequence .. '-0')
+end
+local token_of = {}
+local flat = redis.call('HGETALL', leases)
+for i = 1, #flat, 2 do
+  token_of[(parse_lease(flat[i + 1]))] = flat[i]
+end
+for _, group_id in ipairs(covered) do
+  redis.call('SREM', open, group_id)
+  redis.call('LREM', reissue, 0, group_id)
+  local token = token_of[group_id]
+  if token then
+    redis.call('HDEL', leases, token)
+    redis.call('ZREM', deadlines, token)
+  end
+end
+for _, group_id in ipairs(lost_open) do
+  redis.call('SREM', open, group_id)
+end
+for _, group_id in ipairs(reopened) do
+  redis.call('SADD', open, group_id)
+end
+local is_queued = {}
+for _, group_id in ipairs(redis.call('LRANGE', reissue, 0, -1)) do
+  is_queued[group_id] = true
+end
+for _, group_id in ipairs(reissued) do
+  local is_placed = is_queued[group_id] or token_of[group_id] or redis.call('SISMEMBER', open, group_id) == 1
+    or redis.call('HEXISTS', set_aside, group_id) == 1
+  if not is_placed then
+    redis.call('RPUSH', reissue, group_id)
+  end
+end
+
+redis.call('HSET', run, 'epoch', ARGV[6], 'position', ARGV[7])
+local known = redis.call('HMGET', commit, 'sequence', 'fence')
+local sequence, known_sequence = tonumber(ARGV[8]), tonumber(known[1] or '0')
+if sequence > known_sequence or (sequence > 0 and sequence == known_sequence
+  and tonumber(ARGV[11]) > tonumber(known[2] or '0')) then
+  redis.call('HSET', commit, 'sequence', ARGV[8], 'state_name', ARGV[9], 'step', ARGV[10], 'fence', ARGV[11])
+  redis.call('HSET', run, 'committed_sequence', ARGV[8])
+end
+wake_all(wake, 'reconciled')
+return {'OK'}

@@ -1,0 +1,88 @@
+#!lua flags=allow-oom
+-- First half of a reconcile: reinstates the fence, makes used numbers used, and lists everything that is out.
+-- KEYS: run, commit, holes, open, leases, reissue, set_aside. ARGV: fence number, token, least number, last sequence
+-- the learner has consumed, holder, heartbeat in milliseconds.
+-- Replies FENCED, number, holder; or OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts,
+-- epoch, position, server id}, commit record, open ids, leased ids, queued ids, set-aside ids.
+-- Twice: fence and sequence are maxima, so the second call finds them done.
+-- Milliseconds of the broker's own clock: the only clock that decides anything.
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- Lua writes large numbers in scientific notation; stored numbers must be plain.
+local function plain(number)
+  return string.format('%.0f', number)
+end
+-- A stored lease is "<group id>|<policy step>|<granted ms>|<holder>".
+local function parse_lease(stored)
+  local group_id, policy_step, granted, holder = string.match(stored, '^([^|]*)|(%-?%d+)|(%d+)|(.*)$')
+  return group_id, tonumber(policy_step), tonumber(granted), holder
+end
+
+-- Ends a lease without a group: its prompt is the next to be issued again.
+local function return_prompt(token, group_id, leases, deadlines, reissue)
+  redis.call('RPUSH', reissue, group_id)
+  redis.call('HDEL', leases, token)
+  redis.call('ZREM', deadlines, token)
+end
+-- Who this broker is: its process and the history it continues. A restart or a fail-over changes it.
+local function server_id()
+  local info = redis.call('INFO', 'server', 'replication')
+  return string.match(info, 'run_id:(%x+)') .. ':' .. string.match(info, 'master_replid:(%x+)')
+end
+
+-- Learner scripts start with ARGV = fence number, token, server id. Returns what is wrong with them, or nil.
+-- A stored number below ours means the broker went back in time: numbers only grow. Our own token under another
+-- number means that a reconcile of ours has just raised it, and this call still carries the old one.
+local function fence_problem(run)
+  local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder')
+  local stored, ours = tonumber(held[1] or '0'), tonumber(ARGV[1])
+  if stored >= ours and held[2] ~= ARGV[2] then
+    return {'FENCED', stored, held[3] or ''}
+  end
+  if stored ~= ours or server_id() ~= ARGV[3] then
+    return {'CHANGED'}
+  end
+  return nil
+end
+local run, commit, holes, open, leases, reissue, set_aside = unpack(KEYS)
+local names = {'fence', 'fence_token', 'fence_holder', 'last_sequence', 'seed', 'num_prompts', 'epoch', 'position'}
+local fields = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  fields[names[i]] = value
+end
+local stored, ours, consumed = tonumber(fields.fence or '0'), tonumber(ARGV[1]), tonumber(ARGV[4])
+if stored >= ours and fields.fence_token ~= ARGV[2] then
+  return {'FENCED', stored, fields.fence_holder or ''}
+end
+local number = math.max(stored, ours, tonumber(ARGV[3]))
+redis.call('HSET', run, 'fence', plain(number), 'fence_token', ARGV[2], 'fence_holder', ARGV[5],
+  'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[6])))
+
+local last = tonumber(fields.last_sequence or '0')
+if consumed > last then
+  redis.call('HSET', holes, plain(last + 1), plain(consumed))
+  redis.call('HSET', run, 'last_sequence', plain(consumed))
+  last = consumed
+end
+local lost, flat = 0, redis.call('HGETALL', holes)
+for i = 1, #flat, 2 do
+  lost = lost + tonumber(flat[i + 1]) - tonumber(flat[i]) + 1
+end
+
+local leased = {}
+for i, stored_lease in ipairs(redis.call('HVALS', leases)) do
+  leased[i] = (parse_lease(stored_lease))
+end
+return {
+  'OK',
+  {number, last, lost, (stored < ours or lost > 0) and 1 or 0, fields.seed, fields.num_prompts, fields.epoch,
+    fields.position, server_id()},
+  redis.call('HMGET', commit, 'sequence', 'state_name', 'step', 'fence'),
+  redis.call('SMEMBERS', open),
+  leased,
+  redis.call('LRANGE', reissue, 0, -1),
+  redis.call('HKEYS', set_aside),
+}
