@@ -29,6 +29,8 @@ class Options:
     token_budget: int = 1024
     chunk_rows: int = 256
     share_prefixes: bool = True
+    attention: str = "blocks"
+    """``blocks`` or ``flex``."""
     use_chunked_head: bool = True
     """Off: logits of the whole micro-batch and autograd's cross entropy."""
     use_fused_optimizer: bool = True
@@ -112,7 +114,12 @@ def _entropy(logits_NV: Tensor) -> Tensor:
 def make_policy(model: PreTrainedModel, options: Options) -> Policy:
     """The product's policy, or the one with whole logits."""
     kind = Policy if options.use_chunked_head else WholeLogitsPolicy
-    return kind(model=model, compute_dtype=options.compute_dtype, chunk_rows=options.chunk_rows)
+    return kind(
+        model=model,
+        compute_dtype=options.compute_dtype,
+        chunk_rows=options.chunk_rows,
+        attention=options.attention,
+    )
 
 
 def trained_groups(rollouts: Sequence[Rollout]) -> list[TrainedGroup]:

@@ -54,6 +54,12 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random-weights", action="store_true", help="the named shape with random weights")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--attention",
+        choices=("auto", "blocks", "flex"),
+        default="auto",
+        help="flex needs CUDA; the gain of each part then says what it is worth against blocks",
+    )
     parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one micro-batch")
     parser.add_argument("--head-chunk-rows", type=int, default=256, help="rows of logits at once")
     parser.add_argument("--num-threads", type=int, help="CPU threads; the environment's when none")

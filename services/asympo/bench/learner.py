@@ -33,7 +33,11 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
     wanted = set(arguments.only or ("speed", "loss", "sharing", "parts"))
     set_up_torch(seed=0, num_threads=arguments.num_threads)
     compute = choose_compute(
-        device=arguments.device, compute_dtype=arguments.compute_dtype, share_prefixes="auto", decided={}
+        device=arguments.device,
+        compute_dtype=arguments.compute_dtype,
+        share_prefixes="auto",
+        attention=arguments.attention,
+        decided={},
     )
     shapes = [parse_shape(text) for text in arguments.shape or ()] or list(SHAPES)
     report: dict[str, Any] = {"machine": machine(compute.torch_device), **compute.to_decisions()}
@@ -59,6 +63,7 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
         token_budget=arguments.token_budget,
         chunk_rows=arguments.head_chunk_rows,
         share_prefixes=compute.share_prefixes,
+        attention=compute.attention,
     )
     make_policy(model, options).self_check()
     cell = LearnerCell(model)
@@ -206,6 +211,8 @@ def _parts(
         "chunked_head": replace(options, use_chunked_head=False),
         "fused_optimizer": replace(options, use_fused_optimizer=False),
     }
+    if options.attention == "flex":
+        without["flex_attention"] = replace(options, attention="blocks")
     gains: dict[str, dict[str, float]] = {}
     for name, groups in rollouts.items():
         say(f"{name}: parts switched off one at a time")

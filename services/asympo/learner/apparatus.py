@@ -121,4 +121,9 @@ def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Co
         model.gradient_checkpointing_disable()
     # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
     model.train(settings.gradient_checkpointing)
-    return Policy(model=model, compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows)
+    return Policy(
+        model=model,
+        compute_dtype=compute.torch_dtype,
+        chunk_rows=settings.head_chunk_rows,
+        attention=compute.attention,
+    )

@@ -54,6 +54,7 @@ def assemble(
         device=settings.device,
         compute_dtype=settings.compute_dtype,
         share_prefixes=settings.share_prefixes,
+        attention=settings.attention,
         decided=state.decisions if state else {},
         num_ranks=1 if ranks is None else ranks.num_ranks,
     )
@@ -128,7 +129,10 @@ def _make_publisher(
 ) -> Publisher:
     shadow_model = load_model(settings.model, dtype=PUBLISHED_DTYPE, device=compute.torch_device)
     shadow = Policy(
-        model=shadow_model.eval(), compute_dtype=compute.torch_dtype, chunk_rows=settings.head_chunk_rows
+        model=shadow_model.eval(),
+        compute_dtype=compute.torch_dtype,
+        chunk_rows=settings.head_chunk_rows,
+        attention=compute.attention,
     )
     return Publisher(
         store=policies,

@@ -16,8 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from asympo.common.errors import BadModel
 from asympo.learner.batching import PackedBatch
 from asympo.learner.prefix_tree import IntArray
+from asympo.learner.tree_mask import TreeMask, tree_attention
 
 PACKED_ATTENTION = "asympo_packed"
 MAX_BLOCK_TOKENS = 128
@@ -150,7 +152,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed_layout: PackedLayout,
+    packed_layout: PackedLayout | TreeMask,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -158,6 +160,12 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention function with the signature transformers expects; returns ``[1, T, H, D]``."""
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if isinstance(packed_layout, TreeMask):
+        if dropout:
+            raise BadModel(f"attention dropout of {dropout} is not possible with FlexAttention: give blocks")
+        return tree_attention(
+            query, key, value, packed_layout, scaling=scaling, sliding_window=sliding_window
+        ), None
     masks = block_masks(packed_layout, dtype=value.dtype, sliding_window=sliding_window)
     if value.device.type == "cpu" and not dropout:
         output: Tensor = _PackedFlash.apply(query, key, value, packed_layout, masks, scaling)

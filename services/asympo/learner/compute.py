@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from asympo.common.errors import BadSetting
+
 log = logging.getLogger(__name__)
 
 Sharing = Literal["auto", "always", "never"]
@@ -31,6 +33,8 @@ class Compute:
     """Whether what responses have in common is computed once."""
     num_ranks: int = 1
     """Likewise."""
+    attention: str = "blocks"
+    """How a row attends: ``blocks`` or ``flex``."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -61,18 +65,27 @@ def choose_compute(
     device: str,
     compute_dtype: str,
     share_prefixes: Sharing,
+    attention: str,
     decided: dict[str, Any],
     num_ranks: int = 1,
 ) -> Compute:
-    """Settings first, then what the training state decided before, then a measurement."""
+    """Settings first, then what the training state decided before, then a measurement; raises BadSetting."""
     chosen_device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     is_same_device = decided.get("device") == chosen_device
     if compute_dtype == "auto":
         known = decided.get("compute_dtype") if is_same_device else None
         compute_dtype = known or _faster_dtype(torch.device(chosen_device))
+    if attention == "auto":
+        # States that do not say are of a time when there was one way.
+        known = decided.get("attention", "blocks") if is_same_device else None
+        attention = known or _faster_attention(chosen_device, compute_dtype)
+    if attention == "flex" and chosen_device == "cpu":
+        raise BadSetting("attention is flex: it has no gradients on CPUs; give blocks, auto or device = cuda")
     if share_prefixes == "auto":
         known = decided.get("share_prefixes") if is_same_device else None
-        is_shared = _does_sharing_pay(chosen_device, compute_dtype) if known is None else bool(known)
+        is_shared = (
+            _does_sharing_pay(chosen_device, compute_dtype, attention) if known is None else bool(known)
+        )
     else:
         is_shared = share_prefixes == "always"
     compute = Compute(
@@ -81,6 +94,7 @@ def choose_compute(
         num_threads=torch.get_num_threads(),
         num_ranks=num_ranks,
         share_prefixes=is_shared,
+        attention=attention,
     )
     for name, value in compute.to_decisions().items():
         if name in decided and decided[name] != value:
@@ -92,11 +106,30 @@ def choose_compute(
     return compute
 
 
-def _does_sharing_pay(device: str, compute_dtype: str) -> bool:
-    # Policy and its libraries are not needed for anything else here.
-    from asympo.learner.sharing import sharing_seconds
+def _faster_attention(device: str, compute_dtype: str) -> str:
+    if device == "cpu":
+        return "blocks"
+    from asympo.learner.trial import attention_seconds
 
-    shared, separate = sharing_seconds(torch.device(device), _DTYPES[compute_dtype])
+    try:
+        blocks, flex = attention_seconds(torch.device(device), _DTYPES[compute_dtype])
+    except RuntimeError as error:
+        # A compiler or a kernel that this machine lacks is a reason to do without, not to end.
+        log.warning("FlexAttention cannot be used here, training without it: %s", error)
+        return "blocks"
+    chosen = "flex" if flex < blocks else "blocks"
+    log.info(
+        "Long responses take %.0f ms with attention in blocks and %.0f ms with FlexAttention: %s",
+        *(1e3 * blocks, 1e3 * flex, chosen),
+    )
+    return chosen
+
+
+def _does_sharing_pay(device: str, compute_dtype: str, attention: str) -> bool:
+    # Policy and its libraries are not needed for anything else here.
+    from asympo.learner.trial import sharing_seconds
+
+    shared, separate = sharing_seconds(torch.device(device), _DTYPES[compute_dtype], attention=attention)
     log.info(
         "A group of long responses takes %.0f ms with its prompt computed once and %.0f ms without: %s",
         *(1e3 * shared, 1e3 * separate, "computed once" if shared <= separate else "not shared"),

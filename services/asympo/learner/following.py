@@ -146,6 +146,7 @@ class Following:
             device=settings.device,
             compute_dtype=settings.compute_dtype,
             share_prefixes=settings.share_prefixes,
+            attention=settings.attention,
             decided=state.decisions if state else {},
         )
         self._built = build_apparatus(settings, self._compute)

@@ -15,6 +15,7 @@ from asympo.learner.attention import PACKED_ATTENTION, plan_layout
 from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.fused import fuse, unfused
 from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
+from asympo.learner.tree_mask import TreeMask
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,17 @@ class ResponseNll:
 class Policy:
     """Forward passes over packed rows; owns the module and knows its head."""
 
-    def __init__(self, *, model: PreTrainedModel, compute_dtype: torch.dtype, chunk_rows: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        compute_dtype: torch.dtype,
+        chunk_rows: int = 256,
+        attention: str = "blocks",
+    ) -> None:
+        """``attention``: ``blocks``, or ``flex`` which has gradients on GPUs only."""
         self.model = model
+        self._plan = TreeMask if attention == "flex" else plan_layout
         self.compute_dtype = compute_dtype
         self._head_options = _head_options(model.config, chunk_rows=chunk_rows, compute_dtype=compute_dtype)
         head = model.get_output_embeddings()
@@ -105,7 +115,7 @@ class Policy:
                 input_ids=torch.from_numpy(batch.token_ids_T)[None].to(device),
                 position_ids=torch.from_numpy(batch.position_ids_T)[None].to(device),
                 use_cache=False,
-                packed_layout=plan_layout(batch, device=device),
+                packed_layout=self._plan(batch, device=device),
             )
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD

@@ -97,6 +97,10 @@ class LearnerSettings(ControlSettings):
     share_prefixes: Literal["auto", "always", "never"] = Field(
         default="auto", description="compute what responses have in common once; auto measures once"
     )
+    attention: Literal["auto", "blocks", "flex"] = Field(
+        default="auto",
+        description="one kernel call per block of a row, or FlexAttention (CUDA); auto measures once",
+    )
     gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
 
     # Checkpoints

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from asympo.common.errors import BadSetting
 from asympo.learner import compute
 from asympo.learner.compute import choose_compute
-from asympo.learner.sharing import sharing_seconds
+from asympo.learner.trial import sharing_seconds
 
 
 @pytest.fixture
@@ -14,17 +15,33 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was measured; sharing loses here."""
     calls: list[str] = []
 
-    def loses(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    def loses(device: torch.device, dtype: torch.dtype, *, attention: str) -> tuple[float, float]:
         calls.append(f"sharing on {device}")
         return 2.0, 1.0
 
-    monkeypatch.setattr("asympo.learner.sharing.sharing_seconds", loses)
-    monkeypatch.setattr(compute, "_faster_dtype", lambda device: "float32")
+    def wins(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+        calls.append(f"attention on {device}")
+        return 2.0, 1.0
+
+    monkeypatch.setattr("asympo.learner.trial.sharing_seconds", loses)
+    monkeypatch.setattr("asympo.learner.trial.attention_seconds", wins)
     return calls
 
 
-def choose(decided: dict[str, Any], *, share_prefixes: compute.Sharing = "auto") -> compute.Compute:
-    return choose_compute(device="cpu", compute_dtype="auto", share_prefixes=share_prefixes, decided=decided)
+def choose(
+    decided: dict[str, Any],
+    *,
+    share_prefixes: compute.Sharing = "auto",
+    attention: str = "auto",
+    device: str = "cpu",
+) -> compute.Compute:
+    return choose_compute(
+        device=device,
+        compute_dtype="float32",
+        share_prefixes=share_prefixes,
+        attention=attention,
+        decided=decided,
+    )
 
 
 def test_sharing_is_measured_once_and_then_kept(measured: list[str]) -> None:
@@ -51,5 +68,37 @@ def test_sharing_is_measured_again_on_another_device(measured: list[str]) -> Non
 def test_measuring_sharing_leaves_the_random_numbers_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    assert min(sharing_seconds(torch.device("cpu"), torch.float32)) > 0
+    assert min(sharing_seconds(torch.device("cpu"), torch.float32, attention="blocks")) > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attention_is_measured_once_on_a_gpu_and_then_kept(measured: list[str]) -> None:
+    first = choose({}, share_prefixes="always", device="cuda")
+    assert first.attention == "flex"
+    assert measured == ["attention on cuda"]
+    assert choose(first.to_decisions(), share_prefixes="always", device="cuda") == first
+    assert measured == ["attention on cuda"]
+
+
+def test_run_of_before_there_was_a_choice_keeps_its_attention(measured: list[str]) -> None:
+    decided = choose({}, share_prefixes="always", attention="blocks", device="cuda").to_decisions()
+    del decided["attention"]
+    assert choose(decided, share_prefixes="always", device="cuda").attention == "blocks"
+    assert measured == []
+
+
+def test_gpu_without_a_compiler_trains_in_blocks(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr("asympo.learner.trial.attention_seconds", fails)
+    assert choose({}, share_prefixes="always", device="cuda").attention == "blocks"
+    assert "no C compiler" in caplog.text
+
+
+def test_flex_attention_is_refused_on_a_cpu(measured: list[str]) -> None:
+    assert choose({}, share_prefixes="always").attention == "blocks"
+    with pytest.raises(BadSetting, match="no gradients on CPUs"):
+        choose({}, share_prefixes="always", attention="flex")
