@@ -151,3 +151,10 @@ def test_no_rendering_holds_a_password(kind):
     for path in (CHART / "examples").glob("*/rendered.yaml"):
         text = path.read_text()
         assert text.count("-password: ") == text.count("-password: GENERATED"), path
+
+
+def test_quantities_are_text_for_server_side_apply_of_older_clusters(rendered):
+    for where, _, spec in pods(rendered):
+        for container in containers(spec):
+            for amounts in container["resources"].values():
+                assert all(isinstance(amount, str) for amount in amounts.values()), (where, amounts)

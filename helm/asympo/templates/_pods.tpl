@@ -62,11 +62,20 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* Resources with the GPUs among the limits. */}}
+{{/*
+Resources with the GPUs among the limits. Quantities are text: the server-side apply of older clusters, which
+Helm 4 uses, refuses numbers.
+*/}}
 {{- define "asympo.resources" -}}
 {{- $resources := deepCopy .resources }}
 {{- if gt (int .gpus) 0 }}
 {{- $_ := set $resources "limits" (set ($resources.limits | default dict) .gpuResource (int .gpus)) }}
+{{- end -}}
+{{- range list "requests" "limits" }}
+{{- $amounts := index $resources . | default dict }}
+{{- range $name, $amount := $amounts }}
+{{- $_ := set $amounts $name (toString $amount) }}
+{{- end }}
 {{- end -}}
 resources:
   {{- toYaml $resources | nindent 2 }}
