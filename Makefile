@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check chart-tools chart chart-generate pods \
+.PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools chart-tools chart chart-generate pods \
 	autoscaling bench-peers bench-learner dashboards \
 	images images-lock clean
 
@@ -40,6 +40,9 @@ proto:  ## Generate services/asympo/v1 from proto/
 
 proto-check:  ## Check that the generated code is current
 	@deploy/local/gen_proto.sh --check
+
+object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
+	@deploy/object_store/tools.sh
 
 chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
 	@deploy/chart/tools.sh

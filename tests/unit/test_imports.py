@@ -50,12 +50,14 @@ def test_module_keeps_to_its_room(path: Path) -> None:
         assert not imports_any(path, {"torch"}), "torch only under learner, lab, bench and engines/vllm*"
     if not str(inner).startswith("common/rollout_log/"):
         assert not imports_any(path, {"redis"}), "redis only in common/rollout_log"
+    if str(inner) != "common/checkpoints/bucket.py":
+        assert not imports_any(path, {"boto3", "botocore"}), "boto3 only in common/checkpoints/bucket.py"
     if path.name != "metrics.py" and str(inner) != "common/telemetry.py":
         assert "prometheus_client" not in found, (
             "prometheus_client only in metrics.py and common/telemetry.py"
         )
     if path.name == "settings.py":
-        heavy = {"torch", "vllm", "transformers", "redis", "grpc"}
+        heavy = {"torch", "vllm", "transformers", "redis", "grpc", "boto3"}
         assert not imports_any(path, heavy), "settings import nothing heavy"
 
 

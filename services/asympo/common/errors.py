@@ -86,6 +86,12 @@ class PublishFailed(AsympoError):
     """A checkpoint could not be made visible (disk full, storage gone); retry on a timer."""
 
 
+class StorageUnavailable(AsympoError):
+    """Checkpoint storage does not answer and nothing can start without it; the caller may start again."""
+
+    exit_code = 9
+
+
 class EngineBroken(AsympoError):
     """The engine cannot be trusted with another request; exit and let the orchestrator restart."""
 

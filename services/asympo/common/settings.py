@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from asympo.common.errors import BadSetting
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.toml_text import dump_toml
 
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
@@ -52,6 +53,7 @@ class ServiceSettings(BaseSettings):
     checkpoint_root: Path = Field(
         default=Path("runs/checkpoints"), description="directory of all runs' checkpoints"
     )
+    object_store: ObjectStoreOptions = ObjectStoreOptions()
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log line"
     )

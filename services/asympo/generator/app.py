@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
 from asympo.common.lifecycle import StopSignal
@@ -168,7 +169,13 @@ class GeneratorProcess:
             allow_python=settings.allow_python,
         )
         closing.callback(scorer.close)
-        store = PolicyStore(settings.checkpoint_root, settings.run)
+        await joining.wait_for_storage(settings.object_store, self._calls)
+        store = open_policies(
+            settings.checkpoint_root,
+            settings.run,
+            settings.object_store,
+            cached=settings.object_store.cached_policies,
+        )
         watcher = self._watcher(run_log, store)
         engine = self._engine_factory(settings)
         closing.push_async_callback(_close_engine, engine)

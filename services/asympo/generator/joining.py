@@ -1,5 +1,6 @@
 """Joining a run: wait until it exists, then make sure that this machine would do what the run says."""
 
+import asyncio
 import dataclasses
 import logging
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.engines.base import SamplingSettings
-from asympo.generator.calls import Calls
+from asympo.generator.calls import Backoff, Calls
 from asympo.tasks.base import Task
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
@@ -35,6 +37,26 @@ async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float)
             if num_waits % REMIND_EVERY == 0:
                 log.info("Run %s does not exist yet: waiting for its learner", run_log.run)
             num_waits += 1
+
+
+async def wait_for_storage(options: ObjectStoreOptions, calls: Calls) -> None:
+    """Returns once the object store, if one is used, lists what is in it, however long that takes.
+
+    Raises BadSetting when it refuses.
+    """
+    if not options.is_given:
+        return
+    from asympo.common.checkpoints.bucket import Bucket, StoreError
+    from asympo.common.checkpoints.trial import try_reading
+
+    bucket, backoff = Bucket(options), Backoff()
+    while True:
+        try:
+            log.info("Object store: %s", await calls.run(try_reading, bucket))
+            return
+        except StoreError as error:
+            log.warning("Waiting for the object store: %s", error.strerror)
+            await asyncio.sleep(backoff.next_seconds())
 
 
 def task_config_of(config: RunConfig, *, task_path: str | None) -> TaskConfig:

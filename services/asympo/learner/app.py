@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from asympo import __version__
 from asympo.common.archive import ArchiveStore
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import (
     AsympoError,
@@ -48,6 +48,7 @@ def main(settings: LearnerSettings) -> int:
     """Runs a learner until its run is finished or it is told to stop; raises AsympoError otherwise."""
     set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
     launch = Launch.from_environment(os.environ)
+    launch.check_storage(settings.object_store)
     with StopSignal() as stop, ExitStack() as closing:
         ranks = None if launch.is_alone else _meet(settings, launch, closing)
         if ranks is not None and not ranks.is_first:
@@ -230,16 +231,22 @@ class LearnerProcess:
         from asympo.learner.assembly import assemble
         from asympo.learner.saver import find_state, trained_ids_of
         from asympo.learner.session import LogSession
-        from asympo.learner.state import StateStore
+        from asympo.learner.storage import open_states, wait_for_storage
 
         log.info("Libraries are loaded")
         settings = self._settings
         group = None if self._ranks is None else self._ranks.group
-        states = StateStore(settings.checkpoint_root, settings.run, process_group=group)
-        policies = PolicyStore(settings.checkpoint_root, settings.run)
+        wait_for_storage(settings.object_store, stop=self._stop)
+        states = open_states(settings, process_group=group)
+        policies = open_policies(
+            settings.checkpoint_root, settings.run, settings.object_store, cached=settings.keep_policies
+        )
         stores = (states, policies, ArchiveStore(settings.run_directory))
         highest = max(store.highest_fence() or 0 for store in stores)
         fence = self._take_fence(run_log, at_least=highest)
+        # Before looking for a state: from here on none of an older fence appears any more.
+        states.take_over(fence.number)
+        policies.take_over(fence.number)
         found = find_state(states, commit=run_log.last_commit())
         state = found[1] if found else None
         session = LogSession(

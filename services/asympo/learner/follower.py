@@ -17,7 +17,8 @@ from asympo.learner.ranks import Ranks
 from asympo.learner.segment import GroupReader
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.shares import Share
-from asympo.learner.state import StateStore, TrainingState
+from asympo.learner.state import TrainingState
+from asympo.learner.storage import open_states
 from asympo.learner.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Follower:
     def __init__(self, *, settings: LearnerSettings, ranks: Ranks) -> None:
         self._settings = settings
         self._ranks = ranks
-        self._states = StateStore(settings.checkpoint_root, settings.run, process_group=ranks.group)
+        self._states = open_states(settings, process_group=ranks.group)
 
     def run(self) -> None:
         """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks start anew."""

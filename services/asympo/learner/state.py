@@ -87,7 +87,8 @@ class StateStore:
         when a learner with a higher fence has saved.
         """
         name = StepName(step=state.step, fence=state.fence, sequence=state.sequence)
-        if self._on_coordinator(lambda: self._is_saved(name)):
+        what = f"The training state of step {state.step}"
+        if self._on_coordinator(lambda: self._is_saved(name, what=what)):
             return str(name)
         groups = tuple(describe_groups(model, optimizer))
         tensors = training_tensors(model, optimizer)
@@ -116,10 +117,9 @@ class StateStore:
             name=name,
             extra_files={_TRAINED_IDS: state.trained_ids},
             make_manifest=manifest,
+            share=lambda written, content: self._share(written, name=name, manifest=content),
         )
-        with directory.storage_errors_as_publish_failed(
-            f"The training state of step {state.step}", self.path
-        ):
+        with directory.storage_errors_as_publish_failed(what, self.path):
             try:
                 with _plain_errors():
                     dcp.save(
@@ -264,14 +264,25 @@ class StateStore:
     def _steps(self) -> list[StepName]:
         return [name for name in directory.step_names(self.path) if name.sequence is not None]
 
-    def _is_saved(self, name: StepName) -> bool:
-        highest = self.highest_fence()
-        if highest is not None and highest > name.fence:
-            raise errors.Fenced(
-                f"{self.path} holds states of fence {highest} and this learner has fence {name.fence}:"
-                " another learner owns the run, or an earlier run of the same name left them there."
-            )
-        directory.sweep(self.path, fence=name.fence)
+    def take_over(self, fence: int) -> None:
+        """Nothing: where directories are renamed, names with a higher fence are enough."""
+
+    def _share(self, written: Path, *, name: StepName, manifest: bytes) -> bytes:
+        """The manifest as it becomes visible; who shares by other means than the directory does so here."""
+        return manifest
+
+    def _is_saved(self, name: StepName, *, what: str) -> bool:
+        with directory.storage_errors_as_publish_failed(what, self.path):
+            highest = self.highest_fence()
+            if highest is not None and highest > name.fence:
+                raise errors.Fenced(
+                    f"{self.path} holds states of fence {highest} and this learner has fence {name.fence}:"
+                    " another learner owns the run, or an earlier run of the same name left them there."
+                )
+            self.sweep(fence=name.fence)
+            return self._has_sound(name)
+
+    def _has_sound(self, name: StepName) -> bool:
         path = self.path / str(name)
         if not path.exists():
             return False

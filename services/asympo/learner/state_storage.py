@@ -66,12 +66,14 @@ class StateWriter(StorageWriter):
         name: StepName,
         extra_files: dict[str, bytes],
         make_manifest: Callable[[Sequence[FileEntry], Sequence[StateTensor]], bytes],
+        share: Callable[[Path, bytes], bytes],
     ) -> None:
         self.temporary: Path | None = None
         self._parent = parent
         self._name = name
         self._extra_files = extra_files
         self._make_manifest = make_manifest
+        self._share = share
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Part of the interface; there is nothing to reset."""
@@ -130,13 +132,11 @@ class StateWriter(StorageWriter):
         tensors = [
             _describe(name, stored, written[name]) for name, stored in metadata.state_dict_metadata.items()
         ]
-        seal(
-            self.temporary,
-            manifest=self._make_manifest(
-                sorted(files.values(), key=lambda entry: entry.name),
-                sorted(tensors, key=lambda tensor: tensor.name),
-            ),
+        manifest = self._make_manifest(
+            sorted(files.values(), key=lambda entry: entry.name),
+            sorted(tensors, key=lambda tensor: tensor.name),
         )
+        seal(self.temporary, manifest=self._share(self.temporary, manifest))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

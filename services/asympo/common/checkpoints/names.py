@@ -21,7 +21,7 @@ STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIRECTORY = re.compile(r"step-(?P<step>\d{8,})-f(?P<fence>\d{4,})(?:-n(?P<sequence>\d{12,}))?")
-_TEMPORARY = re.compile(r"\.(?P<use>tmp|trash)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
+_TEMPORARY = re.compile(r"\.(?P<use>tmp|trash|get)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +64,18 @@ def temporary_name(name: StepName) -> str:
     return f".tmp-{name}-{secrets.token_hex(8)}"
 
 
+def download_name(name: StepName) -> str:
+    """A fresh name, invisible to readers, under which a copy of `name` is brought here."""
+    return f".get-{name}-{secrets.token_hex(8)}"
+
+
 def trash_name(name: StepName) -> str:
     """A fresh name, invisible to readers, to which `name` is moved before its files are deleted."""
     return f".trash-{name}-{secrets.token_hex(8)}"
 
 
 def parse_temporary(name: str) -> tuple[str, StepName] | None:
-    """("tmp" or "trash", step) of a temporary name, or None for any other name."""
+    """("tmp", "trash" or "get", step) of a temporary name, or None for any other name."""
     match = _TEMPORARY.fullmatch(name)
     if match is None:
         return None

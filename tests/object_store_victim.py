@@ -1,0 +1,66 @@
+"""A learner's publish that ends by SIGKILL: `python -m tests.object_store_victim POINT ROOT OPTIONS`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+from asympo.common.checkpoints import Probe, ProbeSequence
+from asympo.common.checkpoints.bucket import Bucket
+from asympo.common.checkpoints.shared_policies import SharedPolicyStore
+from asympo.common.object_store import ObjectStoreOptions
+from boto3.s3.transfer import TransferConfig
+from safetensors.numpy import save_file
+
+PROBE = Probe(
+    sequences=(ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=2.5),), tolerance=0.02
+)
+PART_BYTES = 5 << 20
+"""The least that S3 takes as a part."""
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DyingBucket(Bucket):
+    """Dies before the manifest, or once a part of a file is there."""
+
+    def __init__(self, options: ObjectStoreOptions, *, point: str) -> None:
+        super().__init__(options)
+        self._point = point
+        self._num_bytes = 0
+
+    def create(self, key: str, content: bytes) -> bool:
+        if self._point == "before-manifest" and key.endswith("manifest.json"):
+            die()
+        return super().create(key, content)
+
+    def _upload(self, key: str, path: Path) -> None:
+        def count(num_bytes: int) -> None:
+            self._num_bytes += num_bytes
+            if self._point == "inside-upload" and self._num_bytes > PART_BYTES:
+                die()
+
+        one_by_one = TransferConfig(
+            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False
+        )
+        self._client.upload_file(str(path), self._name, self._prefix + key, Config=one_by_one, Callback=count)
+
+
+def main(point: str, root: str, options: str) -> None:
+    bucket = DyingBucket(ObjectStoreOptions(**json.loads(options)), point=point)
+    store = SharedPolicyStore(Path(root), "run", bucket=bucket, cached=3)
+    store.take_over(1)
+
+    def fill(path: Path) -> None:
+        save_file({"body": np.ones((4, 1 << 20), np.float32)}, path / "model.safetensors")
+        (path / "config.json").write_text("{}")
+
+    store.publish(step=1, fence=1, fill=fill, probe=PROBE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
