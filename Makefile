@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools chart-tools chart chart-generate pods \
+.PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools \
+	chart-tools chart chart-generate pods \
 	autoscaling bench-peers bench-learner dashboards \
 	images images-lock clean
 

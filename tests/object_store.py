@@ -1,11 +1,13 @@
 """An S3 server of our own, as a process that answers HTTP."""
 
+import functools
 import os
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import boto3
 from asympo.common.object_store import ObjectStoreOptions
@@ -49,17 +51,18 @@ class ObjectServer:
         self._process.wait()
         self._log.close()
 
-    def client(self):  # type: ignore[no-untyped-def]
+    @functools.cached_property
+    def client(self) -> Any:
         """A client beside the one under test, for looking and for damage."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test-secret",
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         )
 
     def options(self, bucket: str) -> ObjectStoreOptions:
         """A new bucket, with a prefix."""
-        self.client().create_bucket(Bucket=bucket)
+        self.client.create_bucket(Bucket=bucket)
         return ObjectStoreOptions(url=f"s3://{bucket}/some/prefix", endpoint=self.endpoint)

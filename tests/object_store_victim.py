@@ -1,4 +1,4 @@
-"""A learner's publish that ends by SIGKILL: `python -m tests.object_store_victim POINT ROOT OPTIONS`."""
+"""A learner's publish that ends by SIGKILL: `python -m tests.object_store_victim POINT ROOT RUN OPTIONS`."""
 
 import json
 import os
@@ -50,9 +50,9 @@ class DyingBucket(Bucket):
         self._client.upload_file(str(path), self._name, self._prefix + key, Config=one_by_one, Callback=count)
 
 
-def main(point: str, root: str, options: str) -> None:
+def main(point: str, root: str, run: str, options: str) -> None:
     bucket = DyingBucket(ObjectStoreOptions(**json.loads(options)), point=point)
-    store = SharedPolicyStore(Path(root), "run", bucket=bucket, cached=3)
+    store = SharedPolicyStore(Path(root), run, bucket=bucket, cached=3)
     store.take_over(1)
 
     def fill(path: Path) -> None:

@@ -47,7 +47,8 @@ class Launch:
         """Raises BadSetting where ranks of several machines would need a disk in common and have none."""
         if object_store.is_given and not self.is_on_one_machine:
             raise BadSetting(
-                f"object_store.url, and {self.num_local_ranks} of {self.num_ranks} ranks on this machine: training states in an object store need all ranks on one machine; share a directory instead"
+                f"object_store.url, and {self.num_local_ranks} of {self.num_ranks} ranks on this machine:"
+                " training states in an object store need all ranks on one machine; share a directory instead"
             )
 
     @property

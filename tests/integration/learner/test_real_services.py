@@ -23,14 +23,15 @@ LEAST_FILLED_BYTES = 150_000
 class GeneratorProcess:
     """`asympo generator` that ends with its run and writes down what the broker acknowledged."""
 
-    def __init__(self, *, url: str, run: str, root: Path) -> None:
+    def __init__(self, *, url: str, run: str, root: Path, flags: tuple[str, ...] = ()) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         self.journal, self._log = root / "appends.jsonl", root / "generator.log"
         command = [
             *(sys.executable, "-m", "asympo.cli", "generator", "--run", run, "--redis-url", url),
             *("--checkpoint-root", str(root), "--engine", "simulated", "--exit-when-run-ends"),
             *("--http-port", "0", "--grpc-port", "0", "--log-format", "text"),
             *("--append-journal", str(self.journal), "--simulated.seconds-per-token", "0.0002"),
-            *("--simulated.length-kind", "fixed", "--simulated.length-mean-tokens", "60"),
+            *("--simulated.length-kind", "fixed", "--simulated.length-mean-tokens", "60", *flags),
         ]
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ})

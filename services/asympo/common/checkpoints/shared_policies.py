@@ -42,7 +42,7 @@ class SharedPolicyStore(PolicyStore):
                 ref = self._ref(self._manifest(name))
                 if with_digests:
                     self.verify(ref)
-            except errors.CorruptCheckpoint as error:
+            except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
                 logger.warning("checkpoint passed over: %s", error)
             else:
                 return ref
@@ -51,7 +51,13 @@ class SharedPolicyStore(PolicyStore):
     def find(self, *, step: int, fence: int) -> PolicyRef | None:
         """The policy an announcement names, when it is visible."""
         name = StepName(step=step, fence=fence)
-        return self._ref(self._manifest(name)) if name in self._shared.names() else None
+        if name not in self._shared.names():
+            return None
+        try:
+            return self._ref(self._manifest(name))
+        except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
+            logger.warning("checkpoint not found: %s", error)
+            return None
 
     def verify(self, ref: PolicyRef) -> Manifest:
         """The manifest of `ref` once every byte of a copy here was checked; brings the copy if need be.
@@ -130,7 +136,7 @@ class SharedPolicyStore(PolicyStore):
             if name.sequence is None:
                 try:
                     found.append(self._manifest(name))
-                except errors.CorruptCheckpoint as error:
+                except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
                     logger.warning("checkpoint passed over: %s", error)
         return found
 

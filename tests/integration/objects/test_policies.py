@@ -1,14 +1,12 @@
 """Policies through a real S3 server over HTTP: what is visible, to whom, and after which accident."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,40 +22,9 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from tests.conftest import free_port
-from tests.object_store import CREDENTIALS, ObjectServer
+from tests.integration.objects.conftest import Opener
+from tests.object_store import ObjectServer
 from tests.object_store_victim import PROBE
-
-Opener = Callable[..., SharedPolicyStore]
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    server = ObjectServer(tmp_path_factory.mktemp("object-server") / "log")
-    try:
-        yield server.wait_until_ready()
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def options(server: ObjectServer) -> ObjectStoreOptions:
-    return server.options(f"bucket-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def open_store(options: ObjectStoreOptions, tmp_path: Path) -> Opener:
-    """A store as one machine has it: its own disk, its own connections."""
-
-    def opener(machine: str, *, cached: int = 3, bucket: Bucket | None = None) -> SharedPolicyStore:
-        return SharedPolicyStore(tmp_path / machine, "run", bucket=bucket or Bucket(options), cached=cached)
-
-    return opener
 
 
 def fill_with(value: float) -> Callable[[Path], None]:
@@ -72,9 +39,9 @@ def publish(store: SharedPolicyStore, step: int, fence: int = 1) -> PolicyRef:
     return store.publish(step=step, fence=fence, fill=fill_with(step), probe=PROBE)
 
 
-def keys_of(server: ObjectServer, options: ObjectStoreOptions) -> list[str]:
-    answer = server.client().list_objects_v2(Bucket=options.bucket)
-    return [entry["Key"].removeprefix(f"{options.prefix}run/policy/") for entry in answer.get("Contents", [])]
+def keys_of(store: SharedPolicyStore, bucket: Bucket) -> list[str]:
+    """Keys of the store's part of the bucket, in the bucket."""
+    return [found.key for found in bucket.find(f"{store.path.parent.name}/policy/")]
 
 
 def test_generator_brings_the_newest_policy_into_its_cache_when_it_verifies(open_store: Opener) -> None:
@@ -125,16 +92,16 @@ def flip_a_byte(path: Path) -> None:
 
 
 def test_policy_with_a_corrupt_byte_in_the_bucket_is_refused_and_leaves_nothing(
-    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions
+    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions, bucket: Bucket
 ) -> None:
     learner, generator = open_store("learner"), open_store("generator")
     learner.take_over(1)
     publish(learner, 1)
-    key = next(key for key in keys_of(server, options) if key.endswith("model.safetensors"))
-    where = {"Bucket": options.bucket, "Key": f"{options.prefix}run/policy/{key}"}
-    content = bytearray(server.client().get_object(**where)["Body"].read())
+    key = next(key for key in keys_of(learner, bucket) if key.endswith("model.safetensors"))
+    where = {"Bucket": options.bucket, "Key": options.prefix + key}
+    content = bytearray(server.client.get_object(**where)["Body"].read())
     content[-1] ^= 1
-    server.client().put_object(**where, Body=bytes(content))
+    server.client.put_object(**where, Body=bytes(content))
     ref = generator.newest()
     assert ref is not None
     with pytest.raises(errors.CorruptCheckpoint, match="does not match the digest"):
@@ -142,15 +109,14 @@ def test_policy_with_a_corrupt_byte_in_the_bucket_is_refused_and_leaves_nothing(
     assert list(generator.path.iterdir()) == []
 
 
-def test_policy_that_lacks_an_object_is_passed_over(
-    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions
-) -> None:
+def test_policy_that_lacks_an_object_is_passed_over(open_store: Opener, bucket: Bucket) -> None:
     learner = open_store("learner")
     learner.take_over(1)
     publish(learner, 1)
     publish(learner, 2)
-    key = next(key for key in keys_of(server, options) if "00000002" in key and key.endswith("config.json"))
-    server.client().delete_object(Bucket=options.bucket, Key=f"{options.prefix}run/policy/{key}")
+    bucket.delete(
+        key for key in keys_of(learner, bucket) if "00000002" in key and key.endswith("config.json")
+    )
     newest = open_store("generator").newest()
     assert newest is not None
     assert newest.step == 1
@@ -158,21 +124,27 @@ def test_policy_that_lacks_an_object_is_passed_over(
 
 @pytest.mark.parametrize("point", ["before-manifest", "inside-upload"])
 def test_learner_killed_while_it_publishes_shows_nothing_and_the_next_one_sweeps(
-    point: str, open_store: Opener, server: ObjectServer, options: ObjectStoreOptions, tmp_path: Path
+    point: str,
+    open_store: Opener,
+    server: ObjectServer,
+    options: ObjectStoreOptions,
+    bucket: Bucket,
+    tmp_path: Path,
+    run_name: str,
 ) -> None:
-    command = [sys.executable, "-m", "tests.object_store_victim", point, str(tmp_path / "victim")]
+    command = [sys.executable, "-m", "tests.object_store_victim", point, str(tmp_path / "victim"), run_name]
     command.append(json.dumps(options.model_dump(mode="json")))
-    died = subprocess.run(command, env={**os.environ, **CREDENTIALS}, check=False, timeout=120)
+    died = subprocess.run(command, check=False, timeout=120)
     assert died.returncode == -signal.SIGKILL
-    parts = server.client().list_multipart_uploads(Bucket=options.bucket).get("Uploads", [])
-    left = [key for key in keys_of(server, options) if key.startswith("step-")]
+    parts = server.client.list_multipart_uploads(Bucket=options.bucket).get("Uploads", [])
+    learner = open_store("victim")
+    left = [key for key in keys_of(learner, bucket) if "/step-" in key]
     assert parts if point == "inside-upload" else left, "it died where it should"
     assert open_store("generator").newest() is None
 
-    learner = open_store("victim")
     learner.take_over(2)
-    assert [key for key in keys_of(server, options) if key.startswith("step-")] == []
-    assert not server.client().list_multipart_uploads(Bucket=options.bucket).get("Uploads")
+    assert [key for key in keys_of(learner, bucket) if "/step-" in key] == []
+    assert not server.client.list_multipart_uploads(Bucket=options.bucket).get("Uploads")
     assert list(learner.path.iterdir()) == []
     publish(learner, 1, fence=2)
     newest = open_store("generator").newest()
@@ -201,7 +173,7 @@ def test_zombie_that_wakes_before_its_manifest_makes_nothing_visible(
     earlier.take_over(1)
     kept = publish(earlier, 49)
     held = HeldBucket(options)
-    zombie = open_store("zombie", bucket=held)
+    zombie = open_store("zombie", through=held)
     thread = threading.Thread(target=publish, args=(zombie, 50))
     thread.start()
     assert held.reached.wait(60)
@@ -260,7 +232,7 @@ class DeafBucket(Bucket):
 def test_publish_tried_again_after_a_lost_answer_finds_its_own_policy(
     open_store: Opener, options: ObjectStoreOptions
 ) -> None:
-    learner = open_store("learner", bucket=DeafBucket(options))
+    learner = open_store("learner", through=DeafBucket(options))
     learner.take_over(1)
     with pytest.raises(errors.PublishFailed, match="no answer"):
         publish(learner, 1)
@@ -271,9 +243,7 @@ def test_publish_tried_again_after_a_lost_answer_finds_its_own_policy(
     assert newest.digest == ref.digest == learner.verify(ref).digest
 
 
-def test_pruning_respects_two_generators_that_are_reading(
-    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions
-) -> None:
+def test_pruning_respects_two_generators_that_are_reading(open_store: Opener, bucket: Bucket) -> None:
     learner = open_store("learner")
     learner.take_over(1)
     refs = [publish(learner, step) for step in range(1, 6)]
@@ -300,7 +270,7 @@ def test_pruning_respects_two_generators_that_are_reading(
     assert errors_seen == []
     assert [ref.step for ref in deleted] == [2]
     assert [ref.step for ref in open_store("late").list()] == [1, 3, 4, 5]
-    assert not any(key.startswith(refs[1].name) for key in keys_of(server, options))
+    assert not any(refs[1].name in key for key in keys_of(learner, bucket))
     assert not refs[1].path.exists()
 
 
@@ -328,10 +298,10 @@ def test_store_that_does_not_answer_fails_a_publish_and_keeps_the_disk_clean(tmp
 
 
 def test_trial_says_what_works_and_refuses_a_bucket_that_is_not_there(
-    options: ObjectStoreOptions, server: ObjectServer
+    options: ObjectStoreOptions, bucket: Bucket
 ) -> None:
-    assert len(list(try_writing(Bucket(options)))) == 5
-    assert server.client().list_objects_v2(Bucket=options.bucket)["KeyCount"] == 0
+    assert len(list(try_writing(bucket))) == 5
+    assert bucket.find(".") == []
     absent = options.model_copy(update={"url": "s3://no-such-bucket"})
     with pytest.raises(errors.BadSetting, match=r"NoSuchBucket.*credentials"):
         try_reading(Bucket(absent))
@@ -365,16 +335,15 @@ def test_contradictory_options_are_refused(values: dict[str, str], message: str)
         ObjectStoreOptions.model_validate(values)
 
 
-def test_keys_are_a_directory_that_other_tools_can_copy(
-    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions
-) -> None:
+def test_keys_are_a_directory_that_other_tools_can_copy(open_store: Opener, bucket: Bucket) -> None:
     learner = open_store("learner")
     learner.take_over(7)
     ref = publish(learner, 42, fence=7)
-    name, payload = str(StepName(step=42, fence=7)), ref.digest[:16]
-    assert keys_of(server, options) == [
-        "fence-00000007.json",
-        f"{name}/{payload}/config.json",
-        f"{name}/{payload}/model.safetensors",
-        f"{name}/manifest.json",
+    name, payload = StepName(step=42, fence=7), ref.digest[:16]
+    root = f"{learner.path.parent.name}/policy"
+    assert keys_of(learner, bucket) == [
+        f"{root}/fence-00000007.json",
+        f"{root}/{name}/{payload}/config.json",
+        f"{root}/{name}/{payload}/model.safetensors",
+        f"{root}/{name}/manifest.json",
     ]
