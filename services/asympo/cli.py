@@ -55,6 +55,16 @@ COMMANDS = (
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
     ),
     Command(
+        name="backup",
+        module="asympo.ops.backup",
+        summary="a copy of a run while it goes on: log, policy, training state, archive",
+    ),
+    Command(
+        name="restore",
+        module="asympo.ops.restore",
+        summary="a backup back into an empty broker and directory",
+    ),
+    Command(
         name="bench",
         module="asympo.bench.command",
         summary="figures of the learner and the log on this machine",

@@ -48,15 +48,20 @@ def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator
     if answers(url):
         yield from _connected(url)
         return
-    with held:
-        service = broker_service(
-            data, log_path=held.path / "logs" / "broker.log", binary=find_broker_binary()
-        )
-        start_broker(service, url)
-        try:
-            yield from _connected(url)
-        finally:
-            service.stop(deadline_seconds=30)
+    yield from _started(held, url)
+
+
+@contextmanager
+def open_new_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator[Broker]:
+    """The given broker, else a new one of the run on this machine, which is stopped at the end."""
+    if redis_url:
+        yield from _connected(redis_url)
+        return
+    held = RunDirectory(directory / run)
+    data = held.path / "broker"
+    if data.is_dir():
+        raise BadSetting(f"{data} holds a broker's data: move it away, or give --redis-url or --directory")
+    yield from _started(held, broker_url(data))
 
 
 @contextmanager
@@ -68,6 +73,17 @@ def open_log(redis_url: str | None, *, directory: Path, run: str) -> Iterator[Ru
             known = ", ".join(names) or "none"
             raise BadSetting(f"the broker {broker.url} knows no run {run}: it has {known}")
         yield RunLog(broker, run)
+
+
+def _started(held: RunDirectory, url: str) -> Iterator[Broker]:
+    with held:
+        log_path = held.path / "logs" / "broker.log"
+        service = broker_service(held.path / "broker", log_path=log_path, binary=find_broker_binary())
+        start_broker(service, url)
+        try:
+            yield from _connected(url)
+        finally:
+            service.stop(deadline_seconds=30)
 
 
 def _connected(url: str) -> Iterator[Broker]:

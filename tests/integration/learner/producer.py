@@ -45,6 +45,8 @@ class Producer:
         self._is_ended = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self.num_appended = 0
+        self.acknowledged: list[tuple[str, int, bytes]] = []
+        """Group id, number and payload of every append that the broker acknowledged."""
 
     def __enter__(self) -> "Producer":
         self._thread.start()
@@ -75,5 +77,7 @@ class Producer:
         payload = encode_group(make_group(lease.group_id))
         if self._hostile_every and self.num_appended % self._hostile_every == 1:
             payload = b"\xff" + payload
-        self._run_log.append(lease, payload, producer="producer")
+        result = self._run_log.append(lease, payload, producer="producer")
+        if result.sequence is not None:
+            self.acknowledged.append((lease.group_id, result.sequence, payload))
         self.num_appended += 1

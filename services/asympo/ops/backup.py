@@ -1,0 +1,200 @@
+"""`asympo backup`: a consistent copy of a run, taken while it goes on.
+
+The broker's keys first, then the newest training state. Whatever a learner commits and trims between the two
+is covered by that state, and a broker that is older than a training state is brought up to it by every
+learner's start. So nothing has to stand still, and the two need not be of one instant.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from asympo import __version__
+from asympo.common.archive import ArchiveStore, PartRef
+from asympo.common.checkpoints import PolicyStore, directory
+from asympo.common.checkpoints.digests import Span, digest_spans
+from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
+from asympo.common.checkpoints.names import STATE_FILES
+from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files, verify_policy
+from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
+from asympo.common.rollout_log import CopiedPiece, RunLog
+from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json
+from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
+
+_MAX_TRIES = 5
+"""A learner may prune a state while it is copied."""
+_FILES: TypeAdapter[tuple[FileEntry, ...]] = TypeAdapter(tuple[FileEntry, ...])
+_REF: TypeAdapter[PartRef | None] = TypeAdapter(PartRef | None)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = make_parser(
+        "backup", "A copy of a run, taken while it goes on: log, newest policy and training state."
+    )
+    add_broker_flags(parser)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where to put it: a new directory"
+    )
+    arguments = parser.parse_args(argv)
+    with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
+        manifest = back_up(log, arguments.checkpoint_root / arguments.run, arguments.out)
+    if arguments.json:
+        write_json({"out": str(arguments.out), **_shown(manifest)})
+    else:
+        sys.stdout.write(
+            f"{arguments.out}: run {manifest.run} up to group {manifest.last_sequence}, trained up to "
+            f"{manifest.committed_sequence}, {sum(entry.size for entry in manifest.files) / 2**20:.1f} MiB\n"
+        )
+    return 0
+
+
+def back_up(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
+    """Writes the backup ``out``.
+
+    Raises BadSetting when it exists, PublishFailed, and what is wrong with the run: SequenceGap,
+    CorruptArchive, CorruptCheckpoint, UnknownVersion. Nothing is left of a backup that failed.
+    """
+    if out.exists():
+        raise BadSetting(f"{out} exists: give the backup a directory of its own")
+    with directory.storage_errors_as_publish_failed(f"The backup of {log.run}", out.parent):
+        out.mkdir(parents=True)
+        try:
+            return _write(log, run_directory, out)
+        except BaseException:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
+def _write(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
+    seen = _Seen()
+    write_pieces(out / BROKER_FILE, seen.watch(log.copy()))
+    storage = out / STORAGE
+    state_name, sequence, tip = _copy_state(run_directory / "train", storage / "train")
+    seen.check(sequence, run=log.run)
+    policy_name = _copy_policy(PolicyStore(run_directory.parent, run_directory.name), storage / "policy")
+    _copy_archive(run_directory, storage / "archive", tip)
+    # Behind the state: they hold at least what it covers, and whoever resumes replaces what is beyond.
+    for path in sorted(run_directory.iterdir()) if run_directory.is_dir() else ():
+        if path.is_file() and TOP_FILES.fullmatch(path.name):
+            storage.mkdir(exist_ok=True)
+            shutil.copyfile(path, storage / path.name)
+    return seal(
+        out,
+        release=__version__,
+        run=log.run,
+        at_seconds=time.time(),
+        state_name=state_name,
+        policy_name=policy_name,
+        committed_sequence=sequence,
+        last_sequence=seen.last_sequence,
+        num_leases=seen.num_leases,
+    )
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """What goes by of the broker's keys on its way to the file."""
+
+    last_sequence: int = 0
+    committed_sequence: int = 0
+    num_leases: int = 0
+    logged: set[int] = field(default_factory=set)
+    holes: list[tuple[int, int]] = field(default_factory=list)
+
+    def watch(self, pieces: Iterator[CopiedPiece]) -> Iterator[CopiedPiece]:
+        for piece in pieces:
+            if piece.noun == "run":
+                fields = dict(zip(piece.items[::2], piece.items[1::2], strict=True))
+                self.last_sequence = max(self.last_sequence, int(fields.get(b"last_sequence", 0)))
+                self.committed_sequence = max(
+                    self.committed_sequence, int(fields.get(b"committed_sequence", 0))
+                )
+            elif piece.noun == "log":
+                self.logged.add(int(piece.items[0].partition(b"-")[0]))
+            elif piece.noun == "leases":
+                self.num_leases += len(piece.items) // 2
+            elif piece.noun == "holes":
+                pairs = zip(piece.items[::2], piece.items[1::2], strict=True)
+                self.holes += [(int(first), int(last)) for first, last in pairs]
+            yield piece
+
+    def check(self, covered: int, *, run: str) -> None:
+        """Every group is in the training state, in the log, or known to be lost."""
+        lost = {number for first, last in self.holes for number in range(first, last + 1)}
+        missing = set(range(covered + 1, self.last_sequence + 1)) - self.logged - lost
+        if missing:
+            raise SequenceGap(
+                f"run {run!r}: group {min(missing)} is neither in the log nor in a training state, the "
+                f"newest one covers {covered}: check --checkpoint-root"
+            )
+
+
+def _copy_state(train: Path, target: Path) -> tuple[str | None, int, PartRef | None]:
+    """Name, cursor and archive of the newest training state whose copy verifies; None before the first."""
+    for _ in range(_MAX_TRIES):
+        names = [name for name in directory.step_names(train) if name.sequence is not None]
+        for name in reversed(names):
+            copy = target / str(name)
+            try:
+                shutil.copytree(train / str(name), copy)
+                document = open_sealed_json(read_manifest_bytes(copy), what=str(train / str(name)))
+                STATE_FORMAT.check(
+                    document.get(STATE_FORMAT.name), what=f"the manifest of {train / str(name)}"
+                )
+                files = _FILES.validate_python(document.get("files"))
+                verify_files(copy, files, allowed=STATE_FILES, with_digests=True)
+            except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
+                # Torn, or pruned meanwhile.
+                shutil.rmtree(copy, ignore_errors=True)
+                continue
+            return str(name), name.sequence or 0, _REF.validate_python(document.get("archive"))
+        if not names:
+            return None, 0, None
+    raise CorruptCheckpoint(f"No training state in {train} could be copied whole.")
+
+
+def _copy_policy(store: PolicyStore, target: Path) -> str | None:
+    for _ in range(_MAX_TRIES):
+        newest = store.newest()
+        if newest is None:
+            return None
+        try:
+            shutil.copytree(newest.path, target / newest.name)
+            verify_policy(target / newest.name)
+        except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
+            shutil.rmtree(target / newest.name, ignore_errors=True)
+        else:
+            return newest.name
+    raise CorruptCheckpoint(f"No policy in {store.path} could be copied whole.")
+
+
+def _copy_archive(run_directory: Path, target: Path, tip: PartRef | None) -> None:
+    store = ArchiveStore(run_directory)
+    for part in store.chain(tip):
+        target.mkdir(parents=True, exist_ok=True)
+        copy = target / part.ref.name
+        shutil.copyfile(store.path / part.ref.name, copy)
+        if digest_spans([Span(path=copy, offset=0, size=copy.stat().st_size)]) != [part.ref.sha256]:
+            raise CorruptArchive(
+                f"{store.path / part.ref.name} is damaged: it is not the file that was written"
+            )
+
+
+def _shown(manifest: BackupManifest) -> dict[str, Any]:
+    return {
+        "run": manifest.run,
+        "state": manifest.state_name,
+        "policy": manifest.policy_name,
+        "committed_sequence": manifest.committed_sequence,
+        "last_sequence": manifest.last_sequence,
+        "leases": manifest.num_leases,
+        "bytes": sum(entry.size for entry in manifest.files),
+    }
