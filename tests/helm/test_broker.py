@@ -119,6 +119,12 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     learner.stats()
     assert learner.last_commit() == CommitRecord(sequence=1, state_name="s", step=1, fence=fence.number)
     learner.release(fence)
+    operator = RunLog(embedded.connect("operator"), "run-a")
+    pieces = list(learner.copy())
+    assert [piece.noun for piece in operator.copy()] == [piece.noun for piece in pieces]
+    operator.delete()
+    operator.put_back(pieces)
+    assert operator.stats().trained == 1
 
 
 FORBIDDEN = (
