@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from asympo.common.errors import BadModel
 from asympo.learner.batching import PackedBatch
 from asympo.learner.prefix_tree import IntArray
+from asympo.learner.transfer import to_device
 from asympo.learner.tree_mask import TreeMask, tree_attention
 
 PACKED_ATTENTION = "asympo_packed"
@@ -82,8 +83,8 @@ def plan_layout(
                 stack.append(((trunk_end, end), ancestors))
         else:
             stack.extend((part, ancestors) for part in reversed(_runs(ends, begin, end, max_block)))
-    position_T = torch.from_numpy(batch.position_ids_T).to(device)
-    end_T = torch.from_numpy(ends).to(device)
+    position_T = to_device(batch.position_ids_T, device)
+    end_T = to_device(ends, device)
     return PackedLayout(
         blocks=tuple(
             Block(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -15,6 +16,7 @@ from asympo.learner.attention import PACKED_ATTENTION, plan_layout
 from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.fused import fuse, unfused
 from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
+from asympo.learner.transfer import to_device
 from asympo.learner.tree_mask import TreeMask
 
 log = logging.getLogger(__name__)
@@ -87,8 +89,8 @@ class Policy:
         """`response_nll` where all weights are here."""
         hidden_TD = self._hidden_states(batch)
         device = self.device
-        source_U = torch.from_numpy(batch.source_U).to(device)
-        row_N = torch.from_numpy(batch.row_N).to(device)
+        source_U = to_device(batch.source_U, device)
+        row_N = to_device(batch.row_N, device)
         options = self._head_options
         with torch.autocast(device.type, enabled=False):
             nll_N, entropy_U = token_nll(
@@ -96,14 +98,14 @@ class Policy:
                 self._head.weight,
                 self._head.bias,
                 row_N=row_N,
-                target_N=torch.from_numpy(batch.target_N).to(device),
+                target_N=to_device(batch.target_N, device),
                 token_bounds=chunk_bounds(
                     batch.row_N, num_rows=len(batch.source_U), chunk_rows=options.chunk_rows
                 ),
                 options=options,
             )
-            num_R = torch.tensor(batch.num_trained_R, device=device, dtype=nll_N.dtype)
-            response_N = torch.from_numpy(batch.response_N).to(device)
+            num_R = to_device(np.array(batch.num_trained_R), device).to(nll_N.dtype)
+            response_N = to_device(batch.response_N, device)
             sum_R = torch.zeros_like(num_R).index_add(0, response_N, nll_N)
         return ResponseNll(mean_nll_R=sum_R / num_R, entropy_sum=entropy_U[row_N].sum())
 
@@ -112,8 +114,8 @@ class Policy:
         is_mixed = self.compute_dtype.itemsize < self.parameter_dtype.itemsize
         with torch.autocast(device.type, dtype=self.compute_dtype, enabled=is_mixed):
             output = self.model.base_model(
-                input_ids=torch.from_numpy(batch.token_ids_T)[None].to(device),
-                position_ids=torch.from_numpy(batch.position_ids_T)[None].to(device),
+                input_ids=to_device(batch.token_ids_T, device)[None],
+                position_ids=to_device(batch.position_ids_T, device)[None],
                 use_cache=False,
                 packed_layout=self._plan(batch, device=device),
             )

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from asympo.common.errors import StepTooLarge
 from asympo.learner.batching import PackedBatch, TrainedGroup, pack
@@ -14,6 +16,7 @@ from asympo.learner.objectives import Objective, ObjectiveOptions, StepScope
 from asympo.learner.optimizer import guarded_step
 from asympo.learner.policy import Policy
 from asympo.learner.probe import ProbeText, choose_probes
+from asympo.learner.transfer import to_device
 
 if TYPE_CHECKING:
     # Only its type: whoever trains on groups at hand (benchmarks) needs no client of the log.
@@ -175,35 +178,43 @@ class Stepper:
         return list(batches)
 
     def _run(self, batches: list[PackedBatch], scope: StepScope) -> "_Sums":
-        sums = _Sums()
+        """Rows one after the other; nothing is read from the device before the last of them.
+
+        On a GPU this thread thereby prepares and launches row k + 1 while the device computes row k. That is
+        all the overlap there is inside a step, on purpose: reading, packing and planning take a thousandth of
+        a step where CPUs compute, and a thread for them would only be one more way to train other groups than
+        an undisturbed learner.
+        """
         if self._shards is not None:
             batches = self._shards.level(batches)
+        computed = []
         for index, batch in enumerate(batches):
             if self._shards is not None:
                 self._shards.before_backward(is_last=index == len(batches) - 1)
-            self._backward(batch, scope, sums)
+            computed.append(self._backward(batch, scope))
+        sums = _Sums()
+        for batch, row in zip(batches, computed, strict=True):
+            if any(batch.advantage_R):  # others only keep step with other ranks
+                sums.add(batch, row)
         if self._shards is not None:
             sums = _Sums.joined(self._shards.gather(sums.to_document()))
         return sums
 
-    def _backward(self, batch: PackedBatch, scope: StepScope, sums: "_Sums") -> None:
+    def _backward(self, batch: PackedBatch, scope: StepScope) -> "_Row":
         nll = self._policy.response_nll(batch)
-        advantage_R = torch.tensor(batch.advantage_R, device=nll.mean_nll_R.device, dtype=torch.float32)
+        advantage_R = to_device(np.array(batch.advantage_R, dtype=np.float32), nll.mean_nll_R.device)
         loss, _ = self._objective(nll.mean_nll_R, advantage_R, scope, self._options)
         loss.backward()
-        if not any(batch.advantage_R):
-            return  # a row that only keeps step with other ranks
-        sums.num_trained_tokens += batch.num_trained_tokens
-        sums.num_computed_tokens += batch.num_tokens
-        sums.loss += float(loss.detach())
-        sums.entropy += float(nll.entropy_sum)
-        means = nll.mean_nll_R.detach().tolist()
-        for mean, advantage, (prompt, response) in zip(
-            means, batch.advantage_R, batch.sequences_R, strict=True
-        ):
-            (sums.positive if advantage > 0 else sums.negative).append(mean)
-            # A step changes log m in proportion to A, hence m to |A| * m.
-            sums.probes.append((abs(advantage) * mean, prompt + response, len(prompt)))
+        return _Row(loss=loss.detach(), entropy_sum=nll.entropy_sum, mean_nll_R=nll.mean_nll_R.detach())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Row:
+    """What a row came to, still on its device."""
+
+    loss: Tensor
+    entropy_sum: Tensor
+    mean_nll_R: Tensor
 
 
 class _Sums:
@@ -218,6 +229,19 @@ class _Sums:
         self.negative: list[float] = []
         self.probes: list[tuple[float, Sequence[int], int]] = []
         """Weight, token ids, tokens of the prompt."""
+
+    def add(self, batch: PackedBatch, row: _Row) -> None:
+        """One row; waits for the device."""
+        self.num_trained_tokens += batch.num_trained_tokens
+        self.num_computed_tokens += batch.num_tokens
+        self.loss += float(row.loss)
+        self.entropy += float(row.entropy_sum)
+        for mean, advantage, (prompt, response) in zip(
+            row.mean_nll_R.tolist(), batch.advantage_R, batch.sequences_R, strict=True
+        ):
+            (self.positive if advantage > 0 else self.negative).append(mean)
+            # A step changes log m in proportion to A, hence m to |A| * m.
+            self.probes.append((abs(advantage) * mean, prompt + response, len(prompt)))
 
     def weighted_probes(self) -> list[tuple[float, ProbeText]]:
         """Every sequence with the weight of its change."""

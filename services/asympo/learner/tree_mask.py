@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from asympo.learner.batching import PackedBatch
+from asympo.learner.transfer import to_device
 
 TILE = 128
 """Tokens of a tile, of queries as of keys; rows are filled up to it, so that few lengths are compiled for."""
@@ -43,8 +44,8 @@ class TreeMask:
 
     def _make(self, sliding_window: int | None) -> BlockMask:
         is_partial_IJ, is_full_IJ = self._tiles(sliding_window)
-        end_T = torch.from_numpy(self._end_T).to(self._device)
-        position_T = torch.from_numpy(self._position_T).to(self._device)
+        end_T = to_device(self._end_T, self._device)
+        position_T = to_device(self._position_T, self._device)
 
         return BlockMask.from_kv_blocks(
             *self._listed(is_partial_IJ),
@@ -72,8 +73,8 @@ class TreeMask:
         counts = chosen_IJ.sum(1, dtype=np.int32)
         indexes = np.argsort(~chosen_IJ, axis=1, kind="stable").astype(np.int32)
         return (
-            torch.from_numpy(counts)[None, None].to(self._device),
-            torch.from_numpy(indexes)[None, None].to(self._device),
+            to_device(counts, self._device)[None, None],
+            to_device(indexes, self._device)[None, None],
         )
 
 

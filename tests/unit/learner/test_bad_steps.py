@@ -16,6 +16,7 @@ from asympo.learner.policy import Policy, ResponseNll, load_model
 from asympo.learner.segment import SegmentReader
 from asympo.learner.step import Stepper
 from asympo.v1 import rollout_pb2
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer
 
 from tests.unit.learner.test_segment import SIGNAL, ListLog, group_reader, make_entry
@@ -94,6 +95,34 @@ def test_step_that_runs_out_of_memory_is_done_again_in_smaller_rows(make: Any) -
     other, expected = make(token_budget=used[0])
     train(other, given)
     assert all(map(torch.equal, weights(policy), weights(expected)))
+
+
+class Reads(TorchDispatchMode):
+    """Notes when a number is read from a tensor, which on a GPU waits for all that was queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.events.append("read")
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_from_the_device_before_the_last_row(make: Any) -> None:
+    stepper, policy = make(token_budget=25)
+    response_nll, reads = policy.response_nll, Reads()
+
+    def noted(batch: PackedBatch) -> ResponseNll:
+        reads.events.append("row")
+        return response_nll(batch)
+
+    policy.response_nll = noted
+    with reads:
+        train(stepper, groups(20, 20, 20))
+    first_read = reads.events.index("read")
+    assert reads.events[:first_read].count("row") == reads.events.count("row") == 6
 
 
 def test_logits_come_in_smaller_chunks_when_rows_cannot_shrink(make: Any) -> None:
