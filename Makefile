@@ -61,6 +61,16 @@ pods: setup chart-tools  ## Run the pods that the laptop's values render, withou
 autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
 	@$(PY) -m benchmarks.autoscaling --seeds 2 --plot docs/images/autoscaling.png
 
+bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 20 minutes)
+	@benchmarks/peers/setup.sh
+	@$(PY) benchmarks/peers/run.py $(ARGS)
+	@$(PY) -m benchmarks.tables
+
+bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes)
+	@$(PY) -m asympo.cli bench learner --json >benchmarks/learner.new
+	@mv benchmarks/learner.new benchmarks/learner.json
+	@$(PY) -m benchmarks.tables
+
 dashboards:  ## Write the Grafana dashboards anew
 	@deploy/grafana/dashboards.sh
 

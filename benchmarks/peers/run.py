@@ -1,8 +1,9 @@
 """Times one optimizer step of several learners on the same model, rollouts, machine and libraries.
 
-`make bench-peers` runs it. Arms take turns, each turn in a process of its own, all of them in the virtual
-environment of `requirements.lock`, with the same threads and the same allocator settings. Writes medians,
-ratios and every single measurement to `results.json`, beside this file.
+`make bench-peers` runs it. Arms take turns, each turn in a process of its own, with the same threads and
+allocator settings, in the virtual environment of `requirements.lock`; verl, whose transformers is another
+one, in that of `requirements-verl.lock`. Writes medians, ratios and every single measurement to
+`results.json`, beside this file.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _NLL_TOLERANCE = 0.01
 # Processor seconds are reported beside those of the clock: on a machine with other work they are steadier.
 ALTERNATING = ("asympo", "trl")
 """These take a turn in every round."""
-ONCE = ("plain",)
+ONCE = ("plain", "verl")
 """These take one turn, in the first round, unless asked for with --arm."""
 ARMS: dict[str, tuple[str, ...]] = {
     "asympo": ("arm_asympo.py",),
@@ -44,20 +45,19 @@ ARMS: dict[str, tuple[str, ...]] = {
     "trl_by_group": ("arm_trl.py", "--micro-batch", "8"),
     "trl_without_old_logprobs": ("arm_trl.py", "--without-old-logprobs"),
     "plain": ("arm_plain.py",),
+    "verl": ("arm_verl.py",),
 }
 
 
 def main() -> int:
     arguments = _parse()
-    python = ROOT / ".cache/peers-venv/bin/python"
-    if arguments.python:
-        python = Path(arguments.python)
+    pythons = {arm: Path(arguments.verl_python if arm == "verl" else arguments.python) for arm in ARMS}
     model = arguments.model or str(prepare_model())
     shapes = [parse_shape(text) for text in arguments.shape or ()] or list(SHAPES)
     arms = arguments.arm or [*ALTERNATING, *ONCE]
     results: dict[str, Any] = {
         "machine": _machine(),
-        "libraries": _libraries(python),
+        "libraries": _libraries({arm: pythons[arm] for arm in arms}),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": arguments.model or "the demo's (SmolLM2-135M-Instruct)",
         "rounds": arguments.rounds,
@@ -65,7 +65,7 @@ def main() -> int:
         "shapes": {},
     }
     for shape in shapes:
-        results["shapes"][shape.name] = _measure(shape, arms, python, model, arguments)
+        results["shapes"][shape.name] = _measure(shape, arms, pythons, model, arguments)
         for name, key in (("speedup_vs_trl", "speedup"), ("memory_ratio_vs_trl", "memory_ratio")):
             results[name] = {
                 measured_shape: measured[key]["trl"]
@@ -85,13 +85,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--arm", action="append", choices=ARMS)
     parser.add_argument("--rounds", type=int, default=2, help="turns of every arm")
     parser.add_argument("--steps", type=int, default=1, help="timed steps of a turn")
-    parser.add_argument("--python", help="interpreter of the arms; that of .cache/peers-venv when none")
+    for flag, venv in (("--python", "peers-venv"), ("--verl-python", "peers-verl-venv")):
+        parser.add_argument(
+            flag, default=ROOT / f".cache/{venv}/bin/python", help=f"other than .cache/{venv}'s"
+        )
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     return parser.parse_args()
 
 
 def _measure(
-    shape: Shape, arms: Sequence[str], python: Path, model: str, arguments: argparse.Namespace
+    shape: Shape, arms: Sequence[str], pythons: dict[str, Path], model: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     config = json.loads((Path(model) / "config.json").read_text())
     rollouts = make_rollouts(shape, vocab_size=config["vocab_size"])
@@ -106,7 +109,7 @@ def _measure(
             for arm in arms:
                 if round_number and arm in ONCE and not arguments.arm:
                     continue
-                turn = _turn(arm, python, model, path, steps=arguments.steps)
+                turn = _turn(arm, pythons[arm], model, path, steps=arguments.steps)
                 turns[arm].append(turn)
                 seconds = statistics.median(turn["seconds"])
                 sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: {seconds:.2f} s a step\n")
@@ -193,12 +196,17 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _libraries(python: Path) -> dict[str, str]:
-    code = "import json, torch, transformers, trl; " + (
-        "print(json.dumps({m.__name__: m.__version__ for m in (torch, transformers, trl)}))"
-    )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    versions: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+def _libraries(pythons: dict[str, Path]) -> dict[str, str]:
+    """Versions of what the arms run on; those of verl's environment under its name."""
+    versions: dict[str, str] = {}
+    for arm, python in sorted(pythons.items(), key=lambda item: item[0] == "verl"):
+        names = ("verl", "torch", "transformers") if arm == "verl" else ("torch", "transformers", "trl")
+        code = (
+            f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+        )
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+        for name, version in json.loads(done.stdout).items():
+            versions.setdefault(f"verl's {name}" if arm == "verl" and name != "verl" else name, version)
     return versions
 
 
