@@ -1,7 +1,9 @@
 """Attention over a packed row in one FlexAttention call, for GPUs: tiles that no query may see are skipped.
 
-Compiled by default rules and not tuned by trial: which kernel runs, and so how sums round, must not depend on
-a race. Legend: ``_T`` tokens of the row, filled up to whole tiles; ``_I`` tiles of queries, ``_J`` of keys.
+Compiled for each length by default rules. Which kernel runs, and so how sums round, must depend neither on a
+race (tuning by trial) nor on the lengths that came before (shapes made dynamic when they first change).
+
+Legend: ``_T`` tokens of the row, filled up to whole tiles; ``_I`` tiles of queries, ``_J`` tiles of keys.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from asympo.learner.batching import PackedBatch
 from asympo.learner.transfer import to_device
 
 TILE = 128
-"""Tokens of a tile, of queries as of keys; rows are filled up to it, so that few lengths are compiled for."""
+"""Tokens of a tile, of queries as of keys; rows are filled up to whole ones."""
+_MAX_COMPILED = 256
+"""Variants of the call before torch refuses more; lengths, with gradients and without, make some dozens."""
 
 
 class TreeMask:
@@ -27,7 +31,7 @@ class TreeMask:
 
     def __init__(self, batch: PackedBatch, *, device: torch.device) -> None:
         self.num_tokens = batch.num_tokens
-        self.num_filled = -(-batch.num_tokens // TILE) * TILE
+        self.num_filled = filled_length(batch.num_tokens)
         # What fills up attends to itself: no key at all would be a division by zero.
         self._end_T = np.arange(1, self.num_filled + 1)
         self._end_T[: batch.num_tokens] = batch.subtree_end_T
@@ -94,6 +98,15 @@ def _pair_rule(end_T: Tensor, position_T: Tensor, sliding_window: int | None) ->
     return is_near_ancestor
 
 
+def filled_length(num_tokens: int) -> int:
+    """Whole tiles that hold so many tokens; at most 8 lengths up to 1024 and 4 in each doubling beyond.
+
+    Every length is compiled for. What fills a row up is skipped but for its own tiles.
+    """
+    unit = max(TILE, (1 << (num_tokens - 1).bit_length()) // 8)
+    return -(-num_tokens // unit) * unit
+
+
 def tree_attention(
     query: Tensor,
     key: Tensor,
@@ -115,5 +128,6 @@ def tree_attention(
 
 @cache
 def _compiled() -> Any:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_COMPILED)
     # Whole or not at all: half of it outside of the kernel would make the square of the row.
-    return torch.compile(flex_attention, fullgraph=True)
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)

@@ -10,9 +10,9 @@ import torch
 from asympo.common.errors import BadModel
 from asympo.learner import tree_mask
 from asympo.learner.attention import packed_attention
-from asympo.learner.batching import PackedBatch, collate
+from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.policy import Policy, load_model
-from asympo.learner.tree_mask import TreeMask
+from asympo.learner.tree_mask import TreeMask, filled_length
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -120,3 +120,27 @@ def test_dropout_is_refused() -> None:
             packed_layout=TreeMask(batch, device=CPU),
             dropout=0.1,
         )
+
+
+def test_rows_of_all_lengths_are_filled_to_few() -> None:
+    filled = [filled_length(num_tokens) for num_tokens in range(1, 32_769)]
+    assert len(set(filled)) <= 8 + 4 * 5
+    assert all(length % tree_mask.TILE == 0 for length in filled)
+    assert all(n <= length < max(n + tree_mask.TILE, 1.25 * n + 1) for n, length in enumerate(filled, 1))
+
+
+def test_compiled_call_serves_more_lengths_than_torch_allows_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as on a GPU, with torch's plain backend in place of its compiler."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled(function, backend="eager", **how))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    attend = tree_mask._compiled.__wrapped__()
+    for num_tokens in (100, 200, 300, 400):
+        response = TrainedResponse(token_ids=(1, 2), advantage=1.0)
+        group = TrainedGroup(prompt_ids=tuple(range(num_tokens)), responses=(response,))
+        mask = TreeMask(collate([group], share_prefixes=True), device=CPU)
+        query, key, value = (torch.randn(1, 1, mask.num_filled, 8) for _ in range(3))
+        output = attend(query, key, value, block_mask=mask.block_mask(None), scale=1.0, enable_gqa=True)
+        assert output.shape == query.shape
