@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import rendering
-from asympo.common.errors import BrokerRefused, BrokerUnavailable
+from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
 from tests.conftest import free_port, require, valkey_binary
 from tests.helm.conftest import CHART
+from tests.integration.rollout_log.certificates import Authority
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,32 +163,81 @@ def test_strangers_are_turned_away_and_the_probe_is_not(embedded: Embedded) -> N
         assert run(embedded.probe, env=embedded.environment, check=False, capture_output=True).returncode != 0
 
 
-def test_rendered_tls_url_verifies_the_server(tmp_path: Path) -> None:
-    binary = shutil.which("redis-server")
-    require(binary is not None, "redis-server (apt-get install redis-server)")
-    require(shutil.which("openssl") is not None, "openssl")
-    for name in ("ours", "other"):
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=broker"]
-        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.crt"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    result = rendering.template(CHART, values=[CHART / "examples/external-redis/values.yaml"])
+def settings_and_files(values: str, tmp_path: Path) -> tuple[str, dict[str, str], dict[str, dict[str, str]]]:
+    """The learner's broker URL and environment, files moved below ``tmp_path``; Secret and keys by mount."""
+    result = rendering.template(CHART, values=[CHART / values])
     things = {(each["kind"], each["metadata"]["name"]): each for each in rendering.objects(result.stdout)}
     text = things["ConfigMap", "asympo-learner-settings"]["data"]["learner.toml"]
-    url = tomllib.loads(text)["redis_url"]
     pod = things["StatefulSet", "asympo-learner"]["spec"]["template"]["spec"]
-    [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "broker-ca"]
-    assert f"{mount['mountPath']}/ca.crt" in url
-    port = free_port()
-    url = url.replace("broker.example.com:6380", f"127.0.0.1:{port}")
+    [container] = pod["containers"]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    secrets = {}
+    for volume in pod["volumes"]:
+        if "secret" in volume and "items" in volume["secret"]:
+            assert mounts[volume["name"]] == f"/etc/asympo/{volume['name']}"
+            items = {item["path"]: item["key"] for item in volume["secret"]["items"]}
+            secrets[volume["name"]] = {"secret": volume["secret"]["secretName"], **items}
+    url = tomllib.loads(text)["redis_url"].replace("/etc/asympo", str(tmp_path))
+    variables = {each["name"]: each.get("value", "") for each in container["env"]}
+    moved = {name: value.replace("/etc/asympo", str(tmp_path)) for name, value in variables.items()}
+    return url, {name: value for name, value in moved.items() if name.startswith("REDIS")}, secrets
 
+
+def test_rendered_url_and_files_get_into_a_broker_that_asks_for_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = shutil.which("redis-server")
+    require(binary is not None, "redis-server (apt-get install redis-server)")
+    url, environment, secrets = settings_and_files("examples/external-redis/values.yaml", tmp_path)
+    assert secrets["broker-password"] == {"secret": "broker-users", "password": "learner-password"}
+    authority = Authority(tmp_path)
+    own, ours = authority.sign("server"), authority.sign("client")
+    files = {
+        "broker-ca/ca.crt": authority.certificate,
+        "broker-client/tls.crt": ours.certificate,
+        "broker-client/tls.key": ours.key,
+    }
+    for folder in secrets:
+        (tmp_path / folder).mkdir()
+    for name, path in files.items():
+        shutil.copy(path, tmp_path / name)
+    (tmp_path / "broker-password/password").write_text("its-secret\n")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    port = free_port()
     server = [str(binary), "--port", "0", "--tls-port", str(port), "--dir", str(tmp_path)]
-    server += ["--tls-cert-file", "ours.crt", "--tls-key-file", "ours.key", "--tls-auth-clients", "no"]
+    server += ["--tls-cert-file", str(own.certificate), "--tls-key-file", str(own.key)]
+    server += ["--tls-ca-cert-file", str(authority.certificate), "--tls-auth-clients", "yes"]
+    server += ["--user", environment["REDIS_USERNAME"], "on", ">its-secret", "~*", "+@all"]
     process = subprocess.Popen(server, cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:
-        ours = url.replace(f"{mount['mountPath']}/ca.crt", str(tmp_path / "ours.crt"))
-        Broker.connect(ours).close()
+        url = url.replace("broker.example.com:6380", f"127.0.0.1:{port}")
+        broker = Broker.connect(url)
+        assert broker.command("ACL", "WHOAMI") == b"asympo-learner"
+        broker.close()
+        shutil.copy(Authority(tmp_path, "other").certificate, tmp_path / "broker-ca/ca.crt")
         with pytest.raises(BrokerUnavailable):
-            Broker.connect(ours.replace("ours.crt", "other.crt"), max_retries=0)
+            Broker.connect(url, max_retries=0)
     finally:
         process.kill()
         process.wait()
+
+
+def test_rendered_sentinel_url_and_environment_name_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, environment, secrets = settings_and_files("ci/sentinel-values.yaml", tmp_path)
+    assert environment["REDIS_SENTINEL_USERNAME"] == "asympo"
+    for folder, items in secrets.items():
+        (tmp_path / folder).mkdir()
+        for name in items:
+            (tmp_path / folder / name).write_text("")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    url = url.replace("sentinel-0:26379,sentinel-1:26379", f"127.0.0.1:{free_port()}")
+    # No BadSetting: options and files are right, and nobody is there.
+    with pytest.raises(BrokerUnavailable, match="No master found"):
+        Broker.connect(url, max_retries=0)
+    (tmp_path / "sentinel-ca/ca.crt").unlink()
+    with pytest.raises(BadSetting, match=r"sentinel_ssl_ca_certs is .* which cannot be read"):
+        Broker.connect(url, max_retries=0)

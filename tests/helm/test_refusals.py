@@ -10,6 +10,7 @@ from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"
 EXTERNAL = ("redis.mode=external", "redis.external.url=redis://broker:6379/0")
+SENTINEL = ("redis.mode=external", "redis.external.url=redis+sentinel://s:26379/main")
 
 REFUSED = {
     "no model": ([], "set model.download.repository and .revision"),
@@ -34,6 +35,22 @@ REFUSED = {
     "ca without tls": (
         [MODEL, *EXTERNAL, "redis.external.caFrom.secret=s", "redis.external.caFrom.key=k"],
         "set it to rediss://",
+    ),
+    "client certificate without tls": (
+        [MODEL, *EXTERNAL, "redis.external.clientCertificate.secret=s"],
+        "clientCertificate is for TLS",
+    ),
+    "sentinel password without sentinel": (
+        [MODEL, *EXTERNAL, *(f"redis.external.sentinel.passwordFrom.{key}=s" for key in ("secret", "key"))],
+        "set it to redis+sentinel://",
+    ),
+    "sentinel user without password": (
+        [MODEL, *SENTINEL, "redis.external.sentinel.user=u"],
+        "set redis.external.sentinel.passwordFrom.secret",
+    ),
+    "sentinel ca without tls": (
+        [MODEL, *SENTINEL, *(f"redis.external.sentinel.caFrom.{key}=s" for key in ("secret", "key"))],
+        "set redis.external.sentinel.tls=true",
     ),
     "secret without key": ([MODEL, "model.download.token.secret=s"], "set key beside"),
     "generators alone with embedded": ([MODEL, "learner.enabled=false"], "set redis.mode=external"),

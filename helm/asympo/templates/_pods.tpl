@@ -106,15 +106,52 @@ env:
   {{- else if include "asympo.usersSecret" .root }}
   - name: REDIS_USERNAME
     value: {{ ternary .role .user (eq .root.Values.redis.mode "embedded") | quote }}
+  {{- if eq .root.Values.redis.mode "external" }}
+  - name: REDIS_PASSWORD_FILE
+    value: /etc/asympo/broker-password/password
+  {{- else }}
   - name: REDIS_PASSWORD
     valueFrom:
       secretKeyRef:
         name: {{ include "asympo.usersSecret" .root }}
         key: {{ .role }}-password
   {{- end }}
+  {{- end }}
+  {{- with $external.sentinel.user }}
+  - name: REDIS_SENTINEL_USERNAME
+    value: {{ . | quote }}
+  {{- end }}
+  {{- if $external.sentinel.passwordFrom.secret }}
+  - name: REDIS_SENTINEL_PASSWORD_FILE
+    value: /etc/asympo/sentinel-password/password
+  {{- end }}
   {{- with .values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end }}
+
+{{/* Secrets that say how to connect to the broker, as files: volume, secret, items by key. .role */}}
+{{- define "asympo.brokerSecrets" -}}
+{{- $external := .root.Values.redis.external }}
+{{- $wanted := list (dict "volume" "broker-ca" "from" $external.caFrom "path" "ca.crt") }}
+{{- $wanted = append $wanted (dict "volume" "sentinel-ca" "from" $external.sentinel.caFrom "path" "ca.crt") }}
+{{- $wanted = append $wanted (dict "volume" "sentinel-password" "from" $external.sentinel.passwordFrom "path" "password") }}
+{{- if and (eq .root.Values.redis.mode "external") .root.Values.redis.auth.existingSecret }}
+{{- $own := dict "secret" .root.Values.redis.auth.existingSecret "key" (printf "%s-password" .role) }}
+{{- $wanted = append $wanted (dict "volume" "broker-password" "from" $own "path" "password") }}
+{{- end }}
+{{- range $wanted }}
+{{- if .from.secret }}
+- volume: {{ .volume }}
+  secret: {{ .from.secret }}
+  items: {{ dict .from.key .path | toJson }}
+{{- end }}
+{{- end }}
+{{- with $external.clientCertificate.secret }}
+- volume: broker-client
+  secret: {{ . }}
+  items: {tls.crt: tls.crt, tls.key: tls.key}
+{{- end }}
 {{- end }}
 
 {{/* Mounts that learner and generator have in common. .isReadOnly concerns the checkpoints. */}}
@@ -132,9 +169,9 @@ volumeMounts:
     mountPath: /cache
   - name: shared-memory
     mountPath: /dev/shm
-  {{- if .root.Values.redis.external.caFrom.secret }}
-  - name: broker-ca
-    mountPath: /etc/asympo/broker-ca
+  {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
+  - name: {{ .volume }}
+    mountPath: /etc/asympo/{{ .volume }}
     readOnly: true
   {{- end }}
   {{- if .root.Values.control.tls.secret }}
@@ -165,15 +202,17 @@ volumes:
     emptyDir:
       medium: Memory
       sizeLimit: {{ .values.sharedMemory }}
-  {{- with .root.Values.redis.external.caFrom }}
-  {{- if .secret }}
-  - name: broker-ca
+  {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
+  # Not by subPath: what replaces the Secret is read at the next connect.
+  - name: {{ .volume }}
     secret:
       secretName: {{ .secret }}
+      defaultMode: 0440
       items:
-        - key: {{ .key }}
-          path: ca.crt
-  {{- end }}
+        {{- range $key, $path := .items }}
+        - key: {{ $key }}
+          path: {{ $path }}
+        {{- end }}
   {{- end }}
   {{- with .root.Values.control.tls.secret }}
   # Whole, not by subPath: the services read a changed Secret.

@@ -27,12 +27,15 @@
 {{- if and $external.urlFrom.secret $redis.auth.existingSecret }}
 {{- fail "redis.external.urlFrom.secret holds the password already: leave redis.auth.existingSecret empty, or give redis.external.url instead" }}
 {{- end }}
-{{- if and $external.caFrom.secret $external.urlFrom.secret }}
-{{- fail "redis.external.caFrom is put into redis.external.url: with redis.external.urlFrom, write ?ssl_ca_certs=PATH into the URL and mount the file with extraVolumes" }}
+{{- range $value, $secret := dict "caFrom" $external.caFrom.secret "clientCertificate" $external.clientCertificate.secret }}
+{{- if and $secret $external.urlFrom.secret }}
+{{- fail (printf "redis.external.%s is put into redis.external.url: with redis.external.urlFrom, write ssl_ca_certs=PATH, ssl_certfile=PATH and ssl_keyfile=PATH into the URL and mount the files with extraVolumes" $value) }}
 {{- end }}
-{{- if and $external.caFrom.secret (not (hasPrefix "rediss://" $external.url)) }}
-{{- fail (printf "redis.external.caFrom is for TLS, and redis.external.url is %s: set it to rediss://HOST:PORT/0, or leave caFrom.secret empty" $external.url) }}
+{{- if and $secret (not (hasPrefix "rediss" $external.url)) }}
+{{- fail (printf "redis.external.%s is for TLS, and redis.external.url is %s: set it to rediss://HOST:PORT/0 or rediss+sentinel://HOST:PORT/SERVICE, or leave the Secret's name empty" $value $external.url) }}
 {{- end }}
+{{- end }}
+{{- include "asympo.refuseSentinel" . }}
 {{- else }}
 {{- if not .Values.learner.enabled }}
 {{- fail "learner.enabled is false and redis.mode is embedded: the generators would wait at a broker that no learner knows; set redis.mode=external and redis.external.url to the learner's broker" }}
@@ -41,10 +44,26 @@
 {{- fail "redis.external names a broker and redis.mode is embedded: set redis.mode=external, or leave redis.external empty" }}
 {{- end }}
 {{- end }}
-{{- range list $external.urlFrom $external.caFrom .Values.model.download.token }}
+{{- range list $external.urlFrom $external.caFrom $external.sentinel.caFrom $external.sentinel.passwordFrom .Values.model.download.token }}
 {{- if and .secret (not .key) }}
 {{- fail (printf "the Secret %s is named without a key: set key beside secret" .secret) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseSentinel" -}}
+{{- $external := .Values.redis.external }}
+{{- $own := $external.sentinel }}
+{{- $given := or $own.caFrom.secret $own.passwordFrom.secret $own.user (not (kindIs "invalid" $own.tls)) }}
+{{- if and $given (not (contains "+sentinel://" $external.url)) }}
+{{- fail (printf "redis.external.sentinel is set and redis.external.url is %s: set it to redis+sentinel://HOST:PORT,HOST:PORT/SERVICE, or leave redis.external.sentinel as it is" ($external.url | default "empty")) }}
+{{- end }}
+{{- if and $own.user (not $own.passwordFrom.secret) }}
+{{- fail "redis.external.sentinel.user has no password: set redis.external.sentinel.passwordFrom.secret and .key" }}
+{{- end }}
+{{- $isTls := ternary (hasPrefix "rediss" $external.url) $own.tls (kindIs "invalid" $own.tls) }}
+{{- if and $own.caFrom.secret (not $isTls) }}
+{{- fail "redis.external.sentinel.caFrom is for TLS: set redis.external.sentinel.tls=true, or redis.external.url to rediss+sentinel://" }}
 {{- end }}
 {{- end }}
 
@@ -229,6 +248,9 @@
 {{- $external := .Values.redis.external }}
 {{- $wanted := list (dict "value" "redis.external.urlFrom" "name" $external.urlFrom.secret "keys" (list $external.urlFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "redis.external.caFrom" "name" $external.caFrom.secret "keys" (list $external.caFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "redis.external.clientCertificate" "name" $external.clientCertificate.secret "keys" (list "tls.crt" "tls.key")) }}
+{{- $wanted = append $wanted (dict "value" "redis.external.sentinel.caFrom" "name" $external.sentinel.caFrom.secret "keys" (list $external.sentinel.caFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "redis.external.sentinel.passwordFrom" "name" $external.sentinel.passwordFrom.secret "keys" (list $external.sentinel.passwordFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "model.download.token" "name" .Values.model.download.token.secret "keys" (list .Values.model.download.token.key)) }}
 {{- $wanted = append $wanted (dict "value" "control.tls.secret" "name" .Values.control.tls.secret "keys" (list "tls.crt" "tls.key" "ca.crt")) }}
 {{- $roles := ternary (list "learner-password" "generator-password" "operator-password") (list "learner-password" "generator-password") (eq .Values.redis.mode "embedded") }}

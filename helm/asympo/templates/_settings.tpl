@@ -46,9 +46,23 @@ grpc_tls:
 {{- if eq .Values.redis.mode "embedded" }}
 {{- printf "redis://%s-redis:6379/0" (include "asympo.fullname" .) }}
 {{- else if .Values.redis.external.url }}
-{{- $url := .Values.redis.external.url }}
-{{- if .Values.redis.external.caFrom.secret }}
-{{- $url = printf "%s%sssl_ca_certs=/etc/asympo/broker-ca/ca.crt" $url (ternary "&" "?" (contains "?" $url)) }}
+{{- $external := .Values.redis.external }}
+{{- $options := list }}
+{{- if $external.caFrom.secret }}
+{{- $options = append $options "ssl_ca_certs=/etc/asympo/broker-ca/ca.crt" }}
+{{- end }}
+{{- if $external.clientCertificate.secret }}
+{{- $options = concat $options (list "ssl_certfile=/etc/asympo/broker-client/tls.crt" "ssl_keyfile=/etc/asympo/broker-client/tls.key") }}
+{{- end }}
+{{- if $external.sentinel.caFrom.secret }}
+{{- $options = append $options "sentinel_ssl_ca_certs=/etc/asympo/sentinel-ca/ca.crt" }}
+{{- end }}
+{{- if not (kindIs "invalid" $external.sentinel.tls) }}
+{{- $options = append $options (printf "sentinel_tls=%s" (ternary "yes" "no" $external.sentinel.tls)) }}
+{{- end }}
+{{- $url := $external.url }}
+{{- if $options }}
+{{- $url = printf "%s%s%s" $url (ternary "&" "?" (contains "?" $url)) (join "&" $options) }}
 {{- end }}
 {{- $url }}
 {{- end }}

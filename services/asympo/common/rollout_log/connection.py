@@ -5,23 +5,20 @@ same effect (each says how in its head). That is what makes blind retries after 
 """
 
 import dataclasses
-import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from asympo.common.errors import BadSetting, BrokerFull, BrokerRefused, BrokerUnavailable
+from asympo.common.errors import BrokerFull, BrokerRefused, BrokerUnavailable
+from asympo.common.rollout_log.client import open_client, without_password
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
 from asympo.common.rollout_log.server_info import BrokerInfo, describe, load_counters
@@ -106,9 +103,9 @@ class Broker:
     ) -> "Broker":
         """Connects and checks the server.
 
-        ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service. User and
-        password come from the URL, else from REDIS_USERNAME and REDIS_PASSWORD. A server in cluster mode is
-        recognised. Raises BadSetting (URL), BrokerUnavailable (silent), BrokerRefused (too old, no access).
+        ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service; see
+        open_client for TLS and passwords. A server in cluster mode is recognised. Raises BadSetting (URL),
+        BrokerUnavailable (silent), BrokerRefused (too old, no access).
         """
         backoff = JitteredBackoff(
             base_seconds=backoff_base_seconds, cap_seconds=backoff_cap_seconds, rng=rng or random.Random()
@@ -121,12 +118,11 @@ class Broker:
             # redis-py retries the connection inside each retry of a command; one loop of ours bounds both.
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
-            **_credentials(url),
         }
-        shown = _without_password(url)
+        shown = without_password(url)
         retrying = _Retrying(backoff=backoff, max_retries=max_retries)
         with _our_errors(shown):
-            client = retrying.call(lambda: _client(url, dict(options)))
+            client = retrying.call(lambda: open_client(url, options))
         broker = cls(
             client=client, url=shown, block_slice_seconds=socket_timeout_seconds / 2, retrying=retrying
         )
@@ -239,54 +235,6 @@ class Broker:
     def close(self) -> None:
         """Closes every connection of the pool."""
         self.client.close()
-
-
-def _client(url: str, options: dict[str, Any]) -> Any:
-    parts = urlsplit(url)
-    try:
-        if parts.scheme == "redis+sentinel":
-            return _sentinel_client(url, options)
-        client = redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise BadSetting(
-            f"broker URL {_without_password(url)!r} is not usable ({error}): give redis://host:port/0, "
-            "rediss:// for TLS, unix:///path/to/socket or redis+sentinel://host:port,host:port/service"
-        ) from error
-    if client.info("cluster").get("cluster_enabled"):
-        client.close()
-        del options["retry"]  # there it means following the slots of the cluster as they move
-        return RedisCluster.from_url(url, **options)
-    return client
-
-
-def _sentinel_client(url: str, options: dict[str, Any]) -> Any:
-    parts = urlsplit(url)
-    hosts = [pair.rpartition(":") for pair in parts.netloc.rpartition("@")[2].split(",")]
-    service, _, database = parts.path.strip("/").partition("/")
-    if not service or not all(host and port.isdigit() for host, _, port in hosts):
-        raise ValueError("sentinel hosts with ports and a service name are needed")
-    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
-    sentinel = Sentinel([(host, int(port)) for host, _, port in hosts], sentinel_kwargs=timeouts)
-    if parts.username:
-        options = {**options, "username": parts.username, "password": parts.password}
-    return sentinel.master_for(service, db=int(database or 0), **options)
-
-
-def _credentials(url: str) -> dict[str, str]:
-    """User and password of the environment, unless the URL has its own."""
-    if "@" in urlsplit(url).netloc:
-        return {}
-    named = {"username": os.environ.get("REDIS_USERNAME"), "password": os.environ.get("REDIS_PASSWORD")}
-    return {name: value for name, value in named.items() if value}
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    if at:
-        user = user.partition(":")[0]
-        parts = parts._replace(netloc=f"{user}:***@{host}" if user else f"***@{host}")
-    return re.sub(r"(password=)[^&]*", r"\1***", urlunsplit(parts))
 
 
 @contextmanager
