@@ -21,7 +21,7 @@ HEAVY = (
     "tests/integration/engines",
     "tests/integration/page",
     "tests/integration/run",
-    "tests/observability/test_panels.py",
+    "tests/observability/test_live_run.py",
 )
 """Tests that start whole fleets or a real engine: never two of them at a time."""
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 CHOSEN_BY_CHART = (
     *("run", "redis_url", "checkpoint_root", "object_store", "log_level", "log_format"),
     *("http_host", "http_port", "grpc_host", "grpc_port", "grpc_tls", "holder", "allowed_hosts"),
+    "tracing",
     # Given as `model.path` or `model.download`.
     "model",
 )

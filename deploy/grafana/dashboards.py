@@ -8,10 +8,19 @@ from typing import Any
 from fleet import FLEET
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+)
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
     VariableRefresh,
     VariableSort,
 )
@@ -22,8 +31,8 @@ from training import TRAINING
 BOARDS = (TRAINING, FLEET, ROLLOUT_LOG)
 FOLDER = Path(__file__).parents[2] / "helm/asympo/dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-_HEIGHT, _WIDTH = 8, 8
-"""Grafana's grid is 24 wide: three panels beside each other."""
+_HEIGHT, _NUM_BESIDE = 8, 3
+_GRID_WIDTH = 24
 
 
 def _variables(builder: dashboard.Dashboard) -> None:
@@ -47,15 +56,35 @@ def _variables(builder: dashboard.Dashboard) -> None:
         )
 
 
-def _panel(panel: Panel) -> Any:
+def _widths(num_panels: int) -> list[int]:
+    """Of a section's panels: three beside each other; those of the last line share its room."""
+    num_last = num_panels % _NUM_BESIDE
+    full = [_GRID_WIDTH // _NUM_BESIDE] * (num_panels - num_last)
+    return full + [_GRID_WIDTH // num_last] * num_last if num_last else full
+
+
+def _number(builder: stat.Panel, panel: Panel) -> None:
+    builder.color_mode(BigValueColorMode.VALUE if panel.colours else BigValueColorMode.NONE)
+    if panel.colours:
+        # Grafana wants the first one without a value.
+        steps = [Threshold(value=value or None, color=colour) for value, colour in panel.colours]
+        builder.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+    if panel.words:
+        words = {str(value): ValueMappingResult(text=word) for value, word in panel.words}
+        builder.mappings([ValueMap(options=words)])
+
+
+def _panel(panel: Panel, *, width: int) -> Any:
     builder: Any = stat.Panel() if panel.is_number else timeseries.Panel()
     builder.title(panel.title).description(panel.description).datasource(SOURCE).unit(panel.unit)
-    builder.height(_HEIGHT).span(_WIDTH)
+    builder.height(_HEIGHT).span(width)
     if panel.min is not None:
         builder.min(panel.min)
     if panel.max is not None:
         builder.max(panel.max)
-    if not panel.is_number:
+    if panel.is_number:
+        _number(builder, panel)
+    else:
         builder.fill_opacity(40 if panel.is_stacked else 8).line_width(1)
         builder.legend(
             common.VizLegendOptions()
@@ -88,8 +117,8 @@ def build(board: Board) -> str:
     _variables(builder)
     for title, panels in board.rows:
         builder.with_row(dashboard.Row(title))
-        for panel in panels:
-            builder.with_panel(_panel(panel))
+        for panel, width in zip(panels, _widths(len(panels)), strict=True):
+            builder.with_panel(_panel(panel, width=width))
     tree = json.loads(JSONEncoder(sort_keys=True).encode(builder.build()))
     for number, panel in enumerate(tree["panels"], start=1):
         panel["id"] = number

@@ -99,6 +99,7 @@ FLEET = Board(
                             ("engine_failures", "engine"),
                             ("broker_errors", "broker"),
                             ("leases_lost", "leases lost"),
+                            ("spans_lost", "spans of traces"),
                             ("unexpected_errors", "unexpected"),
                         )
                     ),

@@ -25,6 +25,10 @@ class Panel:
     is_stacked: bool = False
     is_number: bool = False
     """Only the newest value."""
+    colours: tuple[tuple[float, str], ...] = ()
+    """Of a number: from which value on it has which colour, smallest first; without, it has none."""
+    words: tuple[tuple[int, str], ...] = ()
+    """What is written in place of a number."""
     min: float | None = None
     max: float | None = None
 
@@ -64,5 +68,5 @@ def ratio(above: str, below: str, legend: str) -> Query:
     return query(" / ".join(rates), legend)
 
 
-def quantiles(name: str) -> tuple[Query, ...]:
-    return (quantile(0.5, name, "half are quicker"), quantile(0.95, name, "95 % are quicker"))
+def quantiles(name: str, verb: str = "are quicker") -> tuple[Query, ...]:
+    return (quantile(0.5, name, f"half {verb}"), quantile(0.95, name, f"95 % {verb}"))

@@ -17,7 +17,13 @@ ROLLOUT_LOG = Board(
                         query(
                             'max by (run, state) (asympo_learner_slots{$s,state!="capacity"})', "{{state}}"
                         ),
-                        query("max by (run) (asympo:slots_free{$s})", "free"),
+                        # Not the recorded one: that is from another moment, and the sum would jump.
+                        query(
+                            'max by (run) (asympo_learner_slots{$s,state="capacity"})'
+                            ' - max by (run) (asympo_learner_slots{$s,state="leased"})'
+                            ' - max by (run) (asympo_learner_slots{$s,state="open"})',
+                            "free",
+                        ),
                     ),
                     is_stacked=True,
                     min=0,
@@ -41,7 +47,7 @@ ROLLOUT_LOG = Board(
                 Panel(
                     title="Queue staleness of groups",
                     description="Policies published between append and training; at most max_staleness.",
-                    queries=quantiles("asympo_learner_group_queue_staleness_policies"),
+                    queries=quantiles("asympo_learner_group_queue_staleness_policies", "have less"),
                     min=0,
                 ),
             ),
@@ -67,6 +73,7 @@ ROLLOUT_LOG = Board(
                         query('sum by (run) (asympo_learner_groups_total{$s,kind="invalid"})', "{{run}}"),
                     ),
                     is_number=True,
+                    colours=((0, "green"), (1, "red")),
                 ),
                 Panel(
                     title="Owner",
@@ -92,9 +99,11 @@ ROLLOUT_LOG = Board(
                 ),
                 Panel(
                     title="Synced before acknowledged",
-                    description="1 while an acknowledged group survives a crash of the broker.",
+                    description="Whether an acknowledged group survives a crash of the broker.",
                     queries=(gauge("asympo_learner_broker_durable", "{{run}}"),),
                     is_number=True,
+                    colours=((0, "red"), (1, "green")),
+                    words=((0, "no"), (1, "yes")),
                 ),
                 Panel(
                     title="Room for checkpoints",

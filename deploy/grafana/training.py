@@ -1,6 +1,6 @@
 """The dashboard of the policy and of the learner."""
 
-from panels import Board, Panel, gauge, query, rate, ratio
+from panels import Board, Panel, gauge, quantiles, query, rate, ratio
 
 TRAINING = Board(
     name="training",
@@ -99,10 +99,10 @@ TRAINING = Board(
             (
                 Panel(
                     title="Time of the learner",
-                    description="Share of each second. Waiting means that generators or slots are short.",
+                    description="Share of each second. Waiting means that generators or slots are short. "
+                    "Publishing goes on beside it.",
                     queries=(
                         rate("asympo_learner_step_seconds_sum", "train"),
-                        rate("asympo_learner_publish_seconds_sum", "publish"),
                         rate("asympo_learner_save_seconds_sum", "save"),
                         rate("asympo_learner_waited_seconds_total", "wait"),
                     ),
@@ -135,6 +135,14 @@ TRAINING = Board(
                     min=0,
                 ),
                 Panel(
+                    title="Publishing a policy",
+                    description="Beside training, until generators can load it. Longer than publish_every "
+                    "steps take, it holds up training.",
+                    queries=quantiles("asympo_learner_publish_seconds"),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
                     title="Age of policy and saved state",
                     description="What generators serve, and what a restart would go back to.",
                     queries=(
@@ -157,6 +165,7 @@ TRAINING = Board(
                         gauge("asympo_learner_publish_failures_total", "publish"),
                         gauge("asympo_learner_save_failures_total", "save"),
                         gauge("asympo_learner_skipped_steps_total", "gradient not finite"),
+                        gauge("asympo_learner_spans_lost_total", "spans of traces"),
                     ),
                     min=0,
                 ),

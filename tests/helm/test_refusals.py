@@ -96,6 +96,14 @@ REFUSED = {
         [MODEL, "generator.terminationGracePeriodSeconds=30"],
         "is 30 and a drain takes up to 65",
     ),
+    "traces that no policy lets out": (
+        [MODEL, "tracing.endpoint=http://collector:4318"],
+        "set tracing.to to where the collector runs",
+    ),
+    "a way to a collector without its address": (
+        [MODEL, "tracing.to[0].podSelector.matchLabels.app=collector"],
+        "no traces are made; set tracing.endpoint",
+    ),
     "control opened without certificates": (
         [MODEL, "control.allowFrom[0].podSelector.matchLabels.team=a"],
         "without certificates they listen inside each pod only; set control.tls.secret",

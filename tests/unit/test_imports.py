@@ -56,8 +56,10 @@ def test_module_keeps_to_its_room(path: Path) -> None:
         assert "prometheus_client" not in found, (
             "prometheus_client only in metrics.py and common/telemetry.py"
         )
+    if str(inner) != "common/tracing.py":
+        assert not imports_any(path, {"opentelemetry"}), "opentelemetry only in common/tracing.py"
     if path.name == "settings.py":
-        heavy = {"torch", "vllm", "transformers", "redis", "grpc", "boto3"}
+        heavy = {"torch", "vllm", "transformers", "redis", "grpc", "boto3", "opentelemetry"}
         assert not imports_any(path, heavy), "settings import nothing heavy"
 
 

@@ -11,6 +11,7 @@
 {{- include "asympo.refuseKinds" . }}
 {{- include "asympo.refuseAutoscaling" . }}
 {{- include "asympo.refuseControl" . }}
+{{- include "asympo.refuseTracing" . }}
 {{- include "asympo.refuseSecrets" . }}
 {{- end }}
 
@@ -235,6 +236,16 @@
 {{- end }}
 {{- if and $control.allowFrom (not .Values.networkPolicy.enabled) }}
 {{- fail "control.allowFrom is for network policies, and networkPolicy.enabled is false: set it to true, or leave control.allowFrom empty" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseTracing" -}}
+{{- $tracing := .Values.tracing }}
+{{- if and $tracing.endpoint .Values.networkPolicy.enabled (not $tracing.to) }}
+{{- fail (printf "tracing.endpoint is %s and tracing.to is empty: the network policies would let no span out; set tracing.to to where the collector runs" $tracing.endpoint) }}
+{{- end }}
+{{- if and $tracing.to (not $tracing.endpoint) }}
+{{- fail "tracing.to opens the way to a collector and tracing.endpoint is empty: no traces are made; set tracing.endpoint" }}
 {{- end }}
 {{- end }}
 

@@ -27,6 +27,13 @@ checkpoint_root: /checkpoints
 log_level: {{ .Values.logLevel }}
 log_format: json
 http_host: 0.0.0.0
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+tracing:
+  endpoint: {{ .endpoint | quote }}
+  share: {{ .share }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Where a control service listens and its certificates. .root .port */}}

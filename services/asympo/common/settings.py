@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from asympo.common.errors import BadSetting
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.toml_text import dump_toml
+from asympo.common.tracing import TracingOptions
 
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
 _SECRET_NAME = re.compile(r"(password|secret|token|api_key)\Z")
@@ -60,6 +61,7 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto", description="auto: text on a terminal, else JSON"
     )
+    tracing: TracingOptions = TracingOptions()
 
     @classmethod
     def settings_customise_sources(

@@ -16,6 +16,7 @@ from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBro
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import joining
 from asympo.generator.api import HttpServer, bind, build_api, http_server
@@ -68,6 +69,13 @@ class GeneratorProcess:
         self.registry = new_registry(service="generator", version=version("asympo"))
         self._metrics = GeneratorMetrics(self.registry)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
+        self._tracing = open_tracing(
+            settings.tracing,
+            run=settings.run,
+            service="generator",
+            instance=self._holder,
+            on_lost=self._metrics.count_spans_lost,
+        )
         self.generator = Generator(
             run=settings.run,
             holder=self._holder,
@@ -85,6 +93,7 @@ class GeneratorProcess:
     async def run(self) -> None:
         """Start, serve until told to stop, drain, stop. What is opened last is closed first."""
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, self._tracing.close)
             closing.callback(self._calls.close)
             await self._open_doors(closing)
             stopping = asyncio.ensure_future(self._stop.wait_async())
@@ -303,6 +312,7 @@ class GeneratorProcess:
             calls=self._calls,
             gate=gate,
             metrics=self._metrics,
+            tracing=self._tracing,
             holder=self._holder,
             cache_salt=lambda: reloader.cache_salt,
             journal=journal,
@@ -317,6 +327,7 @@ class GeneratorProcess:
             groups=groups,
             calls=self._calls,
             metrics=self._metrics,
+            tracing=self._tracing,
             holder=self._holder,
             max_groups_in_flight=settings.max_groups_in_flight,
             max_engine_failures=settings.max_engine_failures,

@@ -10,6 +10,7 @@ from asympo.common.codec import encode_group
 from asympo.common.errors import EngineBroken, InvalidRecord, PromptRefused
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import AppendResult, Lease, RunConfig, RunLog
+from asympo.common.tracing import Tracing
 from asympo.engines.base import Engine, Sample, SamplingSettings
 from asympo.generator.calls import Calls
 from asympo.generator.gate import VerdictGate
@@ -51,6 +52,7 @@ class GroupMaker:
         calls: Calls,
         gate: VerdictGate,
         metrics: GeneratorMetrics,
+        tracing: Tracing,
         holder: str,
         cache_salt: Callable[[], str],
         journal: AppendJournal | None = None,
@@ -63,6 +65,7 @@ class GroupMaker:
         self._calls = calls
         self._gate = gate
         self._metrics = metrics
+        self._tracing = tracing
         self._holder = holder
         self._cache_salt = cache_salt
         self._journal = journal
@@ -75,8 +78,12 @@ class GroupMaker:
         when the process must end.
         """
         prompt_ids = self._render(group.lease)
-        samples = await self._sample(group, prompt_ids)
-        responses = await self._score(group, samples)
+        with self._tracing.span(group.lease.group_id, "generate") as span:
+            samples = await self._sample(group, prompt_ids)
+            span["asympo.tokens"] = sum(len(sample.token_ids) for sample in samples)
+        with self._tracing.span(group.lease.group_id, "reward") as span:
+            responses = await self._score(group, samples)
+            span["asympo.responses"] = len(responses)
         if len(responses) < MIN_RESPONSES:
             raise PromptFailed(
                 f"only {len(responses)} of {group.num_samples} responses could be scored; "
@@ -88,7 +95,10 @@ class GroupMaker:
             group.stop(StopReason.UNPROVEN)
             raise GroupStopped(StopReason.UNPROVEN)
         self._metrics.held_seconds.observe(time.monotonic() - held_since)
-        return await self._append(group, payload)
+        with self._tracing.span(group.lease.group_id, "append") as span:
+            outcome = await self._append(group, payload)
+            span["asympo.outcome"] = outcome
+        return outcome
 
     def _render(self, lease: Lease) -> list[int]:
         try:

@@ -37,6 +37,8 @@ class GroupInFlight:
     request_id: str
     """Name of its generation inside the engine."""
     num_samples: int
+    wanted_at_ns: int = 0
+    """When its holder began to ask for a lease, in nanoseconds since 1970."""
     is_sampling: bool = False
     """Its responses are inside the engine."""
     spans_reload: bool = False

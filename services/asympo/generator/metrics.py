@@ -79,6 +79,9 @@ class GeneratorMetrics:
         self._corrupt_policies = Counter(
             "asympo_generator_corrupt_policies", "Policies that failed verification.", registry=registry
         )
+        self._spans_lost = Counter(
+            "asympo_generator_spans_lost", "Spans of traces that did not get through.", registry=registry
+        )
         self._declare_durations(registry)
         self._declare_gauges(registry)
         for outcome in GROUP_OUTCOMES:
@@ -182,6 +185,10 @@ class GeneratorMetrics:
     def count_corrupt_policy(self) -> None:
         """A policy directory did not verify."""
         self._corrupt_policies.inc()
+
+    def count_spans_lost(self, count: int) -> None:
+        """The collector of traces did not take them."""
+        self._spans_lost.inc(count)
 
     def count_reload(self, judgement: Judgement, *, pause_seconds: float, load_seconds: float) -> None:
         """One reload has its verdict."""

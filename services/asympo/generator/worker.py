@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from asympo.common.errors import BrokerUnavailable, EngineBroken
 from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunConfig, RunLog
+from asympo.common.tracing import Tracing
 from asympo.engines.base import Engine
 from asympo.generator.calls import Calls
 from asympo.generator.gate import VerdictGate
@@ -39,6 +40,7 @@ class Worker:
         groups: GroupsInFlight,
         calls: Calls,
         metrics: GeneratorMetrics,
+        tracing: Tracing,
         holder: str,
         max_groups_in_flight: int,
         max_engine_failures: int,
@@ -54,6 +56,7 @@ class Worker:
         self._groups = groups
         self._calls = calls
         self._metrics = metrics
+        self._tracing = tracing
         self._holder = holder
         self._max_engine_failures = max_engine_failures
         self._slot_wait_seconds = slot_wait_seconds
@@ -128,6 +131,7 @@ class Worker:
     async def _lease_groups(self) -> None:
         while True:
             await self._free.acquire()
+            wanted_at_ns = time.time_ns()
             try:
                 lease = await self._next_lease()
             except BaseException:
@@ -141,6 +145,13 @@ class Worker:
                 # The same prompt may come back to us: a request of its first lease may still be ending.
                 request_id=f"{lease.group_id}.{uuid4().hex[:8]}",
                 num_samples=self._config.group_size,
+                wanted_at_ns=wanted_at_ns,
+            )
+            self._tracing.record(
+                *(lease.group_id, "lease"),
+                begun_ns=wanted_at_ns,
+                ended_ns=time.time_ns(),
+                attributes={"asympo.policy_step": lease.policy_step},
             )
             self._groups.add(group, asyncio.ensure_future(self._work(group)))
 
@@ -256,6 +267,14 @@ class Worker:
         else:
             self._num_failures_in_row = 0
             self._metrics.count_group(outcome)
+            if outcome == "appended":
+                # Last and once: what others did for a group that was leased twice hangs below it as well.
+                self._tracing.record(
+                    *(group.lease.group_id, "group"),
+                    begun_ns=group.wanted_at_ns,
+                    ended_ns=time.time_ns(),
+                    is_root=True,
+                )
 
     async def _settle_stopped(self, group: GroupInFlight) -> None:
         if group.stop_reason is StopReason.LEASE_LOST:

@@ -23,6 +23,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
 from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.tracing import open_tracing
 from asympo.learner.api import HttpServer, build_api
 from asympo.learner.core import BrokerView, Learner, LearnerState
 from asympo.learner.deadline import DrainDeadline
@@ -100,12 +101,20 @@ class LearnerProcess:
         self._metrics = LearnerMetrics(self._registry)
         self._learner = Learner(settings=settings, stop=stop, clock=clock)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
+        self._tracing = open_tracing(
+            settings.tracing,
+            run=settings.run,
+            service="learner",
+            instance=self._holder,
+            on_lost=self._metrics.spans_lost,
+        )
         self._fenced: Fenced | None = None
         self._heart: Heart | None = None
 
     def run(self, closing: ExitStack) -> None:
         """Start, train, drain. What is opened last is closed first."""
         self._limit_drain(closing)
+        closing.callback(self._tracing.close)
         # Before anything that may wait: who asks how the start is going gets an answer.
         rpc = self._open_doors(closing)
         broker = self._connect()
@@ -232,6 +241,7 @@ class LearnerProcess:
         from asympo.learner.saver import find_state, trained_ids_of
         from asympo.learner.session import LogSession
         from asympo.learner.storage import open_states, wait_for_storage
+        from asympo.learner.traces import GroupTraces
 
         log.info("Libraries are loaded")
         settings = self._settings
@@ -281,6 +291,7 @@ class LearnerProcess:
             metrics=self._metrics,
             trackers=self._trackers(closing),
             trained_log=self._trained_log(closing),
+            traces=GroupTraces(tracing=self._tracing, clock=self._clock),
             stop=self._stop,
             clock=self._clock,
             ranks=self._ranks,

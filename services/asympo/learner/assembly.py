@@ -22,6 +22,7 @@ from asympo.learner.saver import Saver
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state import StateStore, TrainingState
+from asympo.learner.traces import GroupTraces
 from asympo.learner.trackers import Trackers
 from asympo.learner.trained_log import TrainedLog
 from asympo.learner.trainer import Trainer, TrainerParts
@@ -43,6 +44,7 @@ def assemble(
     metrics: LearnerMetrics,
     trackers: Trackers,
     trained_log: TrainedLog,
+    traces: GroupTraces,
     stop: StopSignal,
     clock: Clock,
     ranks: Ranks | None,
@@ -97,6 +99,7 @@ def assemble(
             session=session,
             learner=learner,
             metrics=metrics,
+            traces=traces,
             clock=clock,
             retry_seconds=settings.publish_retry_seconds,
         ),
@@ -114,6 +117,7 @@ def assemble(
         metrics=metrics,
         trackers=trackers,
         trained_log=trained_log,
+        traces=traces,
         decode=lambda token_ids: str(tokenizer.decode(list(token_ids))),
         stop=stop,
         clock=clock,

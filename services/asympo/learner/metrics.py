@@ -75,6 +75,7 @@ class LearnerMetrics:
         self._tracker_failures = counter(
             "tracker_failures", "Rows that did not reach a tracker.", ("tracker",)
         )
+        self._spans_lost = counter("spans_lost", "Spans of traces that did not get through.")
         self._backlog = gauge("backlog_groups", "Groups appended and not yet trained.")
         self._slots = gauge("slots", "Slots of the rollout log.", ("state",))
         self._fence = gauge("fence", "Number of this learner's ownership.")
@@ -164,6 +165,10 @@ class LearnerMetrics:
 
     def tracker_failed(self, tracker: str) -> None:
         self._tracker_failures.labels(tracker=tracker).inc()
+
+    def spans_lost(self, count: int) -> None:
+        """The collector of traces did not take them."""
+        self._spans_lost.inc(count)
 
     def watched(self, stats: LogStats, *, fence: int, is_paused: bool, is_finished: bool) -> None:
         """What the broker says, read every second or so."""

@@ -15,6 +15,7 @@ from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.probe import ProbeText
 from asympo.learner.publisher import PreparedPolicy, Publisher
 from asympo.learner.session import LogSession
+from asympo.learner.traces import GroupTraces
 from asympo.learner.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Publishing:
         session: LogSession,
         learner: Learner,
         metrics: LearnerMetrics,
+        traces: GroupTraces,
         clock: Clock,
         retry_seconds: float,
     ) -> None:
@@ -65,6 +67,7 @@ class Publishing:
         self._session = session
         self._learner = learner
         self._metrics = metrics
+        self._traces = traces
         self._clock = clock
         self._retry_seconds = retry_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -142,6 +145,7 @@ class Publishing:
         self._times.append(policy.published_at_seconds)
         seconds = self._ended_at - job.begun_at
         self._seconds += seconds
+        self._traces.published(job.group_ids, step=job.step, begun=job.begun_at, ended=self._ended_at)
         self._metrics.published(seconds=seconds, at_seconds=self._clock.now_seconds())
 
     def hold(self, group_ids: Sequence[str]) -> None:

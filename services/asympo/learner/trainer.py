@@ -19,6 +19,7 @@ from asympo.learner.segment import Segment, SegmentReader
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step import Stepper, StepResult
+from asympo.learner.traces import GroupTraces
 from asympo.learner.trackers import Trackers
 from asympo.learner.trained_log import TrainedLog
 
@@ -46,6 +47,7 @@ class TrainerParts:
     metrics: LearnerMetrics
     trackers: Trackers
     trained_log: TrainedLog
+    traces: GroupTraces
     decode: Callable[[Sequence[int]], str]
     stop: StopSignal
     clock: Clock
@@ -155,6 +157,7 @@ class Trainer:
         staleness = [parts.publishing.staleness_of(group.appended_at_seconds) for group in segment.groups]
         result = parts.stepper.step(segment, step=self._step + 1)
         self._step += 1
+        parts.traces.trained(segment, step=self._step, begun=begun)
         self._mark_consumed(segment, step=self._step)
         parts.learner.step, parts.learner.fence = self._step, parts.session.fence.number
         self._probes = result.probes

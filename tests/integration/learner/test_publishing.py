@@ -17,6 +17,7 @@ from asympo.common.errors import BrokerChanged, Fenced, PublishFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, Fence, Lease, PolicyAnnouncement, RunConfig, RunLog, RunState
 from asympo.common.telemetry import new_registry
+from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.core import Learner
 from asympo.learner.joining import load_tokenizer
@@ -26,6 +27,7 @@ from asympo.learner.publisher import Publisher
 from asympo.learner.publishing import Publishing
 from asympo.learner.session import LogSession
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.traces import GroupTraces
 from asympo.learner.weights import Weights
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -121,6 +123,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         session=session,
         learner=Learner(settings=settings, stop=stop, clock=clock),
         metrics=LearnerMetrics(new_registry(service="learner", version="test")),
+        traces=GroupTraces(tracing=Tracing(), clock=clock),
         clock=clock,
         retry_seconds=5.0,
     )
