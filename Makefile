@@ -4,11 +4,11 @@ PY := .venv/bin/python
 
 .PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools \
 	chart-tools chart chart-generate pods \
-	autoscaling bench-peers bench-learner dashboards \
+	autoscaling bench-peers bench-learner dashboards dashboard-pictures \
 	images images-lock clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Create .venv with everything at pinned versions
 	@deploy/local/setup.sh
@@ -70,6 +70,9 @@ bench-learner: setup  ## Time the learner and what each part of it is worth (abo
 	@$(PY) -m asympo.cli bench learner --json >benchmarks/learner.new
 	@mv benchmarks/learner.new benchmarks/learner.json
 	@$(PY) -m benchmarks.tables
+
+dashboard-pictures: setup  ## Run, scrape and draw the dashboards for the docs (needs prometheus, chromium, npm)
+	@$(PY) -m deploy.grafana.pictures $(ARGS)
 
 dashboards:  ## Write the Grafana dashboards anew
 	@deploy/grafana/dashboards.sh

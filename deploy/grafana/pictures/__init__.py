@@ -1,0 +1,1 @@
+"""Pictures of the dashboards: a real run, scraped by Prometheus, drawn with Grafana's UI components."""
