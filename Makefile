@@ -69,6 +69,9 @@ bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain l
 bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes)
 	@$(PY) -m asympo.cli bench learner --json >benchmarks/learner.new
 	@mv benchmarks/learner.new benchmarks/learner.json
+	@$(PY) -m asympo.cli bench learner --json --model-config qwen3-0.6b --random-weights --only speed \
+		--shape 128/64/1 >benchmarks/learner.new
+	@mv benchmarks/learner.new benchmarks/learner-large.json
 	@$(PY) -m benchmarks.tables
 
 dashboard-pictures: setup  ## Run, scrape and draw the dashboards for the docs (needs prometheus, chromium, npm)

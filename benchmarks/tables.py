@@ -14,6 +14,7 @@ PAGE = ROOT / "docs/performance.md"
 _PARTS = {
     "chunked_head": "chunked head",
     "fused_optimizer": "fused AdamW",
+    "fused_layers": "fused layers",
     "packing": "packing (among separate sequences)",
 }
 
@@ -61,10 +62,14 @@ def learner_table(report: dict[str, Any]) -> str:
         columns["tokens/s"] = lambda shape: f"{report['tokens_per_second'][shape]:.0f}"
         columns["peak memory"] = lambda shape: f"{report['peak_memory_bytes'][shape] / 1e9:.1f} GB"
         columns["share of matmul peak"] = lambda shape: f"{report['matmul_peak_share'][shape]:.0%}"
+    if "forward_backward_peak_share" in report:
+        columns["in forward and backward"] = lambda shape: (
+            f"{report['forward_backward_peak_share'][shape]:.0%}"
+        )
     if "shared_prompt_speedup" in report:
         columns["shared prompts"] = lambda shape: _times(report["shared_prompt_speedup"][shape])
     for part, words in _PARTS.items():
-        if "gain" in report:
+        if any(part in gains for gains in report.get("gain", {}).values()):
             columns[words] = lambda shape, part=part: _times(report["gain"][shape].get(part))
     measured = [name for name in ("tokens_per_second", "gain", "shared_prompt_speedup") if name in report]
     lines = ["| " + " | ".join(["prompt / response / groups", *columns]) + " |"]
@@ -94,6 +99,7 @@ def _times(ratio: float | None) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": ("benchmarks/peers/results.json", peers_table),
     "learner": ("benchmarks/learner.json", learner_table),
+    "learner-large": ("benchmarks/learner-large.json", learner_table),
 }
 """Marker in the page: file, and what makes the table of it."""
 

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from asympo.bench.shapes import Rollout
 from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse
+from asympo.learner.fused import unfused
 from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
 from asympo.learner.optimizer import make_optimizer
 from asympo.learner.policy import Policy, ResponseNll
@@ -35,6 +37,8 @@ class Options:
     """Off: logits of the whole micro-batch and autograd's cross entropy."""
     use_fused_optimizer: bool = True
     """Off: AdamW as a loop over parameters."""
+    use_fused_layers: bool = True
+    """Off: the norms and MLPs of transformers as they are."""
 
 
 class LearnerCell:
@@ -45,7 +49,7 @@ class LearnerCell:
         self._optimizers: dict[bool, torch.optim.Optimizer] = {}
 
     def step(self, rollouts: Sequence[Rollout], options: Options) -> StepResult:
-        """One optimizer step; ``seconds`` of the result is complete: the device has finished."""
+        """One optimizer step; ``seconds`` and ``optimizer_seconds`` last until the device has finished."""
         policy = make_policy(self.model, options)
         stepper = Stepper(
             policy=policy,
@@ -57,12 +61,15 @@ class LearnerCell:
             token_budget=options.token_budget,
             share_prefixes=options.share_prefixes,
         )
-        start = time.perf_counter()
-        result = stepper.train(trained_groups(rollouts), step_scope(rollouts), step=1)
-        _synchronize(policy.device)
+        with nullcontext() if options.use_fused_layers else unfused(self.model):
+            start = time.perf_counter()
+            result = stepper.train(trained_groups(rollouts), step_scope(rollouts), step=1)
+            _synchronize(policy.device)
+            seconds = time.perf_counter() - start
         if not result.is_applied:
             raise FloatingPointError("the gradient is not finite: the measurement is void")
-        return replace(result, seconds=time.perf_counter() - start)
+        before_update = result.seconds - result.optimizer_seconds
+        return replace(result, seconds=seconds, optimizer_seconds=seconds - before_update)
 
     def _optimizer(self, *, is_fused: bool) -> torch.optim.Optimizer:
         """Kept, so that its state exists once the first step is done."""

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from asympo.bench.models import named_config, random_model
 from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_tokens, parse_shape
 from asympo.learner.batching import pack
 from asympo.learner.compute import choose_compute, set_up_torch
+from asympo.learner.fused import fuse
 from asympo.learner.policy import load_model, vocab_size
 
 Say = Callable[[str], None]
@@ -129,7 +131,9 @@ def _processor() -> str:
 
 def _model(arguments: argparse.Namespace, device: torch.device) -> PreTrainedModel:
     if arguments.model_config:
-        return random_model(named_config(arguments.model_config), device=device)
+        model = random_model(named_config(arguments.model_config), device=device)
+        fuse(model)
+        return model
     path = arguments.model
     if path is None:
         from asympo.demo.model import prepare_model
@@ -147,20 +151,24 @@ def _speed(
 ) -> dict[str, Any]:
     device = next(cell.model.parameters()).device
     peak_flops = matmul_peak_flops(device, options.compute_dtype)
-    shares, speeds, peaks = {}, {}, {}
+    whole, inner, speeds, peaks = {}, {}, {}, {}
     for name, groups in rollouts.items():
         memory.mark()
-        seconds = alternate({"step": _arm(cell, groups, options)}, repeats=repeats)["step"]
+        steps = [cell.step(groups, options) for _ in range(1 + repeats)][1:]
         peaks[name] = memory.peak()
+        seconds = statistics.median(step.seconds for step in steps)
+        before_update = statistics.median(step.seconds - step.optimizer_seconds for step in steps)
         # Before and after: a peak taken in a slow moment would flatter the step.
         peak_flops = max(peak_flops, matmul_peak_flops(device, options.compute_dtype))
         speeds[name] = num_true_tokens(groups) / seconds
-        shares[name] = _needed_flops(cell.model, options, groups) / seconds / peak_flops
+        needed = _needed_flops(cell.model, options, groups)
+        whole[name], inner[name] = needed / seconds / peak_flops, needed / before_update / peak_flops
     return {
         "matmul_peak_flops": peak_flops,
         "tokens_per_second": speeds,
         "peak_memory_bytes": peaks,
-        "matmul_peak_share": shares,
+        "matmul_peak_share": whole,
+        "forward_backward_peak_share": inner,
     }
 
 
@@ -210,6 +218,7 @@ def _parts(
         "shared_prefixes": replace(options, share_prefixes=False),
         "chunked_head": replace(options, use_chunked_head=False),
         "fused_optimizer": replace(options, use_fused_optimizer=False),
+        "fused_layers": replace(options, use_fused_layers=False),
     }
     if options.attention == "flex":
         without["flex_attention"] = replace(options, attention="blocks")

@@ -29,20 +29,28 @@ def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None
         [sys.executable, "-m", "asympo.cli", "bench", "learner", *flags],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    for name in ("tokens_per_second", "peak_memory_bytes", "matmul_peak_share", "shared_prompt_speedup"):
+    for name in (
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "matmul_peak_share",
+        "forward_backward_peak_share",
+        "shared_prompt_speedup",
+    ):
         assert list(report[name]) == ["8/4/2x4"]
         assert report[name]["8/4/2x4"] > 0
     assert set(report["gain"]["8/4/2x4"]) == {
         "shared_prefixes",
         "chunked_head",
         "fused_optimizer",
+        "fused_layers",
         "packing",
     }
+    assert report["forward_backward_peak_share"]["8/4/2x4"] > report["matmul_peak_share"]["8/4/2x4"]
 
 
 class _LargestTensor(TorchDispatchMode):
