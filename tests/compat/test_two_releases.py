@@ -123,7 +123,7 @@ class NewLearning:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, seed: int) -> None:
     rng = random.Random(seed)
-    log.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1))
+    log.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1, lease_seconds=600.0))
     log.broker.command("HSET", f"asympo:{{{log.run}}}:run", "of_a_later_release", "1")
     reading = Reading(NUM_PROMPTS)
     learner: OldLearning | NewLearning = NewLearning(log, reading)
