@@ -1,6 +1,6 @@
 """Collects what was consumed since the last durable state, for the archive part that goes with the next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +60,20 @@ class Archive:
         self._step = step
         self._begun_at = sequence
         self._rows: list[_Row] = []
+        self._row_limits: list[tuple[int, int, int]] = []
         self._is_swept = False
         self._unnamed: set[str] = set()
 
-    def consumed(self, segment: Segment, *, step: int | None) -> None:
-        """One segment, with the optimizer step it made, or None when it was passed over."""
-        if self._is_on:
-            self._rows.extend(_rows(segment, step))
+    def consumed(self, segment: Segment, *, step: int | None, row_limits: tuple[int, int]) -> None:
+        """One segment, with the optimizer step it made, or None when it was passed over.
+
+        ``row_limits``: most tokens of a row and logits at once, as the step used them.
+        """
+        if not self._is_on:
+            return
+        self._rows.extend(_rows(segment, step))
+        if step is not None:
+            self._row_limits.append((step, *row_limits))
 
     def write(self, *, fence: int, sequence: int, step: int) -> WrittenPart:
         """Puts everything consumed up to ``sequence`` on storage; raises PublishFailed."""
@@ -83,6 +90,7 @@ class Archive:
                 lost=_gaps([entry.sequence for entry, _ in rows], self._sequence + 1, sequence),
                 parent=tip,
                 recipe=self._recipe,
+                row_limits=_changes(self._row_limits),
             )
             tip = self._store.write(rows, info)
             self._unnamed.add(tip.name)
@@ -91,6 +99,7 @@ class Archive:
     def made_durable(self, part: WrittenPart, *, fence: int) -> None:
         """The training state that names the part is on storage: what it replaces can go."""
         del self._rows[: part.num_rows]
+        self._row_limits = [limits for limits in self._row_limits if limits[0] > part.step]
         self._tip, self._sequence, self._step = part.tip, part.sequence, part.step
         if not self._is_on or part.tip is None:
             return
@@ -100,6 +109,15 @@ class Archive:
         for name in self._unnamed - {part.tip.name}:
             self._store.delete(name)
         self._unnamed = set()
+
+
+def _changes(row_limits: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """The first step, and those with other limits than the step before."""
+    return tuple(
+        limits
+        for index, limits in enumerate(row_limits)
+        if index == 0 or limits[1:] != row_limits[index - 1][1:]
+    )
 
 
 def _rows(segment: Segment, step: int | None) -> list[_Row]:

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, newest_tip
+from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, newest_tip
 from asympo.common.archive.store import Part
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
@@ -175,14 +176,17 @@ class Replay:
         for entries in segments_of(self._archive.read(part), after_sequence=self._log.consumed_sequence):
             if difference is not None or self._is_over(until_step):
                 return difference
-            self._consume(entries)
+            self._consume(entries, part.info)
             difference = self._policy_difference(fence)
         # Numbers after the last entry that the broker had lost.
         self._log.consumed_sequence = max(self._log.consumed_sequence, part.info.last)
         return difference or self._state_difference(part)
 
-    def _consume(self, entries: list[ArchivedEntry]) -> None:
+    def _consume(self, entries: list[ArchivedEntry], info: PartInfo) -> None:
         self._log.segment = entries
+        if (step := entries[-1].step) is not None:
+            for _, *limits in takewhile(lambda since: since[0] <= step, info.row_limits):
+                self._training.stepper.row_limits = (limits[0], limits[1])
         segment = self._training.advance(is_last=True)
         check_same_segment(entries, segment, step=self._training.step)
         self._num_groups += len(entries)

@@ -121,15 +121,24 @@ class Stepper:
             probes=choose_probes(sums.weighted_probes(), count=_NUM_PROBES),
         )
 
+    @property
+    def row_limits(self) -> tuple[int, int]:
+        """Most tokens of a row and logits at once; less than was asked for once memory ran out."""
+        return self._token_budget, self._policy.chunk_rows
+
+    @row_limits.setter
+    def row_limits(self, value: tuple[int, int]) -> None:
+        self._token_budget, self._policy.chunk_rows = value
+
     def decisions(self) -> dict[str, Any]:
         """Sizes of rows and chunks that memory left us: they round sums, so the training state has them."""
-        return {"row_limits": {"asked": self._asked, "used": (self._token_budget, self._policy.chunk_rows)}}
+        return {"row_limits": {"asked": self._asked, "used": self.row_limits}}
 
     def recall(self, decided: dict[str, Any]) -> None:
         """Goes on with the sizes that a learner with the same settings found to fit."""
         limits = decided.get("row_limits") or {}
         if tuple(limits.get("asked", ())) == self._asked:
-            self._token_budget, self._policy.chunk_rows = limits["used"]
+            self.row_limits = limits["used"]
 
     def _gradients(self, groups: Sequence[TrainedGroup], scope: StepScope) -> "_Sums":
         """Of all rows; of smaller ones, from the start, when memory runs out."""
@@ -154,7 +163,7 @@ class Stepper:
             batches = smaller
             log.warning(
                 "Memory ran out: rows of up to %d tokens and %d logits at once from now on (%s)",
-                *(self._token_budget, self._policy.chunk_rows, reason),
+                *(*self.row_limits, reason),
             )
 
     def _pack(self, groups: Sequence[TrainedGroup]) -> list[PackedBatch]:

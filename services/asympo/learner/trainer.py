@@ -202,7 +202,7 @@ class Trainer:
             step=step,
             fence=parts.session.fence.number,
         )
-        parts.archive.consumed(segment, step=step)
+        parts.archive.consumed(segment, step=step, row_limits=parts.stepper.row_limits)
         for group_id in segment.group_ids:
             parts.session.trained.add(group_id)
         parts.session.consumed_sequence = parts.learner.sequence = segment.last_sequence

@@ -23,6 +23,31 @@ from tests.integration.learner.producer import Producer
 
 STEPS = 12
 
+SMALL_MEMORY = """
+import sys
+from asympo.cli import main
+from asympo.learner.policy import Policy
+from asympo.learner.step import Stepper
+
+step_now = 0
+train, response_nll = Stepper.train, Policy.response_nll
+
+def noted_train(self, groups, scope, *, step):
+    global step_now
+    step_now = step
+    return train(self, groups, scope, step=step)
+
+def small_response_nll(self, batch):
+    import torch
+    if torch.is_grad_enabled() and step_now >= 5 and batch.num_tokens > 24:
+        raise MemoryError("there is room for 24 tokens")
+    return response_nll(self, batch)
+
+Stepper.train, Policy.response_nll = noted_train, small_response_nll
+sys.exit(main(["learner", *sys.argv[1:]]))
+"""
+"""A learner whose memory is too small for a row of its step 5, and from then on."""
+
 
 def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
     """`asympo log replay` in a process of its own."""
@@ -42,11 +67,13 @@ def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
 def disturbed_run(
     broker_binary: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> tuple[Path, str]:
-    """Learner killed twice, once with the broker, which comes back as it was long before."""
+    """Learner out of memory at step 5, killed twice, once with the broker, which comes back as it was."""
     root = tmp_path_factory.mktemp("replayed")
     broker = BrokerProcess(binary=broker_binary, data_dir=root / "broker").start()
     flags = ("--total-steps", str(STEPS), "--retain", "--keep-states", "9", "--keep-policies", "9")
-    learner = LearnerProcess(url=broker.url, run="run", root=root, model=tiny_model, flags=flags)
+    learner = LearnerProcess(
+        url=broker.url, run="run", root=root, model=tiny_model, flags=flags, launcher=("-c", SMALL_MEMORY)
+    )
     earlier = root / "broker-earlier"
     try:
         with Producer(url=broker.url, run="run", hostile_every=9):
@@ -80,6 +107,7 @@ def test_replay_of_a_disturbed_run_gives_the_same_bits(
     assert report["states_compared"] >= 4
     assert report["policies_compared"] >= 4
     assert report["groups"] == len(list(read_archive(root / run)))
+    assert "Memory ran out: rows of up to" in (root / f"{run}-learner.log").read_text()
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -12,6 +12,8 @@ from asympo.learner.advantages import group_advantages
 from asympo.learner.archive import Archive
 from asympo.learner.segment import ReadGroup, Segment
 
+LIMITS = (1024, 256)
+
 
 def segment(*sequences: int, dead: int | None = None, equal: int | None = None) -> Segment:
     entries, groups = [], []
@@ -62,8 +64,8 @@ def names(tmp_path: Path) -> list[str]:
 
 def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> None:
     ours = archive(tmp_path)
-    ours.consumed(segment(1, 2, 3, dead=2, equal=3), step=1)
-    ours.consumed(segment(6, equal=6), step=None)
+    ours.consumed(segment(1, 2, 3, dead=2, equal=3), step=1, row_limits=LIMITS)
+    ours.consumed(segment(6, equal=6), step=None, row_limits=LIMITS)
     part = ours.write(fence=1, sequence=6, step=1)
     (link,) = ArchiveStore(tmp_path).chain(part.tip)
     rows = list(ArchiveStore(tmp_path).read(link))
@@ -79,9 +81,9 @@ def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> 
 
 def test_part_without_its_state_is_written_again_with_what_came_since(tmp_path: Path) -> None:
     ours = archive(tmp_path)
-    ours.consumed(segment(1), step=1)
+    ours.consumed(segment(1), step=1, row_limits=LIMITS)
     ours.write(fence=1, sequence=1, step=1)
-    ours.consumed(segment(2), step=2)
+    ours.consumed(segment(2), step=2, row_limits=LIMITS)
     part = ours.write(fence=1, sequence=2, step=2)
     ours.made_durable(part, fence=1)
     assert part.tip is not None
@@ -91,9 +93,9 @@ def test_part_without_its_state_is_written_again_with_what_came_since(tmp_path: 
 
 def test_what_is_consumed_while_a_state_is_saved_goes_into_the_next_part(tmp_path: Path) -> None:
     ours = archive(tmp_path)
-    ours.consumed(segment(1), step=1)
+    ours.consumed(segment(1), step=1, row_limits=LIMITS)
     first = ours.write(fence=1, sequence=1, step=1)
-    ours.consumed(segment(2), step=2)
+    ours.consumed(segment(2), step=2, row_limits=LIMITS)
     ours.made_durable(first, fence=1)
     second = ours.write(fence=1, sequence=2, step=2)
     ours.made_durable(second, fence=1)
@@ -104,10 +106,10 @@ def test_what_is_consumed_while_a_state_is_saved_goes_into_the_next_part(tmp_pat
 
 def test_parts_of_a_dead_learner_go_once_a_state_of_ours_is_durable(tmp_path: Path) -> None:
     dead = archive(tmp_path)
-    dead.consumed(segment(1), step=1)
+    dead.consumed(segment(1), step=1, row_limits=LIMITS)
     dead.write(fence=1, sequence=1, step=1)
     ours = archive(tmp_path)
-    ours.consumed(segment(1, 2), step=1)
+    ours.consumed(segment(1, 2), step=1, row_limits=LIMITS)
     part = ours.write(fence=2, sequence=2, step=1)
     assert len(names(tmp_path)) == 2
     ours.made_durable(part, fence=2)
@@ -117,10 +119,10 @@ def test_parts_of_a_dead_learner_go_once_a_state_of_ours_is_durable(tmp_path: Pa
 
 def test_archive_that_is_off_hands_the_tip_on(tmp_path: Path) -> None:
     ours = archive(tmp_path)
-    ours.consumed(segment(1), step=1)
+    ours.consumed(segment(1), step=1, row_limits=LIMITS)
     tip = ours.write(fence=1, sequence=1, step=1).tip
     off = archive(tmp_path, is_on=False, tip=tip, sequence=1)
-    off.consumed(segment(2), step=2)
+    off.consumed(segment(2), step=2, row_limits=LIMITS)
     part = off.write(fence=2, sequence=2, step=2)
     off.made_durable(part, fence=2)
     assert part.tip == tip
@@ -130,6 +132,19 @@ def test_archive_that_is_off_hands_the_tip_on(tmp_path: Path) -> None:
 def test_full_storage_is_a_failed_save(tmp_path: Path) -> None:
     (tmp_path / "archive").write_text("not a directory")
     ours = archive(tmp_path)
-    ours.consumed(segment(1), step=1)
+    ours.consumed(segment(1), step=1, row_limits=LIMITS)
     with pytest.raises(PublishFailed):
         ours.write(fence=1, sequence=1, step=1)
+
+
+def test_part_says_from_which_step_on_rows_were_smaller(tmp_path: Path) -> None:
+    ours = archive(tmp_path)
+    for step, row_limits in enumerate([LIMITS, LIMITS, (512, 256), (512, 256), (512, 128)], start=1):
+        ours.consumed(segment(step), step=step, row_limits=row_limits)
+        if step == 2:
+            first = ours.write(fence=1, sequence=2, step=2)
+        if step == 3:
+            ours.made_durable(first, fence=1)
+    second = ours.write(fence=1, sequence=5, step=5)
+    found = [part.info.row_limits for part in ArchiveStore(tmp_path).chain(second.tip)]
+    assert found == [((1, 1024, 256),), ((3, 512, 256), (5, 512, 128))]

@@ -122,3 +122,6 @@ class PartInfo:
     """The part before; None for the first one."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """What the learner trained with: `settings`, `config` (of the run), `decisions`, `build`. JSON values."""
+    row_limits: tuple[tuple[int, int, int], ...] = ()
+    """Tokens of a row and logits at once from a step on, ascending by step: memory may have lowered them.
+    Empty where the learner did not say; then they are those of `settings`."""
