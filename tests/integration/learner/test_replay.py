@@ -16,6 +16,7 @@ from asympo.common.errors import BadSetting
 from asympo.learner.recipe import Recipe
 from asympo.learner.replay import Replay
 from asympo.learner.state import StateStore
+from asympo.learner.step import Stepper
 
 from tests.conftest import BrokerProcess
 from tests.integration.learner.process import LearnerProcess
@@ -117,6 +118,17 @@ def test_replay_begins_at_a_state_and_ends_at_a_step(disturbed_run: tuple[Path, 
     [begin] = [name for name in states.names() if states.read(name).step == 6][-1:]
     report = Replay(checkpoint_root=root, run=run, from_state=begin, any_build=False).run(until_step=9)
     assert (report.first_step, report.steps, report.weights_identical) == (6, 3, True)
+
+
+def test_replay_in_rows_of_the_size_asked_for_differs_where_memory_ran_out(
+    disturbed_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = disturbed_run
+    asked = property(lambda stepper: (64, 256), lambda stepper, value: None)
+    monkeypatch.setattr(Stepper, "row_limits", asked)
+    report = Replay(checkpoint_root=root, run=run, from_state=None, any_build=False).run()
+    assert report.first_difference is not None
+    assert report.first_difference.step >= 5
 
 
 def test_replay_with_another_learning_rate_names_the_first_tensor(
