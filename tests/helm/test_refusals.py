@@ -9,6 +9,7 @@ import rendering
 from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"
+STORE = "checkpoints.objectStore.url=s3://bucket/prefix"
 EXTERNAL = ("redis.mode=external", "redis.external.url=redis://broker:6379/0")
 SENTINEL = ("redis.mode=external", "redis.external.url=redis+sentinel://s:26379/main")
 
@@ -61,6 +62,38 @@ REFUSED = {
     "rwo": (
         [MODEL, "checkpoints.accessMode=ReadWriteOnce", "generator.replicas=4"],
         "set checkpoints.accessMode=ReadWriteMany",
+    ),
+    "store described without bucket": (
+        [MODEL, "checkpoints.objectStore.endpoint=https://store"],
+        "set checkpoints.objectStore.url to s3://BUCKET/PREFIX",
+    ),
+    "store without place": ([MODEL, STORE], "set checkpoints.objectStore.region for AWS S3"),
+    "store on one node": (
+        [MODEL, STORE, "checkpoints.objectStore.region=eu-west-1", "checkpoints.sameNode=true"],
+        "set checkpoints.sameNode=false",
+    ),
+    "store and several nodes": (
+        [MODEL, STORE, "checkpoints.objectStore.region=eu-west-1", "learner.nodes=2"],
+        "set learner.nodes=1",
+    ),
+    "store and archive": (
+        [MODEL, STORE, "checkpoints.objectStore.region=eu-west-1", "learner.settings.retain=true"],
+        "learner.settings.retain keeps an archive",
+    ),
+    "store's ca without tls": (
+        [
+            *(MODEL, STORE, "checkpoints.objectStore.endpoint=http://store"),
+            *("checkpoints.objectStore.caFrom.secret=s", "checkpoints.objectStore.caFrom.key=k"),
+        ],
+        "set checkpoints.objectStore.endpoint to https://HOST",
+    ),
+    "two identities": (
+        [
+            *(MODEL, STORE, "checkpoints.objectStore.region=eu-west-1"),
+            "checkpoints.objectStore.credentials.secret=s",
+            r"learner.serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::1:role/x",
+        ],
+        "set one of them",
     ),
     "same node without learner": (
         [

@@ -125,6 +125,18 @@ env:
   - name: REDIS_SENTINEL_PASSWORD_FILE
     value: /etc/asympo/sentinel-password/password
   {{- end }}
+  {{- with .root.Values.checkpoints.objectStore.credentials.secret }}
+  - name: AWS_ACCESS_KEY_ID
+    valueFrom:
+      secretKeyRef:
+        name: {{ . }}
+        key: {{ $.role }}-access-key-id
+  - name: AWS_SECRET_ACCESS_KEY
+    valueFrom:
+      secretKeyRef:
+        name: {{ . }}
+        key: {{ $.role }}-secret-access-key
+  {{- end }}
   {{- with .values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -162,7 +174,7 @@ volumeMounts:
     readOnly: true
   - name: checkpoints
     mountPath: /checkpoints
-    readOnly: {{ .isReadOnly }}
+    readOnly: {{ and .isReadOnly (empty .root.Values.checkpoints.objectStore.url) }}
   - name: temporary
     mountPath: /tmp
   - name: cache
@@ -172,6 +184,11 @@ volumeMounts:
   {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
   - name: {{ .volume }}
     mountPath: /etc/asympo/{{ .volume }}
+    readOnly: true
+  {{- end }}
+  {{- if .root.Values.checkpoints.objectStore.caFrom.secret }}
+  - name: object-store-ca
+    mountPath: /etc/asympo/object-store-ca
     readOnly: true
   {{- end }}
   {{- if .root.Values.control.tls.secret }}
@@ -190,8 +207,14 @@ volumes:
     configMap:
       name: {{ include "asympo.name" . }}-settings
   - name: checkpoints
+    {{- if and .isReadOnly .root.Values.checkpoints.objectStore.url }}
+    # Copies of what the object store holds.
+    emptyDir:
+      sizeLimit: {{ .root.Values.checkpoints.objectStore.cacheSize }}
+    {{- else }}
     persistentVolumeClaim:
       claimName: {{ include "asympo.checkpointsClaim" .root }}
+    {{- end }}
   - name: temporary
     emptyDir:
       sizeLimit: {{ .values.cacheSize }}
@@ -213,6 +236,16 @@ volumes:
         - key: {{ $key }}
           path: {{ $path }}
         {{- end }}
+  {{- end }}
+  {{- with .root.Values.checkpoints.objectStore.caFrom }}
+  {{- if .secret }}
+  - name: object-store-ca
+    secret:
+      secretName: {{ .secret }}
+      items:
+        - key: {{ .key }}
+          path: ca.crt
+  {{- end }}
   {{- end }}
   {{- with .root.Values.control.tls.secret }}
   # Whole, not by subPath: the services read a changed Secret.

@@ -70,6 +70,8 @@
 
 {{- define "asympo.refuseStorage" -}}
 {{- $checkpoints := .Values.checkpoints }}
+{{- $hasStore := not (empty $checkpoints.objectStore.url) }}
+{{- include "asympo.refuseObjectStore" . }}
 {{- $modes := list $checkpoints.accessMode }}
 {{- if $checkpoints.existingClaim }}
 {{- $claim := lookup "v1" "PersistentVolumeClaim" .Release.Namespace $checkpoints.existingClaim }}
@@ -77,14 +79,46 @@
 {{- if and (include "asympo.isOnline" .) (empty $claim) }}
 {{- fail (printf "checkpoints.existingClaim names %s, which namespace %s does not have: create it, or leave the value empty to have one created" $checkpoints.existingClaim .Release.Namespace) }}
 {{- end }}
-{{- else if not .Values.learner.enabled }}
+{{- else if not (or .Values.learner.enabled $hasStore) }}
 {{- fail "learner.enabled is false and checkpoints.existingClaim is empty: the generators would look for policies on a new, empty volume; set checkpoints.existingClaim to the learner's claim" }}
 {{- end }}
-{{- if and (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) .Values.generator.enabled }}
-{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, or checkpoints.sameNode=true to keep learner and generators on one node" (join "," $modes)) }}
+{{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) .Values.generator.enabled }}
+{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep learner and generators on one node" (join "," $modes)) }}
 {{- end }}
 {{- if and $checkpoints.sameNode (not .Values.learner.enabled) }}
 {{- fail "checkpoints.sameNode puts generators beside this release's learner, and learner.enabled is false: set checkpoints.sameNode=false and use a ReadWriteMany claim" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseObjectStore" -}}
+{{- $checkpoints := .Values.checkpoints }}
+{{- $store := $checkpoints.objectStore }}
+{{- if $store.url }}
+{{- if $checkpoints.sameNode }}
+{{- fail "checkpoints.objectStore.url shares checkpoints between nodes and checkpoints.sameNode keeps the pods on one: set checkpoints.sameNode=false" }}
+{{- end }}
+{{- if gt (int .Values.learner.nodes) 1 }}
+{{- fail (printf "learner.nodes is %d and checkpoints.objectStore.url is set: ranks of several nodes write one training state together, for which they need a ReadWriteMany volume; leave checkpoints.objectStore.url empty, or set learner.nodes=1" (int .Values.learner.nodes)) }}
+{{- end }}
+{{- if dig "retain" false .Values.learner.settings }}
+{{- fail "learner.settings.retain keeps an archive, which object stores do not hold: set it to false, or leave checkpoints.objectStore.url empty" }}
+{{- end }}
+{{- if and $store.caFrom.secret (not (hasPrefix "https://" $store.endpoint)) }}
+{{- fail "checkpoints.objectStore.caFrom is for an endpoint with https: set checkpoints.objectStore.endpoint to https://HOST, or leave caFrom.secret empty" }}
+{{- end }}
+{{- if and $store.caFrom.secret (not $store.caFrom.key) }}
+{{- fail (printf "the Secret %s is named without a key: set key beside secret" $store.caFrom.secret) }}
+{{- end }}
+{{- if not (or $store.endpoint $store.region) }}
+{{- fail "checkpoints.objectStore.url is set without a place: set checkpoints.objectStore.region for AWS S3, or checkpoints.objectStore.endpoint for another store" }}
+{{- end }}
+{{- range $name := list "learner" "generator" }}
+{{- if and $store.credentials.secret (hasKey (index $.Values $name).serviceAccount.annotations "eks.amazonaws.com/role-arn") }}
+{{- fail (printf "%s.serviceAccount.annotations gives the pods an identity and checkpoints.objectStore.credentials.secret another: set one of them" $name) }}
+{{- end }}
+{{- end }}
+{{- else if or $store.endpoint $store.region $store.credentials.secret $store.caFrom.secret }}
+{{- fail "checkpoints.objectStore is described and names no bucket: set checkpoints.objectStore.url to s3://BUCKET/PREFIX, or leave the others empty" }}
 {{- end }}
 {{- end }}
 
@@ -264,6 +298,9 @@
 {{- $wanted = append $wanted (dict "value" "redis.external.sentinel.passwordFrom" "name" $external.sentinel.passwordFrom.secret "keys" (list $external.sentinel.passwordFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "model.download.token" "name" .Values.model.download.token.secret "keys" (list .Values.model.download.token.key)) }}
 {{- $wanted = append $wanted (dict "value" "control.tls.secret" "name" .Values.control.tls.secret "keys" (list "tls.crt" "tls.key" "ca.crt")) }}
+{{- $store := .Values.checkpoints.objectStore }}
+{{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.caFrom" "name" $store.caFrom.secret "keys" (list $store.caFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.credentials.secret" "name" $store.credentials.secret "keys" (list "learner-access-key-id" "learner-secret-access-key" "generator-access-key-id" "generator-secret-access-key")) }}
 {{- $roles := ternary (list "learner-password" "generator-password" "operator-password") (list "learner-password" "generator-password") (eq .Values.redis.mode "embedded") }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}

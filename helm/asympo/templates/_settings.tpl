@@ -24,6 +24,22 @@ run: {{ .Values.run | quote }}
 redis_url: {{ $url | quote }}
 {{- end }}
 checkpoint_root: /checkpoints
+{{- with .Values.checkpoints.objectStore }}
+{{- if .url }}
+object_store:
+  url: {{ .url | quote }}
+  {{- with .endpoint }}
+  endpoint: {{ . | quote }}
+  {{- end }}
+  {{- with .region }}
+  region: {{ . }}
+  {{- end }}
+  {{- if .caFrom.secret }}
+  ca_file: /etc/asympo/object-store-ca/ca.crt
+  {{- end }}
+  cached_policies: {{ .cachedPolicies }}
+{{- end }}
+{{- end }}
 log_level: {{ .Values.logLevel }}
 log_format: json
 http_host: 0.0.0.0

@@ -7,14 +7,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
 from asympo.common.errors import AsympoError
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import Broker
+from asympo.doctor.findings import Finding, kinds
+from asympo.doctor.object_store import check_object_store
 from asympo.ops.runs import local_runs
 from asympo.run.broker import find_broker_binary
 from asympo.run.machine import KEEP_MEMORY, look_at_machine
@@ -28,25 +30,6 @@ _MIN_MEMORY_BYTES = 6 * 2**30
 _SLOW_SYNC_SECONDS = 0.1
 
 
-class Level(StrEnum):
-    """How bad it is; only `wrong` makes doctor exit with 1."""
-
-    OK = "ok"
-    NOTE = "note"
-    WRONG = "wrong"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One sentence about one thing."""
-
-    check: str
-    level: Level
-    text: str
-    repair: str = ""
-    """What to do about it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What is examined."""
@@ -57,6 +40,10 @@ class Target:
     """A broker to examine; None looks for one that could be embedded."""
     ports: tuple[int, ...]
     """Ports that a run would like to have."""
+    object_store: ObjectStoreOptions | None = None
+    """A store to examine; None where checkpoints are shared in a directory."""
+    is_reader: bool = False
+    """The store's credentials are a generator's, which may only read."""
 
 
 def examine(target: Target) -> Iterator[Finding]:
@@ -67,22 +54,12 @@ def examine(target: Target) -> Iterator[Finding]:
         check_allocator,
         check_broker,
         check_storage,
+        check_store,
         check_ports,
         check_runs,
     )
     for check in checks:
         yield from check(target)
-
-
-def _finding(check: str, level: Level) -> Callable[..., Finding]:
-    def build(text: str, repair: str = "") -> Finding:
-        return Finding(check=check, level=level, text=text, repair=repair)
-
-    return build
-
-
-def _kinds(check: str) -> tuple[Callable[..., Finding], Callable[..., Finding], Callable[..., Finding]]:
-    return _finding(check, Level.OK), _finding(check, Level.NOTE), _finding(check, Level.WRONG)
 
 
 def installed(package: str) -> str | None:
@@ -93,7 +70,7 @@ def installed(package: str) -> str | None:
 
 
 def check_python(target: Target) -> Iterator[Finding]:
-    ok, note, wrong = _kinds("python")
+    ok, note, wrong = kinds("python")
     yield ok(f"Python {platform.python_version()}")
     found = {package: installed(package) for package in _NEEDED}
     missing = [package for package, found_version in found.items() if found_version is None]
@@ -118,7 +95,7 @@ def check_python(target: Target) -> Iterator[Finding]:
 
 
 def check_machine(target: Target) -> Iterator[Finding]:
-    ok, note, _ = _kinds("machine")
+    ok, note, _ = kinds("machine")
     machine = look_at_machine()
     gib = machine.memory_bytes / 2**30
     yield ok(f"{len(machine.cores)} cores, {gib:.1f} GiB of memory")
@@ -135,7 +112,7 @@ def check_machine(target: Target) -> Iterator[Finding]:
 
 
 def check_allocator(target: Target) -> Iterator[Finding]:
-    ok, note, wrong = _kinds("allocator")
+    ok, note, wrong = kinds("allocator")
     if platform.libc_ver()[0] != "glibc":
         yield ok(f"no glibc here ({platform.system()}): its settings do not apply")
         return
@@ -178,7 +155,7 @@ def running_learners() -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def check_broker(target: Target) -> Iterator[Finding]:
-    ok, _, wrong = _kinds("broker")
+    ok, _, wrong = kinds("broker")
     if target.redis_url is None:
         try:
             binary = find_broker_binary()
@@ -206,7 +183,7 @@ def check_broker(target: Target) -> Iterator[Finding]:
 
 
 def check_storage(target: Target) -> Iterator[Finding]:
-    ok, note, wrong = _kinds("storage")
+    ok, note, wrong = kinds("storage")
     directory = target.directory.absolute()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -229,6 +206,10 @@ def check_storage(target: Target) -> Iterator[Finding]:
         yield note(f"a durable write in {existing} takes {seconds:.2f} s", "use a faster disk for the runs")
     else:
         yield ok(f"rename is atomic and fsync works in {existing} ({seconds * 1000:.1f} ms)")
+
+
+def check_store(target: Target) -> Iterator[Finding]:
+    yield from check_object_store(target.object_store, is_reader=target.is_reader)
 
 
 def try_atomic_publish(directory: Path) -> float:
@@ -254,7 +235,7 @@ def try_atomic_publish(directory: Path) -> float:
 
 
 def check_ports(target: Target) -> Iterator[Finding]:
-    ok, note, _ = _kinds("ports")
+    ok, note, _ = kinds("ports")
     for port in target.ports:
         if is_free(port):
             yield ok(f"port {port} is free")
@@ -263,7 +244,7 @@ def check_ports(target: Target) -> Iterator[Finding]:
 
 
 def check_runs(target: Target) -> Iterator[Finding]:
-    ok, note, wrong = _kinds("runs")
+    ok, note, wrong = kinds("runs")
     try:
         runs = local_runs(target.directory)
     except AsympoError as error:

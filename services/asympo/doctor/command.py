@@ -3,17 +3,21 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from asympo.doctor.checks import Finding, Level, Target, examine
+from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.settings import read_toml, validate
+from asympo.doctor.checks import Target, examine
+from asympo.doctor.findings import Finding, Level
 from asympo.run.command import CommandParser
 
 _SIGNS = {Level.OK: "ok   ", Level.NOTE: "note ", Level.WRONG: "WRONG"}
 
 
-def main(argv: Sequence[str]) -> int:
+def parse(argv: Sequence[str]) -> Namespace:
     parser = CommandParser(
         prog="asympo doctor",
         allow_abbrev=False,
@@ -26,12 +30,28 @@ def main(argv: Sequence[str]) -> int:
         "--directory", type=Path, default=Path("runs"), help="directory of this machine's runs"
     )
     parser.add_argument("--port", type=int, action="append", help="port to look at (default 8080)")
+    parser.add_argument(
+        "--settings", type=Path, metavar="FILE", help="a service's settings file: examine its object store"
+    )
+    for name in ("url", "endpoint", "region", "ca-file"):
+        parser.add_argument(
+            f"--object-store.{name}", help=f"object_store.{name.replace('-', '_')} to examine"
+        )
+    parser.add_argument(
+        "--reads-only", action="store_true", help="the object store's credentials are a generator's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse(argv)
     target = Target(
         directory=arguments.directory,
         redis_url=arguments.redis_url,
         ports=tuple(arguments.port or (8080,)),
+        object_store=object_store_of(arguments),
+        is_reader=arguments.reads_only,
     )
     findings = []
     for finding in examine(target):
@@ -45,6 +65,16 @@ def main(argv: Sequence[str]) -> int:
     elif num_wrong == 0:
         sys.stdout.write("nothing is wrong\n")
     return 1 if num_wrong else 0
+
+
+def object_store_of(arguments: Namespace) -> ObjectStoreOptions | None:
+    """The store that flags or a settings file name; None without one. Raises BadSetting."""
+    values = dict(read_toml(arguments.settings).get("object_store", {})) if arguments.settings else {}
+    for name in ObjectStoreOptions.model_fields:
+        given = vars(arguments).get(f"object_store.{name.replace('_', '-')}")
+        if given is not None:
+            values[name] = given
+    return validate(ObjectStoreOptions, values) if values else None
 
 
 def line(finding: Finding) -> str:

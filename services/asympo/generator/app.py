@@ -219,7 +219,12 @@ class GeneratorProcess:
         watcher: PolicyWatcher,
         presence: Presence,
     ) -> PolicyRef | None:
-        """Load the newest policy whose every byte verifies, else the run's model."""
+        """Load the newest policy whose every byte verifies, else the run's model.
+
+        Machines without a directory in common need not have the model either: the learner publishes it.
+        """
+        if self._settings.object_store.is_given and self._settings.model is None:
+            await watcher.next_after(None, on_wait=lambda: log.info("Waiting for the learner's first policy"))
         while (policy := await watcher.newest()) is not None:
             await presence.claim(policy)
             try:

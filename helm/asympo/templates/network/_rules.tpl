@@ -8,6 +8,21 @@
       protocol: TCP
 {{- end }}
 
+{{- define "asympo.egressObjectStore" -}}
+{{- with .Values.checkpoints.objectStore -}}
+- ports:
+    - port: {{ .port }}
+      protocol: TCP
+  {{- with .cidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "asympo.egressBroker" -}}
 {{- if eq .Values.redis.mode "embedded" -}}
 - to:
