@@ -59,7 +59,11 @@ class PolicyWatcher:
 
     async def older_than(self, policy: PolicyRef) -> PolicyRef | None:
         """The newest policy below `policy` that nobody marked bad; what there is to fall back upon."""
-        policies = await self._calls.run(self._store.list)
+        try:
+            policies = await self._calls.run(self._store.list)
+        except OSError as error:
+            log.error("The policies in %s cannot be read: %s", self._store.path, error)
+            return None
         below = [p for p in policies if rank_of(p) < rank_of(policy) and p.name not in self._bad]
         return max(below, key=rank_of, default=None)
 

@@ -216,6 +216,18 @@ def test_fence_is_claimed_once(open_store: Opener) -> None:
     assert open_store("third").highest_fence() == 3
 
 
+def test_damaged_record_of_who_took_over_hides_everything_instead_of_showing_too_much(
+    open_store: Opener, server: ObjectServer, options: ObjectStoreOptions, bucket: Bucket
+) -> None:
+    learner = open_store("learner")
+    learner.take_over(1)
+    publish(learner, 1)
+    key = next(key for key in keys_of(learner, bucket) if "/fence-" in key)
+    server.client.put_object(Bucket=options.bucket, Key=options.prefix + key, Body=b"{}")
+    with pytest.raises(StoreError, match="does not match its own digest"):
+        open_store("generator").newest()
+
+
 class DeafBucket(Bucket):
     """Loses the answer to one manifest: it is written, and its writer does not know."""
 
@@ -252,7 +264,7 @@ def test_pruning_respects_two_generators_that_are_reading(open_store: Opener, bu
 
     def read(machine: str, ref: PolicyRef) -> None:
         try:
-            for turn in range(5):
+            for turn in range(2):
                 generator = open_store(f"{machine}-{turn}")
                 generator.verify(generator.find(step=ref.step, fence=1) or ref)
         except BaseException as error:  # noqa: BLE001  # the main thread shows it

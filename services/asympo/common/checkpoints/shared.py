@@ -28,10 +28,13 @@ from asympo.common import errors
 from asympo.common.checkpoints.bucket import Bucket, NoSuchObject, StoreError
 from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
 from asympo.common.checkpoints.names import MANIFEST_NAME, StepName, check_run_name, parse_name
+from asympo.common.versions import Format
 
 logger = logging.getLogger(__name__)
 
 MAX_MANIFEST_BYTES = 256 << 20
+_CLAIM_FORMAT = Format(name="schema_version", newest=1, oldest=1)
+"""Of the record of who took over."""
 _CLAIM = re.compile(r"fence-(\d{8,})\.json")
 _RETAINED = ".retained"
 """Suffix of the empty object beside a step that is kept for good."""
@@ -137,7 +140,12 @@ class SharedSteps:
         """
         self._refuse_if_fenced(fence)
         _, visible = self._look()
-        claim = {"fence": fence, "token": self._token, "visible": [str(name) for name in visible]}
+        claim = {
+            _CLAIM_FORMAT.name: _CLAIM_FORMAT.newest,
+            "fence": fence,
+            "token": self._token,
+            "visible": [str(name) for name in visible],
+        }
         key = self._claim_key(fence)
         if self.bucket.create(key, sealed_json(claim)):
             return
@@ -228,7 +236,7 @@ class SharedSteps:
                 # Replaced by a higher one since.
                 continue
             return listing, [name for name in present if name.fence >= highest or str(name) in older]
-        raise errors.CorruptCheckpoint(f"{self} changes hands all the time.")
+        raise StoreError(f"{self} changes hands all the time")
 
     def _list(self) -> _Listing:
         listing = _Listing()
@@ -246,7 +254,13 @@ class SharedSteps:
     def _read_claim(self, fence: int) -> dict[str, Any]:
         key = self._claim_key(fence)
         content = self.bucket.read(key, max_bytes=MAX_MANIFEST_BYTES)
-        return open_sealed_json(content, what=f"{self.bucket}/{key}")
+        try:
+            claim = open_sealed_json(content, what=f"{self.bucket}/{key}")
+        except errors.CorruptCheckpoint as error:
+            # Without it nobody knows what is visible: as bad as a store that does not answer.
+            raise StoreError(str(error)) from error
+        _CLAIM_FORMAT.check(claim.get(_CLAIM_FORMAT.name), what=f"{self.bucket}/{key}")
+        return claim
 
     def _open(self, content: bytes, *, what: str) -> SharedManifest:
         document = open_sealed_json(content, what=what)
