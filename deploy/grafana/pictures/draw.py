@@ -49,15 +49,9 @@ def _built_page() -> Path:
         shutil.copyfile(SOURCE / name, CACHE / name)
     stamp = CACHE / f".stamp-{lock}"
     if not stamp.exists():
-        install = [
-            "npm",
-            "ci",
-            "--legacy-peer-deps",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--silent",
-        ]
+        # Not `npm ci`: that refuses a lock without the builds for platforms which the registry did not offer.
+        install = ["npm", "install", "--no-save", "--legacy-peer-deps", "--ignore-scripts"]
+        install += ["--no-audit", "--no-fund"]
         subprocess.run(install, cwd=CACHE, check=True)
         stamp.touch()
     build = [
