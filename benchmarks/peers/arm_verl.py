@@ -142,7 +142,6 @@ def main() -> None:
             global_batch_size=len(rows),
             temperature=1.0,
             pad_token_id=0,
-            max_response_len=longest,
         )
         return data
 
