@@ -50,7 +50,7 @@ def test_torchrun_starts_as_many_ranks_as_there_are_gpus(rendered, name):
         assert int(found["--shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
         assert container["args"][-4:-1] == ["asympo.learner", "--", "--config"]
         gpus = container["resources"]["limits"].get("nvidia.com/gpu", ranks)
-        assert gpus == ranks
+        assert int(gpus) == ranks
 
 
 def test_ranks_of_several_nodes_meet_at_the_first_pod(rendered):

@@ -86,7 +86,8 @@ async def test_worker_ends_the_process_when_the_engine_keeps_failing(learner: Le
     engine = ScriptedEngine()
     engine.errors = [RuntimeError(f"kernel {index}") for index in range(50)]
     gen = start(settings_for(learner, max_engine_failures=4), engine)
-    with pytest.raises(EngineBroken, match="4 generations in a row failed"):
+    # Two are in flight: the fifth may fail while the fourth is handed back.
+    with pytest.raises(EngineBroken, match=r"[45] generations in a row failed"):
         await asyncio.wait_for(gen.task, 40)
     stats = learner.run_log.stats()
     assert stats.leases == 0

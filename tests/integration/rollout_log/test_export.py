@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from asympo.cli import main
 from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, PartRef
-from asympo.common.checkpoints.manifest import sealed_json
+from asympo.common.checkpoints.manifest import STATE_FORMAT, sealed_json
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import LogEntry, RunLog
 
@@ -38,7 +38,7 @@ def archive(log: RunLog, root: Path, entries: list[LogEntry]) -> PartRef:
     tip = ArchiveStore(root / log.run).write([(row, None) for row in rows], info)
     state = root / log.run / "train" / f"step-00000001-f0001-n{last:012d}"
     state.mkdir(parents=True)
-    document = {"files": [], "archive": dataclasses.asdict(tip)}
+    document = {STATE_FORMAT.name: STATE_FORMAT.newest, "files": [], "archive": dataclasses.asdict(tip)}
     (state / "manifest.json").write_bytes(sealed_json(document))
     return tip
 

@@ -10,6 +10,7 @@ from asympo.common.errors import BrokerUnavailable
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Broker, Lease, RunConfig, RunLog, RunState
 from asympo.doctor import checks
+from asympo.doctor.findings import Level
 from asympo.run.broker import broker_service, broker_url, find_broker_binary, start_broker
 from asympo.run.directory import RunDirectory
 
@@ -146,7 +147,7 @@ def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: BrokerProcess
     target = checks.Target(directory=tmp_path, redis_url=own_broker.url, ports=())
     findings = [*checks.check_broker(target), *checks.check_storage(target), *checks.check_python(target)]
     assert not [
-        finding for finding in findings if finding.level is checks.Level.WRONG and finding.check != "storage"
+        finding for finding in findings if finding.level is Level.WRONG and finding.check != "storage"
     ]
 
 
@@ -170,7 +171,7 @@ def test_doctor_names_what_a_careless_broker_may_lose(
     careless = BrokerProcess(binary=broker_binary, data_dir=tmp_path / "broker", extra=setting).start()
     try:
         target = checks.Target(directory=tmp_path, redis_url=careless.url, ports=())
-        (wrong,) = [each for each in checks.check_broker(target) if each.level is checks.Level.WRONG]
+        (wrong,) = [each for each in checks.check_broker(target) if each.level is Level.WRONG]
     finally:
         careless.stop()
     assert lost in wrong.text
