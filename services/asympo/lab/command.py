@@ -111,6 +111,7 @@ def _run(
     from asympo.lab.study import Study
 
     began = time.monotonic()
+    num_found = len(list((directory / "cells").glob("*.json")))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("cells", total=None)
@@ -129,6 +130,7 @@ def _run(
         "command": shlex.join(["asympo", "lab", *argv]),
         "versions": _versions(),
         "wall_seconds": time.monotonic() - began,
+        "cells_found": num_found,
         **summarise(results, confirming_seeds=preset.confirming_seeds),
     }
     for folder in filter(None, (directory, arguments.publish)):

@@ -206,7 +206,7 @@ def _provenance(summary: dict[str, Any]) -> str:
     lines += [f"{name} {value}" for name, value in summary["versions"].items()]
     lines += [
         f"seeds {' '.join(str(seed) for seed in summary['seeds'])}",
-        f"wall {summary['wall_seconds']:.0f} s",
+        f"wall {summary['wall_seconds']:.0f} s, {summary['cells_found']} cells were there before",
     ]
     return "\n".join(lines)
 
