@@ -4,11 +4,11 @@ PY := .venv/bin/python
 
 .PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools \
 	chart-tools chart chart-generate pods \
-	autoscaling bench-peers bench-learner dashboards dashboard-pictures \
+	k8s-binaries k8s-e2e autoscaling bench-peers bench-learner dashboards dashboard-pictures \
 	images images-lock clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Create .venv with everything at pinned versions
 	@deploy/local/setup.sh
@@ -57,6 +57,12 @@ chart-generate: setup chart-tools  ## Write the chart's values, schema, README a
 
 pods: setup chart-tools  ## Run the pods that the laptop's values render, without a container engine
 	@$(PY) -m deploy.pods $(ARGS)
+
+k8s-binaries:  ## Build a Kubernetes for k8s-e2e from Debian's packages into .cache/k8s (11 minutes of one core)
+	@nice -n 10 deploy/cluster/binaries.sh
+
+k8s-e2e: setup chart-tools  ## Install, scale, break, upgrade and uninstall the chart on a real one-node cluster (root)
+	@$(PY) -m deploy.cluster $(ARGS)
 
 autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
 	@$(PY) -m benchmarks.autoscaling --seeds 2 --plot docs/images/autoscaling.png

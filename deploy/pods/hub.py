@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def serve(directory: Path, *, repository: str, revision: str) -> Iterator[str]:
+def serve(directory: Path, *, repository: str, revision: str, address: str = "127.0.0.1") -> Iterator[str]:
     """The URL under which `directory` is served as `repository` at `revision`."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
 
@@ -44,10 +44,10 @@ def serve(directory: Path, *, repository: str, revision: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = ThreadingHTTPServer((address, 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{address}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

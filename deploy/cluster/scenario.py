@@ -1,0 +1,285 @@
+"""The claims: installed, tested, scaled, upgraded in vain, rolled back, uninstalled, installed again."""
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.chart import rendering
+from deploy.cluster.one_node import OneNode
+from deploy.cluster.processes import ClusterFault
+from deploy.pods.scenario import Report
+
+CHART = rendering.ROOT / "helm/asympo"
+_NAMESPACE, _RELEASE = rendering.NAMESPACE, rendering.RELEASE
+_LEARNER, _GENERATOR = "statefulset/asympo-learner", "deployment/asympo-generator"
+_ABSENT = "absent"
+
+
+class Release:
+    """The chart as helm installs it."""
+
+    def __init__(self, *, node: OneNode, values: Sequence[Path]) -> None:
+        self._node = node
+        self._values = [f"--values={path}" for path in values]
+
+    def helm(self, verb: str, *arguments: str, limit_seconds: float = 300.0) -> str:
+        """Runs helm; raises ClusterFault with what it said when it failed."""
+        command = [str(rendering.TOOLS / "bin/helm4"), verb, *arguments, f"--namespace={_NAMESPACE}"]
+        return self._node.processes.run(*command, timeout_seconds=limit_seconds + 30)
+
+    def install(self) -> None:
+        """With every pod ready at the end."""
+        wait = ("--create-namespace", "--wait", "--timeout=5m")
+        self.helm("install", _RELEASE, str(CHART), *self._values, *wait)
+
+    def upgrade(self, *arguments: str) -> None:
+        """With the values of before and those given; back to before when not every pod turns ready."""
+        kept = ("--reset-then-reuse-values", "--rollback-on-failure", "--wait")
+        self.helm("upgrade", _RELEASE, str(CHART), *kept, *arguments)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Revisions, the oldest first."""
+        found: list[dict[str, Any]] = json.loads(self.helm("history", _RELEASE, "--output=json"))
+        return found
+
+
+class Scenario:
+    """One release from nothing to nothing and back."""
+
+    def __init__(self, *, node: OneNode, release: Release, report: Report, checkpoints: Path) -> None:
+        """`checkpoints`: the directory of their volume on the node."""
+        self._node, self._release, self._report = node, release, report
+        self._checkpoints = checkpoints
+
+    def run(self) -> None:
+        """Every claim in order; what later ones build on ends it when it fails."""
+        if not self._claim("helm install --wait: every pod is ready", self._release.install):
+            return
+        self._claim(
+            "the model was fetched by the init container, onto the checkpoints volume", self._check_model
+        )
+        self._claim(
+            "containers are user 10001 with a read-only root and within their memory limit",
+            self._check_security,
+        )
+        self._claim("generators cannot write to the checkpoints", self._check_read_only)
+        self._claim("helm test: the learner answers by its Service's name and has generators", self._test)
+        self._claim("kubectl port-forward: the status page answers on this side", self._forward)
+        self._claim("kubectl scale: three generators are ready and report to the run", lambda: self._scale(3))
+        self._claim("a generator's pod deleted: another takes its place", self._delete_generator)
+        self._claim(
+            "the learner's pod deleted: the next one goes on from the last commit", self._delete_learner
+        )
+        self._claim("an upgrade to an image that does not exist fails and is rolled back", self._fail_upgrade)
+        self._claim("with the image of before the run goes on", self._check_progress)
+        self._claim("an upgrade of the learner's settings reaches its pod", self._upgrade)
+        self._claim("helm uninstall leaves the claims, the policies and the training state", self._uninstall)
+        self._claim(
+            "helm install on the claims that were left: the run goes on from its last step", self._reinstall
+        )
+
+    def _claim(self, sentence: str, check: Callable[[], str | None]) -> bool:
+        """A check returns what is worth telling, or raises."""
+        try:
+            told = check()
+        except (ClusterFault, OSError, AssertionError) as fault:
+            return self._report.claim(sentence, f"{fault}\n{self._pods()}")
+        return self._report.claim(f"{sentence}: {told}" if told else sentence)
+
+    # --- the claims ------------------------------------------------------------------------------------
+
+    def _check_model(self) -> str:
+        log = self._kubectl("logs", _LEARNER, "--container=fetch-model").strip()
+        _expect("fetched" in log, log)
+        return log.splitlines()[-1]
+
+    def _check_security(self) -> None:
+        for name in (_LEARNER, _GENERATOR):
+            _expect(self._inside(name, "id -u; id -g").split() == ["10001", "10001"], f"{name}: another user")
+            _expect(
+                "Read-only file system" in self._inside(name, "touch /x 2>&1 || true"),
+                f"{name}: / is writable",
+            )
+            _expect(
+                self._inside(name, "grep CapEff /proc/1/status").split()[1] == "0" * 16,
+                f"{name}: capabilities",
+            )
+            _expect(
+                self._inside(name, "grep Seccomp: /proc/1/status").split()[1] == "2", f"{name}: no seccomp"
+            )
+            pod = self._kubectl(
+                "get", name, "--output=jsonpath={.spec.template.spec.containers[0].resources.limits.memory}"
+            )
+            limit = (
+                "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max"
+            )
+            _expect(
+                int(self._inside(name, limit)) == int(pod.removesuffix("Gi")) * 2**30,
+                f"{name}: another limit",
+            )
+
+    def _check_read_only(self) -> None:
+        said = self._inside(_GENERATOR, "touch /checkpoints/x 2>&1 || true")
+        _expect("Read-only file system" in said, said)
+
+    def _test(self) -> str:
+        said = self._release.helm("test", _RELEASE, "--logs", "--timeout=3m")
+        return said[said.index("run addition") :].splitlines()[0]
+
+    def _forward(self) -> None:
+        command = [
+            "kubectl",
+            f"--namespace={_NAMESPACE}",
+            "port-forward",
+            "service/asympo-learner",
+            "8080:8080",
+        ]
+        environment = self._node.processes.environment
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as forwarding:
+            try:
+                page = "http://127.0.0.1:8080/"
+                self._until("the page", lambda: urllib.request.urlopen(page, timeout=10).status == 200)
+            finally:
+                forwarding.terminate()
+
+    def _scale(self, num: int) -> None:
+        self._kubectl("scale", _GENERATOR, f"--replicas={num}")
+        self._rolled_out(_GENERATOR)
+        self._until(f"{num} generators report", lambda: len(self._status()["generators"]) == num)
+
+    def _delete_generator(self) -> None:
+        names = self._pod_names("generator")
+        self._kubectl("delete", "pod", names[0], "--timeout=120s", limit_seconds=130)
+        self._rolled_out(_GENERATOR)
+        _expect(names[0] not in self._pod_names("generator"), f"{names[0]} is still there")
+
+    def _delete_learner(self) -> str:
+        before = self._status()["step"]
+        self._kubectl("delete", "pod", "asympo-learner-0", "--timeout=240s", limit_seconds=250)
+        self._rolled_out(_LEARNER)
+        self._until("a step of the next learner", lambda: self._status()["step"] > before)
+        rows = self._ask("/v1/history")["rows"]
+        steps = [row["step"] for row in rows]
+        _expect(steps == list(range(1, len(steps) + 1)), f"steps of its history: {steps}")
+        return f"at step {before}, then {steps[-1]}"
+
+    def _fail_upgrade(self) -> str:
+        learner = self._uid("asympo-learner-0")
+        try:
+            self._release.upgrade(f"--set-string=generator.image.tag={_ABSENT}", "--timeout=40s")
+        except ClusterFault as fault:
+            said = str(fault)
+        else:
+            raise ClusterFault("helm upgrade succeeded")
+        states = [each["status"] for each in self._release.history()]
+        _expect(states[-3:] == ["superseded", "failed", "deployed"], f"revisions: {states}\n{said}")
+        events = self._kubectl("get", "events", "--field-selector=type=Warning")
+        _expect(f"-generator:{_ABSENT}" in events, f"it failed for another reason: {said}")
+        image = self._kubectl(
+            "get", _GENERATOR, "--output=jsonpath={.spec.template.spec.containers[0].image}"
+        )
+        _expect(not image.endswith(_ABSENT), f"the image is still {image}")
+        self._rolled_out(_GENERATOR)
+        _expect(self._uid("asympo-learner-0") == learner, "the learner was restarted as well")
+        return f"revisions {', '.join(states)}"
+
+    def _check_progress(self) -> str:
+        before = self._status()["step"]
+        self._until("two more steps", lambda: self._status()["step"] >= before + 2)
+        return f"step {before}, then {self._status()['step']}"
+
+    def _upgrade(self) -> str:
+        wanted = int(self._status()["step"]) + 20
+        self._release.upgrade(f"--set=learner.settings.total_steps={wanted}", "--timeout=5m")
+        self._rolled_out(_LEARNER)
+        self._until("the end of the run", lambda: self._status()["state"] == "finished")
+        _expect(self._status()["step"] == wanted, f"it ended at step {self._status()['step']}, not {wanted}")
+        return f"total_steps={wanted}, finished at step {wanted}"
+
+    def _uninstall(self) -> str:
+        self._kubectl("scale", _LEARNER, "--replicas=0")
+        self._until("the learner to end", lambda: not self._pod_names("learner"))
+        self._release.helm("uninstall", _RELEASE, "--wait", "--timeout=3m")
+        self._until("the pods to end", lambda: not self._pod_names())
+        claims = self._node.get("persistentvolumeclaims", f"--namespace={_NAMESPACE}")["items"]
+        left = {each["metadata"]["name"]: each["status"]["phase"] for each in claims}
+        _expect(left == {"asympo-checkpoints": "Bound", "data-asympo-redis-0": "Bound"}, f"claims: {left}")
+        policies = list(self._checkpoints.glob("addition/policy/*/manifest.json"))
+        _expect(
+            bool(policies) and (self._checkpoints / "addition/train").is_dir(),
+            "no policy or no state is left",
+        )
+        return f"{len(policies)} policies"
+
+    def _reinstall(self) -> str:
+        before = max(
+            int(path.name.split("-")[1]) for path in (self._checkpoints / "addition/policy").iterdir()
+        )
+        self._release.install()
+        step = self._status()["step"]
+        _expect(step >= before, f"it is at step {step}, and policies are left up to {before}")
+        self._until("another step", lambda: self._status()["step"] > step)
+        rows = self._ask("/v1/history")["rows"]
+        _expect([row["step"] for row in rows] == list(range(1, len(rows) + 1)), "its history has a gap")
+        return f"from step {step} to {self._status()['step']}"
+
+    # --- looking ---------------------------------------------------------------------------------------
+
+    def _kubectl(self, *arguments: str, limit_seconds: float = 60.0) -> str:
+        return self._node.kubectl(f"--namespace={_NAMESPACE}", *arguments, timeout_seconds=limit_seconds)
+
+    def _inside(self, workload: str, script: str) -> str:
+        return self._kubectl("exec", workload, "--", "sh", "-c", script)
+
+    def _rolled_out(self, workload: str) -> None:
+        self._kubectl("rollout", "status", workload, "--timeout=240s", limit_seconds=250)
+
+    def _pod_names(self, component: str = "") -> list[str]:
+        chosen = (
+            f"--selector=app.kubernetes.io/component={component}"
+            if component
+            else "--selector=app.kubernetes.io/component"
+        )
+        pods = self._node.get("pods", f"--namespace={_NAMESPACE}", chosen)["items"]
+        return [
+            each["metadata"]["name"]
+            for each in pods
+            if each["metadata"]["labels"]["app.kubernetes.io/component"] != "test"
+        ]
+
+    def _uid(self, pod: str) -> str:
+        return self._kubectl("get", "pod", pod, "--output=jsonpath={.metadata.uid}")
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        """The page's JSON, through the address of its Service."""
+        [address] = self._node.addresses_of("asympo-learner", _NAMESPACE) or []
+        request = urllib.request.Request(
+            f"http://{address}:8080{path}", headers={"Host": "asympo-learner:8080"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            found: dict[str, Any] = json.load(reply)
+            return found
+
+    def _status(self) -> dict[str, Any]:
+        return self._ask("/v1/status")
+
+    def _until(self, what: str, condition: Callable[[], object]) -> None:
+        self._node.processes.until(what, condition)
+
+    def _pods(self) -> str:
+        """What is not well, for people."""
+        try:
+            events = self._kubectl(
+                "get", "events", "--field-selector=type=Warning", "--sort-by=.lastTimestamp"
+            )
+            return self._kubectl("get", "pods", "--output=wide") + "\n".join(events.splitlines()[-10:])
+        except ClusterFault as fault:
+            return str(fault)
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ClusterFault(otherwise)
