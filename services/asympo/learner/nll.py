@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from asympo.learner.prefix_tree import IntArray
 
+_CACHE_BYTES = 1 << 21
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
@@ -56,18 +58,23 @@ class _ChunkedNll(torch.autograd.Function):
         nll_N = torch.empty(len(target_N), dtype=wide, device=hidden_UD.device)
         num_bytes = len(hidden_UD) * len(weight_VD) * wide.itemsize
         # The slope of a soft cap needs the logits themselves.
-        is_kept = num_bytes <= options.max_kept_bytes and options.softcap is None
+        is_kept = ctx.needs_input_grad[0] and num_bytes <= options.max_kept_bytes and options.softcap is None
         kept: list[Tensor] = []
         for rows, tokens in _chunks(len(hidden_UD), bounds, options.chunk_rows):
             logits, _ = _logits(cast_UD[rows], cast_VD, bias_V, wide, options)
-            probability = torch.softmax(logits, dim=-1)
-            lse = _log_sum_exp(logits, probability)
-            lse_U[rows] = lse
             picked = logits[row_N[tokens] - rows.start, target_N[tokens]]
-            nll_N[tokens] = lse[row_N[tokens] - rows.start] - picked
-            entropy_U[rows] = lse - torch.linalg.vecdot(probability, logits)
-            if is_kept and ctx.needs_input_grad[0]:
-                kept.append(probability)
+            for block in _blocks(logits):
+                probability = torch.softmax(logits[block], dim=-1)
+                lse = _log_sum_exp(logits[block], probability)
+                place = slice(rows.start + block.start, rows.start + block.stop)
+                lse_U[place] = lse
+                entropy_U[place] = lse - torch.linalg.vecdot(probability, logits[block])
+                if is_kept:
+                    logits[block] = probability
+            nll_N[tokens] = lse_U[row_N[tokens]] - picked
+            if is_kept:
+                kept.append(logits)
+            del logits
         ctx.save_for_backward(hidden_UD, weight_VD, bias_V, row_N, target_N, lse_U)
         ctx.bounds, ctx.options, ctx.kept = bounds, options, kept
         ctx.mark_non_differentiable(entropy_U)
@@ -85,13 +92,17 @@ class _ChunkedNll(torch.autograd.Function):
         # Each chunk of probabilities is overwritten by its gradient, so they serve once.
         kept, ctx.kept = ctx.kept, []
         for rows, tokens in _chunks(len(hidden_UD), ctx.bounds, options.chunk_rows):
-            probability, slope = kept.pop(0) if kept else None, None
-            if probability is None:
-                logits, slope = _logits(cast_UD[rows], cast_VD, bias_V, lse_U.dtype, options)
-                probability = logits.sub_(lse_U[rows, None]).exp_()
             local, grad = row_N[tokens] - rows.start, grad_N[tokens]
             grad_row = torch.zeros_like(lse_U[rows]).index_add_(0, local, grad)
-            grad_logits = probability.mul_(grad_row[:, None])
+            grad_logits, slope = kept.pop(0) if kept else None, None
+            is_logits = grad_logits is None
+            if grad_logits is None:
+                grad_logits, slope = _logits(cast_UD[rows], cast_VD, bias_V, lse_U.dtype, options)
+            for block in _blocks(grad_logits):
+                part = grad_logits[block]
+                if is_logits:
+                    part.sub_(lse_U[rows][block, None]).exp_()
+                part.mul_(grad_row[block, None])
             grad_logits.index_put_((local, target_N[tokens]), -grad, accumulate=True)
             if slope is not None:
                 grad_logits *= slope
@@ -102,6 +113,8 @@ class _ChunkedNll(torch.autograd.Function):
             )
             grad_hidden_UD[rows] = (cast_grad @ cast_VD).to(hidden_UD.dtype)
             grad_weight_VD = _add_product(grad_weight_VD, cast_grad.T, cast_UD[rows], weight_VD.dtype)
+            # Before the next chunk is made: one exists at a time.
+            del grad_logits, cast_grad, part, slope
         return grad_hidden_UD, grad_weight_VD, grad_bias_V, None, None, None, None
 
 
@@ -141,6 +154,12 @@ def _chunks(num_rows: int, bounds: Sequence[int], chunk_rows: int) -> list[tuple
         (slice(start, min(start + chunk_rows, num_rows)), slice(bounds[index], bounds[index + 1]))
         for index, start in enumerate(range(0, num_rows, chunk_rows))
     ]
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Rows of a chunk that fit into a core's cache together: what passes over them reads memory once."""
+    size = len(logits) if logits.is_cuda else max(1, _CACHE_BYTES // (logits.shape[1] * logits.itemsize))
+    return [slice(start, min(start + size, len(logits))) for start in range(0, len(logits), size)]
 
 
 def _log_sum_exp(logits: Tensor, probability: Tensor) -> Tensor:
