@@ -67,7 +67,7 @@ k8s-e2e: setup chart-tools  ## Install, scale, break, upgrade and uninstall the 
 autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
 	@$(PY) -m benchmarks.autoscaling --seeds 2 --plot docs/images/autoscaling.png
 
-bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 20 minutes)
+bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
 	@benchmarks/peers/setup.sh
 	@$(PY) benchmarks/peers/run.py $(ARGS)
 	@$(PY) -m benchmarks.tables

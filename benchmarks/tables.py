@@ -43,6 +43,8 @@ def peers_table(results: dict[str, Any]) -> str:
                 _times(memory),
             ]
             lines.append("| " + " | ".join(cells) + " |")
+        for arm in measured.get("out_of_memory", ()):
+            lines.append(f"| {shape} | {arm} | out of memory" + " |" * 7)
     machine = results["machine"]
     words = [
         f"{machine['processor']}, {machine['cores']} cores, threads of each learner: {machine['threads']}",

@@ -3,12 +3,17 @@
 `make bench-peers` runs it. Arms take turns, each turn in a process of its own, with the same threads and
 allocator settings, in the virtual environment of `requirements.lock`; verl, whose transformers is another
 one, in that of `requirements-verl.lock`. Writes medians, ratios and every single measurement to
-`results.json`, beside this file.
+`results.json`, beside this file; with `--shape` the other shapes of that file stay, if they were measured on
+the same machine with the same libraries.
+
+An arm that the kernel kills for want of memory is written down as such, and the run goes on: for TRL with its
+whole batch, TRL in micro-batches of one group takes over, in a row of its own name.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,6 +44,8 @@ ALTERNATING = ("asympo", "trl")
 """These take a turn in every round."""
 ONCE = ("plain", "verl")
 """These take one turn, in the first round, unless asked for with --arm."""
+INSTEAD = {"trl": "trl_by_group"}
+"""Who takes over from an arm that does not fit into memory."""
 ARMS: dict[str, tuple[str, ...]] = {
     "asympo": ("arm_asympo.py",),
     "trl": ("arm_trl.py",),
@@ -64,6 +71,8 @@ def main() -> int:
         "steps_per_round": arguments.steps,
         "shapes": {},
     }
+    if arguments.shape:
+        results["shapes"] = _kept_shapes(arguments.output, results)
     for shape in shapes:
         results["shapes"][shape.name] = _measure(shape, arms, pythons, model, arguments)
         for name, key in (("speedup_vs_trl", "speedup"), ("memory_ratio_vs_trl", "memory_ratio")):
@@ -71,6 +80,12 @@ def main() -> int:
                 measured_shape: measured[key]["trl"]
                 for measured_shape, measured in results["shapes"].items()
                 if "trl" in measured[key]
+            }
+            # What is known where the whole batch did not fit.
+            results[f"{name}_by_group"] = {
+                measured_shape: measured[key]["trl_by_group"]
+                for measured_shape, measured in results["shapes"].items()
+                if "trl_by_group" in measured[key]
             }
         # After every shape: what is measured stays if a later one fails.
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -101,23 +116,33 @@ def _measure(
     groups = [
         {"prompt_ids": r.prompt_ids, "responses": r.responses, "advantages": r.advantages} for r in rollouts
     ]
+    arms = list(arms)
     turns: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    too_large: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "rollouts.json"
         path.write_text(json.dumps(groups))
         for round_number in range(arguments.rounds):
             for arm in arms:
-                if round_number and arm in ONCE and not arguments.arm:
+                if arm in too_large or (round_number and arm in ONCE and not arguments.arm):
                     continue
                 turn = _turn(arm, pythons[arm], model, path, steps=arguments.steps)
-                turns[arm].append(turn)
+                if turn is None:
+                    sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: out of memory\n")
+                    too_large.append(arm)
+                    del turns[arm]
+                    if arm in INSTEAD and INSTEAD[arm] not in arms:
+                        arms.append(INSTEAD[arm])
+                    continue
+                turns.setdefault(arm, []).append(turn)
                 seconds = statistics.median(turn["seconds"])
                 sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: {seconds:.2f} s a step\n")
     _check_same_work(shape, turns)
-    return _summary(shape, num_true_tokens(rollouts), turns)
+    return {**_summary(shape, num_true_tokens(rollouts), turns), "out_of_memory": too_large}
 
 
-def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> dict[str, Any]:
+def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> dict[str, Any] | None:
+    """One process' measurement; None when the kernel killed it because the machine's memory was used up."""
     script, *flags = ARMS[arm]
     if arm == "asympo":
         defaults = LearnerSettings.model_fields
@@ -135,13 +160,30 @@ def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> 
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    kills_before = _num_memory_kills()
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
     )
+    if done.returncode == -signal.SIGKILL and _num_memory_kills() > kills_before:
+        return None
     if done.returncode != 0:
         raise SystemExit(f"{arm} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
     turn: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return turn
+
+
+def _num_memory_kills() -> int:
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counters.get("oom_kill", 0))
+
+
+def _kept_shapes(output: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds already, if it can stand beside what is measured now."""
+    if not output.exists():
+        return {}
+    before = json.loads(output.read_text())
+    same = ("machine", "libraries", "model", "rounds", "steps_per_round")
+    return dict(before["shapes"]) if all(before[name] == results[name] for name in same) else {}
 
 
 def _check_same_work(shape: Shape, turns: dict[str, list[dict[str, Any]]]) -> None:
