@@ -102,10 +102,12 @@ class Container:
         deadline = asyncio.get_running_loop().time() + grace_seconds
         if self._pre_stop:
             hook = await asyncio.create_subprocess_exec(*self._pre_stop, env=self.environment)
-            await asyncio.wait_for(hook.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                await hook.wait()
         process.send_signal(signal.SIGTERM)
         try:
-            code = await asyncio.wait_for(process.wait(), deadline - asyncio.get_running_loop().time())
+            async with asyncio.timeout_at(deadline):
+                code = await process.wait()
         except TimeoutError:
             self.kill()
             return f"{self.name} was killed after {grace_seconds:g} s"

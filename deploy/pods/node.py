@@ -76,7 +76,8 @@ class Pod:
         """A pod that is to end: the exit code of its container."""
         [container] = self.containers
         try:
-            return await asyncio.wait_for(container.run_to_end(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                return await container.run_to_end()
         except TimeoutError:
             container.kill()
             return -1

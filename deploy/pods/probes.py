@@ -43,7 +43,8 @@ class Probe:
         """Empty when the probe succeeds, else what went wrong."""
         limit = float(self.spec.get("timeoutSeconds", 1))
         try:
-            return await asyncio.wait_for(self._ask(), limit)
+            async with asyncio.timeout(limit):
+                return await self._ask()
         except TimeoutError:
             return f"no answer within {limit:g} s"
         except OSError as error:

@@ -38,7 +38,8 @@ class Pace:
         if self.is_ahead:
             changed = self._changed
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), _SLOWEST_SECONDS)
+                async with asyncio.timeout(_SLOWEST_SECONDS):
+                    await changed.wait()
 
     def granted(self) -> None:
         """One more lease is out."""

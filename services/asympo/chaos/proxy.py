@@ -64,7 +64,8 @@ class Trap:
     async def caught(self, timeout_seconds: float) -> Catch:
         """The message, once it is there. Raises TimeoutError, and then the trap is spent."""
         try:
-            return await asyncio.wait_for(asyncio.shield(self._caught), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(self._caught)
         except (TimeoutError, asyncio.CancelledError):
             # A trap that nobody waits for would hold its message for good.
             self.release(Verdict.RELAY)

@@ -75,7 +75,8 @@ class VllmEngine:
         # In a thread, so that health checks are answered during the half minute this takes.
         building = asyncio.to_thread(build_engine, model_path, self._settings, self._worker_extension_cls)
         try:
-            self._engine = await asyncio.wait_for(building, self._settings.start_timeout_seconds)
+            async with asyncio.timeout(self._settings.start_timeout_seconds):
+                self._engine = await building
         except TimeoutError as error:
             limit = self._settings.start_timeout_seconds
             raise self._broken(f"vLLM did not start on {model_path} within {limit:.0f} s") from error
@@ -258,7 +259,8 @@ class VllmEngine:
             raise self._broken(f"vLLM ended {name} with reason {reason!r}") from error
 
     async def _limited(self, action: Awaitable[Any]) -> Any:
-        return await asyncio.wait_for(action, self._settings.reload_timeout_seconds)
+        async with asyncio.timeout(self._settings.reload_timeout_seconds):
+            return await action
 
     def _running(self) -> AsyncLLM:
         self._require_usable()

@@ -358,6 +358,7 @@ async def _stop_http(http: HttpServer, serving: "asyncio.Future[None]") -> None:
 
 async def _close_engine(engine: Engine) -> None:
     try:
-        await asyncio.wait_for(engine.close(), ENGINE_CLOSE_SECONDS)
+        async with asyncio.timeout(ENGINE_CLOSE_SECONDS):
+            await engine.close()
     except TimeoutError:
         log.error("The engine did not close within %.0f s and is left behind", ENGINE_CLOSE_SECONDS)

@@ -55,10 +55,10 @@ class Presence:
     async def say_goodbye(self) -> None:
         """Vanish from the list now instead of after the last report's time."""
         try:
-            await asyncio.wait_for(
-                self._calls.run(self._run_log.report_presence, self._generator.holder, {}, ttl_seconds=0),
-                GOODBYE_SECONDS,
-            )
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._calls.run(
+                    self._run_log.report_presence, self._generator.holder, {}, ttl_seconds=0
+                )
         except (BrokerUnavailable, TimeoutError) as error:
             log.debug("Nobody heard the goodbye: %r", error)
 

@@ -89,7 +89,8 @@ class Reloader:
     async def wait_for_change(self, timeout_seconds: float) -> None:
         """Returns when another policy is served, or after the time-out."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._changed.wait()
 
     async def adopt(self, policy: PolicyRef) -> None:
         """Take over the policy the engine was started on, once its probe agrees; else fall back."""
@@ -185,10 +186,10 @@ class Reloader:
     async def _measure(self, sequence: ProbeSequence) -> float:
         """The engine's mean NLL of one sequence; NaN, which fails every probe, when it does not answer."""
         try:
-            return await asyncio.wait_for(
-                self._engine.mean_nll(sequence.token_ids, num_prompt_tokens=sequence.num_prompt_tokens),
-                self._probe_timeout_seconds,
-            )
+            async with asyncio.timeout(self._probe_timeout_seconds):
+                return await self._engine.mean_nll(
+                    sequence.token_ids, num_prompt_tokens=sequence.num_prompt_tokens
+                )
         except TimeoutError:
             log.error("A probe got no answer in %.0f s", self._probe_timeout_seconds)
             return math.nan

@@ -191,7 +191,8 @@ class Worker:
         if self._asking is None:
             return
         try:
-            answer = await asyncio.wait_for(self._asking, HAND_BACK_SECONDS)
+            async with asyncio.timeout(HAND_BACK_SECONDS):
+                answer = await self._asking
         except TimeoutError:
             log.warning("The broker is away: a lease that it may have granted will expire")
             return

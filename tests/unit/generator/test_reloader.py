@@ -1,0 +1,65 @@
+"""A stop that comes in the same instant as what the reloader waits for must not get lost."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from asympo.common.checkpoints import ProbeSequence
+from asympo.generator.gate import VerdictGate
+from asympo.generator.reloader import Reloader
+
+
+class SlowProbe:
+    """An engine that answers its probe when told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def mean_nll(self, token_ids: tuple[int, ...], *, num_prompt_tokens: int) -> float:
+        self.asked.set()
+        await self.answer.wait()
+        return 1.0
+
+
+def made(engine: SlowProbe) -> Reloader:
+    sequence = ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=1.0, parent_mean_nll=2.0)
+    manifest = SimpleNamespace(probe=SimpleNamespace(sequences=(sequence,), tolerance=0.05))
+
+    async def run(*_: Any) -> Any:
+        return manifest
+
+    parts = dict.fromkeys(("watcher", "run_log", "metrics", "clock", "groups", "claim"), None)
+    return Reloader(
+        **parts,  # type: ignore[arg-type]
+        engine=engine,  # type: ignore[arg-type]
+        store=SimpleNamespace(load_manifest=None),  # type: ignore[arg-type]
+        calls=SimpleNamespace(run=run),  # type: ignore[arg-type]
+        gate=VerdictGate(),
+        holder="h",
+        probe_tolerance=None,
+        probe_timeout_seconds=30.0,
+        max_consistent_reloads=3,
+    )
+
+
+@pytest.mark.asyncio
+async def test_stop_that_comes_with_the_answer_of_a_probe_ends_the_reloader() -> None:
+    engine = SlowProbe()
+    following = asyncio.ensure_future(made(engine).adopt(SimpleNamespace(step=1)))  # type: ignore[arg-type]
+    await engine.asked.wait()
+    engine.answer.set()
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+
+
+@pytest.mark.asyncio
+async def test_stop_that_comes_with_a_change_of_policy_ends_who_waits_for_it() -> None:
+    reloader = made(SlowProbe())
+    waiting = asyncio.ensure_future(reloader.wait_for_change(30.0))
+    await asyncio.sleep(0)
+    reloader._changed.set()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
