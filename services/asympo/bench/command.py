@@ -152,10 +152,12 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:
     """A process of its own: libc reads how to keep memory once, when a process starts."""
-    from asympo.run.machine import KEEP_MEMORY
+    from asympo.run.machine import KEEP_MEMORY, QUIET
 
     command = [sys.executable, "-m", "asympo.cli", "bench", *argv]
-    return subprocess.run(command, env={**KEEP_MEMORY, **os.environ, _MARK: "1"}, check=False).returncode
+    return subprocess.run(
+        command, env={**QUIET, **KEEP_MEMORY, **os.environ, _MARK: "1"}, check=False
+    ).returncode
 
 
 def _say(line: str) -> None:

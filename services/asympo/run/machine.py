@@ -26,7 +26,7 @@ KEEP_MEMORY = {
 NO_SPINNING = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """OpenMP: a thread that waits gives its core away."""
 
-_QUIET = {
+QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -34,6 +34,7 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
 }
+"""Libraries: no bars, no reports home."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def _share(
     cores: tuple[int, ...], *, bind: bool = True, gpu: str | None = None, keep_memory: bool = False
 ) -> Share:
     threads = len(cores)
-    environment = dict(_QUIET)
+    environment = dict(QUIET)
     if bind:
         environment |= NO_SPINNING
         environment |= dict.fromkeys(
