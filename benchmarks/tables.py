@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made from the files that the benchmarks wrote.
+"""The tables of docs/performance.md and the README, made from the files that the benchmarks wrote.
 
 `python -m benchmarks.tables` writes them between their markers; a test checks that they are current.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/performance.md"
+PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
 _PARTS = {
     "chunked_head": "chunked head",
     "fused_optimizer": "fused AdamW",
@@ -57,6 +57,22 @@ def peers_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def peers_summary(results: dict[str, Any]) -> str:
+    """How much longer the others take, and our share of TRL's memory."""
+    lines = [
+        "| prompt / response / groups | TRL's GRPO trainer | verl's engine | a plain loop | our memory |",
+        "|---|---|---|---|---|",
+    ]
+    for shape, measured in results["shapes"].items():
+        trl, words = "trl", ""
+        if trl in measured.get("out_of_memory", ()):
+            trl, words = "trl_by_group", " (by group: its whole batch did not fit into memory)"
+        cells = [shape, f"{measured['speedup'][trl]:.1f}×{words}"]
+        cells += [f"{measured['speedup'][arm]:.1f}×" for arm in ("verl", "plain")]
+        lines.append("| " + " | ".join([*cells, _times(measured["memory_ratio"][trl])]) + " |")
+    return "\n".join(lines)
+
+
 def learner_table(report: dict[str, Any]) -> str:
     """What `asympo bench learner --json` wrote, by shape; parts that were not measured are left out."""
     columns: dict[str, Callable[[str], str]] = {}
@@ -100,6 +116,7 @@ def _times(ratio: float | None) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": ("benchmarks/peers/results.json", peers_table),
+    "peers-summary": ("benchmarks/peers/results.json", peers_summary),
     "learner": ("benchmarks/learner.json", learner_table),
     "learner-large": ("benchmarks/learner-large.json", learner_table),
 }
@@ -122,4 +139,5 @@ def rendered(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text()))
+    for path in PAGES:
+        path.write_text(rendered(path.read_text()))
