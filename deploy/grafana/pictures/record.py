@@ -28,11 +28,11 @@ _NUM_POINTS = 240
 class Run:
     """One `asympo run` in a process of its own."""
 
-    def __init__(self, config: Path, directory: Path, *, has_own_model: bool) -> None:
+    def __init__(self, config: Path, directory: Path, *, model: str | None) -> None:
         self.directory = directory
         flags = [f"--run.directory={directory}", "--view.kind=plain"]
-        if not has_own_model:
-            flags.append(f"--run.model={write_tiny_model(directory / 'tiny-model', seed=0)}")
+        if model is not None:
+            flags.append(f"--run.model={model}")
         environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
         self._log = (directory / "run.log").open("w+")
         self._process = subprocess.Popen(
@@ -74,11 +74,15 @@ class Run:
         return self._log.read()[-2000:]
 
 
-def record(config: Path, directory: Path, *, seconds: float) -> dict[str, Any]:
-    """Every dashboard with the values of its panels, over at most `seconds` of a run."""
+def record(config: Path, directory: Path, *, model: str | None, seconds: float) -> dict[str, Any]:
+    """Every dashboard with the values of its panels, over at most `seconds` of a run.
+
+    ``model``: instead of the one that the file names; a tiny one for the file beside this.
+    """
     prometheus = Prometheus(directory / "prometheus", interval=f"{SCRAPE_SECONDS}s")
-    is_own = config.parent == Path(__file__).parent
-    run = Run(config, directory, has_own_model=not is_own)
+    if config.parent == Path(__file__).parent:
+        model = str(write_tiny_model(directory / "tiny-model", seed=0))
+    run = Run(config, directory, model=model)
     try:
         run_directory = run.wait_for_step()
         command = [sys.executable, str(ROOT / "deploy/prometheus/targets.py"), str(run_directory)]
