@@ -19,12 +19,12 @@ def main() -> None:
         ]
     )
     import torch
-    from asympo.learner.batching import TrainedGroup, TrainedResponse
-    from asympo.learner.compute import set_up_torch
-    from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-    from asympo.learner.optimizer import make_optimizer
-    from asympo.learner.policy import Policy, load_model
-    from asympo.learner.step import Stepper
+    from asympo.learner.model.batching import TrainedGroup, TrainedResponse
+    from asympo.learner.model.policy import Policy, load_model
+    from asympo.learner.step.compute import set_up_torch
+    from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+    from asympo.learner.step.optimizer import make_optimizer
+    from asympo.learner.step.step import Stepper
 
     set_up_torch(seed=0, num_threads=None)
     model = load_model(arguments.model, dtype=torch.float32, device=torch.device("cpu")).eval()

@@ -16,9 +16,9 @@ from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import iter_options, read_toml, validate
 from asympo.common.versions import Format
 from asympo.generator.settings import GeneratorSettings
-from asympo.learner.joining import _completed
+from asympo.learner.log.join import _completed
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.state import StateStore
+from asympo.learner.state.store import StateStore
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.v1 import generator_service_pb2, learner_service_pb2

@@ -16,9 +16,9 @@ from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.generator import joining
-from asympo.learner.joining import load_tokenizer
-from asympo.learner.saver import trained_ids_of
-from asympo.learner.state import StateStore
+from asympo.learner.log.join import load_tokenizer
+from asympo.learner.state.saver import trained_ids_of
+from asympo.learner.state.store import StateStore
 
 from tests.compat.recording import FLAGS, RUN, put_back, task_flags
 from tests.compat.release_before import RECORD, OldGenerator

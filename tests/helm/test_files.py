@@ -15,10 +15,10 @@ from asympo.common.clock import SystemClock
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.telemetry import MetricsEndpoint, new_registry
-from asympo.learner.api import HttpServer, build_api
-from asympo.learner.core import Learner, LearnerState
-from asympo.learner.heart import Heart
+from asympo.learner.control import Learner, LearnerState
+from asympo.learner.log.heartbeat import Heart
 from asympo.learner.metrics import LearnerMetrics
+from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
 
 from tests.helm.conftest import CHART

@@ -22,8 +22,8 @@ from asympo.generator import rpc as generator_rpc
 from asympo.generator.core import Generator
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.settings import GeneratorSettings
-from asympo.learner import rpc as learner_rpc
-from asympo.learner.core import Learner
+from asympo.learner.control import LearnerControl
+from asympo.learner.servers import grpc as learner_rpc
 from asympo.learner.settings import LearnerSettings
 from asympo.v1 import generator_service_pb2, learner_service_pb2
 from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
@@ -84,7 +84,7 @@ def credentials(made: Path, caller: str, *, ca: Path | None = None) -> grpc.Chan
 @pytest.fixture
 def learner(files: TlsFiles) -> Iterator[SimpleNamespace]:
     settings = LearnerSettings(grpc_host="0.0.0.0", grpc_port=0, grpc_tls=files, debug=True)
-    core = Learner(settings=settings, stop=StopSignal(), clock=SystemClock())
+    core = LearnerControl(settings=settings, stop=StopSignal(), clock=SystemClock())
     server = learner_rpc.RpcServer(learner=core, settings=settings)
     server.start()
     yield SimpleNamespace(core=core, target=f"localhost:{server.port}")
@@ -325,7 +325,7 @@ def test_files_that_cannot_work_are_refused_at_the_start(
     if source is not None:
         shutil.copy(made / source, tmp_path / name)
     settings = LearnerSettings(grpc_port=0, grpc_tls=files)
-    core = Learner(settings=settings, stop=StopSignal(), clock=SystemClock())
+    core = LearnerControl(settings=settings, stop=StopSignal(), clock=SystemClock())
     with pytest.raises(BadSetting, match=sentence):
         learner_rpc.RpcServer(learner=core, settings=settings).start()
 
@@ -336,7 +336,7 @@ def test_key_that_everybody_may_read_is_warned_of(
 ) -> None:
     os.chmod(tmp_path / "tls.key", mode)
     settings = LearnerSettings(grpc_port=0, grpc_tls=files)
-    core = Learner(settings=settings, stop=StopSignal(), clock=SystemClock())
+    core = LearnerControl(settings=settings, stop=StopSignal(), clock=SystemClock())
     server = learner_rpc.RpcServer(learner=core, settings=settings)
     server.start()
     server.stop()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from asympo.common import errors
 from asympo.common.rollout_log import CommitRecord
-from asympo.learner.optimizer import OptimizerName, make_optimizer
-from asympo.learner.saver import find_state
-from asympo.learner.state import StateStore, TrainingState
+from asympo.learner.state.saver import find_state
+from asympo.learner.state.store import StateStore, TrainingState
+from asympo.learner.step.optimizer import OptimizerName, make_optimizer
 from torch import nn
 
 from tests.integration.test_checkpoint_faults import max_file_bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.rollout_log import Broker, LogStats, RunLog
+from asympo.learner.log.host import HostWatch
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.surroundings import Surroundings
 from prometheus_client import CollectorRegistry
 
 
@@ -32,7 +32,7 @@ def test_counts_of_the_run_are_counted_from_the_start_of_the_process(broker_url:
 def test_surroundings_are_measured_though_the_run_has_no_folder_yet(broker_url: str, tmp_path: Path) -> None:
     broker, registry = Broker.connect(broker_url), CollectorRegistry()
     storage = tmp_path / "not" / "there"
-    surroundings = Surroundings(broker=broker, storage=storage, metrics=LearnerMetrics(registry))
+    surroundings = HostWatch(broker=broker, storage=storage, metrics=LearnerMetrics(registry))
     surroundings.start()
     deadline = time.monotonic() + 10
     while not registry.get_sample_value("asympo_learner_broker_used_bytes"):

@@ -66,3 +66,22 @@ def test_module_keeps_to_its_room(path: Path) -> None:
 def test_no_pickle_anywhere() -> None:
     for path in SOURCES:
         assert not imports_any(path, {"pickle", "cloudpickle", "dill", "joblib"}), path
+
+
+# A room imports only the rooms before it, and those files of the learner that import no room.
+LEARNER_ROOMS = ["page", "model", "log", "step", "state", "record", "publish", "replay", "servers"]
+LEARNER_BASE = {"control", "deadline", "launch", "metrics", "ranks", "settings"}
+
+
+def test_rooms_of_the_learner_import_in_one_direction() -> None:
+    for path in sorted((PACKAGE / "learner").rglob("*.py")):
+        parts = path.relative_to(PACKAGE / "learner").parts
+        if len(parts) == 1 and path.stem not in LEARNER_BASE:
+            continue
+        own = parts[0] if len(parts) > 1 else None
+        before = LEARNER_ROOMS[: LEARNER_ROOMS.index(own)] if own else []
+        allowed = {*before, *LEARNER_BASE, own}
+        found = {n.split(".")[2] for n in imported_modules(path) if n.startswith("asympo.learner.")}
+        assert found <= allowed, (
+            f"{path.relative_to(PACKAGE)} may import only {sorted(filter(None, allowed))}"
+        )

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from asympo.bench.shapes import Rollout
-from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse
-from asympo.learner.fused import unfused
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.optimizer import make_optimizer
-from asympo.learner.policy import Policy, ResponseNll
-from asympo.learner.step import Stepper, StepResult
+from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
+from asympo.learner.model.fused import unfused
+from asympo.learner.model.policy import Policy, ResponseNll
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.step.optimizer import make_optimizer
+from asympo.learner.step.step import Stepper, StepResult
 
 LEARNING_RATE = 1e-6
 """Small enough that repeated steps on the same rollouts stay the same work."""

@@ -22,10 +22,10 @@ from asympo.bench.flops import matmul_peak_flops, step_flops
 from asympo.bench.memory import PeakMemory
 from asympo.bench.models import named_config, random_model
 from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_tokens, parse_shape
-from asympo.learner.batching import pack
-from asympo.learner.compute import choose_compute, set_up_torch
-from asympo.learner.fused import fuse
-from asympo.learner.policy import load_model, vocab_size
+from asympo.learner.model.batching import pack
+from asympo.learner.model.fused import fuse
+from asympo.learner.model.policy import load_model, vocab_size
+from asympo.learner.step.compute import choose_compute, set_up_torch
 
 Say = Callable[[str], None]
 

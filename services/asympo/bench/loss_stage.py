@@ -65,7 +65,7 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
 
     from asympo.bench.cell import whole_logits_nll
     from asympo.bench.memory import PeakMemory
-    from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
+    from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from asympo.common.errors import BadSetting
-from asympo.learner.attention import PACKED_ATTENTION
+from asympo.learner.model.attention import PACKED_ATTENTION
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {

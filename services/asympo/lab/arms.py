@@ -13,7 +13,7 @@ from asympo.lab.variants import (
     plain,
     two_sided,
 )
-from asympo.learner.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from asympo.learner.step.objectives import OBJECTIVES, Objective, ObjectiveOptions
 
 Constant = float
 MakeObjective = Callable[[TokenLosses, Constant], Objective]

@@ -15,12 +15,12 @@ from asympo.lab.sampling import Drawn
 from asympo.lab.start import Weights, set_weights, weights_of
 from asympo.lab.variants import TokenLosses
 from asympo.lab.worlds import Question, World
-from asympo.learner.advantages import group_advantages, has_signal
-from asympo.learner.batching import TrainedGroup, TrainedResponse
-from asympo.learner.objectives import StepScope
-from asympo.learner.optimizer import make_optimizer
-from asympo.learner.policy import Policy
-from asympo.learner.step import Stepper, StepResult
+from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse
+from asympo.learner.model.policy import Policy
+from asympo.learner.step.objectives import StepScope
+from asympo.learner.step.optimizer import make_optimizer
+from asympo.learner.step.step import Stepper, StepResult
 
 OptimizerName = Literal["adamw", "sgd"]
 

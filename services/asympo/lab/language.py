@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from asympo.lab.sampling import Sampler
 from asympo.lab.worlds import Draws, Question, TokenIds, sequence_logprobs
-from asympo.learner.joining import load_tokenizer
-from asympo.learner.policy import Policy, load_model
+from asympo.learner.log.join import load_tokenizer
+from asympo.learner.model.policy import Policy, load_model
 from asympo.tasks.base import Task, TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task

@@ -14,12 +14,12 @@ from asympo.common.errors import AsympoError
 from asympo.lab.digits import END, VOCAB_SIZE, DigitAddition
 from asympo.lab.fast_sampling import FastSampler
 from asympo.lab.presets.plan import TaskSettings, WarmUp
-from asympo.learner.attention import PACKED_ATTENTION
-from asympo.learner.batching import TrainedGroup, TrainedResponse
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.optimizer import make_optimizer
-from asympo.learner.policy import Policy
-from asympo.learner.step import Stepper
+from asympo.learner.model.attention import PACKED_ATTENTION
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse
+from asympo.learner.model.policy import Policy
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.step.optimizer import make_optimizer
+from asympo.learner.step.step import Stepper
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from asympo.lab.presets.plan import Grid, Preset
 from asympo.lab.results import Results
 from asympo.lab.start import Weights, load_weights, save_weights, warm_up, weights_of
 from asympo.lab.worlds import World, make_world
-from asympo.learner.compute import set_up_torch
+from asympo.learner.step.compute import set_up_torch
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]

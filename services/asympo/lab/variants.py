@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asympo.learner.batching import PackedBatch
-from asympo.learner.objectives import Objective, ObjectiveOptions, ObjectiveResult, StepScope
-from asympo.learner.policy import Policy, ResponseNll
+from asympo.learner.model.batching import PackedBatch
+from asympo.learner.model.policy import Policy, ResponseNll
+from asympo.learner.step.objectives import Objective, ObjectiveOptions, ObjectiveResult, StepScope
 
 TokenIds = tuple[int, ...]
 Scale = Callable[[Tensor], Tensor]

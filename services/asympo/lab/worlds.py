@@ -11,8 +11,8 @@ from asympo.lab.digits import DigitAddition
 from asympo.lab.presets.plan import Preset, TaskSettings
 from asympo.lab.sampling import Drawn
 from asympo.lab.start import Weights, digit_task, tiny_model, tiny_sampler
-from asympo.learner.batching import TrainedGroup, TrainedResponse, pack
-from asympo.learner.policy import Policy
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse, pack
+from asympo.learner.model.policy import Policy
 
 TokenIds = tuple[int, ...]
 

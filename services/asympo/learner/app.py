@@ -24,18 +24,18 @@ from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, Ru
 from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
-from asympo.learner.api import HttpServer, build_api
-from asympo.learner.core import BrokerView, Learner, LearnerState
+from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
-from asympo.learner.heart import Heart
-from asympo.learner.joining import create_run, load_tokenizer
 from asympo.learner.launch import Launch
+from asympo.learner.log.heartbeat import Heartbeat
+from asympo.learner.log.host import HostWatch
+from asympo.learner.log.join import create_run, load_tokenizer
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.rpc import RpcServer
+from asympo.learner.record.trackers import Trackers
+from asympo.learner.record.trained_log import TrainedLog
+from asympo.learner.servers.grpc import RpcServer
+from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.surroundings import Surroundings
-from asympo.learner.trackers import Trackers
-from asympo.learner.trained_log import TrainedLog
 
 if TYPE_CHECKING:
     from asympo.learner.ranks import Ranks
@@ -53,10 +53,10 @@ def main(settings: LearnerSettings) -> int:
     with StopSignal() as stop, ExitStack() as closing:
         ranks = None if launch.is_alone else _meet(settings, launch, closing)
         if ranks is not None and not ranks.is_first:
-            from asympo.learner.follower import Follower
+            from asympo.learner.rank_worker import RankWorker
 
             # The first rank hears the signals for all.
-            Follower(settings=settings, ranks=ranks).run()
+            RankWorker(settings=settings, ranks=ranks).run()
             return 0
         LearnerProcess(settings=settings, stop=stop, clock=SystemClock(), launch=launch, ranks=ranks).run(
             closing
@@ -99,7 +99,7 @@ class LearnerProcess:
         self._clock = clock
         self._registry = new_registry(service="learner", version=__version__)
         self._metrics = LearnerMetrics(self._registry)
-        self._learner = Learner(settings=settings, stop=stop, clock=clock)
+        self._learner = LearnerControl(settings=settings, stop=stop, clock=clock)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
         self._tracing = open_tracing(
             settings.tracing,
@@ -109,7 +109,7 @@ class LearnerProcess:
             on_lost=self._metrics.spans_lost,
         )
         self._fenced: Fenced | None = None
-        self._heart: Heart | None = None
+        self._heart: Heartbeat | None = None
 
     def run(self, closing: ExitStack) -> None:
         """Start, train, drain. What is opened last is closed first."""
@@ -122,16 +122,14 @@ class LearnerProcess:
             return
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
-        heart = self._heart = Heart(
+        heart = self._heart = Heartbeat(
             run_log=run_log,
             learner=self._learner,
             metrics=self._metrics,
             clock=self._clock,
             on_fenced=self._on_fenced,
         )
-        surroundings = Surroundings(
-            broker=broker, storage=self._settings.run_directory, metrics=self._metrics
-        )
+        surroundings = HostWatch(broker=broker, storage=self._settings.run_directory, metrics=self._metrics)
         closing.callback(surroundings.stop)
         surroundings.start()
         # Early and without torch: the generators wait for it.
@@ -232,16 +230,16 @@ class LearnerProcess:
         run_log: RunLog,
         config: RunConfig,
         tokenizer: Any,
-        heart: Heart,
+        heart: Heartbeat,
         rpc: RpcServer,
         closing: ExitStack,
     ) -> None:
         # From here on torch.
-        from asympo.learner.assembly import assemble
-        from asympo.learner.saver import find_state, trained_ids_of
-        from asympo.learner.session import LogSession
-        from asympo.learner.storage import open_states, wait_for_storage
-        from asympo.learner.traces import GroupTraces
+        from asympo.learner.build import assemble
+        from asympo.learner.log.session import LogSession
+        from asympo.learner.record.traces import GroupTraces
+        from asympo.learner.state.open import open_states, wait_for_storage
+        from asympo.learner.state.saver import find_state, trained_ids_of
 
         log.info("Libraries are loaded")
         settings = self._settings

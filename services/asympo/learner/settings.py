@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
-from asympo.learner.trackers import TrackerSettings
+from asympo.learner.record.trackers import TrackerSettings
 from asympo.tasks.config import TaskConfig
 
 

@@ -8,20 +8,20 @@ from asympo.common.clock import Clock
 from asympo.common.errors import Fenced, PublishFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, RunState
-from asympo.learner.archive import Archive
-from asympo.learner.core import Learner, LearnerState
+from asympo.learner.control import LearnerControl, LearnerState
+from asympo.learner.log.segment import Segment, SegmentReader
+from asympo.learner.log.session import LogSession
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.probe import ProbeText
-from asympo.learner.publishing import Publishing
-from asympo.learner.rows import sample_groups, step_row
-from asympo.learner.saver import Saver
-from asympo.learner.segment import Segment, SegmentReader
-from asympo.learner.session import LogSession
+from asympo.learner.publish.background import BackgroundPublisher
+from asympo.learner.record.step_record import sample_groups, step_row
+from asympo.learner.record.traces import GroupTraces
+from asympo.learner.record.trackers import Trackers
+from asympo.learner.record.trained_log import TrainedLog
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.step import Stepper, StepResult
-from asympo.learner.traces import GroupTraces
-from asympo.learner.trackers import Trackers
-from asympo.learner.trained_log import TrainedLog
+from asympo.learner.state.archive import Archive
+from asympo.learner.state.saver import Saver
+from asympo.learner.step.probe import ProbeText
+from asympo.learner.step.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class TrainerParts:
     """What the loop works with."""
 
     settings: LearnerSettings
-    learner: Learner
+    learner: LearnerControl
     session: LogSession
     reader: SegmentReader
     stepper: Stepper
-    publishing: Publishing
+    publishing: BackgroundPublisher
     saver: Saver
     archive: Archive
     metrics: LearnerMetrics

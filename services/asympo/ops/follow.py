@@ -46,10 +46,10 @@ def main(arguments: Namespace) -> int:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
         settings = _settings(arguments, run_directory, config)
         # From here on torch.
-        from asympo.learner.following import Following
-        from asympo.learner.joining import load_tokenizer
+        from asympo.learner.log.join import load_tokenizer
+        from asympo.learner.replay.second_learner import SecondLearner
 
-        report = Following(
+        report = SecondLearner(
             settings=settings,
             config=config,
             tokenizer=load_tokenizer(settings.model),

@@ -9,7 +9,7 @@ from asympo.common.clock import SystemClock
 from asympo.common.errors import EngineBroken, ReloadFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.session import LogSession
+from asympo.learner.log.session import LogSession
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import ScriptedEngine

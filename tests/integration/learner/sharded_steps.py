@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.learner.batching import TrainedGroup
 from asympo.learner.launch import Launch
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.policy import Policy, load_model
+from asympo.learner.model.batching import TrainedGroup
+from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.ranks import Ranks
-from asympo.learner.shards import Shards
-from asympo.learner.shares import share_out
-from asympo.learner.step import Stepper, StepResult
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.step.shards import Shards
+from asympo.learner.step.shares import share_out
+from asympo.learner.step.step import Stepper, StepResult
 from torch.distributed.tensor import DTensor
 
 from tests.tiny_model import widen_norms

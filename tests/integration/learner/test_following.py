@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.learner.replay import Replay
-from asympo.learner.state import StateStore
+from asympo.learner.replay.replay import Replay
+from asympo.learner.state.store import StateStore
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer

@@ -19,16 +19,16 @@ from asympo.common.rollout_log import Broker, Fence, Lease, PolicyAnnouncement, 
 from asympo.common.telemetry import new_registry
 from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.core import Learner
-from asympo.learner.joining import load_tokenizer
+from asympo.learner.control import LearnerControl
+from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.session import LogSession
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.policy import Policy, load_model
-from asympo.learner.publisher import Publisher
-from asympo.learner.publishing import Publishing
-from asympo.learner.session import LogSession
+from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.weights import Weights
+from asympo.learner.publish.background import BackgroundPublisher
+from asympo.learner.publish.policy_writer import PolicyWriter
+from asympo.learner.record.traces import GroupTraces
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.traces import GroupTraces
-from asympo.learner.weights import Weights
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -72,7 +72,7 @@ class Stand:
     run_log: ChangingLog
     store: GatedStore
     session: LogSession
-    publishing: Publishing
+    publishing: BackgroundPublisher
     model: PreTrainedModel
 
     def consume_one(self) -> str:
@@ -111,8 +111,8 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
     store = GatedStore(tmp_path, run_name)
     model = load_model(tiny_model, dtype=torch.float32, device=CPU)
     shadow = load_model(tiny_model, dtype=torch.bfloat16, device=CPU).eval()
-    publishing = Publishing(
-        publisher=Publisher(
+    publishing = BackgroundPublisher(
+        publisher=PolicyWriter(
             store=store,
             shadow=Policy(model=shadow, compute_dtype=torch.float32),
             tokenizer=load_tokenizer(str(tiny_model)),
@@ -121,7 +121,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         ),
         weights=Weights(model=model, ranks=None),
         session=session,
-        learner=Learner(settings=settings, stop=stop, clock=clock),
+        learner=LearnerControl(settings=settings, stop=stop, clock=clock),
         metrics=LearnerMetrics(new_registry(service="learner", version="test")),
         traces=GroupTraces(tracing=Tracing(), clock=clock),
         clock=clock,

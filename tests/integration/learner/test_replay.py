@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from asympo.common.archive import PartInfo, read_archive
 from asympo.common.errors import BadSetting
-from asympo.learner.recipe import Recipe
-from asympo.learner.replay import Replay
-from asympo.learner.state import StateStore
-from asympo.learner.step import Stepper
+from asympo.learner.replay.replay import Replay
+from asympo.learner.state.recipe import Recipe
+from asympo.learner.state.store import StateStore
+from asympo.learner.step.step import Stepper
 
 from tests.conftest import BrokerProcess
 from tests.integration.learner.process import LearnerProcess
@@ -27,8 +27,8 @@ STEPS = 12
 SMALL_MEMORY = """
 import sys
 from asympo.cli import main
-from asympo.learner.policy import Policy
-from asympo.learner.step import Stepper
+from asympo.learner.model.policy import Policy
+from asympo.learner.step.step import Stepper
 
 step_now = 0
 train, response_nll = Stepper.train, Policy.response_nll
@@ -154,6 +154,6 @@ def test_replay_refuses_another_build_by_name(
     disturbed_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, run = disturbed_run
-    monkeypatch.setattr("asympo.learner.recipe.transformers.__version__", "0.0.1")
+    monkeypatch.setattr("asympo.learner.state.recipe.transformers.__version__", "0.0.1")
     with pytest.raises(BadSetting, match=r"transformers was .* and is 0\.0\.1 here"):
         Replay(checkpoint_root=root, run=run, from_state=None, any_build=False)

@@ -9,9 +9,9 @@ from asympo.common.checkpoints.bucket import Bucket
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import CommitRecord
 from asympo.learner.launch import Launch
-from asympo.learner.saver import find_state
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.shared_state import SharedStateStore
+from asympo.learner.state.bucket_store import SharedStateStore
+from asympo.learner.state.saver import find_state
 from pydantic import ValidationError
 
 from tests.integration.test_training_state import assert_same, build, state, train

@@ -15,8 +15,8 @@ from asympo.bench.flops import step_flops
 from asympo.bench.models import named_config
 from asympo.bench.shapes import make_rollouts, parse_shape
 from asympo.common.errors import BadSetting
-from asympo.learner.nll import HeadOptions, chunk_bounds, token_nll
-from asympo.learner.policy import load_model
+from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
+from asympo.learner.model.policy import load_model
 from asympo.learner.settings import LearnerSettings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

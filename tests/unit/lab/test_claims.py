@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from asympo.lab.variants import normalised, plain, two_sided
-from asympo.learner.advantages import group_advantages
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo
-from asympo.learner.optimizer import guarded_step
+from asympo.learner.log.advantages import group_advantages
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo
+from asympo.learner.step.optimizer import guarded_step
 from torch import Tensor
 
 SCOPE = StepScope(num_responses=1, num_groups=1, num_groups_without_signal=0)

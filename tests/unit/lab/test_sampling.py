@@ -11,9 +11,9 @@ from asympo.lab.sampling import Drawn, Sampler
 from asympo.lab.start import tiny_model, weights_of
 from asympo.lab.variants import TokenLosses
 from asympo.lab.worlds import sequence_logprobs
-from asympo.learner.batching import TrainedGroup, TrainedResponse, pack
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.policy import Policy
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse, pack
+from asympo.learner.model.policy import Policy
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
 
 from tests.unit.lab.tiny import TASK
 

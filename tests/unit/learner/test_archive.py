@@ -8,9 +8,9 @@ from asympo.common.codec import encode_group
 from asympo.common.errors import PublishFailed
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
-from asympo.learner.advantages import group_advantages
-from asympo.learner.archive import Archive
-from asympo.learner.segment import ReadGroup, Segment
+from asympo.learner.log.advantages import group_advantages
+from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.state.archive import Archive
 
 LIMITS = (1024, 256)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from asympo.common.errors import StepTooLarge
 from asympo.common.rollout_log import LogEntry
-from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.policy import Policy, ResponseNll, load_model
-from asympo.learner.segment import SegmentReader
-from asympo.learner.step import Stepper
+from asympo.learner.log.segment import SegmentReader
+from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
+from asympo.learner.model.policy import Policy, ResponseNll, load_model
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
+from asympo.learner.step.step import Stepper
 from asympo.v1 import rollout_pb2
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from asympo.learner.attention import block_masks, plan_layout
-from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.model.attention import block_masks, plan_layout
+from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 
 CPU = torch.device("cpu")
 NUM_CASES = 150

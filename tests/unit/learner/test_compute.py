@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner import compute
-from asympo.learner.compute import choose_compute
-from asympo.learner.trial import sharing_seconds
+from asympo.learner.step import compute
+from asympo.learner.step.compute import choose_compute
+from asympo.learner.step.trial import sharing_seconds
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"attention on {device}")
         return 2.0, 1.0
 
-    monkeypatch.setattr("asympo.learner.trial.sharing_seconds", loses)
-    monkeypatch.setattr("asympo.learner.trial.attention_seconds", wins)
+    monkeypatch.setattr("asympo.learner.step.trial.sharing_seconds", loses)
+    monkeypatch.setattr("asympo.learner.step.trial.attention_seconds", wins)
     return calls
 
 
@@ -93,7 +93,7 @@ def test_gpu_without_a_compiler_trains_in_blocks(
     def fails(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr("asympo.learner.trial.attention_seconds", fails)
+    monkeypatch.setattr("asympo.learner.step.trial.attention_seconds", fails)
     assert choose({}, share_prefixes="always", device="cuda").attention == "blocks"
     assert "no C compiler" in caplog.text
 

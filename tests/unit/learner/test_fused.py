@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from asympo.learner.fused import fuse, is_fused, unfused
+from asympo.learner.model.fused import fuse, is_fused, unfused
 from torch import Tensor, nn
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner.muon import hidden_matrices
-from asympo.learner.optimizer import guarded_step, make_optimizer
+from asympo.learner.step.muon import hidden_matrices
+from asympo.learner.step.optimizer import guarded_step, make_optimizer
 from torch import Tensor, nn
 
 RATE, DECAY, MOMENTUM, BETAS, EPSILON = 0.01, 0.1, 0.9, (0.9, 0.95), 1e-8

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from asympo.learner.advantages import group_advantages, has_signal
-from asympo.learner.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo, gpg, naive, spo
+from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo, gpg, naive, spo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from asympo.learner.optimizer import guarded_step, learning_rate_at, make_optimizer
+from asympo.learner.step.optimizer import guarded_step, learning_rate_at, make_optimizer
 
 
 def rate(step: int, **changes: object) -> float:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.learner.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
-from asympo.learner.fused import fuse, is_fused, unfused
-from asympo.learner.objectives import ObjectiveOptions, StepScope, asympo
-from asympo.learner.policy import Policy, load_model
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
+from asympo.learner.model.fused import fuse, is_fused, unfused
+from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.step.objectives import ObjectiveOptions, StepScope, asympo
 
 from tests.tiny_model import widen_norms
 

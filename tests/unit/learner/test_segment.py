@@ -11,7 +11,7 @@ from asympo.common.codec import encode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
-from asympo.learner.segment import GroupReader, Segment, SegmentReader
+from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
 
 
 def make_entry(sequence: int, rewards: Sequence[float], **changes: Any) -> LogEntry:

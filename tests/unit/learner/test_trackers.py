@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.telemetry import read_jsonl
-from asympo.learner import trackers as trackers_module
-from asympo.learner.trackers import Trackers, TrackerSettings
+from asympo.learner.record import trackers as trackers_module
+from asympo.learner.record.trackers import Trackers, TrackerSettings
 
 ROW: dict[str, Any] = {
     "reward_mean": 0.5,
@@ -68,7 +68,7 @@ def test_trackers_go_on_and_count_when_one_of_them_raises(
 
     bad, good, failed = RecordingSink(raise_at_two), RecordingSink(), []
     trackers = make(tmp_path, sinks={"bad": bad, "good": good}, on_failure=failed.append)
-    logger = logging.getLogger("asympo.learner.trackers")
+    logger = logging.getLogger("asympo.learner.record.trackers")
     # On the logger itself: libraries that the trackers import rearrange the root's handlers and levels.
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, logger=logger.name):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from asympo.common.errors import BadModel
-from asympo.learner import tree_mask
-from asympo.learner.attention import packed_attention
-from asympo.learner.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
-from asympo.learner.policy import Policy, load_model
-from asympo.learner.tree_mask import TreeMask, filled_length
+from asympo.learner.model import tree_mask
+from asympo.learner.model.attention import packed_attention
+from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.tree_mask import TreeMask, filled_length
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

@@ -1,0 +1,1 @@
+"""The learner's side of the rollout log: fence, reading, validation of groups, heartbeat."""

@@ -1,0 +1,95 @@
+"""Keeps the fence alive and the status fresh, beside the training thread."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from asympo.common.clock import Clock
+from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
+from asympo.common.rollout_log import Fence, RunLog
+from asympo.learner.control import BrokerView, LearnerControl, LearnerState
+from asympo.learner.metrics import LearnerMetrics
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1.0
+STALLED_SECONDS = 120.0
+"""A heart that has not turned for so long is dead: longer than the broker client's own retries."""
+
+
+class Heartbeat:
+    """A thread that beats every third of the heartbeat and looks at the run every second."""
+
+    def __init__(
+        self,
+        *,
+        run_log: RunLog,
+        learner: LearnerControl,
+        metrics: LearnerMetrics,
+        clock: Clock,
+        on_fenced: Callable[[Fenced], None],
+    ) -> None:
+        self._run_log = run_log
+        self._learner = learner
+        self._metrics = metrics
+        self._clock = clock
+        self._on_fenced = on_fenced
+        self._fence: Callable[[], Fence] | None = None
+        self._is_ended = threading.Event()
+        self._thread = threading.Thread(target=self._turn, name="heart", daemon=True)
+        self._turned_at = clock.monotonic_seconds()
+
+    def start(self) -> None:
+        """Watches from now on; beats once there is a fence."""
+        self._thread.start()
+
+    def beat_for(self, fence: Callable[[], Fence]) -> None:
+        """Keeps this fence, asked for anew at each beat, since a reconcile may replace it."""
+        self._fence = fence
+
+    def stop(self) -> None:
+        """Ends; the fence then lives until its heartbeat expires or it is released."""
+        self._is_ended.set()
+        if self._thread.is_alive():
+            self._thread.join(15.0)
+
+    @property
+    def not_alive_reason(self) -> str:
+        """Empty while the thread turns."""
+        silent = self._clock.monotonic_seconds() - self._turned_at
+        return f"the heart has not beaten for {silent:.0f} s" if silent > STALLED_SECONDS else ""
+
+    def _turn(self) -> None:
+        beat_at = 0.0
+        while not self._is_ended.wait(_WATCH_SECONDS):
+            now = self._turned_at = self._clock.monotonic_seconds()
+            fence = self._fence() if self._fence is not None else None
+            try:
+                if fence is not None and now >= beat_at:
+                    self._run_log.heartbeat(fence, trained_sequence=self._learner.sequence)
+                    beat_at = now + fence.heartbeat_seconds / 3
+                self._look(0 if fence is None else fence.number)
+            except Fenced as error:
+                self._on_fenced(error)
+                return
+            except BrokerChanged:
+                log.debug("The broker changed; the training thread reconciles")
+            except BrokerUnavailable as error:
+                log.warning("No heartbeat: %s", error)
+
+    def _look(self, fence_number: int) -> None:
+        stats = self._run_log.stats()
+        view = self._learner.broker
+        self._learner.broker = BrokerView(
+            stats=stats,
+            generators=tuple(self._run_log.generators()),
+            server=view.server,
+            version=view.version,
+            warnings=view.warnings,
+        )
+        self._metrics.watched(
+            stats,
+            fence=fence_number,
+            is_paused=self._learner.is_paused,
+            is_finished=self._learner.state is LearnerState.FINISHED,
+        )

@@ -1,0 +1,65 @@
+"""Measures what the learner stands on: room on its storage, memory and durability of its broker."""
+
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+
+from asympo.common.errors import BrokerUnavailable
+from asympo.common.rollout_log import Broker
+from asympo.learner.metrics import LearnerMetrics
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 20.0
+
+
+class HostWatch:
+    """A thread of its own: a storage that hangs must not hold up heartbeat or training."""
+
+    def __init__(self, *, broker: Broker, storage: Path, metrics: LearnerMetrics) -> None:
+        self._broker = broker
+        self._storage = storage
+        self._metrics = metrics
+        self._is_ended = threading.Event()
+        self._thread = threading.Thread(target=self._turn, name="surroundings", daemon=True)
+
+    def start(self) -> None:
+        """Looks at once and then every ``LOOK_SECONDS``."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends; does not wait for a storage that hangs."""
+        self._is_ended.set()
+
+    def _turn(self) -> None:
+        while True:
+            self._look()
+            if self._is_ended.wait(LOOK_SECONDS):
+                return
+
+    def _look(self) -> None:
+        try:
+            disk = shutil.disk_usage(_existing(self._storage))
+        except OSError as error:
+            log.warning("The storage at %s cannot be measured: %s", self._storage, error)
+        else:
+            self._metrics.storage_seen(free_bytes=disk.free, total_bytes=disk.total)
+        try:
+            info = self._broker.info()
+        except BrokerUnavailable as error:
+            log.debug("The broker does not describe itself: %s", error)
+        else:
+            self._metrics.broker_seen(
+                used_bytes=info.used_memory_bytes,
+                max_bytes=info.maxmemory_bytes,
+                is_durable=info.aof and info.appendfsync in ("always", "unknown"),
+            )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there already."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path

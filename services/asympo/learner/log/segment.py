@@ -1,0 +1,255 @@
+"""From log entries to steps: decode, validate, tokenise text, free at once what will not be trained."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from asympo.common.codec import WireLimits, decode_group
+from asympo.common.errors import InvalidRecord
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.rollout_log import LogEntry
+from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.model.batching import TrainedGroup, TrainedResponse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadGroup:
+    """One valid group of a segment with token ids for everything."""
+
+    record: RolloutGroup
+    """As it came."""
+    sequence: int
+    """Its number in the log."""
+    producer: str
+    """Who appended it."""
+    appended_at_seconds: float
+    """Broker time."""
+    prompt_ids: tuple[int, ...]
+    """As given, or tokenised from text."""
+    response_ids: tuple[tuple[int, ...], ...]
+    """As sampled, or tokenised from text."""
+    advantages: tuple[float, ...]
+    """Zeros when the group has no signal."""
+
+    @property
+    def has_signal(self) -> bool:
+        return any(self.advantages)
+
+    def to_trained(self) -> TrainedGroup:
+        """Without the responses that contribute nothing."""
+        responses = zip(self.response_ids, self.advantages, self.record.responses, strict=True)
+        return TrainedGroup(
+            prompt_ids=self.prompt_ids,
+            responses=tuple(
+                TrainedResponse(
+                    token_ids=token_ids, advantage=advantage, trained_token_mask=response.trained_token_mask
+                )
+                for token_ids, advantage, response in responses
+                if advantage != 0.0
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A contiguous part of the log that makes one step."""
+
+    first_sequence: int
+    """Its first entry."""
+    last_sequence: int
+    """Its last entry; the cursor after it."""
+    groups: tuple[ReadGroup, ...]
+    """Its valid groups in log order."""
+    entries: tuple[LogEntry, ...]
+    """All of its entries as they came, dead-lettered ones included."""
+    reasons: Mapping[int, str]
+    """Why entries were dead-lettered, by sequence."""
+
+    @property
+    def group_ids(self) -> tuple[str, ...]:
+        """Ids of all its entries, dead-lettered ones included."""
+        return tuple(entry.group_id for entry in self.entries)
+
+    @property
+    def num_without_signal(self) -> int:
+        return sum(not group.has_signal for group in self.groups)
+
+    @property
+    def num_responses(self) -> int:
+        return sum(len(group.record.responses) for group in self.groups)
+
+
+class GroupReader:
+    """Turns one entry into a ReadGroup; raises InvalidRecord with the reason."""
+
+    def __init__(
+        self, *, tokenizer: Any, vocab_size: int, max_positions: int | None, is_trained: Callable[[str], bool]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._limits = WireLimits(vocab_size=vocab_size)
+        self._max_positions = max_positions
+        self._is_trained = is_trained
+
+    def read(self, entry: LogEntry) -> ReadGroup:
+        """Validates everything before it can reach a tensor."""
+        record = decode_group(entry.payload, limits=self._limits)
+        if record.group_id != entry.group_id:
+            raise InvalidRecord(f"record says it is group {record.group_id}, its lease was {entry.group_id}")
+        if self._is_trained(record.group_id):
+            raise InvalidRecord(f"group {record.group_id} was trained before")
+        prompt_ids = self._prompt_ids(record.prompt)
+        response_ids = tuple(self._response_ids(response) for response in record.responses)
+        longest = len(prompt_ids) + max(map(len, response_ids))
+        if self._max_positions is not None and longest > self._max_positions:
+            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_positions}")
+        rewards = [response.reward for response in record.responses]
+        return ReadGroup(
+            record=record,
+            sequence=entry.sequence,
+            producer=entry.producer,
+            appended_at_seconds=entry.appended_at_seconds,
+            prompt_ids=prompt_ids,
+            response_ids=response_ids,
+            advantages=group_advantages(rewards) if has_signal(rewards) else (0.0,) * len(rewards),
+        )
+
+    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        token_ids = prompt.token_ids or self._tokenise(prompt.text)
+        if not token_ids:
+            raise InvalidRecord("prompt has no tokens")
+        return token_ids
+
+    def _response_ids(self, response: Response) -> tuple[int, ...]:
+        if response.token_ids:
+            return response.token_ids
+        token_ids = self._tokenise(response.text)
+        # Text cannot hold the end-of-sequence token that a finished response was sampled with.
+        if response.finish_reason is FinishReason.STOP and self._tokenizer.eos_token_id is not None:
+            token_ids = (*token_ids, self._tokenizer.eos_token_id)
+        if not token_ids:
+            raise InvalidRecord("a response has no tokens")
+        return token_ids
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        """Ids of untrusted text: what looks like a special token in it stays text."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if ids and max(ids) >= self._vocab_size:
+            raise InvalidRecord(f"text gives token id {max(ids)}, the model has {self._vocab_size}")
+        return tuple(ids)
+
+
+class SegmentLog(Protocol):
+    """What a segment reader does with the log."""
+
+    num_reconciles: int
+    """Grows when the log was reconciled: what was read and not consumed must be read again."""
+    consumed_sequence: int
+    """Last entry of the last segment that was consumed; set by whoever consumes it, before the next poll."""
+
+    def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]: ...
+
+    def free(self, group_ids: Sequence[str]) -> None: ...
+
+    def dead_letter(self, entry: LogEntry, reason: str) -> None: ...
+
+
+class SegmentReader:
+    """Collects entries until they make a segment.
+
+    A group without signal frees its slot at once, unless the segment could then end with fewer than
+    ``groups_per_step`` slots held until the next policy: a shorter step would let more groups wait than
+    max_staleness allows.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: SegmentLog,
+        group_reader: GroupReader,
+        groups_per_step: int,
+        max_groups_per_step: int,
+        on_invalid: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._log = log
+        self._group_reader = group_reader
+        self._groups_per_step = groups_per_step
+        self._max_groups = max_groups_per_step
+        self._on_invalid = on_invalid
+        self._num_reconciles = log.num_reconciles
+        self._waiting: list[LogEntry] = []
+        self._groups: list[ReadGroup] = []
+        self._entries: list[LogEntry] = []
+        self._reasons: dict[int, str] = {}
+        self._num_slots_held = 0
+
+    @property
+    def read_cursor(self) -> int:
+        """Last entry read."""
+        last = self._waiting or self._entries
+        return last[-1].sequence if last else self._log.consumed_sequence
+
+    def poll(self, *, block_seconds: float) -> Segment | None:
+        """The next segment, or None when the log holds no complete one after ``block_seconds``."""
+        if not self._waiting:
+            self._waiting.extend(
+                self._log.read(
+                    after_sequence=self.read_cursor, max_count=self._max_groups, block_seconds=block_seconds
+                )
+            )
+        while self._waiting and not self._is_rewound():
+            self._take(self._waiting.pop(0))
+            if self._is_rewound():
+                break
+            num_signal = sum(group.has_signal for group in self._groups)
+            if num_signal >= self._groups_per_step or len(self._entries) >= self._max_groups:
+                return self._give_out()
+        if self._is_rewound():
+            self._rewind()
+        return None
+
+    def flush(self) -> Segment | None:
+        """What is left when no further entry will come; None when that is nothing."""
+        return self._give_out() if self._entries and not self._waiting else None
+
+    def _take(self, entry: LogEntry) -> None:
+        is_repeated = any(entry.group_id == earlier.group_id for earlier in self._entries)
+        self._entries.append(entry)
+        try:
+            if is_repeated:
+                raise InvalidRecord(f"group {entry.group_id} is in this step already")
+            group = self._group_reader.read(entry)
+        except InvalidRecord as error:
+            log.warning("Entry %d from %s is set aside: %s", entry.sequence, entry.producer, error)
+            self._on_invalid(str(error))
+            self._reasons[entry.sequence] = str(error)
+            self._log.dead_letter(entry, str(error))
+            return
+        self._groups.append(group)
+        num_to_come = self._max_groups - len(self._entries)
+        if group.has_signal or self._num_slots_held + num_to_come < self._groups_per_step:
+            self._num_slots_held += 1
+        else:
+            self._log.free([entry.group_id])
+
+    def _give_out(self) -> Segment:
+        segment = Segment(
+            first_sequence=self._entries[0].sequence,
+            last_sequence=self._entries[-1].sequence,
+            groups=tuple(self._groups),
+            entries=tuple(self._entries),
+            reasons=self._reasons,
+        )
+        self._entries, self._groups, self._reasons, self._num_slots_held = [], [], {}, 0
+        return segment
+
+    def _is_rewound(self) -> bool:
+        return self._log.num_reconciles != self._num_reconciles
+
+    def _rewind(self) -> None:
+        self._num_reconciles = self._log.num_reconciles
+        self._waiting, self._entries, self._groups, self._num_slots_held = [], [], [], 0
+        self._reasons = {}

@@ -1,0 +1,192 @@
+"""Packs tokenised groups into micro-batches: no padding, and every shared prefix computed once.
+
+A micro-batch is one row of tokens, the nodes of a prefix tree in depth-first order. Responses of a group
+share their prompt, groups share a common system prompt, equal beginnings of responses are shared too. A token
+attends to its ancestors only and its position is its depth, so the computation is that of separate sequences,
+gradients included. The last token of a response predicts nothing and is left out.
+
+Everything here is a pure function of groups and settings: the same log gives the same micro-batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asympo.learner.model.prefix_tree import NO_TOKENS, IntArray, lay_out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedResponse:
+    """One response with a non-zero advantage, as it enters the loss."""
+
+    token_ids: tuple[int, ...]
+    """Exactly as sampled; at least one."""
+    advantage: float
+    trained_token_mask: tuple[bool, ...] | None = None
+    """Which tokens count in the mean NLL; None is all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedGroup:
+    """A prompt with those of its responses that enter the loss."""
+
+    prompt_ids: tuple[int, ...]
+    """At least one: the last one predicts each response's first token."""
+    responses: tuple[TrainedResponse, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PackedBatch:
+    """One micro-batch, in arrays of the host.
+
+    Suffixes: ``_T`` input tokens in depth-first order, ``_U`` distinct tokens that predict a trained token,
+    ``_N`` trained tokens ordered by the token that predicts them, ``_R`` responses.
+    """
+
+    token_ids_T: IntArray
+    position_ids_T: IntArray
+    """Depth in the tree."""
+    subtree_end_T: IntArray
+    """One past the last descendant: k is q or an ancestor of q exactly when k <= q < subtree_end[k]."""
+    source_U: IntArray
+    """Ascending indexes into T."""
+    row_N: IntArray
+    """Index into U, ascending. Responses that share a prefix share the row that predicts what follows it."""
+    target_N: IntArray
+    response_N: IntArray
+    """Index into R."""
+    num_trained_R: list[int]
+    advantage_R: list[float]
+    sequences_R: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    """Prompt and response ids, for whoever wants to look at one again."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids_T)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        return len(self.target_N)
+
+
+def pack(groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: bool) -> list[PackedBatch]:
+    """Packs groups into rows of at most ``token_budget`` tokens: few rows, and those of like size.
+
+    A group larger than the budget is split between responses (the loss is per response, so this is exact); a
+    single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
+    gets rows of up to twice its own length: each part computes the prompt again, and would do little else.
+    Rows come out in log order of their first group; ties keep log order. Prefixes shared between groups make
+    rows shorter than planned, never longer.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget is {token_budget}: at least 1 is needed")
+    parts: list[TrainedGroup] = []
+    for group in groups:
+        if group.responses:
+            parts.extend(_split(group, token_budget=token_budget, share_prefixes=share_prefixes))
+    sizes = [num_input_tokens(part, share_prefixes=share_prefixes) for part in parts]
+    return [
+        collate([parts[index] for index in row], share_prefixes=share_prefixes)
+        for row in _fill(sizes, capacity=token_budget)
+    ]
+
+
+def _fill(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Distributes items over bins; indexes ascend within bins, and bins by their first item.
+
+    As many bins as first fit by falling size needs. They are then levelled where that keeps all of them
+    within the capacity, since the largest one decides the peak of memory. Larger items stand alone.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        chosen = next((b for b, left in enumerate(room) if sizes[index] <= left), None)
+        if chosen is None:
+            chosen = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[chosen].append(index)
+        room[chosen] -= sizes[index]
+    level: list[list[int]] = [[] for _ in bins]
+    loads = [0] * len(bins)
+    for index in order:
+        chosen = min(range(len(bins)), key=lambda b: (loads[b], b))
+        level[chosen].append(index)
+        loads[chosen] += sizes[index]
+    if all(load <= capacity or len(held) == 1 for load, held in zip(loads, level, strict=True)):
+        bins = level
+    return sorted(sorted(held) for held in bins)
+
+
+def num_input_tokens(group: TrainedGroup, *, share_prefixes: bool) -> int:
+    """Row length that a group alone needs, equal beginnings of its responses not deducted."""
+    response_tokens = sum(len(response.token_ids) - 1 for response in group.responses)
+    copies = 1 if share_prefixes else len(group.responses)
+    return copies * len(group.prompt_ids) + response_tokens
+
+
+def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> list[TrainedGroup]:
+    if share_prefixes:
+        token_budget = max(token_budget, 2 * len(group.prompt_ids))
+    if num_input_tokens(group, share_prefixes=share_prefixes) <= token_budget:
+        return [group]
+    prompt = len(group.prompt_ids)
+    sizes = [len(response.token_ids) - 1 + (0 if share_prefixes else prompt) for response in group.responses]
+    return [
+        TrainedGroup(prompt_ids=group.prompt_ids, responses=tuple(group.responses[i] for i in part))
+        for part in _fill(sizes, capacity=token_budget - (prompt if share_prefixes else 0))
+    ]
+
+
+def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBatch:
+    """Lays groups out in one row of tokens.
+
+    Raises ValueError for an empty prompt, an empty response or a response without a trained token: they have
+    no mean NLL and must be refused before this point.
+    """
+    inputs: list[IntArray] = []
+    trained: list[IntArray] = []
+    targets: list[IntArray] = []
+    sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    advantages: list[float] = []
+    for group in groups:
+        if not group.prompt_ids:
+            raise ValueError("a prompt without tokens predicts nothing")
+        prompt = np.array(group.prompt_ids, dtype=np.int64)
+        for response in group.responses:
+            trained_at = _trained_tokens(response)
+            answer = np.array(response.token_ids, dtype=np.int64)
+            inputs.append(np.concatenate([prompt, answer[:-1]]))
+            trained.append(len(prompt) - 1 + trained_at)
+            targets.append(answer[trained_at])
+            sequences.append((group.prompt_ids, response.token_ids))
+            advantages.append(response.advantage)
+    order = lay_out(inputs, share_prefixes=share_prefixes)
+    sources = [index_S[predicting] for index_S, predicting in zip(order.index_S, trained, strict=True)]
+    source_N = np.concatenate([NO_TOKENS, *sources])
+    num_trained_R = [len(trained_at) for trained_at in trained]
+    response_N = np.repeat(np.arange(len(sequences)), num_trained_R)
+    by_source = np.argsort(source_N, kind="stable")
+    source_U, row_N = np.unique(source_N[by_source], return_inverse=True)
+    return PackedBatch(
+        token_ids_T=order.token_ids_T,
+        position_ids_T=order.position_ids_T,
+        subtree_end_T=order.subtree_end_T,
+        source_U=source_U,
+        row_N=row_N,
+        target_N=np.concatenate([NO_TOKENS, *targets])[by_source],
+        response_N=response_N[by_source],
+        num_trained_R=num_trained_R,
+        advantage_R=advantages,
+        sequences_R=sequences,
+    )
+
+
+def _trained_tokens(response: TrainedResponse) -> IntArray:
+    """Ascending indexes of the tokens that count."""
+    mask = response.trained_token_mask or (True,) * len(response.token_ids)
+    if len(mask) != len(response.token_ids) or not any(mask):
+        raise ValueError("a response without a trained token has no mean NLL")
+    return np.flatnonzero(mask)

@@ -1,0 +1,1 @@
+"""Policies on their way to the checkpoint root."""

@@ -1,0 +1,163 @@
+"""Makes the policy visible: bf16 weights, config, tokenizer and the probe that proves a reload of them."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.errors import CorruptCheckpoint, PublishFailed
+from asympo.learner.model.policy import Policy
+from asympo.learner.model.weights import Weights
+from asympo.learner.step.probe import ProbeText, fixed_probes, mean_nlls
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedPolicy:
+    """What is written beside the weights, which the publisher holds."""
+
+    step: int
+    fence: int
+    probe: Probe
+
+
+class PolicyWriter:
+    """Holds the weights as published last (the shadow), so that a probe can tell the new ones from them."""
+
+    def __init__(
+        self,
+        *,
+        store: PolicyStore,
+        shadow: Policy,
+        tokenizer: Any,
+        tolerance: float,
+        keep: int,
+    ) -> None:
+        self._store = store
+        self._shadow = shadow
+        self._tokenizer_files = _files_of(tokenizer)
+        self._tolerance = tolerance
+        self._keep = keep
+        self._fixed = fixed_probes(tokenizer)
+        self._parent: str | None = None
+        """Digest of the policy whose weights the shadow holds."""
+        self._last: str | None = None
+        """Digest of the policy published last."""
+
+    def adopt_newest(self) -> PolicyRef | None:
+        """Takes the newest valid policy on storage as the one published last; None when there is none."""
+        ref = self._store.newest(with_digests=True)
+        if ref is None:
+            return None
+        try:
+            self._load(ref.path)
+        except (OSError, KeyError, RuntimeError, SafetensorError, CorruptCheckpoint) as error:
+            log.warning("The newest policy %s cannot be compared with: %s", ref.name, error)
+            return None
+        self._parent = self._last = ref.digest
+        return ref
+
+    @torch.no_grad()
+    def is_published(self, weights: Weights) -> bool:
+        """Whether the shadow already equals these weights, rounded, value for value."""
+        if self._parent is None:
+            return False
+        # First all, then the verdict: every tensor must be taken.
+        is_equal = [torch.equal(ours, theirs.to(ours.dtype)) for ours, theirs in self._pairs(weights)]
+        return all(is_equal)
+
+    def prepare(
+        self, weights: Weights, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
+    ) -> PreparedPolicy:
+        """Takes over the weights of ``step``, rounded, and scores the probe; they may change afterwards.
+
+        Only when no `write` is running.
+        """
+        texts = (*self._fixed, *probes)
+        before: list[float] | list[None] = [None] * len(texts)
+        if self._parent is not None:
+            before = mean_nlls(self._shadow, texts)
+        # From here the shadow holds weights that are not published yet: no parent to compare with.
+        self._parent = None
+        self._refresh(weights)
+        after = mean_nlls(self._shadow, texts)
+        probe = Probe(
+            sequences=tuple(
+                ProbeSequence(
+                    token_ids=text.token_ids,
+                    num_prompt_tokens=text.num_prompt_tokens,
+                    mean_nll=now,
+                    parent_mean_nll=then,
+                )
+                for text, now, then in zip(texts, after, before, strict=True)
+            ),
+            tolerance=self._tolerance,
+        )
+        return PreparedPolicy(step=step, fence=fence, probe=probe)
+
+    def write(self, prepared: PreparedPolicy) -> PolicyRef:
+        """Makes it visible; in any thread, and no arithmetic that would take cores from training.
+
+        Raises PublishFailed when storage fails, and then later weights may be prepared and written; Fenced
+        when another learner has published.
+        """
+        ref = self._store.publish(
+            step=prepared.step,
+            fence=prepared.fence,
+            fill=self._fill,
+            probe=prepared.probe,
+            parent=self._last,
+        )
+        self._parent = self._last = ref.digest
+        return ref
+
+    def prune(self, *, is_in_use: Callable[[PolicyRef], bool]) -> None:
+        """Deletes old policies; what cannot be deleted is tried again next time."""
+        self._store.prune(keep=self._keep, is_in_use=is_in_use)
+
+    def _fill(self, directory: Path) -> None:
+        try:
+            self._shadow.model.save_pretrained(directory)
+        except SafetensorError as error:
+            # The writer wraps what the operating system said, a full disk included.
+            raise PublishFailed(f"the policy could not be written to {directory}: {error}") from error
+        for name, content in self._tokenizer_files.items():
+            (directory / name).write_bytes(content)
+
+    @torch.no_grad()
+    def _refresh(self, weights: Weights) -> None:
+        for ours, theirs in self._pairs(weights):
+            ours.copy_(theirs)
+
+    def _pairs(self, weights: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        ours = Weights(model=self._shadow.model, ranks=None).values(dtype=PUBLISHED_DTYPE)
+        return zip(ours, weights.values(dtype=PUBLISHED_DTYPE), strict=True)
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        tensors = dict(self._shadow.model.named_parameters()) | dict(self._shadow.model.named_buffers())
+        remaining = {name for name, _ in self._shadow.model.named_parameters()}
+        for file in sorted(path.glob("*.safetensors")):
+            for name, value in load_file(file).items():
+                if name in tensors:
+                    tensors[name].copy_(value)
+                    remaining.discard(name)
+        if remaining:
+            raise CorruptCheckpoint(f"{path} lacks {sorted(remaining)[0]}")
+
+
+def _files_of(tokenizer: Any) -> dict[str, bytes]:
+    """What `save_pretrained` writes, by name: its writer's storage errors are untyped, so kept."""
+    with TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}

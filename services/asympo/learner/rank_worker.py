@@ -1,0 +1,106 @@
+"""The ranks above the first: they do what the first one says, in the same order, and nothing on their own."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from asympo.common.errors import BrokerUnavailable, PublishFailed
+from asympo.common.rollout_log import Broker, RunLog
+from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.segment import GroupReader
+from asympo.learner.model.batching import TrainedGroup
+from asympo.learner.model.weights import Weights
+from asympo.learner.publish.policy_writer import PUBLISHED_DTYPE
+from asympo.learner.ranks import Ranks
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.open import open_states
+from asympo.learner.state.store import TrainingState
+from asympo.learner.step.compute import Compute, set_up_torch
+from asympo.learner.step.objectives import StepScope
+from asympo.learner.step.shares import Share
+from asympo.learner.step.stepper import StepParts, build_group_reader, build_step_parts
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_RETRY_SECONDS = 1.0
+_PATIENCE_SECONDS = 300.0
+"""How long a broker may be silent while the other ranks wait for this one's payloads."""
+
+
+class RankWorker:
+    """One rank. It opens no door and holds no fence; a signal to stop reaches it through the first rank."""
+
+    def __init__(self, *, settings: LearnerSettings, ranks: Ranks) -> None:
+        self._settings = settings
+        self._ranks = ranks
+        self._states = open_states(settings, process_group=ranks.group)
+
+    def run(self) -> None:
+        """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks start anew."""
+        start = self._ranks.hear()
+        if start["do"] == "stop":
+            return
+        broker = _answered(lambda: Broker.connect(self._settings.redis_url))
+        try:
+            self._follow(start, RunLog(broker, self._settings.run))
+        finally:
+            broker.close()
+
+    def _follow(self, start: dict[str, Any], run_log: RunLog) -> None:
+        set_up_torch(seed=self._settings.seed, num_threads=self._settings.num_threads)
+        parts = build_step_parts(self._settings, Compute(**start["decisions"]), self._ranks)
+        reader = build_group_reader(
+            policy=parts.policy,
+            tokenizer=load_tokenizer(self._settings.model),
+            is_trained=lambda group_id: False,
+        )
+        if start["state"] is not None:
+            self._states.load(start["state"], model=parts.policy.model, optimizer=parts.optimizer)
+        weights = Weights(model=parts.policy.model, ranks=self._ranks)
+        log.info("Rank %d trains with the others", self._ranks.rank)
+        while (message := self._ranks.hear())["do"] != "stop":
+            match message["do"]:
+                case "step":
+                    groups = _fetch(run_log, reader, message["shares"][self._ranks.rank])
+                    parts.stepper.train(groups, StepScope(**message["scope"]), step=message["step"])
+                case "contribute":
+                    weights.contribute(dtype=PUBLISHED_DTYPE)
+                case "save":
+                    self._save(parts, message)
+                case unknown:
+                    raise RuntimeError(f"rank {self._ranks.rank} is told to {unknown!r}")
+
+    def _save(self, parts: StepParts, message: dict[str, Any]) -> None:
+        state = TrainingState(
+            step=message["step"], fence=message["fence"], sequence=message["sequence"], trained_ids=b""
+        )
+        try:
+            self._states.save(state, model=parts.policy.model, optimizer=parts.optimizer)
+        except PublishFailed as error:
+            log.warning("%s; the first rank decides when to try again", error)
+
+
+def _fetch(run_log: RunLog, reader: GroupReader, told: list[tuple[int, list[int]]]) -> list[TrainedGroup]:
+    """This rank's responses, from its own reading of the log."""
+    shares = [Share(sequence=sequence, responses=tuple(responses)) for sequence, responses in told]
+    sequences = sorted({share.sequence for share in shares})
+    groups = {
+        entry.sequence: reader.read(entry).to_trained()
+        for entry in _answered(lambda: run_log.read_at(sequences))
+    }
+    return [share.of(groups[share.sequence]) for share in shares]
+
+
+def _answered(action: Callable[[], T]) -> T:
+    """The broker's answer, asked for again while it is away."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return action()
+        except BrokerUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("Waiting for the broker: %s", error)
+            time.sleep(_RETRY_SECONDS)

@@ -1,0 +1,1 @@
+"""What is remembered of a step for people: rows, trackers, traces."""

@@ -1,0 +1,50 @@
+"""Training from a log without owning it: no fence, no publishing, the reader and steps of the learner."""
+
+import logging
+
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.log.segment import Segment, SegmentLog, SegmentReader
+from asympo.learner.step.step import Stepper
+
+log = logging.getLogger(__name__)
+
+
+class LogConsumer:
+    """Consumes segments of a log in order."""
+
+    def __init__(
+        self, *, source: SegmentLog, reader: SegmentReader, stepper: Stepper, trained: TrainedIds, step: int
+    ) -> None:
+        self._source = source
+        self._reader = reader
+        self.stepper = stepper
+        """How the next step is computed; may be replaced between segments."""
+        self.trained = trained
+        """Ids of every group consumed."""
+        self.step = step
+        """Optimizer steps made."""
+
+    @property
+    def sequence(self) -> int:
+        """Last entry consumed."""
+        return self._source.consumed_sequence
+
+    def advance(self, *, block_seconds: float = 0.0, is_last: bool = False) -> Segment | None:
+        """Consumes the next segment; None when the log holds no complete one.
+
+        ``is_last``: no entry follows what can be read, so what there is makes a segment.
+        """
+        segment = self._reader.poll(block_seconds=block_seconds)
+        if segment is None and is_last:
+            segment = self._reader.flush()
+        if segment is None:
+            return None
+        if any(group.has_signal for group in segment.groups):
+            result = self.stepper.step(segment, step=self.step + 1)
+            self.step += 1
+            if not result.is_applied:
+                log.error("Step %d is skipped: its gradient is not finite", self.step)
+        for group_id in segment.group_ids:
+            self.trained.add(group_id)
+        self._source.consumed_sequence = segment.last_sequence
+        return segment

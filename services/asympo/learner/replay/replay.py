@@ -1,0 +1,327 @@
+"""Trains a run again from its archive and compares, bit for bit, with every state and policy that it left."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, newest_tip
+from asympo.common.archive.store import Part
+from asympo.common.checkpoints import PolicyStore
+from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
+from asympo.common.rollout_log import LogEntry
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.segment import Segment
+from asympo.learner.replay.consumer import LogConsumer
+from asympo.learner.state.recipe import Recipe
+from asympo.learner.state.saver import trained_ids_of
+from asympo.learner.state.store import StateStore, TrainingState
+from asympo.learner.state.tensors import training_tensors
+from asympo.learner.step.stepper import (
+    StepParts,
+    build_reader,
+    build_step_parts,
+    build_stepper,
+    policy_around,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """The first thing that is not the same."""
+
+    where: str
+    """Directory of the training state or policy."""
+    step: int
+    tensor: str
+    """Name as it is stored there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayReport:
+    """What a replay found."""
+
+    weights_identical: bool | None
+    """Whether everything compared was the same to the last bit; None when there was nothing to compare."""
+    first_step: int
+    """Steps that were made when the replay began."""
+    steps: int
+    """Steps it made."""
+    groups: int
+    """Entries it consumed."""
+    last_sequence: int
+    """Where it ended."""
+    states_compared: int
+    policies_compared: int
+    states_superseded: int
+    """States of learners whose work was not carried on; not compared."""
+    first_difference: Difference | None
+
+
+class ArchivedLog:
+    """A part of the archive as a log that a SegmentReader reads, one recorded segment at a time."""
+
+    num_reconciles = 0
+
+    def __init__(self, *, consumed_sequence: int) -> None:
+        self.consumed_sequence = consumed_sequence
+        self.segment: list[ArchivedEntry] = []
+        """The segment that is handed out by the next read."""
+
+    def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
+        """The recorded segment, once."""
+        given, self.segment = self.segment, []
+        return [
+            LogEntry(
+                sequence=entry.sequence,
+                group_id=entry.group_id,
+                producer=entry.producer,
+                payload=entry.payload,
+                entry_id=entry.entry_id,
+                appended_at_seconds=entry.appended_at_seconds,
+            )
+            for entry in given
+        ]
+
+    def free(self, group_ids: Sequence[str]) -> None:
+        """An archive has no slots."""
+
+    def dead_letter(self, entry: LogEntry, reason: str) -> None:
+        """An archive sets nothing aside: the segment holds the reason."""
+
+
+class Replay:
+    """One run, from its start or a training state of it, on one device."""
+
+    def __init__(self, *, checkpoint_root: Path, run: str, from_state: str | None, any_build: bool) -> None:
+        self._states = StateStore(checkpoint_root, run)
+        self._policies = PolicyStore(checkpoint_root, run)
+        self._archive = ArchiveStore(checkpoint_root / run)
+        self._any_build = any_build
+        tip = newest_tip(checkpoint_root / run)
+        if tip is None:
+            raise CorruptArchive(
+                f"{checkpoint_root / run} has no archive: its learner must run with retain, and save once"
+            )
+        chain = self._archive.chain(tip)
+        state = self._states.read(from_state) if from_state else None
+        start = state.sequence if state else 0
+        self._parts = [part for part in chain if part.info.last > start]
+        self._states_by_part = self._states_named(chain)
+        self._check_start(state, from_state)
+        first = (self._parts or chain[-1:])[0]
+        self._recipe = Recipe.of(first.info, any_build=any_build)
+        self._recipe.set_up()
+        self._tokenizer = load_tokenizer(self._recipe.settings.model)
+        self._recipe.check_tokenizer(self._tokenizer)
+        self._built: StepParts = build_step_parts(self._recipe.settings, self._recipe.compute)
+        self._built.stepper.recall(state.decisions if state else {})
+        trained: TrainedIds = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
+        if from_state:
+            self._states.load(from_state, model=self._built.policy.model, optimizer=self._built.optimizer)
+        self._log = ArchivedLog(consumed_sequence=start)
+        self._first_step = state.step if state else 0
+        self._training = LogConsumer(
+            source=self._log,
+            reader=build_reader(
+                policy=self._built.policy,
+                tokenizer=self._tokenizer,
+                config=self._recipe.config,
+                log=self._log,
+                is_trained=lambda group_id: group_id in trained,
+            ),
+            stepper=self._built.stepper,
+            trained=trained,
+            step=self._first_step,
+        )
+        self._num_groups = self._num_states = self._num_policies = 0
+        self._uncompared = {(ref.step, ref.fence): ref for ref in self._policies.list()}
+
+    def run(self, *, until_step: int | None = None) -> ReplayReport:
+        """Trains to the end of the archive, or to a step; ends early at the first difference.
+
+        Raises SequenceGap, CorruptArchive, ReplayDiverged when the entries make other steps here than they
+        made in the run, and BadSetting where this build or device cannot give the same bits.
+        """
+        difference: Difference | None = None
+        for part in self._parts:
+            difference = self._replay(part, until_step)
+            if difference is not None or self._is_over(until_step):
+                break
+        has_compared = bool(self._num_states or self._num_policies)
+        return ReplayReport(
+            weights_identical=difference is None if has_compared or difference else None,
+            first_step=self._first_step,
+            steps=self._training.step - self._first_step,
+            groups=self._num_groups,
+            last_sequence=self._training.sequence,
+            states_compared=self._num_states,
+            policies_compared=self._num_policies,
+            states_superseded=self._num_superseded,
+            first_difference=difference,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Writes the weights in float32, as they are trained, with config and tokenizer."""
+        self._built.policy.model.save_pretrained(directory)
+        self._tokenizer.save_pretrained(directory)
+
+    # --- one part --------------------------------------------------------------------------------------
+
+    def _replay(self, part: Part, until_step: int | None) -> Difference | None:
+        self._follow_recipe(part)
+        fence = part.info.fence
+        difference = self._policy_difference(fence)
+        for entries in segments_of(self._archive.read(part), after_sequence=self._log.consumed_sequence):
+            if difference is not None or self._is_over(until_step):
+                return difference
+            self._consume(entries, part.info)
+            difference = self._policy_difference(fence)
+        # Numbers after the last entry that the broker had lost.
+        self._log.consumed_sequence = max(self._log.consumed_sequence, part.info.last)
+        return difference or self._state_difference(part)
+
+    def _consume(self, entries: list[ArchivedEntry], info: PartInfo) -> None:
+        self._log.segment = entries
+        if (step := entries[-1].step) is not None:
+            for _, *limits in takewhile(lambda since: since[0] <= step, info.row_limits):
+                self._training.stepper.row_limits = (limits[0], limits[1])
+        segment = self._training.advance(is_last=True)
+        check_same_segment(entries, segment, step=self._training.step)
+        self._num_groups += len(entries)
+        if entries[-1].step is not None:
+            log.info("Step %d, groups %d to %d", entries[-1].step, entries[0].sequence, entries[-1].sequence)
+
+    def _is_over(self, until_step: int | None) -> bool:
+        return until_step is not None and self._training.step >= until_step
+
+    def _follow_recipe(self, part: Part) -> None:
+        """Settings may change whenever a learner starts; each part knows its own."""
+        recipe = Recipe.of(part.info, any_build=self._any_build)
+        if recipe == self._recipe:
+            return
+        if recipe.compute.device != self._recipe.compute.device:
+            raise BadSetting(
+                f"the run went from {self._recipe.compute.device} to {recipe.compute.device} at step "
+                f"{part.info.step_before}: replay each part on its own with --from-state and --until-step"
+            )
+        recipe.set_up()
+        policy = policy_around(self._built.policy.model, recipe.settings, recipe.compute)
+        stepper = build_stepper(
+            recipe.settings, recipe.compute, policy=policy, optimizer=self._built.optimizer
+        )
+        self._built = StepParts(policy=policy, optimizer=self._built.optimizer, stepper=stepper)
+        self._training.stepper = stepper
+        self._recipe = recipe
+
+    # --- comparing -------------------------------------------------------------------------------------
+
+    def _states_named(self, chain: Sequence[Part]) -> dict[str, list[str]]:
+        """States by the digest of the part they end with; what names no part of the chain is superseded."""
+        digests = {part.ref.sha256 for part in chain}
+        found: dict[str, list[str]] = {}
+        self._num_superseded = 0
+        for name in self._states.names():
+            tip = self._states.read(name).archive
+            if tip is not None and tip.sha256 in digests:
+                found.setdefault(tip.sha256, []).append(name)
+            else:
+                self._num_superseded += 1
+        return found
+
+    def _state_difference(self, part: Part) -> Difference | None:
+        for name in self._states_by_part.get(part.ref.sha256, []):
+            if self._states.read(name).sequence != part.info.last:
+                continue
+            stored = self._states.tensors(name)
+            ours = training_tensors(self._built.policy.model, self._built.optimizer)
+            tensor = first_difference(stored, ours)
+            if tensor is not None:
+                where = str(self._states.path / name)
+                return Difference(where=where, step=self._training.step, tensor=tensor)
+            self._num_states += 1
+            log.info("Training state %s: the same", name)
+        return None
+
+    def _policy_difference(self, fence: int) -> Difference | None:
+        ref = self._uncompared.pop((self._training.step, fence), None)
+        if ref is None:
+            return None
+        self._policies.verify(ref)
+        stored: dict[str, torch.Tensor] = {}
+        for file in sorted(ref.path.glob("*.safetensors")):
+            stored |= load_file(file)
+        model = self._built.policy.model
+        ours = {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if name in stored}
+        rounded = {name: tensor.detach().to(stored[name].dtype).cpu() for name, tensor in ours.items()}
+        tensor = first_difference(stored, rounded)
+        if tensor is not None:
+            return Difference(where=str(ref.path), step=self._training.step, tensor=tensor)
+        self._num_policies += 1
+        return None
+
+    def _check_start(self, state: TrainingState | None, from_state: str | None) -> None:
+        if not self._parts:
+            return
+        first, start = self._parts[0].info, state.sequence if state else 0
+        what = f"training state {from_state}" if from_state else "the start of the run"
+        if first.first > start + 1:
+            raise SequenceGap(
+                f"the archive does not follow {what}: it begins with group {first.first}, after step "
+                f"{first.step_before}; give --from-state with a state of that step"
+            )
+        if first.first <= start or (state and state.archive and state.archive != first.parent):
+            raise BadSetting(f"{what} was superseded: the run went on from another one; give that")
+
+
+def segments_of(entries: Iterator[ArchivedEntry], *, after_sequence: int) -> Iterator[list[ArchivedEntry]]:
+    """Entries as they were consumed together."""
+    segment: list[ArchivedEntry] = []
+    for entry in entries:
+        if entry.sequence <= after_sequence:
+            continue
+        segment.append(entry)
+        if entry.sequence == entry.segment_end:
+            yield segment
+            segment = []
+
+
+def check_same_segment(entries: Sequence[ArchivedEntry], segment: Segment | None, *, step: int) -> None:
+    """Raises ReplayDiverged unless the entries made here what they had made in the run."""
+    span = f"groups {entries[0].sequence} to {entries[-1].sequence}"
+    if segment is None or segment.last_sequence != entries[-1].segment_end:
+        raise ReplayDiverged(f"{span} made one step in the run and do not here: groups_per_step differs")
+    set_aside = {entry.sequence for entry in entries if entry.outcome is Outcome.DEAD_LETTER}
+    if set_aside != set(segment.reasons):
+        number = min(set_aside ^ set(segment.reasons))
+        raise ReplayDiverged(
+            f"group {number} was {'' if number in set_aside else 'not '}set aside in the run: the model, its "
+            "tokenizer or the limits of records differ"
+        )
+    recorded = entries[-1].step
+    if recorded is not None and recorded != step:
+        raise ReplayDiverged(f"{span} made step {recorded} in the run and step {step} here")
+
+
+def first_difference(stored: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> str | None:
+    """The first name, in order, whose tensor is not the same to the last bit."""
+    for name in sorted(stored.keys() | ours.keys()):
+        if name.startswith("rng."):
+            continue
+        if name not in stored or name not in ours or not _is_same(stored[name], ours[name]):
+            return name
+    return None
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in (a, b))
+    return a.numel() == 0 or torch.equal(a.view(torch.uint8), b.view(torch.uint8))

@@ -1,0 +1,224 @@
+"""A second learner on the log of another one: its own cursor, objective and weights, and no hold on the run.
+
+It reads what the run's learner has made durable from the archive, and what is newer from the log. It takes no
+fence, frees nothing, commits nothing and publishes nothing, so the run goes on as if it were not there.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asympo.common.archive import ArchivedEntry, read_archive
+from asympo.common.errors import BrokerUnavailable, CorruptArchive, SequenceGap
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
+from asympo.learner.log.segment import Segment
+from asympo.learner.replay.consumer import LogConsumer
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.saver import trained_ids_of
+from asympo.learner.state.store import StateStore, TrainingState
+from asympo.learner.step.compute import choose_compute, set_up_torch
+from asympo.learner.step.stepper import build_reader, build_step_parts
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_RETRY_SECONDS = 2.0
+_FENCE = 1
+"""Of the follower's own states: one process holds their directory at a time."""
+
+
+class FollowedLog:
+    """The log of a run, archive included, as a SegmentReader reads it."""
+
+    num_reconciles = 0
+
+    def __init__(self, *, run_log: RunLog, run_directory: Path, consumed_sequence: int) -> None:
+        self._run_log = run_log
+        self._run_directory = run_directory
+        self._archived: Iterator[ArchivedEntry] = iter(())
+        self._archived_after = -1
+        self.consumed_sequence = consumed_sequence
+
+    def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
+        """Entries in order: durable ones from the archive where there is one, later ones from the log.
+
+        Raises SequenceGap when entries are in neither, or when the broker went back behind the cursor.
+        """
+        commit = self._run_log.last_commit()
+        if commit is not None and commit.sequence > after_sequence:
+            found = self._from_archive(after_sequence, max_count)
+            if found:
+                return found
+        self._refuse_rollback(after_sequence)
+        return self._run_log.read(
+            after_sequence=after_sequence, max_count=max_count, block_seconds=block_seconds
+        )
+
+    def free(self, group_ids: Sequence[str]) -> None:
+        """Slots are the run's own learner's to free."""
+
+    def dead_letter(self, entry: LogEntry, reason: str) -> None:
+        """The run's own learner sets it aside; a follower only leaves it out."""
+
+    def is_at_end(self, after_sequence: int) -> bool:
+        """Whether the run is over and nothing follows."""
+        stats = self._run_log.stats()
+        return stats.state in (RunState.FINISHED, RunState.FAILED) and stats.last_sequence <= after_sequence
+
+    def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
+        if self._archived_after != after_sequence:
+            self._archived = _entries_after(self._run_directory, after_sequence)
+        found: list[LogEntry] = []
+        for entry in self._archived:
+            found.append(
+                LogEntry(
+                    sequence=entry.sequence,
+                    group_id=entry.group_id,
+                    producer=entry.producer,
+                    payload=entry.payload,
+                    entry_id=entry.entry_id,
+                    appended_at_seconds=entry.appended_at_seconds,
+                )
+            )
+            if len(found) == max_count:
+                break
+        self._archived_after = found[-1].sequence if found else -1
+        return found
+
+    def _refuse_rollback(self, after_sequence: int) -> None:
+        last = self._run_log.stats().last_sequence
+        if last < after_sequence:
+            raise SequenceGap(
+                f"the broker of run {self._run_log.run!r} went back to group {last}, and group "
+                f"{after_sequence} was trained here already: numbers will be given out again; follow into "
+                "another directory"
+            )
+
+
+def _entries_after(run_directory: Path, after_sequence: int) -> Iterator[ArchivedEntry]:
+    """Nothing where there is no archive that follows: the log may still hold what is wanted."""
+    try:
+        yield from read_archive(run_directory, after_sequence=after_sequence)
+    except (CorruptArchive, SequenceGap) as error:
+        log.debug("Not from the archive: %s", error)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecondLearnerReport:
+    """Where a follower stands when it ends."""
+
+    step: int
+    """Optimizer steps it has made."""
+    last_sequence: int
+    """Last group it consumed."""
+    state: str
+    """Directory of its training state."""
+    objective: str
+    is_run_over: bool
+    """Whether the run had ended and left nothing to train."""
+
+
+class SecondLearner:
+    """Trains along until the run is over, a step is reached or it is told to stop."""
+
+    def __init__(
+        self,
+        *,
+        settings: LearnerSettings,
+        config: RunConfig,
+        tokenizer: Any,
+        run_log: RunLog,
+        run_directory: Path,
+        out: Path,
+        stop: StopSignal,
+    ) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._states = StateStore(out, config.run)
+        self._states.sweep(fence=_FENCE)
+        name = self._states.newest()
+        state = self._states.read(name) if name else None
+        set_up_torch(seed=settings.seed, num_threads=settings.num_threads)
+        self._compute = choose_compute(
+            device=settings.device,
+            compute_dtype=settings.compute_dtype,
+            share_prefixes=settings.share_prefixes,
+            attention=settings.attention,
+            decided=state.decisions if state else {},
+        )
+        self._built = build_step_parts(settings, self._compute)
+        self._built.stepper.recall(state.decisions if state else {})
+        if name:
+            self._states.load(name, model=self._built.policy.model, optimizer=self._built.optimizer)
+        trained = trained_ids_of(state, num_prompts=config.num_prompts)
+        self._log = FollowedLog(
+            run_log=run_log,
+            run_directory=run_directory,
+            consumed_sequence=state.sequence if state else 0,
+        )
+        self._reader = build_reader(
+            policy=self._built.policy,
+            tokenizer=tokenizer,
+            config=config,
+            log=self._log,
+            is_trained=lambda group_id: group_id in trained,
+        )
+        self._training = LogConsumer(
+            source=self._log,
+            reader=self._reader,
+            stepper=self._built.stepper,
+            trained=trained,
+            step=state.step if state else 0,
+        )
+
+    def run(self, *, until_step: int | None = None) -> SecondLearnerReport:
+        """Trains; saves every save_every segments and at the end. Raises SequenceGap, PublishFailed.
+
+        Ends with the run, at its total_steps, or at ``until_step``.
+        """
+        ends = (until_step, self._settings.total_steps)
+        last_step = min((step for step in ends if step is not None), default=None)
+        is_over, num_unsaved = False, 0
+        while not self._stop.is_set and (last_step is None or self._training.step < last_step):
+            segment, is_over = self._advance()
+            if segment is None:
+                if is_over and self._reader.read_cursor == self._training.sequence:
+                    break
+                continue
+            log.info("Step %d, groups up to %d", self._training.step, self._training.sequence)
+            num_unsaved += 1
+            if num_unsaved >= self._settings.save_every:
+                self._save()
+                num_unsaved = 0
+        return SecondLearnerReport(
+            step=self._training.step,
+            last_sequence=self._training.sequence,
+            state=str(self._states.path / self._save()),
+            objective=self._settings.objective,
+            is_run_over=is_over,
+        )
+
+    def _save(self) -> str:
+        state = TrainingState(
+            step=self._training.step,
+            fence=_FENCE,
+            sequence=self._training.sequence,
+            trained_ids=self._training.trained.to_bytes(),
+            decisions={**self._compute.to_decisions(), **self._built.stepper.decisions()},
+        )
+        name = self._states.save(state, model=self._built.policy.model, optimizer=self._built.optimizer)
+        self._states.prune(keep=self._settings.keep_states)
+        return name
+
+    def _advance(self) -> tuple[Segment | None, bool]:
+        """The next segment, if there is one, and whether the run is over; waits while the broker is away."""
+        try:
+            is_over = self._log.is_at_end(self._reader.read_cursor)
+            return self._training.advance(block_seconds=_POLL_SECONDS, is_last=is_over), is_over
+        except BrokerUnavailable as error:
+            log.warning("Waiting for the broker: %s", error)
+            self._stop.wait(_RETRY_SECONDS)
+            return None, False

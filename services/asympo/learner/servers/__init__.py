@@ -1,0 +1,1 @@
+"""The doors of the learner: HTTP and gRPC, thin over `LearnerControl`."""

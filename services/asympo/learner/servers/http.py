@@ -1,0 +1,115 @@
+"""HTTP of the learner: page, health, metrics, status, history, samples."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Query
+from fastapi.responses import PlainTextResponse, Response
+
+from asympo.common.errors import BadSetting
+from asympo.common.telemetry import to_json
+from asympo.learner.control import LearnerControl
+from asympo.learner.page.mount import mount_page
+
+SAMPLES_HIDDEN = "prompts and responses are not shown: start the learner with --show-samples\n"
+
+
+def build_api(
+    *,
+    learner: LearnerControl,
+    why_not_alive: Callable[[], str],
+    metrics_endpoint: Any,
+    allowed_hosts: tuple[str, ...] = (),
+) -> FastAPI:
+    """The application; it only translates. `why_not_alive` answers with an empty text while all is well."""
+    api = FastAPI(title="ASymPO learner", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @api.get("/livez")
+    async def livez() -> PlainTextResponse:
+        reason = why_not_alive()
+        return PlainTextResponse(reason or "ok", status_code=503 if reason else 200)
+
+    @api.get("/readyz")
+    async def readyz() -> PlainTextResponse:
+        is_ready = learner.is_ready
+        return PlainTextResponse("ok" if is_ready else learner.state, status_code=200 if is_ready else 503)
+
+    @api.get("/v1/status")
+    async def status() -> Response:
+        return _json(learner.status())
+
+    @api.get("/v1/history")
+    async def history(after: int = -1) -> Response:
+        return _json({"rows": learner.history(after=after)})
+
+    @api.get("/v1/samples")
+    async def samples(limit: int = Query(default=8, ge=1, le=64)) -> Response:
+        groups = learner.samples(limit=limit)
+        if groups is None:
+            return PlainTextResponse(SAMPLES_HIDDEN, status_code=403)
+        return _json({"groups": groups})
+
+    # A route, not a mount: a mount answers the path without slash with a redirect.
+    api.add_route("/metrics", metrics_endpoint)
+    mount_page(api, allowed_hosts=allowed_hosts)
+    return api
+
+
+def _json(value: Any) -> Response:
+    # Not FastAPI's own: numbers that are not finite are null in every JSON of ours.
+    return Response(to_json(value), media_type="application/json")
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn outside the main thread: signals are not its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """The application on a socket, in a thread of its own."""
+
+    def __init__(self, *, api: FastAPI, host: str, port: int) -> None:
+        """Binds at once; BadSetting when the address is taken or not ours."""
+        self._socket = _bind(host, port)
+        self.port = int(self._socket.getsockname()[1])
+        self._server = _QuietServer(
+            uvicorn.Config(
+                api, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="http", daemon=True
+        )
+
+    def start(self) -> None:
+        """Serves until stopped."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends, giving requests in flight a moment."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        self._socket.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise BadSetting(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another http_host or http_port"
+        ) from error
+    return listener

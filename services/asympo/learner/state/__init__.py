@@ -1,0 +1,1 @@
+"""The durable training state and the archive: what a restart finds."""

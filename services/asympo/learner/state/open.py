@@ -1,0 +1,53 @@
+"""Opens training states where the settings say they are, once their storage can be relied upon."""
+
+import logging
+
+import torch.distributed as dist
+
+from asympo.common.errors import StorageUnavailable
+from asympo.common.lifecycle import StopSignal
+from asympo.common.object_store import ObjectStoreOptions
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.store import StateStore
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+
+
+def open_states(settings: LearnerSettings, *, process_group: dist.ProcessGroup | None) -> StateStore:
+    """The training states of the run; asks no store anything."""
+    if not settings.object_store.is_given:
+        return StateStore(settings.checkpoint_root, settings.run, process_group=process_group)
+    # Half a second that only those pay who use it.
+    from asympo.common.checkpoints.bucket import Bucket
+    from asympo.learner.state.bucket_store import SharedStateStore
+
+    return SharedStateStore(
+        settings.checkpoint_root,
+        settings.run,
+        bucket=Bucket(settings.object_store),
+        process_group=process_group,
+    )
+
+
+def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:
+    """Returns once the object store, if one is used, does all that is needed of it.
+
+    Raises BadSetting when it refuses or cannot, StorageUnavailable when told to stop before it answered.
+    """
+    if not options.is_given:
+        return
+    from asympo.common.checkpoints.bucket import Bucket, StoreError
+    from asympo.common.checkpoints.trial import try_writing
+
+    bucket = Bucket(options)
+    while True:
+        try:
+            for sentence in try_writing(bucket):
+                log.info("Object store: %s", sentence)
+            return
+        except StoreError as error:
+            log.warning("Waiting for the object store: %s", error.strerror)
+            if stop.wait(_RETRY_SECONDS):
+                raise StorageUnavailable(f"The object store never answered: {error.strerror}.") from error

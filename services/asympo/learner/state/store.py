@@ -1,0 +1,340 @@
+"""The durable training state: `<root>/<run>/train/step-00000042-f0007-n000000000672/`.
+
+Saved and loaded through torch.distributed.checkpoint, so that it can be resharded. Saving is synchronous
+and streams from the tensors' own memory. Saving in the background would need a copy of all of it (1.6 GB for
+a model of 135M parameters), because the next optimizer step changes weights in place.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+
+from asympo.common import errors
+from asympo.common.archive import PartRef
+from asympo.common.checkpoints import directory
+from asympo.common.checkpoints.manifest import FileEntry
+from asympo.common.checkpoints.names import STATE_FILES, StepName, check_run_name, parse_name
+from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
+from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
+from asympo.learner.state.manifest import (
+    StateManifest,
+    StateTensor,
+    decode_state_manifest,
+    encode_state_manifest,
+)
+from asympo.learner.state.rng import capture_random_state, restore_random_state
+from asympo.learner.state.tensors import (
+    allocate_optimizer_state,
+    check_tensors,
+    describe_groups,
+    training_tensors,
+)
+
+logger = logging.getLogger(__name__)
+
+_TRAINED_IDS = "trained_ids.bin"
+_RETAINED = ".retained"
+"""Suffix of the empty file beside a state that is kept for good."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """All of the training state but the tensors."""
+
+    step: int
+    """Optimizer steps made."""
+    fence: int
+    """Fence of the learner that saved it."""
+    sequence: int
+    """Log cursor: last sequence number that was trained or passed over."""
+    trained_ids: bytes
+    """Ids of all trained groups, as TrainedIds.to_bytes() gives them."""
+    decisions: dict[str, Any] = field(default_factory=dict)
+    """Choices that change arithmetic, made once; JSON values."""
+    counters: dict[str, int | float] = field(default_factory=dict)
+    """Totals that metrics continue from."""
+    archive: PartRef | None = None
+    """Newest part of the archive, which reaches up to ``sequence`` where groups were retained."""
+
+
+class StateStore:
+    """Saves, finds, loads and prunes the training states of one run.
+
+    With torch.distributed initialised, `save` and `load` are collective: every rank calls them.
+    """
+
+    def __init__(self, root: Path, run: str, *, process_group: dist.ProcessGroup | None = None) -> None:
+        self.path = Path(root) / check_run_name(run) / "train"
+        self._group = process_group
+
+    def save(self, state: TrainingState, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+        """Make the state durable and return its name, which the commit record keeps.
+
+        One that exists under the same step, fence and sequence is the same state and is not written again.
+        On any failure nothing is visible. Raises errors.PublishFailed when storage fails and errors.Fenced
+        when a learner with a higher fence has saved.
+        """
+        name = StepName(step=state.step, fence=state.fence, sequence=state.sequence)
+        what = f"The training state of step {state.step}"
+        if self._on_coordinator(lambda: self._is_saved(name, what=what)):
+            return str(name)
+        groups = tuple(describe_groups(model, optimizer))
+        tensors = training_tensors(model, optimizer)
+        rng = torch.frombuffer(bytearray(capture_random_state()), dtype=torch.uint8)
+        tensors[f"rng.{self._rank():05d}"] = rng
+
+        def manifest(files: Sequence[FileEntry], stored: Sequence[StateTensor]) -> bytes:
+            return encode_state_manifest(
+                StateManifest(
+                    step=state.step,
+                    fence=state.fence,
+                    sequence=state.sequence,
+                    decisions=state.decisions,
+                    counters=state.counters,
+                    archive=state.archive,
+                    optimizer_groups=groups,
+                    torch_version=torch.__version__,
+                    world_size=self._world_size(),
+                    files=tuple(files),
+                    tensors=tuple(stored),
+                )
+            )
+
+        writer = StateWriter(
+            parent=self.path,
+            name=name,
+            extra_files={_TRAINED_IDS: state.trained_ids},
+            make_manifest=manifest,
+            share=lambda written, content: self._share(written, name=name, manifest=content),
+        )
+        with directory.storage_errors_as_publish_failed(what, self.path):
+            try:
+                with _plain_errors():
+                    dcp.save(
+                        tensors,
+                        storage_writer=writer,
+                        planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                        process_group=self._group,
+                    )
+            except BaseException:
+                if writer.temporary is not None:
+                    directory.discard(writer.temporary)
+                raise
+        return str(name)
+
+    def read(self, name: str) -> TrainingState:
+        """Everything but the tensors; errors.CorruptCheckpoint. Cheap: digests of files are not checked."""
+        path, manifest = self._verified(name, with_digests=False)
+        content = (path / _TRAINED_IDS).read_bytes()
+        return TrainingState(
+            step=manifest.step,
+            fence=manifest.fence,
+            sequence=manifest.sequence,
+            trained_ids=content,
+            decisions=manifest.decisions,
+            counters=manifest.counters,
+            archive=manifest.archive,
+        )
+
+    def verify(self, name: str) -> None:
+        """Checks the digest of every file; errors.CorruptCheckpoint. Reads all of them."""
+        self._verified(name, with_digests=True)
+
+    def load(self, name: str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+        """Verify all digests, then put weights, optimizer and random numbers back in place.
+
+        Raises errors.CorruptCheckpoint when files are damaged (nothing is changed then) and errors.BadSetting
+        when the state is of another model or optimizer (the optimizer must not be used then).
+        """
+        self._on_coordinator(lambda: self._verified(name, with_digests=True))
+        path, manifest = self._verified(name, with_digests=False)
+        rng_name = f"rng.{self._rank():05d}"
+        stored = {tensor.name: tensor for tensor in manifest.tensors if not tensor.name.startswith("rng.")}
+        allocate_optimizer_state(model, optimizer, groups=manifest.optimizer_groups, stored=stored)
+        tensors = training_tensors(model, optimizer)
+        check_tensors(tensors, stored, what=str(path))
+        rng_sizes = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.name == rng_name}
+        if rng_sizes:
+            tensors[rng_name] = torch.empty(rng_sizes[rng_name], dtype=torch.uint8)
+        with torch.no_grad(), _plain_errors():
+            dcp.load(
+                tensors,
+                storage_reader=StateReader(path=path, tensors=manifest.tensors),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+            )
+        if rng_sizes and manifest.world_size == self._world_size():
+            restore_random_state(tensors[rng_name].numpy().tobytes())
+        else:
+            logger.warning(
+                "training state %s is of %d ranks and loaded by %d: random numbers are not restored",
+                name,
+                manifest.world_size,
+                self._world_size(),
+            )
+        return self.read(name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Every tensor of a state, whole, in host memory, all digests verified; errors.CorruptCheckpoint."""
+        path, manifest = self._verified(name, with_digests=True)
+        tensors = {
+            entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) for entry in manifest.tensors
+        }
+        with torch.no_grad(), _plain_errors():
+            dcp.load(
+                dict(tensors),
+                storage_reader=StateReader(path=path, tensors=manifest.tensors),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+            )
+        return tensors
+
+    def names(self) -> list[str]:
+        """States whose manifest verifies and whose files have the right names and sizes, the newest last."""
+        found = []
+        for name in self._steps():
+            try:
+                self._verified(str(name), with_digests=False)
+            except errors.CorruptCheckpoint as error:
+                logger.warning("training state passed over: %s", error)
+            else:
+                found.append(str(name))
+        return found
+
+    def newest(self) -> str | None:
+        """The highest (fence, step, sequence), or None; for when no commit record names a state."""
+        names = self.names()
+        return names[-1] if names else None
+
+    def highest_fence(self) -> int | None:
+        """The highest fence in any directory name, damaged ones included, or None in an empty store."""
+        steps = self._steps()
+        return steps[-1].fence if steps else None
+
+    def sweep(self, *, fence: int) -> list[str]:
+        """Delete what dead writers left behind; only for the holder of `fence`. Returns the names."""
+        return directory.sweep(self.path, fence=fence)
+
+    def prune(self, *, keep: int, needed: Collection[str] = ()) -> list[str]:
+        """Delete what is older than the `keep` newest valid states and not in `needed`; returns the names.
+
+        `needed` must hold the state the last commit names. Retained ones stay as well.
+        """
+        if keep < 1:
+            raise ValueError("keep must be at least 1")
+        kept = self.names()[-keep:]
+        needed = {*needed, *self._retained()}
+        deleted: list[str] = []
+        if not kept:
+            return deleted
+        for name in self._steps():
+            if str(name) == kept[0]:
+                break
+            if str(name) in needed:
+                continue
+            try:
+                directory.delete_step(self.path / str(name))
+            except OSError as error:
+                logger.warning("training state %s could not be deleted: %s", name, error)
+            else:
+                deleted.append(str(name))
+        return deleted
+
+    def retain(self, name: str) -> None:
+        """Keep a state for good: no prune deletes it. Raises errors.PublishFailed when storage fails."""
+        with directory.storage_errors_as_publish_failed(f"The mark of training state {name}", self.path):
+            (self.path / f"{name}{_RETAINED}").touch()
+            directory.flush_directory(self.path)
+
+    def _retained(self) -> set[str]:
+        return {path.name.removesuffix(_RETAINED) for path in self.path.glob(f"*{_RETAINED}")}
+
+    def _steps(self) -> list[StepName]:
+        return [name for name in directory.step_names(self.path) if name.sequence is not None]
+
+    def take_over(self, fence: int) -> None:
+        """Nothing: where directories are renamed, names with a higher fence are enough."""
+
+    def _share(self, written: Path, *, name: StepName, manifest: bytes) -> bytes:
+        """The manifest as it becomes visible; who shares by other means than the directory does so here."""
+        return manifest
+
+    def _is_saved(self, name: StepName, *, what: str) -> bool:
+        with directory.storage_errors_as_publish_failed(what, self.path):
+            highest = self.highest_fence()
+            if highest is not None and highest > name.fence:
+                raise errors.Fenced(
+                    f"{self.path} holds states of fence {highest} and this learner has fence {name.fence}:"
+                    " another learner owns the run, or an earlier run of the same name left them there."
+                )
+            self.sweep(fence=name.fence)
+            return self._has_sound(name)
+
+    def _has_sound(self, name: StepName) -> bool:
+        path = self.path / str(name)
+        if not path.exists():
+            return False
+        try:
+            self._verified(str(name), with_digests=True)
+        except errors.CorruptCheckpoint as error:
+            logger.warning("damaged training state is replaced: %s", error)
+            directory.delete_step(path)
+            return False
+        return True
+
+    def _verified(self, name: str, *, with_digests: bool) -> tuple[Path, StateManifest]:
+        parsed = parse_name(name)
+        if parsed is None:
+            raise errors.CorruptCheckpoint(f"{name!r} is not the name of a training state.")
+        path = self.path / name
+        manifest = decode_state_manifest(read_manifest_bytes(path), what=str(path))
+        if parsed.rank != (manifest.fence, manifest.step, manifest.sequence):
+            raise errors.CorruptCheckpoint(f"The manifest in {path} is of another step, fence or sequence.")
+        verify_files(path, manifest.files, allowed=STATE_FILES, with_digests=with_digests)
+        return path, manifest
+
+    def _rank(self) -> int:
+        return dist.get_rank(self._group) if dist.is_initialized() else 0
+
+    def _world_size(self) -> int:
+        return dist.get_world_size(self._group) if dist.is_initialized() else 1
+
+    def _on_coordinator(self, action: Callable[[], _T]) -> _T:
+        """Run `action` on rank 0 only and give its result, or what it raises, to every rank."""
+        if not dist.is_initialized():
+            return action()
+        outcome: list[Any] = [None, None]
+        if self._rank() == 0:
+            try:
+                outcome[0] = action()
+            except errors.AsympoError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: _T = outcome[0]
+        return result
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the first error of any rank itself: its wrapper is one that `except Exception` does not catch."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        first, _ = next(iter(error.failures.values()))
+        raise first from error

@@ -1,0 +1,151 @@
+"""Which tensors make up the training state of a model and its optimizer, under stable names."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asympo.common import errors
+from asympo.learner.state.dcp import DTYPES, dtype_name
+from asympo.learner.state.manifest import StateTensor
+from asympo.learner.step.muon import ADAMW, MUON
+
+log = logging.getLogger(__name__)
+
+_OF_THE_STEP = {"params", "lr"}
+"""Of a group's values, those that are no settings of their own."""
+_COMPILED_PREFIX = "_orig_mod."
+"""Put into parameter names by torch.compile."""
+
+
+def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor to save, shared with the model and the optimizer, not copied. Tied weights occur once."""
+    saved = model.state_dict().keys()
+    tensors = {f"model.{_plain(name)}": parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {f"model.{_plain(name)}": buffer for name, buffer in model.named_buffers() if name in saved}
+    for name, parameter in _named(model, optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                raise errors.BadSetting(
+                    f"The optimizer keeps {key!r} of {name} in a form that cannot be saved."
+                )
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups with names for parameters; errors.BadSetting for odd values."""
+    names = {id(parameter): name for name, parameter in _named(model, optimizer)}
+    groups = []
+    for group in optimizer.param_groups:
+        described: dict[str, Any] = {}
+        for key, value in group.items():
+            if key == "params":
+                described[key] = [names[id(parameter)] for parameter in value]
+            elif value is None or isinstance(value, bool | int | float | str):
+                described[key] = value
+            elif isinstance(value, tuple) and all(isinstance(part, int | float) for part in value):
+                described[key] = list(value)
+            else:
+                raise errors.BadSetting(
+                    f"The optimizer's {key}={value!r} cannot be saved; give a plain number."
+                )
+        groups.append(described)
+    return groups
+
+
+def allocate_optimizer_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    groups: Sequence[Mapping[str, Any]],
+    stored: Mapping[str, StateTensor],
+) -> None:
+    """Give the optimizer uninitialised state tensors of the stored shapes, sharded like their parameters.
+
+    Its own hyperparameters stay; where they are others than the stored ones the log says so. Raises
+    errors.BadSetting when the state is of another optimizer or of other parameters.
+    """
+    given = describe_groups(model, optimizer)
+    if (here := _optimizer_name(given)) != (there := _optimizer_name(groups)):
+        raise errors.BadSetting(
+            f"The training state is of the optimizer {there}, and the settings say {here}: its momenta mean"
+            f" something else. Set optimizer to {there}, or start a run with a name of its own."
+        )
+    names = [list(group["params"]) for group in given]
+    if names != [list(group["params"]) for group in groups]:
+        raise errors.BadSetting(
+            "The training state is of another model or optimizer: parameter groups differ."
+        )
+    _log_changes(groups, given)
+    parameters = dict(_named(model, optimizer))
+    index = {name: position for position, name in enumerate(name for group in names for name in group)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for entry in stored.values():
+        kind, _, rest = entry.name.partition(".")
+        name, _, key = rest.rpartition(".")
+        if kind == "optimizer" and name in parameters:
+            state.setdefault(index[name], {})[key] = _allocate(parameters[name], entry)
+    restored = [
+        {**group, "params": [index[name] for name in held]}
+        for group, held in zip(optimizer.param_groups, names, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": restored})
+
+
+def check_tensors(tensors: Mapping[str, Tensor], stored: Mapping[str, StateTensor], *, what: str) -> None:
+    """errors.BadSetting naming the first difference in name, shape or type."""
+    for name in sorted(tensors.keys() ^ stored.keys()):
+        place = "the state" if name in stored else "this model and optimizer"
+        raise errors.BadSetting(f"{what} does not fit: only {place} has {name}.")
+    for name, tensor in tensors.items():
+        entry = stored[name]
+        if tuple(tensor.shape) != entry.shape or dtype_name(tensor) != entry.dtype:
+            raise errors.BadSetting(
+                f"{what} does not fit: {name} is {entry.dtype} {list(entry.shape)} there and"
+                f" {dtype_name(tensor)} {list(tensor.shape)} here."
+            )
+
+
+def _optimizer_name(groups: Sequence[Mapping[str, Any]]) -> str:
+    """As settings call it; groups without a name are of a release that had AdamW alone."""
+    names = {group.get("optimizer", ADAMW) for group in groups}
+    return MUON if MUON in names else str(min(names))
+
+
+def _log_changes(stored: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> None:
+    changes = {
+        f"{key} {before[key]} to {now[key]}"
+        for before, now in zip(stored, given, strict=True)
+        for key in sorted((before.keys() & now.keys()) - _OF_THE_STEP)
+        if before[key] != now[key]
+    }
+    if changes:
+        log.warning("The optimizer goes on with other settings than the run had: %s", "; ".join(changes))
+
+
+def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
+    """The optimizer's parameters with their names, in its order."""
+    names = {id(parameter): _plain(name) for name, parameter in model.named_parameters()}
+    found = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                raise errors.BadSetting("The optimizer holds a parameter that the model does not have.")
+            found.append((names[id(parameter)], parameter))
+    return found
+
+
+def _allocate(parameter: Tensor, entry: StateTensor) -> Tensor:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise errors.CorruptCheckpoint(f"{entry.name} is of the unknown type {entry.dtype!r}.")
+    if tuple(parameter.shape) == entry.shape:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.empty(entry.shape, dtype=dtype)
+
+
+def _plain(name: str) -> str:
+    return name.replace(_COMPILED_PREFIX, "")

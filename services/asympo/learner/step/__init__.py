@@ -1,0 +1,1 @@
+"""From groups to one optimizer step: objectives, optimizer, precision, shares of ranks."""

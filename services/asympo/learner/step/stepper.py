@@ -1,0 +1,129 @@
+"""What turns entries into steps, made from settings: the same for a live run and for a replayed one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from asympo.common.rollout_log import RunConfig
+from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
+from asympo.learner.model.policy import Policy, load_model, vocab_size
+from asympo.learner.ranks import Ranks
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.step.compute import Compute
+from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions
+from asympo.learner.step.optimizer import learning_rate_at, make_optimizer
+from asympo.learner.step.shards import Shards
+from asympo.learner.step.step import Stepper
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """Policy and optimizer, and what steps them."""
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+
+
+def build_step_parts(settings: LearnerSettings, compute: Compute, ranks: Ranks | None = None) -> StepParts:
+    """Everything at the run's start, with ``ranks`` this rank's shard of it; raises BadModel."""
+    # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
+    device = compute.torch_device if ranks is None else torch.device("cpu")
+    model = load_model(settings.model, dtype=torch.float32, device=device)
+    policy = policy_around(model, settings, compute)
+    policy.self_check()
+    shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
+    optimizer = make_optimizer(
+        policy.model,
+        learning_rate=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        name=settings.optimizer,
+        muon_momentum=settings.muon_momentum,
+    )
+    return StepParts(
+        policy=policy,
+        optimizer=optimizer,
+        stepper=build_stepper(settings, compute, policy=policy, optimizer=optimizer, shards=shards),
+    )
+
+
+def build_reader(
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    config: RunConfig,
+    log: SegmentLog,
+    is_trained: Callable[[str], bool],
+    on_invalid: Callable[[str], None] = lambda reason: None,
+) -> SegmentReader:
+    """Reads steps from a log, live or archived."""
+    return SegmentReader(
+        log=log,
+        group_reader=build_group_reader(policy=policy, tokenizer=tokenizer, is_trained=is_trained),
+        groups_per_step=config.groups_per_step,
+        max_groups_per_step=config.max_groups_per_step,
+        on_invalid=on_invalid,
+    )
+
+
+def build_group_reader(*, policy: Policy, tokenizer: Any, is_trained: Callable[[str], bool]) -> GroupReader:
+    """Turns entries into groups that this policy can train."""
+    text_config = policy.model.config.get_text_config()
+    return GroupReader(
+        tokenizer=tokenizer,
+        vocab_size=vocab_size(policy.model.config),
+        max_positions=getattr(text_config, "max_position_embeddings", None),
+        is_trained=is_trained,
+    )
+
+
+def build_stepper(
+    settings: LearnerSettings,
+    compute: Compute,
+    *,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    shards: Shards | None = None,
+) -> Stepper:
+    """How a step is computed."""
+    return Stepper(
+        policy=policy,
+        optimizer=optimizer,
+        objective=OBJECTIVES[settings.objective],
+        options=ObjectiveOptions(
+            mean_nll_floor=settings.mean_nll_floor, negative_scale=settings.negative_scale
+        ),
+        learning_rate=lambda step: learning_rate_at(
+            step,
+            peak=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.total_steps,
+            final_ratio=settings.final_learning_rate_ratio,
+        ),
+        max_grad_norm=settings.max_grad_norm,
+        token_budget=settings.token_budget,
+        share_prefixes=compute.share_prefixes,
+        shards=shards,
+    )
+
+
+def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
+    """A policy over weights that are loaded already."""
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
+    model.train(settings.gradient_checkpointing)
+    return Policy(
+        model=model,
+        compute_dtype=compute.torch_dtype,
+        chunk_rows=settings.head_chunk_rows,
+        attention=compute.attention,
+    )
