@@ -6,8 +6,22 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
-from asympo.learner.record.trackers import TrackerSettings
 from asympo.tasks.config import TaskConfig
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class TrackerSettings(BaseModel):
+    """Which trackers get the numbers, beside the JSONL file that always does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: tuple[TrackerName, ...] = Field((), description="trackers beside the JSONL file")
+    project: str = Field("asympo", min_length=1, description="W&B project and MLflow experiment")
+    wandb_mode: Literal["offline", "online"] = Field(
+        "offline", description="offline writes a folder for `wandb sync`; online needs an API key"
+    )
+    mlflow_uri: str | None = Field(None, description="MLflow tracking server; absent: a folder of the run")
 
 
 class SamplingOptions(BaseModel):

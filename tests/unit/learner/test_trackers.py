@@ -12,7 +12,8 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.telemetry import read_jsonl
 from asympo.learner.record import trackers as trackers_module
-from asympo.learner.record.trackers import Trackers, TrackerSettings
+from asympo.learner.record.trackers import Trackers
+from asympo.learner.settings import TrackerSettings
 
 ROW: dict[str, Any] = {
     "reward_mean": 0.5,

@@ -14,16 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, Protocol
 
 from asympo.common.errors import BadSetting
 from asympo.common.telemetry import JsonlWriter
+from asympo.learner.settings import TrackerName, TrackerSettings
 
 log = logging.getLogger(__name__)
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 _PACKAGES: dict[TrackerName, tuple[str, str]] = {
     "tensorboard": ("tensorboard.summary.writer.event_file_writer", "tensorboard"),
@@ -35,19 +32,6 @@ _PACKAGES: dict[TrackerName, tuple[str, str]] = {
 _MAX_QUEUED_ROWS = 1000
 _REOPEN_SECONDS = 30.0
 _LOG_EVERY = 100
-
-
-class TrackerSettings(BaseModel):
-    """Which trackers get the numbers, beside the JSONL file that always does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    enabled: tuple[TrackerName, ...] = Field((), description="trackers beside the JSONL file")
-    project: str = Field("asympo", min_length=1, description="W&B project and MLflow experiment")
-    wandb_mode: Literal["offline", "online"] = Field(
-        "offline", description="offline writes a folder for `wandb sync`; online needs an API key"
-    )
-    mlflow_uri: str | None = Field(None, description="MLflow tracking server; absent: a folder of the run")
 
 
 class Sink(Protocol):
