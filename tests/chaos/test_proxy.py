@@ -63,14 +63,14 @@ class Door:
         self.link = link
         direct = Broker.connect(url)
         self.behind = RunLog(direct, run)
-        self.behind.create_or_join(
+        self.behind.state.create_or_join(
             RunConfig(
                 run=run, group_size=2, groups_per_step=2, max_groups_per_step=2, num_prompts=8, model="m"
             )
         )
-        fence = self.behind.take_fence("learner")
-        self.behind.announce_policy(fence, step=0, digest="0" * 64)
-        self.behind.set_state(RunState.RUNNING, fence=fence)
+        fence = self.behind.fence.take("learner")
+        self.behind.policies.announce(fence, step=0, digest="0" * 64)
+        self.behind.state.set(RunState.RUNNING, fence=fence)
 
     async def client(self) -> RunLog:
         broker = await asyncio.to_thread(
@@ -96,7 +96,7 @@ def through_door(broker_url: str, run_name: str, use: Callable[[Door], Any]) -> 
 
 
 async def leased(client: RunLog) -> Lease:
-    lease = await asyncio.to_thread(client.acquire, holder="client", policy_step=0)
+    lease = await asyncio.to_thread(client.leases.acquire, holder="client", policy_step=0)
     assert isinstance(lease, Lease)
     return lease
 
@@ -106,16 +106,18 @@ def test_link_cut_between_append_and_reply_leaves_one_group(broker_url: str, run
         client = await door.client()
         lease = await leased(client)
         trap = door.link.trap(script="append", moment=Moment.AFTER, is_wanted=is_appended)
-        appending = asyncio.ensure_future(asyncio.to_thread(client.append, lease, b"x", producer="client"))
+        appending = asyncio.ensure_future(
+            asyncio.to_thread(client.leases.append, lease, b"x", producer="client")
+        )
         catch = await trap.caught(5.0)
         assert catch.reply[:2] == [b"APPENDED", 1]
         assert not appending.done()
-        assert door.behind.stats().appended == 1
+        assert door.behind.stats.read().appended == 1
         assert door.link.reset() >= 1
         trap.release(Verdict.DISCARD)
         result = await appending
         assert (result.outcome, result.sequence) == (AppendOutcome.DUPLICATE, 1)
-        assert door.behind.stats().appended == 1
+        assert door.behind.stats.read().appended == 1
 
     through_door(broker_url, run_name, use)
 
@@ -125,9 +127,11 @@ def test_append_held_before_the_broker_is_not_done(broker_url: str, run_name: st
         client = await door.client()
         lease = await leased(client)
         trap = door.link.trap(script="append", moment=Moment.BEFORE)
-        appending = asyncio.ensure_future(asyncio.to_thread(client.append, lease, b"x", producer="client"))
+        appending = asyncio.ensure_future(
+            asyncio.to_thread(client.leases.append, lease, b"x", producer="client")
+        )
         await trap.caught(5.0)
-        assert door.behind.stats().appended == 0
+        assert door.behind.stats.read().appended == 0
         trap.release(Verdict.RELAY)
         assert (await appending).outcome is AppendOutcome.APPENDED
 
@@ -141,7 +145,9 @@ def test_append_sent_again_is_answered_duplicate_and_the_client_hears_the_first(
         client = await door.client()
         lease = await leased(client)
         trap = door.link.trap(script="append", moment=Moment.AFTER, is_wanted=is_appended)
-        appending = asyncio.ensure_future(asyncio.to_thread(client.append, lease, b"x", producer="client"))
+        appending = asyncio.ensure_future(
+            asyncio.to_thread(client.leases.append, lease, b"x", producer="client")
+        )
         catch = await trap.caught(5.0)
         assert (await catch.connection.ask_again(catch.request))[:2] == [b"DUPLICATE", 1]
         trap.release(Verdict.RELAY)
@@ -155,10 +161,10 @@ def test_deaf_link_swallows_until_the_client_gives_up(broker_url: str, run_name:
         client = await door.client()
         door.link.is_deaf = True
         with pytest.raises(BrokerUnavailable):
-            await asyncio.to_thread(client.state)
+            await asyncio.to_thread(client.state.get)
         assert door.link.num_swallowed >= 1
         door.link.is_deaf = False
-        assert await asyncio.to_thread(client.state) is RunState.RUNNING
+        assert await asyncio.to_thread(client.state.get) is RunState.RUNNING
 
     through_door(broker_url, run_name, use)
 
@@ -167,7 +173,7 @@ def test_slow_link_delays_every_request(broker_url: str, run_name: str) -> None:
     async def use(door: Door) -> None:
         client = await door.client()
         door.link.delay_seconds = 0.1
-        await asyncio.to_thread(client.state)
+        await asyncio.to_thread(client.state.get)
         assert door.link.longest_delay_seconds >= 0.1
 
     through_door(broker_url, run_name, use)
@@ -179,7 +185,7 @@ def test_shut_door_looks_like_a_broker_that_is_down(broker_url: str, run_name: s
         door.link.is_shut = True
         door.link.reset()
         with pytest.raises(BrokerUnavailable):
-            await asyncio.to_thread(client.state)
+            await asyncio.to_thread(client.state.get)
 
     through_door(broker_url, run_name, use)
 
@@ -191,7 +197,7 @@ def test_trap_that_waited_in_vain_lets_the_next_message_pass(broker_url: str, ru
         with pytest.raises(TimeoutError):
             await trap.caught(0.05)
         lease = await leased(client)
-        result = await asyncio.to_thread(client.append, lease, b"x", producer="client")
+        result = await asyncio.to_thread(client.leases.append, lease, b"x", producer="client")
         assert result.outcome is AppendOutcome.APPENDED
 
     through_door(broker_url, run_name, use)

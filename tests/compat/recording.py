@@ -68,13 +68,13 @@ def put_back(record: Path, *, root: Path, url: str) -> None:
     """Broker and storage of the recorded run."""
     shutil.copytree(record / "storage", root, dirs_exist_ok=True)
     broker = Broker.connect(url)
-    RunLog(broker, RUN).put_back(recorded_pieces(record, root=root))
+    RunLog(broker, RUN).copies.put_back(recorded_pieces(record, root=root))
     broker.close()
 
 
 def _record_broker(log: RunLog, record: Path, *, root: Path) -> None:
     rows = []
-    for piece in log.copy():
+    for piece in log.copies.read():
         items = [item.replace(str(root).encode(), ROOT.encode()) for item in piece.items]
         shown = [_shown(item) for item in items]
         rows.append({"noun": piece.noun, "kind": piece.kind, "place": piece.place, "items": shown})
@@ -103,7 +103,7 @@ def _record_run(record: Path) -> None:
         with Producer(url=server.url, run=RUN, hostile_every=7):
             learner.start()
             learner.until(lambda: learner.reached(5), 600)
-        learner.until(lambda: log.stats().open <= 3, 600)
+        learner.until(lambda: log.stats.read().open <= 3, 600)
         learner.stop(signal.SIGKILL)
         _leave_work_behind(log)
         _record_broker(log, record, root=root)
@@ -116,13 +116,13 @@ def _record_run(record: Path) -> None:
 
 def _leave_work_behind(log: RunLog) -> None:
     """One group more in the log, and two prompts leased to somebody who is gone."""
-    policy = log.latest_policy()
+    policy = log.policies.latest()
     assert policy is not None
-    leases = [log.acquire(holder="left-behind", policy_step=policy.step) for _ in range(3)]
+    leases = [log.leases.acquire(holder="left-behind", policy_step=policy.step) for _ in range(3)]
     answered = leases[0]
     assert all(isinstance(lease, Lease) for lease in leases)
     assert isinstance(answered, Lease)
-    log.append(answered, encode_group(make_group(answered.group_id)), producer="left-behind")
+    log.leases.append(answered, encode_group(make_group(answered.group_id)), producer="left-behind")
 
 
 def _make_model(directory: Path) -> None:

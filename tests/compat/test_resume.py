@@ -118,15 +118,15 @@ def test_journal_with_and_without_what_is_new_is_read(tmp_path: Path) -> None:
 
 
 def test_generator_joins_a_run_of_the_release_before(recorded: RunLog, tmp_path: Path) -> None:
-    config = recorded.config()
+    config = recorded.state.config()
     assert config is not None
     task_config = joining.task_config_of(config, task_path=None)
     task = joining.load_same_task(config, task_config)
     joining.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
     assert joining.sampling_of(config).max_tokens == 256
-    assert recorded.stats().backlog > 0
-    assert recorded.latest_policy() is not None
-    assert [letter.sequence for letter in recorded.dead_letters()] == [23, 16, 9, 2]
+    assert recorded.stats.read().backlog > 0
+    assert recorded.policies.latest() is not None
+    assert [letter.sequence for letter in recorded.dead_letters.newest()] == [23, 16, 9, 2]
 
 
 @pytest.mark.timeout(400)
@@ -143,8 +143,8 @@ def test_learner_resumes_a_run_of_the_release_before_and_trains_every_group_once
     finally:
         generator.ended.set()
         generator.join(30)
-    assert recorded.stats().state is RunState.FINISHED
-    last = recorded.last_commit()
+    assert recorded.stats.read().state is RunState.FINISHED
+    last = recorded.commits.last()
     assert last is not None
     archived = read_archive(root / RUN, state_name=last.state_name)
     found = audit(

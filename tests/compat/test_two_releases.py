@@ -31,25 +31,25 @@ class NewGenerator:
         self._leases: dict[str, Lease] = {}
 
     def acquire(self) -> tuple[str, str] | None:
-        policy = self._log.latest_policy()
-        lease = self._log.acquire(holder=self.holder, policy_step=policy.step if policy else 0)
+        policy = self._log.policies.latest()
+        lease = self._log.leases.acquire(holder=self.holder, policy_step=policy.step if policy else 0)
         if not isinstance(lease, Lease):
             return None
         self._leases[lease.token] = lease
         return lease.token, lease.group_id
 
     def append(self, token: str, payload: bytes) -> tuple[str, int]:
-        result = self._log.append(self._leases[token], payload, producer=self.holder)
+        result = self._log.leases.append(self._leases[token], payload, producer=self.holder)
         return result.outcome.value.upper(), result.sequence or 0
 
     def renew(self, token: str) -> bool:
-        return self._log.renew([self._leases[token]]) == []
+        return self._log.leases.renew([self._leases[token]]) == []
 
     def hand_back(self, token: str) -> bool:
-        return self._log.hand_back(self._leases[token], reason="stopping")
+        return self._log.leases.hand_back(self._leases[token], reason="stopping")
 
     def report(self, status: str) -> None:
-        self._log.report_presence(self.holder, {}, ttl_seconds=60)
+        self._log.presence.report(self.holder, {}, ttl_seconds=60)
 
 
 class Reading:
@@ -74,7 +74,7 @@ class OldLearning:
     def __init__(self, log: RunLog, reading: Reading) -> None:
         self._reading = reading
         self._learner = OldLearner(log.broker, log.run)
-        record = log.last_commit()
+        record = log.commits.last()
         values = (record.sequence, record.state_name, record.step, record.fence) if record else (0, "", 0, 0)
         self._learner.take(committed=values, consumed=reading.sequence)
 
@@ -100,39 +100,43 @@ class NewLearning:
 
     def __init__(self, log: RunLog, reading: Reading) -> None:
         self._log, self._reading = log, reading
-        fence = log.take_fence("new", take_over=True)
-        self._fence = log.reconcile(fence, committed=log.last_commit(), trained=reading.trained).fence
+        fence = log.fence.take("new", take_over=True)
+        self._fence = log.reconciler.reconcile(
+            fence, committed=log.commits.last(), trained=reading.trained
+        ).fence
 
     def work(self) -> None:
         reading, fence = self._reading, self._fence
-        entries = self._log.read(after_sequence=reading.sequence, max_count=4, block_seconds=0, fence=fence)
+        entries = self._log.reader.read(
+            after_sequence=reading.sequence, max_count=4, block_seconds=0, fence=fence
+        )
         for entry in entries:
             reading.consume(entry.sequence, entry.group_id)
         reading.step += 1
-        self._log.announce_policy(fence, step=reading.step, digest=f"d{reading.step}")
+        self._log.policies.announce(fence, step=reading.step, digest=f"d{reading.step}")
         group_ids = [entry.group_id for entry in entries]
         state = {"sequence": reading.sequence, "state_name": f"step-{reading.step}", "step": reading.step}
         if group_ids:
-            self._log.free(fence, group_ids, trained_sequence=reading.sequence)
-            self._log.commit(fence, **state, group_ids=group_ids)  # type: ignore[arg-type]
+            self._log.commits.free(fence, group_ids, trained_sequence=reading.sequence)
+            self._log.commits.commit(fence, **state, group_ids=group_ids)  # type: ignore[arg-type]
 
     def leave(self) -> None:
-        self._log.release(self._fence)
+        self._log.fence.release(self._fence)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, seed: int) -> None:
     rng = random.Random(seed)
-    log.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1, lease_seconds=600.0))
+    log.state.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1, lease_seconds=600.0))
     log.broker.command("HSET", f"asympo:{{{log.run}}}:run", "of_a_later_release", "1")
     reading = Reading(NUM_PROMPTS)
     learner: OldLearning | NewLearning = NewLearning(log, reading)
     learner.work()
-    log.set_state(RunState.RUNNING)
+    log.state.set(RunState.RUNNING)
     generators = [OldGenerator(log.broker, log.run), NewGenerator(log)]
     held: list[tuple[OldGenerator | NewGenerator, str]] = []
     answered: Counter[str] = Counter()
-    while log.state() is RunState.RUNNING:
+    while log.state.get() is RunState.RUNNING:
         generator = rng.choice(generators)
         generator.report('{"later": true}')
         if (lease := generator.acquire()) is not None:
@@ -153,15 +157,15 @@ def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, s
             learner.work()
     assert sorted(reading.consumed) == sorted(f"0-{index}" for index in range(NUM_PROMPTS))
     assert min(answered["old-generator"], answered["new-generator"]) > 5
-    assert {each["holder"] for each in log.generators()} == {"old-generator", "new-generator"}
-    log.delete()
+    assert {each["holder"] for each in log.presence.generators()} == {"old-generator", "new-generator"}
+    log.state.delete()
 
 
 def test_zombie_of_the_release_before_is_refused(log: RunLog) -> None:
-    log.create_or_join(config_of(log.run))
+    log.state.create_or_join(config_of(log.run))
     reading = Reading(NUM_PROMPTS)
     old = OldLearning(log, reading)
     NewLearning(log, reading)
     with pytest.raises(PermissionError, match="FENCED"):
         old.work()
-    log.delete()
+    log.state.delete()

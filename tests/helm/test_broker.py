@@ -96,36 +96,36 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     config = RunConfig(
         run="run-a", group_size=2, groups_per_step=1, max_groups_per_step=2, num_prompts=9, seed=1, model="m"
     )
-    learner.create_or_join(config)
-    assert generator.wait_for_config(5) == learner.config()
-    fence = learner.take_fence("learner-0")
-    fence = learner.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=9)).fence
-    learner.announce_policy(fence, step=0, digest="d")
-    learner.set_state(RunState.RUNNING, fence=fence)
-    generator.report_presence("gen", {"state": "generating"}, ttl_seconds=5)
-    assert len(learner.generators()) == 1
-    assert generator.wait_for_policy(None, 5).step == 0
-    first, second = (generator.acquire(holder="gen", policy_step=0) for _ in range(2))
-    assert generator.renew([first, second]) == []
-    assert generator.hand_back(second, reason="test") is True
-    assert generator.append(first, b"payload", producer="gen").outcome == "appended"
-    generator.mark_bad_policy(step=7, fence=1, reason="test", holder="gen")
-    assert len(generator.bad_policies()) == len(learner.bad_policies()) == 1
-    generator.stats()
-    generator.wait_for_slot(0.01)
-    [entry] = learner.read(after_sequence=0, max_count=5, block_seconds=1, fence=fence)
-    learner.heartbeat(fence)
-    learner.free(fence, [entry.group_id], trained_sequence=1)
-    learner.commit(fence, sequence=1, state_name="s", step=1, group_ids=[entry.group_id])
-    learner.stats()
-    assert learner.last_commit() == CommitRecord(sequence=1, state_name="s", step=1, fence=fence.number)
-    learner.release(fence)
+    learner.state.create_or_join(config)
+    assert generator.state.wait_for_config(5) == learner.state.config()
+    fence = learner.fence.take("learner-0")
+    fence = learner.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=9)).fence
+    learner.policies.announce(fence, step=0, digest="d")
+    learner.state.set(RunState.RUNNING, fence=fence)
+    generator.presence.report("gen", {"state": "generating"}, ttl_seconds=5)
+    assert len(learner.presence.generators()) == 1
+    assert generator.policies.wait(None, 5).step == 0
+    first, second = (generator.leases.acquire(holder="gen", policy_step=0) for _ in range(2))
+    assert generator.leases.renew([first, second]) == []
+    assert generator.leases.hand_back(second, reason="test") is True
+    assert generator.leases.append(first, b"payload", producer="gen").outcome == "appended"
+    generator.policies.mark_bad(step=7, fence=1, reason="test", holder="gen")
+    assert len(generator.policies.bad()) == len(learner.policies.bad()) == 1
+    generator.stats.read()
+    generator.leases.wait_for_slot(0.01)
+    [entry] = learner.reader.read(after_sequence=0, max_count=5, block_seconds=1, fence=fence)
+    learner.fence.heartbeat(fence)
+    learner.commits.free(fence, [entry.group_id], trained_sequence=1)
+    learner.commits.commit(fence, sequence=1, state_name="s", step=1, group_ids=[entry.group_id])
+    learner.stats.read()
+    assert learner.commits.last() == CommitRecord(sequence=1, state_name="s", step=1, fence=fence.number)
+    learner.fence.release(fence)
     operator = RunLog(embedded.connect("operator"), "run-a")
-    pieces = list(learner.copy())
-    assert [piece.noun for piece in operator.copy()] == [piece.noun for piece in pieces]
-    operator.delete()
-    operator.put_back(pieces)
-    assert operator.stats().trained == 1
+    pieces = list(learner.copies.read())
+    assert [piece.noun for piece in operator.copies.read()] == [piece.noun for piece in pieces]
+    operator.state.delete()
+    operator.copies.put_back(pieces)
+    assert operator.stats.read().trained == 1
 
 
 FORBIDDEN = (

@@ -15,8 +15,8 @@ from asympo.common.clock import SystemClock
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.telemetry import MetricsEndpoint, new_registry
-from asympo.learner.control import Learner, LearnerState
-from asympo.learner.log.heartbeat import Heart
+from asympo.learner.control import LearnerControl, LearnerState
+from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
@@ -91,13 +91,13 @@ def test_model_without_safetensors_leaves_no_directory(hub: str, tmp_path: Path,
 
 
 @pytest.fixture
-def learner(broker_url: str, run_name: str) -> Iterator[tuple[Learner, str]]:
+def learner(broker_url: str, run_name: str) -> Iterator[tuple[LearnerControl, str]]:
     """A learner's core behind its own HTTP, which nothing trains."""
     clock = SystemClock()
-    core = Learner(settings=LearnerSettings(run=run_name), stop=StopSignal(), clock=clock)
+    core = LearnerControl(settings=LearnerSettings(run=run_name), stop=StopSignal(), clock=clock)
     registry = new_registry(service="learner", version="test")
     broker = Broker.connect(broker_url)
-    heart = Heart(
+    heartbeat = Heartbeat(
         run_log=RunLog(broker, run_name),
         learner=core,
         metrics=LearnerMetrics(registry),
@@ -105,7 +105,9 @@ def learner(broker_url: str, run_name: str) -> Iterator[tuple[Learner, str]]:
         on_fenced=lambda error: None,
     )
     api = build_api(
-        learner=core, why_not_alive=lambda: heart.not_alive_reason, metrics_endpoint=MetricsEndpoint(registry)
+        learner=core,
+        why_not_alive=lambda: heartbeat.not_alive_reason,
+        metrics_endpoint=MetricsEndpoint(registry),
     )
     server = HttpServer(api=api, host="127.0.0.1", port=0)
     server.start()
@@ -119,7 +121,7 @@ def check(url: str, min_generators: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-def test_release_check_says_what_is_missing(learner: tuple[Learner, str]) -> None:
+def test_release_check_says_what_is_missing(learner: tuple[LearnerControl, str]) -> None:
     core, url = learner
     assert "does not answer" in check("http://127.0.0.1:1", 0).stderr
     assert "the learner is not ready: starting" in check(url, 0).stderr

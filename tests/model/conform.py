@@ -46,8 +46,8 @@ class RealLog:
             seed=SEED,
             model="tiny",
         )
-        log.create_or_join(config)
-        log.set_state(RunState.RUNNING)
+        log.state.create_or_join(config)
+        log.state.set(RunState.RUNNING)
 
     def do(self, name: str) -> bool:
         """One action on both; False where the model says that it is impossible. Raises AssertionError."""
@@ -71,9 +71,9 @@ class RealLog:
             fence, log = self._fences[number], self.log
             ids = [self._id(0)]
             calls: tuple[Callable[[], object], ...] = (
-                partial(log.free, fence, ids),
-                partial(log.announce_policy, fence, step=9, digest="d9"),
-                partial(log.commit, fence, sequence=0, state_name="s", step=9, group_ids=ids),
+                partial(log.commits.free, fence, ids),
+                partial(log.policies.announce, fence, step=9, digest="d9"),
+                partial(log.commits.commit, fence, sequence=0, state_name="s", step=9, group_ids=ids),
             )
             for call in calls:
                 _expect_fenced(call, is_fenced=True)
@@ -83,7 +83,7 @@ class RealLog:
     # --- generators ------------------------------------------------------------------------------------
 
     def _lease(self, after: State, number: int) -> None:
-        lease = self.log.acquire(holder=f"gen-{number}", policy_step=self.state.broker.policy)
+        lease = self.log.leases.acquire(holder=f"gen-{number}", policy_step=self.state.broker.policy)
         held = after.generators[number]
         assert isinstance(lease, Lease), lease
         assert held is not None
@@ -93,7 +93,7 @@ class RealLog:
     def _append(self, after: State, number: int) -> None:
         held = self.state.generators[number]
         assert held is not None
-        result = self.log.append(self._leases[held.token], b"payload", producer=f"gen-{number}")
+        result = self.log.leases.append(self._leases[held.token], b"payload", producer=f"gen-{number}")
         if after.broker != self.state.broker:
             assert (result.outcome, result.sequence) == (AppendOutcome.APPENDED, after.broker.last)
         else:
@@ -105,24 +105,24 @@ class RealLog:
         """Nothing reaches the broker."""
 
     def _expire(self, after: State, token: int) -> None:
-        self.log.broker.client.zadd(self.log._key("deadlines"), {self._leases[token].token: 1}, xx=True)
-        assert isinstance(self.log.acquire(holder="old", policy_step=TOO_OLD), Refused)
+        self.log.broker.client.zadd(self.log.access.key("deadlines"), {self._leases[token].token: 1}, xx=True)
+        assert isinstance(self.log.leases.acquire(holder="old", policy_step=TOO_OLD), Refused)
 
     # --- learners --------------------------------------------------------------------------------------
 
     def _take_over(self, after: State, number: int) -> None:
         learner = _must(after.learners[number])
-        fence = self.log.take_fence(f"learner-{number}", take_over=True, at_least=highest_fence(self.state))
+        fence = self.log.fence.take(f"learner-{number}", take_over=True, at_least=highest_fence(self.state))
         record = _record(learner.durable)
-        report = self.log.reconcile(fence, committed=record, trained=self._ids(learner))
+        report = self.log.reconciler.reconcile(fence, committed=record, trained=self._ids(learner))
         self._fences[number] = report.fence
-        self.log.announce_policy(report.fence, step=learner.step, digest=f"d{learner.step}")
+        self.log.policies.announce(report.fence, step=learner.step, digest=f"d{learner.step}")
 
     def _reconcile(self, after: State, number: int) -> None:
         before = _must(self.state.learners[number])
 
         def call() -> None:
-            report = self.log.reconcile(
+            report = self.log.reconciler.reconcile(
                 self._fences[number],
                 committed=_record(before.durable),
                 trained=self._ids(before),
@@ -130,7 +130,7 @@ class RealLog:
             )
             self._fences[number] = report.fence
             if after.broker.policy != _policy(self.log):
-                self.log.announce_policy(report.fence, step=before.published, digest=f"d{before.published}")
+                self.log.policies.announce(report.fence, step=before.published, digest=f"d{before.published}")
 
         _expect_fenced(call, is_fenced=after.learners[number] is None)
 
@@ -138,7 +138,7 @@ class RealLog:
         before, learner = _must(self.state.learners[number]), after.learners[number]
 
         def call() -> None:
-            entries = self.log.read(
+            entries = self.log.reader.read(
                 after_sequence=before.sequence, max_count=1, block_seconds=0, fence=self._fences[number]
             )
             assert learner is not None
@@ -150,11 +150,11 @@ class RealLog:
 
     def _publish(self, after: State, number: int) -> None:
         step = _must(after.learners[number]).step
-        self.log.announce_policy(self._fences[number], step=step, digest=f"d{step}")
+        self.log.policies.announce(self._fences[number], step=step, digest=f"d{step}")
 
     def _free(self, after: State, number: int) -> None:
         held = _must(self.state.learners[number]).held
-        self.log.free(self._fences[number], [self._id(prompt) for prompt in held])
+        self.log.commits.free(self._fences[number], [self._id(prompt) for prompt in held])
 
     def _save(self, after: State, number: int) -> None:
         """Nothing reaches the broker."""
@@ -167,7 +167,7 @@ class RealLog:
         record = _record(durable)
         assert record is not None
         ids = [self._id(prompt) for prompt in sorted(durable.trained)]
-        self.log.commit(
+        self.log.commits.commit(
             self._fences[number],
             sequence=record.sequence,
             state_name=record.state_name,
@@ -179,20 +179,20 @@ class RealLog:
 
     def _copy(self, after: State) -> None:
         client = self.log.broker.client
-        self._dump = {noun: client.dump(self.log._key(noun)) for noun in NOUNS}
+        self._dump = {noun: client.dump(self.log.access.key(noun)) for noun in NOUNS}
 
     def _roll_back(self, after: State) -> None:
         pipe = self.log.broker.client.pipeline(transaction=True)
         for noun, content in self._dump.items():
-            pipe.delete(self.log._key(noun))
+            pipe.delete(self.log.access.key(noun))
             if content is not None:
-                pipe.restore(self.log._key(noun), 0, content)
+                pipe.restore(self.log.access.key(noun), 0, content)
         pipe.execute()
 
     def _compare(self, name: str) -> None:
-        broker, log, key = self.state.broker, self.log, self.log._key
+        broker, log, key = self.state.broker, self.log, self.log.access.key
         client = log.broker.client
-        stats = log.stats()
+        stats = log.stats.read()
         leased = [stored.partition(b"|")[0].decode() for stored in client.hvals(key("leases"))]
         queued = [group_id.decode() for group_id in client.lrange(key("reissue"), 0, -1)]
         expected_queue = [self._id(prompt) for prompt in broker.reissue]
@@ -203,7 +203,7 @@ class RealLog:
             "leased": sorted(leased),
             "queued": queued,
             "open": sorted(member.decode() for member in client.smembers(key("open"))),
-            "log": [(entry.sequence, entry.group_id) for entry in log.iter_entries()],
+            "log": [(entry.sequence, entry.group_id) for entry in log.reader.iter_entries()],
             "last": stats.last_sequence,
             "fence": stats.fence,
             "committed": stats.committed_sequence,
@@ -240,7 +240,7 @@ def _must(learner: Learner | None) -> Learner:
 
 
 def _policy(log: RunLog) -> int:
-    policy = log.latest_policy()
+    policy = log.policies.latest()
     return policy.step if policy else NOBODY
 
 

@@ -18,7 +18,7 @@ def _stats(stats: LogStats, **changes: Any) -> LogStats:
 
 def test_counts_of_the_run_are_counted_from_the_start_of_the_process(broker_url: str, run_name: str) -> None:
     broker = Broker.connect(broker_url)
-    empty = RunLog(broker, run_name).stats()
+    empty = RunLog(broker, run_name).stats.read()
     broker.close()
     registry = CollectorRegistry()
     metrics = LearnerMetrics(registry)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from typing import Any, ClassVar
 
+from asympo.bench.log_wire import Wire, acquire_command, append_command, pack, wait_command
 from asympo.common.rollout_log.keys import key
-from asympo.common.rollout_log.wire import Wire, acquire_command, append_command, pack, wait_command
 
 _MAX_SAMPLES = 20_000
 _TICK_SECONDS = 0.05

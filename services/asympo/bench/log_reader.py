@@ -30,16 +30,16 @@ def read_product(url: str, config: RunConfig, shared: Shared) -> ReaderResult:
     """The product's way: fenced reads, one free, announcement and commit for every step."""
     broker = Broker.connect(url)
     run_log, result = RunLog(broker, config.run), ReaderResult()
-    fence = run_log.take_fence("bench")
+    fence = run_log.fence.take("bench")
     trained = TrainedIds(num_prompts=config.num_prompts)
-    fence = run_log.reconcile(fence, committed=None, trained=trained).fence
-    run_log.announce_policy(fence, step=0, digest="0")
-    run_log.set_state(RunState.RUNNING, fence=fence)
+    fence = run_log.reconciler.reconcile(fence, committed=None, trained=trained).fence
+    run_log.policies.announce(fence, step=0, digest="0")
+    run_log.state.set(RunState.RUNNING, fence=fence)
     sequence, step, pending = 0, 0, list[str]()
     start_wall, start_cpu = time.perf_counter(), time.process_time()
     while not shared.stop.is_set():
         wanted = config.groups_per_step - len(pending)
-        entries = run_log.read(
+        entries = run_log.reader.read(
             after_sequence=sequence, max_count=wanted, block_seconds=_BLOCK_SECONDS, fence=fence
         )
         _count(result, shared, [entry.appended_at_seconds for entry in entries])
@@ -52,10 +52,12 @@ def read_product(url: str, config: RunConfig, shared: Shared) -> ReaderResult:
             continue
         step += 1
         if step % config.publish_every == 0:
-            run_log.announce_policy(fence, step=step, digest=str(step))
+            run_log.policies.announce(fence, step=step, digest=str(step))
             shared.reader_calls.value += 1
-        run_log.free(fence, pending, trained_sequence=sequence)
-        run_log.commit(fence, sequence=sequence, state_name=f"step-{step}", step=step, group_ids=pending)
+        run_log.commits.free(fence, pending, trained_sequence=sequence)
+        run_log.commits.commit(
+            fence, sequence=sequence, state_name=f"step-{step}", step=step, group_ids=pending
+        )
         shared.reader_calls.value += 2
         pending = []
     result.wall_seconds = time.perf_counter() - start_wall

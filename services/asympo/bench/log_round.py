@@ -11,8 +11,8 @@ import psutil
 
 from asympo.bench.log_load import Load, LoadProcess, LoadResult, Shared
 from asympo.bench.log_reader import ReaderResult, read_bare, read_product
+from asympo.bench.log_wire import load_scripts
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
-from asympo.common.rollout_log.wire import load_scripts
 
 _WARM_UP_SECONDS = 0.3
 _JOIN_SECONDS = 30.0
@@ -75,7 +75,7 @@ def run_round(asked: Round) -> RoundResult:
     run_log = RunLog(broker, asked.run)
     load_scripts(broker)
     if not asked.is_bare:
-        run_log.create_or_join(config)
+        run_log.state.create_or_join(config)
     shared = Shared(
         stop=_fork.Event(),
         sent=_fork.Value(c_longlong, 0),
@@ -100,7 +100,7 @@ def run_round(asked: Round) -> RoundResult:
             process.join(_JOIN_SECONDS)
             if process.is_alive():
                 process.kill()
-        run_log.delete()
+        run_log.state.delete()
         broker.close()
     return _result(found, {name: last[name] - first[name] for name in last})
 

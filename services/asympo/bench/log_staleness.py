@@ -77,12 +77,12 @@ def run_staleness(case: StalenessCase) -> StalenessResult:
     )
     broker, stop = Broker.connect(case.url), threading.Event()
     run_log, failures = RunLog(broker, case.run), list[BaseException]()
-    run_log.create_or_join(config)
-    fence = run_log.take_fence("bench")
+    run_log.state.create_or_join(config)
+    fence = run_log.fence.take("bench")
     trained = TrainedIds(num_prompts=config.num_prompts)
-    fence = run_log.reconcile(fence, committed=None, trained=trained).fence
-    run_log.announce_policy(fence, step=0, digest="0")
-    run_log.set_state(RunState.RUNNING, fence=fence)
+    fence = run_log.reconciler.reconcile(fence, committed=None, trained=trained).fence
+    run_log.policies.announce(fence, step=0, digest="0")
+    run_log.state.set(RunState.RUNNING, fence=fence)
 
     def generate(number: int) -> None:
         try:
@@ -98,11 +98,11 @@ def run_staleness(case: StalenessCase) -> StalenessResult:
         result = _train(case, config, run_log, fence, stop)
     finally:
         stop.set()
-        run_log.set_state(RunState.FINISHED, fence=fence)
+        run_log.state.set(RunState.FINISHED, fence=fence)
         for thread in threads:
             thread.join(_JOIN_SECONDS)
-        stats = run_log.stats()
-        run_log.delete()
+        stats = run_log.stats.read()
+        run_log.state.delete()
         broker.close()
     if failures:
         raise RuntimeError("a simulated generator failed: the measurement is void") from failures[0]
@@ -114,15 +114,15 @@ def run_staleness(case: StalenessCase) -> StalenessResult:
 def _generate(case: StalenessCase, run_log: RunLog, stop: threading.Event, rng: random.Random) -> None:
     name, payload = threading.current_thread().name, b"x" * 1024
     while not stop.is_set():
-        policy = run_log.latest_policy()
-        answer = run_log.acquire(holder=name, policy_step=policy.step if policy else 0)
+        policy = run_log.policies.latest()
+        answer = run_log.leases.acquire(holder=name, policy_step=policy.step if policy else 0)
         if isinstance(answer, Refused):
-            run_log.wait_for_slot(0.1, refused=answer)
+            run_log.leases.wait_for_slot(0.1, refused=answer)
             continue
         assert isinstance(answer, Lease)
         is_slow = rng.random() < SLOW_SHARE
         stop.wait(case.work_seconds * (SLOW_FACTOR if is_slow else 1))
-        run_log.append(answer, payload, producer=name)
+        run_log.leases.append(answer, payload, producer=name)
 
 
 def _train(
@@ -131,11 +131,11 @@ def _train(
     """The order of a step: train, publish, free, commit; slots are held until their policy is published."""
     result = StalenessResult(max_queue_staleness_allowed=config.max_staleness)
     deadline, sequence, step = time.monotonic() + case.seconds, 0, 0
-    published, held = run_log.publish_times(), list[str]()
+    published, held = run_log.policies.publish_times(), list[str]()
     while time.monotonic() < deadline and not stop.is_set():
         segment: list[LogEntry] = []
         while len(segment) < config.groups_per_step and time.monotonic() < deadline and not stop.is_set():
-            segment += run_log.read(
+            segment += run_log.reader.read(
                 after_sequence=sequence,
                 max_count=config.groups_per_step - len(segment),
                 block_seconds=0.1,
@@ -149,9 +149,9 @@ def _train(
         result.count([queue_staleness(entry.appended_at_seconds, published) for entry in segment])
         held += [entry.group_id for entry in segment]
         if step % config.publish_every == 0:
-            announcement = run_log.announce_policy(fence, step=step, digest=str(step))
+            announcement = run_log.policies.announce(fence, step=step, digest=str(step))
             published.append(announcement.published_at_seconds)
-            run_log.free(fence, held, trained_sequence=sequence)
-            run_log.commit(fence, sequence=sequence, state_name=str(step), step=step, group_ids=held)
+            run_log.commits.free(fence, held, trained_sequence=sequence)
+            run_log.commits.commit(fence, sequence=sequence, state_name=str(step), step=step, group_ids=held)
             held = []
     return result

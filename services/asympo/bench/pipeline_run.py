@@ -59,7 +59,7 @@ class PipelineRun:
     def stats(self) -> LogStats:
         """What the broker counts."""
         assert self._broker is not None
-        return RunLog(self._broker, self._plan.file.run.name).stats()
+        return RunLog(self._broker, self._plan.file.run.name).stats.read()
 
     def start(self, *, is_paused: bool) -> None:
         """Starts all services; a paused learner publishes its first policy and trains nothing."""

@@ -202,7 +202,9 @@ class GroupMaker:
     async def _append(self, group: GroupInFlight, payload: bytes) -> GroupOutcome:
         """Append, waiting for the broker if need be: it decides whether the lease is still good."""
         result = await group.unless_stopped(
-            self._calls.until_answered(self._run_log.append, group.lease, payload, producer=self._holder)
+            self._calls.until_answered(
+                self._run_log.leases.append, group.lease, payload, producer=self._holder
+            )
         )
         outcome: GroupOutcome = result.outcome.value
         if outcome not in ("appended", "duplicate"):

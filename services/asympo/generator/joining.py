@@ -32,7 +32,7 @@ async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float)
     num_waits = 0
     while True:
         try:
-            return await calls.until_answered(run_log.wait_for_config, wait_seconds)
+            return await calls.until_answered(run_log.state.wait_for_config, wait_seconds)
         except NoProgress:
             if num_waits % REMIND_EVERY == 0:
                 log.info("Run %s does not exist yet: waiting for its learner", run_log.run)

@@ -57,7 +57,7 @@ class Presence:
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
                 await self._calls.run(
-                    self._run_log.report_presence, self._generator.holder, {}, ttl_seconds=0
+                    self._run_log.presence.report, self._generator.holder, {}, ttl_seconds=0
                 )
         except (BrokerUnavailable, TimeoutError) as error:
             log.debug("Nobody heard the goodbye: %r", error)
@@ -70,7 +70,7 @@ class Presence:
             self._metrics.groups_held.set(parts.gate.num_held)
         try:
             await self._calls.run(
-                self._run_log.report_presence,
+                self._run_log.presence.report,
                 self._generator.holder,
                 self._generator.status(),
                 ttl_seconds=max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS),

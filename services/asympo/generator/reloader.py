@@ -238,7 +238,7 @@ class Reloader:
 
     async def _mark_bad(self, failed: PolicyRef, reason: str) -> None:
         await self._calls.until_answered(
-            self._run_log.mark_bad_policy,
+            self._run_log.policies.mark_bad,
             step=failed.step,
             fence=failed.fence,
             reason=reason,

@@ -47,7 +47,7 @@ class PolicyWatcher:
 
     async def newest(self) -> PolicyRef | None:
         """The newest visible policy that nobody marked bad; None when there is none."""
-        bad = await self._calls.until_answered(self._run_log.bad_policies)
+        bad = await self._calls.until_answered(self._run_log.policies.bad)
         self._bad = frozenset(str(StepName(step=policy.step, fence=policy.fence)) for policy in bad)
         now = self._clock.monotonic_seconds()
         self._shunned_until = {name: until for name, until in self._shunned_until.items() if until > now}
@@ -100,10 +100,10 @@ class PolicyWatcher:
             left_seconds = deadline - self._clock.monotonic_seconds()
             try:
                 if left_seconds <= 0:
-                    self._announced = await self._calls.run(self._run_log.latest_policy) or self._announced
+                    self._announced = await self._calls.run(self._run_log.policies.latest) or self._announced
                     return
                 announced = await self._calls.run(
-                    self._run_log.wait_for_policy, self._announced, min(left_seconds, self._wait_seconds)
+                    self._run_log.policies.wait, self._announced, min(left_seconds, self._wait_seconds)
                 )
             except BrokerUnavailable as error:
                 self._metrics.count_broker_error()

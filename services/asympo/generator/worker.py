@@ -180,7 +180,9 @@ class Worker:
     async def _ask_for_lease(self, policy_step: int) -> Lease | Refused:
         """One request for work. A drain does not cancel it: a lease it brings must be handed back."""
         self._asking = asyncio.ensure_future(
-            self._calls.until_answered(self._run_log.acquire, holder=self._holder, policy_step=policy_step)
+            self._calls.until_answered(
+                self._run_log.leases.acquire, holder=self._holder, policy_step=policy_step
+            )
         )
         answer = await asyncio.shield(self._asking)
         self._asking = None
@@ -209,7 +211,9 @@ class Worker:
             await asyncio.sleep(max(hint_seconds, IDLE_AFTER_END_SECONDS))
             return
         try:
-            await self._calls.run(self._run_log.wait_for_slot, self._slot_wait_seconds, refused=refused)
+            await self._calls.run(
+                self._run_log.leases.wait_for_slot, self._slot_wait_seconds, refused=refused
+            )
         except BrokerUnavailable as error:
             self._metrics.count_broker_error()
             log.warning("No news of free slots while the broker is away: %s", error)
@@ -223,7 +227,7 @@ class Worker:
                 continue
             try:
                 leases = [group.lease for group in by_token.values()]
-                lost = await self._calls.run(self._run_log.renew, leases)
+                lost = await self._calls.run(self._run_log.leases.renew, leases)
             except BrokerUnavailable as error:
                 self._metrics.count_broker_error()
                 log.warning("%d leases could not be renewed: %s", len(by_token), error)
@@ -299,7 +303,7 @@ class Worker:
         """Give the prompt to someone else now; if the broker is away, the lease's expiry does it."""
         try:
             await self._calls.run(
-                self._run_log.hand_back, lease, reason=reason, is_prompt_failure=is_prompt_failure
+                self._run_log.leases.hand_back, lease, reason=reason, is_prompt_failure=is_prompt_failure
             )
         except BrokerUnavailable as error:
             self._metrics.count_broker_error()

@@ -198,7 +198,7 @@ class LearnerProcess:
 
     def _is_over(self, run_log: RunLog) -> bool:
         """Whether there is nothing left to train. Raises RunEnded unless the learner is to stay."""
-        state, commit = run_log.state(), run_log.last_commit()
+        state, commit = run_log.state.get(), run_log.commits.last()
         step, total = commit.step if commit else 0, self._settings.total_steps
         if state is not RunState.FINISHED or (total is not None and commit is not None and step < total):
             return False
@@ -255,7 +255,7 @@ class LearnerProcess:
         # Before looking for a state: from here on none of an older fence appears any more.
         states.take_over(fence.number)
         policies.take_over(fence.number)
-        found = find_state(states, commit=run_log.last_commit())
+        found = find_state(states, commit=run_log.commits.last())
         state = found[1] if found else None
         session = LogSession(
             run_log=run_log,
@@ -307,7 +307,7 @@ class LearnerProcess:
         deadline = self._clock.monotonic_seconds() + patience
         while True:
             try:
-                return run_log.take_fence(
+                return run_log.fence.take(
                     self._holder,
                     take_over=settings.take_over,
                     heartbeat_seconds=settings.heartbeat_seconds,

@@ -88,7 +88,7 @@ def _fetch(run_log: RunLog, reader: GroupReader, told: list[tuple[int, list[int]
     sequences = sorted({share.sequence for share in shares})
     groups = {
         entry.sequence: reader.read(entry).to_trained()
-        for entry in _answered(lambda: run_log.read_at(sequences))
+        for entry in _answered(lambda: run_log.reader.read_at(sequences))
     }
     return [share.of(groups[share.sequence]) for share in shares]
 

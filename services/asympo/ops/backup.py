@@ -75,7 +75,7 @@ def back_up(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
 
 def _write(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
     seen = _Seen()
-    write_pieces(out / BROKER_FILE, seen.watch(log.copy()))
+    write_pieces(out / BROKER_FILE, seen.watch(log.copies.read()))
     storage = out / STORAGE
     state_name, sequence, tip = _copy_state(run_directory / "train", storage / "train")
     seen.check(sequence, run=log.run)

@@ -41,9 +41,9 @@ def _export(arguments: Namespace, read_backlog: ReadBacklog | None) -> int:
 
 def _backlog(log: RunLog, after: int | None) -> Sequence[LogEntry]:
     if after is None:
-        return list(log.iter_entries())
+        return list(log.reader.iter_entries())
     entries: list[LogEntry] = []
-    while batch := log.read(after_sequence=after, max_count=_GROUPS_AT_ONCE, block_seconds=0.0):
+    while batch := log.reader.read(after_sequence=after, max_count=_GROUPS_AT_ONCE, block_seconds=0.0):
         entries.extend(batch)
         after = batch[-1].sequence
     return entries

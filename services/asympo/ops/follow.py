@@ -41,7 +41,7 @@ def main(arguments: Namespace) -> int:
         open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as run_log,
         StopSignal() as stop,
     ):
-        config = run_log.config()
+        config = run_log.state.config()
         if config is None:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
         settings = _settings(arguments, run_directory, config)

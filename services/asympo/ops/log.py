@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _stats(log: RunLog, arguments: Namespace) -> int:
-    stats = dataclasses.asdict(log.stats())
+    stats = dataclasses.asdict(log.stats.read())
     if arguments.json:
         write_json(stats)
     else:
@@ -61,7 +61,7 @@ def _stats(log: RunLog, arguments: Namespace) -> int:
 
 def _tail(log: RunLog, arguments: Namespace) -> int:
     num_seen = 0
-    for entry in log.tail():
+    for entry in log.reader.tail():
         if entry is None:
             continue
         if arguments.json:
@@ -77,7 +77,7 @@ def _tail(log: RunLog, arguments: Namespace) -> int:
 
 def _show(log: RunLog, arguments: Namespace) -> int:
     if arguments.dead:
-        for letter in log.dead_letters(arguments.count):
+        for letter in log.dead_letters.newest(arguments.count):
             values = {"sequence": letter.sequence, "producer": letter.producer, "reason": letter.reason}
             if arguments.json:
                 write_json(values)
@@ -85,13 +85,13 @@ def _show(log: RunLog, arguments: Namespace) -> int:
                 sys.stdout.write(f"{letter.sequence} from {letter.producer}: {letter.reason}\n")
         return 0
     if arguments.sequence is not None:
-        entries = list(islice(log.iter_entries(after_sequence=arguments.sequence - 1), 1))
+        entries = list(islice(log.reader.iter_entries(after_sequence=arguments.sequence - 1), 1))
         if not entries or entries[0].sequence != arguments.sequence:
             raise BadSetting(
                 f"group {arguments.sequence} is not in the log: not yet appended, or committed and trimmed"
             )
     else:
-        entries = list(deque(log.iter_entries(), maxlen=arguments.count))
+        entries = list(deque(log.reader.iter_entries(), maxlen=arguments.count))
     for entry in entries:
         if arguments.json:
             write_json(describe(entry))

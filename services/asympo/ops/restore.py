@@ -57,7 +57,7 @@ def restore(backup: Path, manifest: BackupManifest, broker: Broker, run_director
         directory.storage_errors_as_publish_failed(what, run_directory.parent),
         _placed(backup, manifest, run_directory),
     ):
-        RunLog(broker, manifest.run).put_back(read_pieces(backup / BROKER_FILE))
+        RunLog(broker, manifest.run).copies.put_back(read_pieces(backup / BROKER_FILE))
 
 
 def _refuse_checkpoints(run_directory: Path) -> None:

@@ -84,14 +84,14 @@ def local_runs(directory: Path) -> list[dict[str, Any]]:
 
 def _show(arguments: Namespace) -> int:
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-        config, stats = log.config(), log.stats()
+        config, stats = log.state.config(), log.stats.read()
         values: dict[str, Any] = {
             "config": json.loads(config.to_json()) if config else None,
             "stats": dataclasses.asdict(stats),
-            "commit": _fields(log.last_commit()),
-            "latest_policy": _fields(log.latest_policy()),
-            "bad_policies": [dataclasses.asdict(bad) for bad in log.bad_policies()],
-            "generators": log.generators(),
+            "commit": _fields(log.commits.last()),
+            "latest_policy": _fields(log.policies.latest()),
+            "bad_policies": [dataclasses.asdict(bad) for bad in log.policies.bad()],
+            "generators": log.presence.generators(),
         }
     if arguments.json:
         write_json(values)
@@ -123,9 +123,9 @@ def _delete(arguments: Namespace) -> int:
         held.delete()
     else:
         with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-            stats = log.stats()
+            stats = log.stats.read()
             if stats.is_fence_alive:
                 raise BadSetting(f"the learner {stats.fence_holder} works for {arguments.run}: stop it first")
-            log.delete()
+            log.state.delete()
     sys.stdout.write(f"deleted {arguments.run}\n")
     return 0

@@ -85,7 +85,7 @@ def delete_run(directory: Any, file: RunFile) -> None:
 
         broker = Broker.connect(file.external_broker_url)
         try:
-            RunLog(broker, file.run.name).delete()
+            RunLog(broker, file.run.name).state.delete()
         finally:
             broker.close()
 

@@ -126,11 +126,11 @@ class Supervisor:
         return False
 
     def _has_finished(self, run_log: RunLog) -> bool:
-        commit = run_log.last_commit()
+        commit = run_log.commits.last()
         if commit is not None:
             self._step = max(self._step, commit.step)
         self._view.update(self._snapshot(), self._history.complete(self._directory.path / "metrics.jsonl"))
-        if run_log.state() is RunState.FINISHED:
+        if run_log.state.get() is RunState.FINISHED:
             return True
         self._note(f"the learner stopped at step {self._step} although the run is not finished")
         return False
@@ -168,7 +168,7 @@ class Supervisor:
 
     def _finish(self, run_log: RunLog) -> None:
         """After the last step: the generator loads the last policy and is examined."""
-        latest = run_log.latest_policy()
+        latest = run_log.policies.latest()
         if self._checks is None or (latest and self._checks.is_measured_at(latest.step)):
             return
         self._phase = "waiting for the generator to serve the last policy"

@@ -54,11 +54,11 @@ class LearnerSide:
             "tokenizer_digest": tokenizer_digest(ByteTokenizer()),
         }
         self.config = RunConfig(run=run, **(values | config))
-        self.fence = self.run_log.take_fence("learner", heartbeat_seconds=60.0)
+        self.fence = self.run_log.fence.take("learner", heartbeat_seconds=60.0)
 
     def create(self) -> "LearnerSide":
-        self.run_log.create_or_join(self.config)
-        self.run_log.set_state(RunState.RUNNING, fence=self.fence)
+        self.run_log.state.create_or_join(self.config)
+        self.run_log.state.set(RunState.RUNNING, fence=self.fence)
         return self
 
     def publish(
@@ -79,18 +79,20 @@ class LearnerSide:
         return ref
 
     def announce(self, ref: PolicyRef) -> None:
-        self.run_log.announce_policy(self.fence, step=ref.step, digest=ref.digest)
+        self.run_log.policies.announce(self.fence, step=ref.step, digest=ref.digest)
 
     def groups(self, *, after_sequence: int = 0, max_count: int = 100) -> list[RolloutGroup]:
-        entries = self.run_log.read(after_sequence=after_sequence, max_count=max_count, block_seconds=0.0)
+        entries = self.run_log.reader.read(
+            after_sequence=after_sequence, max_count=max_count, block_seconds=0.0
+        )
         return [decode_group(entry.payload, limits=LIMITS) for entry in entries]
 
     def free_all(self) -> None:
         """Every appended group gives its slot back, as after a training step."""
-        self.run_log.free(self.fence, [group.group_id for group in self.groups()])
+        self.run_log.commits.free(self.fence, [group.group_id for group in self.groups()])
 
     def close(self) -> None:
-        self.run_log.delete()
+        self.run_log.state.delete()
         self.broker.close()
 
 

@@ -81,7 +81,7 @@ async def test_grpc_drain_answers_and_then_the_process_ends(learner: LearnerSide
         answer = await stub.Drain(messages.GeneratorServiceDrainRequest(deadline_seconds=0.0))
         assert (answer.num_groups_appended, answer.num_groups_handed_back) == (0, 2)
     await asyncio.wait_for(gen.task, 40)
-    assert learner.run_log.stats().leases == 0
+    assert learner.run_log.stats.read().leases == 0
 
 
 async def test_grpc_generates_outside_the_log_and_names_the_policy(learner: LearnerSide) -> None:

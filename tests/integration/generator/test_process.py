@@ -40,20 +40,20 @@ def test_killed_generator_loses_its_leases_and_another_one_answers(
 ) -> None:
     # Every prompt of the capacity is leased by one that will never answer.
     doomed = processes.start("doomed", max_groups_in_flight=6, simulated=ENDLESS)
-    until(lambda: learner.run_log.stats().leases == 6)
+    until(lambda: learner.run_log.stats.read().leases == 6)
     doomed.send_signal(signal.SIGKILL)
     assert doomed.wait() == -signal.SIGKILL
     journal = tmp_path / "appends.jsonl"
     processes.start("heir", append_journal=journal)
     until(lambda: len(learner.groups()) == 6)
-    stats = learner.run_log.stats()
+    stats = learner.run_log.stats.read()
     assert stats.lease_expiries == 6
     assert len({group.group_id for group in learner.groups()}) == 6
     assert stats.prompt_failures == 0
     until(lambda: len(list(read_jsonl(journal))) == 6)
     in_log = {
         (entry.sequence, entry.group_id, hashlib.sha256(entry.payload).hexdigest())
-        for entry in learner.run_log.iter_entries()
+        for entry in learner.run_log.reader.iter_entries()
     }
     rows = list(read_jsonl(journal))
     assert {(row["sequence"], row["group_id"], row["payload_sha256"]) for row in rows} == in_log
@@ -64,17 +64,17 @@ def test_stopped_generator_finishes_what_it_holds_and_exits_0(
     learner: LearnerSide, processes: Processes
 ) -> None:
     process = processes.start("one", simulated={"seconds_per_token": 0.1})
-    until(lambda: learner.run_log.stats().leases == 2)
+    until(lambda: learner.run_log.stats.read().leases == 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, processes.log_of("one")
-    stats = learner.run_log.stats()
+    stats = learner.run_log.stats.read()
     assert (stats.leases, stats.appended, stats.reissue) == (0, 2, 0)
-    assert learner.run_log.generators() == []
+    assert learner.run_log.presence.generators() == []
 
 
 def test_second_signal_ends_the_generator_at_once(learner: LearnerSide, processes: Processes) -> None:
     process = processes.start("one", drain_seconds=60.0, simulated=ENDLESS)
-    until(lambda: learner.run_log.stats().leases == 2)
+    until(lambda: learner.run_log.stats.read().leases == 2)
     process.send_signal(signal.SIGTERM)
     until(lambda: '"Draining' in processes.log_of("one"))
     process.send_signal(signal.SIGTERM)
@@ -85,26 +85,26 @@ def test_stale_engine_is_noticed_and_the_previous_policy_served(
     learner: LearnerSide, processes: Processes
 ) -> None:
     processes.start("one", simulated={"faults": {"stale_steps": [1]}})
-    until(lambda: learner.run_log.stats().leases == 2)
+    until(lambda: learner.run_log.stats.read().leases == 2)
     learner.publish(1, nll=3.0, parent_nll=2.0)
-    [bad] = until(learner.run_log.bad_policies)
+    [bad] = until(learner.run_log.policies.bad)
     assert (bad.step, bad.holder) == (1, "one")
-    [present] = until(lambda: [g for g in learner.run_log.generators() if g["probe_failures"] == 1])
+    [present] = until(lambda: [g for g in learner.run_log.presence.generators() if g["probe_failures"] == 1])
     assert present["policy_step"] == 0
     learner.publish(2, nll=4.0, parent_nll=3.0)
-    until(lambda: [g for g in learner.run_log.generators() if g["policy_step"] == 2])
+    until(lambda: [g for g in learner.run_log.presence.generators() if g["policy_step"] == 2])
 
 
 def test_raising_reload_ends_the_process_and_gives_the_leases_back(
     learner: LearnerSide, processes: Processes
 ) -> None:
     process = processes.start("one", simulated={"faults": {"raising_steps": [1]}} | ENDLESS)
-    until(lambda: learner.run_log.stats().leases == 2)
+    until(lambda: learner.run_log.stats.read().leases == 2)
     learner.publish(1, nll=3.0, parent_nll=2.0)
     assert process.wait(timeout=60) == 7, processes.log_of("one")
     assert "asympo: The engine is broken" in processes.log_of("one").splitlines()[-1]
-    assert learner.run_log.stats().leases == 0
-    assert learner.run_log.bad_policies() == []
+    assert learner.run_log.stats.read().leases == 0
+    assert learner.run_log.policies.bad() == []
 
 
 def test_other_task_is_refused_in_one_sentence(

@@ -84,7 +84,7 @@ async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_o
         engine.flowing.set()
         await until(lambda: gen.status["groups_held"] == 2)
         engine.probing.set()
-        [bad] = await until(learner.run_log.bad_policies)
+        [bad] = await until(learner.run_log.policies.bad)
         assert (bad.step, bad.holder) == (1, "generator-a")
         assert "probe of policy 1 failed: off by 1" in bad.reason
         assert gen.status["policy_step"] == 0
@@ -95,7 +95,7 @@ async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_o
         learner.publish(2, nll=3.0, parent_nll=2.0)
         await until(lambda: gen.status["policy_step"] == 2)
         await until(lambda: len(learner.groups()) == learner.config.capacity)
-    assert learner.run_log.stats().prompt_failures == 0
+    assert learner.run_log.stats.read().prompt_failures == 0
     assert [name[:13] for name in engine.reloaded] == [f"step-0000000{step}" for step in (1, 0, 2)]
 
 
@@ -107,7 +107,7 @@ async def test_failed_reload_gives_up_what_is_still_being_sampled(learner: Learn
         await until(lambda: len(engine.in_flight) == 2)
         engine.is_stale = True
         learner.publish(1, nll=3.0, parent_nll=2.0)
-        await until(learner.run_log.bad_policies)
+        await until(learner.run_log.policies.bad)
         assert len(engine.aborted) == 2
         assert gen.status["requests_lost"] == 4
         assert learner.groups() == []
@@ -124,8 +124,8 @@ async def test_generator_ends_when_the_fallback_fails_as_well(learner: LearnerSi
         ReloadFailed, match=r"probe of policy 1 failed: .*; policy 0 to return to failed as well"
     ):
         await asyncio.wait_for(gen.task, 40)
-    assert learner.run_log.bad_policies() == [], "a broken engine says nothing of a policy"
-    assert learner.run_log.stats().leases == 0
+    assert learner.run_log.policies.bad() == [], "a broken engine says nothing of a policy"
+    assert learner.run_log.stats.read().leases == 0
 
 
 @pytest.mark.parametrize("error", [EngineBroken("weights on the meta device"), RuntimeError("short read")])
@@ -197,7 +197,7 @@ async def test_generator_falls_back_at_the_start_when_the_newest_policy_is_not_w
     learner.publish(5, nll=3.0, parent_nll=2.0)
     async with running(settings_for(learner), MisreadingEngine()) as gen:
         await until(lambda: gen.status["policy_step"] == 0)
-        [bad] = await until(learner.run_log.bad_policies)
+        [bad] = await until(learner.run_log.policies.bad)
         assert bad.step == 5
 
 

@@ -59,7 +59,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
 
         def status() -> dict[str, Any]:
             assert process.poll() is None, processes.log_of("one")
-            return next(iter(learner.run_log.generators()), {})
+            return next(iter(learner.run_log.presence.generators()), {})
 
         until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=180)
         publish(learner, tiny_model, step=0, nlls=reference_mean_nll(tiny_model))
@@ -76,6 +76,6 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
         assert status()["requests_lost"] == 0
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-        assert learner.run_log.stats().leases == 0
+        assert learner.run_log.stats.read().leases == 0
     finally:
         processes.close()

@@ -29,7 +29,7 @@ async def test_worker_appends_scored_groups_until_capacity_is_used_up(learner: L
         learner.free_all()
         await until(lambda: len(learner.groups()) > learner.config.capacity)
     assert gen.status["groups_appended"] == len(learner.groups())
-    assert learner.run_log.stats().leases == 0
+    assert learner.run_log.stats.read().leases == 0
 
 
 async def test_worker_waits_for_the_run_and_its_first_policy(learner: LearnerSide) -> None:
@@ -39,7 +39,7 @@ async def test_worker_waits_for_the_run_and_its_first_policy(learner: LearnerSid
         learner.create()
         await until(lambda: gen.status["state"] == "waiting_for_policy")
         assert gen.engine.started_on == Path("no-such-model")
-        assert learner.run_log.stats().leases == 0
+        assert learner.run_log.stats.read().leases == 0
         learner.publish(0, nll=2.0)
         await until(lambda: learner.groups())
         assert gen.status["last_reload"]["verdict"] == "proved", "the model's own answer was known"
@@ -48,13 +48,15 @@ async def test_worker_waits_for_the_run_and_its_first_policy(learner: LearnerSid
 async def test_worker_reports_its_presence_and_says_goodbye(learner: LearnerSide) -> None:
     learner.create().publish(3, nll=2.0)
     async with running(settings_for(learner)):
-        present = await until(lambda: [g for g in learner.run_log.generators() if g.get("policy_step") == 3])
+        present = await until(
+            lambda: [g for g in learner.run_log.presence.generators() if g.get("policy_step") == 3]
+        )
         assert present[0]["holder"] == "generator-a"
         assert present[0]["rss_bytes"] > 0
         wanted = {"state", "tokens_per_second", "groups_in_flight", "responses_total", "last_reload"}
         wanted |= {"reloads", "probe_failures", "requests_lost", "groups_appended", "groups_wasted"}
         assert wanted <= set(present[0])
-    assert learner.run_log.generators() == []
+    assert learner.run_log.presence.generators() == []
 
 
 async def test_worker_gives_overlong_responses_their_own_reward(
@@ -78,7 +80,7 @@ async def test_worker_survives_one_failing_generation(learner: LearnerSide) -> N
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: len(learner.groups()) == learner.config.capacity)
         assert gen.status["engine_failures"] == 1
-    assert learner.run_log.stats().prompt_failures == 1
+    assert learner.run_log.stats.read().prompt_failures == 1
 
 
 async def test_worker_ends_the_process_when_the_engine_keeps_failing(learner: LearnerSide) -> None:
@@ -89,7 +91,7 @@ async def test_worker_ends_the_process_when_the_engine_keeps_failing(learner: Le
     # Two are in flight: the fifth may fail while the fourth is handed back.
     with pytest.raises(EngineBroken, match=r"[45] generations in a row failed"):
         await asyncio.wait_for(gen.task, 40)
-    stats = learner.run_log.stats()
+    stats = learner.run_log.stats.read()
     assert stats.leases == 0
     assert stats.prompt_failures == 1, "only the first of a row of failures is charged to its prompt"
     assert engine.num_closed == 1
@@ -109,7 +111,7 @@ async def test_worker_aborts_the_request_of_a_lost_lease(
         assert gen.status["requests_lost"] == 0, "no reload had to do with it"
         engine.flowing.set()
         await until(lambda: learner.groups())
-    assert learner.run_log.stats().lease_expiries >= 1
+    assert learner.run_log.stats.read().lease_expiries >= 1
 
 
 async def test_drain_finishes_what_is_in_flight(learner: LearnerSide) -> None:
@@ -124,7 +126,7 @@ async def test_drain_finishes_what_is_in_flight(learner: LearnerSide) -> None:
     engine.flowing.set()
     await asyncio.wait_for(gen.task, 40)
     assert len(learner.groups()) == 2
-    assert learner.run_log.stats().leases == 0
+    assert learner.run_log.stats.read().leases == 0
     assert engine.num_closed == 1
 
 
@@ -136,7 +138,7 @@ async def test_drain_hands_back_what_is_not_done_at_the_deadline(learner: Learne
     await until(lambda: len(engine.in_flight) == 2)
     gen.stop.set("test")
     await asyncio.wait_for(gen.task, 40)
-    stats = learner.run_log.stats()
+    stats = learner.run_log.stats.read()
     assert (stats.leases, stats.reissue, stats.appended) == (0, 2, 0)
     assert stats.prompt_failures == 0, "a drained holder is no fault of the prompt"
     assert len(engine.aborted) == 2
@@ -146,7 +148,7 @@ async def test_worker_idles_after_the_run_and_serves_on(learner: LearnerSide) ->
     learner.create().publish(0, nll=2.0)
     async with running(settings_for(learner)) as gen:
         await until(lambda: len(learner.groups()) == learner.config.capacity)
-        learner.run_log.set_state(RunState.FINISHED, fence=learner.fence)
+        learner.run_log.state.set(RunState.FINISHED, fence=learner.fence)
         await until(lambda: gen.status["state"] == "stopped")
         assert not gen.task.done()
 
@@ -155,7 +157,7 @@ async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> No
     learner.create().publish(0, nll=2.0)
     gen = start(settings_for(learner, exit_when_run_ends=True))
     await until(lambda: len(learner.groups()) == learner.config.capacity)
-    learner.run_log.set_state(RunState.FINISHED, fence=learner.fence)
+    learner.run_log.state.set(RunState.FINISHED, fence=learner.fence)
     await asyncio.wait_for(gen.task, 40)
 
 
@@ -177,4 +179,4 @@ async def test_generator_refuses_to_join_a_run_it_would_answer_differently(
     gen = start(settings_for(learner))
     with pytest.raises(RunConfigMismatch, match=sentence):
         await asyncio.wait_for(gen.task, 40)
-    assert learner.run_log.stats().leases_granted == 0
+    assert learner.run_log.stats.read().leases_granted == 0

@@ -60,24 +60,24 @@ class Producer:
     def _work(self) -> None:
         while not self._is_ended.is_set():
             try:
-                self._run_log.wait_for_config(0.5)
+                self._run_log.state.wait_for_config(0.5)
                 self._answer_one()
             except (NoProgress, BrokerUnavailable):
                 self._is_ended.wait(0.2)
 
     def _answer_one(self) -> None:
-        policy = self._run_log.latest_policy()
+        policy = self._run_log.policies.latest()
         if policy is None:
-            self._run_log.wait_for_policy(None, 0.5)
+            self._run_log.policies.wait(None, 0.5)
             return
-        lease = self._run_log.acquire(holder="producer", policy_step=policy.step)
+        lease = self._run_log.leases.acquire(holder="producer", policy_step=policy.step)
         if isinstance(lease, Refused):
-            self._run_log.wait_for_slot(0.2, refused=lease)
+            self._run_log.leases.wait_for_slot(0.2, refused=lease)
             return
         payload = encode_group(make_group(lease.group_id))
         if self._hostile_every and self.num_appended % self._hostile_every == 1:
             payload = b"\xff" + payload
-        result = self._run_log.append(lease, payload, producer="producer")
+        result = self._run_log.leases.append(lease, payload, producer="producer")
         if result.sequence is not None:
             self.acknowledged.append((lease.group_id, result.sequence, payload))
         self.num_appended += 1

@@ -49,19 +49,19 @@ def test_second_signal_in_the_middle_of_a_save_ends_at_once_and_loses_nothing(
             if is_frozen := freeze_in_a_save(learner):
                 break
         assert is_frozen, "no save was caught half done"
-        before = run_log.last_commit()
+        before = run_log.commits.last()
         assert learner.process is not None
         learner.process.send_signal(signal.SIGTERM)
         learner.process.send_signal(signal.SIGCONT)
         assert learner.process.wait(10) == 128 + signal.SIGTERM
-        assert run_log.last_commit() == before, "what was half saved is not committed"
+        assert run_log.commits.last() == before, "what was half saved is not committed"
         step = max(row["step"] for row in learner.rows)
         learner.start("--take-over", "--total-steps", str(step + 2))
         assert learner.wait() == 0, learner.log
-    assert run_log.state() is RunState.FINISHED
+    assert run_log.state.get() is RunState.FINISHED
     segments = effective_segments(read_jsonl(tmp_path / run_name / "trained.jsonl"))
     trained = [group_id for segment in segments for group_id in segment["group_ids"]]
-    commit = run_log.last_commit()
+    commit = run_log.commits.last()
     assert commit is not None
     assert len(trained) == len(set(trained)) == commit.sequence, "none lost, none twice"
     broker.close()
@@ -81,7 +81,7 @@ def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
         assert learner.stop(signal.SIGTERM) == 0, learner.log
     assert "Reconciled with the broker" in learner.log
     broker = Broker.connect(own_broker.url)
-    commit = RunLog(broker, run_name).last_commit()
+    commit = RunLog(broker, run_name).commits.last()
     broker.close()
     assert commit is not None
     trained = [g for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for g in row["group_ids"]]
@@ -109,7 +109,7 @@ def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
         learner.start("--take-over", "--total-steps", str(step + 3))
         assert learner.wait() == 0, learner.log
     broker = Broker.connect(own_broker.url)
-    commit = RunLog(broker, run_name).last_commit()
+    commit = RunLog(broker, run_name).commits.last()
     broker.close()
     assert commit is not None
     segments = effective_segments(read_jsonl(tmp_path / run_name / "trained.jsonl"))

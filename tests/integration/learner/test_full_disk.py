@@ -49,7 +49,7 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
 
         control.fill_disk(root / run_name)
         learner.until(failed_twice(learner, "publish"))
-        serving, kept = run_log.latest_policy(), PolicyStore(root, run_name).newest(with_digests=True)
+        serving, kept = run_log.policies.latest(), PolicyStore(root, run_name).newest(with_digests=True)
         assert serving is not None
         assert kept is not None
         assert (kept.step, kept.digest) == (serving.step, serving.digest), "what is announced is whole"
@@ -59,19 +59,19 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         assert producer.num_appended == stopped_at
         assert learner.get("/livez") == learner.get("/readyz") == "ok"
         control.free_disk()
-        learner.until(lambda: run_log.latest_policy().step > serving.step + 3)
+        learner.until(lambda: run_log.policies.latest().step > serving.step + 3)
 
         control.fill_disk(root / run_name / "train")
         learner.until(failed_twice(learner, "save"))
-        commit = run_log.last_commit()
+        commit = run_log.commits.last()
         assert commit is not None
         assert (root / run_name / "train" / commit.state_name / "manifest.json").exists()
         control.free_disk()
-        learner.until(lambda: run_log.last_commit().sequence > commit.sequence + 9)
+        learner.until(lambda: run_log.commits.last().sequence > commit.sequence + 9)
         assert learner.stop(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
     assert learner.count("tried again in") >= 6
-    commit = run_log.last_commit()
+    commit = run_log.commits.last()
     assert commit is not None
     trained = [
         group_id for row in read_jsonl(root / run_name / "trained.jsonl") for group_id in row["group_ids"]

@@ -68,7 +68,7 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     assert [entry.group_id for entry in archived] == [i for row in segments for i in row["group_ids"]]
     assert {entry.step for entry in archived} >= set(range(1, 13))
     broker = Broker.connect(broker_url)
-    stats = RunLog(broker, runs[1]).stats()
+    stats = RunLog(broker, runs[1]).stats.read()
     broker.close()
     assert stats.state is RunState.FINISHED
     assert stats.open <= stats.capacity
@@ -91,7 +91,7 @@ def test_learner_serves_status_history_samples_and_control(
             saved = stub.Save(messages.LearnerServiceSaveRequest(retain=True))
             step = stub.Status(messages.LearnerServiceStatusRequest()).step
             assert saved.step == step
-            commit = run_log.last_commit()
+            commit = run_log.commits.last()
             assert commit is not None
             assert (commit.step, commit.state_name) == (step, saved.state_name)
             stub.Resume(messages.LearnerServiceResumeRequest())
@@ -107,12 +107,12 @@ def test_learner_serves_status_history_samples_and_control(
         assert len(sample["responses"]) == GROUP_SIZE
         assert "asympo_learner_step_seconds_bucket" in learner.get("/metrics")
         assert learner.stop(signal.SIGTERM) == 0, learner.log
-    commit = run_log.last_commit()
+    commit = run_log.commits.last()
     assert commit is not None
-    policy = run_log.latest_policy()
+    policy = run_log.policies.latest()
     assert policy is not None
     assert commit.step == policy.step == learner.rows[-1]["step"]
-    assert run_log.stats().state is RunState.RUNNING
+    assert run_log.stats.read().state is RunState.RUNNING
     segments = list(read_jsonl(tmp_path / run_name / "trained.jsonl"))
     trained = [group for row in segments for group in row["group_ids"]]
     assert len(trained) == len(set(trained)) == commit.sequence

@@ -16,6 +16,7 @@ from asympo.common.clock import SystemClock
 from asympo.common.errors import BrokerChanged, Fenced, PublishFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, Fence, Lease, PolicyAnnouncement, RunConfig, RunLog, RunState
+from asympo.common.rollout_log.policies import Policies
 from asympo.common.telemetry import new_registry
 from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
@@ -53,23 +54,24 @@ class GatedStore(PolicyStore):
         return super().publish(**arguments)  # type: ignore[arg-type]
 
 
-class ChangingLog(RunLog):
+class ChangingPolicies(Policies):
     """Refuses announcements like a broker that has failed over since the fence was checked."""
 
     num_refusals = 0
 
-    def announce_policy(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
+    def announce(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
         if self.num_refusals:
             self.num_refusals -= 1
             raise BrokerChanged("the broker restarted")
-        return super().announce_policy(fence, step=step, digest=digest)
+        return super().announce(fence, step=step, digest=digest)
 
 
 @dataclass
 class Stand:
     """One learner's publishing with everything real around it."""
 
-    run_log: ChangingLog
+    run_log: RunLog
+    policies: ChangingPolicies
     store: GatedStore
     session: LogSession
     publishing: BackgroundPublisher
@@ -77,10 +79,10 @@ class Stand:
 
     def consume_one(self) -> str:
         """A group from lease to trained: its slot is held for the next policy."""
-        policy = self.run_log.latest_policy()
-        lease = self.run_log.acquire(holder="g", policy_step=policy.step if policy else 0)
+        policy = self.run_log.policies.latest()
+        lease = self.run_log.leases.acquire(holder="g", policy_step=policy.step if policy else 0)
         assert isinstance(lease, Lease)
-        self.run_log.append(lease, b"payload", producer="g")
+        self.run_log.leases.append(lease, b"payload", producer="g")
         self.session.consumed_sequence += 1
         self.session.trained.add(lease.group_id)
         self.publishing.hold([lease.group_id])
@@ -96,8 +98,9 @@ class Stand:
 def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> Iterator[Stand]:
     settings = LearnerSettings(run=run_name, model=str(tiny_model), checkpoint_root=tmp_path)
     broker = Broker.connect(broker_url)
-    run_log = ChangingLog(broker, run_name)
-    run_log.create_or_join(
+    run_log = RunLog(broker, run_name)
+    run_log.policies = policies = ChangingPolicies(run_log.access)
+    run_log.state.create_or_join(
         RunConfig(
             run=run_name, group_size=4, groups_per_step=2, max_groups_per_step=4, num_prompts=50, model="tiny"
         )
@@ -105,7 +108,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
     stop, clock = StopSignal(), SystemClock()
     trained = TrainedIds(num_prompts=50)
     session = LogSession(
-        run_log=run_log, fence=run_log.take_fence("one"), stop=stop, clock=clock, trained=trained
+        run_log=run_log, fence=run_log.fence.take("one"), stop=stop, clock=clock, trained=trained
     )
     session.reconcile()
     store = GatedStore(tmp_path, run_name)
@@ -129,7 +132,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
     )
     publishing.start(step=0)
     session.set_state(RunState.RUNNING)
-    yield Stand(run_log, store, session, publishing, model)
+    yield Stand(run_log, policies, store, session, publishing, model)
     store.gate.set()
     publishing.close()
     broker.close()
@@ -148,30 +151,30 @@ def test_slot_is_freed_only_when_the_policy_is_announced_and_training_goes_on_me
     shift(stand.model, 7.0)
     later = stand.consume_one()
     stand.publishing.settle(wait=False)
-    before = stand.run_log.latest_policy()
+    before = stand.run_log.policies.latest()
     assert before is not None
-    assert (before.step, stand.run_log.stats().open) == (0, 2)
+    assert (before.step, stand.run_log.stats.read().open) == (0, 2)
     stand.store.gate.set()
     stand.publishing.settle(wait=True)
-    after = stand.run_log.latest_policy()
+    after = stand.run_log.policies.latest()
     assert after is not None
-    assert (after.step, stand.run_log.stats().open) == (1, 1)
+    assert (after.step, stand.run_log.stats.read().open) == (1, 1)
     assert stand.published_weight().unique().tolist() == [3.0], "the weights of the step, not of a later one"
     stand.publishing.begin(step=2, probes=())
     stand.publishing.settle(wait=True)
-    assert stand.run_log.stats().open == 0, f"{later} is freed by the policy after it"
+    assert stand.run_log.stats.read().open == 0, f"{later} is freed by the policy after it"
     assert stand.publishing.staleness_of(before.published_at_seconds) == 2
 
 
 def test_policy_is_announced_without_the_training_thread(stand: Stand) -> None:
     stand.consume_one()
-    before = stand.run_log.latest_policy()
+    before = stand.run_log.policies.latest()
     stand.publishing.begin(step=1, probes=())
-    announced = stand.run_log.wait_for_policy(before, 20)
+    announced = stand.run_log.policies.wait(before, 20)
     assert announced is not None
     assert announced.step == 1
     stand.publishing.settle(wait=True)
-    assert stand.run_log.stats().open == 0
+    assert stand.run_log.stats.read().open == 0
 
 
 @pytest.mark.parametrize("refused", ["config.json", "tokenizer.json", "manifest.json"])
@@ -186,7 +189,7 @@ def test_full_disk_at_any_file_is_tried_again_later(
         stand.publishing.settle(wait=True)
     assert stand.publishing.retry_at is not None
     assert stand.publishing.published_step == 0
-    assert stand.run_log.stats().open == 1
+    assert stand.run_log.stats.read().open == 1
     assert stand.publishing.publish(step=1)
     published = stand.store.newest(with_digests=True)
     assert published is not None
@@ -225,33 +228,33 @@ def test_failed_publish_keeps_the_slots_and_is_owed(stand: Stand) -> None:
     stand.store.is_full = True
     assert not stand.publishing.publish(step=1)
     assert stand.publishing.retry_at is not None
-    assert stand.run_log.stats().open == 1
+    assert stand.run_log.stats.read().open == 1
     stand.store.is_full = False
     assert stand.publishing.publish(step=1)
     assert stand.publishing.retry_at is None
-    assert stand.run_log.stats().open == 0
+    assert stand.run_log.stats.read().open == 0
 
 
 def test_training_thread_announces_what_the_broker_did_not_take_from_the_background(stand: Stand) -> None:
     stand.consume_one()
-    stand.run_log.num_refusals = 1
+    stand.policies.num_refusals = 1
     stand.publishing.begin(step=1, probes=())
     stand.publishing.settle(wait=True)
-    policy, ref = stand.run_log.latest_policy(), stand.store.newest()
+    policy, ref = stand.run_log.policies.latest(), stand.store.newest()
     assert policy is not None
     assert ref is not None
     assert (policy.step, policy.digest) == (1, ref.digest)
-    assert stand.run_log.num_refusals == 0
-    assert stand.run_log.stats().open == 0
+    assert stand.policies.num_refusals == 0
+    assert stand.run_log.stats.read().open == 0
 
 
 def test_fenced_learner_learns_it_from_its_publish(stand: Stand) -> None:
     stand.store.gate.clear()
     stand.publishing.begin(step=1, probes=())
-    stand.run_log.take_fence("two", take_over=True)
+    stand.run_log.fence.take("two", take_over=True)
     stand.store.gate.set()
     with pytest.raises(Fenced):
         stand.publishing.settle(wait=True)
-    policy = stand.run_log.latest_policy()
+    policy = stand.run_log.policies.latest()
     assert policy is not None
     assert policy.step == 0

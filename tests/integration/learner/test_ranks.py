@@ -34,7 +34,7 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
         ranks.until(lambda: ranks.reached(4))
         ranks.kill_rank(1)
         assert ranks.wait() == 0, ranks.log
-        finished = run_log.last_commit()
+        finished = run_log.commits.last()
         assert finished is not None
         assert finished.step == 9
         assert finished.fence > 1, "the ranks that went on are not those that began"
@@ -46,9 +46,9 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
     trained = [
         group_id for row in read_steps(tmp_path / run_name / "trained.jsonl") for group_id in row["group_ids"]
     ]
-    commit, policy = run_log.last_commit(), PolicyStore(tmp_path, run_name).newest(with_digests=True)
+    commit, policy = run_log.commits.last(), PolicyStore(tmp_path, run_name).newest(with_digests=True)
     assert commit is not None
     assert policy is not None
     assert commit.step == policy.step == 11
     assert len(trained) == len(set(trained)) == commit.sequence
-    assert run_log.stats().state is RunState.FINISHED
+    assert run_log.stats.read().state is RunState.FINISHED

@@ -84,9 +84,9 @@ def test_run_ends_with_its_epochs_and_every_prompt_of_each_is_trained_once(
     assert "No work for now: run_ended" in generator.log
     once = Counter(f"{epoch}-{index}" for epoch in range(2) for index in range(10))
     assert trained(learner) == generator.appended == once
-    stats = run_log.stats()
+    stats = run_log.stats.read()
     assert (stats.state, stats.is_exhausted, stats.open, stats.leases) == (RunState.FINISHED, True, 0, 0)
-    told = run_log.acquire(holder="late", policy_step=0)
+    told = run_log.leases.acquire(holder="late", policy_step=0)
     assert isinstance(told, Refused)
     assert told.reason is RefusalReason.RUN_ENDED
 
@@ -112,8 +112,8 @@ def test_full_broker_refuses_and_commits_alone_make_room_until_the_run_ends(
     learner = LearnerProcess(url=own_broker.url, run=run_name, root=tmp_path, model=tiny_model, flags=flags)
     learner.start()
     generator = GeneratorProcess(url=own_broker.url, run=run_name, root=tmp_path)
-    learner.until(lambda: learner.rows and own_log.stats().bytes_used > LEAST_FILLED_BYTES)
-    used, held = own_log.broker.info().used_memory_bytes, own_log.stats().bytes_used
+    learner.until(lambda: learner.rows and own_log.stats.read().bytes_used > LEAST_FILLED_BYTES)
+    used, held = own_log.broker.info().used_memory_bytes, own_log.stats.read().bytes_used
     own_log.broker.client.config_set("maxmemory", used - held // 2)
     assert learner.wait() == 0, learner.log
     assert generator.process.wait(30) == 0, generator.log
@@ -121,7 +121,7 @@ def test_full_broker_refuses_and_commits_alone_make_room_until_the_run_ends(
     assert learner.count("The broker is full and nothing is left to read") >= 1
     once = Counter(f"0-{index}" for index in range(80))
     assert trained(learner) == generator.appended == once
-    stats = own_log.stats()
+    stats = own_log.stats.read()
     assert (stats.state, stats.trained, stats.open) == (RunState.FINISHED, 80, 0)
     # Commits before their time leave the slots of what no policy shows yet.
     assert max(row["queue_staleness_max"] for row in learner.rows) <= 1

@@ -102,18 +102,20 @@ class Learner:
     step: int = 0
 
     def consume(self, count: int, *, block_seconds: float = 1.0) -> list[LogEntry]:
-        entries = self.log.read(
+        entries = self.log.reader.read(
             after_sequence=self.sequence, max_count=count, block_seconds=block_seconds, fence=self.fence
         )
         for entry in entries:
             assert self.trained.add(entry.group_id), f"{entry.group_id} would be trained twice"
             self.sequence = entry.sequence
-        self.log.free(self.fence, [entry.group_id for entry in entries], trained_sequence=self.sequence)
+        self.log.commits.free(
+            self.fence, [entry.group_id for entry in entries], trained_sequence=self.sequence
+        )
         return entries
 
     def commit(self, group_ids: list[str], **options: Any) -> None:
         self.step += 1
-        self.log.commit(
+        self.log.commits.commit(
             self.fence,
             sequence=self.sequence,
             state_name=f"step-{self.step}",
@@ -125,22 +127,22 @@ class Learner:
 
 def start_run(log: RunLog, **overrides: Any) -> Learner:
     """Creates a run, announces its first policy and lets generators in."""
-    config = log.create_or_join(config_of(log.run, **overrides))
-    fence = log.take_fence("learner-0")
+    config = log.state.create_or_join(config_of(log.run, **overrides))
+    fence = log.fence.take("learner-0")
     trained = TrainedIds(num_prompts=config.num_prompts)
-    fence = log.reconcile(fence, committed=None, trained=trained).fence
-    log.announce_policy(fence, step=0, digest="d0")
-    log.set_state(RunState.RUNNING, fence=fence)
+    fence = log.reconciler.reconcile(fence, committed=None, trained=trained).fence
+    log.policies.announce(fence, step=0, digest="d0")
+    log.state.set(RunState.RUNNING, fence=fence)
     return Learner(log=log, fence=fence, trained=trained)
 
 
 def must_lease(log: RunLog, *, holder: str = "gen-0", policy_step: int = 0) -> Lease:
-    lease = log.acquire(holder=holder, policy_step=policy_step)
+    lease = log.leases.acquire(holder=holder, policy_step=policy_step)
     assert isinstance(lease, Lease), lease
     return lease
 
 
 def must_append(log: RunLog, lease: Lease | None = None, payload: bytes = b"payload") -> AppendResult:
-    result = log.append(lease or must_lease(log), payload, producer="gen-0")
+    result = log.leases.append(lease or must_lease(log), payload, producer="gen-0")
     assert result.outcome == "appended", result
     return result

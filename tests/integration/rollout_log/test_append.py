@@ -11,24 +11,24 @@ def test_append_numbers_groups_densely_and_keeps_their_bytes(log: RunLog) -> Non
     leases = [must_lease(log, holder="a|b") for _ in payloads]
     for number, (lease, payload) in enumerate(zip(leases, payloads, strict=True), start=1):
         assert must_append(log, lease, payload).sequence == number
-    entries = log.read(after_sequence=0, max_count=10, block_seconds=0)
+    entries = log.reader.read(after_sequence=0, max_count=10, block_seconds=0)
     assert [entry.sequence for entry in entries] == [1, 2, 3, 4, 5]
     assert [entry.payload for entry in entries] == payloads
     assert [entry.group_id for entry in entries] == [lease.group_id for lease in leases]
     assert {entry.producer for entry in entries} == {"gen-0"}
-    assert all(abs(entry.appended_at_seconds - log.stats().server_time_seconds) < 5 for entry in entries)
+    assert all(abs(entry.appended_at_seconds - log.stats.read().server_time_seconds) < 5 for entry in entries)
 
 
 def test_append_retried_with_the_same_lease_writes_nothing_again(log: RunLog) -> None:
     learner = start_run(log)
     lease = must_lease(log)
     first = must_append(log, lease)
-    again = log.append(lease, b"payload", producer="gen-0")
+    again = log.leases.append(lease, b"payload", producer="gen-0")
     assert (again.outcome, again.sequence) == (AppendOutcome.DUPLICATE, first.sequence)
     learner.commit([entry.group_id for entry in learner.consume(1)])
-    late = log.append(lease, b"payload", producer="gen-0")
+    late = log.leases.append(lease, b"payload", producer="gen-0")
     assert (late.outcome, late.sequence) == (AppendOutcome.DUPLICATE, first.sequence)
-    stats = log.stats()
+    stats = log.stats.read()
     assert (stats.appended, stats.last_sequence, stats.wasted_appends) == (1, 1, 0)
     assert stats.duplicate_appends == 2
 
@@ -37,8 +37,8 @@ def test_append_after_expiry_is_refused_and_counted_as_wasted(log: RunLog) -> No
     start_run(log, lease_seconds=0.1)
     lease = must_lease(log)
     time.sleep(0.15)
-    assert log.append(lease, b"x", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
-    stats = log.stats()
+    assert log.leases.append(lease, b"x", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
+    stats = log.stats.read()
     assert (stats.appended, stats.wasted_appends, stats.lease_expiries, stats.reissue) == (0, 1, 1, 1)
 
 
@@ -48,17 +48,17 @@ def test_append_of_a_late_holder_is_refused_after_its_prompt_was_reissued(log: R
     time.sleep(0.6)
     prompt = must_lease(log, holder="gen-1")
     assert prompt.group_id == late.group_id
-    assert log.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
+    assert log.leases.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
     must_append(log, prompt, b"in time")
-    assert log.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
-    assert [entry.payload for entry in log.iter_entries()] == [b"in time"]
+    assert log.leases.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
+    assert [entry.payload for entry in log.reader.iter_entries()] == [b"in time"]
 
 
 def test_append_of_an_invented_lease_is_refused(log: RunLog) -> None:
     start_run(log)
     invented = Lease(group_id="0-1", epoch=0, index=1, token="0" * 32, expires_in_seconds=9, policy_step=0)
-    assert log.append(invented, b"x", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
-    assert log.stats().last_sequence == 0
+    assert log.leases.append(invented, b"x", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
+    assert log.stats.read().last_sequence == 0
 
 
 def test_append_reports_generation_staleness_in_policies_and_steps(log: RunLog) -> None:
@@ -66,10 +66,10 @@ def test_append_reports_generation_staleness_in_policies_and_steps(log: RunLog) 
     lease, fresh = must_lease(log), must_lease(log)
     must_append(log, fresh)
     for step in (5, 10, 15):
-        log.announce_policy(learner.fence, step=step, digest=f"d{step}")
+        log.policies.announce(learner.fence, step=step, digest=f"d{step}")
     result = must_append(log, lease)
     assert (result.generation_staleness, result.generation_staleness_steps) == (3, 15)
-    stats = log.stats()
+    stats = log.stats.read()
     assert stats.generation_staleness_policies_total == stats.generation_staleness_max == 3
     assert stats.generation_staleness_steps_total == 15
 
@@ -78,19 +78,19 @@ def test_append_too_stale_is_refused_and_its_prompt_issued_again(log: RunLog) ->
     learner = start_run(log, max_generation_staleness=1)
     lease = must_lease(log)
     for step in (1, 2):
-        log.announce_policy(learner.fence, step=step, digest=f"d{step}")
-    result = log.append(lease, b"old", producer="gen-0")
+        log.policies.announce(learner.fence, step=step, digest=f"d{step}")
+    result = log.leases.append(lease, b"old", producer="gen-0")
     assert (result.outcome, result.generation_staleness) == (AppendOutcome.TOO_STALE, 2)
     assert must_lease(log, policy_step=2).group_id == lease.group_id
-    stats = log.stats()
+    stats = log.stats.read()
     assert (stats.appended, stats.stale_appends, stats.wasted_appends) == (0, 1, 1)
 
 
 def test_append_is_taken_while_draining_and_refused_when_finished(log: RunLog) -> None:
     start_run(log)
     first, second = must_lease(log), must_lease(log)
-    log.set_state(RunState.DRAINING)
+    log.state.set(RunState.DRAINING)
     must_append(log, first)
-    log.set_state(RunState.FINISHED)
-    assert log.append(second, b"x", producer="gen-0").outcome == AppendOutcome.REFUSED
-    assert log.stats().leases == 0
+    log.state.set(RunState.FINISHED)
+    assert log.leases.append(second, b"x", producer="gen-0").outcome == AppendOutcome.REFUSED
+    assert log.stats.read().leases == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from asympo.common.errors import BadSetting, BrokerChanged, BrokerFull, BrokerRefused, BrokerUnavailable
-from asympo.common.rollout_log import AppendOutcome, Broker, RunLog
+from asympo.common.rollout_log import AppendOutcome, Broker, RunLog, list_runs
 from asympo.common.rollout_log.lua import load_script, script_names
 
 from tests.conftest import BrokerProcess, free_port, require
@@ -43,11 +43,11 @@ def test_acknowledged_groups_survive_a_kill_and_callers_only_see_a_delay(
     killer.start()
     for number in range(150):
         lease, payload = must_lease(log), b"group %d" % number
-        result = log.append(lease, payload, producer="gen-0")
+        result = log.leases.append(lease, payload, producer="gen-0")
         assert result.outcome in (AppendOutcome.APPENDED, AppendOutcome.DUPLICATE)
         acknowledged[lease.group_id] = payload
     killer.join()
-    entries = list(log.iter_entries())
+    entries = list(log.reader.iter_entries())
     assert [entry.sequence for entry in entries] == list(range(1, 151))
     assert {entry.group_id: entry.payload for entry in entries} == acknowledged
 
@@ -59,7 +59,7 @@ def test_broker_that_stays_away_is_unavailable_with_one_sentence(
     log = RunLog(Broker.connect(process.url, max_retries=2, backoff_base_seconds=0.01), run_name)
     process.kill()
     with pytest.raises(BrokerUnavailable, match=f"{process.port}/0 does not answer"):
-        log.stats()
+        log.stats.read()
 
 
 def test_full_broker_refuses_appends_whole_and_still_lets_the_learner_free(
@@ -73,30 +73,33 @@ def test_full_broker_refuses_appends_whole_and_still_lets_the_learner_free(
     num_appended = 0
     with pytest.raises(BrokerFull):  # noqa: PT012 - which append is the first refused one depends on the server
         for num_appended in range(200):
-            log.append(held[num_appended], b"x" * 100_000, producer="gen-0")
-    full = log.stats()
+            log.leases.append(held[num_appended], b"x" * 100_000, producer="gen-0")
+    full = log.stats.read()
     assert full.appended == full.open == full.last_sequence == num_appended
     assert full.leases == 200 - num_appended
-    assert log.renew(held[num_appended:]) == []
+    assert log.leases.renew(held[num_appended:]) == []
     log.broker.client.config_set("maxmemory", "1mb")
     with pytest.raises(BrokerFull):
-        log.acquire(holder="gen-0", policy_step=0)
+        log.leases.acquire(holder="gen-0", policy_step=0)
     with pytest.raises(BrokerFull):
-        RunLog(log.broker, f"{run_name}-new").create_or_join(config_of(f"{run_name}-new"))
+        RunLog(log.broker, f"{run_name}-new").state.create_or_join(config_of(f"{run_name}-new"))
     # A learner that is started again now: it must get in, since only its commits make room.
-    assert log.create_or_join(config) == config
-    learner.fence = log.take_fence("learner-1", take_over=True)
-    learner.fence = log.reconcile(learner.fence, committed=None, trained=learner.trained).fence
-    assert log.hand_back(held.pop(), reason="stopping")
-    log.report_presence("gen-0", {}, ttl_seconds=5)
+    assert log.state.create_or_join(config) == config
+    learner.fence = log.fence.take("learner-1", take_over=True)
+    learner.fence = log.reconciler.reconcile(learner.fence, committed=None, trained=learner.trained).fence
+    assert log.leases.hand_back(held.pop(), reason="stopping")
+    log.presence.report("gen-0", {}, ttl_seconds=5)
     entries = learner.consume(1000)
-    log.dead_letter(learner.fence, entries[0], "a letter is written even now")
-    log.announce_policy(learner.fence, step=1, digest="d1")
-    log.heartbeat(learner.fence)
+    log.dead_letters.add(learner.fence, entries[0], "a letter is written even now")
+    log.policies.announce(learner.fence, step=1, digest="d1")
+    log.fence.heartbeat(learner.fence)
     learner.commit([entry.group_id for entry in entries])
     log.broker.client.config_set("maxmemory", "6mb")
     must_append(log, held[num_appended], b"x" * 100_000)
-    assert log.read(after_sequence=num_appended, max_count=1, block_seconds=0)[0].sequence == num_appended + 1
+    assert (
+        log.reader.read(after_sequence=num_appended, max_count=1, block_seconds=0)[0].sequence
+        == num_appended + 1
+    )
 
 
 def test_wrong_password_is_refused_and_never_printed(start_server: StartServer, run_name: str) -> None:
@@ -136,7 +139,7 @@ def test_user_without_config_and_admin_rights_can_run_everything(
     learner = start_run(log)
     must_append(log)
     learner.commit([entry.group_id for entry in learner.consume(1)])
-    assert log.stats().trained == 1
+    assert log.stats.read().trained == 1
     with pytest.raises(BrokerRefused, match="ACL"):
         broker.command("SET", "elsewhere", "x")
 
@@ -188,20 +191,20 @@ def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str)
     must_append(log)
     must_append(log)
     entries = learner.consume(1)
-    log.dead_letter(learner.fence, entries[0], "bad")
+    log.dead_letters.add(learner.fence, entries[0], "bad")
     learner.commit([entry.group_id for entry in entries])
     held = must_lease(log)
-    assert log.renew([held]) == []
-    log.hand_back(held, reason="stopping")
-    log.mark_bad_policy(step=1, fence=1, reason="r", holder="h")
-    assert len(log.bad_policies()) == 1
-    log.report_presence("gen-0", {}, ttl_seconds=5)
-    assert len(log.generators()) == 1
-    assert log.wait_for_policy(None, 1) is not None
-    log.reconcile(learner.fence, committed=log.last_commit(), trained=learner.trained)
-    assert [run.run for run in broker.runs()] == [log.run]
-    log.delete()
-    assert broker.runs() == []
+    assert log.leases.renew([held]) == []
+    log.leases.hand_back(held, reason="stopping")
+    log.policies.mark_bad(step=1, fence=1, reason="r", holder="h")
+    assert len(log.policies.bad()) == 1
+    log.presence.report("gen-0", {}, ttl_seconds=5)
+    assert len(log.presence.generators()) == 1
+    assert log.policies.wait(None, 1) is not None
+    log.reconciler.reconcile(learner.fence, committed=log.commits.last(), trained=learner.trained)
+    assert [run.run for run in list_runs(broker)] == [log.run]
+    log.state.delete()
+    assert list_runs(broker) == []
 
 
 def test_learner_reconciles_after_a_fail_over_by_sentinel(
@@ -228,9 +231,11 @@ def test_learner_reconciles_after_a_fail_over_by_sentinel(
         _wait_until(lambda: admin.execute_command("WAIT", 1, 100) == 1)
         master.kill()
         with pytest.raises(BrokerChanged):
-            log.heartbeat(learner.fence)
+            log.fence.heartbeat(learner.fence)
         assert redis.Redis(port=replica.port).info("replication")["role"] == "master"
-        report = log.reconcile(learner.fence, committed=None, trained=learner.trained, trained_sequence=1)
+        report = log.reconciler.reconcile(
+            learner.fence, committed=None, trained=learner.trained, trained_sequence=1
+        )
         assert not report.was_rolled_back
         learner.fence = report.fence
         assert must_append(log).sequence == 2

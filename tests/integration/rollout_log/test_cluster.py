@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 import redis
-from asympo.common.rollout_log import Broker, RunLog
+from asympo.common.rollout_log import Broker, RunLog, list_runs
 from asympo.common.rollout_log.keys import key, run_of_key
 
 from tests.conftest import BrokerProcess, free_port
@@ -84,9 +84,9 @@ def test_runs_are_spread_over_three_masters_and_each_keeps_to_its_slot(
         for name, log in logs.items():
             train_a_step(log, learners[name])
     for name, log in logs.items():
-        stats = log.stats()
+        stats = log.stats.read()
         assert (stats.appended, stats.trained, stats.open, stats.leases) == (6, 6, 0, 2), name
-        assert log.broker_info().mode == "cluster"
+        assert log.stats.broker_info().mode == "cluster"
     slots: dict[str, set[int]] = {}
     for node in masters:
         port = node.connection_pool.connection_kwargs["port"]
@@ -96,8 +96,8 @@ def test_runs_are_spread_over_three_masters_and_each_keeps_to_its_slot(
             assert runs[run] == port, "no key of a run lies on another master"
             slots.setdefault(run, set()).add(int(node.execute_command("CLUSTER", "KEYSLOT", each)))
     assert {run: len(found) for run, found in slots.items()} == dict.fromkeys(runs, 1)
-    assert broker.run_names() == [summary.run for summary in broker.runs()] == sorted(runs)
-    logs[min(runs)].delete()
+    assert broker.run_names() == [summary.run for summary in list_runs(broker)] == sorted(runs)
+    logs[min(runs)].state.delete()
     assert broker.run_names() == sorted(runs)[1:]
     broker.close()
 

@@ -25,7 +25,7 @@ def elsewhere(broker_url: str, run_name: str) -> Iterator[RunLog]:
 def content(log: RunLog) -> dict[str, object]:
     """What a copy says of every key, but for what a restore changes."""
     found: dict[str, list[object]] = {noun: [] for noun in NOUNS}
-    for piece in log.copy():
+    for piece in log.copies.read():
         # Brokers list members and fields in an order of their own.
         is_ordered = piece.kind in ("list", "stream", "string")
         found[piece.noun].append(piece.items if is_ordered else sorted(piece.items))
@@ -38,35 +38,35 @@ def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, el
         must_append(log)
     entries = learner.consume(4)
     learner.commit([entry.group_id for entry in entries[:3]])
-    log.dead_letter(learner.fence, entries[3], "bad")
-    log.mark_bad_policy(step=9, fence=9, reason="r", holder="h")
+    log.dead_letters.add(learner.fence, entries[3], "bad")
+    log.policies.mark_bad(step=9, fence=9, reason="r", holder="h")
     lease = must_lease(log)
-    log.report_presence("gen-0", {}, ttl_seconds=5)
-    elsewhere.put_back(log.copy())
+    log.presence.report("gen-0", {}, ttl_seconds=5)
+    elsewhere.copies.put_back(log.copies.read())
     assert content(elsewhere) == content(log)
-    assert elsewhere.generators() == []
-    stats = elsewhere.stats()
+    assert elsewhere.presence.generators() == []
+    stats = elsewhere.stats.read()
     assert (stats.leases, stats.reissue, stats.is_fence_alive) == (0, 1, False)
     # Its holder may still be there, and has lost it.
-    assert elsewhere.append(lease, b"late", producer="gen-0").outcome is AppendOutcome.LEASE_LOST
-    fence = elsewhere.take_fence("learner-1")
+    assert elsewhere.leases.append(lease, b"late", producer="gen-0").outcome is AppendOutcome.LEASE_LOST
+    fence = elsewhere.fence.take("learner-1")
     assert fence.number > learner.fence.number
-    fence = elsewhere.reconcile(fence, committed=log.last_commit(), trained=learner.trained).fence
+    fence = elsewhere.reconciler.reconcile(fence, committed=log.commits.last(), trained=learner.trained).fence
     resumed = Learner(log=elsewhere, fence=fence, trained=learner.trained, sequence=learner.sequence)
-    while not elsewhere.stats().is_exhausted:
+    while not elsewhere.stats.read().is_exhausted:
         must_append(elsewhere, must_lease(elsewhere))
         resumed.consume(9, block_seconds=0)
     assert sorted(resumed.trained.copy().partial_epochs()) == []
     assert resumed.trained.num_in_epoch(0) == 20
-    elsewhere.delete()
+    elsewhere.state.delete()
 
 
 def test_run_that_is_there_is_not_written_over(log: RunLog) -> None:
     start_run(log)
-    pieces = list(log.copy())
+    pieces = list(log.copies.read())
     with pytest.raises(BadSetting, match=r"has a run .* stop what works for it and delete it"):
-        log.put_back(pieces)
-    assert list(log.copy()) == pieces
+        log.copies.put_back(pieces)
+    assert list(log.copies.read()) == pieces
 
 
 def test_copy_that_was_cut_off_is_no_run_and_may_be_tried_again(
@@ -77,11 +77,11 @@ def test_copy_that_was_cut_off_is_no_run_and_may_be_tried_again(
     learner.consume(1)
     broker = Broker.connect(start_server().url)
     other = RunLog(broker, log.run)
-    pieces = list(log.copy())
+    pieces = list(log.copies.read())
     with pytest.raises(BadSetting, match="has no config"):
-        other.put_back(piece for piece in pieces if piece.noun != "config")
+        other.copies.put_back(piece for piece in pieces if piece.noun != "config")
     assert broker.run_names() == []
-    other.put_back(pieces)
+    other.copies.put_back(pieces)
     assert content(other) == content(log)
     assert broker.command("LLEN", key(log.run, "reissue")) == 0
     broker.close()
@@ -89,4 +89,4 @@ def test_copy_that_was_cut_off_is_no_run_and_may_be_tried_again(
 
 def test_copy_of_a_run_that_is_not_there_is_refused(log: RunLog) -> None:
     with pytest.raises(BadSetting, match=f"has no run '{log.run}'"):
-        list(log.copy())
+        list(log.copies.read())

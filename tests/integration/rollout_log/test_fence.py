@@ -13,62 +13,66 @@ ENTRY = LogEntry(
 )
 
 LEARNER_SCRIPTS: dict[str, Callable[[RunLog, Fence], object]] = {
-    "heartbeat": lambda log, fence: log.heartbeat(fence),
-    "read": lambda log, fence: log.read(after_sequence=0, max_count=1, block_seconds=0, fence=fence),
-    "free": lambda log, fence: log.free(fence, ["0-1"]),
-    "commit": lambda log, fence: log.commit(fence, sequence=1, state_name="s", step=1, group_ids=["0-1"]),
-    "dead_letter": lambda log, fence: log.dead_letter(fence, ENTRY, "bad"),
-    "announce_policy": lambda log, fence: log.announce_policy(fence, step=9, digest="d9"),
-    "set_state": lambda log, fence: log.set_state(RunState.FAILED, fence=fence),
-    "reconcile": lambda log, fence: log.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50)),
+    "heartbeat": lambda log, fence: log.fence.heartbeat(fence),
+    "read": lambda log, fence: log.reader.read(after_sequence=0, max_count=1, block_seconds=0, fence=fence),
+    "free": lambda log, fence: log.commits.free(fence, ["0-1"]),
+    "commit": lambda log, fence: log.commits.commit(
+        fence, sequence=1, state_name="s", step=1, group_ids=["0-1"]
+    ),
+    "dead_letter": lambda log, fence: log.dead_letters.add(fence, ENTRY, "bad"),
+    "announce_policy": lambda log, fence: log.policies.announce(fence, step=9, digest="d9"),
+    "set_state": lambda log, fence: log.state.set(RunState.FAILED, fence=fence),
+    "reconcile": lambda log, fence: log.reconciler.reconcile(
+        fence, committed=None, trained=TrainedIds(num_prompts=50)
+    ),
 }
 
 
 def test_fence_is_refused_while_a_heartbeat_is_alive_and_names_the_holder(log: RunLog) -> None:
     start_run(log)
     with pytest.raises(RunHasLearner, match=r"learner-0.*--take-over"):
-        log.take_fence("learner-1")
+        log.fence.take("learner-1")
 
 
 def test_fence_grows_with_every_owner(log: RunLog) -> None:
     first = start_run(log).fence
-    second = log.take_fence("learner-1", take_over=True)
-    log.release(second)
-    third = log.take_fence("learner-2")
+    second = log.fence.take("learner-1", take_over=True)
+    log.fence.release(second)
+    third = log.fence.take("learner-2")
     assert [first.number, second.number, third.number] == [1, 2, 3]
     assert len({first.token, second.token, third.token}) == 3
 
 
 def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
-    log.take_fence("learner-0", heartbeat_seconds=0.6)
+    log.fence.take("learner-0", heartbeat_seconds=0.6)
     with pytest.raises(RunHasLearner):
-        log.take_fence("learner-1")
+        log.fence.take("learner-1")
     time.sleep(0.7)
-    assert log.take_fence("learner-1").number == 2
+    assert log.fence.take("learner-1").number == 2
 
 
 def test_fence_is_kept_by_heartbeats(log: RunLog) -> None:
-    fence = log.take_fence("learner-0", heartbeat_seconds=1.0)
+    fence = log.fence.take("learner-0", heartbeat_seconds=1.0)
     for _ in range(4):
         time.sleep(0.3)
-        log.heartbeat(fence)
+        log.fence.heartbeat(fence)
     with pytest.raises(RunHasLearner):
-        log.take_fence("learner-1")
+        log.fence.take("learner-1")
 
 
 def test_fence_starts_above_every_number_on_disk(log: RunLog) -> None:
-    assert log.take_fence("learner-0", at_least=41).number == 42
+    assert log.fence.take("learner-0", at_least=41).number == 42
 
 
 @pytest.mark.parametrize("script", LEARNER_SCRIPTS)
 def test_every_learner_script_is_refused_to_a_zombie_and_changes_nothing(log: RunLog, script: str) -> None:
     zombie = start_run(log)
     must_append(log)
-    log.take_fence("learner-1", take_over=True)
-    before = log.stats()
+    log.fence.take("learner-1", take_over=True)
+    before = log.stats.read()
     with pytest.raises(Fenced, match="belongs to fence 2 \\(learner-1\\)"):
         LEARNER_SCRIPTS[script](log, zombie.fence)
-    after = log.stats()
+    after = log.stats.read()
     ignored = {"server_time_seconds": 0.0}
     assert {**_fields(before), **ignored} == {**_fields(after), **ignored}
 
@@ -85,26 +89,26 @@ def test_every_learner_script_checks_the_token_and_not_only_the_number(log: RunL
 
 def test_release_by_a_zombie_does_not_free_the_run(log: RunLog) -> None:
     zombie = start_run(log)
-    log.take_fence("learner-1", take_over=True)
-    log.release(zombie.fence)
+    log.fence.take("learner-1", take_over=True)
+    log.fence.release(zombie.fence)
     with pytest.raises(RunHasLearner, match="learner-1"):
-        log.take_fence("learner-2")
+        log.fence.take("learner-2")
 
 
 def test_take_fence_twice_with_one_token_takes_one_number(log: RunLog) -> None:
     arguments = ("t" * 32, "learner-0", 10_000, 0, 0)
-    first, second = (log._call("take_fence", "run", *arguments) for _ in range(2))
+    first, second = (log.access.call("take_fence", "run", *arguments) for _ in range(2))
     assert first == second
 
 
 def test_reconcile_on_a_start_moves_above_the_fence_of_the_training_state(log: RunLog) -> None:
     learner = start_run(log)
     committed = CommitRecord(sequence=0, state_name="s", step=0, fence=7)
-    report = log.reconcile(learner.fence, committed=committed, trained=learner.trained)
+    report = log.reconciler.reconcile(learner.fence, committed=committed, trained=learner.trained)
     assert report.fence.number == 8
-    log.heartbeat(report.fence)
+    log.fence.heartbeat(report.fence)
     with pytest.raises(BrokerChanged):
-        log.heartbeat(learner.fence)
+        log.fence.heartbeat(learner.fence)
 
 
 def _fields(stats: object) -> dict[str, object]:

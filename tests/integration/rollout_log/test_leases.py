@@ -10,7 +10,7 @@ from .conftest import config_of, must_append, must_lease, start_run
 
 
 def refusal(log: RunLog, *, policy_step: int = 0) -> Refused:
-    refused = log.acquire(holder="gen-0", policy_step=policy_step)
+    refused = log.leases.acquire(holder="gen-0", policy_step=policy_step)
     assert isinstance(refused, Refused), refused
     return refused
 
@@ -53,20 +53,20 @@ def test_leases_are_refused_with_the_reason_when_the_run_does_not_run(
     log: RunLog, state: RunState, reason: RefusalReason
 ) -> None:
     learner = start_run(log)
-    log.set_state(state, fence=learner.fence)
+    log.state.set(state, fence=learner.fence)
     assert refusal(log).reason == reason
 
 
 def test_leases_wait_for_the_first_policy(log: RunLog) -> None:
-    log.create_or_join(config_of(log.run))
-    log.set_state(RunState.RUNNING)
+    log.state.create_or_join(config_of(log.run))
+    log.state.set(RunState.RUNNING)
     assert refusal(log).reason == RefusalReason.NOT_STARTED
 
 
 def test_leases_go_only_to_holders_of_the_latest_policy_when_synchronous(log: RunLog) -> None:
     learner = start_run(log, max_staleness=0)
     must_lease(log, policy_step=0)
-    log.announce_policy(learner.fence, step=1, digest="d1")
+    log.policies.announce(learner.fence, step=1, digest="d1")
     assert refusal(log, policy_step=0).reason == RefusalReason.STALE_POLICY
     assert refusal(log, policy_step=2).reason == RefusalReason.STALE_POLICY
     must_lease(log, policy_step=1)
@@ -75,7 +75,7 @@ def test_leases_go_only_to_holders_of_the_latest_policy_when_synchronous(log: Ru
 def test_leases_are_refused_to_a_holder_too_stale_to_append(log: RunLog) -> None:
     learner = start_run(log, max_generation_staleness=1)
     for step in (5, 10):
-        log.announce_policy(learner.fence, step=step, digest=f"d{step}")
+        log.policies.announce(learner.fence, step=step, digest=f"d{step}")
     assert refusal(log, policy_step=0).reason == RefusalReason.STALE_POLICY
     must_lease(log, policy_step=5)
 
@@ -88,14 +88,14 @@ def test_expired_lease_returns_its_prompt_first(log: RunLog) -> None:
     again = must_lease(log, holder="gen-1")
     assert again.group_id == lost.group_id
     assert again.token != lost.token
-    assert log.stats().lease_expiries == 1
+    assert log.stats.read().lease_expiries == 1
 
 
 def test_renewed_lease_outlives_lease_seconds_but_not_its_maximum(log: RunLog) -> None:
     start_run(log, lease_seconds=1.0, max_lease_seconds=2.0)
     lease = must_lease(log)
     began = time.monotonic()
-    while not (lost := log.renew([lease])):
+    while not (lost := log.leases.renew([lease])):
         assert time.monotonic() - began < 30
         time.sleep(0.1)
     assert lost == [lease]
@@ -105,19 +105,19 @@ def test_renewed_lease_outlives_lease_seconds_but_not_its_maximum(log: RunLog) -
 def test_renew_names_exactly_the_lost_ones(log: RunLog) -> None:
     start_run(log)
     kept, handed_back, answered = must_lease(log), must_lease(log), must_lease(log)
-    log.hand_back(handed_back, reason="stopping")
+    log.leases.hand_back(handed_back, reason="stopping")
     must_append(log, answered)
-    assert log.renew([kept, handed_back, answered]) == [handed_back, answered]
-    assert log.renew([]) == []
+    assert log.leases.renew([kept, handed_back, answered]) == [handed_back, answered]
+    assert log.leases.renew([]) == []
 
 
 def test_handed_back_prompt_is_issued_again_and_not_blamed(log: RunLog) -> None:
     start_run(log, max_prompt_failures=1)
     lease = must_lease(log)
-    assert log.hand_back(lease, reason="shutting down")
-    assert not log.hand_back(lease, reason="shutting down")
+    assert log.leases.hand_back(lease, reason="shutting down")
+    assert not log.leases.hand_back(lease, reason="shutting down")
     assert must_lease(log).group_id == lease.group_id
-    assert (log.stats().prompt_failures, log.stats().prompts_set_aside) == (0, 0)
+    assert (log.stats.read().prompt_failures, log.stats.read().prompts_set_aside) == (0, 0)
 
 
 def test_failing_prompt_is_set_aside_after_its_limit(log: RunLog) -> None:
@@ -126,30 +126,30 @@ def test_failing_prompt_is_set_aside_after_its_limit(log: RunLog) -> None:
     for _ in range(3):
         lease = must_lease(log)
         failed.append(lease.group_id)
-        log.hand_back(lease, reason="the reward function raised", is_prompt_failure=True)
+        log.leases.hand_back(lease, reason="the reward function raised", is_prompt_failure=True)
     assert len(set(failed)) == 1
     assert must_lease(log).group_id != failed[0]
-    assert (log.stats().prompt_failures, log.stats().prompts_set_aside) == (3, 1)
+    assert (log.stats.read().prompt_failures, log.stats.read().prompts_set_aside) == (3, 1)
 
 
 def test_leases_end_with_the_last_epoch_and_the_run_when_all_is_committed(log: RunLog) -> None:
     learner = start_run(log, num_prompts=3, num_epochs=1)
     held = [must_lease(log) for _ in range(3)]
     assert refusal(log).reason == RefusalReason.NO_PROMPTS
-    assert not log.stats().is_exhausted
+    assert not log.stats.read().is_exhausted
     for lease in held:
         must_append(log, lease)
-    assert log.stats().is_exhausted
+    assert log.stats.read().is_exhausted
     learner.commit([entry.group_id for entry in learner.consume(2)])
-    assert log.state() == RunState.RUNNING
+    assert log.state.get() == RunState.RUNNING
     learner.commit([entry.group_id for entry in learner.consume(2)])
-    assert log.state() == RunState.FINISHED
+    assert log.state.get() == RunState.FINISHED
     assert refusal(log).reason == RefusalReason.RUN_ENDED
 
 
 def waited_seconds(log: RunLog, refused: Refused | None, timeout_seconds: float = 60.0) -> float:
     began = time.monotonic()
-    log.wait_for_slot(timeout_seconds, refused=refused)
+    log.leases.wait_for_slot(timeout_seconds, refused=refused)
     return time.monotonic() - began
 
 
@@ -163,13 +163,13 @@ def test_refused_asker_wakes_on_an_event(log: RunLog, event: str) -> None:
         if event == "free":
             learner.consume(1)
         elif event == "hand_back":
-            log.hand_back(lease, reason="stopping")
+            log.leases.hand_back(lease, reason="stopping")
         elif event == "state":
-            log.set_state(RunState.DRAINING)
+            log.state.set(RunState.DRAINING)
         else:
             for step in range(1, 8):
-                log.announce_policy(learner.fence, step=step, digest="d")
-            log.append(lease, b"x", producer="gen-0")
+                log.policies.announce(learner.fence, step=step, digest="d")
+            log.leases.append(lease, b"x", producer="gen-0")
 
     refused = refusal(log)
     timer = threading.Timer(0.2, happen)
@@ -182,13 +182,13 @@ def test_asker_with_a_stale_policy_wakes_on_an_announcement_and_one_without_a_sl
     log: RunLog,
 ) -> None:
     learner = start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0)
-    refused = log.acquire(holder="gen-1", policy_step=-1)
+    refused = log.leases.acquire(holder="gen-1", policy_step=-1)
     assert isinstance(refused, Refused)
     assert refused.reason is RefusalReason.STALE_POLICY
     must_lease(log)
     without_slot = refusal(log)
     assert without_slot.reason is RefusalReason.NO_CAPACITY
-    timer = threading.Timer(0.2, lambda: log.announce_policy(learner.fence, step=1, digest="d1"))
+    timer = threading.Timer(0.2, lambda: log.policies.announce(learner.fence, step=1, digest="d1"))
     timer.start()
     assert 0.1 < waited_seconds(log, refused) < 30
     timer.join()
@@ -221,9 +221,9 @@ def test_wait_for_slot_gives_up_after_its_time_out(log: RunLog) -> None:
 def test_acquire_twice_with_one_token_grants_one_lease(log: RunLog) -> None:
     """What redis-py does when the reply to the first call is lost."""
     start_run(log)
-    first, second = (log._call("acquire", ACQUIRE_KEYS, "t" * 32, 0, "gen-0") for _ in range(2))
+    first, second = (log.access.call("acquire", ACQUIRE_KEYS, "t" * 32, 0, "gen-0") for _ in range(2))
     assert first[:2] == second[:2]
-    assert (log.stats().leases, log.stats().leases_granted) == (1, 1)
+    assert (log.stats.read().leases, log.stats.read().leases_granted) == (1, 1)
 
 
 def test_concurrent_askers_never_share_a_prompt_nor_pass_capacity(log: RunLog) -> None:
@@ -231,7 +231,7 @@ def test_concurrent_askers_never_share_a_prompt_nor_pass_capacity(log: RunLog) -
     granted: list[Lease] = []
 
     def ask() -> None:
-        while isinstance(lease := log.acquire(holder="gen", policy_step=0), Lease):
+        while isinstance(lease := log.leases.acquire(holder="gen", policy_step=0), Lease):
             granted.append(lease)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]

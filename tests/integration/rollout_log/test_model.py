@@ -29,7 +29,7 @@ def test_scripts_do_what_the_model_does(broker: Broker, run_name: str, seed: int
             assert real.do(rng.choices(names, weights)[0])
         assert real.state.broker.last > 0
     finally:
-        real.log.delete()
+        real.log.state.delete()
 
 
 ZOMBIE_SAVES_LESS_UNDER_A_HIGHER_FENCE = (
@@ -52,9 +52,9 @@ def test_prompt_in_the_log_is_not_issued_again_when_another_learner_committed_it
     real = RealLog(RunLog(broker, run_name), rules)
     for name in COMMITTED_BEYOND_A_LEARNER_AND_STILL_IN_THE_LOG.split(", "):
         assert real.do(name), name
-    assert real.log.stats().reissue == 0
-    assert real.log.stats().open == 1
-    real.log.delete()
+    assert real.log.stats.read().reissue == 0
+    assert real.log.stats.read().open == 1
+    real.log.state.delete()
 
 
 def test_learner_resumes_from_what_is_committed_though_a_zombie_saved_less_later(
@@ -66,9 +66,9 @@ def test_learner_resumes_from_what_is_committed_though_a_zombie_saved_less_later
         assert real.do(name), name
     learner = real.state.learners[1]
     assert learner is not None
-    assert (learner.sequence, real.log.stats().committed_sequence) == (2, 2)
+    assert (learner.sequence, real.log.stats.read().committed_sequence) == (2, 2)
     assert {saved.fence: saved.sequence for saved in real.state.disk} == {2: 2, 3: 1}
-    real.log.delete()
+    real.log.state.delete()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -87,4 +87,4 @@ def test_scripts_survive_what_breaks_a_mutant(broker: Broker, run_name: str, mut
             if name.startswith(("append", "take_over", "lease", "train")):
                 real.do(name)
     finally:
-        real.log.delete()
+        real.log.state.delete()

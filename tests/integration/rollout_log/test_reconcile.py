@@ -41,9 +41,9 @@ def log(mortal: BrokerProcess, run_name: str) -> RunLog:
 
 def reconcile(learner: Learner) -> ReconcileReport:
     """What a learner does in mid-run when it hears BrokerChanged."""
-    report = learner.log.reconcile(
+    report = learner.log.reconciler.reconcile(
         learner.fence,
-        committed=learner.log.last_commit(),
+        committed=learner.log.commits.last(),
         trained=learner.trained,
         trained_sequence=learner.sequence,
     )
@@ -54,9 +54,9 @@ def reconcile(learner: Learner) -> ReconcileReport:
 def finish(learner: Learner, lost: tuple[Lease, ...] = ()) -> None:
     """Answers and consumes every prompt that is left; asserts that each was consumed exactly once."""
     log, deadline = learner.log, time.monotonic() + 20
-    while not log.stats().is_exhausted or log.stats().open:
-        assert time.monotonic() < deadline, log.stats()
-        lease = log.acquire(holder="gen-1", policy_step=0)
+    while not log.stats.read().is_exhausted or log.stats.read().open:
+        assert time.monotonic() < deadline, log.stats.read()
+        lease = log.leases.acquire(holder="gen-1", policy_step=0)
         if isinstance(lease, Lease):
             must_append(log, lease)
         learner.consume(10, block_seconds=0.01)
@@ -75,7 +75,7 @@ def test_restart_without_loss_asks_for_a_reconcile_and_changes_nothing(
     with pytest.raises(BrokerChanged):
         learner.consume(1)
     with pytest.raises(BrokerChanged):
-        log.heartbeat(learner.fence)
+        log.fence.heartbeat(learner.fence)
     report = reconcile(learner)
     assert not report.was_rolled_back
     assert (report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences) == (0, 0, 0, 0)
@@ -89,13 +89,13 @@ def test_start_puts_uncommitted_groups_back_into_open(log: RunLog) -> None:
         must_append(log)
     ids = [entry.group_id for entry in learner.consume(2)]
     learner.commit(ids)
-    state, committed = learner.trained.copy(), log.last_commit()
+    state, committed = learner.trained.copy(), log.commits.last()
     learner.consume(2)
-    assert log.stats().open == 1
-    fence = log.take_fence("learner-1", take_over=True)
-    report = log.reconcile(fence, committed=committed, trained=state)
-    assert (report.num_reopened, log.stats().open) == (2, 3)
-    entries = log.read(after_sequence=2, max_count=9, block_seconds=0, fence=report.fence)
+    assert log.stats.read().open == 1
+    fence = log.fence.take("learner-1", take_over=True)
+    report = log.reconciler.reconcile(fence, committed=committed, trained=state)
+    assert (report.num_reopened, log.stats.read().open) == (2, 3)
+    entries = log.reader.read(after_sequence=2, max_count=9, block_seconds=0, fence=report.fence)
     assert [entry.sequence for entry in entries] == [3, 4, 5]
 
 
@@ -104,14 +104,14 @@ def test_start_frees_what_the_training_state_covers(log: RunLog) -> None:
     learner = start_run(log)
     for _ in range(3):
         must_append(log)
-    entries = log.read(after_sequence=0, max_count=2, block_seconds=0)
+    entries = log.reader.read(after_sequence=0, max_count=2, block_seconds=0)
     for entry in entries:
         learner.trained.add(entry.group_id)
-    fence = log.take_fence("learner-1", take_over=True)
+    fence = log.fence.take("learner-1", take_over=True)
     committed = CommitRecord(sequence=2, state_name="step-1", step=1, fence=1)
-    report = log.reconcile(fence, committed=committed, trained=learner.trained)
-    assert (report.num_freed, log.stats().open, report.commit) == (2, 1, committed)
-    assert log.last_commit() == committed
+    report = log.reconciler.reconcile(fence, committed=committed, trained=learner.trained)
+    assert (report.num_freed, log.stats.read().open, report.commit) == (2, 1, committed)
+    assert log.commits.last() == committed
 
 
 def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
@@ -148,13 +148,13 @@ def test_rollback_behind_a_commit_restores_commit_and_cursor(
     for _ in range(5):
         must_append(log)
     learner.commit([entry.group_id for entry in learner.consume(4)])
-    committed, state = log.last_commit(), learner.trained.copy()
+    committed, state = log.commits.last(), learner.trained.copy()
     old.bring_back()
-    fence = log.take_fence("learner-1", take_over=True, at_least=1)
-    report = log.reconcile(fence, committed=committed, trained=state)
-    assert (report.commit, log.last_commit()) == (committed, committed)
+    fence = log.fence.take("learner-1", take_over=True, at_least=1)
+    report = log.reconciler.reconcile(fence, committed=committed, trained=state)
+    assert (report.commit, log.commits.last()) == (committed, committed)
     assert report.last_sequence == 4
-    stats = log.stats()
+    stats = log.stats.read()
     assert (stats.committed_sequence, stats.position, stats.open) == (4, 4, 0)
     finish(Learner(log=log, fence=report.fence, trained=state, sequence=4))
 
@@ -206,7 +206,7 @@ def test_learner_that_dies_after_a_rollback_steps_over_what_was_lost(
     for _ in range(2):
         must_append(log)
     learner.commit([entry.group_id for entry in learner.consume(1)])
-    committed, state = log.last_commit(), learner.trained.copy()
+    committed, state = log.commits.last(), learner.trained.copy()
     old = OldState(mortal, tmp_path / "old")
     for _ in range(3):
         must_append(log)
@@ -215,8 +215,8 @@ def test_learner_that_dies_after_a_rollback_steps_over_what_was_lost(
     reconcile(learner)
     must_append(log)
     # It dies here, with entries 3 to 5 trained only in its memory and gone from the broker.
-    fence = log.take_fence("learner-1", take_over=True)
-    report = log.reconcile(fence, committed=committed, trained=state)
+    fence = log.fence.take("learner-1", take_over=True)
+    report = log.reconciler.reconcile(fence, committed=committed, trained=state)
     assert report.num_reissued == 3
     successor = Learner(log=log, fence=report.fence, trained=state, sequence=1)
     assert [entry.sequence for entry in successor.consume(9)] == [2, 6]
@@ -228,15 +228,15 @@ def test_rollback_of_the_fence_itself_is_repaired_and_the_zombie_stays_out(
 ) -> None:
     zombie = start_run(log)
     old = OldState(mortal, tmp_path / "old")
-    fence = log.take_fence("learner-1", take_over=True)
+    fence = log.fence.take("learner-1", take_over=True)
     old.bring_back()
     with pytest.raises(BrokerChanged):
-        log.heartbeat(fence)
-    report = log.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+        log.fence.heartbeat(fence)
+    report = log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
     assert report.was_rolled_back
-    log.heartbeat(report.fence)
+    log.fence.heartbeat(report.fence)
     with pytest.raises(Fenced):
-        log.heartbeat(zombie.fence)
+        log.fence.heartbeat(zombie.fence)
 
 
 def test_reconcile_twice_changes_nothing_more(mortal: BrokerProcess, log: RunLog, tmp_path: Path) -> None:
@@ -247,10 +247,10 @@ def test_reconcile_twice_changes_nothing_more(mortal: BrokerProcess, log: RunLog
     learner.consume(2)
     old.bring_back()
     reconcile(learner)
-    before = log.stats()
+    before = log.stats.read()
     second = reconcile(learner)
     assert (second.num_freed, second.num_reopened, second.num_reissued) == (0, 0, 0)
-    after = log.stats()
+    after = log.stats.read()
     assert (before.position, before.open, before.reissue) == (after.position, after.open, after.reissue)
     finish(learner)
 
@@ -260,6 +260,6 @@ def test_reconcile_refuses_a_state_older_than_what_was_trimmed(log: RunLog) -> N
     for _ in range(3):
         must_append(log)
     learner.commit([entry.group_id for entry in learner.consume(2)])
-    fence = log.take_fence("learner-1", take_over=True)
+    fence = log.fence.take("learner-1", take_over=True)
     with pytest.raises(SequenceGap, match=r"'step-1'.*covers only 0"):
-        log.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+        log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))

@@ -3,63 +3,65 @@ import time
 
 import pytest
 from asympo.common.errors import BadSetting, Fenced, NoProgress, RunConfigMismatch
-from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.common.rollout_log import Broker, RunLog, RunState, list_runs
 
 from .conftest import config_of, must_append, start_run
 
 
 def test_run_config_is_written_once_and_joined_after(log: RunLog) -> None:
     config = config_of(log.run)
-    assert log.config() is None
-    assert log.create_or_join(config) == log.create_or_join(config) == log.config() == config
+    assert log.state.config() is None
+    assert (
+        log.state.create_or_join(config) == log.state.create_or_join(config) == log.state.config() == config
+    )
 
 
 def test_run_config_refuses_to_join_with_other_settings(log: RunLog) -> None:
-    log.create_or_join(config_of(log.run))
+    log.state.create_or_join(config_of(log.run))
     with pytest.raises(RunConfigMismatch, match="seed: given 4, stored 3"):
-        log.create_or_join(config_of(log.run, seed=4))
+        log.state.create_or_join(config_of(log.run, seed=4))
 
 
 def test_waiting_for_a_run_returns_when_it_is_created(log: RunLog) -> None:
-    timer = threading.Timer(0.2, lambda: log.create_or_join(config_of(log.run)))
+    timer = threading.Timer(0.2, lambda: log.state.create_or_join(config_of(log.run)))
     timer.start()
     began = time.monotonic()
-    assert log.wait_for_config(60).run == log.run
+    assert log.state.wait_for_config(60).run == log.run
     assert 0.1 < time.monotonic() - began < 30
     timer.join()
 
 
 def test_waiting_for_a_run_ends_with_one_sentence_when_nobody_creates_it(log: RunLog) -> None:
     with pytest.raises(NoProgress, match="was not created within"):
-        log.wait_for_config(0.1)
+        log.state.wait_for_config(0.1)
 
 
 def test_run_state_is_kept_and_refused_to_a_fenced_learner(log: RunLog) -> None:
     learner = start_run(log)
-    assert log.state() == RunState.RUNNING
-    log.take_fence("learner-1", take_over=True)
+    assert log.state.get() == RunState.RUNNING
+    log.fence.take("learner-1", take_over=True)
     with pytest.raises(Fenced):
-        log.set_state(RunState.FAILED, fence=learner.fence)
-    assert log.state() == RunState.RUNNING
-    log.set_state(RunState.FAILED, reason="a person said so")
-    assert (log.state(), log.stats().state_reason) == (RunState.FAILED, "a person said so")
+        log.state.set(RunState.FAILED, fence=learner.fence)
+    assert log.state.get() == RunState.RUNNING
+    log.state.set(RunState.FAILED, reason="a person said so")
+    assert (log.state.get(), log.stats.read().state_reason) == (RunState.FAILED, "a person said so")
 
 
 def test_run_state_of_an_unknown_run_cannot_be_set(log: RunLog) -> None:
     with pytest.raises(BadSetting, match="no run"):
-        log.set_state(RunState.FINISHED)
+        log.state.set(RunState.FINISHED)
 
 
 def test_runs_lists_what_the_broker_holds_until_deleted(broker: Broker, log: RunLog) -> None:
     start_run(log)
     must_append(log)
-    (summary,) = [run for run in broker.runs() if run.run == log.run]
+    (summary,) = [run for run in list_runs(broker) if run.run == log.run]
     assert (summary.state, summary.model, summary.backlog) == (RunState.RUNNING, "tiny", 1)
-    log.delete()
+    log.state.delete()
     assert log.run not in broker.run_names()
     assert not list(broker.client.scan_iter(match=f"*{log.run}*"))
 
 
 def test_stats_of_a_run_that_does_not_exist_are_zero(log: RunLog) -> None:
-    stats = log.stats()
+    stats = log.stats.read()
     assert (stats.state, stats.appended, stats.bytes_used) == (RunState.CREATED, 0, 0)

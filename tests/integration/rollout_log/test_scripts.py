@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from asympo.common.rollout_log import Lease, RunLog
-from asympo.common.rollout_log.append import APPEND_KEYS
 from asympo.common.rollout_log.keys import NOUNS, key
-from asympo.common.rollout_log.leases import ACQUIRE_KEYS
+from asympo.common.rollout_log.leases import ACQUIRE_KEYS, APPEND_KEYS
 from asympo.common.rollout_log.lua import script_names
 
 from .conftest import Learner, must_append, must_lease, start_run
@@ -85,7 +84,7 @@ def test_hand_back_returns_the_prompt_once(log: RunLog, learner: Learner) -> Non
     first, again = twice(log, "hand_back", nouns, lease.token, 1, "why")
     assert (first, again) == ([1], [0])
     assert log.broker.command("LRANGE", key(log.run, "reissue"), 0, -1) == [lease.group_id.encode()]
-    assert (log.stats().leases, log.stats().prompt_failures) == (0, 1)
+    assert (log.stats.read().leases, log.stats.read().prompt_failures) == (0, 1)
 
 
 def test_append_gives_one_lease_one_number(log: RunLog, learner: Learner) -> None:
@@ -96,14 +95,14 @@ def test_append_gives_one_lease_one_number(log: RunLog, learner: Learner) -> Non
     assert (first[:2], again[:2]) == ([b"APPENDED", 1], [b"DUPLICATE", 1])
     # In the run itself only the retry is counted.
     assert content(log, without="run") == before
-    assert (log.stats().appended, log.stats().duplicate_appends) == (1, 1)
+    assert (log.stats.read().appended, log.stats.read().duplicate_appends) == (1, 1)
 
 
 def test_free_empties_slots_once(log: RunLog, learner: Learner) -> None:
     lease = appended(log)
     first, again = twice(log, "free", "run open wake", *fenced(learner), 1, lease.group_id, "0-unknown")
     assert (first, again) == ([b"OK", 1], [b"OK", 0])
-    assert (log.stats().open, log.stats().backlog) == (0, 0)
+    assert (log.stats.read().open, log.stats.read().backlog) == (0, 0)
 
 
 def test_commit_records_frees_and_trims_once(log: RunLog, learner: Learner) -> None:
@@ -111,10 +110,10 @@ def test_commit_records_frees_and_trims_once(log: RunLog, learner: Learner) -> N
     arguments = (*fenced(learner), 1, "state", 4, 1, lease.group_id)
     first, again = twice(log, "commit", COMMIT_KEYS, *arguments, without="commit")
     assert first == again == [b"OK"]
-    commit = log.last_commit()
+    commit = log.commits.last()
     assert commit is not None
     assert (commit.sequence, commit.state_name, commit.step) == (1, "state", 4)
-    assert (log.stats().open, log.stats().trained, list(log.iter_entries())) == (0, 1, [])
+    assert (log.stats.read().open, log.stats.read().trained, list(log.reader.iter_entries())) == (0, 1, [])
 
 
 def test_dead_letter_is_written_once(log: RunLog, learner: Learner) -> None:
@@ -122,7 +121,7 @@ def test_dead_letter_is_written_once(log: RunLog, learner: Learner) -> None:
     arguments = (*fenced(learner), 10, 1, lease.group_id, "g", "why", b"p")
     first, again = twice(log, "dead_letter", "run dead open wake", *arguments)
     assert first == again == [b"OK"]
-    assert (log.stats().dead_letters, log.stats().open, log.stats().last_sequence) == (1, 0, 1)
+    assert (log.stats.read().dead_letters, log.stats.read().open, log.stats.read().last_sequence) == (1, 0, 1)
 
 
 def test_announce_policy_tells_of_a_step_once(log: RunLog, learner: Learner) -> None:
@@ -136,7 +135,7 @@ def test_mark_bad_policy_keeps_the_first_report(log: RunLog, learner: Learner) -
     first, again = twice(log, "mark_bad_policy", "bad_policies wake", "1:0", '{"reason": "r", "holder": "h"}')
     assert first == again == [b"OK"]
     call(log, "mark_bad_policy", "bad_policies wake", "1:0", '{"reason": "later", "holder": "i"}')
-    assert [(bad.step, bad.reason) for bad in log.bad_policies()] == [(0, "r")]
+    assert [(bad.step, bad.reason) for bad in log.policies.bad()] == [(0, "r")]
 
 
 def test_take_fence_gives_one_token_one_number(log: RunLog) -> None:
@@ -161,23 +160,23 @@ def test_heartbeat_keeps_the_run(log: RunLog, learner: Learner) -> None:
     for _ in range(2):
         assert call(log, "heartbeat", "run", *fenced(learner), 90_000, 3) == [b"OK"]
     left = int(log.broker.command("HGET", key(log.run, "run"), "fence_deadline_ms"))
-    assert left - log.stats().server_time_seconds * 1000 > 60_000
+    assert left - log.stats.read().server_time_seconds * 1000 > 60_000
     assert log.broker.command("HGET", key(log.run, "run"), "trained_sequence") == b"3"
 
 
 def test_release_gives_up_what_is_ours_once(log: RunLog, learner: Learner) -> None:
     number, token, _ = fenced(learner)
     call(log, "release", "run", number, "x" * 32)
-    assert log.stats().is_fence_alive
+    assert log.stats.read().is_fence_alive
     first, again = twice(log, "release", "run", number, token)
     assert first == again == [b"OK"]
-    assert (log.stats().is_fence_alive, log.stats().fence) == (False, number)
+    assert (log.stats.read().is_fence_alive, log.stats.read().fence) == (False, number)
 
 
 def test_set_state_moves_a_run_that_exists(log: RunLog, learner: Learner) -> None:
     first, again = twice(log, "set_state", "run wake", 0, "", "", "draining", "why")
     assert first == again == [b"OK"]
-    assert (log.stats().state, log.stats().state_reason) == ("draining", "why")
+    assert (log.stats.read().state, log.stats.read().state_reason) == ("draining", "why")
     nobody = RunLog(log.broker, f"{log.run}-not-there")
     assert call(nobody, "set_state", "run wake", 0, "", "", "draining", "why") == [b"MISSING"]
 
@@ -185,9 +184,9 @@ def test_set_state_moves_a_run_that_exists(log: RunLog, learner: Learner) -> Non
 def test_report_presence_holds_for_its_time_and_ends_with_goodbye(log: RunLog) -> None:
     for _ in range(2):
         call(log, "report_presence", PRESENCE_KEYS, "g", '{"a": 1}', 5000)
-    assert [each["holder"] for each in log.generators()] == ["g"]
+    assert [each["holder"] for each in log.presence.generators()] == ["g"]
     twice(log, "report_presence", PRESENCE_KEYS, "g", "{}", 0)
-    assert log.generators() == []
+    assert log.presence.generators() == []
 
 
 def test_list_presence_leaves_out_who_is_silent(log: RunLog) -> None:
@@ -230,7 +229,7 @@ def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:
     assert log.broker.client.smembers(key(log.run, "open")) == {b"0-reopened"}
     # What is open or leased has an owner: it is not issued again.
     assert log.broker.command("LRANGE", key(log.run, "reissue"), 0, -1) == [lost.encode()]
-    commit = log.last_commit()
+    commit = log.commits.last()
     assert commit is not None
     assert (commit.sequence, commit.state_name) == (1, "state")
     must_lease(log), must_lease(log)

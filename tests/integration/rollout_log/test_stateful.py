@@ -54,7 +54,7 @@ class LogMachine(RuleBasedStateMachine):
         try:
             self.reconcile()
             for _ in range(200):
-                if (stats := self.log.stats()).is_exhausted and not stats.open:
+                if (stats := self.log.stats.read()).is_exhausted and not stats.open:
                     break
                 self.expire_everything()
                 self.lease()
@@ -63,10 +63,10 @@ class LogMachine(RuleBasedStateMachine):
                 self.consume(4)
             self.every_prompt_was_consumed_or_set_aside()
         finally:
-            self.log.delete()
+            self.log.state.delete()
 
     def every_prompt_was_consumed_or_set_aside(self) -> None:
-        given_up = {name.decode() for name, _why in self.broker.hash_items(self.log._key("set_aside"))}
+        given_up = {name.decode() for name, _why in self.broker.hash_items(self.log.access.key("set_aside"))}
         every = {f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS)}
         left = {group_id for group_id in every - given_up if group_id not in self.learner.trained}
         assert not left, f"never consumed: {left}"
@@ -77,7 +77,7 @@ class LogMachine(RuleBasedStateMachine):
             self.lease_one()
 
     def lease_one(self) -> None:
-        lease = self.log.acquire(holder="gen", policy_step=0)
+        lease = self.log.leases.acquire(holder="gen", policy_step=0)
         if isinstance(lease, Lease):
             assert lease.token not in {held.token for held in self.held}
             self.held.append(lease)
@@ -86,14 +86,14 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def append(self, pick: int) -> None:
         lease = self.held.pop(pick % len(self.held))
-        self.log.append(lease, lease.group_id.encode(), producer="gen")
+        self.log.leases.append(lease, lease.group_id.encode(), producer="gen")
         self.answered.append(lease)
 
     @precondition(lambda self: self.answered)
     @rule(pick=PICK)
     def retry_append(self, pick: int) -> None:
         lease = self.answered[pick % len(self.answered)]
-        result = self.log.append(lease, lease.group_id.encode(), producer="gen")
+        result = self.log.leases.append(lease, lease.group_id.encode(), producer="gen")
         if self.is_undisturbed:
             assert result.outcome in (AppendOutcome.DUPLICATE, AppendOutcome.LEASE_LOST)
 
@@ -101,7 +101,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pick=PICK, is_prompt_failure=st.booleans())
     def hand_back(self, pick: int, is_prompt_failure: bool) -> None:
         lease = self.held.pop(pick % len(self.held))
-        self.log.hand_back(lease, reason="chance", is_prompt_failure=is_prompt_failure)
+        self.log.leases.hand_back(lease, reason="chance", is_prompt_failure=is_prompt_failure)
         self.answered.append(lease)
 
     @precondition(lambda self: self.held)
@@ -109,17 +109,17 @@ class LogMachine(RuleBasedStateMachine):
     def expire(self, pick: int) -> None:
         """The holder keeps the lease and may come back late."""
         token = self.held[pick % len(self.held)].token
-        self.broker.client.zadd(self.log._key("deadlines"), {token: 1}, xx=True)
+        self.broker.client.zadd(self.log.access.key("deadlines"), {token: 1}, xx=True)
 
     def expire_everything(self) -> None:
-        for token in self.broker.client.zrange(self.log._key("deadlines"), 0, -1):
-            self.broker.client.zadd(self.log._key("deadlines"), {token: 1}, xx=True)
+        for token in self.broker.client.zrange(self.log.access.key("deadlines"), 0, -1):
+            self.broker.client.zadd(self.log.access.key("deadlines"), {token: 1}, xx=True)
 
     @precondition(lambda self: not self.must_reconcile)
     @rule(count=st.integers(1, 4))
     def consume(self, count: int) -> None:
         learner = self.learner
-        entries = self.log.read(
+        entries = self.log.reader.read(
             after_sequence=learner.sequence, max_count=count, block_seconds=0, fence=learner.fence
         )
         for entry in entries:
@@ -128,7 +128,9 @@ class LogMachine(RuleBasedStateMachine):
             assert is_new or not self.is_undisturbed, f"{entry.group_id} was in the log twice"
             learner.sequence = entry.sequence
             self.uncommitted.append(entry.group_id)
-        self.log.free(learner.fence, [entry.group_id for entry in entries], trained_sequence=learner.sequence)
+        self.log.commits.free(
+            learner.fence, [entry.group_id for entry in entries], trained_sequence=learner.sequence
+        )
 
     @precondition(lambda self: not self.must_reconcile)
     @rule()
@@ -147,8 +149,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def kill_the_learner_and_resume(self) -> None:
         trained, committed = self.durable[0].copy(), self.durable[1]
-        fence = self.log.take_fence("again", take_over=True, at_least=self.learner.fence.number)
-        report = self.log.reconcile(fence, committed=committed, trained=trained)
+        fence = self.log.fence.take("again", take_over=True, at_least=self.learner.fence.number)
+        report = self.log.reconciler.reconcile(fence, committed=committed, trained=trained)
         sequence = committed.sequence if committed else 0
         self.learner = Learner(
             log=self.log, fence=report.fence, trained=trained, sequence=sequence, step=self.learner.step
@@ -159,7 +161,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def reconcile(self) -> None:
         learner = self.learner
-        report = self.log.reconcile(
+        report = self.log.reconciler.reconcile(
             learner.fence,
             committed=self.durable[1],
             trained=learner.trained,
@@ -171,7 +173,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def copy_the_broker(self) -> None:
         client = self.broker.client
-        self.old_states.append({noun: client.dump(self.log._key(noun)) for noun in NOUNS})
+        self.old_states.append({noun: client.dump(self.log.access.key(noun)) for noun in NOUNS})
 
     @precondition(lambda self: self.old_states)
     @rule(pick=PICK)
@@ -179,9 +181,9 @@ class LogMachine(RuleBasedStateMachine):
         old = self.old_states[pick % len(self.old_states)]
         pipe = self.broker.client.pipeline(transaction=True)
         for noun, content in old.items():
-            pipe.delete(self.log._key(noun))
+            pipe.delete(self.log.access.key(noun))
             if content is not None:
-                pipe.restore(self.log._key(noun), 0, content)
+                pipe.restore(self.log.access.key(noun), 0, content)
         pipe.execute()
         self.must_reconcile, self.is_undisturbed = True, False
 
@@ -189,15 +191,17 @@ class LogMachine(RuleBasedStateMachine):
     def every_issued_prompt_is_in_exactly_one_place(self) -> None:
         if not hasattr(self, "log") or self.must_reconcile:
             return
-        client, key = self.broker.client, self.log._key
+        client, key = self.broker.client, self.log.access.key
         leased = [stored.partition(b"|")[0].decode() for stored in client.hvals(key("leases"))]
         queued = [group_id.decode() for group_id in client.lrange(key("reissue"), 0, -1)]
         open_ids = [group_id.decode() for group_id in client.smembers(key("open"))]
         given_up = {group_id.decode() for group_id in client.hkeys(key("set_aside"))}
-        unread = [entry.group_id for entry in self.log.iter_entries(after_sequence=self.learner.sequence)]
+        unread = [
+            entry.group_id for entry in self.log.reader.iter_entries(after_sequence=self.learner.sequence)
+        ]
         assert sorted(open_ids) == sorted(set(unread) - self.consumed())
         assert len(open_ids) == sum(group_id not in self.consumed() for group_id in unread)
-        stats = self.log.stats()
+        stats = self.log.stats.read()
         issued = {
             f"{epoch}-{permuted_index(seed=3, epoch=epoch, position=position, num_prompts=NUM_PROMPTS)}"
             for epoch in range(stats.epoch + 1)

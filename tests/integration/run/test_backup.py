@@ -89,7 +89,7 @@ def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
         assert learner.start().wait(300) == 0, learner.log
     broker = Broker.connect(own_broker.url)
     log = RunLog(broker, RUN)
-    commit, state = log.last_commit(), log.state()
+    commit, state = log.commits.last(), log.state.get()
     broker.close()
     assert commit is not None
     assert state is RunState.FINISHED

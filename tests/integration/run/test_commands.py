@@ -21,14 +21,14 @@ def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> 
     """A run with these groups in its log."""
     broker = Broker.connect(url)
     log = RunLog(broker, run)
-    log.create_or_join(
+    log.state.create_or_join(
         RunConfig(run=run, group_size=2, groups_per_step=8, max_groups_per_step=8, num_prompts=9, model="m")
     )
-    fence = log.take_fence("learner")
-    log.set_state(RunState.RUNNING, fence=fence)
-    log.announce_policy(fence, step=0, digest="d")
+    fence = log.fence.take("learner")
+    log.state.set(RunState.RUNNING, fence=fence)
+    log.policies.announce(fence, step=0, digest="d")
     for pair in rewards:
-        lease = log.acquire(holder="g", policy_step=0)
+        lease = log.leases.acquire(holder="g", policy_step=0)
         assert isinstance(lease, Lease)
         responses = tuple(
             Response(
@@ -39,8 +39,8 @@ def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> 
         group = RolloutGroup(
             group_id=lease.group_id, prompt=Prompt(token_ids=(1,), text="1 + 1?"), responses=responses
         )
-        log.append(lease, encode_group(group), producer="g")
-    log.release(fence)
+        log.leases.append(lease, encode_group(group), producer="g")
+    log.fence.release(fence)
     broker.close()
 
 

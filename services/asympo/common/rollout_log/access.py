@@ -1,4 +1,4 @@
-"""What every part of a run's log shares: its keys, its scripts, its errors."""
+"""One run on one broker, which every part of its log works through: its keys, its scripts, its errors."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,34 +12,36 @@ from asympo.common.rollout_log.records import Fence
 class RunAccess:
     """One run on one broker. Safe to share between threads."""
 
-    def __init__(self, broker: Broker, run: str) -> None:
+    def __init__(self, broker: Broker, name: str) -> None:
         self.broker = broker
-        self.run = check_run_name(run)
+        self.name = check_run_name(name)
 
-    def _key(self, noun: str) -> str:
-        return key(self.run, noun)
+    def key(self, noun: str) -> str:
+        """The full name of one of the run's keys."""
+        return key(self.name, noun)
 
-    def _call(self, script: str, nouns: str, *arguments: Any) -> list[Any]:
+    def call(self, script: str, nouns: str, *arguments: Any) -> list[Any]:
         """Runs a script on the keys named by ``nouns`` (space-separated, the script's KEYS in order)."""
-        reply = self.broker.run_script(script, [self._key(noun) for noun in nouns.split()], arguments)
+        reply = self.broker.run_script(script, [self.key(noun) for noun in nouns.split()], arguments)
         return reply if isinstance(reply, list) else [reply]
 
-    def _call_fenced(self, fence: Fence, script: str, nouns: str, *arguments: Any) -> list[Any]:
+    def call_fenced(self, fence: Fence, script: str, nouns: str, *arguments: Any) -> list[Any]:
         """The same for a script that begins with the fence check; raises Fenced or BrokerChanged."""
-        reply = self._call(script, nouns, fence.number, fence.token, fence.server_id, *arguments)
+        reply = self.call(script, nouns, fence.number, fence.token, fence.server_id, *arguments)
         status = reply[0].decode() if isinstance(reply[0], bytes) else ""
         if status in ("FENCED", "CHANGED"):
-            self._raise_refused(status, fence, reply)
+            self.raise_refused(status, fence, reply)
         return reply
 
-    def _raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
+    def raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
+        """Raises what a fenced script's status, FENCED or CHANGED, means."""
         if status == "CHANGED":
             raise BrokerChanged(
-                f"the broker of run {self.run!r} restarted, failed over or lost state since fence "
+                f"the broker of run {self.name!r} restarted, failed over or lost state since fence "
                 f"{fence.number} was checked: reconcile before going on"
             )
         raise Fenced(
-            f"run {self.run!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was "
+            f"run {self.name!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was "
             f"{fence.number}: this learner must stop"
         )
 

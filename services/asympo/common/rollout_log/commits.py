@@ -9,8 +9,11 @@ from asympo.common.rollout_log.records import CommitRecord, Fence
 _MAX_IDS_AT_ONCE = 2000
 
 
-class Commits(RunAccess):
+class Commits:
     """The learner's side of finishing groups."""
+
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
 
     def free(self, fence: Fence, group_ids: Iterable[str], *, trained_sequence: int = 0) -> int:
         """Frees the slots of groups; unknown and freed ids are ignored. Returns how many were open."""
@@ -18,7 +21,7 @@ class Commits(RunAccess):
         remaining = iter(group_ids)
         while chunk := list(islice(remaining, _MAX_IDS_AT_ONCE)):
             num_freed += number(
-                self._call_fenced(fence, "free", "run open wake", trained_sequence, *chunk)[1]
+                self._run.call_fenced(fence, "free", "run open wake", trained_sequence, *chunk)[1]
             )
         return num_freed
 
@@ -45,12 +48,14 @@ class Commits(RunAccess):
         nouns = "run commit log open leases reissue holes wake"
         num_consumed = len(group_ids) if num_consumed is None else num_consumed
         arguments = (sequence, state_name, step, num_consumed, *head)
-        self._call_fenced(fence, "commit", nouns, *arguments)
+        self._run.call_fenced(fence, "commit", nouns, *arguments)
         return CommitRecord(sequence=sequence, state_name=state_name, step=step, fence=fence.number)
 
-    def last_commit(self) -> CommitRecord | None:
+    def last(self) -> CommitRecord | None:
         """The newest commit record; None before the first."""
-        values = self.broker.command("HMGET", self._key("commit"), "sequence", "state_name", "step", "fence")
+        values = self._run.broker.command(
+            "HMGET", self._run.key("commit"), "sequence", "state_name", "step", "fence"
+        )
         return commit_of(values)
 
 

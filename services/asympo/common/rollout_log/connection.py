@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis import exceptions
@@ -22,9 +22,6 @@ from asympo.common.rollout_log.client import open_client, without_password
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
 from asympo.common.rollout_log.server_info import BrokerInfo, describe, load_counters
-
-if TYPE_CHECKING:
-    from asympo.common.rollout_log.records import RunSummary
 
 _RETRIED = (
     exceptions.ConnectionError,
@@ -172,13 +169,6 @@ class Broker:
             found = self._retrying.call(lambda: list(self.client.scan_iter(match=pattern, count=1000)))
         names = (run_of_key(name.decode()) for name in found)
         return sorted({name for name in names if name})
-
-    def runs(self) -> "list[RunSummary]":
-        """Every run of this broker, by name."""
-        # Deferred: summaries are made of RunLog, which is built on this module.
-        from asympo.common.rollout_log.runs import list_runs
-
-        return list_runs(self)
 
     def command(self, *parts: Any) -> Any:
         """Sends one read command; raises our errors."""

@@ -29,10 +29,13 @@ class CopiedPiece:
     """One value; field, value, ...; members; items; member, score, ...; or an entry: id, field, value, ..."""
 
 
-class Copies(RunAccess):
+class Copies:
     """Taking a run's keys along."""
 
-    def copy(self) -> Iterator[CopiedPiece]:
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def read(self) -> Iterator[CopiedPiece]:
         """Every key but who is present: all of one instant, then streams with payloads up to that instant.
 
         A learner that commits meanwhile trims the log: its first entries may be missing, and are covered by a
@@ -40,13 +43,15 @@ class Copies(RunAccess):
         """
         small = [noun for noun in NOUNS if noun not in (*_LARGE, *_TRANSIENT)]
         last_sequence = None
-        for noun, (kind, items) in zip(small, self._call("copy", " ".join(small)), strict=True):
+        for noun, (kind, items) in zip(small, self._run.call("copy", " ".join(small)), strict=True):
             if noun == "run":
                 fields = dict(zip(items[::2], items[1::2], strict=True))
                 last_sequence = number(fields.get(b"last_sequence"))
             yield from _pieces(noun, text(kind), items)
-        if not last_sequence and self.broker.command("EXISTS", self._key("config")) == 0:
-            raise BadSetting(f"the broker at {self.broker.url} has no run {self.run!r}: check the name")
+        if not last_sequence and self._run.broker.command("EXISTS", self._run.key("config")) == 0:
+            raise BadSetting(
+                f"the broker at {self._run.broker.url} has no run {self._run.name!r}: check the name"
+            )
         for noun in _LARGE:
             yield from self._entries(noun, last_sequence=last_sequence or 0)
 
@@ -56,13 +61,13 @@ class Copies(RunAccess):
         Nobody owns it then, and its leases are taken back: their prompts are issued again. Raises BadSetting
         when the run is there.
         """
-        if self.broker.command("EXISTS", self._key("config")):
+        if self._run.broker.command("EXISTS", self._run.key("config")):
             raise BadSetting(
-                f"the broker at {self.broker.url} has a run {self.run!r}: stop what works for it and delete "
-                "it, or restore to another broker"
+                f"the broker at {self._run.broker.url} has a run {self._run.name!r}: stop what works for it "
+                "and delete it, or restore to another broker"
             )
         # What an interrupted attempt left.
-        self.broker.run_script("delete", [self._key(noun) for noun in NOUNS], [])
+        self._run.broker.run_script("delete", [self._run.key(noun) for noun in NOUNS], [])
         config: CopiedPiece | None = None
         num_queued, taken_back = 0, list[bytes]()
         for piece in pieces:
@@ -77,22 +82,24 @@ class Copies(RunAccess):
             elif piece.noun != "deadlines":
                 self._put(_unowned(piece) if piece.noun == "run" else piece)
         if config is None:
-            raise BadSetting(f"the copy of run {self.run!r} has no config: it is not a whole one")
+            raise BadSetting(f"the copy of run {self._run.name!r} has no config: it is not a whole one")
         for piece in _pieces("reissue", "list", taken_back):
             self._put(replace(piece, place=piece.place + num_queued))
         self._put(config)
 
     def _put(self, piece: CopiedPiece) -> None:
-        keys = [self._key(piece.noun), self._key("config")]
-        reply = self.broker.run_script("put_back", keys, [piece.kind, piece.place, *piece.items])
+        keys = [self._run.key(piece.noun), self._run.key("config")]
+        reply = self._run.broker.run_script("put_back", keys, [piece.kind, piece.place, *piece.items])
         if reply[0] != b"OK":
-            raise BadSetting(f"run {self.run!r} was created while it was restored: delete it, and try again")
+            raise BadSetting(
+                f"run {self._run.name!r} was created while it was restored: delete it, and try again"
+            )
 
     def _entries(self, noun: str, *, last_sequence: int) -> Iterator[CopiedPiece]:
         after, place = 0, 0
         while True:
             span = {"first_id": f"({after}-0", "last_id": f"{last_sequence}-0"}
-            entries = self.broker.read_range(self._key(noun), max_count=_ENTRIES_AT_ONCE, **span)
+            entries = self._run.broker.read_range(self._run.key(noun), max_count=_ENTRIES_AT_ONCE, **span)
             for entry_id, fields in entries:
                 flat = (part for name, value in fields.items() for part in (name.encode(), value))
                 yield CopiedPiece(noun=noun, kind="stream", place=place, items=(entry_id.encode(), *flat))

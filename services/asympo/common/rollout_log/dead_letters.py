@@ -7,18 +7,21 @@ MAX_DEAD_LETTERS = 1000
 """The newest ones kept, with their payloads."""
 
 
-class DeadLetters(RunAccess):
+class DeadLetters:
     """Setting bad records aside with a reason."""
 
-    def dead_letter(self, fence: Fence, entry: LogEntry, reason: str) -> None:
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def add(self, fence: Fence, entry: LogEntry, reason: str) -> None:
         """Copies the entry to the dead letters and frees its slot; the entry itself stays until commit."""
         described = (entry.sequence, entry.group_id, entry.producer, reason, entry.payload)
-        self._call_fenced(fence, "dead_letter", "run dead open wake", MAX_DEAD_LETTERS, *described)
+        self._run.call_fenced(fence, "dead_letter", "run dead open wake", MAX_DEAD_LETTERS, *described)
 
-    def dead_letters(self, count: int = 100) -> list[DeadLetter]:
+    def newest(self, count: int = 100) -> list[DeadLetter]:
         """The newest ``count``, newest first."""
         letters = []
-        for entry_id, fields in self.broker.newest(self._key("dead"), max_count=count):
+        for entry_id, fields in self._run.broker.newest(self._run.key("dead"), max_count=count):
             letters.append(
                 DeadLetter(
                     sequence=int(entry_id.partition("-")[0]),

@@ -1,6 +1,5 @@
 """Who owns a run: one learner, by a number that grows and a random token."""
 
-import dataclasses
 import secrets
 
 from asympo.common.errors import RunHasLearner
@@ -8,10 +7,13 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import Fence
 
 
-class Fences(RunAccess):
+class Fences:
     """Taking, keeping and giving up ownership."""
 
-    def take_fence(
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def take(
         self, holder: str, *, take_over: bool = False, heartbeat_seconds: float = 10.0, at_least: int = 0
     ) -> Fence:
         """Becomes the run's learner with a number above every earlier one and above ``at_least``.
@@ -22,11 +24,12 @@ class Fences(RunAccess):
         """
         token = secrets.token_hex(16)
         arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least)
-        reply = self._call("take_fence", "run", *arguments)
+        reply = self._run.call("take_fence", "run", *arguments)
         if reply[0] == b"HELD":
             raise RunHasLearner(
-                f"run {self.run!r} has a live learner ({text(reply[2])}, fence {number(reply[1])}, heartbeat "
-                f"valid for another {number(reply[3]) / 1000:.1f} s): stop it, wait, or give --take-over"
+                f"run {self._run.name!r} has a live learner ({text(reply[2])}, fence {number(reply[1])}, "
+                f"heartbeat valid for another {number(reply[3]) / 1000:.1f} s): stop it, wait, or "
+                "give --take-over"
             )
         return Fence(
             number=number(reply[1]),
@@ -42,12 +45,8 @@ class Fences(RunAccess):
         Raises Fenced when another learner has taken over, BrokerChanged when a reconcile is due.
         """
         arguments = (int(fence.heartbeat_seconds * 1000), trained_sequence)
-        self._call_fenced(fence, "heartbeat", "run", *arguments)
+        self._run.call_fenced(fence, "heartbeat", "run", *arguments)
 
     def release(self, fence: Fence) -> None:
         """Gives ownership up, so that the next learner need not wait; no error when it was lost already."""
-        self._call("release", "run", fence.number, fence.token)
-
-    @staticmethod
-    def _refreshed(fence: Fence, *, fence_number: int, server_id: str) -> Fence:
-        return dataclasses.replace(fence, number=fence_number, server_id=server_id)
+        self._run.call("release", "run", fence.number, fence.token)

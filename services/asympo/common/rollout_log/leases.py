@@ -1,20 +1,25 @@
-"""Asking for work: a lease is credit, claim and prompt in one."""
+"""Asking for work and answering it: a lease is credit, claim and prompt in one."""
 
 import secrets
 import time
 from collections.abc import Sequence
 
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import Lease, RefusalReason, Refused
+from asympo.common.rollout_log.records import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
 
 _MAX_RENEWED_AT_ONCE = 500
 ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"
 """KEYS of acquire.lua."""
+APPEND_KEYS = "run log open leases deadlines answers reissue wake policy_steps failures"
+"""KEYS of append.lua."""
 _POLICY_REASONS = (RefusalReason.STALE_POLICY, RefusalReason.NOT_STARTED)
 
 
-class Leases(RunAccess):
-    """The generator's side of handing out prompts."""
+class Leases:
+    """The generator's side: prompts out, groups in."""
+
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
 
     def acquire(self, *, holder: str, policy_step: int) -> Lease | Refused:
         """Asks for one prompt. ``policy_step`` is the policy the holder serves now.
@@ -22,7 +27,7 @@ class Leases(RunAccess):
         Raises BrokerFull when the broker could not take the group either.
         """
         token = secrets.token_hex(16)
-        reply = self._call("acquire", ACQUIRE_KEYS, token, policy_step, holder)
+        reply = self._run.call("acquire", ACQUIRE_KEYS, token, policy_step, holder)
         if reply[0] == b"REFUSED":
             return Refused(
                 reason=RefusalReason(text(reply[1])),
@@ -47,13 +52,13 @@ class Leases(RunAccess):
         ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only
         events from now on count. Returns after its ``retry_after_seconds`` or the time-out at the latest.
         """
-        after = {self._key("wake"): refused.wake_id if refused else self._newest_wake_id()}
+        after = {self._run.key("wake"): refused.wake_id if refused else self._newest_wake_id()}
         if refused and refused.reason in _POLICY_REASONS:
-            after[self._key("policies")] = refused.policy_id
+            after[self._run.key("policies")] = refused.policy_id
         wait_seconds = min(timeout_seconds, refused.retry_after_seconds) if refused else timeout_seconds
         deadline = time.monotonic() + wait_seconds
         while (left := deadline - time.monotonic()) > 0:
-            if self.broker.wait_for_entry(after, block_seconds=left):
+            if self._run.broker.wait_for_entry(after, block_seconds=left):
                 return
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:
@@ -64,9 +69,24 @@ class Leases(RunAccess):
         lost = []
         for start in range(0, len(leases), _MAX_RENEWED_AT_ONCE):
             chunk = leases[start : start + _MAX_RENEWED_AT_ONCE]
-            reply = self._call("renew", "run leases deadlines", *(lease.token for lease in chunk))
+            reply = self._run.call("renew", "run leases deadlines", *(lease.token for lease in chunk))
             lost += [lease for lease, is_kept in zip(chunk, reply, strict=True) if not is_kept]
         return lost
+
+    def append(self, lease: Lease, payload: bytes, *, producer: str) -> AppendResult:
+        """Appends one encoded group under the next number and ends its lease, or leaves nothing in the log.
+
+        Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when
+        the broker is out of memory: keep the lease renewed and try again.
+        """
+        reply = self._run.call("append", APPEND_KEYS, lease.token, payload, producer)
+        outcome = AppendOutcome(text(reply[0]).lower())
+        return AppendResult(
+            outcome=outcome,
+            sequence=number(reply[1]) or None,
+            generation_staleness=number(reply[2]),
+            generation_staleness_steps=number(reply[3]),
+        )
 
     def hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> bool:
         """Gives a prompt back to be issued again; returns False when the lease was lost already.
@@ -75,8 +95,10 @@ class Leases(RunAccess):
         aside for its epoch.
         """
         nouns = "run leases deadlines reissue wake failures set_aside"
-        return bool(number(self._call("hand_back", nouns, lease.token, int(is_prompt_failure), reason)[0]))
+        return bool(
+            number(self._run.call("hand_back", nouns, lease.token, int(is_prompt_failure), reason)[0])
+        )
 
     def _newest_wake_id(self) -> str:
-        newest = self.broker.newest(self._key("wake"), max_count=1)
+        newest = self._run.broker.newest(self._run.key("wake"), max_count=1)
         return str(newest[0][0]) if newest else "0"

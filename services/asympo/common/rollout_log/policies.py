@@ -9,24 +9,25 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import BadPolicy, Fence, PolicyAnnouncement
 
 
-class Policies(RunAccess):
+class Policies:
     """Announcements travel through the broker, weights never do."""
 
-    def announce_policy(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def announce(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
         """Makes a published checkpoint known; announcing the newest one again changes nothing."""
         nouns = "run policies policy_steps"
-        reply = self._call_fenced(fence, "announce_policy", nouns, step, digest)
+        reply = self._run.call_fenced(fence, "announce_policy", nouns, step, digest)
         return PolicyAnnouncement(
             step=step, fence=number(reply[2]), digest=digest, published_at_seconds=number(reply[1]) / 1000
         )
 
-    def latest_policy(self) -> PolicyAnnouncement | None:
+    def latest(self) -> PolicyAnnouncement | None:
         """The newest announcement; None before the first."""
         return self._latest()[0]
 
-    def wait_for_policy(
-        self, after: PolicyAnnouncement | None, timeout_seconds: float
-    ) -> PolicyAnnouncement | None:
+    def wait(self, after: PolicyAnnouncement | None, timeout_seconds: float) -> PolicyAnnouncement | None:
         """Blocks until the newest announcement is not ``after``; None when the time passed first."""
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -36,28 +37,28 @@ class Policies(RunAccess):
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
-            self.broker.blocking_read(
-                self._key("policies"), after_id=entry_id, max_count=1, block_seconds=left
+            self._run.broker.blocking_read(
+                self._run.key("policies"), after_id=entry_id, max_count=1, block_seconds=left
             )
 
     def publish_times(self) -> list[float]:
         """When each policy was first announced, oldest first; the newest few thousand."""
         times: dict[int, float] = {}
-        for _entry_id, fields in self.broker.read_range(
-            self._key("policies"), first_id="-", max_count=10_000
+        for _entry_id, fields in self._run.broker.read_range(
+            self._run.key("policies"), first_id="-", max_count=10_000
         ):
             times.setdefault(number(fields["step"]), number(fields["at_ms"]) / 1000)
         return sorted(times.values())
 
-    def mark_bad_policy(self, *, step: int, fence: int, reason: str, holder: str) -> None:
+    def mark_bad(self, *, step: int, fence: int, reason: str, holder: str) -> None:
         """Tells everyone not to serve a policy; the first report is kept."""
         report = json.dumps({"reason": reason, "holder": holder})
-        self._call("mark_bad_policy", "bad_policies wake", f"{fence}:{step}", report)
+        self._run.call("mark_bad_policy", "bad_policies wake", f"{fence}:{step}", report)
 
-    def bad_policies(self) -> list[BadPolicy]:
+    def bad(self) -> list[BadPolicy]:
         """Every policy reported bad, by fence and step."""
         found = []
-        for name, value in self.broker.hash_items(self._key("bad_policies")):
+        for name, value in self._run.broker.hash_items(self._run.key("bad_policies")):
             fence, _, step = text(name).partition(":")
             at_ms, _, report = text(value).partition(":")
             fields = json.loads(report)
@@ -66,7 +67,7 @@ class Policies(RunAccess):
 
     def _latest(self) -> tuple[PolicyAnnouncement | None, str]:
         names = ("policy_step", "policy_fence", "policy_digest", "policy_at_ms", "policy_entry")
-        step, fence, digest, at_ms, entry_id = self.broker.command("HMGET", self._key("run"), *names)
+        step, fence, digest, at_ms, entry_id = self._run.broker.command("HMGET", self._run.key("run"), *names)
         if step is None:
             return None, "0"
         announcement = PolicyAnnouncement(

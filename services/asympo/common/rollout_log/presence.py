@@ -6,18 +6,21 @@ from typing import Any
 from asympo.common.rollout_log.access import RunAccess, text
 
 
-class Presence(RunAccess):
+class Presence:
     """Status reports that stop being true by themselves."""
 
-    def report_presence(self, holder: str, status: dict[str, Any], *, ttl_seconds: float) -> None:
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def report(self, holder: str, status: dict[str, Any], *, ttl_seconds: float) -> None:
         """Says that ``holder`` is alive for ``ttl_seconds``; a ttl of 0 says goodbye."""
-        self._call(
+        self._run.call(
             "report_presence", "presence presence_until", holder, json.dumps(status), int(ttl_seconds * 1000)
         )
 
     def generators(self) -> list[dict[str, Any]]:
         """The status of everyone whose report is still true, with ``holder`` and ``expires_in_seconds``."""
-        flat = self._call("list_presence", "presence presence_until")
+        flat = self._run.call("list_presence", "presence presence_until")
         found = []
         for holder, left_ms, status in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
             fields = json.loads(text(status))

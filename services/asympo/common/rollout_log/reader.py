@@ -9,8 +9,11 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.records import Fence, LogEntry
 
 
-class Reader(RunAccess):
+class Reader:
     """Cursor readers. Reading moves nothing and deletes nothing."""
+
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
 
     def read(
         self, *, after_sequence: int, max_count: int, block_seconds: float, fence: Fence | None = None
@@ -25,12 +28,12 @@ class Reader(RunAccess):
         raw: list[Any] = []
         while not raw:
             left = max(0.0, deadline - time.monotonic())
-            raw = self.broker.blocking_read(
-                self._key("log"), after_id=f"{after_sequence}-0", max_count=max_count, block_seconds=left
+            raw = self._run.broker.blocking_read(
+                self._run.key("log"), after_id=f"{after_sequence}-0", max_count=max_count, block_seconds=left
             )
             if fence is not None:
                 # After the read, so that entries of a broker that changed meanwhile are not returned.
-                self._call_fenced(fence, "check_fence", "run")
+                self._run.call_fenced(fence, "check_fence", "run")
             if left == 0.0:
                 break
         entries = [_entry(*item) for item in raw]
@@ -44,19 +47,21 @@ class Reader(RunAccess):
         """
         entries: list[LogEntry] = []
         for first, last in _runs(sequences):
-            raw = self.broker.read_range(
-                self._key("log"), first_id=f"{first}-0", last_id=f"{last}-0", max_count=last - first + 1
+            raw = self._run.broker.read_range(
+                self._run.key("log"), first_id=f"{first}-0", last_id=f"{last}-0", max_count=last - first + 1
             )
             entries.extend(_entry(*item) for item in raw)
         missing = set(sequences) - {entry.sequence for entry in entries}
         if missing:
-            raise SequenceGap(f"run {self.run!r}: entry {min(missing)} is no longer in the log")
+            raise SequenceGap(f"run {self._run.name!r}: entry {min(missing)} is no longer in the log")
         return entries
 
     def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
         """Every entry that is in the log now after ``after_sequence``; starts at the oldest one kept."""
         while True:
-            raw = self.broker.read_range(self._key("log"), first_id=f"({after_sequence}-0", max_count=batch)
+            raw = self._run.broker.read_range(
+                self._run.key("log"), first_id=f"({after_sequence}-0", max_count=batch
+            )
             if not raw:
                 return
             for item in raw:
@@ -69,10 +74,13 @@ class Reader(RunAccess):
     ) -> Iterator[LogEntry | None]:
         """Entries as they come, by default from now on; None after each silent wait."""
         if after_sequence is None:
-            after_sequence = number(self.broker.command("HGET", self._key("run"), "last_sequence"))
+            after_sequence = number(self._run.broker.command("HGET", self._run.key("run"), "last_sequence"))
         while True:
-            raw = self.broker.blocking_read(
-                self._key("log"), after_id=f"{after_sequence}-0", max_count=100, block_seconds=block_seconds
+            raw = self._run.broker.blocking_read(
+                self._run.key("log"),
+                after_id=f"{after_sequence}-0",
+                max_count=100,
+                block_seconds=block_seconds,
             )
             if not raw:
                 yield None
@@ -91,16 +99,16 @@ class Reader(RunAccess):
                 end = max((last for first, last in holes.items() if first <= expected <= last), default=0)
                 if not end or end >= entry.sequence:
                     raise SequenceGap(
-                        f"run {self.run!r}: the log goes from entry {expected - 1} to {entry.sequence}, "
-                        f"{entry.sequence - expected} missing: they were deleted or lost; resume from a "
-                        "training state that covers them, or start a new run"
+                        f"run {self._run.name!r}: the log goes from entry {expected - 1} to "
+                        f"{entry.sequence}, {entry.sequence - expected} missing: they were deleted or lost; "
+                        "resume from a training state that covers them, or start a new run"
                     )
                 expected = end + 1
             expected = entry.sequence + 1
 
     def _holes(self) -> dict[int, int]:
         """First and last number of every range that a reconcile declared lost."""
-        return {int(first): int(last) for first, last in self.broker.hash_items(self._key("holes"))}
+        return {int(first): int(last) for first, last in self._run.broker.hash_items(self._run.key("holes"))}
 
 
 def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -6,12 +6,11 @@ queued for reissue, or set aside. A broker that lost state breaks that; this fin
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asympo.common.errors import SequenceGap
-from asympo.common.rollout_log.access import number, text
+from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.commits import commit_of
-from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.permutation import permuted_index
 from asympo.common.rollout_log.records import CommitRecord, Fence, ReconcileReport
 from asympo.common.trained_ids import TrainedIds
@@ -51,8 +50,11 @@ class _Repairs:
     position: int
 
 
-class Reconciles(Fences):
+class Reconciler:
     """The learner's repair of a run's bookkeeping."""
+
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
 
     def reconcile(
         self, fence: Fence, *, committed: CommitRecord | None, trained: TrainedIds, trained_sequence: int = 0
@@ -97,13 +99,13 @@ class Reconciles(Fences):
         least = (committed.fence + int(is_start)) if committed else 0
         heartbeat_ms = int(fence.heartbeat_seconds * 1000)
         arguments = (fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms)
-        reply = self._call("survey", nouns, *arguments)
+        reply = self._run.call("survey", nouns, *arguments)
         if reply[0] == b"FENCED":
-            self._raise_refused("FENCED", fence, reply)
+            self._run.raise_refused("FENCED", fence, reply)
         head, commit, *groups = reply[1:]
         new_number, last, lost, rolled_back, seed, num_prompts, epoch, position = map(number, head[:8])
         return _Survey(
-            fence=self._refreshed(fence, fence_number=new_number, server_id=text(head[8])),
+            fence=replace(fence, number=new_number, server_id=text(head[8])),
             commit=commit_of(commit),
             last_sequence=last,
             num_lost=lost,
@@ -122,7 +124,7 @@ class Reconciles(Fences):
         """Group id by sequence of every entry after a number, without moving payloads."""
         found: dict[int, str] = {}
         while True:
-            flat = self._call("log_ids", "log", after, _IDS_PER_SCAN)
+            flat = self._run.call("log_ids", "log", after, _IDS_PER_SCAN)
             if not flat:
                 return found
             for sequence, group_id in zip(flat[::2], flat[1::2], strict=True):
@@ -132,10 +134,10 @@ class Reconciles(Fences):
     def _refuse_old_state(self, survey: _Survey, consumed_to: int) -> None:
         if survey.commit is None or survey.commit.sequence <= consumed_to:
             return
-        first = self._call("log_ids", "log", consumed_to, 1)
+        first = self._run.call("log_ids", "log", consumed_to, 1)
         if not first or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
-                f"run {self.run!r} is committed up to entry {survey.commit.sequence} in training state "
+                f"run {self._run.name!r} is committed up to entry {survey.commit.sequence} in training state "
                 f"{survey.commit.state_name!r}, the state given covers only {consumed_to} and the entries "
                 "between are gone: restore that state, or start a new run"
             )
@@ -157,7 +159,7 @@ class Reconciles(Fences):
         )
         cursor = (survey.epoch, survey.position, repairs.epoch, repairs.position)
         flat = [item for items in lists for item in (len(items), *items)]
-        reply = self._call_fenced(survey.fence, "settle", nouns, *cursor, *record, *flat)
+        reply = self._run.call_fenced(survey.fence, "settle", nouns, *cursor, *record, *flat)
         return bool(reply[0] == b"OK")
 
 

@@ -1,19 +1,34 @@
-"""The rollout log of one run: everything a service may do with it."""
+"""The rollout log of one run: everything a service may do with it, by part."""
 
-from asympo.common.rollout_log.append import Appends
+from asympo.common.rollout_log.access import RunAccess
 from asympo.common.rollout_log.commits import Commits
+from asympo.common.rollout_log.connection import Broker
 from asympo.common.rollout_log.copies import Copies
 from asympo.common.rollout_log.dead_letters import DeadLetters
+from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.leases import Leases
 from asympo.common.rollout_log.policies import Policies
 from asympo.common.rollout_log.presence import Presence
 from asympo.common.rollout_log.reader import Reader
-from asympo.common.rollout_log.reconcile import Reconciles
+from asympo.common.rollout_log.reconcile import Reconciler
 from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.stats import Stats
 
 
-class RunLog(
-    RunStates, Leases, Appends, Reader, Reconciles, Commits, DeadLetters, Policies, Presence, Stats, Copies
-):
+class RunLog:
     """``RunLog(broker, run)``. Blocking; share it between threads, call it from ``asyncio.to_thread``."""
+
+    def __init__(self, broker: Broker, run: str) -> None:
+        self.access = RunAccess(broker, run)
+        self.broker, self.run = broker, run
+        self.state = RunStates(self.access)
+        self.leases = Leases(self.access)
+        self.reader = Reader(self.access)
+        self.fence = Fences(self.access)
+        self.commits = Commits(self.access)
+        self.reconciler = Reconciler(self.access)
+        self.dead_letters = DeadLetters(self.access)
+        self.policies = Policies(self.access)
+        self.presence = Presence(self.access)
+        self.stats = Stats(self.access)
+        self.copies = Copies(self.access)

@@ -12,8 +12,11 @@ from asympo.common.rollout_log.run_config import RunConfig
 _UNLIMITED = -1
 
 
-class RunStates(RunAccess):
+class RunStates:
     """Config and state of one run."""
+
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
 
     def create_or_join(
         self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
@@ -23,14 +26,14 @@ class RunStates(RunAccess):
         ``complete`` gives the settings of a run of the release before their values where that did not know
         them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
         """
-        if config.run != self.run:
-            raise ValueError(f"the config is of run {config.run!r}, this log of {self.run!r}")
+        if config.run != self._run.name:
+            raise ValueError(f"the config is of run {config.run!r}, this log of {self._run.name!r}")
         # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
         stored = complete(self.config() or self._create(config))
         differences = config.differences(stored)
         if differences:
             raise RunConfigMismatch(
-                f"run {self.run!r} was created with other settings ({'; '.join(differences)}): "
+                f"run {self._run.name!r} was created with other settings ({'; '.join(differences)}): "
                 "use those, or another run name"
             )
         return stored
@@ -38,7 +41,7 @@ class RunStates(RunAccess):
     def _create(self, config: RunConfig) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
         limit = config.max_generation_staleness
-        reply = self._call(
+        reply = self._run.call(
             "create",
             "config run wake",
             config.to_json(),
@@ -57,7 +60,7 @@ class RunStates(RunAccess):
 
     def config(self) -> RunConfig | None:
         """The stored config; None while no learner has created the run."""
-        stored = self.broker.command("GET", self._key("config"))
+        stored = self._run.broker.command("GET", self._run.key("config"))
         return None if stored is None else RunConfig.from_json(stored)
 
     def wait_for_config(self, timeout_seconds: float) -> RunConfig:
@@ -70,27 +73,31 @@ class RunStates(RunAccess):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NoProgress(
-                    f"run {self.run!r} was not created within {timeout_seconds:g} s: start its learner, or "
-                    f"check the run name and the broker ({self.broker.url})"
+                    f"run {self._run.name!r} was not created within {timeout_seconds:g} s: start its "
+                    f"learner, or check the run name and the broker ({self._run.broker.url})"
                 )
             # create.lua writes the run's first event, so this returns the moment the config exists.
-            self.broker.blocking_read(self._key("wake"), after_id="0", max_count=1, block_seconds=left)
+            self._run.broker.blocking_read(
+                self._run.key("wake"), after_id="0", max_count=1, block_seconds=left
+            )
 
-    def state(self) -> RunState:
+    def get(self) -> RunState:
         """Where the run is in its life; ``created`` also while it does not exist."""
-        stored = self.broker.command("HGET", self._key("run"), "state")
+        stored = self._run.broker.command("HGET", self._run.key("run"), "state")
         return RunState(text(stored)) if stored else RunState.CREATED
 
-    def set_state(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
+    def set(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
         """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""
         arguments = (state.value, reason)
         if fence is None:
-            reply = self._call("set_state", "run wake", 0, "", "", *arguments)
+            reply = self._run.call("set_state", "run wake", 0, "", "", *arguments)
         else:
-            reply = self._call_fenced(fence, "set_state", "run wake", *arguments)
+            reply = self._run.call_fenced(fence, "set_state", "run wake", *arguments)
         if reply[0] == b"MISSING":
-            raise BadSetting(f"the broker at {self.broker.url} has no run {self.run!r}: check the name")
+            raise BadSetting(
+                f"the broker at {self._run.broker.url} has no run {self._run.name!r}: check the name"
+            )
 
     def delete(self) -> None:
         """Deletes every key of the run. Checkpoints stay where they are."""
-        self.broker.run_script("delete", [self._key(noun) for noun in NOUNS], [])
+        self._run.broker.run_script("delete", [self._run.key(noun) for noun in NOUNS], [])

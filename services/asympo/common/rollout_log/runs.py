@@ -10,8 +10,8 @@ def list_runs(broker: Broker) -> list[RunSummary]:
     found = []
     for name in broker.run_names():
         log = RunLog(broker, name)
-        stats, commit = log.stats(), log.last_commit()
-        model = broker.command("HGET", f"asympo:{{{name}}}:run", "model")
+        stats, commit = log.stats.read(), log.commits.last()
+        model = broker.command("HGET", log.access.key("run"), "model")
         found.append(
             RunSummary(
                 run=name,

@@ -10,17 +10,22 @@ _TEXTS = {"state_reason", "fence_holder"}
 _FLAGS = {"is_exhausted", "is_fence_alive"}
 
 
-class Stats(RunAccess):
+class Stats:
     """Figures for people and metrics; nothing is decided by them."""
 
-    def stats(self) -> LogStats:
+    def __init__(self, run: RunAccess) -> None:
+        self._run = run
+
+    def read(self) -> LogStats:
         """All figures of one instant; zeros for a run that does not exist."""
-        flat = self._call("stats", "run open leases deadlines reissue set_aside")
+        flat = self._run.call("stats", "run open leases deadlines reissue set_aside")
         found = {text(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         values: dict[str, object] = {
             "state": RunState(text(found["state"])),
             "server_time_seconds": number(found["server_time_ms"]) / 1000,
-            "bytes_used": number(self.broker.command("MEMORY USAGE", self._key("log"), "SAMPLES", 5)),
+            "bytes_used": number(
+                self._run.broker.command("MEMORY USAGE", self._run.key("log"), "SAMPLES", 5)
+            ),
         }
         for item in dataclasses.fields(LogStats):
             if item.name not in values:
@@ -31,4 +36,4 @@ class Stats(RunAccess):
 
     def broker_info(self) -> BrokerInfo:
         """The broker; of a cluster the master that holds this run."""
-        return self.broker.info(key=self._key("run"))
+        return self._run.broker.info(key=self._run.key("run"))

@@ -66,7 +66,7 @@ class Heartbeat:
             fence = self._fence() if self._fence is not None else None
             try:
                 if fence is not None and now >= beat_at:
-                    self._run_log.heartbeat(fence, trained_sequence=self._learner.sequence)
+                    self._run_log.fence.heartbeat(fence, trained_sequence=self._learner.sequence)
                     beat_at = now + fence.heartbeat_seconds / 3
                 self._look(0 if fence is None else fence.number)
             except Fenced as error:
@@ -78,11 +78,11 @@ class Heartbeat:
                 log.warning("No heartbeat: %s", error)
 
     def _look(self, fence_number: int) -> None:
-        stats = self._run_log.stats()
+        stats = self._run_log.stats.read()
         view = self._learner.broker
         self._learner.broker = BrokerView(
             stats=stats,
-            generators=tuple(self._run_log.generators()),
+            generators=tuple(self._run_log.presence.generators()),
             server=view.server,
             version=view.version,
             warnings=view.warnings,

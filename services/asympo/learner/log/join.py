@@ -57,7 +57,7 @@ def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> Ru
         task_digest=task.digest,
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
-    return run_log.create_or_join(config, complete=_completed)
+    return run_log.state.create_or_join(config, complete=_completed)
 
 
 def _completed(stored: RunConfig) -> RunConfig:

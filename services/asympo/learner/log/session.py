@@ -62,7 +62,7 @@ class LogSession:
     def reconcile(self) -> None:
         """Makes broker and training state agree."""
         report = self._answered(
-            lambda: self._run_log.reconcile(
+            lambda: self._run_log.reconciler.reconcile(
                 self.fence,
                 committed=self.committed,
                 trained=self.trained,
@@ -85,7 +85,7 @@ class LogSession:
         def read_once() -> Sequence[LogEntry]:
             if self.num_reconciles != before:
                 return []
-            return self._run_log.read(
+            return self._run_log.reader.read(
                 after_sequence=after_sequence,
                 max_count=max_count,
                 block_seconds=block_seconds,
@@ -96,15 +96,17 @@ class LogSession:
 
     def free(self, group_ids: Sequence[str]) -> None:
         """Frees the slots of groups."""
-        self._call(lambda: self._run_log.free(self.fence, group_ids, trained_sequence=self.consumed_sequence))
+        self._call(
+            lambda: self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.consumed_sequence)
+        )
 
     def dead_letter(self, entry: LogEntry, reason: str) -> None:
         """Sets an entry aside."""
-        self._call(lambda: self._run_log.dead_letter(self.fence, entry, reason))
+        self._call(lambda: self._run_log.dead_letters.add(self.fence, entry, reason))
 
     def announce(self, *, step: int, digest: str) -> PolicyAnnouncement:
         """Makes a published policy known."""
-        return self._call(lambda: self._run_log.announce_policy(self.fence, step=step, digest=digest))
+        return self._call(lambda: self._run_log.policies.announce(self.fence, step=step, digest=digest))
 
     def try_announce(self, *, step: int, digest: str, group_ids: Sequence[str]) -> PolicyAnnouncement | None:
         """Announces and frees, from any thread, asking once; None when that did not get through.
@@ -114,8 +116,8 @@ class LogSession:
         """
         fence = self.fence
         try:
-            policy = self._run_log.announce_policy(fence, step=step, digest=digest)
-            self._run_log.free(fence, group_ids, trained_sequence=self.consumed_sequence)
+            policy = self._run_log.policies.announce(fence, step=step, digest=digest)
+            self._run_log.commits.free(fence, group_ids, trained_sequence=self.consumed_sequence)
         except (BrokerUnavailable, BrokerChanged, Fenced) as error:
             log.info("The policy of step %d is announced by the training thread: %s", step, error)
             return None
@@ -124,7 +126,7 @@ class LogSession:
     def is_policy_in_use(self, policy: PolicyRef) -> bool:
         """Whether a generator serves or loads it, from any thread; yes when nobody can be asked."""
         try:
-            generators = self._run_log.generators()
+            generators = self._run_log.presence.generators()
         except BrokerUnavailable as error:
             log.info("Policy %d is kept while the broker is away: %s", policy.step, error)
             return True
@@ -137,7 +139,7 @@ class LogSession:
 
     def is_broker_full(self) -> bool:
         """Whether the broker may be refusing groups for want of memory: then only a commit makes room."""
-        info = self._answered(self._run_log.broker_info)
+        info = self._answered(self._run_log.stats.broker_info)
         return info.maxmemory_bytes > 0 and info.used_memory_bytes >= FULL_RATIO * info.maxmemory_bytes
 
     def commit(
@@ -146,7 +148,7 @@ class LogSession:
         """Makes the cursor durable."""
         sequence = self.consumed_sequence
         record = self._call(
-            lambda: self._run_log.commit(
+            lambda: self._run_log.commits.commit(
                 self.fence,
                 sequence=sequence,
                 state_name=state_name,
@@ -160,24 +162,24 @@ class LogSession:
 
     def set_state(self, state: RunState, *, reason: str = "") -> None:
         """Moves the run."""
-        self._call(lambda: self._run_log.set_state(state, reason=reason, fence=self.fence))
+        self._call(lambda: self._run_log.state.set(state, reason=reason, fence=self.fence))
 
     def stats(self) -> LogStats:
         """Counts of the run."""
-        return self._call(self._run_log.stats)
+        return self._call(self._run_log.stats.read)
 
     def publish_times(self) -> list[float]:
         """When each policy was announced."""
-        return self._call(self._run_log.publish_times)
+        return self._call(self._run_log.policies.publish_times)
 
     def latest_policy(self) -> PolicyAnnouncement | None:
         """The newest announcement."""
-        return self._call(self._run_log.latest_policy)
+        return self._call(self._run_log.policies.latest)
 
     def release(self) -> None:
         """Gives the run up so that the next learner need not wait for the heartbeat."""
         try:
-            self._run_log.release(self.fence)
+            self._run_log.fence.release(self.fence)
         except BrokerUnavailable as error:
             log.warning("The fence is left to expire: %s", error)
 

@@ -47,13 +47,13 @@ class FollowedLog:
 
         Raises SequenceGap when entries are in neither, or when the broker went back behind the cursor.
         """
-        commit = self._run_log.last_commit()
+        commit = self._run_log.commits.last()
         if commit is not None and commit.sequence > after_sequence:
             found = self._from_archive(after_sequence, max_count)
             if found:
                 return found
         self._refuse_rollback(after_sequence)
-        return self._run_log.read(
+        return self._run_log.reader.read(
             after_sequence=after_sequence, max_count=max_count, block_seconds=block_seconds
         )
 
@@ -65,7 +65,7 @@ class FollowedLog:
 
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether the run is over and nothing follows."""
-        stats = self._run_log.stats()
+        stats = self._run_log.stats.read()
         return stats.state in (RunState.FINISHED, RunState.FAILED) and stats.last_sequence <= after_sequence
 
     def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
@@ -89,7 +89,7 @@ class FollowedLog:
         return found
 
     def _refuse_rollback(self, after_sequence: int) -> None:
-        last = self._run_log.stats().last_sequence
+        last = self._run_log.stats.read().last_sequence
         if last < after_sequence:
             raise SequenceGap(
                 f"the broker of run {self._run_log.run!r} went back to group {last}, and group "

@@ -10,10 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from asympo.common.rollout_log.append import APPEND_KEYS
 from asympo.common.rollout_log.connection import Broker
 from asympo.common.rollout_log.keys import key
-from asympo.common.rollout_log.leases import ACQUIRE_KEYS
+from asympo.common.rollout_log.leases import ACQUIRE_KEYS, APPEND_KEYS
 from asympo.common.rollout_log.lua import load_script
 
 _RECEIVE_BYTES = 1 << 18
