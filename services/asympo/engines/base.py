@@ -20,8 +20,9 @@ class EngineSettings:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Data type of weights and KV cache. Published policies are bfloat16; `auto` computes in float32 on a CPU
     without bfloat16 instructions, where bfloat16 is several times slower."""
-    enforce_eager: bool = True
-    """Skip compilation and graph capture: quicker start, no compiler needed, slower on GPUs."""
+    enforce_eager: bool | None = None
+    """Skip compilation and graph capture: quicker start, no compiler needed, slower on GPUs.
+    None: on CPUs only."""
     max_num_seqs: int = 64
     """Responses decoded together; more wait inside the engine."""
     max_model_len: int | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asympo.common import errors
 from asympo.common.checkpoints.digests import available_cores, tensor_spans
 from asympo.engines.base import EngineSettings
+from asympo.engines.vllm_device import gpu_environment, require_gpu
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -105,11 +106,16 @@ def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cl
         ) from error
 
     is_cpu = current_platform.is_cpu()
-    values = thread_environment(settings) if is_cpu else {}
+    if is_cpu:
+        values = thread_environment(settings)
+    else:
+        require_gpu()
+        values, sentence = gpu_environment(os.environ)
+        logger.info("%s", sentence)
     with environment(values):
         try:
             config = engine_args(model_path, settings, worker_extension_cls, is_cpu).create_engine_config()
-        except (ValueError, OSError, KeyError, ImportError) as error:
+        except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
             raise errors.BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
         _log_choices(config, values)
         try:
@@ -137,7 +143,8 @@ def engine_args(
     return AsyncEngineArgs(
         model=str(model_path),
         dtype=_dtype(settings, is_cpu),  # type: ignore[arg-type]
-        enforce_eager=settings.enforce_eager,
+        # Graphs make decoding several times quicker on a GPU; on a CPU there are none.
+        enforce_eager=is_cpu if settings.enforce_eager is None else settings.enforce_eager,
         scheduling_policy="priority",
         max_num_seqs=settings.max_num_seqs + NUM_PROBE_SLOTS,
         max_model_len=-1 if settings.max_model_len is None else settings.max_model_len,
@@ -180,10 +187,10 @@ def _log_choices(config: Any, values: Mapping[str, str]) -> None:
     logger.info(
         "vLLM: %s, %s, at most %d responses at once, KV cache %s, %s",
         config.model_config.dtype,
-        "eager" if config.model_config.enforce_eager else "compiled",
+        "eager" if config.model_config.enforce_eager else "compiled, with graphs",
         config.scheduler_config.max_num_seqs - NUM_PROBE_SLOTS,
         f"{(config.cache_config.kv_cache_memory_bytes or 0) / _GIB:.2f} GiB"
         if config.cache_config.kv_cache_memory_bytes
         else f"{config.cache_config.gpu_memory_utilization:.0%} of the GPU's memory less weights",
-        " ".join(f"{name}={value}" for name, value in values.items()) or "thread settings untouched",
+        " ".join(f"{name}={value}" for name, value in values.items()),
     )

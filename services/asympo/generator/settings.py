@@ -16,7 +16,9 @@ class VllmOptions(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="weights and cache; auto: float32 on CPUs without bfloat16"
     )
-    enforce_eager: bool = Field(default=True, description="no compilation, no graphs: starts quicker")
+    enforce_eager: bool | None = Field(
+        default=None, description="no compilation, no graphs: starts quicker; none: on CPUs only"
+    )
     max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
     max_model_len: int | None = Field(default=None, ge=2, description="longest prompt plus response")
     max_num_batched_tokens: int | None = Field(default=None, ge=1, description="tokens of one engine step")
