@@ -70,7 +70,7 @@ def test_no_pickle_anywhere() -> None:
 
 # A room imports only the rooms before it, and those files of the learner that import no room.
 LEARNER_ROOMS = ["page", "model", "log", "step", "state", "record", "publish", "replay", "servers"]
-LEARNER_BASE = {"control", "deadline", "launch", "metrics", "ranks", "settings"}
+LEARNER_BASE = {"context", "control", "deadline", "launch", "metrics", "progress", "ranks", "settings"}
 
 
 def test_rooms_of_the_learner_import_in_one_direction() -> None:

@@ -24,6 +24,7 @@ from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, Ru
 from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
+from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
 from asympo.learner.launch import Launch
@@ -38,6 +39,7 @@ from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
 
 if TYPE_CHECKING:
+    from asympo.learner.build import OwnedRun
     from asympo.learner.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -94,54 +96,62 @@ class LearnerProcess:
     ) -> None:
         self._settings = settings
         self._launch = launch
-        self._ranks = ranks
         self._stop = stop
         self._clock = clock
         self._registry = new_registry(service="learner", version=__version__)
-        self._metrics = LearnerMetrics(self._registry)
-        self._learner = LearnerControl(settings=settings, stop=stop, clock=clock)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
-        self._tracing = open_tracing(
-            settings.tracing,
-            run=settings.run,
-            service="learner",
-            instance=self._holder,
-            on_lost=self._metrics.spans_lost,
+        metrics = LearnerMetrics(self._registry)
+        self._context = LearnerContext(
+            settings=settings,
+            control=LearnerControl(settings=settings, stop=stop, clock=clock),
+            metrics=metrics,
+            tracing=open_tracing(
+                settings.tracing,
+                run=settings.run,
+                service="learner",
+                instance=self._holder,
+                on_lost=metrics.spans_lost,
+            ),
+            stop=stop,
+            clock=clock,
+            ranks=ranks,
         )
+        self._control = self._context.control
+        self._progress = self._context.progress
         self._fenced: Fenced | None = None
-        self._heart: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def run(self, closing: ExitStack) -> None:
         """Start, train, drain. What is opened last is closed first."""
         self._limit_drain(closing)
-        closing.callback(self._tracing.close)
+        closing.callback(self._context.tracing.close)
         # Before anything that may wait: who asks how the start is going gets an answer.
-        rpc = self._open_doors(closing)
+        rpc = self._start_servers(closing)
         broker = self._connect()
         if broker is None:
             return
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
-        heart = self._heart = Heartbeat(
+        heartbeat = self._heartbeat = Heartbeat(
             run_log=run_log,
-            learner=self._learner,
-            metrics=self._metrics,
+            learner=self._control,
+            metrics=self._context.metrics,
             clock=self._clock,
             on_fenced=self._on_fenced,
         )
-        surroundings = HostWatch(broker=broker, storage=self._settings.run_directory, metrics=self._metrics)
-        closing.callback(surroundings.stop)
-        surroundings.start()
+        host = HostWatch(broker=broker, storage=self._settings.run_directory, metrics=self._context.metrics)
+        closing.callback(host.stop)
+        host.start()
         # Early and without torch: the generators wait for it.
         tokenizer = load_tokenizer(self._settings.model)
         config = create_run(self._settings, run_log, tokenizer)
         is_over = self._is_over(run_log)
-        closing.callback(heart.stop)
-        heart.start()
-        closing.callback(self._learner.enter, LearnerState.STOPPED)
+        closing.callback(heartbeat.stop)
+        heartbeat.start()
+        closing.callback(self._control.enter, LearnerState.STOPPED)
         if not is_over:
-            self._train(run_log, config, tokenizer, heart, rpc, closing)
-        self._linger()
+            self._train(run_log, config, tokenizer, rpc, closing)
+        self._stay_when_finished()
 
     def _limit_drain(self, closing: ExitStack) -> None:
         """First of all, so that its limit covers the closing of everything else."""
@@ -150,8 +160,8 @@ class LearnerProcess:
             seconds=self._settings.drain_seconds,
             exit_code=lambda: (self._fenced or NoProgress).exit_code,
             standing=lambda: (
-                f"{self._learner.state} at step {self._learner.step}, committed up to entry "
-                f"{self._learner.committed_sequence}"
+                f"{self._control.state} at step {self._progress.step}, committed up to entry "
+                f"{self._progress.committed_sequence}"
             ),
         )
         closing.callback(deadline.close)
@@ -169,24 +179,24 @@ class LearnerProcess:
             info = broker.info()
             for warning in info.warnings:
                 log.warning("Broker: %s", warning)
-            self._learner.broker = BrokerView(
+            self._control.broker = BrokerView(
                 server=info.server, version=info.version, warnings=tuple(info.warnings)
             )
             return broker
         return None
 
-    def _open_doors(self, closing: ExitStack) -> RpcServer:
+    def _start_servers(self, closing: ExitStack) -> RpcServer:
         settings = self._settings
         api = build_api(
-            learner=self._learner,
-            why_not_alive=lambda: self._heart.not_alive_reason if self._heart else "",
+            learner=self._control,
+            why_not_alive=lambda: self._heartbeat.not_alive_reason if self._heartbeat else "",
             metrics_endpoint=MetricsEndpoint(self._registry),
             allowed_hosts=settings.allowed_hosts,
         )
         http = HttpServer(api=api, host=settings.http_host, port=settings.http_port)
         closing.callback(http.stop)
         http.start()
-        rpc = RpcServer(learner=self._learner, settings=settings)
+        rpc = RpcServer(learner=self._control, settings=settings)
         rpc.start()
         closing.callback(rpc.stop)
         log.info(
@@ -210,42 +220,54 @@ class LearnerProcess:
         return True
 
     def _show_history(self, step: int) -> None:
-        self._learner.step = step
+        self._progress.step = step
         for row in read_steps(self._settings.run_directory / "metrics.jsonl"):
             if row["step"] <= step:
-                self._learner.add_row(row)
+                self._control.add_row(row)
 
-    def _linger(self) -> None:
+    def _stay_when_finished(self) -> None:
         """Stays when told to, so that whatever restarts processes has no reason to. Raises Fenced."""
         if self._settings.exit_when_run_ends or self._stop.is_set:
             return
-        self._learner.enter(LearnerState.FINISHED)
+        self._control.enter(LearnerState.FINISHED)
         log.info("Staying until told to stop; more total_steps at the next start continue the run")
         self._stop.wait()
         if self._fenced is not None:
             raise self._fenced
 
     def _train(
-        self,
-        run_log: RunLog,
-        config: RunConfig,
-        tokenizer: Any,
-        heart: Heartbeat,
-        rpc: RpcServer,
-        closing: ExitStack,
+        self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
     ) -> None:
         # From here on torch.
-        from asympo.learner.build import assemble
+        from asympo.learner.build import build_trainer
+
+        log.info("Libraries are loaded")
+        run = self._take_run(run_log, config, tokenizer, closing)
+        trainer = build_trainer(
+            context=self._context,
+            run=run,
+            trackers=self._trackers(closing),
+            trained_log=self._trained_log(closing),
+        )
+        log.info("Model and training state are loaded")
+        trainer.start()
+        rpc.set_serving(True)
+        log.info(
+            "Training run %s from step %d, fence %d",
+            *(self._settings.run, self._progress.step, self._progress.fence),
+        )
+        trainer.run(fenced=lambda: self._fenced)
+
+    def _take_run(self, run_log: RunLog, config: RunConfig, tokenizer: Any, closing: ExitStack) -> "OwnedRun":
+        """Takes the fence, finds the state to go on from, and makes the broker agree with it."""
+        from asympo.learner.build import OwnedRun
         from asympo.learner.log.session import LogSession
-        from asympo.learner.record.traces import GroupTraces
         from asympo.learner.state.open import open_states, wait_for_storage
         from asympo.learner.state.saver import find_state, trained_ids_of
 
-        log.info("Libraries are loaded")
-        settings = self._settings
-        group = None if self._ranks is None else self._ranks.group
+        settings, ranks = self._settings, self._context.ranks
         wait_for_storage(settings.object_store, stop=self._stop)
-        states = open_states(settings, process_group=group)
+        states = open_states(settings, process_group=None if ranks is None else ranks.group)
         policies = open_policies(
             settings.checkpoint_root, settings.run, settings.object_store, cached=settings.keep_policies
         )
@@ -263,42 +285,29 @@ class LearnerProcess:
             stop=self._stop,
             clock=self._clock,
             trained=trained_ids_of(state, num_prompts=config.num_prompts),
+            progress=self._progress,
         )
-        heart.beat_for(lambda: session.fence)
+        assert self._heartbeat is not None
+        self._heartbeat.beat_for(lambda: session.fence)
         closing.callback(session.release)
-        # Before the release: a heart must not beat for a fence that was given up.
-        closing.callback(heart.stop)
+        # Before the release: nothing must beat for a fence that was given up.
+        closing.callback(self._heartbeat.stop)
         if found is not None:
-            session.committed = CommitRecord(
-                sequence=found[1].sequence, state_name=found[0], step=found[1].step, fence=found[1].fence
+            session.resume_from(
+                CommitRecord(
+                    sequence=found[1].sequence, state_name=found[0], step=found[1].step, fence=found[1].fence
+                )
             )
-            session.consumed_sequence = found[1].sequence
         session.reconcile()
-        self._learner.fence = session.fence.number
-        self._learner.sequence = self._learner.committed_sequence = session.consumed_sequence
-        self._show_history(state.step if state else 0)
-        trainer = assemble(
-            settings=settings,
+        self._show_history(self._progress.step)
+        return OwnedRun(
             config=config,
             tokenizer=tokenizer,
-            learner=self._learner,
             session=session,
             states=states,
             policies=policies,
             found=found,
-            metrics=self._metrics,
-            trackers=self._trackers(closing),
-            trained_log=self._trained_log(closing),
-            traces=GroupTraces(tracing=self._tracing, clock=self._clock),
-            stop=self._stop,
-            clock=self._clock,
-            ranks=self._ranks,
         )
-        log.info("Model and training state are loaded")
-        trainer.start()
-        rpc.set_serving(True)
-        log.info("Training run %s from step %d, fence %d", settings.run, self._learner.step, fence.number)
-        trainer.run(fenced=lambda: self._fenced)
 
     def _take_fence(self, run_log: RunLog, *, at_least: int) -> Fence:
         """Ownership; ranks that are started anew wait for the heartbeat of those before them to run out."""
@@ -330,7 +339,7 @@ class LearnerProcess:
             directory=settings.run_directory,
             run=settings.run,
             run_settings=redacted(settings.model_dump(mode="json")),
-            on_failure=self._metrics.tracker_failed,
+            on_failure=self._context.metrics.tracker_failed,
         )
         closing.callback(trackers.close)
         return trackers
@@ -338,4 +347,4 @@ class LearnerProcess:
     def _trained_log(self, closing: ExitStack) -> TrainedLog:
         writer = JsonlWriter(self._settings.run_directory / "trained.jsonl")
         closing.callback(writer.close)
-        return TrainedLog(writer, on_failure=lambda: self._metrics.tracker_failed("jsonl"))
+        return TrainedLog(writer, on_failure=lambda: self._context.metrics.tracker_failed("jsonl"))

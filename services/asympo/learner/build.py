@@ -1,21 +1,20 @@
 """Puts model, optimizer and loop together; everything that needs torch and is made once."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from asympo.common.archive import ArchiveStore
 from asympo.common.checkpoints import PolicyStore
-from asympo.common.clock import Clock
-from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
-from asympo.learner.control import LearnerControl
+from asympo.learner.context import LearnerContext
+from asympo.learner.ledger import Ledger
 from asympo.learner.log.session import LogSession
-from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.publish.policy_writer import PUBLISHED_DTYPE, PolicyWriter
-from asympo.learner.ranks import Ranks
+from asympo.learner.record.recorder import StepRecorder
 from asympo.learner.record.traces import GroupTraces
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.record.trained_log import TrainedLog
@@ -25,39 +24,102 @@ from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.compute import Compute, choose_compute, set_up_torch
-from asympo.learner.step.stepper import build_reader, build_step_parts
-from asympo.learner.trainer import Trainer, TrainerParts
+from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts
+from asympo.learner.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def assemble(
-    *,
-    settings: LearnerSettings,
-    config: RunConfig,
-    tokenizer: Any,
-    learner: LearnerControl,
-    session: LogSession,
-    states: StateStore,
-    policies: PolicyStore,
-    found: tuple[str, TrainingState] | None,
-    metrics: LearnerMetrics,
-    trackers: Trackers,
-    trained_log: TrainedLog,
-    traces: GroupTraces,
-    stop: StopSignal,
-    clock: Clock,
-    ranks: Ranks | None,
+@dataclass(frozen=True, kw_only=True)
+class OwnedRun:
+    """A run whose fence this learner holds, and where it stands."""
+
+    config: RunConfig
+    """As every service reads it."""
+    tokenizer: Any
+    """Of the policy."""
+    session: LogSession
+    """Its log."""
+    states: StateStore
+    """Its training states."""
+    policies: PolicyStore
+    """Its published policies."""
+    found: tuple[str, TrainingState] | None
+    """Name and description of the state to go on from; None at the beginning."""
+
+
+def build_trainer(
+    *, context: LearnerContext, run: OwnedRun, trackers: Trackers, trained_log: TrainedLog
 ) -> Trainer:
-    """A trainer that stands where the training state ``found`` stood, or at the beginning."""
+    """A trainer that stands where the training state found stood, or at the beginning."""
+    settings, session, tokenizer = context.settings, run.session, run.tokenizer
+    state = run.found[1] if run.found else None
+    compute = _decide_compute(context, run)
+    built = build_step_parts(settings, compute, context.ranks)
+    built.stepper.recall(state.decisions if state else {})
+    if run.found is not None:
+        state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
+    archive = Archive(
+        store=ArchiveStore(settings.run_directory),
+        is_on=settings.retain,
+        run=settings.run,
+        recipe=recipe_of(settings, run.config, compute),
+        tip=state.archive if state else None,
+        sequence=context.progress.sequence,
+        step=context.progress.step,
+    )
+    traces = GroupTraces(tracing=context.tracing, clock=context.clock)
+    publishing = BackgroundPublisher(
+        publisher=_make_publisher(settings, compute, run.policies, tokenizer),
+        weights=Weights(model=built.policy.model, ranks=context.ranks),
+        session=session,
+        learner=context.control,
+        metrics=context.metrics,
+        traces=traces,
+        clock=context.clock,
+        retry_seconds=settings.publish_retry_seconds,
+    )
+    return Trainer(
+        context=context,
+        session=session,
+        reader=build_reader(
+            policy=built.policy,
+            tokenizer=tokenizer,
+            config=run.config,
+            log=session,
+            is_trained=lambda group_id: group_id in session.trained,
+            on_invalid=context.metrics.group_invalid,
+        ),
+        stepper=built.stepper,
+        publishing=publishing,
+        saver=_make_saver(context, run, compute, built, archive),
+        ledger=Ledger(
+            context=context,
+            session=session,
+            archive=archive,
+            trained_log=trained_log,
+            traces=traces,
+            publishing=publishing,
+        ),
+        recorder=StepRecorder(
+            context=context,
+            trackers=trackers,
+            decode=lambda token_ids: str(tokenizer.decode(list(token_ids))),
+            wall_seconds=float(state.counters.get("wall_seconds", 0.0)) if state else 0.0,
+        ),
+    )
+
+
+def _decide_compute(context: LearnerContext, run: OwnedRun) -> Compute:
+    """What the run has decided, or decides now; told to every rank."""
+    settings, ranks = context.settings, context.ranks
     set_up_torch(seed=settings.seed, num_threads=settings.num_threads)
-    state = found[1] if found else None
     compute = choose_compute(
         device=settings.device,
         compute_dtype=settings.compute_dtype,
         share_prefixes=settings.share_prefixes,
         attention=settings.attention,
-        decided=state.decisions if state else {},
+        decided=run.found[1].decisions if run.found else {},
         num_ranks=1 if ranks is None else ranks.num_ranks,
     )
     log.info(
@@ -66,65 +128,22 @@ def assemble(
     )
     if ranks is not None:
         decisions = compute.to_decisions()
-        ranks.tell({"do": "start", "decisions": decisions, "state": found[0] if found else None})
-    built = build_step_parts(settings, compute, ranks)
-    built.stepper.recall(state.decisions if state else {})
-    if found is not None:
-        state = states.load(found[0], model=built.policy.model, optimizer=built.optimizer)
-    archive = Archive(
-        store=ArchiveStore(settings.run_directory),
-        is_on=settings.retain,
-        run=settings.run,
-        recipe=recipe_of(settings, config, compute),
-        tip=state.archive if state else None,
-        sequence=session.consumed_sequence,
-        step=state.step if state else 0,
-    )
-    parts = TrainerParts(
-        settings=settings,
-        learner=learner,
-        session=session,
-        reader=build_reader(
-            policy=built.policy,
-            tokenizer=tokenizer,
-            config=config,
-            log=session,
-            is_trained=lambda group_id: group_id in session.trained,
-            on_invalid=metrics.group_invalid,
-        ),
-        stepper=built.stepper,
-        publishing=BackgroundPublisher(
-            publisher=_make_publisher(settings, compute, policies, tokenizer),
-            weights=Weights(model=built.policy.model, ranks=ranks),
-            session=session,
-            learner=learner,
-            metrics=metrics,
-            traces=traces,
-            clock=clock,
-            retry_seconds=settings.publish_retry_seconds,
-        ),
-        saver=Saver(
-            store=states,
-            session=session,
-            model=built.policy.model,
-            optimizer=built.optimizer,
-            archive=archive,
-            decisions=lambda: {**compute.to_decisions(), **built.stepper.decisions()},
-            keep=settings.keep_states,
-            ranks=ranks,
-        ),
+        ranks.tell({"do": "start", "decisions": decisions, "state": run.found[0] if run.found else None})
+    return compute
+
+
+def _make_saver(
+    context: LearnerContext, run: OwnedRun, compute: Compute, built: StepParts, archive: Archive
+) -> Saver:
+    return Saver(
+        store=run.states,
+        session=run.session,
+        model=built.policy.model,
+        optimizer=built.optimizer,
         archive=archive,
-        metrics=metrics,
-        trackers=trackers,
-        trained_log=trained_log,
-        traces=traces,
-        decode=lambda token_ids: str(tokenizer.decode(list(token_ids))),
-        stop=stop,
-        clock=clock,
-    )
-    counters = state.counters if state else {}
-    return Trainer(
-        parts, step=state.step if state else 0, wall_seconds=float(counters.get("wall_seconds", 0.0))
+        decisions=lambda: {**compute.to_decisions(), **built.stepper.decisions()},
+        keep=context.settings.keep_states,
+        ranks=context.ranks,
     )
 
 

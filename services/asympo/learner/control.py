@@ -11,6 +11,7 @@ from asympo.common.clock import Clock
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, PolicyAnnouncement
+from asympo.learner.progress import Progress
 from asympo.learner.settings import LearnerSettings
 
 MAX_HISTORY_ROWS = 20_000
@@ -69,10 +70,8 @@ class LearnerControl:
         self._policy: PolicyAnnouncement | None = None
         self._published_at: float | None = None
         self.broker = BrokerView()
-        self.fence = 0
-        self.step = 0
-        self.sequence = 0
-        self.committed_sequence = 0
+        self.progress = Progress()
+        """Where it stands."""
         stop.on_stop(self._wake)
 
     # --- state -----------------------------------------------------------------------------------------
@@ -213,20 +212,20 @@ class LearnerControl:
         last = rows[-1] if rows else {}
         busy, waited = (sum(r[k] for r in rows) for k in ("busy_seconds", "wait_seconds"))
         per_step = (busy + waited) / len(rows) if rows else None
-        left = None if settings.total_steps is None else max(0, settings.total_steps - self.step)
+        left = None if settings.total_steps is None else max(0, settings.total_steps - self.progress.step)
         now = self._clock.monotonic_seconds()
         return {
             "run": settings.run,
             "state": str(self._state),
-            "step": self.step,
+            "step": self.progress.step,
             "total_steps": settings.total_steps,
             "paused": self._is_paused,
             "policy_step": None if policy is None else policy.step,
-            "fence": self.fence,
+            "fence": self.progress.fence,
             "objective": settings.objective,
             "model": settings.model,
-            "sequence": self.sequence,
-            "committed_sequence": self.committed_sequence,
+            "sequence": self.progress.sequence,
+            "committed_sequence": self.progress.committed_sequence,
             "run_state": None if stats is None else str(stats.state),
             **{
                 name: None if stats is None else getattr(stats, name)

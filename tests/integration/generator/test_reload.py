@@ -10,6 +10,7 @@ from asympo.common.errors import EngineBroken, ReloadFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.session import LogSession
+from asympo.learner.progress import Progress
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import ScriptedEngine
@@ -228,6 +229,7 @@ async def test_policy_is_claimed_before_it_is_read_and_spared_by_the_learner(lea
         stop=StopSignal(),
         clock=SystemClock(),
         trained=TrainedIds(num_prompts=1),
+        progress=Progress(),
     )
     engine = ScriptedEngine()
     engine.probing.clear()

@@ -83,7 +83,7 @@ class Stand:
         lease = self.run_log.leases.acquire(holder="g", policy_step=policy.step if policy else 0)
         assert isinstance(lease, Lease)
         self.run_log.leases.append(lease, b"payload", producer="g")
-        self.session.consumed_sequence += 1
+        self.session.progress.sequence += 1
         self.session.trained.add(lease.group_id)
         self.publishing.hold([lease.group_id])
         return lease.group_id
@@ -107,8 +107,14 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
     )
     stop, clock = StopSignal(), SystemClock()
     trained = TrainedIds(num_prompts=50)
+    control = LearnerControl(settings=settings, stop=stop, clock=clock)
     session = LogSession(
-        run_log=run_log, fence=run_log.fence.take("one"), stop=stop, clock=clock, trained=trained
+        run_log=run_log,
+        fence=run_log.fence.take("one"),
+        stop=stop,
+        clock=clock,
+        trained=trained,
+        progress=control.progress,
     )
     session.reconcile()
     store = GatedStore(tmp_path, run_name)
@@ -124,7 +130,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         ),
         weights=Weights(model=model, ranks=None),
         session=session,
-        learner=LearnerControl(settings=settings, stop=stop, clock=clock),
+        learner=control,
         metrics=LearnerMetrics(new_registry(service="learner", version="test")),
         traces=GroupTraces(tracing=Tracing(), clock=clock),
         clock=clock,

@@ -12,6 +12,7 @@ from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
+from asympo.learner.progress import Progress
 
 
 def make_entry(sequence: int, rewards: Sequence[float], **changes: Any) -> LogEntry:
@@ -39,7 +40,7 @@ class ListLog:
     def __init__(self, entries: Sequence[LogEntry], *, chunk: int = 100) -> None:
         self.entries, self.chunk = list(entries), chunk
         self.num_reconciles = 0
-        self.consumed_sequence = 0
+        self.progress = Progress()
         self.freed: list[str] = []
         self.dead: list[tuple[int, str]] = []
 
@@ -78,7 +79,7 @@ def segments(log: ListLog, tokenizer: Any, *, per_step: int = 2, limit: int = 5)
     for _ in range(100):
         segment = reader.poll(block_seconds=0.0)
         if segment is not None:
-            log.consumed_sequence = segment.last_sequence
+            log.progress.sequence = segment.last_sequence
             found.append(segment)
     return found
 

@@ -66,7 +66,7 @@ class Heartbeat:
             fence = self._fence() if self._fence is not None else None
             try:
                 if fence is not None and now >= beat_at:
-                    self._run_log.fence.heartbeat(fence, trained_sequence=self._learner.sequence)
+                    self._run_log.fence.heartbeat(fence, trained_sequence=self._learner.progress.sequence)
                     beat_at = now + fence.heartbeat_seconds / 3
                 self._look(0 if fence is None else fence.number)
             except Fenced as error:

@@ -11,6 +11,7 @@ from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.advantages import group_advantages, has_signal
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
+from asympo.learner.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,8 @@ class SegmentLog(Protocol):
 
     num_reconciles: int
     """Grows when the log was reconciled: what was read and not consumed must be read again."""
-    consumed_sequence: int
-    """Last entry of the last segment that was consumed; set by whoever consumes it, before the next poll."""
+    progress: Progress
+    """Its `sequence` is moved by whoever consumes a segment, before the next poll."""
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]: ...
 
@@ -190,7 +191,7 @@ class SegmentReader:
     def read_cursor(self) -> int:
         """Last entry read."""
         last = self._waiting or self._entries
-        return last[-1].sequence if last else self._log.consumed_sequence
+        return last[-1].sequence if last else self._log.progress.sequence
 
     def poll(self, *, block_seconds: float) -> Segment | None:
         """The next segment, or None when the log holds no complete one after ``block_seconds``."""

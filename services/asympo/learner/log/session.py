@@ -19,6 +19,7 @@ from asympo.common.rollout_log import (
     RunState,
 )
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,14 @@ class LogSession:
     """
 
     def __init__(
-        self, *, run_log: RunLog, fence: Fence, stop: StopSignal, clock: Clock, trained: TrainedIds
+        self,
+        *,
+        run_log: RunLog,
+        fence: Fence,
+        stop: StopSignal,
+        clock: Clock,
+        trained: TrainedIds,
+        progress: Progress,
     ) -> None:
         self._run_log = run_log
         self._stop = stop
@@ -47,11 +55,21 @@ class LogSession:
         self._fence = fence
         self.trained = trained
         """Ids of every group consumed, in memory included."""
-        self.committed: CommitRecord | None = None
-        """Durable state that the run would be resumed from."""
-        self.consumed_sequence = 0
-        """Last entry consumed."""
+        self.progress = progress
+        """Where the learner stands."""
+        self._committed: CommitRecord | None = None
         self.num_reconciles = 0
+
+    @property
+    def committed(self) -> CommitRecord | None:
+        """Durable state that the run would be resumed from."""
+        return self._committed
+
+    def resume_from(self, committed: CommitRecord) -> None:
+        """Stands where this commit stood, before the first `reconcile`."""
+        self._committed = committed
+        self.progress.sequence = self.progress.committed_sequence = committed.sequence
+        self.progress.step = committed.step
 
     @property
     def fence(self) -> Fence:
@@ -66,11 +84,12 @@ class LogSession:
                 self.fence,
                 committed=self.committed,
                 trained=self.trained,
-                trained_sequence=self.consumed_sequence if self.num_reconciles else 0,
+                trained_sequence=self.progress.sequence if self.num_reconciles else 0,
             )
         )
         with self._lock:
             self._fence = report.fence
+        self.progress.fence = report.fence.number
         self.num_reconciles += 1
         log.info(
             "Reconciled with the broker: %d freed, %d reopened, %d issued again, %d numbers lost%s",
@@ -97,7 +116,7 @@ class LogSession:
     def free(self, group_ids: Sequence[str]) -> None:
         """Frees the slots of groups."""
         self._call(
-            lambda: self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.consumed_sequence)
+            lambda: self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.progress.sequence)
         )
 
     def dead_letter(self, entry: LogEntry, reason: str) -> None:
@@ -117,7 +136,7 @@ class LogSession:
         fence = self.fence
         try:
             policy = self._run_log.policies.announce(fence, step=step, digest=digest)
-            self._run_log.commits.free(fence, group_ids, trained_sequence=self.consumed_sequence)
+            self._run_log.commits.free(fence, group_ids, trained_sequence=self.progress.sequence)
         except (BrokerUnavailable, BrokerChanged, Fenced) as error:
             log.info("The policy of step %d is announced by the training thread: %s", step, error)
             return None
@@ -146,7 +165,7 @@ class LogSession:
         self, *, state_name: str, step: int, group_ids: Sequence[str], num_consumed: int
     ) -> CommitRecord:
         """Makes the cursor durable."""
-        sequence = self.consumed_sequence
+        sequence = self.progress.sequence
         record = self._call(
             lambda: self._run_log.commits.commit(
                 self.fence,
@@ -157,7 +176,8 @@ class LogSession:
                 num_consumed=num_consumed,
             )
         )
-        self.committed = record
+        self._committed = record
+        self.progress.committed_sequence = record.sequence
         return record
 
     def set_state(self, state: RunState, *, reason: str = "") -> None:

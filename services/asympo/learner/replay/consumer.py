@@ -13,21 +13,15 @@ class LogConsumer:
     """Consumes segments of a log in order."""
 
     def __init__(
-        self, *, source: SegmentLog, reader: SegmentReader, stepper: Stepper, trained: TrainedIds, step: int
+        self, *, source: SegmentLog, reader: SegmentReader, stepper: Stepper, trained: TrainedIds
     ) -> None:
-        self._source = source
         self._reader = reader
         self.stepper = stepper
         """How the next step is computed; may be replaced between segments."""
         self.trained = trained
         """Ids of every group consumed."""
-        self.step = step
-        """Optimizer steps made."""
-
-    @property
-    def sequence(self) -> int:
-        """Last entry consumed."""
-        return self._source.consumed_sequence
+        self.progress = source.progress
+        """Where it stands."""
 
     def advance(self, *, block_seconds: float = 0.0, is_last: bool = False) -> Segment | None:
         """Consumes the next segment; None when the log holds no complete one.
@@ -40,11 +34,11 @@ class LogConsumer:
         if segment is None:
             return None
         if any(group.has_signal for group in segment.groups):
-            result = self.stepper.step(segment, step=self.step + 1)
-            self.step += 1
+            result = self.stepper.step(segment, step=self.progress.step + 1)
+            self.progress.step += 1
             if not result.is_applied:
-                log.error("Step %d is skipped: its gradient is not finite", self.step)
+                log.error("Step %d is skipped: its gradient is not finite", self.progress.step)
         for group_id in segment.group_ids:
             self.trained.add(group_id)
-        self._source.consumed_sequence = segment.last_sequence
+        self.progress.sequence = segment.last_sequence
         return segment

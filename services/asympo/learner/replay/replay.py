@@ -17,6 +17,7 @@ from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.join import load_tokenizer
 from asympo.learner.log.segment import Segment
+from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.saver import trained_ids_of
@@ -70,8 +71,8 @@ class ArchivedLog:
 
     num_reconciles = 0
 
-    def __init__(self, *, consumed_sequence: int) -> None:
-        self.consumed_sequence = consumed_sequence
+    def __init__(self, *, progress: Progress) -> None:
+        self.progress = progress
         self.segment: list[ArchivedEntry] = []
         """The segment that is handed out by the next read."""
 
@@ -126,8 +127,8 @@ class Replay:
         trained: TrainedIds = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
         if from_state:
             self._states.load(from_state, model=self._built.policy.model, optimizer=self._built.optimizer)
-        self._log = ArchivedLog(consumed_sequence=start)
         self._first_step = state.step if state else 0
+        self._log = ArchivedLog(progress=Progress(step=self._first_step, sequence=start))
         self._training = LogConsumer(
             source=self._log,
             reader=build_reader(
@@ -139,7 +140,6 @@ class Replay:
             ),
             stepper=self._built.stepper,
             trained=trained,
-            step=self._first_step,
         )
         self._num_groups = self._num_states = self._num_policies = 0
         self._uncompared = {(ref.step, ref.fence): ref for ref in self._policies.list()}
@@ -159,9 +159,9 @@ class Replay:
         return ReplayReport(
             weights_identical=difference is None if has_compared or difference else None,
             first_step=self._first_step,
-            steps=self._training.step - self._first_step,
+            steps=self._training.progress.step - self._first_step,
             groups=self._num_groups,
-            last_sequence=self._training.sequence,
+            last_sequence=self._training.progress.sequence,
             states_compared=self._num_states,
             policies_compared=self._num_policies,
             states_superseded=self._num_superseded,
@@ -179,13 +179,13 @@ class Replay:
         self._follow_recipe(part)
         fence = part.info.fence
         difference = self._policy_difference(fence)
-        for entries in segments_of(self._archive.read(part), after_sequence=self._log.consumed_sequence):
+        for entries in segments_of(self._archive.read(part), after_sequence=self._log.progress.sequence):
             if difference is not None or self._is_over(until_step):
                 return difference
             self._consume(entries, part.info)
             difference = self._policy_difference(fence)
         # Numbers after the last entry that the broker had lost.
-        self._log.consumed_sequence = max(self._log.consumed_sequence, part.info.last)
+        self._log.progress.sequence = max(self._log.progress.sequence, part.info.last)
         return difference or self._state_difference(part)
 
     def _consume(self, entries: list[ArchivedEntry], info: PartInfo) -> None:
@@ -194,13 +194,13 @@ class Replay:
             for _, *limits in takewhile(lambda since: since[0] <= step, info.row_limits):
                 self._training.stepper.row_limits = (limits[0], limits[1])
         segment = self._training.advance(is_last=True)
-        check_same_segment(entries, segment, step=self._training.step)
+        check_same_segment(entries, segment, step=self._training.progress.step)
         self._num_groups += len(entries)
         if entries[-1].step is not None:
             log.info("Step %d, groups %d to %d", entries[-1].step, entries[0].sequence, entries[-1].sequence)
 
     def _is_over(self, until_step: int | None) -> bool:
-        return until_step is not None and self._training.step >= until_step
+        return until_step is not None and self._training.progress.step >= until_step
 
     def _follow_recipe(self, part: Part) -> None:
         """Settings may change whenever a learner starts; each part knows its own."""
@@ -245,13 +245,13 @@ class Replay:
             tensor = first_difference(stored, ours)
             if tensor is not None:
                 where = str(self._states.path / name)
-                return Difference(where=where, step=self._training.step, tensor=tensor)
+                return Difference(where=where, step=self._training.progress.step, tensor=tensor)
             self._num_states += 1
             log.info("Training state %s: the same", name)
         return None
 
     def _policy_difference(self, fence: int) -> Difference | None:
-        ref = self._uncompared.pop((self._training.step, fence), None)
+        ref = self._uncompared.pop((self._training.progress.step, fence), None)
         if ref is None:
             return None
         self._policies.verify(ref)
@@ -263,7 +263,7 @@ class Replay:
         rounded = {name: tensor.detach().to(stored[name].dtype).cpu() for name, tensor in ours.items()}
         tensor = first_difference(stored, rounded)
         if tensor is not None:
-            return Difference(where=str(ref.path), step=self._training.step, tensor=tensor)
+            return Difference(where=str(ref.path), step=self._training.progress.step, tensor=tensor)
         self._num_policies += 1
         return None
 

@@ -15,6 +15,7 @@ from asympo.common.errors import BrokerUnavailable, CorruptArchive, SequenceGap
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
 from asympo.learner.log.segment import Segment
+from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.saver import trained_ids_of
@@ -35,12 +36,12 @@ class FollowedLog:
 
     num_reconciles = 0
 
-    def __init__(self, *, run_log: RunLog, run_directory: Path, consumed_sequence: int) -> None:
+    def __init__(self, *, run_log: RunLog, run_directory: Path, progress: Progress) -> None:
         self._run_log = run_log
         self._run_directory = run_directory
         self._archived: Iterator[ArchivedEntry] = iter(())
         self._archived_after = -1
-        self.consumed_sequence = consumed_sequence
+        self.progress = progress
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
         """Entries in order: durable ones from the archive where there is one, later ones from the log.
@@ -157,7 +158,7 @@ class SecondLearner:
         self._log = FollowedLog(
             run_log=run_log,
             run_directory=run_directory,
-            consumed_sequence=state.sequence if state else 0,
+            progress=Progress(step=state.step, sequence=state.sequence) if state else Progress(),
         )
         self._reader = build_reader(
             policy=self._built.policy,
@@ -171,7 +172,6 @@ class SecondLearner:
             reader=self._reader,
             stepper=self._built.stepper,
             trained=trained,
-            step=state.step if state else 0,
         )
 
     def run(self, *, until_step: int | None = None) -> SecondLearnerReport:
@@ -182,20 +182,22 @@ class SecondLearner:
         ends = (until_step, self._settings.total_steps)
         last_step = min((step for step in ends if step is not None), default=None)
         is_over, num_unsaved = False, 0
-        while not self._stop.is_set and (last_step is None or self._training.step < last_step):
+        while not self._stop.is_set and (last_step is None or self._training.progress.step < last_step):
             segment, is_over = self._advance()
             if segment is None:
-                if is_over and self._reader.read_cursor == self._training.sequence:
+                if is_over and self._reader.read_cursor == self._training.progress.sequence:
                     break
                 continue
-            log.info("Step %d, groups up to %d", self._training.step, self._training.sequence)
+            log.info(
+                "Step %d, groups up to %d", self._training.progress.step, self._training.progress.sequence
+            )
             num_unsaved += 1
             if num_unsaved >= self._settings.save_every:
                 self._save()
                 num_unsaved = 0
         return SecondLearnerReport(
-            step=self._training.step,
-            last_sequence=self._training.sequence,
+            step=self._training.progress.step,
+            last_sequence=self._training.progress.sequence,
             state=str(self._states.path / self._save()),
             objective=self._settings.objective,
             is_run_over=is_over,
@@ -203,9 +205,9 @@ class SecondLearner:
 
     def _save(self) -> str:
         state = TrainingState(
-            step=self._training.step,
+            step=self._training.progress.step,
             fence=_FENCE,
-            sequence=self._training.sequence,
+            sequence=self._training.progress.sequence,
             trained_ids=self._training.trained.to_bytes(),
             decisions={**self._compute.to_decisions(), **self._built.stepper.decisions()},
         )

@@ -77,7 +77,7 @@ class Saver:
 
     def save(self, *, step: int, wall_seconds: float) -> str:
         """Makes everything consumed so far durable; returns the name. Raises PublishFailed, Fenced."""
-        fence, sequence = self._session.fence.number, self._session.consumed_sequence
+        fence, sequence = self._session.fence.number, self._session.progress.sequence
         part = self._archive.write(fence=fence, sequence=sequence, step=step)
         state = TrainingState(
             step=step,
