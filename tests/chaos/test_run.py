@@ -99,7 +99,7 @@ def without_fencing(source: str) -> str:
 
 @pytest.mark.timeout(200)
 def test_build_without_dedupe_fails(tmp_path: Path) -> None:
-    root = mutant(tmp_path, without_dedupe, "append.lua")
+    root = mutant(tmp_path, without_dedupe, "generator/append.lua")
     flags = ("--kills", "1", "--seed", "1", "--only", "duplicate_append")
     code, report, said = chaos(tmp_path / "chaos", *flags, root=root)
     assert code == 1, said
@@ -108,7 +108,7 @@ def test_build_without_dedupe_fails(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_build_without_fencing_fails(tmp_path: Path) -> None:
-    root = mutant(tmp_path, without_fencing, "include_fence.lua")
+    root = mutant(tmp_path, without_fencing, "include/fence.lua")
     flags = ("--kills", "1", "--seed", "1", "--only", "zombie_learner")
     code, report, said = chaos(tmp_path / "chaos", *flags, root=root)
     assert code == 1, said

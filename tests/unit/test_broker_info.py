@@ -1,6 +1,6 @@
 import pytest
 from asympo.common.errors import BrokerRefused
-from asympo.common.rollout_log.server_info import describe
+from asympo.common.rollout_log.broker.server_info import describe
 
 GOOD = {"redis_version": "7.0.15", "aof_enabled": 1, "maxmemory_policy": "noeviction", "used_memory": 5}
 ALWAYS = {"appendfsync": "always"}

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from asympo.common.rollout_log.connection import Broker
+from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import key
 from asympo.common.rollout_log.leases import ACQUIRE_KEYS, APPEND_KEYS
 from asympo.common.rollout_log.lua import load_script

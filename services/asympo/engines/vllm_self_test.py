@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from asympo.common import errors
-
-if TYPE_CHECKING:
-    from asympo.engines.vllm import VllmEngine
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +16,22 @@ _MIN_MOVE = 1e-3
 _NUM_TOKENS = 24
 
 
-async def self_test(engine: VllmEngine, model_path: Path) -> None:
+class TestedEngine(Protocol):
+    """What the test asks of the engine."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float: ...
+
+    async def list_tensor_kinds(self) -> list[str]: ...
+
+    async def load_weights(
+        self, path: Path, tensors: list[Any] | None, *, perturbed_kind: str | None = None
+    ) -> object: ...
+
+
+async def self_test(engine: TestedEngine, model_path: Path) -> None:
     """Reload the model once for each kind of tensor; errors.EngineBroken naming the kinds without effect.
 
     A kind is a tensor name without its layer index. Costs one reload and one probe a kind, and finishes

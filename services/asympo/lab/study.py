@@ -14,10 +14,11 @@ from asympo.common.errors import AsympoError
 from asympo.lab.analysis import passing_specs
 from asympo.lab.arms import find_arm
 from asympo.lab.cell import Cell, CellResult, CellSpec
+from asympo.lab.language import LanguageWorld
 from asympo.lab.presets.plan import Grid, Preset
 from asympo.lab.results import Results
 from asympo.lab.start import Weights, load_weights, save_weights, warm_up, weights_of
-from asympo.lab.worlds import World, make_world
+from asympo.lab.worlds import DigitWorld, World
 from asympo.learner.step.compute import set_up_torch
 
 Say = Callable[[str], None]
@@ -208,8 +209,13 @@ def _make_start(preset: Preset, task: str, directory: Path) -> float:
     return accuracy
 
 
+def _make_world(preset: Preset, task: str) -> World:
+    """The preset's tiny network, or the demo's language model where it has none."""
+    return DigitWorld(preset.tasks[task]) if preset.tasks else LanguageWorld()
+
+
 def _run_cell(preset: Preset, spec: CellSpec, directory: Path, path: Path, digest: str) -> None:
-    world = make_world(preset, spec.task)
+    world = _make_world(preset, spec.task)
     result = Cell(spec, world=world, start=_start(preset, spec, directory, world)).run()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from asympo.lab.digits import DigitAddition
-from asympo.lab.presets.plan import Preset, TaskSettings
+from asympo.lab.presets.plan import TaskSettings
 from asympo.lab.sampling import Drawn
 from asympo.lab.start import Weights, digit_task, tiny_model, tiny_sampler
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, pack
@@ -110,12 +110,3 @@ class DigitWorld:
         self, policy: Policy, sequences: Sequence[tuple[TokenIds, TokenIds]]
     ) -> list[float]:
         return sequence_logprobs(policy, sequences, token_budget=self.token_budget)
-
-
-def make_world(preset: Preset, task: str) -> World:
-    """The preset's tiny network, or the demo's language model where it has none."""
-    if preset.tasks:
-        return DigitWorld(preset.tasks[task])
-    from asympo.lab.language import LanguageWorld
-
-    return LanguageWorld()

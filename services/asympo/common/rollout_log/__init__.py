@@ -1,9 +1,12 @@
 """The rollout log: leases out, groups in, read in order, committed behind a fence.
 
-The only importer of redis. Start with ``Broker.connect(url)`` and ``RunLog(broker, run)``.
+The only importer of redis. Start with ``Broker.connect(url)`` and ``RunLog(broker, run)``, with a part for
+each concern: ``leases``, ``reader``, ``fence``, ``commits``, ``policies``, ... The protocol itself is in
+``scripts/``: a part names a script's keys and gives its reply a type. ``broker/`` alone knows redis-py.
 """
 
-from asympo.common.rollout_log.connection import Broker
+from asympo.common.rollout_log.broker.connection import Broker
+from asympo.common.rollout_log.broker.server_info import BrokerInfo
 from asympo.common.rollout_log.copies import CopiedPiece
 from asympo.common.rollout_log.permutation import permuted_index
 from asympo.common.rollout_log.policies import queue_staleness
@@ -25,9 +28,7 @@ from asympo.common.rollout_log.records import (
     RunSummary,
 )
 from asympo.common.rollout_log.run_config import RunConfig
-from asympo.common.rollout_log.run_log import RunLog
-from asympo.common.rollout_log.runs import list_runs
-from asympo.common.rollout_log.server_info import BrokerInfo
+from asympo.common.rollout_log.run_log import RunLog, list_runs
 
 __all__ = [
     "AppendOutcome",

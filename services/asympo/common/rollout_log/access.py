@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BrokerChanged, Fenced
-from asympo.common.rollout_log.connection import Broker
+from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import check_run_name, key
 from asympo.common.rollout_log.records import Fence
 

@@ -1,5 +1,7 @@
 """Loads the Lua scripts: one file a script, with ``--!include name`` lines replaced by shared pieces.
 
+They lie in a folder for each caller: ``generator``, ``learner``, or ``anyone`` (people among them).
+
 Scripts whose first line says ``flags=allow-oom`` free memory, or are needed to free it, and run when the
 broker is over its memory limit. It refuses all others then before they have written anything.
 """
@@ -8,7 +10,9 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 
+_CALLERS = ("generator", "learner", "anyone")
 _INCLUDE = "--!include "
 
 
@@ -26,25 +30,32 @@ class Script:
 
 @functools.cache
 def load_script(name: str) -> Script:
-    """Reads ``scripts/<name>.lua``."""
-    source = "".join(_lines(name))
+    """Reads ``scripts/<caller>/<name>.lua``."""
+    source = "".join(_lines(_files()[name]))
     return Script(
         name=name, source=source, sha1=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     )
 
 
 def script_names() -> list[str]:
-    """Every script that can be run, includes left out."""
-    files = (file.name for file in resources.files(__package__).joinpath("scripts").iterdir())
-    return sorted(name[:-4] for name in files if name.endswith(".lua") and not name.startswith("include_"))
+    """Every script that can be run."""
+    return sorted(_files())
 
 
-def _lines(name: str) -> list[str]:
-    text = resources.files(__package__).joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+def _folder(name: str) -> Traversable:
+    return resources.files(__package__).joinpath("scripts", name)
+
+
+@functools.cache
+def _files() -> dict[str, Traversable]:
+    return {file.name.removesuffix(".lua"): file for caller in _CALLERS for file in _folder(caller).iterdir()}
+
+
+def _lines(file: Traversable) -> list[str]:
     lines: list[str] = []
-    for line in text.splitlines(keepends=True):
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.startswith(_INCLUDE):
-            lines.extend(_lines("include_" + line[len(_INCLUDE) :].strip()))
+            lines.extend(_lines(_folder("include") / f"{line[len(_INCLUDE) :].strip()}.lua"))
         else:
             lines.append(line)
     return lines

@@ -1,8 +1,8 @@
 """The rollout log of one run: everything a service may do with it, by part."""
 
 from asympo.common.rollout_log.access import RunAccess
+from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.commits import Commits
-from asympo.common.rollout_log.connection import Broker
 from asympo.common.rollout_log.copies import Copies
 from asympo.common.rollout_log.dead_letters import DeadLetters
 from asympo.common.rollout_log.fence import Fences
@@ -11,6 +11,7 @@ from asympo.common.rollout_log.policies import Policies
 from asympo.common.rollout_log.presence import Presence
 from asympo.common.rollout_log.reader import Reader
 from asympo.common.rollout_log.reconcile import Reconciler
+from asympo.common.rollout_log.records import RunSummary
 from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.stats import Stats
 
@@ -32,3 +33,23 @@ class RunLog:
         self.presence = Presence(self.access)
         self.stats = Stats(self.access)
         self.copies = Copies(self.access)
+
+
+def list_runs(broker: Broker) -> list[RunSummary]:
+    """Every run of the broker, by name."""
+    found = []
+    for name in broker.run_names():
+        log = RunLog(broker, name)
+        stats, commit = log.stats.read(), log.commits.last()
+        model = broker.command("HGET", log.access.key("run"), "model")
+        found.append(
+            RunSummary(
+                run=name,
+                state=stats.state,
+                model=model.decode() if model else "",
+                step=commit.step if commit else 0,
+                backlog=stats.backlog,
+                trained=stats.trained,
+            )
+        )
+    return found

@@ -3,8 +3,8 @@
 import dataclasses
 
 from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.broker.server_info import BrokerInfo
 from asympo.common.rollout_log.records import LogStats, RunState
-from asympo.common.rollout_log.server_info import BrokerInfo
 
 _TEXTS = {"state_reason", "fence_holder"}
 _FLAGS = {"is_exhausted", "is_fence_alive"}

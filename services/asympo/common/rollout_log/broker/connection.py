@@ -18,10 +18,10 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from asympo.common.errors import BrokerFull, BrokerRefused, BrokerUnavailable
-from asympo.common.rollout_log.client import open_client, without_password
+from asympo.common.rollout_log.broker.client import open_client, without_password
+from asympo.common.rollout_log.broker.server_info import BrokerInfo, describe, load_counters
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
-from asympo.common.rollout_log.server_info import BrokerInfo, describe, load_counters
 
 _RETRIED = (
     exceptions.ConnectionError,
@@ -176,7 +176,7 @@ class Broker:
             return self._retrying.call(lambda: self.client.execute_command(*parts))
 
     def run_script(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Runs ``scripts/<name>.lua`` by digest, loading it where the server does not know it yet."""
+        """Runs one of the scripts by digest, loading it where the server does not know it yet."""
         script = load_script(name)
 
         def send() -> Any:
