@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint types test-python format lock proto proto-check object-store-tools \
+.PHONY: help setup demo check test lint types test-python format lock proto proto-check object-store-tools docs \
 	chart-tools chart chart-generate pods \
 	k8s-binaries k8s-e2e autoscaling bench-peers bench-learner dashboards dashboard-pictures \
 	images images-lock clean
 
-help:  ## Show this help
+help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Create .venv with everything at pinned versions
@@ -16,18 +16,21 @@ setup:  ## Create .venv with everything at pinned versions
 demo: setup  ## Watch a real language model learn to add (ARGS="--fresh" starts over)
 	@.venv/bin/asympo demo $(ARGS)
 
-test: setup lint types test-python  ## Lint, types, unit and integration tests
+check: setup lint types  ## Run lint, types and the quick unit tests (under a minute)
+	@$(PY) -m pytest -q --numprocesses 2 -m "not slow" tests/unit
 
-lint:
+test: setup lint types test-python  ## Run lint, types, unit and integration tests
+
+lint:  ## Run ruff over the code and buf over the wire schema
 	@.venv/bin/ruff check . || { echo "mend with: .venv/bin/ruff check --fix ."; exit 1; }
 	@.venv/bin/ruff format --check -q . || { echo "mend with: make format"; exit 1; }
 	@.venv/bin/buf lint proto
 	@.venv/bin/buf breaking proto --against proto/base.binpb
 
-types:
+types:  ## Run mypy
 	@.venv/bin/mypy
 
-test-python:
+test-python:  ## Run every test (ARGS="-k name" chooses some)
 	@$(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 format:  ## Format the code

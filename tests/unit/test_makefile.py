@@ -15,6 +15,13 @@ def test_declared_targets_have_rules() -> None:
     assert [name for name in names if name not in RULES] == []
 
 
+def test_help_has_a_sentence_for_every_target() -> None:
+    described = re.findall(
+        r"^([a-z0-9-]+):(?!=).*  ## [A-Z].{5,}$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert sorted(RULES - set(described)) == []
+
+
 def test_pages_name_only_targets_that_exist() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]
     shown = {

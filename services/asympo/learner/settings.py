@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from asympo.common.control.settings import ControlSettings, Port
 from asympo.tasks.config import TaskConfig
 
+ObjectiveName = Literal["asympo", "spo", "naive", "gpg"]
+"""The names in `step/objectives.py`, which imports torch."""
+
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -72,9 +75,7 @@ class LearnerSettings(ControlSettings):
     seed: int = Field(default=0, ge=0, description="order of prompts, and every random choice of the learner")
 
     # The objective and the optimizer
-    objective: Literal["asympo", "spo", "naive", "gpg"] = Field(
-        default="asympo", description="what is minimised"
-    )
+    objective: ObjectiveName = Field(default="asympo", description="what is minimised")
     mean_nll_floor: float = Field(default=1e-4, gt=0.0, le=1.0, description="asympo: clamp of the normaliser")
     negative_scale: float = Field(default=0.3, gt=0.0, le=1.0, description="spo: scale of negative responses")
     optimizer: Literal["adamw", "muon"] = Field(

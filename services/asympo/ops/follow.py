@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from asympo.common.archive import ArchiveStore, newest_tip
 from asympo.common.errors import BadSetting
@@ -15,9 +15,8 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import validate
 from asympo.common.telemetry import set_up_logging
+from asympo.learner.settings import LearnerSettings, ObjectiveName
 from asympo.ops.access import add_broker_flags, open_log, write_json, write_table
-
-_OBJECTIVES = ("asympo", "spo", "naive", "gpg")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
-    parser.add_argument("--objective", choices=_OBJECTIVES, help="else the run's")
+    parser.add_argument("--objective", choices=get_args(ObjectiveName), help="else the run's")
     parser.add_argument("--learning-rate", type=float, help="else the run's")
     parser.add_argument("--num-threads", type=int, help="CPU threads; else the run's")
     parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
@@ -68,8 +67,6 @@ def main(arguments: Namespace) -> int:
 
 def _settings(arguments: Namespace, run_directory: Path, config: RunConfig) -> Any:
     """The run's own, as its newest archive part has them, with what was given here."""
-    from asympo.learner.settings import LearnerSettings
-
     tip = newest_tip(run_directory)
     if tip is None:
         raise BadSetting(

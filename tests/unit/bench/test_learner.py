@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+@pytest.mark.slow
 def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None:
     flags = ["--model", str(tiny_model), "--shape", "8/4/2x4", "--repeats", "1", "--json"]
     flags += ["--compute-dtype", "float32", "--only", "speed", "--only", "sharing", "--only", "parts"]

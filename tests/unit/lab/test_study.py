@@ -12,6 +12,8 @@ from asympo.lab.report import MARKS
 
 from tests.unit.lab.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:

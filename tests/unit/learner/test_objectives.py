@@ -1,8 +1,11 @@
 """The objectives are the formulas of the design, exactly."""
 
+from typing import get_args
+
 import pytest
 import torch
 from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.settings import ObjectiveName
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo, gpg, naive, spo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +104,10 @@ def test_objective_of_micro_batches_adds_up_to_that_of_the_step(name: str) -> No
 def test_objective_raises_bfloat16_to_float32(name: str) -> None:
     loss, _ = OBJECTIVES[name](torch.ones(2, dtype=torch.bfloat16), torch.ones(2), scope(2), OPTIONS)
     assert loss.dtype == torch.float32
+
+
+def test_settings_offer_every_objective() -> None:
+    assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
 
 
 def test_objective_refuses_shapes_that_differ() -> None:
