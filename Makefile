@@ -45,6 +45,9 @@ proto:  ## Generate services/asympo/v1 from proto/
 proto-check:  ## Check that the generated code is current
 	@deploy/local/gen_proto.sh --check
 
+docs:  ## Build the documentation site into site/ (ARGS=--serve shows it)
+	@deploy/docs/build.sh $(ARGS)
+
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 	@deploy/object_store/tools.sh
 
@@ -96,4 +99,4 @@ images:  ## Build the images with buildah from a local base (takes long)
 	@deploy/docker/try_build.sh
 
 clean:  ## Remove caches (runs/ and .venv stay)
-	@rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	@rm -rf .cache site .mypy_cache .ruff_cache .pytest_cache .hypothesis build

@@ -61,9 +61,9 @@ def test_each_alert_fires_on_its_fault_and_not_beside_it(tmp_path: Path) -> None
 
 
 def test_each_alert_has_severity_summary_and_a_runbook_that_exists() -> None:
-    headings = re.findall(r"^#+ (\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (\w+)$", (ROOT / "docs/runbooks.md").read_text(), re.MULTILINE)
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("info", "warning", "critical"), name
         assert "{{ $labels.run }}" in rule["annotations"]["summary"], name
-        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{name.lower()}"
-        assert name in headings, f"docs/operations.md has no section {name}"
+        assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
+        assert name in headings, f"docs/runbooks.md has no section {name}"
