@@ -4,7 +4,7 @@ PY := .venv/bin/python
 
 .PHONY: help setup demo check test lint types test-python format lock proto proto-check object-store-tools docs \
 	chart-tools chart chart-generate pods \
-	k8s-binaries k8s-e2e autoscaling bench-peers bench-learner dashboards dashboard-pictures \
+	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner dashboards dashboard-pictures \
 	images images-lock clean
 
 help:  ## List the commands
@@ -70,13 +70,13 @@ k8s-binaries:  ## Build a Kubernetes for k8s-e2e from Debian's packages into .ca
 k8s-e2e: setup chart-tools  ## Install, scale, break, upgrade and uninstall the chart on a real one-node cluster (root)
 	@$(PY) -m deploy.cluster $(ARGS)
 
-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
-	@$(PY) -m benchmarks.autoscaling --seeds 2 --plot docs/images/autoscaling.png
+simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
+	@$(PY) -m deploy.autoscaling_simulation --seeds 2 --plot docs/images/autoscaling.png
 
 bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
 	@benchmarks/peers/setup.sh
 	@$(PY) benchmarks/peers/run.py $(ARGS)
-	@$(PY) -m benchmarks.tables
+	@$(PY) -m asympo.bench.tables
 
 bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes)
 	@$(PY) -m asympo.cli bench learner --json >benchmarks/learner.new
@@ -84,7 +84,7 @@ bench-learner: setup  ## Time the learner and what each part of it is worth (abo
 	@$(PY) -m asympo.cli bench learner --json --model-config qwen3-0.6b --random-weights --only speed \
 		--shape 128/64/1 >benchmarks/learner.new
 	@mv benchmarks/learner.new benchmarks/learner-large.json
-	@$(PY) -m benchmarks.tables
+	@$(PY) -m asympo.bench.tables
 
 dashboard-pictures: setup  ## Run, scrape and draw the dashboards for the docs (needs prometheus, chromium, npm)
 	@$(PY) -m deploy.grafana.pictures $(ARGS)

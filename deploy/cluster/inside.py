@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import yaml
+from asympo.testing import hub
+from asympo.testing.tiny_model import write_tiny_model
 
 from deploy.chart import rendering
 from deploy.cluster.names import NameServer
 from deploy.cluster.one_node import GATEWAY, OneNode
 from deploy.cluster.processes import ClusterFault
 from deploy.cluster.scenario import Release, Scenario
-from deploy.pods import hub
 from deploy.pods.scenario import Report
-from deploy.pods.tiny_model import write_tiny_model
 
 ROOT = rendering.ROOT
 CACHE = ROOT / ".cache/k8s"

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from asympo.testing import hub
+from asympo.testing.tiny_model import write_tiny_model
 
 from deploy.chart import rendering
-from deploy.pods import hub
 from deploy.pods.images import ROOT, missing_programs
 from deploy.pods.manifests import ChartFault, Manifests
 from deploy.pods.node import Node
 from deploy.pods.scenario import Report, Scenario
-from deploy.pods.tiny_model import write_tiny_model
 from deploy.pods.unchecked import unchecked
 
 CHART = ROOT / "helm/asympo"

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import socket
-import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from asympo.local.ports import free_port
+from asympo.local.process import Process
 
 CONFIG = Path(__file__).with_name("prometheus.yml")
 _START_SECONDS = 20.0
@@ -32,19 +32,12 @@ class Prometheus:
             )
         self.targets = directory / "targets"
         self.targets.mkdir(parents=True)
-        self._log = directory / "prometheus.log"
         config = directory / "prometheus.yml"
         config.write_text(yaml.safe_dump(self._config(directory, interval)))
-        self._address = f"127.0.0.1:{_free_port()}"
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(program, f"--config.file={config}"),
-                    *(f"--storage.tsdb.path={directory}/data", f"--web.listen-address={self._address}"),
-                ],
-                stdout=output,
-                stderr=output,
-            )
+        self._address = f"127.0.0.1:{free_port()}"
+        command = [program, f"--config.file={config}", f"--storage.tsdb.path={directory}/data"]
+        command.append(f"--web.listen-address={self._address}")
+        self._process = Process(command=command, log_path=directory / "prometheus.log").start()
 
     def _config(self, directory: Path, interval: str) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
@@ -62,8 +55,7 @@ class Prometheus:
         return config
 
     def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+        self._process.stop(deadline_seconds=20)
 
     def ask(self, path: str, **parameters: Any) -> Any:
         """The data of an answer of its HTTP API, waiting for its start. Raises QueryFault."""
@@ -76,12 +68,6 @@ class Prometheus:
             except urllib.error.HTTPError as error:
                 raise QueryFault(f"{parameters}: {error.read().decode()}") from error
             except OSError as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise QueryFault(f"no answer: {self._log.read_text()[-2000:]}") from error
+                if not self._process.is_running or time.monotonic() > deadline:
+                    raise QueryFault(f"no answer: {self._process.log[-2000:]}") from error
                 time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

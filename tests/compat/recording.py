@@ -16,18 +16,17 @@ from pathlib import Path
 from asympo.common.codec import encode_group
 from asympo.common.rollout_log import Broker, CopiedPiece, Lease, RunLog
 from asympo.common.rollout_log.lua import load_script, script_names
-from asympo.common.settings import iter_options
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import dump_toml, iter_options
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.tasks.base import Task
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
+from asympo.testing.tiny_model import write_tiny_model
 
-from tests.conftest import BrokerProcess, valkey_binary
+from tests.conftest import start_broker, valkey_binary
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer, make_group
-from tests.tiny_model import make_tiny_tokenizer
 
 RUN = "recorded"
 ROOT = "@ROOT@"
@@ -92,9 +91,10 @@ def _record_run(record: Path) -> None:
     """A learner killed behind its last commit, with groups open, a backlog and two leases out."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
-        _make_model(root / "model")
+        # Tens of kilobytes, so that it can be committed.
+        write_tiny_model(root / "model", hidden_size=8, head_size=8, num_layers=1, vocabulary_size=259)
         (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TASK_ROWS))
-        server = BrokerProcess(binary=valkey_binary(), data_dir=root / "broker").start()
+        server = start_broker(valkey_binary(), root / "broker")
         broker = Broker.connect(server.url)
         log = RunLog(broker, RUN)
         learner = LearnerProcess(
@@ -102,9 +102,9 @@ def _record_run(record: Path) -> None:
         )
         with Producer(url=server.url, run=RUN, hostile_every=7):
             learner.start()
-            learner.until(lambda: learner.reached(5), 600)
-        learner.until(lambda: log.stats.read().open <= 3, 600)
-        learner.stop(signal.SIGKILL)
+            learner.until(lambda: learner.reached(5), seconds=600)
+        learner.until(lambda: log.stats.read().open <= 3, seconds=600)
+        learner.end(signal.SIGKILL)
         _leave_work_behind(log)
         _record_broker(log, record, root=root)
         server.kill()
@@ -123,30 +123,6 @@ def _leave_work_behind(log: RunLog) -> None:
     assert all(isinstance(lease, Lease) for lease in leases)
     assert isinstance(answered, Lease)
     log.leases.append(answered, encode_group(make_group(answered.group_id)), producer="left-behind")
-
-
-def _make_model(directory: Path) -> None:
-    """Tens of kilobytes, so that it can be committed."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def _record_settings(record: Path) -> None:

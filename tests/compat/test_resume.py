@@ -19,10 +19,10 @@ from asympo.generator import joining
 from asympo.learner.log.join import load_tokenizer
 from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import StateStore
+from asympo.local.broker import LocalBroker
 
 from tests.compat.recording import FLAGS, RUN, put_back, task_flags
 from tests.compat.release_before import RECORD, OldGenerator
-from tests.conftest import BrokerProcess
 from tests.integration.learner.process import STARTED, LearnerProcess
 from tests.integration.learner.producer import make_group
 
@@ -38,15 +38,13 @@ def storage(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recorded(own_broker: BrokerProcess, tmp_path: Path):  # type: ignore[no-untyped-def]
+def recorded(own_broker: LocalBroker, tmp_path: Path):  # type: ignore[no-untyped-def]
     put_back(RECORD, root=tmp_path.resolve(), url=own_broker.url)
     broker = Broker.connect(own_broker.url)
     yield RunLog(broker, RUN)
     broker.close()
     while STARTED:
-        process = STARTED.pop()
-        process.kill()
-        process.wait()
+        STARTED.pop().kill()
 
 
 class _Answering(threading.Thread):
@@ -131,7 +129,7 @@ def test_generator_joins_a_run_of_the_release_before(recorded: RunLog, tmp_path:
 
 @pytest.mark.timeout(400)
 def test_learner_resumes_a_run_of_the_release_before_and_trains_every_group_once(
-    recorded: RunLog, own_broker: BrokerProcess, tmp_path: Path
+    recorded: RunLog, own_broker: LocalBroker, tmp_path: Path
 ) -> None:
     root = tmp_path.resolve()
     flags = (*FLAGS, *task_flags(root))

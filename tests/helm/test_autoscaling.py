@@ -7,7 +7,7 @@ import rendering
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 
-from benchmarks.autoscaling.hpa import HpaSettings
+from deploy.autoscaling_simulation.hpa import HpaSettings
 from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"

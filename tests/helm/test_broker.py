@@ -15,8 +15,9 @@ import rendering
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
+from asympo.local.ports import free_port
 
-from tests.conftest import free_port, require, valkey_binary
+from tests.conftest import require, valkey_binary
 from tests.helm.conftest import CHART
 from tests.integration.rollout_log.certificates import Authority
 

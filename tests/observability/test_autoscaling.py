@@ -12,12 +12,12 @@ from tests.observability.tools import RULES, promtool
 if not os.environ.get("CI"):
     pytest.importorskip("promql_parser", reason="promql-parser is missing: make setup")
 
-from benchmarks.autoscaling.hpa import Hpa, HpaSettings
-from benchmarks.autoscaling.promql import Expression, UnknownPromql
-from benchmarks.autoscaling.rules import WANTED, RecordingRules
-from benchmarks.autoscaling.scenarios import simulate
-from benchmarks.autoscaling.series import SeriesStore
-from benchmarks.autoscaling.simulation import Load, Scenario, Simulation
+from deploy.autoscaling_simulation.hpa import Hpa, HpaSettings
+from deploy.autoscaling_simulation.promql import Expression, UnknownPromql
+from deploy.autoscaling_simulation.rules import WANTED, RecordingRules
+from deploy.autoscaling_simulation.scenarios import simulate
+from deploy.autoscaling_simulation.series import SeriesStore
+from deploy.autoscaling_simulation.simulation import Load, Scenario, Simulation
 
 SLOW_LEARNER = (Load(step_seconds=240.0, group_seconds=4.0),)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from asympo.common.tracing import trace_ids
+from asympo.testing.run_process import RunProcess
 
 from deploy.prometheus.server import Prometheus
-from tests.integration.run.test_run import RunProcess, last_step, wait_for
+from tests.integration.run.test_run import last_step
 from tests.observability.collector import Collector, Span, collector
 from tests.observability.queries import panel_queries
 from tests.observability.tools import ROOT, program
@@ -59,13 +60,12 @@ def live_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
             max_consistent_reloads = 1000000
             """
         )
-        run = RunProcess(config)
+        run = RunProcess(config, log_path=folder / "run.log").start()
         try:
-            wait_for(lambda: last_step(folder / "runs/tiny") >= 4, run, 200)
+            run.until(lambda: last_step(folder / "runs/tiny") >= 4, seconds=200)
             yield LiveRun(directory=folder / "runs/tiny", collector=traces)
         finally:
-            run.process.terminate()
-            run.finish()
+            run.stop(deadline_seconds=120)
 
 
 @pytest.fixture

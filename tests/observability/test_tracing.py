@@ -9,8 +9,8 @@ import pytest
 from asympo.common import tracing
 from asympo.common.errors import BadSetting
 from asympo.common.tracing import Tracing, TracingOptions, open_tracing, trace_ids
+from asympo.local.ports import free_port
 
-from tests.conftest import free_port
 from tests.observability.collector import Collector, collector
 
 

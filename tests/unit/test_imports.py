@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "services" / "asympo"
 SERVICES = {"generator", "learner", "gateway", "evaluator"}
 TOOLS = {"demo", "run", "lab", "bench", "chaos", "doctor", "ops"}
+TRIALS = {"bench", "chaos"}
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "v1" not in p.relative_to(PACKAGE).parts)
 
 
@@ -56,6 +57,11 @@ def test_module_keeps_to_its_room(path: Path) -> None:
         assert not imports_any(path, others), "services never import each other"
     if room in {"common", "engines", "tasks", "rewards"}:
         assert not imports_any(path, {f"asympo.{s}" for s in SERVICES | TOOLS}), f"{room} imports no service"
+    if room == "local":
+        others = {f"asympo.{s}" for s in SERVICES | TOOLS | {"testing", "engines", "tasks", "rewards"}}
+        assert not imports_any(path, others), "local imports only common"
+    if room not in TRIALS | {"testing"}:
+        assert not imports_any(path, {"asympo.testing"}), "only what tries the product imports testing"
     if not str(inner).startswith("engines/vllm"):
         assert not imports_any(path, {"vllm"}), "vllm only in engines/vllm*"
     if room not in {"learner", "lab", "bench"} and not str(inner).startswith("engines/vllm"):

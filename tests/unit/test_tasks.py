@@ -15,8 +15,7 @@ from asympo.rewards.numeric import last_integer
 from asympo.tasks.base import Task, TaskPrompt, held_out_keys
 from asympo.tasks.registry import TaskConfig, load_task
 from asympo.tasks.render import render_prompt
-
-from tests.tiny_model import make_tiny_tokenizer
+from asympo.testing.tiny_model import load_tiny_tokenizer
 
 
 def write_rows(path: Path, rows: list[Any]) -> str:
@@ -308,8 +307,8 @@ def test_tasks_and_scorer_import_nothing_heavy() -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return make_tiny_tokenizer()
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_messages_are_rendered_up_to_where_the_answer_begins(tokenizer: Any) -> None:

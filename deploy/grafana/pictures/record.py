@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-from asympo.chaos.model import write_tiny_model
+from asympo.testing.run_process import RunProcess
+from asympo.testing.tiny_model import write_tiny_model
 
 from deploy.prometheus.server import Prometheus
 
@@ -25,55 +23,6 @@ _NUM_POINTS = 240
 """On a curve."""
 
 
-class Run:
-    """One `asympo run` in a process of its own."""
-
-    def __init__(self, config: Path, directory: Path, *, model: str | None) -> None:
-        self.directory = directory
-        flags = [f"--run.directory={directory}", "--view.kind=plain"]
-        if model is not None:
-            flags.append(f"--run.model={model}")
-        environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
-        self._log = (directory / "run.log").open("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "asympo.cli", "run", str(config), *flags],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-
-    @property
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def wait_for_step(self) -> Path:
-        """The run's own directory, once a step was made."""
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and not self.has_ended:
-            for path in self.directory.glob("*/metrics.jsonl"):
-                if path.stat().st_size:
-                    return path.parent
-            time.sleep(0.2)
-        raise SystemExit(f"the run made no step: {self._said()}")
-
-    def kill_a_generator(self) -> None:
-        """As a lost spot node does."""
-        generators = [
-            child for child in psutil.Process(self._process.pid).children() if "generator" in child.cmdline()
-        ]
-        if len(generators) > 1:
-            generators[-1].kill()
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(240)
-        self._log.close()
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()[-2000:]
-
-
 def record(config: Path, directory: Path, *, model: str | None, seconds: float) -> dict[str, Any]:
     """Every dashboard with the values of its panels, over at most `seconds` of a run.
 
@@ -82,22 +31,30 @@ def record(config: Path, directory: Path, *, model: str | None, seconds: float) 
     prometheus = Prometheus(directory / "prometheus", interval=f"{SCRAPE_SECONDS}s")
     if config.parent == Path(__file__).parent:
         model = str(write_tiny_model(directory / "tiny-model", seed=0))
-    run = Run(config, directory, model=model)
+    flags = [f"--run.directory={directory}", *([f"--run.model={model}"] if model else [])]
+    run = RunProcess(config, *flags, log_path=directory / "run.log").start()
     try:
-        run_directory = run.wait_for_step()
+        run_directory = run.until(lambda: _first_run(directory), seconds=_START_SECONDS, what="step")
         command = [sys.executable, str(ROOT / "deploy/prometheus/targets.py"), str(run_directory)]
         subprocess.run([*command, str(prometheus.targets)], check=True, stdout=subprocess.DEVNULL)
         start = time.time()
         is_kill_due = True
-        while time.time() < start + seconds and not run.has_ended:
+        while time.time() < start + seconds and run.is_running:
             if is_kill_due and time.time() > start + 0.4 * seconds:
-                run.kill_a_generator()
+                # As a lost spot node does.
+                for generator in run.services("generator")[1:2]:
+                    generator.kill()
                 is_kill_due = False
             time.sleep(1)
         return _evaluate(prometheus, start=start, end=time.time())
     finally:
-        run.stop()
+        run.stop(deadline_seconds=240)
         prometheus.stop()
+
+
+def _first_run(directory: Path) -> Path | None:
+    """The directory of the run that has made a step."""
+    return next((path.parent for path in directory.glob("*/metrics.jsonl") if path.stat().st_size), None)
 
 
 def _evaluate(prometheus: Prometheus, *, start: float, end: float) -> dict[str, Any]:

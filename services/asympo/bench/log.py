@@ -11,7 +11,7 @@ from typing import Any
 from asympo.bench.log_round import Round, RoundResult, percentiles, run_round
 from asympo.bench.log_staleness import SLOW_FACTOR, SLOW_SHARE, StalenessCase, run_staleness
 from asympo.common.rollout_log import Broker
-from asympo.run.broker import broker_service, broker_url, find_broker_binary, start_broker
+from asympo.local.broker import LocalBroker, find_broker_binary
 
 _BUSY = 0.85
 _EFFICIENT = 0.95
@@ -73,15 +73,16 @@ def _broker(bench: LogBench) -> Iterator[tuple[str, Broker]]:
             broker.close()
         return
     with tempfile.TemporaryDirectory(prefix="asympo-bench-", dir=Path.cwd()) as directory:
-        data, url = Path(directory), broker_url(Path(directory))
-        service = broker_service(data, log_path=data / "broker.log", binary=find_broker_binary())
-        start_broker(service, url)
+        data = Path(directory)
+        server = LocalBroker(
+            binary=find_broker_binary().path, directory=data, log_path=data / "broker.log"
+        ).start()
         try:
-            broker = Broker.connect(url)
-            yield url, broker
+            broker = Broker.connect(server.url)
+            yield server.url, broker
             broker.close()
         finally:
-            service.kill()
+            server.kill()
 
 
 class _Arms:

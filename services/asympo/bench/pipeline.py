@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.bench.pipeline_run import Load, PipelineRun, pipeline_run
-from asympo.bench.tiny_checkpoint import make_checkpoint
+from asympo.testing.tiny_model import write_tiny_model
 
 Say = Callable[[str], None]
 _WARM_STEPS = 3
@@ -41,7 +41,7 @@ def measure_pipeline(arguments: argparse.Namespace, *, say: Say) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="asympo-pipeline-") as name:
         directory = Path(name)
         load = Load(
-            model=make_checkpoint(
+            model=write_tiny_model(
                 directory / "model", hidden_size=arguments.hidden_size, num_layers=arguments.num_layers
             ),
             group_size=arguments.group_size,

@@ -12,6 +12,7 @@ from asympo.chaos.processes import Life, Supervised
 from asympo.chaos.resp import FrameReader, ReplyError, encode_command, parse_reply
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log.keys import key
+from asympo.local.broker import broker_command
 
 _START_SECONDS = 20.0
 PROBE_KEY = "asympo-chaos:probe"
@@ -32,12 +33,9 @@ class ChaosBroker:
     ) -> None:
         directory.mkdir(parents=True)
         self.port, self._run, self.directory = port, run, directory
-        command = [binary, "--dir", str(directory), "--port", str(port), "--bind", "127.0.0.1"]
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
         self.process = Supervised(
             name="broker",
-            command=command,
+            command=broker_command(binary, directory, port=port),
             log_directory=log_directory,
             environment=environment,
             final_codes=frozenset(),

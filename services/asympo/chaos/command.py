@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     kinds = _kinds(only=arguments.only, without=arguments.without)
     directory = _fresh(arguments.directory.resolve())
     from asympo.chaos.shim import build_shim
-    from asympo.run.broker import check_broker_binary, find_broker_binary
+    from asympo.local.broker import check_broker_binary, find_broker_binary
 
     shim = build_shim(directory)
     if shim is None and NEEDS_SHIM & set(kinds):

@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from asympo.common.errors import Fenced
+from asympo.local.process import kill_group, launched
 
 RESTART_SECONDS = 0.1
 _MAX_LINE_BYTES = 1 << 20
@@ -79,7 +78,7 @@ class Supervised:
         """One more life."""
         number = len(self.lives) + 1
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "asympo.run.launch", "--", *self._command),
+            *launched(self._command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -98,7 +97,7 @@ class Supervised:
         life = self.life
         life.is_wanted_dead = True
         self.is_restarted = is_restarted
-        self._signal_group(life, signal.SIGKILL)
+        kill_group(life.process.pid)
         await self.until(lambda: life.exit_code is not None, timeout_seconds=30.0)
         return life
 
@@ -112,7 +111,7 @@ class Supervised:
         self.is_restarted = False
         for life in self.lives:
             if life.exit_code is None:
-                self._signal_group(life, signal.SIGKILL)
+                kill_group(life.process.pid)
 
     async def closed(self) -> None:
         """Waits until the last life is over and its output was read."""
@@ -159,7 +158,7 @@ class Supervised:
                 await self._note(life, time.monotonic(), line)
         code = await life.process.wait()
         # What it started (scorers) must not outlive it: a real orchestrator removes the whole container.
-        self._signal_group(life, signal.SIGKILL)
+        kill_group(life.process.pid)
         async with self._changed:
             life.exit_code, life.ended_at = code, time.monotonic()
             self._changed.notify_all()
@@ -179,11 +178,6 @@ class Supervised:
         async with self._changed:
             life.lines.append((at, text))
             self._changed.notify_all()
-
-    @staticmethod
-    def _signal_group(life: Life, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(life.process.pid, number)
 
 
 async def _next_line(stream: asyncio.StreamReader) -> bytes:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asympo.chaos.broker import ChaosBroker
-from asympo.chaos.model import write_tiny_model
 from asympo.chaos.pace import Pace, num_prompts_for
 from asympo.chaos.processes import Supervised
 from asympo.chaos.proxy import Link
 from asympo.chaos.records import Rollback
 from asympo.chaos.shim import Control
-from asympo.run.ports import free_port
+from asympo.local.ports import free_port
+from asympo.local.process import import_path
+from asympo.testing.tiny_model import write_tiny_model
 
 RUN = "chaos"
 LEASE_SECONDS = 1.0
@@ -229,11 +230,9 @@ def _preload(control: Control | None) -> dict[str, str]:
 
 def client_environment() -> dict[str, str]:
     """What every client gets: the code that this very process runs, one thread, no network."""
-    root = str(Path(__file__).parents[2])
-    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([root, *others])),
+        "PYTHONPATH": import_path(),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, Union
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from asympo.common.errors import BadSetting
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.common.toml_text import dump_toml
 from asympo.common.tracing import TracingOptions
 
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
@@ -37,12 +36,10 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(BaseModel):
     """Base of the settings of one service; holds what every service needs."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
     service: ClassVar[str] = "service"
     """The command's name, and the middle part of its environment variables."""
@@ -62,18 +59,6 @@ class ServiceSettings(BaseSettings):
         default="auto", description="auto: text on a terminal, else JSON"
     )
     tracing: TracingOptions = TracingOptions()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Building an instance in code is hermetic; `load` alone reads flags, environment and files."""
-        return (init_settings,)
 
     @classmethod
     def load(cls, argv: Sequence[str], *, environ: Mapping[str, str] | None = None) -> Self:
@@ -139,6 +124,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadSetting(f"cannot read the settings file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSetting(f"the settings file {path} is not TOML: {error}") from None
+
+
+def dump_toml(values: Mapping[str, Any], *, comment: str = "") -> str:
+    """Text that `read_toml` turns back into `values`; keys whose value is None are left out."""
+    head = f"# {comment}\n" if comment else ""
+    return head + tomli_w.dumps(_toml_value(values))
+
+
+def _toml_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _toml_value(each) for key, each in value.items() if each is not None}
+    return str(value) if isinstance(value, Path) else value
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

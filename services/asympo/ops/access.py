@@ -11,7 +11,7 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.run.broker import answers, broker_service, broker_url, find_broker_binary, start_broker
+from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
 from asympo.run.command import CommandParser
 from asympo.run.directory import RunDirectory
 
@@ -48,7 +48,7 @@ def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator
     if answers(url):
         yield from _connected(url)
         return
-    yield from _started(held, url)
+    yield from _started(held)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def open_new_broker(redis_url: str | None, *, directory: Path, run: str) -> Iter
     data = held.path / "broker"
     if data.is_dir():
         raise BadSetting(f"{data} holds a broker's data: move it away, or give --redis-url or --directory")
-    yield from _started(held, broker_url(data))
+    yield from _started(held)
 
 
 @contextmanager
@@ -75,15 +75,16 @@ def open_log(redis_url: str | None, *, directory: Path, run: str) -> Iterator[Ru
         yield RunLog(broker, run)
 
 
-def _started(held: RunDirectory, url: str) -> Iterator[Broker]:
+def _started(held: RunDirectory) -> Iterator[Broker]:
     with held:
         log_path = held.path / "logs" / "broker.log"
-        service = broker_service(held.path / "broker", log_path=log_path, binary=find_broker_binary())
-        start_broker(service, url)
+        broker = LocalBroker(
+            binary=find_broker_binary().path, directory=held.path / "broker", log_path=log_path
+        ).start()
         try:
-            yield from _connected(url)
+            yield from _connected(broker.url)
         finally:
-            service.stop(deadline_seconds=30)
+            broker.stop(deadline_seconds=30)
 
 
 def _connected(url: str) -> Iterator[Broker]:

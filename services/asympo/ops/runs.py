@@ -10,8 +10,8 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, list_runs
+from asympo.local.broker import answers, broker_url
 from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
-from asympo.run.broker import answers, broker_url
 from asympo.run.directory import RunDirectory
 
 _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")

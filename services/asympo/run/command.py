@@ -137,8 +137,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
 
 def resolved_text(file: RunFile) -> str:
     """The whole file with every default, as TOML that `run` reads back."""
-    from asympo.common.settings import redacted, validate
-    from asympo.common.toml_text import dump_toml
+    from asympo.common.settings import dump_toml, redacted, validate
     from asympo.generator.settings import GeneratorSettings
     from asympo.learner.settings import LearnerSettings
 

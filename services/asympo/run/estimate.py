@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError
-from asympo.common.settings import validate
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import dump_toml, validate
+from asympo.local.process import launched
 from asympo.run.machine import Machine, Share, split_machine
 from asympo.run.plan import odd_sampling
 from asympo.run.settings import RunFile
@@ -86,14 +86,11 @@ def estimate(
 
 def measure_flops(share: Share) -> float | None:
     """float32 operations a second of a matrix product on the cores of a share."""
-    command = [sys.executable, "-m", "asympo.run.launch", "--outlive"]
-    if share.cores:
-        command += ["--cores", ",".join(str(core) for core in share.cores)]
+    command = launched([sys.executable, "-c", _MATMUL], cores=share.cores, outlives_parent=True)
     environment = {**os.environ, **share.environment}
     try:
         done = subprocess.run(
-            [*command, "--", sys.executable, "-c", _MATMUL],
-            capture_output=True, text=True, env=environment, timeout=_MEASURE_SECONDS, check=True,
+            command, capture_output=True, text=True, env=environment, timeout=_MEASURE_SECONDS, check=True,
         )  # fmt: skip
         return float(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadModel, BadSetting
-from asympo.common.settings import merge, validate
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import dump_toml, merge, validate
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
-from asympo.run.broker import broker_url
+from asympo.local.broker import broker_url
+from asympo.local.ports import free_port, page_port, require_free
 from asympo.run.machine import Machine, Share, split_machine
-from asympo.run.ports import free_port, page_port, require_free
 from asympo.run.settings import RunFile
 
 DEFAULT_PAGE_PORT = 8080

@@ -1,14 +1,13 @@
 """The processes of one run: built from the plan, started and stopped in order."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from asympo.run.broker import broker_service, find_broker_binary, start_broker
+from asympo.local.broker import LocalBroker, find_broker_binary
+from asympo.local.service import RestartPolicy, Service
 from asympo.run.plan import Plan, ServicePlan
-from asympo.run.process import RestartPolicy, Service
 
 _BROKER_STOP_SECONDS = 30.0
 
@@ -17,7 +16,7 @@ _BROKER_STOP_SECONDS = 30.0
 class Services:
     """Broker (None when it is someone else's), learner, generators."""
 
-    broker: Service | None
+    broker: LocalBroker | None
     learner: Service
     generators: list[Service]
     broker_url: str
@@ -32,7 +31,7 @@ class Services:
 
     def start_broker(self) -> None:
         if self.broker is not None:
-            start_broker(self.broker, self.broker_url)
+            self.broker.start()
 
     def start(self) -> None:
         # The engine takes longest to load: it goes first.
@@ -76,8 +75,11 @@ def build_services(plan: Plan) -> Services:
     if plan.is_broker_embedded:
         binary = find_broker_binary()
         description.append(f"broker: {binary.version} ({binary.path}), every write synced to disk")
-        broker = broker_service(
-            plan.broker_directory, log_path=logs / "broker.log", binary=binary, port=plan.file.broker.port
+        broker = LocalBroker(
+            binary=binary.path,
+            directory=plan.broker_directory,
+            port=plan.file.broker.port,
+            log_path=logs / "broker.log",
         )
     learner = _service("learner", "learner", plan.learner, logs, policy, plan)
     # What is restarted here is known to be dead: no need to wait until its heartbeat expires.
@@ -89,8 +91,8 @@ def build_services(plan: Plan) -> Services:
         _service(f"generator-{number}", "generator", each, logs, policy, plan)
         for number, each in enumerate(plan.generators)
     ]
-    for service in (learner, *generators):
-        description.append(f"{service.name}: {service.share}")
+    for service, planned in zip((learner, *generators), (plan.learner, *plan.generators), strict=True):
+        description.append(f"{service.name}: {planned.share}")
     return Services(
         broker=broker,
         learner=learner,
@@ -107,15 +109,7 @@ def _service(
         name=name,
         command=[sys.executable, "-m", "asympo.cli", command, "--config", str(planned.settings_path)],
         log_path=logs / f"{name}.log",
-        share=planned.share,
-        environment={"REDIS_URL": plan.broker_url, "PYTHONPATH": _import_root()},
+        cores=planned.share.cores,
+        environment={**planned.share.environment, "REDIS_URL": plan.broker_url},
         policy=policy,
-    )
-
-
-def _import_root() -> str:
-    """Where this very package was imported from, so that every process runs the same code."""
-    root = str(Path(__file__).parents[2])
-    return os.pathsep.join(
-        dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     )

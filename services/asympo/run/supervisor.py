@@ -9,11 +9,11 @@ from typing import Any
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.local.service import Service
 from asympo.run.checks import HeldOutChecks
 from asympo.run.directory import RunDirectory
 from asympo.run.memory import MemoryWatch
 from asympo.run.plan import Plan
-from asympo.run.process import Service
 from asympo.run.services import Services
 from asympo.run.status import GeneratorTotals, History, HttpStatus
 from asympo.run.totals import Totals

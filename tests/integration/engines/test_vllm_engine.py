@@ -13,6 +13,7 @@ from asympo.common import errors
 from asympo.common.records import FinishReason
 from asympo.engines.base import EngineSettings, SamplingSettings
 from asympo.engines.vllm import VllmEngine
+from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.engines.policies import (
     NUM_PROMPT_TOKENS,
@@ -20,7 +21,6 @@ from tests.integration.engines.policies import (
     manifest_of,
     reference_mean_nll,
 )
-from tests.tiny_model import make_tiny_model
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
@@ -34,7 +34,7 @@ ROUNDING = 2e-3
 
 @pytest.fixture(scope="module")
 def policy_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("policy-b"), seed=1)
+    return write_tiny_model(tmp_path_factory.mktemp("policy-b"), seed=1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

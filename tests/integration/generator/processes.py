@@ -1,15 +1,16 @@
 """Generator processes as a person starts them."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from asympo.local.process import Process
+
 from tests.integration.generator.harness import LearnerSide, settings_for
 
-COMMAND = [sys.executable, "-c", "import sys; from asympo.cli import main; sys.exit(main())", "generator"]
+COMMAND = [sys.executable, "-m", "asympo.cli", "generator"]
 
 
 def until(condition: Callable[[], Any], *, timeout_seconds: float = 60.0) -> Any:
@@ -26,27 +27,21 @@ class Processes:
     def __init__(self, *, learner: LearnerSide, directory: Path) -> None:
         self._learner = learner
         self._directory = directory
-        self.started: list[subprocess.Popen[bytes]] = []
+        self._started: list[Process] = []
 
-    def log_of(self, holder: str) -> str:
-        return (self._directory / f"{holder}.log").read_text()
-
-    def start(self, holder: str, **changes: Any) -> "subprocess.Popen[bytes]":
+    def start(self, holder: str, **changes: Any) -> Process:
         """A generator that samples slowly enough to be interrupted."""
         simulated = {"seconds_per_token": 0.02, "length_kind": "fixed"} | changes.pop("simulated", {})
         settings = settings_for(self._learner, holder=holder, simulated=simulated, **changes)
         config = self._directory / f"{holder}.toml"
         config.write_text(settings.to_toml(redact=False))
-        with (self._directory / f"{holder}.log").open("wb") as output:
-            process = subprocess.Popen(
-                [*COMMAND, "--config", str(config)], stdout=output, stderr=output, stdin=subprocess.DEVNULL
-            )
-        self.started.append(process)
+        process = Process(
+            command=[*COMMAND, "--config", str(config)], log_path=self._directory / f"{holder}.log"
+        )
+        self._started.append(process.start())
         return process
 
     def close(self) -> None:
         """Kill what still runs."""
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+        for process in self._started:
+            process.kill()

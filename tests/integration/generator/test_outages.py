@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from asympo.local.broker import LocalBroker
 from asympo.tasks.config import TaskConfig
 
-from tests.conftest import BrokerProcess
 from tests.integration.generator.harness import LearnerSide, running, settings_for, until
 from tests.integration.generator.scripted_engine import ScriptedEngine
 
@@ -26,7 +26,7 @@ def reward(prompt, response_text):
 
 
 async def test_finished_groups_outlive_a_broker_that_is_killed(
-    own_broker: BrokerProcess, run_name: str, tmp_path: Path
+    own_broker: LocalBroker, run_name: str, tmp_path: Path
 ) -> None:
     learner = LearnerSide(url=own_broker.url, run=run_name, root=tmp_path / "root", lease_seconds=60.0)
     learner.create().publish(0, nll=2.0)

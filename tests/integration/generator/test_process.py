@@ -41,8 +41,7 @@ def test_killed_generator_loses_its_leases_and_another_one_answers(
     # Every prompt of the capacity is leased by one that will never answer.
     doomed = processes.start("doomed", max_groups_in_flight=6, simulated=ENDLESS)
     until(lambda: learner.run_log.stats.read().leases == 6)
-    doomed.send_signal(signal.SIGKILL)
-    assert doomed.wait() == -signal.SIGKILL
+    assert doomed.end(signal.SIGKILL) == -signal.SIGKILL
     journal = tmp_path / "appends.jsonl"
     processes.start("heir", append_journal=journal)
     until(lambda: len(learner.groups()) == 6)
@@ -65,8 +64,7 @@ def test_stopped_generator_finishes_what_it_holds_and_exits_0(
 ) -> None:
     process = processes.start("one", simulated={"seconds_per_token": 0.1})
     until(lambda: learner.run_log.stats.read().leases == 2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, processes.log_of("one")
+    assert process.end(signal.SIGTERM) == 0, process.log
     stats = learner.run_log.stats.read()
     assert (stats.leases, stats.appended, stats.reissue) == (0, 2, 0)
     assert learner.run_log.presence.generators() == []
@@ -75,10 +73,9 @@ def test_stopped_generator_finishes_what_it_holds_and_exits_0(
 def test_second_signal_ends_the_generator_at_once(learner: LearnerSide, processes: Processes) -> None:
     process = processes.start("one", drain_seconds=60.0, simulated=ENDLESS)
     until(lambda: learner.run_log.stats.read().leases == 2)
-    process.send_signal(signal.SIGTERM)
-    until(lambda: '"Draining' in processes.log_of("one"))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    process.send(signal.SIGTERM)
+    until(lambda: '"Draining' in process.log)
+    assert process.end(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def test_stale_engine_is_noticed_and_the_previous_policy_served(
@@ -101,8 +98,8 @@ def test_raising_reload_ends_the_process_and_gives_the_leases_back(
     process = processes.start("one", simulated={"faults": {"raising_steps": [1]}} | ENDLESS)
     until(lambda: learner.run_log.stats.read().leases == 2)
     learner.publish(1, nll=3.0, parent_nll=2.0)
-    assert process.wait(timeout=60) == 7, processes.log_of("one")
-    assert "asympo: The engine is broken" in processes.log_of("one").splitlines()[-1]
+    assert process.wait(60) == 7, process.log
+    assert "asympo: The engine is broken" in process.log.splitlines()[-1]
     assert learner.run_log.stats.read().leases == 0
     assert learner.run_log.policies.bad() == []
 
@@ -113,8 +110,8 @@ def test_other_task_is_refused_in_one_sentence(
     learner = make_learner(task_digest="f" * 64)
     learner.create()
     process = Processes(learner=learner, directory=tmp_path).start("one")
-    assert process.wait(timeout=60) == 2
-    last = (tmp_path / "one.log").read_text().splitlines()[-1]
+    assert process.wait(60) == 2
+    last = process.log.splitlines()[-1]
     assert re.fullmatch(r"asympo: run '.*' was created with task_digest ffffffffffff…, here it is .*", last)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from asympo.common.checkpoints import PolicyRef, Probe, ProbeSequence
 from asympo.tasks.tokenizer_digest import tokenizer_digest
+from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.engines.policies import NUM_PROMPT_TOKENS, PROBES, reference_mean_nll
 from tests.integration.generator.harness import LearnerSide
 from tests.integration.generator.processes import Processes, until
-from tests.tiny_model import make_tiny_model
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
@@ -46,7 +46,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
 ) -> None:
     from transformers import AutoTokenizer
 
-    child = make_tiny_model(tmp_path / "child", seed=1)
+    child = write_tiny_model(tmp_path / "child", seed=1)
     learner = make_learner(
         model=str(tiny_model),
         tokenizer_digest=tokenizer_digest(AutoTokenizer.from_pretrained(tiny_model)),

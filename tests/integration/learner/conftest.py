@@ -1,6 +1,5 @@
 """Learner processes that end with their test."""
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -13,14 +12,8 @@ from tests.integration.learner.process import STARTED
 def no_learner_outlives_its_test() -> Iterator[None]:
     yield
     while STARTED:
-        process = STARTED.pop()
         # Not SIGKILL at first: torchrun must end its ranks.
-        process.terminate()
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        STARTED.pop().stop(deadline_seconds=40)
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from asympo.learner.step.shares import share_out
 from asympo.learner.step.step import Stepper, StepResult
 from torch.distributed.tensor import DTensor
 
-from tests.tiny_model import widen_norms
-from tests.unit.learner.test_policy import make_groups
+from tests.unit.learner.test_policy import make_groups, widen_norms
 
 Steps = list[tuple[list[TrainedGroup], StepScope]]
 

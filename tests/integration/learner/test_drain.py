@@ -9,9 +9,9 @@ import pytest
 from asympo.common.errors import NoProgress
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.local.broker import LocalBroker
 from asympo.run.audit import effective_segments
 
-from tests.conftest import BrokerProcess
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 
@@ -20,14 +20,13 @@ NUM_TRIES = 5
 
 def freeze_in_a_save(learner: LearnerProcess) -> bool:
     """Tells it to stop and freezes it while a training state is half written; False when it was too late."""
-    process, states = learner.process, learner.root / learner.run / "train"
-    assert process is not None
+    states = learner.root / learner.run / "train"
     states.mkdir(exist_ok=True)
-    process.send_signal(signal.SIGTERM)
+    learner.send(signal.SIGTERM)
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+    while learner.is_running and time.monotonic() < deadline:
         if any(name.startswith(".tmp-") for name in os.listdir(states)):
-            process.send_signal(signal.SIGSTOP)
+            learner.send(signal.SIGSTOP)
             return any(name.startswith(".tmp-") for name in os.listdir(states))
     return False
 
@@ -50,10 +49,9 @@ def test_second_signal_in_the_middle_of_a_save_ends_at_once_and_loses_nothing(
                 break
         assert is_frozen, "no save was caught half done"
         before = run_log.commits.last()
-        assert learner.process is not None
-        learner.process.send_signal(signal.SIGTERM)
-        learner.process.send_signal(signal.SIGCONT)
-        assert learner.process.wait(10) == 128 + signal.SIGTERM
+        learner.send(signal.SIGTERM)
+        learner.send(signal.SIGCONT)
+        assert learner.wait(10) == 128 + signal.SIGTERM
         assert run_log.commits.last() == before, "what was half saved is not committed"
         step = max(row["step"] for row in learner.rows)
         learner.start("--take-over", "--total-steps", str(step + 2))
@@ -69,7 +67,7 @@ def test_second_signal_in_the_middle_of_a_save_ends_at_once_and_loses_nothing(
 
 @pytest.mark.timeout(200)
 def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
-    own_broker: BrokerProcess, run_name: str, tmp_path: Path, tiny_model: Path
+    own_broker: LocalBroker, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     learner = LearnerProcess(url=own_broker.url, run=run_name, root=tmp_path, model=tiny_model).start()
     with Producer(url=own_broker.url, run=run_name):
@@ -78,7 +76,7 @@ def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
         own_broker.start()
         step = max(row["step"] for row in learner.rows)
         learner.until(lambda: learner.reached(step + 4))
-        assert learner.stop(signal.SIGTERM) == 0, learner.log
+        assert learner.end(signal.SIGTERM) == 0, learner.log
     assert "Reconciled with the broker" in learner.log
     broker = Broker.connect(own_broker.url)
     commit = RunLog(broker, run_name).commits.last()
@@ -90,7 +88,7 @@ def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
 
 @pytest.mark.timeout(200)
 def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
-    own_broker: BrokerProcess, run_name: str, tmp_path: Path, tiny_model: Path
+    own_broker: LocalBroker, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     flags = ("--drain-seconds", "2", "--share-prefixes", "never")
     learner = LearnerProcess(
@@ -98,13 +96,12 @@ def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
     ).start()
     with Producer(url=own_broker.url, run=run_name):
         learner.until(lambda: learner.reached(4))
-        assert own_broker.process is not None
-        own_broker.process.send_signal(signal.SIGSTOP)
+        own_broker.send(signal.SIGSTOP)
         asked_at = time.monotonic()
-        assert learner.stop(signal.SIGTERM) == NoProgress.exit_code, learner.log
+        assert learner.end(signal.SIGTERM) == NoProgress.exit_code, learner.log
         assert 2 <= time.monotonic() - asked_at < 60, "far below what it has unasked"
         assert learner.count("Not closed 2 s after SIGTERM, ") == 1
-        own_broker.process.send_signal(signal.SIGCONT)
+        own_broker.send(signal.SIGCONT)
         step = max(row["step"] for row in learner.rows)
         learner.start("--take-over", "--total-steps", str(step + 3))
         assert learner.wait() == 0, learner.log

@@ -68,7 +68,7 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         assert (root / run_name / "train" / commit.state_name / "manifest.json").exists()
         control.free_disk()
         learner.until(lambda: run_log.commits.last().sequence > commit.sequence + 9)
-        assert learner.stop(signal.SIGTERM) == 0, learner.log
+        assert learner.end(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
     assert learner.count("tried again in") >= 6
     commit = run_log.commits.last()

@@ -10,12 +10,12 @@ from asympo.common.checkpoints import PolicyStore
 from asympo.common.codec import encode_group
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.local.ports import free_port
 from asympo.run.audit import effective_segments
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 from safetensors.numpy import load_file
 
-from tests.conftest import free_port
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import GROUP_SIZE, Producer, make_group
 
@@ -49,10 +49,10 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     with Producer(url=broker_url, run=runs[1]):
         disturbed.start("--retain")
         disturbed.until(lambda: disturbed.reached(5))
-        disturbed.stop(signal.SIGKILL)
+        disturbed.end(signal.SIGKILL)
         disturbed.start("--take-over", "--retain")
         disturbed.until(lambda: disturbed.reached(8))
-        code = disturbed.stop(signal.SIGTERM)
+        code = disturbed.end(signal.SIGTERM)
         assert code == 0, disturbed.log
         assert disturbed.start("--retain").wait() == 0, disturbed.log
     assert final_digests(tmp_path, runs[0]) == final_digests(tmp_path, runs[1])
@@ -106,7 +106,7 @@ def test_learner_serves_status_history_samples_and_control(
         sample = learner.get("/v1/samples?limit=1")["groups"][0]
         assert len(sample["responses"]) == GROUP_SIZE
         assert "asympo_learner_step_seconds_bucket" in learner.get("/metrics")
-        assert learner.stop(signal.SIGTERM) == 0, learner.log
+        assert learner.end(signal.SIGTERM) == 0, learner.log
     commit = run_log.commits.last()
     assert commit is not None
     policy = run_log.policies.latest()
@@ -132,7 +132,7 @@ def test_learner_refuses_a_run_that_another_one_holds(
     second = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
     assert second.wait() == 6
     assert "has a live learner" in second.log
-    assert first.stop(signal.SIGTERM) == 0, first.log
+    assert first.end(signal.SIGTERM) == 0, first.log
 
 
 def test_learner_answers_while_it_waits_for_the_broker(
@@ -143,4 +143,4 @@ def test_learner_answers_while_it_waits_for_the_broker(
     learner.until(lambda: learner.get("/livez") == "ok")
     assert learner.get("/readyz") is None
     assert learner.get("/v1/status")["state"] == "starting"
-    assert learner.stop(signal.SIGTERM) == 0, learner.log
+    assert learner.end(signal.SIGTERM) == 0, learner.log

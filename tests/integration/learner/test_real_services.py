@@ -1,8 +1,6 @@
 """A generator process with the simulated engine and a learner process on one broker, to the end of a run."""
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -11,21 +9,21 @@ from pathlib import Path
 import pytest
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RefusalReason, Refused, RunLog, RunState
+from asympo.local.broker import LocalBroker
+from asympo.local.process import Process
 from asympo.run.audit import effective_segments
 
-from tests.conftest import BrokerProcess
 from tests.integration.learner.process import STARTED, LearnerProcess
 
 LEAST_FILLED_BYTES = 150_000
 """What the log holds before its broker is made too small: several times what clients make memory vary by."""
 
 
-class GeneratorProcess:
+class GeneratorProcess(Process):
     """`asympo generator` that ends with its run and writes down what the broker acknowledged."""
 
     def __init__(self, *, url: str, run: str, root: Path, flags: tuple[str, ...] = ()) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self.journal, self._log = root / "appends.jsonl", root / "generator.log"
+        self.journal = root / "appends.jsonl"
         command = [
             *(sys.executable, "-m", "asympo.cli", "generator", "--run", run, "--redis-url", url),
             *("--checkpoint-root", str(root), "--engine", "simulated", "--exit-when-run-ends"),
@@ -33,13 +31,8 @@ class GeneratorProcess:
             *("--append-journal", str(self.journal), "--simulated.seconds-per-token", "0.0002"),
             *("--simulated.length-kind", "fixed", "--simulated.length-mean-tokens", "60", *flags),
         ]
-        with self._log.open("wb") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ})
-        STARTED.append(self.process)
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
+        super().__init__(command=command, log_path=root / "generator.log")
+        STARTED.append(self.start())
 
     @property
     def appended(self) -> Counter[str]:
@@ -65,7 +58,7 @@ def trained(learner: LearnerProcess) -> Counter[str]:
 
 
 @pytest.fixture
-def own_log(own_broker: BrokerProcess, run_name: str) -> Iterator[RunLog]:
+def own_log(own_broker: LocalBroker, run_name: str) -> Iterator[RunLog]:
     broker = Broker.connect(own_broker.url)
     yield RunLog(broker, run_name)
     broker.close()
@@ -80,7 +73,7 @@ def test_run_ends_with_its_epochs_and_every_prompt_of_each_is_trained_once(
     learner.start()
     generator = GeneratorProcess(url=broker_url, run=run_name, root=tmp_path)
     assert learner.wait() == 0, learner.log
-    assert generator.process.wait(30) == 0, generator.log
+    assert generator.wait(30) == 0, generator.log
     assert "No work for now: run_ended" in generator.log
     once = Counter(f"{epoch}-{index}" for epoch in range(2) for index in range(10))
     assert trained(learner) == generator.appended == once
@@ -93,7 +86,7 @@ def test_run_ends_with_its_epochs_and_every_prompt_of_each_is_trained_once(
 
 @pytest.mark.timeout(200)
 def test_full_broker_refuses_and_commits_alone_make_room_until_the_run_ends(
-    own_broker: BrokerProcess, run_name: str, tmp_path: Path, tiny_model: Path, own_log: RunLog
+    own_broker: LocalBroker, run_name: str, tmp_path: Path, tiny_model: Path, own_log: RunLog
 ) -> None:
     # No step of this run reaches save_every: all room comes from commits that the learner makes for it.
     flags = (
@@ -116,7 +109,7 @@ def test_full_broker_refuses_and_commits_alone_make_room_until_the_run_ends(
     used, held = own_log.broker.info().used_memory_bytes, own_log.stats.read().bytes_used
     own_log.broker.client.config_set("maxmemory", used - held // 2)
     assert learner.wait() == 0, learner.log
-    assert generator.process.wait(30) == 0, generator.log
+    assert generator.wait(30) == 0, generator.log
     assert "is out of memory and refuses to append" in generator.log
     assert learner.count("The broker is full and nothing is left to read") >= 1
     once = Counter(f"0-{index}" for index in range(80))

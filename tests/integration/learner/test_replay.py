@@ -18,7 +18,7 @@ from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.store import StateStore
 from asympo.learner.step.step import Stepper
 
-from tests.conftest import BrokerProcess
+from tests.conftest import start_broker
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 
@@ -70,7 +70,7 @@ def disturbed_run(
 ) -> tuple[Path, str]:
     """Learner out of memory at step 5, killed twice, once with the broker, which comes back as it was."""
     root = tmp_path_factory.mktemp("replayed")
-    broker = BrokerProcess(binary=broker_binary, data_dir=root / "broker").start()
+    broker = start_broker(broker_binary, root / "broker")
     flags = ("--total-steps", str(STEPS), "--retain", "--keep-states", "9", "--keep-policies", "9")
     learner = LearnerProcess(
         url=broker.url, run="run", root=root, model=tiny_model, flags=flags, launcher=("-c", SMALL_MEMORY)
@@ -82,7 +82,7 @@ def disturbed_run(
             learner.until(lambda: learner.reached(1))
             shutil.copytree(root / "broker", earlier)
             learner.until(lambda: learner.reached(7))
-            learner.stop(signal.SIGKILL)
+            learner.end(signal.SIGKILL)
             broker.kill()
             shutil.rmtree(root / "broker")
             shutil.copytree(earlier, root / "broker")
@@ -90,10 +90,10 @@ def disturbed_run(
             learner.start("--take-over")
             learner.until(lambda: learner.reached(10))
             assert "the broker had lost acknowledged state" in learner.log
-            learner.stop(signal.SIGKILL)
+            learner.end(signal.SIGKILL)
             assert learner.start("--take-over").wait() == 0, learner.log
     finally:
-        broker.stop()
+        broker.kill()
     return root, "run"
 
 

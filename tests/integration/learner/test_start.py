@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import BrokerProcess
+from tests.conftest import start_broker
 from tests.integration.learner.process import LearnerProcess
 
 CARELESS = {
@@ -26,7 +26,7 @@ def test_learner_warns_at_its_start_what_a_careless_broker_may_lose(
     setting: str, broker_binary: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     extra, lost = CARELESS[setting]
-    careless = BrokerProcess(binary=broker_binary, data_dir=tmp_path / "broker", extra=extra).start()
+    careless = start_broker(broker_binary, tmp_path / "broker", *extra)
     learner = LearnerProcess(url=careless.url, run=run_name, root=tmp_path, model=tiny_model)
     try:
         learner.start()
@@ -35,6 +35,6 @@ def test_learner_warns_at_its_start_what_a_careless_broker_may_lose(
         assert learner.count(lost) == 1
         learner.until(lambda: (learner.get("/v1/status") or {}).get("broker", {}).get("warnings"))
         assert lost in learner.get("/v1/status")["broker"]["warnings"][0]
-        learner.stop(signal.SIGKILL)
+        learner.end(signal.SIGKILL)
     finally:
-        careless.stop()
+        careless.kill()

@@ -23,11 +23,11 @@ def credentials() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    server = ObjectServer(tmp_path_factory.mktemp("object-server") / "log")
+    server = ObjectServer(tmp_path_factory.mktemp("object-server") / "log").start()
     try:
         yield server.wait_until_ready()
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture(scope="session")

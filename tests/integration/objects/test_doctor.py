@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import dump_toml
 from asympo.doctor.command import object_store_of, parse
 from asympo.doctor.findings import Level
 from asympo.doctor.object_store import check_object_store

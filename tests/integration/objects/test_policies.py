@@ -18,10 +18,10 @@ from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.shared_policies import SharedPolicyStore
 from asympo.common.checkpoints.trial import try_reading, try_writing
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.local.ports import free_port
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
-from tests.conftest import free_port
 from tests.integration.objects.conftest import Opener
 from tests.object_store import ObjectServer
 from tests.object_store_victim import PROBE

@@ -34,12 +34,12 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
     generator = GeneratorProcess(url=broker_url, run=run_name, root=tmp_path / "generator", flags=store)
     # A row of step 4 is written after the commit of step 3.
     learner.until(lambda: learner.reached(4))
-    learner.stop(signal.SIGKILL)
+    learner.end(signal.SIGKILL)
     for kind in ("policy", "train"):
         shutil.rmtree(tmp_path / "learner" / run_name / kind)
     learner.start("--take-over")
     assert learner.wait() == 0, learner.log
-    assert generator.process.wait(60) == 0, generator.log
+    assert generator.wait(60) == 0, generator.log
     assert learner.count("Bringing the training state step-00000003-f0001") == 1
     assert "Reloaded policy" in generator.log
     assert not list((tmp_path / "generator").glob("*/train"))

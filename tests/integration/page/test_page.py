@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asympo.local.ports import free_port
 from PIL import Image
 
-from tests.conftest import free_port, require
+from tests.conftest import require
 from tests.integration.page.browser import Browser, find_chromium
 from tests.integration.page.recorded import RecordedLearner, Server, generator, recorded_group, recorded_rows
 

@@ -18,8 +18,9 @@ from asympo.common.rollout_log import (
     RunState,
 )
 from asympo.common.trained_ids import TrainedIds
+from asympo.local.broker import LocalBroker
 
-from tests.conftest import BrokerProcess, require, valkey_binary
+from tests.conftest import require, start_broker, valkey_binary
 
 SERVERS = ("redis", "valkey")
 
@@ -38,35 +39,30 @@ def server(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+def shared_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """One server of each kind for all tests that do not break it; fsync off for speed."""
-    process = BrokerProcess(
-        binary=server_binary(server),
-        data_dir=tmp_path_factory.mktemp(server),
-        extra=("--appendfsync", "no"),
-    ).start()
+    process = start_broker(server_binary(server), tmp_path_factory.mktemp(server), "--appendfsync", "no")
     yield process
-    process.stop()
+    process.kill()
 
 
 @pytest.fixture
-def start_server(server: str, tmp_path: Path) -> Iterator[Callable[..., BrokerProcess]]:
+def start_server(server: str, tmp_path: Path) -> Iterator[Callable[..., LocalBroker]]:
     """Starts servers that this test may break."""
-    started: list[BrokerProcess] = []
+    started: list[LocalBroker] = []
 
-    def start(*extra: str) -> BrokerProcess:
+    def start(*extra: str) -> LocalBroker:
         data_dir = tmp_path / f"broker-{len(started)}"
-        process = BrokerProcess(binary=server_binary(server), data_dir=data_dir, extra=extra)
-        started.append(process)
-        return process.start()
+        started.append(start_broker(server_binary(server), data_dir, *extra))
+        return started[-1]
 
     yield start
     for process in started:
-        process.stop()
+        process.kill()
 
 
 @pytest.fixture(scope="session")
-def broker(shared_server: BrokerProcess) -> Iterator[Broker]:
+def broker(shared_server: LocalBroker) -> Iterator[Broker]:
     broker = Broker.connect(shared_server.url)
     yield broker
     broker.close()

@@ -12,12 +12,14 @@ import redis
 from asympo.common.errors import BadSetting, BrokerChanged, BrokerFull, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog, list_runs
 from asympo.common.rollout_log.lua import load_script, script_names
+from asympo.local.broker import LocalBroker
+from asympo.local.ports import free_port
 
-from tests.conftest import BrokerProcess, free_port, require
+from tests.conftest import require, start_broker
 
 from .conftest import config_of, must_append, must_lease, server_binary, start_run
 
-StartServer = Callable[..., BrokerProcess]
+StartServer = Callable[..., LocalBroker]
 PATIENT = {"max_retries": 30, "backoff_base_seconds": 0.02, "backoff_cap_seconds": 0.1}
 
 
@@ -162,9 +164,7 @@ def test_broker_speaks_tls(tmp_path: Path, run_name: str) -> None:
     tls_port = free_port()
     tls = ("--tls-port", str(tls_port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key))
     # The embedded Valkey is built without TLS; Debian's Redis has it.
-    process = BrokerProcess(
-        binary=server_binary("redis"), data_dir=tmp_path / "broker", extra=(*tls, "--tls-auth-clients", "no")
-    ).start()
+    process = start_broker(server_binary("redis"), tmp_path / "broker", *tls, "--tls-auth-clients", "no")
     try:
         url = f"rediss://127.0.0.1:{tls_port}/0"
         log = RunLog(Broker.connect(f"{url}?ssl_ca_certs={certificate}"), run_name)
@@ -173,7 +173,7 @@ def test_broker_speaks_tls(tmp_path: Path, run_name: str) -> None:
         with pytest.raises(BrokerUnavailable, match="certificate"):
             Broker.connect(url, max_retries=0)
     finally:
-        process.stop()
+        process.kill()
 
 
 def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str) -> None:

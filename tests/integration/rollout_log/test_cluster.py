@@ -8,8 +8,8 @@ import pytest
 import redis
 from asympo.common.rollout_log import Broker, RunLog, list_runs
 from asympo.common.rollout_log.keys import key, run_of_key
-
-from tests.conftest import BrokerProcess, free_port
+from asympo.local.broker import LocalBroker
+from asympo.local.ports import free_port
 
 from .conftest import Learner, must_append, must_lease, start_run
 
@@ -31,7 +31,7 @@ def is_whole(node: redis.Redis) -> bool:
 
 
 @pytest.fixture
-def masters(start_server: Callable[..., BrokerProcess]) -> list[redis.Redis]:
+def masters(start_server: Callable[..., LocalBroker]) -> list[redis.Redis]:
     """Three masters without replicas, a third of the slots each."""
     processes = [
         start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(3)

@@ -6,8 +6,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog
 from asympo.common.rollout_log.keys import NOUNS, key
-
-from tests.conftest import BrokerProcess
+from asympo.local.broker import LocalBroker
 
 from .conftest import Learner, must_append, must_lease, start_run
 
@@ -70,7 +69,7 @@ def test_run_that_is_there_is_not_written_over(log: RunLog) -> None:
 
 
 def test_copy_that_was_cut_off_is_no_run_and_may_be_tried_again(
-    log: RunLog, start_server: Callable[..., BrokerProcess]
+    log: RunLog, start_server: Callable[..., LocalBroker]
 ) -> None:
     learner = start_run(log)
     must_append(log)

@@ -9,8 +9,7 @@ import pytest
 from asympo.common.errors import BrokerChanged, Fenced, SequenceGap
 from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileReport, RunLog
 from asympo.common.trained_ids import TrainedIds
-
-from tests.conftest import BrokerProcess
+from asympo.local.broker import LocalBroker
 
 from .conftest import Learner, must_append, must_lease, start_run
 
@@ -18,24 +17,24 @@ from .conftest import Learner, must_append, must_lease, start_run
 class OldState:
     """A copy of a broker's files that it can be restarted on."""
 
-    def __init__(self, server: BrokerProcess, copy_dir: Path) -> None:
+    def __init__(self, server: LocalBroker, copy_dir: Path) -> None:
         self.server, self.copy_dir = server, copy_dir
-        shutil.copytree(server.data_dir, copy_dir)
+        shutil.copytree(server.directory, copy_dir)
 
     def bring_back(self) -> None:
         self.server.kill()
-        shutil.rmtree(self.server.data_dir)
-        shutil.copytree(self.copy_dir, self.server.data_dir)
+        shutil.rmtree(self.server.directory)
+        shutil.copytree(self.copy_dir, self.server.directory)
         self.server.start()
 
 
 @pytest.fixture
-def mortal(start_server: Callable[..., BrokerProcess]) -> BrokerProcess:
+def mortal(start_server: Callable[..., LocalBroker]) -> LocalBroker:
     return start_server()
 
 
 @pytest.fixture
-def log(mortal: BrokerProcess, run_name: str) -> RunLog:
+def log(mortal: LocalBroker, run_name: str) -> RunLog:
     return RunLog(Broker.connect(mortal.url), run_name)
 
 
@@ -64,7 +63,7 @@ def finish(learner: Learner, lost: tuple[Lease, ...] = ()) -> None:
 
 
 def test_restart_without_loss_asks_for_a_reconcile_and_changes_nothing(
-    mortal: BrokerProcess, log: RunLog
+    mortal: LocalBroker, log: RunLog
 ) -> None:
     learner = start_run(log, num_prompts=8, num_epochs=1)
     must_append(log)
@@ -115,7 +114,7 @@ def test_start_frees_what_the_training_state_covers(log: RunLog) -> None:
 
 
 def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(
         log, num_prompts=12, num_epochs=1, lease_seconds=1.5, groups_per_step=20, max_groups_per_step=20
@@ -140,7 +139,7 @@ def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
 
 
 def test_rollback_behind_a_commit_restores_commit_and_cursor(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     must_append(log)
@@ -160,7 +159,7 @@ def test_rollback_behind_a_commit_restores_commit_and_cursor(
 
 
 def test_groups_appended_under_used_numbers_before_the_reconcile_are_issued_again(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     old = OldState(mortal, tmp_path / "old")
@@ -181,7 +180,7 @@ def test_groups_appended_under_used_numbers_before_the_reconcile_are_issued_agai
 
 
 def test_forked_groups_that_were_not_trained_are_issued_again(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(log, num_prompts=6, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     held = [must_lease(log) for _ in range(4)]
@@ -200,7 +199,7 @@ def test_forked_groups_that_were_not_trained_are_issued_again(
 
 
 def test_learner_that_dies_after_a_rollback_steps_over_what_was_lost(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     for _ in range(2):
@@ -224,7 +223,7 @@ def test_learner_that_dies_after_a_rollback_steps_over_what_was_lost(
 
 
 def test_rollback_of_the_fence_itself_is_repaired_and_the_zombie_stays_out(
-    mortal: BrokerProcess, log: RunLog, tmp_path: Path
+    mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
     zombie = start_run(log)
     old = OldState(mortal, tmp_path / "old")
@@ -239,7 +238,7 @@ def test_rollback_of_the_fence_itself_is_repaired_and_the_zombie_stays_out(
         log.fence.heartbeat(zombie.fence)
 
 
-def test_reconcile_twice_changes_nothing_more(mortal: BrokerProcess, log: RunLog, tmp_path: Path) -> None:
+def test_reconcile_twice_changes_nothing_more(mortal: LocalBroker, log: RunLog, tmp_path: Path) -> None:
     learner = start_run(log, num_prompts=10, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     old = OldState(mortal, tmp_path / "old")
     for _ in range(3):

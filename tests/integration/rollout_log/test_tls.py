@@ -13,8 +13,10 @@ import pytest
 import redis
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, RunLog
+from asympo.local.broker import LocalBroker
+from asympo.local.ports import free_port
 
-from tests.conftest import BrokerProcess, free_port
+from tests.conftest import start_broker
 
 from .certificates import Authority, Pair
 from .conftest import must_append, server_binary, start_run
@@ -48,12 +50,10 @@ def secured(tmp_path: Path, authority: Authority) -> Secured:
 
 
 @pytest.fixture
-def server(secured: Secured, tmp_path: Path) -> Iterator[BrokerProcess]:
-    process = BrokerProcess(
-        binary=server_binary("redis"), data_dir=tmp_path / "broker", extra=secured.flags
-    ).start()
+def server(secured: Secured, tmp_path: Path) -> Iterator[LocalBroker]:
+    process = start_broker(server_binary("redis"), tmp_path / "broker", *secured.flags)
     yield process
-    process.stop()
+    process.kill()
 
 
 def query(authority: Authority, client: Pair | None, prefix: str = "") -> str:
@@ -73,7 +73,7 @@ def works(url: str, run: str) -> None:
 
 
 def test_broker_asks_for_a_certificate(
-    server: BrokerProcess, secured: Secured, authority: Authority, client: Pair, run_name: str
+    server: LocalBroker, secured: Secured, authority: Authority, client: Pair, run_name: str
 ) -> None:
     url = f"rediss://127.0.0.1:{secured.port}/0?"
     works(url + query(authority, client), run_name)
@@ -82,7 +82,7 @@ def test_broker_asks_for_a_certificate(
 
 
 def test_certificate_of_another_authority_is_refused(
-    server: BrokerProcess, secured: Secured, authority: Authority, tmp_path: Path
+    server: LocalBroker, secured: Secured, authority: Authority, tmp_path: Path
 ) -> None:
     stranger = Authority(tmp_path, "other-ca").sign("stranger")
     with pytest.raises(BrokerUnavailable, match="does not answer"):
@@ -106,7 +106,7 @@ def test_unusable_tls_options_are_named(url: str, words: str) -> None:
 
 
 def test_replaced_certificate_files_are_used_at_the_next_connect(
-    server: BrokerProcess, secured: Secured, authority: Authority, client: Pair, tmp_path: Path, run_name: str
+    server: LocalBroker, secured: Secured, authority: Authority, client: Pair, tmp_path: Path, run_name: str
 ) -> None:
     mounted = Pair(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key")
 
@@ -128,7 +128,7 @@ def test_replaced_certificate_files_are_used_at_the_next_connect(
 
 
 def test_replaced_password_file_is_used_at_the_next_connect(
-    server: BrokerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: LocalBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin, password = redis.Redis(port=server.port), tmp_path / "password"
     admin.acl_setuser("learner", enabled=True, passwords=["+first"], keys=["*"], commands=["+@all"])
@@ -164,7 +164,7 @@ def test_password_file_that_cannot_be_is_a_bad_setting(
 
 @pytest.fixture
 def sentinel(
-    server: BrokerProcess, secured: Secured, authority: Authority, client: Pair, tmp_path: Path
+    server: LocalBroker, secured: Secured, authority: Authority, client: Pair, tmp_path: Path
 ) -> Iterator[tuple[int, Authority]]:
     """One with an authority and a password of its own, which watches the server as a client of that one."""
     others = Authority(tmp_path, "sentinel-ca")

@@ -12,8 +12,8 @@ from asympo.chaos.auditor import audit
 from asympo.chaos.records import Acknowledged, Rollback, read_archive, read_trained
 from asympo.cli import main
 from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.local.broker import LocalBroker
 
-from tests.conftest import BrokerProcess
 from tests.integration.learner.process import STARTED, LearnerProcess
 from tests.integration.learner.producer import Producer
 from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
@@ -26,13 +26,11 @@ NUM_PROMPTS = 60
 def no_learner_outlives_its_test() -> Iterator[None]:
     yield
     while STARTED:
-        process = STARTED.pop()
-        process.kill()
-        process.wait()
+        STARTED.pop().kill()
 
 
 @pytest.fixture
-def log(own_broker: BrokerProcess) -> Iterator[RunLog]:
+def log(own_broker: LocalBroker) -> Iterator[RunLog]:
     broker = Broker.connect(own_broker.url)
     yield RunLog(broker, RUN)
     broker.close()
@@ -61,7 +59,7 @@ def told(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
 
 @pytest.mark.timeout(400)
 def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
-    own_broker: BrokerProcess, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    own_broker: LocalBroker, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     asked = [{"prompt": f"{number} + 1 = ?", "answer": str(number + 1)} for number in range(NUM_PROMPTS)]
@@ -74,13 +72,13 @@ def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
     learner = LearnerProcess(url=own_broker.url, run=RUN, root=root, model=tiny_model, flags=flags)
     with Producer(url=own_broker.url, run=RUN) as before:
         learner.start()
-        learner.until(lambda: learner.reached(5), 300)
+        learner.until(lambda: learner.reached(5), seconds=300)
         where = ("--redis-url", own_broker.url, "--checkpoint-root", str(root))
         taken = told(capsys, "backup", RUN, *where, "--out", str(out))
-        learner.stop(signal.SIGKILL)
+        learner.end(signal.SIGKILL)
         own_broker.kill()
     shutil.rmtree(root)
-    shutil.rmtree(own_broker.data_dir)
+    shutil.rmtree(own_broker.directory)
     own_broker.start()
 
     assert told(capsys, "restore", str(out), *where)["last_sequence"] == taken["last_sequence"]
@@ -111,7 +109,7 @@ def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
 
 
 @pytest.fixture
-def backup(log: RunLog, own_broker: BrokerProcess, tmp_path: Path) -> Path:
+def backup(log: RunLog, own_broker: LocalBroker, tmp_path: Path) -> Path:
     """Of a run without checkpoints: two groups in the log, one prompt leased."""
     start_run(log)
     must_append(log), must_append(log), must_lease(log)
@@ -127,7 +125,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_restore_onto_a_run_that_is_there_is_refused_and_leaves_no_files(
-    backup: Path, own_broker: BrokerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backup: Path, own_broker: LocalBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "new"
     where = ("--redis-url", own_broker.url, "--checkpoint-root", str(root))
@@ -137,7 +135,7 @@ def test_restore_onto_a_run_that_is_there_is_refused_and_leaves_no_files(
 
 
 def test_backup_into_a_directory_that_is_there_is_refused(
-    backup: Path, own_broker: BrokerProcess, capsys: pytest.CaptureFixture[str]
+    backup: Path, own_broker: LocalBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--redis-url", own_broker.url, "--out", str(backup))
     assert "give the backup a directory of its own" in refused(capsys, "backup", RUN, *flags)
@@ -145,7 +143,7 @@ def test_backup_into_a_directory_that_is_there_is_refused(
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "unfinished"])
 def test_damaged_backup_is_refused_by_name(
-    backup: Path, own_broker: BrokerProcess, capsys: pytest.CaptureFixture[str], damage: str
+    backup: Path, own_broker: LocalBroker, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     path = backup / ("manifest.json" if damage == "unfinished" else "broker.jsonl")
     content = path.read_bytes()
@@ -159,7 +157,7 @@ def test_damaged_backup_is_refused_by_name(
 
 
 def test_backup_of_another_checkpoint_root_is_refused(
-    log: RunLog, own_broker: BrokerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: RunLog, own_broker: LocalBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     learner = start_run(log)
     must_append(log), must_append(log)

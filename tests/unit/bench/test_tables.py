@@ -3,9 +3,8 @@
 import json
 
 import pytest
-
-from benchmarks import tables
-from benchmarks.tables import PAGES, ROOT, TABLES, learner_table, peers_table, rendered
+from asympo.bench import tables
+from asympo.bench.tables import PAGES, ROOT, TABLES, learner_table, peers_table, rendered
 
 
 def test_tables_of_the_pages_are_those_of_the_committed_results() -> None:
@@ -13,7 +12,7 @@ def test_tables_of_the_pages_are_those_of_the_committed_results() -> None:
     for name in TABLES:
         assert any(f"<!-- table: {name} -->\n\n|" in page for page in pages)
     for page in pages:
-        assert rendered(page) == page, "mend with: .venv/bin/python -m benchmarks.tables"
+        assert rendered(page) == page, "mend with: .venv/bin/python -m asympo.bench.tables"
 
 
 def test_results_have_the_ratios_by_shape() -> None:

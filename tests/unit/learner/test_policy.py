@@ -11,8 +11,6 @@ from asympo.learner.model.fused import fuse, is_fused, unfused
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.step.objectives import ObjectiveOptions, StepScope, asympo
 
-from tests.tiny_model import widen_norms
-
 CPU = torch.device("cpu")
 
 
@@ -32,6 +30,16 @@ def make_groups(
         )
         groups.append(TrainedGroup(prompt_ids=tuple(prompt), responses=tuple(responses)))
     return groups
+
+
+def widen_norms(model: torch.nn.Module) -> None:
+    """Float64 throughout: transformers' own norm rounds to float32, which would hide small errors."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            norm.variance_epsilon = module.variance_epsilon
+            model.set_submodule(name, norm)
 
 
 @pytest.fixture(scope="module", autouse=True)

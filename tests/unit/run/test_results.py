@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.local.ports import is_free, page_port
 from asympo.run.audit import count_trained_twice, effective_steps
 from asympo.run.curves import main as draw_curves
 from asympo.run.directory import RunDirectory
 from asympo.run.evaluation import Accuracy, wilson_interval
 from asympo.run.memory import tree_memory
-from asympo.run.ports import is_free, page_port
 from asympo.run.status import GeneratorTotals, number
 from asympo.run.totals import Totals
 from asympo.run.view import Snapshot, duration, last_reload, panel, sparkline, step_line

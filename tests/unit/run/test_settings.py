@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.common.settings import ServiceSettings, redact_url
-from asympo.common.toml_text import dump_toml
+from asympo.common.settings import ServiceSettings, dump_toml, redact_url
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 from asympo.common.errors import Fenced
+from asympo.local.service import RestartPolicy, Service
 from asympo.run.machine import KEEP_MEMORY, Machine, split_machine
-from asympo.run.process import RestartPolicy, Service
 
 QUICK = RestartPolicy(max_restarts=2, first_wait_seconds=0.01, max_wait_seconds=0.02)
 
@@ -108,7 +108,7 @@ def test_share_reaches_the_process(tmp_path: Path) -> None:
     share, _ = split_machine(machine, num_generators=1)
     names = ("OMP_NUM_THREADS", "MALLOC_MMAP_MAX_")
     code = f"import os; print(sorted(os.sched_getaffinity(0)), *(os.environ[n] for n in {names}))"
-    service = make_service(tmp_path, code, share=share)
+    service = make_service(tmp_path, code, cores=share.cores, environment=share.environment)
     service.start()
     look_after(service, until=lambda: service.has_ended)
     assert service.log_path.read_text().strip() == f"[{core}] 1 0"
@@ -123,7 +123,7 @@ def test_service_drains_when_its_supervisor_is_killed(tmp_path: Path) -> None:
         "print('up', flush=True)\ntime.sleep(60)"
     )
     supervisor = (
-        "import sys, time\nfrom pathlib import Path\nfrom asympo.run.process import Service\n"
+        "import sys, time\nfrom pathlib import Path\nfrom asympo.local.service import Service\n"
         f"s = Service(name='w', command=[sys.executable, '-c', {child!r}], log_path=Path({str(log)!r}))\n"
         "s.start()\ntime.sleep(60)"
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.autoscaling.hpa import Hpa, HpaSettings
-from benchmarks.autoscaling.rules import RecordingRules
-from benchmarks.autoscaling.series import Labels, SeriesStore
-from benchmarks.autoscaling.slots import Group, SimulatedLog
+from deploy.autoscaling_simulation.hpa import Hpa, HpaSettings
+from deploy.autoscaling_simulation.rules import RecordingRules
+from deploy.autoscaling_simulation.series import Labels, SeriesStore
+from deploy.autoscaling_simulation.slots import Group, SimulatedLog
 
 LEASE_SECONDS = 15.0
 DRAIN_SECONDS = 25.0

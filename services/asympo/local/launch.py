@@ -1,7 +1,7 @@
 """What stands between the supervisor and a service: binds cores, ties the lives together, then execs.
 
-`python -m asympo.run.launch [--cores 0,1] [--outlive] -- PROGRAM ARGS...`. A process of its own because code
-between fork and exec is not safe in a supervisor that has threads.
+`python -m asympo.local.launch [--cores 0,1] [--outlive] -- PROGRAM ARGS...`. A process of its own because
+code between fork and exec is not safe in a supervisor that has threads.
 """
 
 import ctypes

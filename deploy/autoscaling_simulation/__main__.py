@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.autoscaling.rules import RecordingRules
-from benchmarks.autoscaling.scenarios import SCENARIOS, SLOTS_SHORT, Measured, simulate
+from deploy.autoscaling_simulation.rules import RecordingRules
+from deploy.autoscaling_simulation.scenarios import SCENARIOS, SLOTS_SHORT, Measured, simulate
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoscaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deploy.autoscaling_simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each scenario")
     parser.add_argument("--plot", type=Path, help="PNG of the runs with the first seed")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -45,7 +45,7 @@ def main() -> None:
     if options.json:
         sys.stdout.write(json.dumps({"runs": [dataclasses.asdict(found) for found in measured]}) + "\n")
     if options.plot:
-        from benchmarks.autoscaling.plot import draw
+        from deploy.autoscaling_simulation.plot import draw
 
         draw(pictures, options.plot)
 

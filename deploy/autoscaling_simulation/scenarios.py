@@ -3,8 +3,8 @@
 import itertools
 from dataclasses import dataclass
 
-from benchmarks.autoscaling.rules import RecordingRules
-from benchmarks.autoscaling.simulation import Load, Scenario, Simulation, Trace
+from deploy.autoscaling_simulation.rules import RecordingRules
+from deploy.autoscaling_simulation.simulation import Load, Scenario, Simulation, Trace
 
 SETTLED_AFTER_SECONDS = 3600.0
 """The first hour, in which a fleet grows from one generator, is reported apart."""

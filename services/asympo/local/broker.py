@@ -11,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
-from asympo.run.machine import NO_SPINNING
-from asympo.run.process import Service
+from asympo.local.service import Service
 
 MIN_REDIS_MAJOR, MIN_VALKEY_MAJOR = 7, 8
 _MAX_SOCKET_PATH_BYTES = 100
@@ -85,49 +86,58 @@ def broker_url(directory: Path, *, port: int | None = None) -> str:
     return f"redis://127.0.0.1:{port}/0" if port else f"unix://{socket_path(directory)}"
 
 
-def broker_service(
-    directory: Path, *, log_path: Path, binary: BrokerBinary, port: int | None = None
-) -> Service:
-    """The broker as a supervised process; `start_broker` starts it and waits until it answers."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [binary.path, "--dir", str(directory.resolve())]
-    command += ["--port", str(port or 0), "--bind", "127.0.0.1"]
+def broker_command(
+    binary: str, directory: Path, *, port: int | None = None, extra: Sequence[str] = ()
+) -> list[str]:
+    """A server that keeps its data in the directory; `extra` settings win over ours."""
+    command = [binary, "--dir", str(directory.resolve()), "--port", str(port or 0), "--bind", "127.0.0.1"]
     if not port:
         command += ["--unixsocket", str(socket_path(directory)), "--unixsocketperm", "700"]
     # Only `always` keeps every acknowledged group when the machine or the broker dies.
     command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-    command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
-    return Service(
-        name="broker",
-        command=command,
-        log_path=log_path,
-        environment=NO_SPINNING,
-        # A killed supervisor must not take the broker from services that are still draining.
-        outlives_supervisor=True,
-    )
+    return [*command, "--maxmemory-policy", "noeviction", "--daemonize", "no", *extra]
 
 
-def start_broker(service: Service, url: str) -> None:
-    """Starts the broker and waits until it answers; one that a killed supervisor left is stopped first.
+@dataclass(kw_only=True, eq=False)
+class LocalBroker(Service):
+    """A broker of our own as a process; a loopback port, or a socket that only its owner may open."""
 
-    On a socket of ours only: whoever answers on a port may be someone else's.
-    """
-    deadline = time.monotonic() + _START_SECONDS
-    if url.startswith("unix:") and answers(url):
-        shut_down(url)
-        while answers(url) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    service.start()
-    while time.monotonic() < deadline:
-        if answers(url):
-            return
-        if not service.is_running:
-            raise BrokerUnavailable(f"the embedded broker ended at once{service.last_words()}")
-        time.sleep(0.02)
-    service.kill()
-    raise BrokerUnavailable(
-        f"the embedded broker did not answer within {_START_SECONDS:g} s{service.last_words()}"
-    )
+    command: Sequence[str] = field(init=False)
+    name: str = "broker"
+    # A killed supervisor must not take the broker from services that are still draining.
+    outlives_parent: bool = True
+    binary: str
+    directory: Path
+    """Of its data."""
+    port: int | None = None
+    """None for the socket."""
+    extra: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.command = broker_command(self.binary, self.directory, port=self.port, extra=self.extra)
+
+    @property
+    def url(self) -> str:
+        return broker_url(self.directory, port=self.port)
+
+    def start(self, *more: str) -> Self:
+        """Starts it and waits until it answers; one that a killed supervisor left is stopped first.
+
+        On a socket of ours only: whoever answers on a port may be someone else's.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        if self.port is None and answers(self.url):
+            shut_down(self.url)
+            while answers(self.url) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        super().start(*more)
+        try:
+            self.until(lambda: answers(self.url), seconds=_START_SECONDS, what="answer of the broker")
+        except (ChildProcessError, TimeoutError) as error:
+            self.kill()
+            raise BrokerUnavailable(str(error)) from None
+        return self
 
 
 def answers(url: str) -> bool:

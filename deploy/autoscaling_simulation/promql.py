@@ -11,7 +11,7 @@ from typing import Any
 
 import promql_parser
 
-from benchmarks.autoscaling.series import Labels, SeriesStore
+from deploy.autoscaling_simulation.series import Labels, SeriesStore
 
 Vector = dict[Labels, float]
 

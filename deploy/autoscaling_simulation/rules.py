@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.autoscaling.promql import Expression, Vector
-from benchmarks.autoscaling.series import SeriesStore
+from deploy.autoscaling_simulation.promql import Expression, Vector
+from deploy.autoscaling_simulation.series import SeriesStore
 
 RULES_PATH = Path(__file__).parents[2] / "helm/asympo/rules/autoscaling.yaml"
 WANTED = "asympo:generators_wanted"

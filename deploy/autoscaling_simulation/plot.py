@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.autoscaling.simulation import Scenario, Trace
+from deploy.autoscaling_simulation.simulation import Scenario, Trace
 
 _WINDOW_SECONDS = 600.0
 

@@ -1,15 +1,16 @@
 """The tables of docs/performance.md and the README, made from the files that the benchmarks wrote.
 
-`python -m benchmarks.tables` writes them between their markers; a test checks that they are current.
+`python -m asympo.bench.tables` writes them between their markers; a test checks that they are current.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
 _PARTS = {
     "chunked_head": "chunked head",
@@ -88,19 +89,19 @@ def learner_table(report: dict[str, Any]) -> str:
         columns["shared prompts"] = lambda shape: _times(report["shared_prompt_speedup"][shape])
     for part, words in _PARTS.items():
         if any(part in gains for gains in report.get("gain", {}).values()):
-            columns[words] = lambda shape, part=part: _times(report["gain"][shape].get(part))
+            columns[words] = functools.partial(_gain, report, part)
     measured = [name for name in ("tokens_per_second", "gain", "shared_prompt_speedup") if name in report]
     lines = ["| " + " | ".join(["prompt / response / groups", *columns]) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for shape in report[measured[0]]:
         lines.append("| " + " | ".join([shape, *(cell(shape) for cell in columns.values())]) + " |")
     machine, model = report["machine"], report["model"]
-    words = [f"{model['name']} ({model['parameters'] / 1e6:.0f} M parameters)", str(machine["processor"])]
-    words.append(f"{report['num_threads']} threads, {report['compute_dtype']}")
+    facts = [f"{model['name']} ({model['parameters'] / 1e6:.0f} M parameters)", str(machine["processor"])]
+    facts.append(f"{report['num_threads']} threads, {report['compute_dtype']}")
     if "matmul_peak_flops" in report:
-        words.append(f"matmul peak {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s")
-    words.append(f"torch {machine['torch']}, load average {machine['load_average']:.1f} at the start")
-    lines += ["", "; ".join(words) + "."]
+        facts.append(f"matmul peak {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s")
+    facts.append(f"torch {machine['torch']}, load average {machine['load_average']:.1f} at the start")
+    lines += ["", "; ".join(facts) + "."]
     if "loss_time_ratio" in report:
         loss = report["loss"]
         lines[-1] += (
@@ -108,6 +109,10 @@ def learner_table(report: dict[str, Any]) -> str:
             f"{report['loss_memory_ratio']:.2f}× the memory, {report['loss_time_ratio']:.2f}× the time."
         )
     return "\n".join(lines)
+
+
+def _gain(report: dict[str, Any], part: str, shape: str) -> str:
+    return _times(report["gain"][shape].get(part))
 
 
 def _times(ratio: float | None) -> str:

@@ -1,0 +1,149 @@
+"""A program of its own session: its log, its signals, its end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVar
+
+_POLL_SECONDS = 0.02
+ValueT = TypeVar("ValueT")
+
+
+def launched(
+    command: Sequence[str], *, cores: Sequence[int] = (), outlives_parent: bool = False
+) -> list[str]:
+    """The command behind our launcher, which binds cores and ties its life to ours."""
+    options = ["--cores", ",".join(map(str, cores))] if cores else []
+    options += ["--outlive"] if outlives_parent else []
+    return [sys.executable, "-m", "asympo.local.launch", *options, "--", *command]
+
+
+def kill_group(leader: int) -> None:
+    """SIGKILL to a session's leader and to whatever it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def import_path() -> str:
+    """PYTHONPATH with which another process runs the same code as this one."""
+    root = str(Path(__file__).parents[2])
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join(dict.fromkeys([root, *others]))
+
+
+@dataclass(kw_only=True, eq=False)
+class Process:
+    """A program, its output appended to a log; can be started again after its end."""
+
+    command: Sequence[str]
+    log_path: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """On top of ours."""
+    cores: Sequence[int] = ()
+    """It is bound to them; empty binds nothing."""
+    outlives_parent: bool = False
+    """Else it is asked to stop when the thread that started it ends."""
+    exit_code: int | None = None
+    """Of the last end that was noticed; negative for a signal."""
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """None when it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def is_running(self) -> bool:
+        return self.pid is not None
+
+    def start(self, *more: str) -> Self:
+        """Starts it, with these arguments after its own."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.exit_code = None
+        with self.log_path.open("ab") as output:
+            self._process = subprocess.Popen(
+                launched([*self.command, *more], cores=self.cores, outlives_parent=self.outlives_parent),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": import_path(), **self.environment},
+                # Ctrl-C in the terminal is for us alone, and a kill has to reach what the process started.
+                start_new_session=True,
+            )
+        return self
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the process itself, if it still runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        if self._process is not None:
+            self._clean_up(self._process.wait(seconds))
+        assert self.exit_code is not None, "it was never started"
+        return self.exit_code
+
+    def end(self, number: signal.Signals, *, seconds: float = 60.0) -> int:
+        """The exit code that a signal brings. Raises subprocess.TimeoutExpired."""
+        self.send(number)
+        return self.wait(seconds)
+
+    def stop(self, *, deadline_seconds: float) -> bool:
+        """Asks the process to end in order and waits; False if it had to be killed."""
+        self.send(signal.SIGTERM)
+        if self._process is None:
+            return True
+        try:
+            self.wait(deadline_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Ends the process and what it started, now."""
+        if self._process is not None:
+            kill_group(self._process.pid)
+            self._clean_up(self._process.wait())
+
+    def kill_at_once(self) -> None:
+        """The same without waiting: for signal handlers."""
+        if self._process is not None:
+            kill_group(self._process.pid)
+
+    def until(self, condition: Callable[[], ValueT], *, seconds: float, what: str = "such state") -> ValueT:
+        """The first value of `condition` that counts as true.
+
+        Raises TimeoutError when that takes too long, ChildProcessError when the process ends before.
+        """
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            if not self.is_running:
+                raise ChildProcessError(f"the process ended before {what}{self.last_words()}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {what} within {seconds:g} s{self.last_words()}")
+            time.sleep(_POLL_SECONDS)
+        return value
+
+    @property
+    def log(self) -> str:
+        """All it said since its first start."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def last_words(self) -> str:
+        """The last line of its log, as the end of a sentence."""
+        lines = self.log[-8192:].strip().splitlines()
+        return f": {lines[-1][:400]} (log: {self.log_path})" if lines else ""
+
+    def _clean_up(self, code: int) -> None:
+        # An engine's own worker processes outlive a killed parent and hold its memory and cores.
+        self.kill_at_once()
+        self.exit_code = code
+        self._process = None
