@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md and the README, made from the files that the benchmarks wrote.
+"""The tables of docs/performance.md, made from the files that the benchmarks wrote.
 
 `python -m asympo.bench.tables` writes them between their markers; a test checks that they are current.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
+PAGE = ROOT / "docs/performance.md"
 _PARTS = {
     "chunked_head": "chunked head",
     "fused_optimizer": "fused AdamW",
@@ -144,5 +144,4 @@ def rendered(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in PAGES:
-        path.write_text(rendered(path.read_text()))
+    PAGE.write_text(rendered(PAGE.read_text()))
