@@ -95,7 +95,7 @@ def check_python(target: Target) -> Iterator[Finding]:
 
 
 def check_machine(target: Target) -> Iterator[Finding]:
-    ok, note, _ = kinds("machine")
+    ok, note, wrong = kinds("machine")
     machine = look_at_machine()
     gib = machine.memory_bytes / 2**30
     yield ok(f"{len(machine.cores)} cores, {gib:.1f} GiB of memory")
@@ -104,11 +104,12 @@ def check_machine(target: Target) -> Iterator[Finding]:
     if len(machine.cores) < 2:
         yield note("one core: generator and learner take turns", "give the machine two cores or more")
     for gpu in machine.gpus:
-        yield ok(f"GPU {gpu.index}: {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB")
-    if not machine.gpus:
+        yield ok(f"GPU {gpu.index}: {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, torch computes on it")
+    if machine.gpu_problem:
+        text, _, repair = machine.gpu_problem.rpartition(": ")
+        yield (wrong if machine.cuda_version else note)(text, repair)
+    elif not machine.gpus:
         yield ok("no GPU visible: everything runs on the CPU")
-    elif (installed("torch") or "").endswith("+cpu"):
-        yield note("a GPU is visible but torch is the CPU build", "install the CUDA build of torch, and vllm")
 
 
 def check_allocator(target: Target) -> Iterator[Finding]:

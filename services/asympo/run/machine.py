@@ -6,12 +6,15 @@ learner's allocator keeps its memory: with glibc's defaults every large tensor i
 which on virtual machines costs more than the arithmetic.
 """
 
+import json
 import math
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -37,14 +40,37 @@ QUIET = {
 """Libraries: no bars, no reports home."""
 
 
+PCI_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""CUDA: number GPUs as nvidia-smi does, not by speed."""
+
+_ASK_SECONDS = 180.0
+_ASK_TORCH = """
+import json, torch
+found = {"cuda": torch.version.cuda, "gpus": [], "problem": ""}
+if torch.version.cuda:
+    try:
+        torch.cuda.init()
+        for index in range(torch.cuda.device_count()):
+            # A card that this build has no kernels for is listed like any other.
+            (torch.ones(8, device=f"cuda:{index}") * 2).sum().item()
+            of = torch.cuda.get_device_properties(index)
+            found["gpus"].append([of.name, of.total_memory, f"{of.major}.{of.minor}"])
+    except (RuntimeError, AssertionError) as error:
+        found["gpus"], found["problem"] = [], (str(error).splitlines() or ["no reason given"])[0]
+print(json.dumps(found))
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU as the driver lists it."""
+    """One GPU, or a part of one (MIG), that torch has computed on."""
 
     index: str
-    """What CUDA_VISIBLE_DEVICES calls it."""
+    """What CUDA_VISIBLE_DEVICES calls it: a number or a UUID."""
     name: str
     memory_bytes: int
+    capability: str = ""
+    """Compute capability, as in 9.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +80,10 @@ class Machine:
     cores: tuple[int, ...]
     memory_bytes: int
     gpus: tuple[Gpu, ...]
+    cuda_version: str | None = None
+    """That torch is built for; None for a CPU build."""
+    gpu_problem: str = ""
+    """Why there is no GPU to use although one is there, or torch is built for it; one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +96,16 @@ class Share:
     environment: dict[str, str]
     """Variables set for it on top of ours."""
 
+    @property
+    def gpu(self) -> str:
+        """What CUDA_VISIBLE_DEVICES calls its GPU; empty without one."""
+        return self.environment.get("CUDA_VISIBLE_DEVICES", "")
+
     def __str__(self) -> str:
         bound = ", ".join(str(core) for core in self.cores) if self.cores else "any"
         spin = "off" if self.environment.get("KMP_BLOCKTIME") == "0" else "library default"
         allocator = "keeps its memory" if "MALLOC_MMAP_MAX_" in self.environment else "library default"
-        devices = self.environment.get("CUDA_VISIBLE_DEVICES")
-        gpu = f", GPU {devices}" if devices else ""
+        gpu = f", GPU {self.gpu}" if self.gpu else ""
         return f"cores {bound}, {self.num_threads} threads, spin-waiting {spin}, allocator {allocator}{gpu}"
 
 
@@ -83,7 +117,57 @@ def look_at_machine() -> Machine:
     allowed = cores[: max(1, math.ceil(_cpu_quota()))] if _cpu_quota() else cores
     memory = psutil.virtual_memory().total
     limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
-    return Machine(cores=tuple(allowed), memory_bytes=int(min(memory, limit or memory)), gpus=_gpus())
+    gpus, cuda_version, problem = look_at_gpus(os.environ)
+    return Machine(
+        cores=tuple(allowed),
+        memory_bytes=int(min(memory, limit or memory)),
+        gpus=gpus,
+        cuda_version=cuda_version,
+        gpu_problem=problem,
+    )
+
+
+def look_at_gpus(environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str | None, str]:
+    """GPUs that torch can compute on, the CUDA version it is built for, and what stands in the way of any.
+
+    Torch is asked, in a process of its own: a driver lists cards that torch may not be able to use.
+    """
+    build = _installed("torch") or ""
+    if not build or build.endswith("+cpu"):
+        cards = _listed_by_driver()
+        if not cards:
+            return (), None, ""
+        repair = "`ASYMPO_DEVICE=cuda make setup` installs the CUDA build"
+        return (), None, f"{cards} is here and not used, since torch {build} is the CPU build: {repair}"
+    names = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH],
+            env={**PCI_ORDER, **environment},
+            capture_output=True,
+            text=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+        )
+        found = json.loads(answer.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return (), None, f"torch {build} could not be asked for GPUs ({type(error).__name__})"
+    cuda, problem = found["cuda"], found["problem"]
+    if problem:
+        problem = (
+            f"torch is built for CUDA {cuda} and can use no GPU here ({problem}): mend the driver "
+            "(CUDA 13 needs 580 or newer) or CUDA_VISIBLE_DEVICES; on a machine without a GPU run "
+            "`ASYMPO_DEVICE=cpu make setup`"
+        )
+    # CUDA numbers what CUDA_VISIBLE_DEVICES names in the order of the names.
+    gpus = tuple(
+        Gpu(
+            index=names[number] if names else str(number),
+            name=name, memory_bytes=memory, capability=capability,
+        )
+        for number, (name, memory, capability) in enumerate(found["gpus"])
+    )  # fmt: skip
+    return gpus, cuda, problem
 
 
 def split_machine(
@@ -126,7 +210,7 @@ def _share(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)
         )
     # Empty hides the GPUs of a machine that were not to be used.
-    environment["CUDA_VISIBLE_DEVICES"] = gpu or ""
+    environment |= {"CUDA_VISIBLE_DEVICES": gpu or "", **PCI_ORDER}
     if keep_memory:
         environment |= KEEP_MEMORY
     return Share(cores=cores if bind else (), num_threads=threads, environment=environment)
@@ -148,20 +232,20 @@ def _read_number(path: Path) -> int | None:
         return None
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _listed_by_driver() -> str:
+    """The first card that nvidia-smi lists, for messages; empty without one."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return ()
-    query = [tool, "--query-gpu=index,memory.total,name", "--format=csv,noheader,nounits"]
+        return ""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = None if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
-    gpus = []
-    for line in answer.splitlines():
-        index, memory, name = (part.strip() for part in line.split(",", 2))
-        if wanted is None or index in wanted:
-            gpus.append(Gpu(index=index, name=name, memory_bytes=int(memory) * 2**20))
-    return tuple(gpus)
+        return ""
+    return next(iter(listed.splitlines()), "").partition(" (UUID")[0]

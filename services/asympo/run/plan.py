@@ -20,6 +20,9 @@ from asympo.run.settings import RunFile
 DEFAULT_PAGE_PORT = 8080
 ALONE, BESIDE_LEARNER = 0.9, 0.4
 """Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
+CACHE_OF_SHARE = 0.75
+"""How much of its share is KV cache where the learner is beside it. Said in bytes: an engine that measures
+what is free would count as its own what the learner, which loads at the same time, takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
     """Chooses ports and cores and writes the services' settings files; BadSetting with one sentence."""
     check_learner_values(file)
     check_inputs(file)
+    check_devices(file, machine)
     if file.broker.port and not file.external_broker_url:
         require_free(file.broker.port, setting="broker.port")
     directory = file.directory.absolute()
@@ -80,7 +84,8 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
     ports, notes = _learner_ports(file)
     # It ends by itself, with words, before the supervisor kills it.
     drain = {"drain_seconds": round(0.9 * file.run.learner_drain_seconds, 1)}
-    values = merge(common, drain, ports, file.learner_values)
+    device = {"device": "cuda"} if learner_share.gpu else {}
+    values = merge(common, drain, ports, device, file.learner_values)
     learner = _plan_service(LearnerSettings, values, directory, "learner", learner_share, file)
     taken = {learner.settings.http_port, learner.settings.grpc_port}
     generators = []
@@ -96,7 +101,11 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         is_broker_embedded=not file.external_broker_url,
         learner=learner,
         generators=tuple(generators),
-        notes=(*notes, *odd_sampling(learner.settings)),
+        notes=(
+            *notes,
+            *([machine.gpu_problem] if machine.gpu_problem else ()),
+            *odd_sampling(learner.settings),
+        ),
     )
 
 
@@ -135,6 +144,22 @@ def check_inputs(file: RunFile) -> None:
         from asympo.tasks.registry import load_task
 
         load_task(settings.task)
+
+
+def check_devices(file: RunFile, machine: Machine) -> None:
+    """Refuses at once what would only fail, or crawl, once its processes have loaded their libraries."""
+    use_gpus = file.run.use_gpus
+    problem = machine.gpu_problem or "this machine has no GPU that torch can use"
+    samples = file.generator_values.get("engine", "vllm") == "vllm"
+    if machine.cuda_version and samples and not (machine.gpus and use_gpus):
+        raise BadSetting(
+            "run.use_gpus is false, and the installed vLLM samples on GPUs only: "
+            "`ASYMPO_DEVICE=cpu make setup` installs the CPU build"
+            if machine.gpus
+            else problem
+        )
+    if file.learner_values.get("device") == "cuda" and not (machine.gpus and use_gpus):
+        raise BadSetting(f"learner.device is cuda, and {problem if use_gpus else 'run.use_gpus is false'}")
 
 
 def odd_sampling(settings: Any) -> list[str]:
@@ -204,8 +229,12 @@ def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: se
             values[name] = free_port(avoid=frozenset(taken | set(values.values())))
     if share.cores:
         values["vllm"] = {"cpu_ids": list(share.cores)}
-    elif machine.gpus and file.run.use_gpus:
+    elif share.gpu:
         values["vllm"] = {"gpu_memory_utilization": _gpu_memory_share(len(machine.gpus), file)}
+        if len(machine.gpus) == 1:
+            given = merge(values["vllm"], own.get("vllm", {}))["gpu_memory_utilization"]
+            cache = CACHE_OF_SHARE * given * machine.gpus[0].memory_bytes
+            values["vllm"]["kv_cache_gib"] = round(cache / 2**30, 2)
     return values
 
 

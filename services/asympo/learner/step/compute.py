@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from asympo.common.errors import BadSetting
+from asympo.learner.step.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def choose_compute(
     num_ranks: int = 1,
 ) -> Compute:
     """Settings first, then what the training state decided before, then a measurement; raises BadSetting."""
-    chosen_device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen_device = choose_device(device)
     is_same_device = decided.get("device") == chosen_device
     if compute_dtype == "auto":
         known = decided.get("compute_dtype") if is_same_device else None
