@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from asympo.common.settings import RUN_NAME
+from asympo.common.names import RUN_NAME
 from service_settings import settings_schema
 
 _WIDTH = 108

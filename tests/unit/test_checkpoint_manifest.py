@@ -20,7 +20,6 @@ from asympo.common.checkpoints.manifest import (
 from asympo.common.checkpoints.names import (
     POLICY_FILES,
     StepName,
-    check_run_name,
     parse_name,
     parse_temporary,
     temporary_name,
@@ -106,12 +105,6 @@ def test_step_name_has_one_spelling(name: str) -> None:
 )
 def test_closed_list_refuses_code_pickles_and_paths(name: str) -> None:
     assert POLICY_FILES.fullmatch(name) is None
-
-
-@pytest.mark.parametrize("run", ["", "..", "a/b", "{x}", "-x", "a" * 129])
-def test_run_name_is_refused_when_it_is_no_plain_name(run: str) -> None:
-    with pytest.raises(errors.BadSetting):
-        check_run_name(run)
 
 
 def test_retention_keeps_the_newest_those_in_use_and_the_ancestors_of_deltas() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import MAX_ABS_REWARD, FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import MAX_ABS_REWARD, MAX_RESPONSES, FinishReason, Prompt, Response, RolloutGroup
 from asympo.v1 import rollout_pb2
 
 MAX_GROUP_ID_CHARS = 128
@@ -38,7 +38,7 @@ class WireLimits:
     """Token ids of the prompt."""
     max_response_tokens: int = 131_072
     """Token ids of one response."""
-    max_responses: int = 1024
+    max_responses: int = MAX_RESPONSES
     """Responses of one group."""
     max_payload_bytes: int = 16 * 2**20
     """The whole serialised record."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+MAX_RESPONSES = 1024
+"""Of one group."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
 

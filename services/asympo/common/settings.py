@@ -27,13 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from asympo.common.errors import BadSetting
+from asympo.common.names import RUN_NAME
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.tracing import TracingOptions
 
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
 _SECRET_NAME = re.compile(r"(password|secret|token|api_key)\Z")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class ServiceSettings(BaseModel):

@@ -12,9 +12,13 @@ from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.settings import read_toml, validate
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
+from asympo.learner.settings import LearnerSettings
 from asympo.run.command import CommandParser
+from asympo.run.settings import RUNS_DIRECTORY
 
 _SIGNS = {Level.OK: "ok   ", Level.NOTE: "note ", Level.WRONG: "WRONG"}
+
+_PAGE_PORT = LearnerSettings.model_fields["http_port"].default
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -27,9 +31,9 @@ def parse(argv: Sequence[str]) -> Namespace:
         "--redis-url", default=os.environ.get("REDIS_URL"), help="broker to examine; default REDIS_URL"
     )
     parser.add_argument(
-        "--directory", type=Path, default=Path("runs"), help="directory of this machine's runs"
+        "--directory", type=Path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
-    parser.add_argument("--port", type=int, action="append", help="port to look at (default 8080)")
+    parser.add_argument("--port", type=int, action="append", help=f"port to look at (default {_PAGE_PORT})")
     parser.add_argument(
         "--settings", type=Path, metavar="FILE", help="a service's settings file: examine its object store"
     )
@@ -49,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     target = Target(
         directory=arguments.directory,
         redis_url=arguments.redis_url,
-        ports=tuple(arguments.port or (8080,)),
+        ports=tuple(arguments.port or (_PAGE_PORT,)),
         object_store=object_store_of(arguments),
         is_reader=arguments.reads_only,
     )

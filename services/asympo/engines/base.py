@@ -57,7 +57,7 @@ class SamplingSettings:
     """0 means greedy."""
     top_p: float = 1.0
     """Nucleus mass, in (0, 1]."""
-    max_tokens: int = 16
+    max_tokens: int
     """Limit of one response in tokens, end-of-sequence included."""
     min_tokens: int = 0
     """End-of-sequence and stop strings are ignored before this many tokens."""

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
+from asympo.common.names import MAX_HOLDER_CHARS
 
 
 class VllmOptions(BaseModel):
@@ -73,7 +74,7 @@ class GeneratorSettings(ControlSettings):
     service: ClassVar[str] = "generator"
 
     holder: str = Field(
-        default="", max_length=128, description="name for its leases; host and pid when empty"
+        default="", max_length=MAX_HOLDER_CHARS, description="name for its leases; host and pid when empty"
     )
     model: str | None = Field(default=None, description="where the run's model lies here, if elsewhere")
     task_path: str | None = Field(default=None, description="where the task's file lies here, if elsewhere")

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
+from asympo.common.names import MAX_HOLDER_CHARS
+from asympo.common.records import MAX_RESPONSES
 from asympo.tasks.config import TaskConfig
 
 ObjectiveName = Literal["asympo", "spo", "naive", "gpg"]
@@ -57,7 +59,7 @@ class LearnerSettings(ControlSettings):
     overlong_reward: float | None = Field(
         default=None, description="reward of a truncated response; none scores it like any other"
     )
-    group_size: int = Field(default=8, ge=2, le=1024, description="G, responses per prompt")
+    group_size: int = Field(default=8, ge=2, le=MAX_RESPONSES, description="G, responses per prompt")
     groups_per_step: int = Field(default=8, ge=1, description="groups with signal that end a step")
     max_groups_per_step: int | None = Field(
         default=None, ge=1, description="groups of any kind that end a step; four times as many when none"
@@ -134,7 +136,9 @@ class LearnerSettings(ControlSettings):
     # Ownership
     take_over: bool = Field(default=False, description="take the run from a learner that seems alive")
     heartbeat_seconds: float = Field(default=10.0, gt=0.3, description="a learner silent for so long is gone")
-    holder: str = Field(default="", max_length=128, description="name in the log; host and pid when empty")
+    holder: str = Field(
+        default="", max_length=MAX_HOLDER_CHARS, description="name in the log; host and pid when empty"
+    )
     drain_seconds: float = Field(
         default=240.0, gt=0.0, description="time to close in order at a stop; then it ends where it stands"
     )

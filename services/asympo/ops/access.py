@@ -14,6 +14,7 @@ from asympo.common.rollout_log import Broker, RunLog
 from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
 from asympo.run.command import CommandParser
 from asympo.run.directory import RunDirectory
+from asympo.run.settings import RUNS_DIRECTORY
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -28,8 +29,12 @@ def add_broker_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_directory_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--directory", type=Path, default=Path("runs"), help="directory of this machine's runs"
+        "--directory", type=Path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
+
+
+def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint-root", type=Path, default=RUNS_DIRECTORY, help="directory of all runs")
 
 
 @contextmanager

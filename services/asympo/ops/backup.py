@@ -24,7 +24,7 @@ from asympo.common.checkpoints.names import STATE_FILES
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files, verify_policy
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.rollout_log import CopiedPiece, RunLog
-from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_log, write_json
 from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
 
 _MAX_TRIES = 5
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_broker_flags(parser)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    add_checkpoint_root_flag(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where to put it: a new directory"
     )

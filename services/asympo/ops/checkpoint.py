@@ -5,14 +5,13 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.directory import step_names
 from asympo.common.checkpoints.verify import read_policy_manifest, verify_policy
 from asympo.common.errors import BadSetting, CorruptCheckpoint
-from asympo.ops.access import make_parser, write_json, write_table
+from asympo.ops.access import add_checkpoint_root_flag, make_parser, write_json, write_table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--run", required=True, metavar="RUN")
-        verb.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+        add_checkpoint_root_flag(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
         if name == "verify":
             verb.add_argument("--step", type=int, help="only the policies of this step")

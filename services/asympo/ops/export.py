@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asympo.common.archive.export import ReadBacklog, export
 from asympo.common.rollout_log import LogEntry, RunLog
-from asympo.ops.access import add_broker_flags, open_log, write_json
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log, write_json
 
 _GROUPS_AT_ONCE = 100
 
@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
-    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    add_checkpoint_root_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet or .jsonl")
     parser.add_argument("--archive-only", action="store_true", help="leave out the log; needs no broker")
 

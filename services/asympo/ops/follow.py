@@ -16,14 +16,14 @@ from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import validate
 from asympo.common.telemetry import set_up_logging
 from asympo.learner.settings import LearnerSettings, ObjectiveName
-from asympo.ops.access import add_broker_flags, open_log, write_json, write_table
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log, write_json, write_table
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb; imports nothing heavy."""
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
-    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    add_checkpoint_root_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
     parser.add_argument("--objective", choices=get_args(ObjectiveName), help="else the run's")
     parser.add_argument("--learning-rate", type=float, help="else the run's")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.telemetry import set_up_logging
-from asympo.ops.access import write_json, write_table
+from asympo.ops.access import add_checkpoint_root_flag, write_json, write_table
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb; imports nothing heavy."""
     parser.add_argument("--run", required=True, metavar="RUN")
-    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    add_checkpoint_root_flag(parser)
     parser.add_argument("--from-state", metavar="NAME", help="begin with this training state")
     parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the last weights, in float32")

@@ -11,7 +11,13 @@ from pathlib import Path
 from asympo.common.checkpoints import directory
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.ops.access import add_broker_flags, make_parser, open_new_broker, write_json
+from asympo.ops.access import (
+    add_broker_flags,
+    add_checkpoint_root_flag,
+    make_parser,
+    open_new_broker,
+    write_json,
+)
 from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, open_backup, read_pieces
 
 
@@ -19,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("restore", "A backup of `asympo backup`, back into an empty broker and directory.")
     add_broker_flags(parser)
     parser.add_argument("backup", type=Path, metavar="DIR")
-    parser.add_argument("--checkpoint-root", type=Path, default=Path("runs"), help="directory of all runs")
+    add_checkpoint_root_flag(parser)
     arguments = parser.parse_args(argv)
     manifest = open_backup(arguments.backup)
     run_directory = arguments.checkpoint_root / manifest.run

@@ -17,7 +17,6 @@ from asympo.local.ports import free_port, page_port, require_free
 from asympo.run.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
 
-DEFAULT_PAGE_PORT = 8080
 ALONE, BESIDE_LEARNER = 0.9, 0.4
 """Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
 CACHE_OF_SHARE = 0.75
@@ -206,7 +205,8 @@ def _plan_service(
 
 def _learner_ports(file: RunFile) -> tuple[dict[str, int], list[str]]:
     chosen = file.learner_values.get("http_port")
-    port, note = page_port(DEFAULT_PAGE_PORT if chosen is None else chosen, is_chosen=chosen is not None)
+    wanted = LearnerSettings.model_fields["http_port"].default if chosen is None else chosen
+    port, note = page_port(wanted, is_chosen=chosen is not None)
     ports = {"http_port": port}
     if "grpc_port" in file.learner_values:
         require_free(file.learner_values["grpc_port"], setting="learner.grpc_port")

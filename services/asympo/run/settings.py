@@ -13,8 +13,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
-from asympo.common.settings import RUN_NAME, merge, nearest, read_toml, validate
+from asympo.common.names import RUN_NAME
+from asympo.common.settings import merge, nearest, read_toml, validate
 
+RUNS_DIRECTORY = Path("runs")
+"""Where this machine's runs lie unless told otherwise."""
 SECTIONS = ("run", "learner", "generator", "broker", "view")
 
 
@@ -26,7 +29,7 @@ class RunSection(_Section):
     """`[run]`: what concerns the run as a whole."""
 
     name: str = Field(default="run", pattern=RUN_NAME, description="name of the run, and of its directory")
-    directory: Path = Field(default=Path("runs"), description="holds one directory for each run")
+    directory: Path = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
     evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
     max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
     use_gpus: bool = Field(default=True, description="use GPUs where there are some")

@@ -181,7 +181,7 @@ async def test_impossible_prompt_is_refused_and_the_engine_lives(
 ) -> None:
     with pytest.raises(errors.PromptRefused):
         await engine.generate(
-            prompt, num_samples=2, sampling=SamplingSettings(), request_id="r", cache_salt="r"
+            prompt, num_samples=2, sampling=SamplingSettings(max_tokens=16), request_id="r", cache_salt="r"
         )
     assert not engine.is_broken
     assert len(await probe(engine)) == len(PROBES)

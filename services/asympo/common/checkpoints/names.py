@@ -4,8 +4,6 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from asympo.common import errors
-
 MANIFEST_NAME = "manifest.json"
 
 POLICY_FILES = re.compile(
@@ -19,7 +17,6 @@ POLICY_FILES = re.compile(
 STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
 """Everything a durable training state may hold beside its manifest."""
 
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DIRECTORY = re.compile(r"step-(?P<step>\d{8,})-f(?P<fence>\d{4,})(?:-n(?P<sequence>\d{12,}))?")
 _TEMPORARY = re.compile(r"\.(?P<use>tmp|trash|get)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
 
@@ -81,13 +78,3 @@ def parse_temporary(name: str) -> tuple[str, StepName] | None:
         return None
     step = parse_name(match["name"])
     return None if step is None else (match["use"], step)
-
-
-def check_run_name(run: str) -> str:
-    """`run` when it can be a directory and a key prefix; errors.BadSetting otherwise."""
-    if _RUN.fullmatch(run) is None:
-        raise errors.BadSetting(
-            f"Run name {run!r} is not usable: give 1 to 128 letters, digits, dots, dashes or underscores,"
-            " starting with a letter or digit."
-        )
-    return run

@@ -27,7 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from asympo.common import errors
 from asympo.common.checkpoints.bucket import Bucket, NoSuchObject, StoreError
 from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
-from asympo.common.checkpoints.names import MANIFEST_NAME, StepName, check_run_name, parse_name
+from asympo.common.checkpoints.names import MANIFEST_NAME, StepName, parse_name
+from asympo.common.names import check_run_name
 from asympo.common.versions import Format
 
 logger = logging.getLogger(__name__)

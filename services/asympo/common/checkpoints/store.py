@@ -11,9 +11,10 @@ from asympo.common import errors
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, decode_manifest, encode_manifest
-from asympo.common.checkpoints.names import POLICY_FILES, StepName, check_run_name
+from asympo.common.checkpoints.names import POLICY_FILES, StepName
 from asympo.common.checkpoints.retention import deletable
 from asympo.common.checkpoints.verify import read_policy_manifest, verify_policy
+from asympo.common.names import check_run_name
 
 logger = logging.getLogger(__name__)
 

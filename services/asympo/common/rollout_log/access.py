@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BrokerChanged, Fenced
+from asympo.common.names import check_run_name
 from asympo.common.rollout_log.broker.connection import Broker
-from asympo.common.rollout_log.keys import check_run_name, key
+from asympo.common.rollout_log.keys import key
 from asympo.common.rollout_log.records import Fence
 
 

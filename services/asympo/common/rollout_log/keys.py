@@ -1,11 +1,8 @@
 """Key names of one run. The literal braces put all of them in one Redis Cluster slot."""
 
-import re
-
-from asympo.common.errors import BadSetting
+from asympo.common.names import is_run_name
 
 PREFIX = "asympo:"
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 NOUNS = (
     "config",  # string: RunConfig as JSON, written once
@@ -30,16 +27,6 @@ NOUNS = (
 )
 
 
-def check_run_name(run: str) -> str:
-    """Returns ``run`` unchanged; raises BadSetting when it cannot be part of a key or a path."""
-    if not _RUN_NAME.fullmatch(run):
-        raise BadSetting(
-            f"run name {run!r} is not usable: give 1 to 100 letters, digits, '.', '_' or '-', "
-            "the first a letter or digit"
-        )
-    return run
-
-
 def key(run: str, noun: str) -> str:
     """The full key of one noun of ``NOUNS``."""
     return f"{PREFIX}{{{run}}}:{noun}"
@@ -50,4 +37,4 @@ def run_of_key(full_key: str) -> str | None:
     if not full_key.startswith(PREFIX + "{"):
         return None
     run, brace, _noun = full_key[len(PREFIX) + 1 :].partition("}:")
-    return run if brace and _RUN_NAME.fullmatch(run) else None
+    return run if brace and is_run_name(run) else None

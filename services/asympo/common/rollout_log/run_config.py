@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asympo.common.errors import BadSetting, RunConfigMismatch
-from asympo.common.rollout_log.keys import check_run_name
+from asympo.common.names import check_run_name
 from asympo.common.versions import Format
 
 SCHEMA = Format(name="schema_version", newest=1, oldest=1)
@@ -35,7 +35,7 @@ class RunConfig:
     """Groups of any kind that end a segment."""
     publish_every: int = 1
     """Optimizer steps between two published policies."""
-    save_every: int = 1
+    save_every: int = 10
     """Optimizer steps between two commits of durable state."""
     max_staleness: int = 1
     """Queue staleness that capacity allows; 0 is synchronous."""

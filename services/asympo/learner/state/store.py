@@ -24,8 +24,9 @@ from asympo.common import errors
 from asympo.common.archive import PartRef
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.manifest import FileEntry
-from asympo.common.checkpoints.names import STATE_FILES, StepName, check_run_name, parse_name
+from asympo.common.checkpoints.names import STATE_FILES, StepName, parse_name
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
+from asympo.common.names import check_run_name
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
 from asympo.learner.state.manifest import (
     StateManifest,

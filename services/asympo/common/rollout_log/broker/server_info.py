@@ -55,8 +55,8 @@ def describe(info: Mapping[str, Any], config: Mapping[str, str], *, url: str) ->
     match = re.match(r"\d+", version)
     if int(match[0] if match else 0) < MIN_MAJOR[server]:
         raise BrokerRefused(
-            f"the broker at {url} is {server.capitalize()} {version}: use Redis 7 or newer, "
-            "or Valkey 8 or newer"
+            f"the broker at {url} is {server.capitalize()} {version}: use Redis {MIN_MAJOR['redis']} or "
+            f"newer, or Valkey {MIN_MAJOR['valkey']} or newer"
         )
     aof = str(info.get("aof_enabled", 0)) == "1"
     appendfsync = str(config.get("appendfsync", "unknown"))
