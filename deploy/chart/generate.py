@@ -1,4 +1,5 @@
-"""Writes the chart's generated files: values.yaml, values.schema.json, README.md, rendered examples.
+"""Writes the chart's generated files: values and their schema, README.md, default settings of the services,
+rendered examples.
 
 .venv/bin/python deploy/chart/generate.py            write them
 .venv/bin/python deploy/chart/generate.py --check    fail, with a difference, where one is not current
@@ -15,6 +16,7 @@ sys.path[:0] = [str(ROOT / "services"), str(ROOT / "deploy/chart")]
 
 import readme  # noqa: E402
 import rendering  # noqa: E402
+import service_settings  # noqa: E402
 import values_source  # noqa: E402
 
 CHART = ROOT / "helm/asympo"
@@ -22,11 +24,13 @@ CHART = ROOT / "helm/asympo"
 
 def generated() -> dict[Path, str]:
     """Every generated file but the rendered examples, which need the others on disk."""
+    defaults = {service: service_settings.settings_defaults(service) for service in ("learner", "generator")}
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
     return {
         CHART / "values.yaml": values_source.values_yaml(source),
         CHART / "values.schema.json": json.dumps(values_source.json_schema(source), indent=1) + "\n",
         CHART / "README.md": readme.readme(source),
+        CHART / "files/default-settings.json": json.dumps(defaults, indent=1, sort_keys=True) + "\n",
     }
 
 

@@ -31,6 +31,11 @@ def settings_schema(service: str) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": schema["properties"]}
 
 
+def settings_defaults(service: str) -> dict[str, Any]:
+    """What the code does where the file says nothing; for templates that need to know it."""
+    return settings_class(service)().model_dump(mode="json")
+
+
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:
     """The schema with `$ref` replaced by what it names, and without the words that only describe a class."""
     if isinstance(node, list):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import rendering
+from asympo.common.rollout_log import RunConfig
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 
@@ -25,15 +26,18 @@ def _render(*sets: str) -> dict[str, dict]:
 
 
 def _limit(**learner: int) -> int:
-    def default(model: type, name: str) -> int:
-        return model.model_fields[name].default
-
-    values = {
-        name: learner.get(name, default(LearnerSettings, name))
-        for name in ("max_staleness", "publish_every", "groups_per_step")
-    }
-    capacity = (1 + values["max_staleness"]) * values["publish_every"] * values["groups_per_step"]
-    return math.ceil(capacity / default(GeneratorSettings, "max_groups_in_flight"))
+    settings = LearnerSettings(**learner, save_every=10 * learner.get("publish_every", 1))
+    config = RunConfig(
+        run="r",
+        group_size=settings.group_size,
+        groups_per_step=settings.groups_per_step,
+        max_groups_per_step=settings.segment_limit,
+        publish_every=settings.publish_every,
+        max_staleness=settings.max_staleness,
+        num_prompts=1,
+        model="m",
+    )
+    return math.ceil(config.capacity / GeneratorSettings().max_groups_in_flight)
 
 
 @pytest.mark.parametrize("learner", [{}, {"max_staleness": 0}, {"groups_per_step": 65, "publish_every": 2}])

@@ -4,11 +4,14 @@ import tomllib
 
 import pytest
 import rendering
+from service_settings import settings_class
 
 from tests.helm.conftest import CHART
 
 EXAMPLE = "examples/external-redis/values.yaml"
-PORTS = {"learner": 50051, "generator": 50052}
+PORTS = {
+    service: settings_class(service).model_fields["grpc_port"].default for service in ("learner", "generator")
+}
 
 
 def by_component(things: list[dict], *kinds: str) -> dict[str, dict]:

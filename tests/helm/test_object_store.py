@@ -1,14 +1,19 @@
 """A bucket in place of a shared volume: who mounts, knows and reaches what."""
 
+import json
+import re
 import tomllib
 from typing import Any
 
 import pytest
 import rendering
+import yaml
 from asympo.common.object_store import ObjectStoreOptions
+from pydantic import ValidationError
 
 from tests.helm.conftest import CHART
 
+VALUES = json.loads((CHART / "values.schema.json").read_text())["properties"]["checkpoints"]["properties"]
 EXAMPLE = CHART / "examples/external-redis/values.yaml"
 
 
@@ -53,3 +58,32 @@ def test_network_policy_opens_the_way_to_the_store(things: dict[tuple[str, str],
         "ports": [{"port": 9000, "protocol": "TCP"}],
         "to": [{"ipBlock": {"cidr": "10.20.1.0/24"}}],
     } in egress
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket",
+        "s3://bucket/a/b.c_d-e",
+        "s3://Bucket",
+        "s3://b",
+        "s3://bucket/.a",
+        "s3://bucket/a b",
+        "gs://bucket",
+    ],
+)
+def test_chart_and_services_take_the_same_buckets(url: str) -> None:
+    pattern = VALUES["objectStore"]["properties"]["url"]["pattern"]
+    try:
+        ObjectStoreOptions(url=url)
+    except ValidationError:
+        assert not re.search(pattern, url)
+    else:
+        assert re.search(pattern, url)
+
+
+def test_chart_and_services_keep_as_many_policies() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    option = ObjectStoreOptions.model_fields["cached_policies"]
+    assert values["checkpoints"]["objectStore"]["cachedPolicies"] == option.default
+    assert VALUES["objectStore"]["properties"]["cachedPolicies"]["minimum"] == option.metadata[0].ge

@@ -125,8 +125,9 @@ def test_grace_period_covers_the_drain_of_the_learner_and_what_torchrun_keeps(re
 
 
 def test_probed_paths_and_ports_are_served(rendered):
-    for service, port in (("learner", 8080), ("generator", 8081)):
-        served = Path(import_module(f"asympo.{service}.api").__file__).read_text()
+    for service, module in (("learner", "learner.servers.http"), ("generator", "generator.api")):
+        port = settings_class(service).model_fields["http_port"].default
+        served = Path(import_module(f"asympo.{module}").__file__).read_text()
         for things in rendered.values():
             for thing in things:
                 pod = thing.get("spec", {}).get("template", {}).get("spec", {})

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import get_args
@@ -10,10 +11,13 @@ import annotated_types
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import RunConfig
+from asympo.common.settings import ServiceSettings
+from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step.objectives import OBJECTIVES
 
-PACKAGE = Path(__file__).parents[2] / "services" / "asympo"
+ROOT = Path(__file__).parents[2]
+PACKAGE, DEPLOY = ROOT / "services" / "asympo", ROOT / "deploy"
 PRODUCT = ("common", "engines", "generator", "learner", "rewards", "run", "tasks")
 ENDINGS = ("Settings", "Options", "Config", "Section", "Policy")
 
@@ -86,6 +90,15 @@ def test_run_config_refuses_what_the_learners_settings_refuse() -> None:
                     dataclasses.replace(config, **{field.name: limit.ge - 1})
                 checked += 1
     assert checked >= 7
+
+
+@pytest.mark.parametrize("settings", [LearnerSettings, GeneratorSettings])
+def test_image_and_prometheus_look_at_the_port_of_the_settings(settings: type[ServiceSettings]) -> None:
+    port = str(settings.model_fields["http_port"].default)
+    image = (DEPLOY / "docker" / f"{settings.service}.Dockerfile").read_text()
+    assert re.findall(r"^EXPOSE (.+)$", image, re.MULTILINE) == re.findall(r":(\d+)/livez", image) == [port]
+    scraped = (DEPLOY / "prometheus/targets.py").read_text()
+    assert re.findall(rf'"{settings.service}": (\d+)', scraped) == [port]
 
 
 def test_objectives_of_the_settings_are_those_there_are() -> None:

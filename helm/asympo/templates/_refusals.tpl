@@ -100,7 +100,7 @@
 {{- if gt (int .Values.learner.nodes) 1 }}
 {{- fail (printf "learner.nodes is %d and checkpoints.objectStore.url is set: ranks of several nodes write one training state together, for which they need a ReadWriteMany volume; leave checkpoints.objectStore.url empty, or set learner.nodes=1" (int .Values.learner.nodes)) }}
 {{- end }}
-{{- if dig "retain" false .Values.learner.settings }}
+{{- if (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).retain }}
 {{- fail "learner.settings.retain keeps an archive, which object stores do not hold: set it to false, or leave checkpoints.objectStore.url empty" }}
 {{- end }}
 {{- if and $store.caFrom.secret (not (hasPrefix "https://" $store.endpoint)) }}
@@ -150,14 +150,15 @@
 {{- end }}
 {{- $generator := .Values.generator }}
 {{- $gpus := int $generator.gpus }}
-{{- $parallel := int (dig "vllm" "tensor_parallel_size" 1 $generator.settings) }}
+{{- $settings := include "asympo.settings" (dict "root" . "service" "generator") | fromJson }}
+{{- $parallel := int $settings.vllm.tensor_parallel_size }}
 {{- if and (gt $gpus 0) (gt $parallel $gpus) }}
 {{- fail (printf "generator.settings.vllm.tensor_parallel_size is %d and generator.gpus is %d: set generator.gpus to %d" $parallel $gpus $parallel) }}
 {{- end }}
-{{- if and (gt $gpus 0) (eq (dig "engine" "vllm" $generator.settings) "simulated") }}
+{{- if and (gt $gpus 0) (eq $settings.engine "simulated") }}
 {{- fail (printf "generator.settings.engine is simulated and generator.gpus is %d: the simulated engine uses none; set generator.gpus=0" $gpus) }}
 {{- end }}
-{{- if and (eq (int .Values.learner.gpus) 0) (eq (dig "device" "auto" .Values.learner.settings) "cuda") }}
+{{- if and (eq (int .Values.learner.gpus) 0) (eq (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).device "cuda") }}
 {{- fail "learner.settings.device is cuda and learner.gpus is 0: set learner.gpus=1, or the device to auto" }}
 {{- end }}
 {{- include "asympo.refuseRanks" . }}
@@ -197,7 +198,7 @@
 
 {{/* drain_seconds, then 30 s that torchrun keeps to end ranks that are left, then 30 s for the rest. */}}
 {{- define "asympo.neededLearnerGraceSeconds" -}}
-{{- add (ceil (float64 (dig "drain_seconds" 240 .Values.learner.settings))) 60 }}
+{{- add (ceil (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).drain_seconds) 60 }}
 {{- end }}
 
 {{- define "asympo.learnerGraceSeconds" -}}
@@ -206,7 +207,7 @@
 
 {{/* drain_seconds, then 30 s in which the engine is closed, then 10 s for the rest. */}}
 {{- define "asympo.neededGraceSeconds" -}}
-{{- add (ceil (float64 (dig "drain_seconds" 25 .Values.generator.settings))) 40 }}
+{{- add (ceil (include "asympo.settings" (dict "root" . "service" "generator") | fromJson).drain_seconds) 40 }}
 {{- end }}
 
 {{- define "asympo.generatorGraceSeconds" -}}

@@ -99,6 +99,12 @@ grpc_tls:
 {{- end }}
 {{- end }}
 
+{{/* The settings that a service has in the end: its values over the defaults of its code. */}}
+{{- define "asympo.settings" -}}
+{{- $defaults := index (.root.Files.Get "files/default-settings.json" | fromJson) .service }}
+{{- mergeOverwrite $defaults (deepCopy (index .root.Values .service).settings) | toJson }}
+{{- end }}
+
 {{- define "asympo.learnerToml" -}}
 {{- $own := include "asympo.commonSettings" . | fromYaml }}
 {{- $_ := set $own "http_port" 8080 }}

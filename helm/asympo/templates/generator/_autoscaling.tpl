@@ -1,10 +1,10 @@
-{{/* Most generators that capacity can lease to; the numbers are the defaults of the services' settings. */}}
+{{/* Most generators that capacity can lease to; a test compares it with what the learner computes. */}}
 {{- define "asympo.maxGenerators" -}}
 {{- $auto := .Values.generator.autoscaling }}
 {{- if $auto.maxReplicas }}{{ $auto.maxReplicas }}{{ else }}
-{{- $run := .Values.learner.settings }}
-{{- $capacity := mul (add 1 (dig "max_staleness" 1 $run)) (dig "publish_every" 1 $run) (dig "groups_per_step" 8 $run) }}
-{{- $inFlight := dig "max_groups_in_flight" 8 .Values.generator.settings }}
+{{- $run := include "asympo.settings" (dict "root" . "service" "learner") | fromJson }}
+{{- $capacity := mul (add 1 $run.max_staleness) $run.publish_every $run.groups_per_step }}
+{{- $inFlight := (include "asympo.settings" (dict "root" . "service" "generator") | fromJson).max_groups_in_flight }}
 {{- max $auto.minReplicas (div (sub (add $capacity $inFlight) 1) $inFlight) }}
 {{- end }}
 {{- end }}
