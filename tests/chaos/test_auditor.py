@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from asympo.chaos.auditor import Audit, audit
-from asympo.chaos.records import Acknowledged, Archived, Rollback, TrainedSegment, read_journal, read_trained
+from asympo.chaos.evidence import Acknowledged, Archived, Rollback, TrainedSegment, read_journal, read_trained
 
 NUM_PROMPTS, NUM_EPOCHS = 3, 2
 GROUP_IDS = [f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS)]

@@ -16,7 +16,7 @@ from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import iter_options, read_toml, validate
 from asympo.common.versions import Format
 from asympo.generator.settings import GeneratorSettings
-from asympo.learner.log.join import _completed
+from asympo.learner.log.create_run import _completed
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.store import StateStore
 from asympo.tasks.config import TaskConfig

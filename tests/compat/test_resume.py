@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from asympo.chaos.auditor import audit
-from asympo.chaos.records import Acknowledged, read_archive, read_journal, read_trained
+from asympo.chaos.evidence import Acknowledged, read_archive, read_journal, read_trained
 from asympo.common import archive
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
-from asympo.generator import joining
-from asympo.learner.log.join import load_tokenizer
+from asympo.generator import join
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import StateStore
 from asympo.local.broker import LocalBroker
@@ -118,10 +118,10 @@ def test_journal_with_and_without_what_is_new_is_read(tmp_path: Path) -> None:
 def test_generator_joins_a_run_of_the_release_before(recorded: RunLog, tmp_path: Path) -> None:
     config = recorded.state.config()
     assert config is not None
-    task_config = joining.task_config_of(config, task_path=None)
-    task = joining.load_same_task(config, task_config)
-    joining.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
-    assert joining.sampling_of(config).max_tokens == 256
+    task_config = join.task_config_of(config, task_path=None)
+    task = join.load_same_task(config, task_config)
+    join.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
+    assert join.sampling_of(config).max_tokens == 256
     assert recorded.stats.read().backlog > 0
     assert recorded.policies.latest() is not None
     assert [letter.sequence for letter in recorded.dead_letters.newest()] == [23, 16, 9, 2]

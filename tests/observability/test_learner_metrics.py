@@ -1,4 +1,4 @@
-"""What the learner's metrics make of the broker's own counts and of its surroundings."""
+"""What the learner's metrics make of the broker's own counts and of its host."""
 
 import dataclasses
 import shutil
@@ -29,16 +29,16 @@ def test_counts_of_the_run_are_counted_from_the_start_of_the_process(broker_url:
     assert registry.get_sample_value("asympo_learner_lease_expiries_total") == 5
 
 
-def test_surroundings_are_measured_though_the_run_has_no_folder_yet(broker_url: str, tmp_path: Path) -> None:
+def test_host_is_measured_though_the_run_has_no_folder_yet(broker_url: str, tmp_path: Path) -> None:
     broker, registry = Broker.connect(broker_url), CollectorRegistry()
     storage = tmp_path / "not" / "there"
-    surroundings = HostWatch(broker=broker, storage=storage, metrics=LearnerMetrics(registry))
-    surroundings.start()
+    host = HostWatch(broker=broker, storage=storage, metrics=LearnerMetrics(registry))
+    host.start()
     deadline = time.monotonic() + 10
     while not registry.get_sample_value("asympo_learner_broker_used_bytes"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    surroundings.stop()
+    host.stop()
     total = registry.get_sample_value("asympo_learner_storage_total_bytes")
     assert total == shutil.disk_usage(tmp_path).total
     broker.close()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.model.protocol import Rules
-from tests.model.search import search
+from tests.protocol.model import Rules
+from tests.protocol.search import search
 
 MUTANTS: dict[str, tuple[dict[str, Any], str]] = {
     "no dedupe": ({"has_dedupe": False}, "answered twice"),

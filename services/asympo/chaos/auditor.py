@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from asympo.chaos.records import Acknowledged, Archived, Rollback, TrainedSegment
+from asympo.chaos.evidence import Acknowledged, Archived, Rollback, TrainedSegment
 
 NOT_TRAINED = "dead_letter"
 """Outcome of an entry that was consumed and set aside."""

@@ -13,13 +13,13 @@ from typing import Any
 
 from asympo.chaos.auditor import Audit, audit
 from asympo.chaos.broker import RefusedCommand
+from asympo.chaos.evidence import AuditImpossible, read_archive, read_journal, read_trained
 from asympo.chaos.faults.base import NotObserved, PromiseBroken, Stage
 from asympo.chaos.faults.registry import INJECTIONS
-from asympo.chaos.records import AuditImpossible, read_archive, read_journal, read_trained
 from asympo.chaos.recovery import recovery_seconds
-from asympo.chaos.replay import weights_problem
 from asympo.chaos.schedule import Fault, Kind, Minimum, Window, minimum_for, reachable_windows
 from asympo.chaos.system import NUM_EPOCHS, System
+from asympo.chaos.undisturbed import weights_problem
 from asympo.common.errors import AsympoError, BrokerUnavailable
 
 log = logging.getLogger(__name__)

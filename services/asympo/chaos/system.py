@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asympo.chaos.broker import ChaosBroker
+from asympo.chaos.evidence import Rollback
 from asympo.chaos.pace import Pace, num_prompts_for
 from asympo.chaos.processes import Supervised
 from asympo.chaos.proxy import Link
-from asympo.chaos.records import Rollback
 from asympo.chaos.shim import Control
 from asympo.local.ports import free_port
 from asympo.local.process import import_path

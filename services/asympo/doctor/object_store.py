@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from asympo.common.checkpoints.trial import try_reading, try_writing
+from asympo.common.checkpoints.bucket_check import try_reading, try_writing
 from asympo.common.errors import BadSetting
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.doctor.findings import Finding, kinds

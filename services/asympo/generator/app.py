@@ -18,7 +18,7 @@ from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
-from asympo.generator import joining
+from asympo.generator import join
 from asympo.generator.api import HttpServer, bind, build_api, http_server
 from asympo.generator.calls import Backoff, Calls, race
 from asympo.generator.core import Generator, Parts
@@ -29,7 +29,7 @@ from asympo.generator.inflight import GroupsInFlight
 from asympo.generator.journal import AppendJournal
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.model_files import local_model
-from asympo.generator.presence import Presence
+from asympo.generator.presence_reporter import PresenceReporter
 from asympo.generator.reloader import Reloader
 from asympo.generator.rpc import RpcServer
 from asympo.generator.settings import GeneratorSettings
@@ -145,7 +145,7 @@ class GeneratorProcess:
         broker = await self._connect()
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
-        presence = Presence(
+        presence = PresenceReporter(
             generator=self.generator,
             run_log=run_log,
             calls=self._calls,
@@ -164,12 +164,14 @@ class GeneratorProcess:
                 log.warning("Waiting for the broker: %s", error)
                 await asyncio.sleep(backoff.next_seconds())
 
-    async def _join_and_serve(self, run_log: RunLog, presence: Presence, closing: AsyncExitStack) -> None:
+    async def _join_and_serve(
+        self, run_log: RunLog, presence: PresenceReporter, closing: AsyncExitStack
+    ) -> None:
         settings = self._settings
         journal = self._open_journal(closing)
-        config = await joining.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
-        task_config = joining.task_config_of(config, task_path=settings.task_path)
-        task = await self._calls.run(joining.load_same_task, config, task_config)
+        config = await join.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        task_config = join.task_config_of(config, task_path=settings.task_path)
+        task = await self._calls.run(join.load_same_task, config, task_config)
         scorer = await self._calls.run(
             Scorer,
             task=task_config,
@@ -178,7 +180,7 @@ class GeneratorProcess:
             allow_python=settings.allow_python,
         )
         closing.callback(scorer.close)
-        await joining.wait_for_storage(settings.object_store, self._calls)
+        await join.wait_for_storage(settings.object_store, self._calls)
         store = open_policies(
             settings.checkpoint_root,
             settings.run,
@@ -189,7 +191,7 @@ class GeneratorProcess:
         engine = self._engine_factory(settings)
         closing.push_async_callback(_close_engine, engine)
         policy = await self._start_engine(engine, config, store, watcher, presence)
-        joining.check_tokenizer(config, engine.tokenizer, task)
+        join.check_tokenizer(config, engine.tokenizer, task)
         parts = self._assemble(
             config=config,
             task=task,
@@ -217,7 +219,7 @@ class GeneratorProcess:
         config: RunConfig,
         store: PolicyStore,
         watcher: PolicyWatcher,
-        presence: Presence,
+        presence: PresenceReporter,
     ) -> PolicyRef | None:
         """Load the newest policy whose every byte verifies, else the run's model.
 
@@ -231,7 +233,7 @@ class GeneratorProcess:
                 await self._calls.run(store.verify, policy)
             except (CorruptCheckpoint, OSError) as error:
                 log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
-                watcher.shun(policy)
+                watcher.pass_over(policy)
                 continue
             break
         model_path = policy.path if policy else await self._model_path(config)
@@ -286,10 +288,10 @@ class GeneratorProcess:
         run_log: RunLog,
         store: PolicyStore,
         watcher: PolicyWatcher,
-        presence: Presence,
+        presence: PresenceReporter,
         journal: AppendJournal | None,
     ) -> Parts:
-        settings, sampling = self._settings, joining.sampling_of(config)
+        settings, sampling = self._settings, join.sampling_of(config)
         gate, groups = VerdictGate(), GroupsInFlight(metrics=self._metrics)
         reloader = Reloader(
             engine=engine,

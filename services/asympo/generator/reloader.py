@@ -115,7 +115,7 @@ class Reloader:
                 manifest = await self._calls.run(self._store.verify, policy)
             except (CorruptCheckpoint, OSError) as error:
                 log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
-                self._watcher.shun(policy)
+                self._watcher.pass_over(policy)
                 continue
             await self._swap(policy, manifest)
             await self._claim(None)

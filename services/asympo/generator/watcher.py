@@ -67,7 +67,7 @@ class PolicyWatcher:
         below = [p for p in policies if rank_of(p) < rank_of(policy) and p.name not in self._bad]
         return max(below, key=rank_of, default=None)
 
-    def shun(self, policy: PolicyRef) -> None:
+    def pass_over(self, policy: PolicyRef) -> None:
         """Pass over `policy` for a while: its files do not verify, which may mend itself on slow storage."""
         self._metrics.count_corrupt_policy()
         self._shunned_until[policy.name] = self._clock.monotonic_seconds() + self._poll_seconds

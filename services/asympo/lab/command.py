@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from asympo import __version__
 from asympo.common.errors import AsympoError, BadSetting
-from asympo.lab.estimate import describe_paper, describe_study, require_gpus, write_paper_runs
+from asympo.lab.duration import describe_paper, describe_study, require_gpus, write_paper_runs
 from asympo.lab.presets import PRESETS, Grid, Preset, find_preset
 
 PAPER = "paper"

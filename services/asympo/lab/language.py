@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from asympo.lab.sampling import Sampler
 from asympo.lab.worlds import Draws, Question, TokenIds, sequence_logprobs
-from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.model.policy import Policy, load_model
 from asympo.tasks.base import Task, TaskPrompt
 from asympo.tasks.config import TaskConfig

@@ -28,9 +28,9 @@ from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
 from asympo.learner.launch import Launch
+from asympo.learner.log.create_run import create_run, load_tokenizer
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
-from asympo.learner.log.join import create_run, load_tokenizer
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.record.trained_log import TrainedLog

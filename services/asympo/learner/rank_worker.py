@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from asympo.common.errors import BrokerUnavailable, PublishFailed
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import GroupReader
 from asympo.learner.model.batching import TrainedGroup
 from asympo.learner.model.weights import Weights

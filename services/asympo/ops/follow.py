@@ -45,7 +45,7 @@ def main(arguments: Namespace) -> int:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
         settings = _settings(arguments, run_directory, config)
         # From here on torch.
-        from asympo.learner.log.join import load_tokenizer
+        from asympo.learner.log.create_run import load_tokenizer
         from asympo.learner.replay.second_learner import SecondLearner
 
         report = SecondLearner(

@@ -30,7 +30,7 @@ def main(arguments: Namespace) -> int:
     # Settings, decisions and weights come from storage: nothing is looked up elsewhere.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     set_up_logging(service="replay", log_format="text", level="warning" if arguments.json else "info")
-    from asympo.learner.replay.replay import Replay
+    from asympo.learner.replay.archive_replay import Replay
 
     replay = Replay(
         checkpoint_root=arguments.checkpoint_root,

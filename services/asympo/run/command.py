@@ -93,7 +93,7 @@ def delete_run(directory: Any, file: RunFile) -> None:
 def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.common.lifecycle import StopSignal
     from asympo.common.telemetry import set_up_logging
-    from asympo.run.checks import HeldOutChecks
+    from asympo.run.held_out_checks import HeldOutChecks
     from asympo.run.plan import make_plan
     from asympo.run.services import build_services
     from asympo.run.summary import draw, print_summary, write_summary

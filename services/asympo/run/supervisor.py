@@ -10,8 +10,8 @@ from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.local.service import Service
-from asympo.run.checks import HeldOutChecks
 from asympo.run.directory import RunDirectory
+from asympo.run.held_out_checks import HeldOutChecks
 from asympo.run.memory import MemoryWatch
 from asympo.run.plan import Plan
 from asympo.run.services import Services

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.learner.replay.replay import Replay
+from asympo.learner.replay.archive_replay import Replay
 from asympo.learner.state.store import StateStore
 
 from tests.integration.learner.process import LearnerProcess

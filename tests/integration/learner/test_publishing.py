@@ -21,7 +21,7 @@ from asympo.common.telemetry import new_registry
 from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.control import LearnerControl
-from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.session import LogSession
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.model.policy import Policy, load_model

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from asympo.common.archive import PartInfo, read_archive
 from asympo.common.errors import BadSetting
-from asympo.learner.replay.replay import Replay
+from asympo.learner.replay.archive_replay import Replay
 from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.store import StateStore
 from asympo.learner.step.step import Stepper

@@ -14,9 +14,9 @@ import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.checkpoints.bucket import Bucket, StoreError
+from asympo.common.checkpoints.bucket_check import try_reading, try_writing
 from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.shared_policies import SharedPolicyStore
-from asympo.common.checkpoints.trial import try_reading, try_writing
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.local.ports import free_port
 from pydantic import ValidationError

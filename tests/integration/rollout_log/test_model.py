@@ -5,9 +5,9 @@ import random
 import pytest
 from asympo.common.rollout_log import Broker, RunLog
 
-from tests.model.conform import RealLog
-from tests.model.protocol import Protocol, Rules
-from tests.model.search import search
+from tests.protocol.conform import RealLog
+from tests.protocol.model import Protocol, Rules
+from tests.protocol.search import search
 from tests.unit.test_log_model import MUTANTS
 
 NUM_WALKS, NUM_ACTIONS = 16, 40

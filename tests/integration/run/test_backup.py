@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from asympo.chaos.auditor import audit
-from asympo.chaos.records import Acknowledged, Rollback, read_archive, read_trained
+from asympo.chaos.evidence import Acknowledged, Rollback, read_archive, read_trained
 from asympo.cli import main
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.local.broker import LocalBroker

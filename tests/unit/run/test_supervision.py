@@ -55,7 +55,7 @@ def test_service_killed_by_a_signal_is_started_again(tmp_path: Path) -> None:
     os.kill(first, signal.SIGKILL)
     notes = look_after(service, until=lambda: service.num_restarts == 1 and service.pid)
     assert "worker was killed by SIGKILL; starting it again in 0.01 s" in notes
-    wait_for(lambda: psutil.Process(service.pid).cmdline()[-1] == "again")
+    wait_for(lambda: psutil.Process(service.pid).cmdline()[-1:] == ["again"])
     assert service.stop(deadline_seconds=10)
 
 

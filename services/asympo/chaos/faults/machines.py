@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from asympo.chaos.broker import PROBE_KEY, RefusedCommand
+from asympo.chaos.evidence import Rollback
 from asympo.chaos.faults.base import NotObserved, Stage
 from asympo.chaos.processes import Supervised
-from asympo.chaos.records import Rollback
 from asympo.chaos.shim import Control
 from asympo.chaos.system import STEP, Client
 from asympo.common.errors import BrokerUnavailable

@@ -7,7 +7,7 @@ dead or superseded learner left behind is in the folder and not in the archive, 
 Imports pyarrow when something is read or written, not before.
 """
 
-from asympo.common.archive.records import (
+from asympo.common.archive.rows import (
     ArchivedEntry,
     Outcome,
     PartInfo,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.archive.parquet import read_table, table_of, write_tables
-from asympo.common.archive.records import ArchivedEntry, Outcome, PartRef, ReadableGroup, ReadableResponse
+from asympo.common.archive.rows import ArchivedEntry, Outcome, PartRef, ReadableGroup, ReadableResponse
 from asympo.common.archive.store import ArchiveStore, newest_tip
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from asympo.common.archive.records import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
+from asympo.common.archive.rows import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
 from asympo.common.errors import BadSetting, CorruptArchive
 
 _METADATA_KEY = b"asympo.archive"

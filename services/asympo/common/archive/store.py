@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from asympo.common.archive.parquet import encode_part, read_entries, read_info
-from asympo.common.archive.records import ArchivedEntry, PartInfo, PartRef, ReadableGroup
+from asympo.common.archive.rows import ArchivedEntry, PartInfo, PartRef, ReadableGroup
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
 from asympo.common.checkpoints.names import STATE_FILES

@@ -10,7 +10,9 @@ from asympo.common.rollout_log.broker.server_info import BrokerInfo
 from asympo.common.rollout_log.copies import CopiedPiece
 from asympo.common.rollout_log.permutation import permuted_index
 from asympo.common.rollout_log.policies import queue_staleness
-from asympo.common.rollout_log.records import (
+from asympo.common.rollout_log.run_config import RunConfig
+from asympo.common.rollout_log.run_log import RunLog, list_runs
+from asympo.common.rollout_log.types import (
     AppendOutcome,
     AppendResult,
     BadPolicy,
@@ -27,8 +29,6 @@ from asympo.common.rollout_log.records import (
     RunState,
     RunSummary,
 )
-from asympo.common.rollout_log.run_config import RunConfig
-from asympo.common.rollout_log.run_log import RunLog, list_runs
 
 __all__ = [
     "AppendOutcome",

@@ -7,7 +7,7 @@ from asympo.common.errors import BrokerChanged, Fenced
 from asympo.common.names import check_run_name
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import key
-from asympo.common.rollout_log.records import Fence
+from asympo.common.rollout_log.types import Fence
 
 
 class RunAccess:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import CommitRecord, Fence
+from asympo.common.rollout_log.types import CommitRecord, Fence
 
 _MAX_IDS_AT_ONCE = 2000
 

@@ -1,7 +1,7 @@
 """Records that failed validation."""
 
 from asympo.common.rollout_log.access import RunAccess, text
-from asympo.common.rollout_log.records import DeadLetter, Fence, LogEntry
+from asympo.common.rollout_log.types import DeadLetter, Fence, LogEntry
 
 MAX_DEAD_LETTERS = 1000
 """The newest ones kept, with their payloads."""

@@ -4,7 +4,7 @@ import secrets
 
 from asympo.common.errors import RunHasLearner
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import Fence
+from asympo.common.rollout_log.types import Fence
 
 
 class Fences:

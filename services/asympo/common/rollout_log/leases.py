@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
+from asympo.common.rollout_log.types import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
 
 _MAX_RENEWED_AT_ONCE = 500
 ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"

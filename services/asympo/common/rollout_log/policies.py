@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import BadPolicy, Fence, PolicyAnnouncement
+from asympo.common.rollout_log.types import BadPolicy, Fence, PolicyAnnouncement
 
 
 class Policies:

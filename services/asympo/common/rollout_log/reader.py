@@ -6,7 +6,7 @@ from typing import Any
 
 from asympo.common.errors import SequenceGap
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.records import Fence, LogEntry
+from asympo.common.rollout_log.types import Fence, LogEntry
 
 
 class Reader:

@@ -12,7 +12,7 @@ from asympo.common.errors import SequenceGap
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.commits import commit_of
 from asympo.common.rollout_log.permutation import permuted_index
-from asympo.common.rollout_log.records import CommitRecord, Fence, ReconcileReport
+from asympo.common.rollout_log.types import CommitRecord, Fence, ReconcileReport
 from asympo.common.trained_ids import TrainedIds
 
 _IDS_PER_SCAN = 200

@@ -11,9 +11,9 @@ from asympo.common.rollout_log.policies import Policies
 from asympo.common.rollout_log.presence import Presence
 from asympo.common.rollout_log.reader import Reader
 from asympo.common.rollout_log.reconcile import Reconciler
-from asympo.common.rollout_log.records import RunSummary
 from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.stats import Stats
+from asympo.common.rollout_log.types import RunSummary
 
 
 class RunLog:

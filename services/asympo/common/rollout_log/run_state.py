@@ -6,8 +6,8 @@ from collections.abc import Callable
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, text
 from asympo.common.rollout_log.keys import NOUNS
-from asympo.common.rollout_log.records import Fence, RunState
 from asympo.common.rollout_log.run_config import RunConfig
+from asympo.common.rollout_log.types import Fence, RunState
 
 _UNLIMITED = -1
 

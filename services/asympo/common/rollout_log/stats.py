@@ -4,7 +4,7 @@ import dataclasses
 
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.broker.server_info import BrokerInfo
-from asympo.common.rollout_log.records import LogStats, RunState
+from asympo.common.rollout_log.types import LogStats, RunState
 
 _TEXTS = {"state_reason", "fence_holder"}
 _FLAGS = {"is_exhausted", "is_fence_alive"}

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
 STALLED_SECONDS = 120.0
-"""A heart that has not turned for so long is dead: longer than the broker client's own retries."""
+"""A heartbeat that has not turned for so long is dead: longer than the broker client's own retries."""
 
 
 class Heartbeat:
@@ -36,7 +36,7 @@ class Heartbeat:
         self._on_fenced = on_fenced
         self._fence: Callable[[], Fence] | None = None
         self._is_ended = threading.Event()
-        self._thread = threading.Thread(target=self._turn, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._turn, name="heartbeat", daemon=True)
         self._turned_at = clock.monotonic_seconds()
 
     def start(self) -> None:
@@ -57,7 +57,7 @@ class Heartbeat:
     def not_alive_reason(self) -> str:
         """Empty while the thread turns."""
         silent = self._clock.monotonic_seconds() - self._turned_at
-        return f"the heart has not beaten for {silent:.0f} s" if silent > STALLED_SECONDS else ""
+        return f"no heartbeat for {silent:.0f} s" if silent > STALLED_SECONDS else ""
 
     def _turn(self) -> None:
         beat_at = 0.0

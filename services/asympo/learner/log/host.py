@@ -23,7 +23,7 @@ class HostWatch:
         self._storage = storage
         self._metrics = metrics
         self._is_ended = threading.Event()
-        self._thread = threading.Thread(target=self._turn, name="surroundings", daemon=True)
+        self._thread = threading.Thread(target=self._turn, name="host-watch", daemon=True)
 
     def start(self) -> None:
         """Looks at once and then every ``LOOK_SECONDS``."""

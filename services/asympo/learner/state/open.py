@@ -39,7 +39,7 @@ def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:
     if not options.is_given:
         return
     from asympo.common.checkpoints.bucket import Bucket, StoreError
-    from asympo.common.checkpoints.trial import try_writing
+    from asympo.common.checkpoints.bucket_check import try_writing
 
     bucket = Bucket(options)
     while True:

@@ -3,8 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, replace
 
-from tests.model.protocol import Protocol, Rules
-from tests.model.state import State, Violation
+from tests.protocol.model import Protocol, Rules
+from tests.protocol.state import State, Violation
 
 
 @dataclass(frozen=True, kw_only=True)

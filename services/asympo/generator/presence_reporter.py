@@ -19,7 +19,7 @@ MIN_TTL_SECONDS = 5.0
 GOODBYE_SECONDS = 2.0
 
 
-class Presence:
+class PresenceReporter:
     """Reports the generator's status until it ends."""
 
     def __init__(

@@ -7,7 +7,7 @@ Nothing here talks to a broker: `search.py` looks at interleavings, `conform.py`
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.model.state import (
+from tests.protocol.state import (
     Broker,
     Entry,
     Held,

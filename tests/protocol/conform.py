@@ -18,8 +18,8 @@ from asympo.common.rollout_log import (
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.trained_ids import TrainedIds
 
-from tests.model.protocol import Protocol, Rules
-from tests.model.state import NOBODY, Learner, Saved, State, highest_fence
+from tests.protocol.model import Protocol, Rules
+from tests.protocol.state import NOBODY, Learner, Saved, State, highest_fence
 
 SEED = 3
 TOO_OLD = -5

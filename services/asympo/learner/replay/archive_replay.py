@@ -15,7 +15,7 @@ from asympo.common.checkpoints import PolicyStore
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.log.join import load_tokenizer
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import Segment
 from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer

@@ -47,7 +47,7 @@ async def wait_for_storage(options: ObjectStoreOptions, calls: Calls) -> None:
     if not options.is_given:
         return
     from asympo.common.checkpoints.bucket import Bucket, StoreError
-    from asympo.common.checkpoints.trial import try_reading
+    from asympo.common.checkpoints.bucket_check import try_reading
 
     bucket, backoff = Bucket(options), Backoff()
     while True:
