@@ -62,13 +62,13 @@ chart-generate: setup chart-tools  ## Write the chart's values, schema, README a
 	@$(PY) deploy/chart/generate.py
 
 pods: setup chart-tools  ## Run the pods that the laptop's values render, without a container engine
-	@$(PY) -m deploy.pods $(ARGS)
+	@$(PY) -m tests.pods $(ARGS)
 
-k8s-binaries:  ## Build a Kubernetes for k8s-e2e from Debian's packages into .cache/k8s (11 minutes of one core)
-	@nice -n 10 deploy/cluster/binaries.sh
+k8s-binaries:  ## Build the home-built node of k8s-e2e from Debian's packages (11 minutes of one core)
+	@nice -n 10 tests/cluster/home_built/binaries.sh
 
-k8s-e2e: setup chart-tools  ## Install, scale, break, upgrade and uninstall the chart on a real one-node cluster (root)
-	@$(PY) -m deploy.cluster $(ARGS)
+k8s-e2e: setup chart-tools  ## Try the chart on the cluster of kubectl's context, or on our own node (ARGS=--home-built, root)
+	@$(PY) -m tests.cluster $(ARGS)
 
 simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
 	@$(PY) -m deploy.autoscaling_simulation --seeds 2 --plot docs/images/autoscaling.png

@@ -56,7 +56,8 @@ class Process:
     @property
     def pid(self) -> int | None:
         """None when it is not running."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     @property
     def is_running(self) -> bool:
@@ -80,8 +81,9 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """A signal to the process itself, if it still runs."""
-        if self._process is not None:
-            self._process.send_signal(number)
+        process = self._process
+        if process is not None:
+            process.send_signal(number)
 
     def wait(self, seconds: float) -> int:
         """Its exit code. Raises subprocess.TimeoutExpired."""
@@ -114,9 +116,10 @@ class Process:
             self._clean_up(self._process.wait())
 
     def kill_at_once(self) -> None:
-        """The same without waiting: for signal handlers."""
-        if self._process is not None:
-            kill_group(self._process.pid)
+        """The same without waiting: for signal handlers, and from other threads."""
+        process = self._process
+        if process is not None:
+            kill_group(process.pid)
 
     def until(self, condition: Callable[[], ValueT], *, seconds: float, what: str = "such state") -> ValueT:
         """The first value of `condition` that counts as true.

@@ -3,9 +3,9 @@
 # site, nothing installed on this machine. Kubernetes 1.20 is compiled from Debian's source package, which holds its vendored
 # modules (about 11 minutes of one core and 4 GB of disk while it runs, 0.7 GB afterwards); etcd, containerd, runc and the
 # network plugins are taken from their packages. A second call does nothing.
-#   deploy/cluster/binaries.sh
+#   tests/cluster/home_built/binaries.sh
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 cache=.cache/k8s
 programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 packages=(etcd-server containerd runc containernetworking-plugins)

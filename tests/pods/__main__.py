@@ -1,11 +1,9 @@
-"""python -m deploy.pods [--values FILE ...] [--keep DIRECTORY]: see the package."""
+"""python -m tests.pods [--values FILE ...] [--keep DIRECTORY]: see the package."""
 
 import argparse
-import asyncio
 import contextlib
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +12,12 @@ from asympo.testing import hub
 from asympo.testing.tiny_model import write_tiny_model
 
 from deploy.chart import rendering
-from deploy.pods.images import ROOT, missing_programs
-from deploy.pods.manifests import ChartFault, Manifests
-from deploy.pods.node import Node
-from deploy.pods.scenario import Report, Scenario
-from deploy.pods.unchecked import unchecked
-
-CHART = ROOT / "helm/asympo"
-LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
-OVERLAY = Path(__file__).with_name("simulated-values.yaml")
+from tests.cluster.cluster import Report
+from tests.cluster.scenario import CHART, LAPTOP, OVERLAY
+from tests.pods.images import missing_programs
+from tests.pods.manifests import ChartFault, Manifests
+from tests.pods.node import Node
+from tests.pods.scenario import Scenario
 
 
 def render(values: list[Path], *, num_generators: int, total_steps: int | None) -> Manifests:
@@ -38,7 +33,8 @@ def render(values: list[Path], *, num_generators: int, total_steps: int | None) 
 def overlay(path: Path, *, hub_url: str) -> Path:
     """The values on top of all others, with the hub that the learner's pod fetches its model from."""
     values = yaml.safe_load(OVERLAY.read_text())
-    values["learner"]["extraEnv"].append({"name": "HF_ENDPOINT", "value": hub_url})
+    environment = {"HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub_url}
+    values["learner"]["extraEnv"] = [{"name": name, "value": value} for name, value in environment.items()]
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -55,15 +51,9 @@ def model_hub(values: list[Path], directory: Path) -> Iterator[str]:
         yield url
 
 
-async def run(values: list[Path], directory: Path, *, min_steps: int, limit_seconds: float) -> int:
-    """Number of claims that failed."""
-    begun = time.monotonic()
-
-    def tell(text: str) -> None:
-        sys.stdout.write(f"{time.monotonic() - begun:5.1f} s  {text}\n")
-        sys.stdout.flush()
-
-    report = Report(tell=tell)
+def run(values: list[Path], directory: Path, *, min_steps: int, limit_seconds: float) -> int:
+    """The exit code."""
+    report = Report()
     with model_hub(values, directory / "hub") as url:
         values = [*values, overlay(directory / "overlay.yaml", hub_url=url)]
         first = render(values, num_generators=1, total_steps=None)
@@ -75,21 +65,20 @@ async def run(values: list[Path], directory: Path, *, min_steps: int, limit_seco
             kept = (secrets.get(e["metadata"]["name"], e) if e["kind"] == "Secret" else e for e in objects)
             return Manifests(objects=tuple(kept))
 
-        node = Node(manifests=first, directory=directory, namespace=rendering.NAMESPACE, tell=tell)
+        node = Node(manifests=first, directory=directory, namespace=rendering.NAMESPACE, tell=report.tell)
         try:
-            await Scenario(node=node, render=rendered, report=report, limit_seconds=limit_seconds).run(
+            Scenario(node=node, render=rendered, report=report, limit_seconds=limit_seconds).run(
                 min_steps=min_steps
             )
         except ChartFault as fault:
             report.claim("the rendered objects fit together", str(fault))
         finally:
             node.kill()
-    sys.stdout.write("\nNot checked here:\n" + "".join(f"  {each}\n" for each in unchecked(first)))
-    return len(report.failed)
+    return report.end()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m deploy.pods", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.pods", description=__doc__)
     parser.add_argument("--values", type=Path, action="append", help="values files (default: the laptop's)")
     parser.add_argument("--steps", type=int, default=5, help="steps to wait for")
     parser.add_argument("--limit-seconds", type=float, default=60.0, help="limit of each wait")
@@ -102,11 +91,7 @@ def main() -> int:
         directory = (arguments.keep or Path(temporary)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
         values = arguments.values or [LAPTOP]
-        num_failed = asyncio.run(
-            run(values, directory, min_steps=arguments.steps, limit_seconds=arguments.limit_seconds)
-        )
-    sys.stdout.write(f"\n{num_failed} claims failed\n" if num_failed else "\nAll claims hold.\n")
-    return 1 if num_failed else 0
+        return run(values, directory, min_steps=arguments.steps, limit_seconds=arguments.limit_seconds)
 
 
 if __name__ == "__main__":

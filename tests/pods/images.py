@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.pods.manifests import ChartFault, Object
+from tests.pods.manifests import ChartFault, Object
 
 ROOT = Path(__file__).resolve().parents[2]
 _DOCKERFILES = {"asympo-learner": "learner", "asympo-generator": "generator"}

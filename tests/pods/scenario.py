@@ -1,32 +1,16 @@
 """The claims: pods come up, learn, scale, lose one, and end, all as their manifests say."""
 
-import asyncio
 import json
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.pods.manifests import Manifests
-from deploy.pods.node import Node, Pod
+from tests.cluster.cluster import Report
+from tests.pods.manifests import Manifests
+from tests.pods.node import Node, Pod
 
 _POLL_SECONDS = 0.2
-
-
-@dataclass(kw_only=True)
-class Report:
-    """Pass or fail of each claim, printed as it is known."""
-
-    tell: Callable[[str], None]
-    failed: list[str] = field(default_factory=list)
-
-    def claim(self, sentence: str, problem: str = "") -> bool:
-        """One claim; `problem` says why it does not hold."""
-        self.tell(f"{'fail' if problem else 'pass'}  {sentence}{': ' + problem if problem else ''}")
-        if problem:
-            self.failed.append(sentence)
-        return not problem
 
 
 class Scenario:
@@ -48,23 +32,23 @@ class Scenario:
         [self._broker] = [name for name in names if name.endswith("-redis")]
         [self._generator] = [name for name in names if name.endswith("-generator")]
 
-    async def run(self, *, min_steps: int) -> None:
+    def run(self, *, min_steps: int) -> None:
         """Every claim in order; the first that fails ends it."""
         report = self._report
         manifests = self._render(1, None)
-        await self._node.apply(manifests)
-        if not report.claim("every pod starts and its probes turn green", await self._until(self._all_ready)):
+        self._node.apply(manifests)
+        if not report.claim("every pod starts and its probes turn green", self._until(self._all_ready)):
             return
         codes = {name: code for pod in self._pods() for name, code in pod.init_codes.items()}
         bad = {name: each for name, each in codes.items() if each != [0]}
         report.claim(f"init containers ended well: {', '.join(codes) or 'none'}", str(bad) if bad else "")
-        await self._test_hooks(manifests)
-        await self._scale()
-        await self._kill()
-        await self._shrink()
-        problem = await self._until(lambda: self._is_at_step(min_steps))
+        self._test_hooks(manifests)
+        self._scale()
+        self._kill()
+        self._shrink()
+        problem = self._until(lambda: self._is_at_step(min_steps))
         report.claim(f"the learner has made {min_steps} steps on what the generators sent", problem)
-        await self._replace_learner()
+        self._replace_learner()
         bad = {
             pod.identity.name: c.exit_codes for pod in self._pods() for c in pod.containers if c.exit_codes
         }
@@ -73,23 +57,23 @@ class Scenario:
         report.claim("no container ended that nobody killed", str(unexpected) if unexpected else "")
         report.claim(
             "at the end every pod stops well within its grace period",
-            await self._node.stop(last=self._broker),
+            self._node.stop(last=self._broker),
         )
 
-    async def _test_hooks(self, manifests: Manifests) -> None:
+    def _test_hooks(self, manifests: Manifests) -> None:
         for test in manifests.tests:
             name = test["metadata"]["name"]
             pod = self._node.pod(name, test, {})
-            code = await pod.run_test(self._limit_seconds)
+            code = pod.containers[0].run_to_end(seconds=self._limit_seconds)
             lines = pod.containers[0].last_lines(3)
             self._report.claim(f"helm test: {name}: {lines}", f"exit {code}" if code else "")
 
-    async def _scale(self) -> None:
-        await self._node.apply(self._render(3, None))
-        problem = await self._until(self._all_ready) or await self._until(lambda: self._num_reporting() == 3)
+    def _scale(self) -> None:
+        self._node.apply(self._render(3, None))
+        problem = self._until(self._all_ready) or self._until(lambda: self._num_reporting() == 3)
         self._report.claim("generators scaled from 1 to 3: all are ready and report to the run", problem)
 
-    async def _kill(self) -> None:
+    def _kill(self) -> None:
         container = self._node.pods[self._generator][0].containers[0]
         before = container.num_restarts
         container.kill()
@@ -97,21 +81,19 @@ class Scenario:
         def is_back() -> bool:
             return container.num_restarts == before + 1 and container.is_ready
 
-        problem = await self._until(is_back)
+        problem = self._until(is_back)
         self._report.claim("a generator killed with SIGKILL is started again and turns ready", problem)
 
-    async def _shrink(self) -> None:
-        problem = await self._node.apply(self._render(1, None)) or await self._until(
-            lambda: self._num_reporting() == 1
-        )
+    def _shrink(self) -> None:
+        problem = self._node.apply(self._render(1, None)) or self._until(lambda: self._num_reporting() == 1)
         self._report.claim("generators scaled from 3 to 1: two drain within their grace period", problem)
 
-    async def _replace_learner(self) -> None:
+    def _replace_learner(self) -> None:
         before = self._status()["step"]
-        await self._node.apply(self._render(1, before + 3))
-        problem = await self._node.replace(self._learner)
-        problem = problem or await self._until(lambda: self._status()["state"] == "finished")
-        problem = problem or await self._until(self._all_ready)
+        self._node.apply(self._render(1, before + 3))
+        problem = self._node.replace(self._learner)
+        problem = problem or self._until(lambda: self._status()["state"] == "finished")
+        problem = problem or self._until(self._all_ready)
         if not problem:
             steps = [row["step"] for row in self._ask("/v1/history")["rows"]]
             problem = "" if steps == list(range(1, before + 4)) else f"steps of the history: {steps}"
@@ -146,16 +128,16 @@ class Scenario:
     def _is_at_step(self, step: int) -> bool:
         return bool(self._status()["step"] >= step)
 
-    async def _until(self, condition: Callable[[], bool]) -> str:
+    def _until(self, condition: Callable[[], bool]) -> str:
         """Empty once it holds; who is not ready, and its last lines, when the time is over."""
         deadline = time.monotonic() + self._limit_seconds
-        while not await asyncio.to_thread(_holds, condition):
+        while not _holds(condition):
             if time.monotonic() > deadline:
                 late = [pod for pod in self._pods() if not pod.is_ready]
                 told = "\n".join(f"{p.identity.name}:\n{c.last_lines()}" for p in late for c in p.containers)
                 names = [pod.identity.name for pod in late]
                 return f"not within {self._limit_seconds:g} s; not ready: {names}\n{told}"
-            await asyncio.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         return ""
 
 

@@ -5,17 +5,18 @@ anything.
 """
 
 import json
+import os
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import yaml
+from asympo.local.process import Process
 
-from deploy.cluster.processes import ClusterFault, Processes
-from deploy.cluster.stand_in_images import PAUSE
+from tests.cluster.cluster import Cluster, ClusterFault
 
 NODE = "node"
 GATEWAY = "10.244.77.1"
@@ -32,38 +33,49 @@ class OneNode:
 
     def __init__(self, *, cache: Path, directory: Path, kubectl: Path) -> None:
         self._cache, self._directory = cache, directory
-        self.kubeconfig = directory / "kubeconfig.yaml"
+        self._kubeconfig = directory / "kubeconfig.yaml"
         root = cache / "root/usr"
-        self.processes = Processes(
-            directory / "logs",
-            path=[cache / "bin", root / "bin", root / "sbin", kubectl.parent],
-            environment={"KUBECONFIG": str(self.kubeconfig)}
-            | {
-                name: str(directory / "helm")
-                for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "KUBECACHEDIR")
-            },
-        )
+        path = [cache / "bin", root / "bin", root / "sbin", kubectl.parent, os.environ["PATH"]]
+        own = ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "KUBECACHEDIR")
+        self._environment = {name: str(directory / "helm") for name in own} | {
+            "KUBECONFIG": str(self._kubeconfig),
+            "PATH": os.pathsep.join(map(str, path)),
+        }
+        self._programs: dict[str, Process] = {}
+        self._here = self.cluster("default")
 
-    def start(self, images: Path) -> str:
-        """Everything up to a node that is ready; its version."""
+    def cluster(self, namespace: str) -> Cluster:
+        """For kubectl and helm."""
+        return Cluster(namespace=namespace, environment=self._environment, check=self._check)
+
+    def start(self, pause: str) -> str:
+        """Everything up to a node that is ready; its version. `pause`: the image of every pod's sandbox."""
         self._network()
         self._private_folders()
         self._write_kubeconfig()
         key = self._start_api_server()
-        self._containers(images)
+        self._containers(pause)
         self._start_controllers(key)
         self._node()
-        return self.kubectl("get", "nodes", "--output=jsonpath={.items[0].status.nodeInfo.kubeletVersion}")
+        found: str = self._here.get("node", NODE)["status"]["nodeInfo"]["kubeletVersion"]
+        return found.removeprefix("v")
 
-    def kubectl(self, *arguments: str, given: object = None, timeout_seconds: float = 60.0) -> str:
-        """What kubectl says; `given` goes to its standard input as JSON."""
-        sent = json.dumps(given).encode() if given is not None else b""
-        return self.processes.run("kubectl", *arguments, given=sent, timeout_seconds=timeout_seconds)
+    def stop(self) -> None:
+        """Ends the programs, the last started first."""
+        for program in reversed(self._programs.values()):
+            program.stop(deadline_seconds=10)
 
-    def get(self, *arguments: str) -> dict[str, Any]:
-        """`kubectl get` as an object."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", "--output=json", *arguments))
-        return found
+    def _start(self, name: str, *arguments: str) -> None:
+        self._programs[name] = Process(
+            command=[name, *arguments],
+            log_path=self._directory / f"logs/{name}.log",
+            environment=self._environment,
+        ).start()
+
+    def _check(self) -> None:
+        for name, program in self._programs.items():
+            if not program.is_running:
+                raise ClusterFault(f"{name} ended{program.last_words()}")
 
     def addresses_of(self, service: str, namespace: str) -> list[str] | None:
         """Where a Service is, as name service tells it; None when there is none."""
@@ -91,8 +103,8 @@ class OneNode:
                 return None
             raise
 
-    def add_volume(self, name: str, *, size: str) -> Path:
-        """A volume on the node's disk, which the next claim that fits takes; its directory."""
+    def add_volume(self, name: str, *, size: str) -> None:
+        """A volume on the node's disk, which the next claim that fits takes."""
         path = self._directory / "volumes" / name
         path.mkdir(parents=True)
         on_this_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}
@@ -108,13 +120,12 @@ class OneNode:
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on_this_node]}]}},
             },
         }
-        self.kubectl("create", "--filename=-", given=volume)
-        return path
+        self._here.kubectl("create", "--filename=-", given=json.dumps(volume))
 
     # --- parts -----------------------------------------------------------------------------------------
 
     def _network(self) -> None:
-        run = self.processes.run
+        run = self._here.run
         run("ip", "link", "set", "lo", "up")
         # Made beforehand, so that name service and hub can listen on it before the first pod.
         run("ip", "link", "add", "pods0", "type", "bridge")
@@ -144,7 +155,7 @@ class OneNode:
         for path in ("/run", "/var/log", "/var/lib"):
             own = self._directory / "private" / path.strip("/")
             own.mkdir(parents=True)
-            self.processes.run("mount", "--bind", str(own), path)
+            self._here.run("mount", "--bind", str(own), path)
 
     def _write_kubeconfig(self) -> None:
         config = {
@@ -155,14 +166,14 @@ class OneNode:
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "administrator"}}],
             "current-context": "here",
         }
-        self.kubeconfig.write_text(yaml.safe_dump(config))
-        self.kubeconfig.chmod(0o600)
+        self._kubeconfig.write_text(yaml.safe_dump(config))
+        self._kubeconfig.chmod(0o600)
 
     def _start_api_server(self) -> Path:
         """With its etcd; the key of service accounts."""
-        directory, start = self._directory, self.processes.start
+        directory, start = self._directory, self._start
         key = directory / "service-accounts.key"
-        self.processes.run("openssl", "genrsa", "-out", str(key), "2048")
+        self._here.run("openssl", "genrsa", "-out", str(key), "2048")
         tokens = directory / "tokens.csv"
         tokens.write_text(f'{_TOKEN},administrator,administrator,"system:masters"\n')
         start("etcd", f"--data-dir={directory}/etcd", "--unsafe-no-fsync")
@@ -183,11 +194,11 @@ class OneNode:
         return key
 
     def _start_controllers(self, key: Path) -> None:
-        directory, start = self._directory, self.processes.start
-        self.processes.until("the API server", lambda: self.kubectl("get", "--raw=/readyz") == "ok")
+        directory, start = self._directory, self._start
+        self._here.until("the API server", lambda: self._here.kubectl("get", "--raw=/readyz") == "ok")
         start(
             "kube-controller-manager",
-            f"--kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={self._kubeconfig}",
             f"--cert-dir={directory}/certificates",
             "--leader-elect=false",
             f"--service-account-private-key-file={key}",
@@ -195,19 +206,19 @@ class OneNode:
         )
         start(
             "kube-scheduler",
-            f"--kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={self._kubeconfig}",
             f"--cert-dir={directory}/certificates",
             "--leader-elect=false",
         )
 
-    def _containers(self, images: Path) -> None:
+    def _containers(self, pause: str) -> None:
         root = self._cache / "root/usr"
         runtime = {
             "runtime_type": "io.containerd.runc.v2",
             "options": {"BinaryName": str(root / "sbin/runc")},
         }
         plugins = {
-            "sandbox_image": PAUSE,
+            "sandbox_image": pause,
             # Not every machine lets a container have the score and the profile that containerd asks for.
             "restrict_oom_score_adj": True,
             "disable_apparmor": True,
@@ -225,20 +236,12 @@ class OneNode:
             },
         }
         path = self._directory / "containerd.toml"
-        path.write_text(_toml(config))
-        self.processes.start("containerd", f"--config={path}")
+        path.write_text(tomli_w.dumps(config))
+        self._start("containerd", f"--config={path}")
         ctr = ("ctr", f"--address={_CONTAINERD}", "--namespace=k8s.io")
-        self.processes.until("containerd", lambda: self.processes.run(*ctr, "version"))
-        with subprocess.Popen(["tar", "-C", str(images), "-c", "."], stdout=subprocess.PIPE) as packed:
-            done = subprocess.run(
-                [*ctr, "images", "import", "-"],
-                stdin=packed.stdout,
-                env=self.processes.environment,
-                capture_output=True,
-                check=False,
-            )
-        if done.returncode != 0:
-            raise ClusterFault(f"the images are not imported: {done.stderr.decode().strip()}")
+        self._here.until("containerd", lambda: self._here.run(*ctr, "version"))
+        for archive in (self._cache / "images").glob("*.tar"):
+            self._here.run(*ctr, "images", "import", str(archive), seconds=300)
 
     def _node(self) -> None:
         resolver = self._directory / "resolv.conf"
@@ -262,19 +265,19 @@ class OneNode:
         }
         path = self._directory / "kubelet.yaml"
         path.write_text(yaml.safe_dump(config))
-        self.processes.start(
+        self._start(
             "kubelet",
             f"--config={path}",
-            f"--kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={self._kubeconfig}",
             "--container-runtime=remote",
             f"--container-runtime-endpoint=unix://{_CONTAINERD}",
             f"--hostname-override={NODE}",
             f"--node-ip={GATEWAY}",
             f"--volume-plugin-dir={self._directory}/plugins",
         )
-        self.processes.start(
+        self._start(
             "kube-proxy",
-            f"--kubeconfig={self.kubeconfig}",
+            f"--kubeconfig={self._kubeconfig}",
             f"--hostname-override={NODE}",
             f"--bind-address={GATEWAY}",
             f"--cluster-cidr={POD_NETWORK}",
@@ -284,18 +287,8 @@ class OneNode:
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
         )
-        self.processes.until("the node", self._is_ready)
+        self._here.until("the node", self._is_ready)
 
     def _is_ready(self) -> bool:
-        conditions = self.get("node", NODE)["status"].get("conditions", [])
+        conditions = self._here.get("node", NODE)["status"].get("conditions", [])
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _toml(table: dict[str, Any], prefix: str = "") -> str:
-    """TOML of nested tables of strings, numbers and truth values."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            name = f"{prefix}.{json.dumps(key)}" if prefix else json.dumps(key)
-            lines += [f"[{name}]", _toml(value, name)]
-    return "\n".join(lines)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.pods.manifests import ChartFault, Manifests, Object
-from deploy.pods.network import Network
+from tests.pods.manifests import ChartFault, Manifests, Object
+from tests.pods.network import Network
 
 _ANYWHERE = r"(?<![\w.])0\.0\.0\.0(?![\w.])|(?<=bind )\* -::\*"
 

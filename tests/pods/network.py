@@ -10,7 +10,7 @@ import random
 import re
 from typing import Any
 
-from deploy.pods.manifests import ChartFault, Manifests, Object, container_port, matches
+from tests.pods.manifests import ChartFault, Manifests, Object, container_port, matches
 
 _ADDRESSED = re.compile(r"(?<=://)(?:[^/@\s\"']*@)?(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(?::(?P<port>\d+))?")
 

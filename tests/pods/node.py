@@ -1,18 +1,20 @@
 """Pods, and what keeps the right number of them: a StatefulSet's and a Deployment's controller in one."""
 
-import asyncio
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deploy.pods.container import Container
-from deploy.pods.images import ROOT, put_programs
-from deploy.pods.layout import Layout, PodIdentity
-from deploy.pods.manifests import ChartFault, Manifests, Object
-from deploy.pods.network import Network
+from tests.pods.container import Container
+from tests.pods.images import ROOT, put_programs
+from tests.pods.layout import Layout, PodIdentity
+from tests.pods.manifests import ChartFault, Manifests, Object
+from tests.pods.network import Network
 
+_INIT_SECONDS = 120.0
 _PASSED_ON = ("LANG", "OMP_NUM_THREADS")
 
 
@@ -56,7 +58,7 @@ class Pod:
 
         self._init = [build(each) for each in spec.get("initContainers", [])]
         self.containers = [build(each) for each in spec["containers"]]
-        self._task: asyncio.Future[None] | None = None
+        self._is_stopping = threading.Event()
 
     @property
     def is_ready(self) -> bool:
@@ -70,38 +72,27 @@ class Pod:
 
     def start(self) -> None:
         """Runs it in the background."""
-        self._task = asyncio.ensure_future(self._run())
+        threading.Thread(target=self._run, daemon=True).start()
 
-    async def run_test(self, timeout_seconds: float) -> int:
-        """A pod that is to end: the exit code of its container."""
-        [container] = self.containers
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await container.run_to_end()
-        except TimeoutError:
-            container.kill()
-            return -1
-
-    async def _run(self) -> None:
+    def _run(self) -> None:
         for each in self._init:
-            delay = 1.0
-            while await each.run_to_end() != 0:
+            while not self._is_stopping.is_set() and each.run_to_end(seconds=_INIT_SECONDS) != 0:
                 self._tell(f"init container {each.name} failed:\n{each.last_lines()}")
-                await asyncio.sleep(delay)
-                delay *= 2
-        await asyncio.gather(*(each.keep_running() for each in self.containers))
+                self._is_stopping.wait(2.0)
+        if not self._is_stopping.is_set():
+            for each in self.containers:
+                each.start()
 
-    async def stop(self) -> str:
+    def stop(self) -> str:
         """Asks it to end and waits as long as its grace period; says what did not end well."""
-        problems = await asyncio.gather(*(each.stop(self._grace_seconds) for each in self.containers))
+        self._is_stopping.set()
+        problems = [each.stop(self._grace_seconds) for each in self.containers]
         self.kill()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         return ", ".join(f"{self.identity.name}: {each}" for each in problems if each)
 
     def kill(self) -> None:
         """SIGKILL to all of its processes."""
+        self._is_stopping.set()
         for each in [*self._init, *self.containers]:
             each.kill()
 
@@ -120,7 +111,7 @@ class Node:
         self._network = Network(manifests, namespace=namespace)
         self.pods: dict[str, list[Pod]] = {each["metadata"]["name"]: [] for each in manifests.workloads}
 
-    async def apply(self, manifests: Manifests) -> str:
+    def apply(self, manifests: Manifests) -> str:
         """Brings every workload to its number of replicas; says what did not end well."""
         self._manifests = manifests
         surplus = []
@@ -130,12 +121,12 @@ class Node:
             while len(pods) < wanted:
                 pods.append(self._started(workload, ordinal=len(pods)))
             surplus += [pods.pop() for _ in range(len(pods) - wanted)]
-        return await _stop(surplus)
+        return _stop(surplus)
 
-    async def replace(self, workload_name: str) -> str:
+    def replace(self, workload_name: str) -> str:
         """Deletes the first pod of a workload and starts another in its place; says what did not end well."""
         old = self.pods[workload_name].pop(0)
-        problem = await old.stop()
+        problem = old.stop()
         [workload] = [e for e in self._manifests.workloads if e["metadata"]["name"] == workload_name]
         self.pods[workload_name].insert(0, self._started(workload, ordinal=0))
         return problem
@@ -182,10 +173,10 @@ class Node:
                 f"{workload['kind']} {workload['metadata']['name']} does not select its own pods"
             )
 
-    async def stop(self, *, last: str) -> str:
+    def stop(self, *, last: str) -> str:
         """Stops every pod, those of the workload `last` after all others; says what did not end well."""
         first = [pod for name, pods in self.pods.items() if name != last for pod in pods]
-        return await _stop(first) or await _stop(self.pods[last])
+        return _stop(first) or _stop(self.pods[last])
 
     def kill(self) -> None:
         """Leaves no process behind."""
@@ -194,9 +185,9 @@ class Node:
                 pod.kill()
 
 
-async def _stop(pods: Sequence[Pod]) -> str:
-    problems = await asyncio.gather(*(each.stop() for each in pods))
-    return "; ".join(each for each in problems if each)
+def _stop(pods: Sequence[Pod]) -> str:
+    with ThreadPoolExecutor(max(1, len(pods))) as pool:
+        return "; ".join(problem for problem in pool.map(Pod.stop, pods) if problem)
 
 
 def _base_environment(address: str) -> dict[str, str]:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The images of the home-built node as archives in .cache/k8s/images: the learner's, built by deploy/docker/try_build.sh, and a
+# Debian with its Redis for the broker and for the pause of every pod. Generators are simulated and run the learner's image.
+#   tests/cluster/home_built/images.sh BROKER
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+broker=$1
+export IMAGE_WORK=${IMAGE_WORK:-.cache/images}
+archives=.cache/k8s/images
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+base=$(sed -n 's/^FROM \(python:[^ ]*\) AS packages/\1/p' deploy/docker/learner.Dockerfile)
+
+deploy/docker/try_build.sh learner
+buildah bud -q --isolation chroot --pull-never --signature-policy "$IMAGE_WORK/policy.json" -t asympo-e2e-broker - <<EOF
+FROM docker.io/library/$base
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server
+USER 10001:10001
+ENTRYPOINT []
+CMD ["sleep", "infinity"]
+EOF
+rm -rf $archives && mkdir -p $archives
+pack() {  # ARCHIVE IMAGE NAME
+    buildah push -q --signature-policy "$IMAGE_WORK/policy.json" "$2" "docker-archive:$archives/$1.tar:$3"
+}
+pack learner "asympo-learner:$version-cpu" "docker.io/library/asympo-learner:$version-cpu"
+pack broker asympo-e2e-broker "$broker"
