@@ -65,6 +65,7 @@ def encode_group(group: RolloutGroup) -> bytes:
                     reward=float(response.reward),
                     finish_reason=FINISH_REASON_TO_WIRE[response.finish_reason],
                     trained_token_mask=response.trained_token_mask or (),
+                    stop_string=response.stop_string,
                 )
                 for response in group.responses
             ],
@@ -156,6 +157,7 @@ def _response_from_wire(message: rollout_pb2.Response, index: int) -> Response:
         reward=message.reward,
         finish_reason=finish_reason,
         trained_token_mask=tuple(message.trained_token_mask) or None,
+        stop_string=message.stop_string,
     )
 
 
@@ -210,6 +212,11 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
         raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
     if abs(response.reward) > MAX_ABS_REWARD:
         raise InvalidRecord(f"{name} has reward {response.reward}, beyond {MAX_ABS_REWARD:g}")
+    if response.stop_string and response.finish_reason is not FinishReason.STOP:
+        raise InvalidRecord(
+            f"{name} has stop string {response.stop_string[:40]!r} and finish reason "
+            f"{response.finish_reason}: a stop string goes with stop"
+        )
     if response.finish_reason is FinishReason.ABORT:
         raise InvalidRecord(f"{name} was aborted: it would be trained as if it were finished")
     _check_token_ids(name, response.token_ids, vocab_size)

@@ -44,6 +44,8 @@ class Response:
     """Why sampling ended; `abort` is refused in the log."""
     trained_token_mask: tuple[bool, ...] | None = None
     """One flag for each token id, true where the token is trained; None trains them all."""
+    stop_string: str = ""
+    """What ended a text without token ids, when that was no end-of-sequence token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 Answers = Callable[[str], tuple[str, tuple[str, ...]]]
@@ -45,6 +46,9 @@ class ByteTokenizer:
 
     chat_template = "bytes"
     eos_token_id = 0
+    all_special_tokens = all_special_ids = ()
+    """None that a text could spell."""
+    added_tokens_decoder: Mapping[int, Any] = MappingProxyType({})
     _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
 
     def __len__(self) -> int:

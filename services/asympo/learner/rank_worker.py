@@ -54,6 +54,7 @@ class RankWorker:
         reader = build_group_reader(
             policy=parts.policy,
             tokenizer=load_tokenizer(self._settings.model),
+            stop=self._settings.sampling.stop,
             is_trained=lambda group_id: False,
         )
         if start["state"] is not None:

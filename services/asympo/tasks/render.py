@@ -4,28 +4,39 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.tasks.base import TaskPrompt
+from asympo.tasks.encoding import TextRefused, break_up, encode_broken, encode_prompt, is_template_error
 
 
 def render_prompt(task_prompt: TaskPrompt, tokenizer: Any) -> list[int]:
     """Token ids: messages through the chat template up to where the answer begins, text encoded as it is.
 
-    Raises BadSetting when the tokenizer has no chat template or refuses the messages.
+    Control tokens come from the template, or stand in a text prompt; in messages they are plain characters.
+    Raises BadSetting when the tokenizer has no chat template, or refuses the messages or the text.
     """
-    if task_prompt.messages is None:
-        return list(tokenizer.encode(task_prompt.text))
+    try:
+        if task_prompt.messages is None:
+            assert task_prompt.text is not None
+            return encode_prompt(task_prompt.text, tokenizer, is_own=True)
+        return _render_messages(task_prompt, tokenizer)
+    except TextRefused as error:
+        raise BadSetting(f"prompt {task_prompt.index} has no token ids: {error}") from error
+
+
+def _render_messages(task_prompt: TaskPrompt, tokenizer: Any) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise BadSetting(
             "the model has no chat template: set task.prompt_as to text, or choose an instruct model"
         )
-    messages = [dict(message) for message in task_prompt.messages]
+    messages = [dict(message) for message in task_prompt.messages or ()]
+    broken = [message | {"content": break_up(message["content"], tokenizer)} for message in messages]
+    is_plain = broken == messages
     try:
-        return list(
-            tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+        rendered = tokenizer.apply_chat_template(
+            broken, add_generation_prompt=True, tokenize=is_plain, return_dict=False
         )
     except Exception as error:
         # Templates raise jinja2 errors of their own making, for example when they know no system role.
-        if not type(error).__module__.startswith("jinja2"):
+        if not is_template_error(error):
             raise
         raise BadSetting(f"the model's chat template refuses prompt {task_prompt.index}: {error}") from error
+    return list(rendered) if is_plain else encode_broken(rendered, tokenizer)

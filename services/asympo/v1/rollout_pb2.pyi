@@ -36,15 +36,17 @@ class Prompt(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask")
+    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask", "stop_string")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     TRAINED_TOKEN_MASK_FIELD_NUMBER: _ClassVar[int]
+    STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     reward: float
     finish_reason: FinishReason
     trained_token_mask: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ...) -> None: ...
+    stop_string: str
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ..., stop_string: _Optional[str] = ...) -> None: ...

@@ -12,6 +12,7 @@ from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
+from asympo.learner.log.texts import RecordTexts
 from asympo.learner.progress import Progress
 
 
@@ -64,7 +65,10 @@ def tokenizer(tiny_model: Path) -> Any:
 
 def group_reader(tokenizer: Any, *, trained: frozenset[str] = frozenset()) -> GroupReader:
     return GroupReader(
-        tokenizer=tokenizer, vocab_size=512, max_positions=64, is_trained=lambda group_id: group_id in trained
+        texts=RecordTexts(tokenizer=tokenizer, vocab_size=512),
+        vocab_size=512,
+        max_positions=64,
+        is_trained=lambda group_id: group_id in trained,
     )
 
 

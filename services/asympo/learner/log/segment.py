@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
 from asympo.learner.progress import Progress
 
@@ -87,10 +88,14 @@ class GroupReader:
     """Turns one entry into a ReadGroup; raises InvalidRecord with the reason."""
 
     def __init__(
-        self, *, tokenizer: Any, vocab_size: int, max_positions: int | None, is_trained: Callable[[str], bool]
+        self,
+        *,
+        texts: RecordTexts,
+        vocab_size: int,
+        max_positions: int | None,
+        is_trained: Callable[[str], bool],
     ) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._texts = texts
         self._limits = WireLimits(vocab_size=vocab_size)
         self._max_positions = max_positions
         self._is_trained = is_trained
@@ -102,8 +107,11 @@ class GroupReader:
             raise InvalidRecord(f"record says it is group {record.group_id}, its lease was {entry.group_id}")
         if self._is_trained(record.group_id):
             raise InvalidRecord(f"group {record.group_id} was trained before")
-        prompt_ids = self._prompt_ids(record.prompt)
-        response_ids = tuple(self._response_ids(response) for response in record.responses)
+        prompt_ids = record.prompt.token_ids or self._texts.prompt_ids(record.prompt)
+        response_ids = tuple(
+            response.token_ids or self._texts.response_ids(response, prompt_ids=prompt_ids)
+            for response in record.responses
+        )
         longest = len(prompt_ids) + max(map(len, response_ids))
         if self._max_positions is not None and longest > self._max_positions:
             raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_positions}")
@@ -117,30 +125,6 @@ class GroupReader:
             response_ids=response_ids,
             advantages=group_advantages(rewards) if has_signal(rewards) else (0.0,) * len(rewards),
         )
-
-    def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        token_ids = prompt.token_ids or self._tokenise(prompt.text)
-        if not token_ids:
-            raise InvalidRecord("prompt has no tokens")
-        return token_ids
-
-    def _response_ids(self, response: Response) -> tuple[int, ...]:
-        if response.token_ids:
-            return response.token_ids
-        token_ids = self._tokenise(response.text)
-        # Text cannot hold the end-of-sequence token that a finished response was sampled with.
-        if response.finish_reason is FinishReason.STOP and self._tokenizer.eos_token_id is not None:
-            token_ids = (*token_ids, self._tokenizer.eos_token_id)
-        if not token_ids:
-            raise InvalidRecord("a response has no tokens")
-        return token_ids
-
-    def _tokenise(self, text: str) -> tuple[int, ...]:
-        """Ids of untrusted text: what looks like a special token in it stays text."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        if ids and max(ids) >= self._vocab_size:
-            raise InvalidRecord(f"text gives token id {max(ids)}, the model has {self._vocab_size}")
-        return tuple(ids)
 
 
 class SegmentLog(Protocol):

@@ -189,6 +189,12 @@ def vocab_size(config: PretrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
+def end_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Every token at which its engines end a response."""
+    given = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset([] if given is None else [given] if isinstance(given, int) else given)
+
+
 def read_model_config(path: str | Path) -> PretrainedConfig:
     """The model's config; raises BadModel."""
     try:

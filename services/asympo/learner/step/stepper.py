@@ -1,6 +1,6 @@
 """What turns entries into steps, made from settings: the same for a live run and for a replayed one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
-from asympo.learner.model.policy import Policy, load_model, vocab_size
+from asympo.learner.log.texts import RecordTexts
+from asympo.learner.model.policy import Policy, end_token_ids, load_model, vocab_size
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step.compute import Compute
@@ -64,18 +65,27 @@ def build_reader(
     """Reads steps from a log, live or archived."""
     return SegmentReader(
         log=log,
-        group_reader=build_group_reader(policy=policy, tokenizer=tokenizer, is_trained=is_trained),
+        group_reader=build_group_reader(
+            policy=policy, tokenizer=tokenizer, stop=config.sampling.get("stop", ()), is_trained=is_trained
+        ),
         groups_per_step=config.groups_per_step,
         max_groups_per_step=config.max_groups_per_step,
         on_invalid=on_invalid,
     )
 
 
-def build_group_reader(*, policy: Policy, tokenizer: Any, is_trained: Callable[[str], bool]) -> GroupReader:
+def build_group_reader(
+    *, policy: Policy, tokenizer: Any, stop: Sequence[str], is_trained: Callable[[str], bool]
+) -> GroupReader:
     """Turns entries into groups that this policy can train."""
     text_config = policy.model.config.get_text_config()
     return GroupReader(
-        tokenizer=tokenizer,
+        texts=RecordTexts(
+            tokenizer=tokenizer,
+            vocab_size=vocab_size(policy.model.config),
+            end_ids=end_token_ids(policy.model),
+            stop=stop,
+        ),
         vocab_size=vocab_size(policy.model.config),
         max_positions=getattr(text_config, "max_position_embeddings", None),
         is_trained=is_trained,
