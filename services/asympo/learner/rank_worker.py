@@ -11,7 +11,7 @@ from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import GroupReader
 from asympo.learner.model.batching import TrainedGroup
 from asympo.learner.model.weights import Weights
-from asympo.learner.publish.policy_writer import PUBLISHED_DTYPE
+from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.open import open_states

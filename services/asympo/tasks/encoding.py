@@ -39,7 +39,7 @@ def has_control_tokens(ids: Sequence[int], tokenizer: Any) -> bool:
 
 def encode_plain(text: str, tokenizer: Any) -> list[int]:
     """Ids of untrusted text: what is spelled like a control token stays text. Raises TextRefused."""
-    ids = _encode(tokenizer, text, add_special_tokens=False, split_special_tokens=True)
+    ids = encode(tokenizer, text, add_special_tokens=False, split_special_tokens=True)
     # Some are control tokens to the model alone, and the tokenizer does not know to split them.
     if not set(control_tokens(tokenizer).values()).isdisjoint(ids):
         return encode_broken(break_up(text, tokenizer), tokenizer)
@@ -54,7 +54,7 @@ def encode_prompt(text: str, tokenizer: Any, *, is_own: bool) -> list[int]:
     is_rendered = not is_own and was_rendered(text, tokenizer)
     begin = _begin(text, tokenizer)
     if is_own or is_rendered:
-        ids = _encode(tokenizer, text, add_special_tokens=False)
+        ids = encode(tokenizer, text, add_special_tokens=False)
         is_left_out = is_rendered and not frame_of(tokenizer).begins_text
         return ids if is_left_out or ids[: len(begin)] == begin else begin + ids
     spelt = "".join(tokenizer.convert_ids_to_tokens(begin))
@@ -103,7 +103,7 @@ def frame_of(tokenizer: Any) -> Frame:
         begin=first,
         end=_common_start([text[::-1] for text in rendered])[::-1],
         begins_text=bool(begin_of_text) and rendered[0].startswith(begin_of_text),
-        turn_ends=tuple(_encode(tokenizer, after, add_special_tokens=False)) if after else (),
+        turn_ends=tuple(encode(tokenizer, after, add_special_tokens=False)) if after else (),
     )
 
 
@@ -120,7 +120,7 @@ def break_up(text: str, tokenizer: Any) -> str:
 def encode_broken(text: str, tokenizer: Any) -> list[int]:
     """Ids of a text after `break_up`; they decode to the text before it. Raises TextRefused."""
     breaking, mark = _with_break(tokenizer)
-    return [index for index in _encode(breaking, text, add_special_tokens=False) if index != mark]
+    return [index for index in encode(breaking, text, add_special_tokens=False) if index != mark]
 
 
 def is_template_error(error: Exception) -> bool:
@@ -145,8 +145,8 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def _begin(text: str, tokenizer: Any) -> list[int]:
     """What the tokenizer puts before a text; what it puts behind would end a prompt before its response."""
-    inner = _encode(tokenizer, text, add_special_tokens=False)
-    whole = _encode(tokenizer, text)
+    inner = encode(tokenizer, text, add_special_tokens=False)
+    whole = encode(tokenizer, text)
     places = range(len(whole) - len(inner) + 1)
     return next((whole[:at] for at in places if whole[at : at + len(inner)] == inner), [])
 
@@ -166,7 +166,8 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, is_answered: bo
     return text
 
 
-def _encode(tokenizer: Any, text: str, **options: bool) -> list[int]:
+def encode(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    """Ids of a text as the tokenizer makes them. Raises TextRefused."""
     try:
         return list(tokenizer.encode(text, **options))
     except Exception as error:

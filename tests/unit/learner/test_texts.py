@@ -11,7 +11,6 @@ from asympo.common.records import FinishReason, Prompt, Response
 from asympo.learner.log.texts import RecordTexts
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.render import render_prompt
-
 from tests.tiny_model import CHAT_TEMPLATE
 
 CHATML = CHAT_TEMPLATE

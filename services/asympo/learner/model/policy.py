@@ -192,7 +192,9 @@ def vocab_size(config: PretrainedConfig) -> int:
 def end_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """Every token at which its engines end a response."""
     given = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset([] if given is None else [given] if isinstance(given, int) else given)
+    return frozenset(
+        each for each in (given if isinstance(given, list) else [given]) if isinstance(each, int)
+    )
 
 
 def read_model_config(path: str | Path) -> PretrainedConfig:

@@ -33,10 +33,12 @@ class Weights:
             pass
 
     def _values(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        saved = self._model.state_dict().keys()
-        for parameter in self._model.parameters():
-            value = parameter.detach()
+        for value in named_weights(self._model).values():
             yield cast(DTensor, value.to(dtype)).full_tensor() if isinstance(value, DTensor) else value
-        for name, buffer in self._model.named_buffers():
-            if name in saved:
-                yield buffer
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What is published of a model: parameters, tied ones once, and the buffers that a checkpoint holds."""
+    saved = model.state_dict().keys()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}

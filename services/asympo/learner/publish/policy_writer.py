@@ -4,22 +4,23 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
-from asympo.common.errors import CorruptCheckpoint, PublishFailed
-from asympo.learner.model.policy import Policy
-from asympo.learner.model.weights import Weights
+from asympo.common.errors import CorruptCheckpoint
+from asympo.learner.model.policy import Policy, vocab_size
+from asympo.learner.model.weights import Weights, named_weights
+from asympo.learner.publish.policy_files import (
+    PUBLISHED_DTYPE,
+    files_beside_weights,
+    read_weights,
+    write_weights,
+)
 from asympo.learner.step.probe import ProbeText, fixed_probes, mean_nlls
 
 log = logging.getLogger(__name__)
-
-PUBLISHED_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +46,10 @@ class PolicyWriter:
     ) -> None:
         self._store = store
         self._shadow = shadow
-        self._tokenizer_files = _files_of(tokenizer)
+        self._files = files_beside_weights(shadow.model, tokenizer)
         self._tolerance = tolerance
         self._keep = keep
-        self._fixed = fixed_probes(tokenizer)
+        self._fixed = fixed_probes(tokenizer, vocab_size=vocab_size(shadow.model.config))
         self._parent: str | None = None
         """Digest of the policy whose weights the shadow holds."""
         self._last: str | None = None
@@ -61,7 +62,7 @@ class PolicyWriter:
             return None
         try:
             self._load(ref.path)
-        except (OSError, KeyError, RuntimeError, SafetensorError, CorruptCheckpoint) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, CorruptCheckpoint) as error:
             log.warning("The newest policy %s cannot be compared with: %s", ref.name, error)
             return None
         self._parent = self._last = ref.digest
@@ -126,12 +127,8 @@ class PolicyWriter:
         self._store.prune(keep=self._keep, is_in_use=is_in_use)
 
     def _fill(self, directory: Path) -> None:
-        try:
-            self._shadow.model.save_pretrained(directory)
-        except SafetensorError as error:
-            # The writer wraps what the operating system said, a full disk included.
-            raise PublishFailed(f"the policy could not be written to {directory}: {error}") from error
-        for name, content in self._tokenizer_files.items():
+        write_weights(self._shadow.model, directory)
+        for name, content in self._files.items():
             (directory / name).write_bytes(content)
 
     @torch.no_grad()
@@ -145,19 +142,6 @@ class PolicyWriter:
 
     @torch.no_grad()
     def _load(self, path: Path) -> None:
-        tensors = dict(self._shadow.model.named_parameters()) | dict(self._shadow.model.named_buffers())
-        remaining = {name for name, _ in self._shadow.model.named_parameters()}
-        for file in sorted(path.glob("*.safetensors")):
-            for name, value in load_file(file).items():
-                if name in tensors:
-                    tensors[name].copy_(value)
-                    remaining.discard(name)
-        if remaining:
-            raise CorruptCheckpoint(f"{path} lacks {sorted(remaining)[0]}")
-
-
-def _files_of(tokenizer: Any) -> dict[str, bytes]:
-    """What `save_pretrained` writes, by name: its writer's storage errors are untyped, so kept."""
-    with TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+        stored = read_weights(self._shadow.model, path)
+        for name, ours in named_weights(self._shadow.model).items():
+            ours.copy_(stored[name])

@@ -7,7 +7,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, newest_tip
 from asympo.common.archive.store import Part
@@ -17,7 +16,9 @@ from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import Segment
+from asympo.learner.model.weights import named_weights
 from asympo.learner.progress import Progress
+from asympo.learner.publish.policy_files import read_weights
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.saver import trained_ids_of
@@ -255,12 +256,10 @@ class Replay:
         if ref is None:
             return None
         self._policies.verify(ref)
-        stored: dict[str, torch.Tensor] = {}
-        for file in sorted(ref.path.glob("*.safetensors")):
-            stored |= load_file(file)
         model = self._built.policy.model
-        ours = {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if name in stored}
-        rounded = {name: tensor.detach().to(stored[name].dtype).cpu() for name, tensor in ours.items()}
+        stored = read_weights(model, ref.path)
+        ours = named_weights(model)
+        rounded = {name: ours[name].to(tensor.dtype).cpu() for name, tensor in stored.items()}
         tensor = first_difference(stored, rounded)
         if tensor is not None:
             return Difference(where=str(ref.path), step=self._training.progress.step, tensor=tensor)

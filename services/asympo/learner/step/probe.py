@@ -10,11 +10,13 @@ from torch import nn
 
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.policy import Policy
+from asympo.tasks.encoding import TextRefused, encode_plain
 
 _FIXED_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",
     "To add two numbers, write them one below the other and start from the right.",
 )
+_NUM_VOCABULARY_TOKENS = 16
 _MAX_PROBE_TOKENS = 512
 """Longer trained sequences are left out: a probe delays every generator."""
 
@@ -29,14 +31,26 @@ class ProbeText:
     """Leading tokens that only condition."""
 
 
-def fixed_probes(tokenizer: Any) -> tuple[ProbeText, ...]:
-    """The same for every policy of a run."""
-    probes = []
-    for text in _FIXED_TEXTS:
-        token_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        if len(token_ids) >= 2:
-            probes.append(ProbeText(token_ids=token_ids, num_prompt_tokens=1))
-    return tuple(probes)
+def fixed_probes(tokenizer: Any, *, vocab_size: int) -> tuple[ProbeText, ...]:
+    """The same for every policy of a run: English, or tokens of all the vocabulary where it knows none."""
+    texts = [ids for text in _FIXED_TEXTS if len(set(ids := _ids_of(text, tokenizer, vocab_size))) >= 2]
+    if not texts:
+        stride = max(1, vocab_size // _NUM_VOCABULARY_TOKENS)
+        special = {*tokenizer.all_special_ids}
+        ids = [index for index in range(stride // 2, vocab_size, stride) if index not in special]
+        # A vocabulary of two has two special tokens.
+        texts = [ids if len(ids) >= 2 else [*range(vocab_size)]]
+    return tuple(ProbeText(token_ids=tuple(ids), num_prompt_tokens=1) for ids in texts)
+
+
+def _ids_of(text: str, tokenizer: Any, vocab_size: int) -> list[int]:
+    """None where the tokenizer cannot write the text, or writes it as something the model does not know."""
+    try:
+        ids = encode_plain(text, tokenizer)
+    except TextRefused:
+        return []
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return [] if unknown in ids or max(ids, default=0) >= vocab_size else ids
 
 
 def choose_probes(candidates: Sequence[tuple[float, ProbeText]], *, count: int) -> tuple[ProbeText, ...]:
@@ -67,16 +81,19 @@ def mean_nlls(policy: Policy, probes: Sequence[ProbeText]) -> list[float]:
 
 @contextmanager
 def _weights_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While a module runs, its own weights are widened to ``dtype``: exact, and one module's worth of memory.
+    """While a layer runs, its weights are widened to ``dtype``: exact, and one layer's worth of memory.
 
     For CPUs without bfloat16 products, where computing in the published precision would take seconds.
     """
     hooks = []
-    for module in model.modules():
-        narrow = {name: p for name, p in module._parameters.items() if p is not None and p.dtype != dtype}
-        if narrow:
-            hooks.append(module.register_forward_pre_hook(_widen(narrow, dtype)))
-            hooks.append(module.register_forward_hook(_restore(narrow)))
+    for outer, inner in _run_together(model):
+        narrow = {
+            module: {name: p for name, p in module._parameters.items() if p is not None and p.dtype != dtype}
+            for module in inner
+        }
+        if any(narrow.values()):
+            hooks.append(outer.register_forward_pre_hook(_widen(narrow, dtype)))
+            hooks.append(outer.register_forward_hook(_restore(narrow)))
     try:
         yield
     finally:
@@ -84,16 +101,29 @@ def _weights_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             hook.remove()
 
 
-def _widen(narrow: dict[str, nn.Parameter], dtype: torch.dtype) -> Any:
-    def hook(module: nn.Module, _: Any) -> None:
-        for name, parameter in narrow.items():
-            module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+def _run_together(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """Each module with those whose weights its forward may read: in a layer, all that are inside it."""
+    layers = {*(getattr(model, "_no_split_modules", None) or ())}
+    seen: set[nn.Module] = set()
+    for module in model.modules():
+        if module not in seen:
+            inner = [*module.modules()] if type(module).__name__ in layers else [module]
+            seen.update(inner)
+            yield module, inner
+
+
+def _widen(narrow: dict[nn.Module, dict[str, nn.Parameter]], dtype: torch.dtype) -> Any:
+    def hook(*_: Any) -> None:
+        for module, parameters in narrow.items():
+            for name, parameter in parameters.items():
+                module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
 
     return hook
 
 
-def _restore(narrow: dict[str, nn.Parameter]) -> Any:
-    def hook(module: nn.Module, _: Any, __: Any) -> None:
-        module._parameters.update(narrow)
+def _restore(narrow: dict[nn.Module, dict[str, nn.Parameter]]) -> Any:
+    def hook(*_: Any) -> None:
+        for module, parameters in narrow.items():
+            module._parameters.update(parameters)
 
     return hook
