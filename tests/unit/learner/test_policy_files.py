@@ -10,18 +10,18 @@ import pytest
 import torch
 import transformers
 from asympo.common.checkpoints import PolicyStore
-from asympo.common.errors import BadModel, CorruptCheckpoint
-from asympo.learner.log.join import load_tokenizer
+from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
+from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.model.policy import Policy, end_token_ids, load_model
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, read_weights
 from asympo.learner.publish.policy_writer import PolicyWriter
-from asympo.learner.replay.replay import first_difference
+from asympo.learner.replay.archive_replay import first_difference
 from asympo.learner.step.probe import fixed_probes
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer_digest import tokenizer_digest
-from tests.tiny_model import make_tiny_tokenizer
+from asympo.testing.tiny_model import load_tiny_tokenizer
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def make_model(directory: Path, config: PretrainedConfig) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(directory)
-    make_tiny_tokenizer().save_pretrained(directory)
+    load_tiny_tokenizer(directory)
     return directory
 
 
@@ -160,6 +160,7 @@ def test_generation_config_that_transformers_would_not_write_is_mended(
 
 def test_several_chat_templates_are_published_without_a_folder(tiny_model: Path, tmp_path: Path) -> None:
     source = shutil.copytree(tiny_model, tmp_path / "model")
+    (source / "chat_template.jinja").write_text(load_tokenizer(str(tiny_model)).chat_template)
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages[0]['content'] }} tools")
     tokenizer = load_tokenizer(str(source))
@@ -172,6 +173,14 @@ def test_several_chat_templates_are_published_without_a_folder(tiny_model: Path,
     assert tokenizer_digest(published) == tokenizer_digest(tokenizer)
     prompt = TaskPrompt(index=0, messages=({"role": "user", "content": "Hi"},), answer="")
     assert render_prompt(prompt, published) == render_prompt(prompt, load_tokenizer(str(tiny_model)))
+
+
+def test_chat_templates_without_a_default_are_refused_in_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = {"tool_use": tokenizer.chat_template, "rag": "{{ messages }}"}
+    prompt = TaskPrompt(index=0, messages=({"role": "user", "content": "Hi"},), answer="")
+    with pytest.raises(BadSetting, match="chat template refuses prompt 0"):
+        render_prompt(prompt, tokenizer)
 
 
 def test_tokenizer_that_writes_what_no_policy_may_hold_is_refused_at_start(tiny_model: Path) -> None:
@@ -213,7 +222,14 @@ def words(vocabulary: dict[str, int], *, unknown: str | None = None) -> Any:
         words({str(i): i for i in range(40)}),
         words({**{str(i): i for i in range(40)}, "?": 40}, unknown="?"),
         words({"0": 0, "1": 1}),
-        make_tiny_tokenizer(),
+        words(
+            {
+                word: i
+                for i, word in enumerate(
+                    ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
+                )
+            }
+        ),
     ],
 )
 @pytest.mark.parametrize("vocab_size", [41, 512])

@@ -11,9 +11,11 @@ from asympo.common.records import FinishReason, Prompt, Response
 from asympo.learner.log.texts import RecordTexts
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.render import render_prompt
-from tests.tiny_model import CHAT_TEMPLATE
 
-CHATML = CHAT_TEMPLATE
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 INSTRUCT = (  # the way of Llama 2: the answer begins without any mark of its own
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
     "{{ eos_token }}{% else %}[INST] {{ m['content'] | trim }} [/INST]{% endif %}{% endfor %}"
