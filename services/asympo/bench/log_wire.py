@@ -12,7 +12,6 @@ import hiredis
 
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import key
-from asympo.common.rollout_log.leases import ACQUIRE_KEYS, APPEND_KEYS
 from asympo.common.rollout_log.lua import load_script
 
 _RECEIVE_BYTES = 1 << 18
@@ -62,12 +61,12 @@ def pack(*parts: Any) -> bytes:
 
 def acquire_command(run: str, *, token: str, policy_step: int, holder: str) -> bytes:
     """Asks for a lease; the reply is that of ``acquire.lua``."""
-    return _script_command("acquire", run, ACQUIRE_KEYS, token, policy_step, holder)
+    return _script_command("acquire", run, token, policy_step, holder)
 
 
 def append_command(run: str, *, token: str, payload: bytes, producer: str) -> bytes:
     """Appends a group; the reply is that of ``append.lua``."""
-    return _script_command("append", run, APPEND_KEYS, token, payload, producer)
+    return _script_command("append", run, token, payload, producer)
 
 
 def wait_command(run: str, *, after_id: str, block_ms: int) -> bytes:
@@ -81,6 +80,7 @@ def load_scripts(broker: Broker) -> None:
         broker.command("SCRIPT LOAD", load_script(name).source)
 
 
-def _script_command(name: str, run: str, nouns: str, *arguments: Any) -> bytes:
-    keys = [key(run, noun) for noun in nouns.split()]
-    return pack("EVALSHA", load_script(name).sha1, len(keys), *keys, *arguments)
+def _script_command(name: str, run: str, *arguments: Any) -> bytes:
+    script = load_script(name)
+    keys = [key(run, noun) for noun in script.nouns]
+    return pack("EVALSHA", script.sha1, len(keys), *keys, *arguments)

@@ -97,7 +97,7 @@ def test_release_by_a_zombie_does_not_free_the_run(log: RunLog) -> None:
 
 def test_take_fence_twice_with_one_token_takes_one_number(log: RunLog) -> None:
     arguments = ("t" * 32, "learner-0", 10_000, 0, 0)
-    first, second = (log.access.call("take_fence", "run", *arguments) for _ in range(2))
+    first, second = (log.access.call("take_fence", *arguments) for _ in range(2))
     assert first == second
 
 

@@ -4,7 +4,6 @@ import time
 import pytest
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunLog, RunState, permuted_index
-from asympo.common.rollout_log.leases import ACQUIRE_KEYS
 
 from .conftest import config_of, must_append, must_lease, start_run
 
@@ -221,7 +220,7 @@ def test_wait_for_slot_gives_up_after_its_time_out(log: RunLog) -> None:
 def test_acquire_twice_with_one_token_grants_one_lease(log: RunLog) -> None:
     """What redis-py does when the reply to the first call is lost."""
     start_run(log)
-    first, second = (log.access.call("acquire", ACQUIRE_KEYS, "t" * 32, 0, "gen-0") for _ in range(2))
+    first, second = (log.access.call("acquire", "t" * 32, 0, "gen-0") for _ in range(2))
     assert first[:2] == second[:2]
     assert (log.stats.read().leases, log.stats.read().leases_granted) == (1, 1)
 

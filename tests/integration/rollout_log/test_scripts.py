@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from asympo.common.rollout_log import Lease, RunLog
 from asympo.common.rollout_log.keys import NOUNS, key
-from asympo.common.rollout_log.leases import ACQUIRE_KEYS, APPEND_KEYS
-from asympo.common.rollout_log.lua import script_names
+from asympo.common.rollout_log.lua import load_script, script_names
 
 from .conftest import Learner, must_append, must_lease, start_run
 
+ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"
+APPEND_KEYS = "run log open leases deadlines answers reissue wake policy_steps failures"
 COMMIT_KEYS = "run commit log open leases reissue holes wake"
 RECONCILE_KEYS = "run commit log holes open leases deadlines reissue set_aside wake"
 SURVEY_KEYS = "run commit holes open leases reissue set_aside"
@@ -35,7 +36,9 @@ def learner(log: RunLog) -> Learner:
 
 
 def call(log: RunLog, script: str, nouns: str, *arguments: Any) -> Any:
-    return log.broker.run_script(script, [key(log.run, noun) for noun in nouns.split()], arguments)
+    given = nouns.split()
+    assert load_script(script).nouns in ((), tuple(given)), "the script's head says what its client gives"
+    return log.broker.run_script(script, [key(log.run, noun) for noun in given], arguments)
 
 
 def fenced(learner: Learner) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from asympo.common.errors import BrokerChanged, Fenced
 from asympo.common.names import check_run_name
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import key
+from asympo.common.rollout_log.lua import load_script
 from asympo.common.rollout_log.types import Fence
 
 
@@ -21,14 +22,15 @@ class RunAccess:
         """The full name of one of the run's keys."""
         return key(self.name, noun)
 
-    def call(self, script: str, nouns: str, *arguments: Any) -> list[Any]:
-        """Runs a script on the keys named by ``nouns`` (space-separated, the script's KEYS in order)."""
-        reply = self.broker.run_script(script, [self.key(noun) for noun in nouns.split()], arguments)
+    def call(self, script: str, *arguments: Any) -> list[Any]:
+        """Runs a script on the run's keys that its head names."""
+        keys = [self.key(noun) for noun in load_script(script).nouns]
+        reply = self.broker.run_script(script, keys, arguments)
         return reply if isinstance(reply, list) else [reply]
 
-    def call_fenced(self, fence: Fence, script: str, nouns: str, *arguments: Any) -> list[Any]:
+    def call_fenced(self, fence: Fence, script: str, *arguments: Any) -> list[Any]:
         """The same for a script that begins with the fence check; raises Fenced or BrokerChanged."""
-        reply = self.call(script, nouns, fence.number, fence.token, fence.server_id, *arguments)
+        reply = self.call(script, fence.number, fence.token, fence.server_id, *arguments)
         status = reply[0].decode() if isinstance(reply[0], bytes) else ""
         if status in ("FENCED", "CHANGED"):
             self.raise_refused(status, fence, reply)

@@ -20,9 +20,7 @@ class Commits:
         num_freed = 0
         remaining = iter(group_ids)
         while chunk := list(islice(remaining, _MAX_IDS_AT_ONCE)):
-            num_freed += number(
-                self._run.call_fenced(fence, "free", "run open wake", trained_sequence, *chunk)[1]
-            )
+            num_freed += number(self._run.call_fenced(fence, "free", trained_sequence, *chunk)[1])
         return num_freed
 
     def commit(
@@ -45,10 +43,9 @@ class Commits:
         head, tail = group_ids[:_MAX_IDS_AT_ONCE], group_ids[_MAX_IDS_AT_ONCE:]
         # Freeing is idempotent and needs no order, so the rest may go ahead of the one atomic script.
         self.free(fence, tail)
-        nouns = "run commit log open leases reissue holes wake"
         num_consumed = len(group_ids) if num_consumed is None else num_consumed
         arguments = (sequence, state_name, step, num_consumed, *head)
-        self._run.call_fenced(fence, "commit", nouns, *arguments)
+        self._run.call_fenced(fence, "commit", *arguments)
         return CommitRecord(sequence=sequence, state_name=state_name, step=step, fence=fence.number)
 
     def last(self) -> CommitRecord | None:

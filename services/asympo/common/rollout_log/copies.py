@@ -42,8 +42,9 @@ class Copies:
         training state that is on storage by then. Raises BadSetting when there is no such run.
         """
         small = [noun for noun in NOUNS if noun not in (*_LARGE, *_TRANSIENT)]
+        copied = self._run.broker.run_script("copy", [self._run.key(noun) for noun in small], [])
         last_sequence = None
-        for noun, (kind, items) in zip(small, self._run.call("copy", " ".join(small)), strict=True):
+        for noun, (kind, items) in zip(small, copied, strict=True):
             if noun == "run":
                 fields = dict(zip(items[::2], items[1::2], strict=True))
                 last_sequence = number(fields.get(b"last_sequence"))

@@ -16,7 +16,7 @@ class DeadLetters:
     def add(self, fence: Fence, entry: LogEntry, reason: str) -> None:
         """Copies the entry to the dead letters and frees its slot; the entry itself stays until commit."""
         described = (entry.sequence, entry.group_id, entry.producer, reason, entry.payload)
-        self._run.call_fenced(fence, "dead_letter", "run dead open wake", MAX_DEAD_LETTERS, *described)
+        self._run.call_fenced(fence, "dead_letter", MAX_DEAD_LETTERS, *described)
 
     def newest(self, count: int = 100) -> list[DeadLetter]:
         """The newest ``count``, newest first."""

@@ -24,7 +24,7 @@ class Fences:
         """
         token = secrets.token_hex(16)
         arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least)
-        reply = self._run.call("take_fence", "run", *arguments)
+        reply = self._run.call("take_fence", *arguments)
         if reply[0] == b"HELD":
             raise RunHasLearner(
                 f"run {self._run.name!r} has a live learner ({text(reply[2])}, fence {number(reply[1])}, "
@@ -45,8 +45,8 @@ class Fences:
         Raises Fenced when another learner has taken over, BrokerChanged when a reconcile is due.
         """
         arguments = (int(fence.heartbeat_seconds * 1000), trained_sequence)
-        self._run.call_fenced(fence, "heartbeat", "run", *arguments)
+        self._run.call_fenced(fence, "heartbeat", *arguments)
 
     def release(self, fence: Fence) -> None:
         """Gives ownership up, so that the next learner need not wait; no error when it was lost already."""
-        self._run.call("release", "run", fence.number, fence.token)
+        self._run.call("release", fence.number, fence.token)

@@ -8,10 +8,6 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.types import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
 
 _MAX_RENEWED_AT_ONCE = 500
-ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"
-"""KEYS of acquire.lua."""
-APPEND_KEYS = "run log open leases deadlines answers reissue wake policy_steps failures"
-"""KEYS of append.lua."""
 _POLICY_REASONS = (RefusalReason.STALE_POLICY, RefusalReason.NOT_STARTED)
 
 
@@ -27,7 +23,7 @@ class Leases:
         Raises BrokerFull when the broker could not take the group either.
         """
         token = secrets.token_hex(16)
-        reply = self._run.call("acquire", ACQUIRE_KEYS, token, policy_step, holder)
+        reply = self._run.call("acquire", token, policy_step, holder)
         if reply[0] == b"REFUSED":
             return Refused(
                 reason=RefusalReason(text(reply[1])),
@@ -69,7 +65,7 @@ class Leases:
         lost = []
         for start in range(0, len(leases), _MAX_RENEWED_AT_ONCE):
             chunk = leases[start : start + _MAX_RENEWED_AT_ONCE]
-            reply = self._run.call("renew", "run leases deadlines", *(lease.token for lease in chunk))
+            reply = self._run.call("renew", *(lease.token for lease in chunk))
             lost += [lease for lease, is_kept in zip(chunk, reply, strict=True) if not is_kept]
         return lost
 
@@ -79,7 +75,7 @@ class Leases:
         Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when
         the broker is out of memory: keep the lease renewed and try again.
         """
-        reply = self._run.call("append", APPEND_KEYS, lease.token, payload, producer)
+        reply = self._run.call("append", lease.token, payload, producer)
         outcome = AppendOutcome(text(reply[0]).lower())
         return AppendResult(
             outcome=outcome,
@@ -94,10 +90,7 @@ class Leases:
         ``is_prompt_failure``: the prompt itself is at fault; after ``max_prompt_failures`` of those it is set
         aside for its epoch.
         """
-        nouns = "run leases deadlines reissue wake failures set_aside"
-        return bool(
-            number(self._run.call("hand_back", nouns, lease.token, int(is_prompt_failure), reason)[0])
-        )
+        return bool(number(self._run.call("hand_back", lease.token, int(is_prompt_failure), reason)[0]))
 
     def _newest_wake_id(self) -> str:
         newest = self._run.broker.newest(self._run.key("wake"), max_count=1)

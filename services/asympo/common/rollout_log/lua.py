@@ -8,12 +8,16 @@ broker is over its memory limit. It refuses all others then before they have wri
 
 import functools
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 
+from asympo.common.rollout_log.keys import NOUNS
+
 _CALLERS = ("generator", "learner", "anyone")
 _INCLUDE = "--!include "
+_KEYS = re.compile(r"^-- .*KEYS: ([a-z_]+(?:, [a-z_]+)*)\.", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,14 +30,21 @@ class Script:
     """Text with includes in place."""
     sha1: str
     """What the broker knows it by."""
+    nouns: tuple[str, ...]
+    """Its KEYS in order, as its head says; empty where each caller chooses other ones."""
 
 
 @functools.cache
 def load_script(name: str) -> Script:
     """Reads ``scripts/<caller>/<name>.lua``."""
     source = "".join(_lines(_files()[name]))
+    head = _KEYS.search(source)
+    nouns = tuple(head[1].split(", ")) if head else ()
     return Script(
-        name=name, source=source, sha1=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        name=name,
+        source=source,
+        sha1=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(),
+        nouns=nouns if set(nouns) <= set(NOUNS) else (),
     )
 
 

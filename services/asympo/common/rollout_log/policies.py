@@ -17,8 +17,7 @@ class Policies:
 
     def announce(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
         """Makes a published checkpoint known; announcing the newest one again changes nothing."""
-        nouns = "run policies policy_steps"
-        reply = self._run.call_fenced(fence, "announce_policy", nouns, step, digest)
+        reply = self._run.call_fenced(fence, "announce_policy", step, digest)
         return PolicyAnnouncement(
             step=step, fence=number(reply[2]), digest=digest, published_at_seconds=number(reply[1]) / 1000
         )
@@ -53,7 +52,7 @@ class Policies:
     def mark_bad(self, *, step: int, fence: int, reason: str, holder: str) -> None:
         """Tells everyone not to serve a policy; the first report is kept."""
         report = json.dumps({"reason": reason, "holder": holder})
-        self._run.call("mark_bad_policy", "bad_policies wake", f"{fence}:{step}", report)
+        self._run.call("mark_bad_policy", f"{fence}:{step}", report)
 
     def bad(self) -> list[BadPolicy]:
         """Every policy reported bad, by fence and step."""

@@ -33,7 +33,7 @@ class Reader:
             )
             if fence is not None:
                 # After the read, so that entries of a broker that changed meanwhile are not returned.
-                self._run.call_fenced(fence, "check_fence", "run")
+                self._run.call_fenced(fence, "check_fence")
             if left == 0.0:
                 break
         entries = [_entry(*item) for item in raw]

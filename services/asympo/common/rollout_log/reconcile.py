@@ -94,12 +94,11 @@ class Reconciler:
     def _survey(
         self, fence: Fence, committed: CommitRecord | None, consumed_to: int, *, is_start: bool
     ) -> _Survey:
-        nouns = "run commit holes open leases reissue set_aside"
         # On a start, a training state written under our own number means the number was given out twice.
         least = (committed.fence + int(is_start)) if committed else 0
         heartbeat_ms = int(fence.heartbeat_seconds * 1000)
         arguments = (fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms)
-        reply = self._run.call("survey", nouns, *arguments)
+        reply = self._run.call("survey", *arguments)
         if reply[0] == b"FENCED":
             self._run.raise_refused("FENCED", fence, reply)
         head, commit, *groups = reply[1:]
@@ -124,7 +123,7 @@ class Reconciler:
         """Group id by sequence of every entry after a number, without moving payloads."""
         found: dict[int, str] = {}
         while True:
-            flat = self._run.call("log_ids", "log", after, _IDS_PER_SCAN)
+            flat = self._run.call("log_ids", after, _IDS_PER_SCAN)
             if not flat:
                 return found
             for sequence, group_id in zip(flat[::2], flat[1::2], strict=True):
@@ -134,7 +133,7 @@ class Reconciler:
     def _refuse_old_state(self, survey: _Survey, consumed_to: int) -> None:
         if survey.commit is None or survey.commit.sequence <= consumed_to:
             return
-        first = self._run.call("log_ids", "log", consumed_to, 1)
+        first = self._run.call("log_ids", consumed_to, 1)
         if not first or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
                 f"run {self._run.name!r} is committed up to entry {survey.commit.sequence} in training state "
@@ -144,7 +143,6 @@ class Reconciler:
 
     def _settle(self, survey: _Survey, repairs: _Repairs, committed: CommitRecord | None) -> bool:
         """Applies the repairs in one script; False when a prompt was issued meanwhile."""
-        nouns = "run commit log holes open leases deadlines reissue set_aside wake"
         record = (
             (committed.sequence, committed.state_name, committed.step, committed.fence)
             if committed
@@ -159,7 +157,7 @@ class Reconciler:
         )
         cursor = (survey.epoch, survey.position, repairs.epoch, repairs.position)
         flat = [item for items in lists for item in (len(items), *items)]
-        reply = self._run.call_fenced(survey.fence, "settle", nouns, *cursor, *record, *flat)
+        reply = self._run.call_fenced(survey.fence, "settle", *cursor, *record, *flat)
         return bool(reply[0] == b"OK")
 
 

@@ -43,7 +43,6 @@ class RunStates:
         limit = config.max_generation_staleness
         reply = self._run.call(
             "create",
-            "config run wake",
             config.to_json(),
             *("capacity", config.capacity),
             *("lease_ms", int(config.lease_seconds * 1000)),
@@ -90,9 +89,9 @@ class RunStates:
         """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""
         arguments = (state.value, reason)
         if fence is None:
-            reply = self._run.call("set_state", "run wake", 0, "", "", *arguments)
+            reply = self._run.call("set_state", 0, "", "", *arguments)
         else:
-            reply = self._run.call_fenced(fence, "set_state", "run wake", *arguments)
+            reply = self._run.call_fenced(fence, "set_state", *arguments)
         if reply[0] == b"MISSING":
             raise BadSetting(
                 f"the broker at {self._run.broker.url} has no run {self._run.name!r}: check the name"

@@ -18,7 +18,7 @@ class Stats:
 
     def read(self) -> LogStats:
         """All figures of one instant; zeros for a run that does not exist."""
-        flat = self._run.call("stats", "run open leases deadlines reissue set_aside")
+        flat = self._run.call("stats")
         found = {text(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         values: dict[str, object] = {
             "state": RunState(text(found["state"])),
