@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from asympo.bench.shapes import Rollout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.fused import unfused
 from asympo.learner.model.policy import Policy, ResponseNll
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
@@ -125,7 +126,7 @@ def make_policy(model: PreTrainedModel, options: Options) -> Policy:
         model=model,
         compute_dtype=options.compute_dtype,
         chunk_rows=options.chunk_rows,
-        attention=options.attention,
+        path=ForwardPath(attention=options.attention),
     )
 
 

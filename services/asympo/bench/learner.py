@@ -23,7 +23,7 @@ from asympo.bench.memory import PeakMemory
 from asympo.bench.models import named_config, random_model
 from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_tokens, parse_shape
 from asympo.learner.model.batching import pack
-from asympo.learner.model.fused import fuse
+from asympo.learner.model.check import check_weights
 from asympo.learner.model.policy import load_model, vocab_size
 from asympo.learner.step.compute import choose_compute, set_up_torch
 
@@ -67,7 +67,7 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
         share_prefixes=compute.share_prefixes,
         attention=compute.attention,
     )
-    make_policy(model, options).self_check()
+    check_weights(make_policy(model, options))
     cell = LearnerCell(model)
     report["model"] = {
         "name": arguments.model_config or arguments.model or "demo",
@@ -131,9 +131,7 @@ def _processor() -> str:
 
 def _model(arguments: argparse.Namespace, device: torch.device) -> PreTrainedModel:
     if arguments.model_config:
-        model = random_model(named_config(arguments.model_config), device=device)
-        fuse(model)
-        return model
+        return random_model(named_config(arguments.model_config), device=device)
     path = arguments.model
     if path is None:
         from asympo.demo.model import prepare_model

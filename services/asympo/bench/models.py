@@ -6,7 +6,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from asympo.common.errors import BadSetting
-from asympo.learner.model.attention import PACKED_ATTENTION
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
@@ -57,9 +56,7 @@ def named_config(name: str) -> PretrainedConfig:
 
 
 def random_model(config: PretrainedConfig, *, device: torch.device) -> PreTrainedModel:
-    """fp32 weights drawn from the config's initialisation, with our attention."""
+    """fp32 weights drawn from the config's initialisation."""
     torch.manual_seed(0)
     with device:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
-        )
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

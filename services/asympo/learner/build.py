@@ -10,6 +10,7 @@ from asympo.common.rollout_log import RunConfig
 from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.session import LogSession
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
@@ -71,7 +72,7 @@ def build_trainer(
     )
     traces = GroupTraces(tracing=context.tracing, clock=context.clock)
     publishing = BackgroundPublisher(
-        publisher=_make_publisher(settings, compute, run.policies, tokenizer),
+        publisher=_make_publisher(context, run, compute, built.policy.path),
         weights=Weights(model=built.policy.model, ranks=context.ranks),
         session=session,
         learner=context.control,
@@ -149,19 +150,20 @@ def _make_saver(
 
 
 def _make_publisher(
-    settings: LearnerSettings, compute: Compute, policies: PolicyStore, tokenizer: Any
+    context: LearnerContext, run: OwnedRun, compute: Compute, path: ForwardPath
 ) -> PolicyWriter:
+    settings = context.settings
     shadow_model = load_model(settings.model, dtype=PUBLISHED_DTYPE, device=compute.torch_device)
     shadow = Policy(
         model=shadow_model.eval(),
         compute_dtype=compute.torch_dtype,
         chunk_rows=settings.head_chunk_rows,
-        attention=compute.attention,
+        path=path,
     )
     return PolicyWriter(
-        store=policies,
+        store=run.policies,
         shadow=shadow,
-        tokenizer=tokenizer,
+        tokenizer=run.tokenizer,
         tolerance=settings.probe_tolerance,
         keep=settings.keep_policies,
     )

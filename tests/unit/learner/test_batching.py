@@ -8,6 +8,9 @@ import pytest
 import torch
 from asympo.learner.model.attention import block_masks, plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.model.position_rule import PositionRule, position_rule
+from transformers import LlamaConfig
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 CPU = torch.device("cpu")
 NUM_CASES = 150
@@ -103,12 +106,27 @@ def test_row_is_that_of_a_tree_of_single_tokens(share: bool) -> None:
         assert batch.sequences_R == [(g.prompt_ids, r.token_ids) for g in groups for r in g.responses]
 
 
-def attended(batch: PackedBatch, *, max_block: int, window: int | None) -> np.ndarray:
+def nearer_than(window: int | None, *, is_known: bool = True) -> PositionRule | None:
+    """As transformers states it, in a config that says so or not."""
+    if window is None:
+        return None
+    rule = position_rule(
+        mask_function=sliding_window_causal_mask_function(window),
+        config=LlamaConfig(sliding_window=window if is_known else window + 1),
+    )
+    assert rule is not None
+    assert rule.window == (window if is_known else None)
+    return rule
+
+
+def attended(
+    batch: PackedBatch, *, max_block: int, window: int | None, is_known: bool = True
+) -> np.ndarray:
     """Which keys the attention calls let each query see, ``[T, T]``."""
     layout = plan_layout(batch, device=CPU, max_block=max_block)
     assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
     seen = np.zeros((batch.num_tokens, batch.num_tokens), dtype=bool)
-    masks = block_masks(layout, dtype=torch.float32, sliding_window=window)
+    masks = block_masks(layout, dtype=torch.float32, rule=nearer_than(window, is_known=is_known))
     for block, mask in zip(layout.blocks, masks, strict=True):
         keys = [key for part in block.keys for key in range(*part)]
         assert len(range(*block.query)) <= max_block
@@ -120,13 +138,15 @@ def attended(batch: PackedBatch, *, max_block: int, window: int | None) -> np.nd
     return seen
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize(("window", "is_known"), [(None, False), (2, True), (2, False)])
 @pytest.mark.parametrize("max_block", [1, 4, 1000])
-def test_each_token_attends_to_its_ancestors_within_the_window(max_block: int, window: int | None) -> None:
+def test_each_token_attends_to_its_ancestors_within_the_window(
+    max_block: int, window: int | None, is_known: bool
+) -> None:
     for seed in range(NUM_CASES // 5):
         batch = collate(draw_groups(random.Random(seed)), share_prefixes=bool(seed % 4))
         key, query = np.meshgrid(np.arange(batch.num_tokens), np.arange(batch.num_tokens))
         expected = (key <= query) & (query < batch.subtree_end_T[key])
         if window is not None:
             expected &= batch.position_ids_T[query] - batch.position_ids_T[key] < window
-        assert (attended(batch, max_block=max_block, window=window) == expected).all(), seed
+        assert (attended(batch, max_block=max_block, window=window, is_known=is_known) == expected).all(), seed

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
+from asympo.learner.model.check import check_weights
 from asympo.learner.model.fused import fuse, is_fused, unfused
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.step.objectives import ObjectiveOptions, StepScope, asympo
@@ -180,12 +181,12 @@ def test_entropy_is_that_of_the_models_distribution(policy: Policy) -> None:
     )
 
 
-def test_self_check_accepts_a_model_it_computes_rightly(policy: Policy) -> None:
-    policy.self_check()
+def test_weights_pass_the_check_where_the_policy_computes_rightly(policy: Policy) -> None:
+    check_weights(policy)
 
 
-def test_mean_nll_scores_the_tokens_after_the_prompt(policy: Policy) -> None:
-    nll = policy.mean_nll([1, 2, 3, 4, 5], num_prompt_tokens=3)
+def test_mean_nlls_score_the_tokens_after_the_prompt(policy: Policy) -> None:
+    (nll,) = policy.mean_nlls([((1, 2, 3), (4, 5))])
     total, _ = reference(
         policy,
         [TrainedGroup(prompt_ids=(1, 2, 3), responses=(TrainedResponse(token_ids=(4, 5), advantage=1.0),))],

@@ -11,12 +11,13 @@ from asympo.common.errors import BadModel
 from asympo.learner.model import tree_mask
 from asympo.learner.model.attention import packed_attention
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.tree_mask import TreeMask, filled_length
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tests.unit.learner.test_batching import draw_groups
+from tests.unit.learner.test_batching import draw_groups, nearer_than
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -54,7 +55,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(
     )
     mask = TreeMask(batch, device=CPU)
     ours, _ = packed_attention(
-        torch.nn.Module(), *inputs, None, packed_layout=mask, scaling=0.3, sliding_window=window
+        torch.nn.Module(), *inputs, nearer_than(window), packed_layout=mask, scaling=0.3
     )
     query, key, value = inputs[0], *(part.repeat_interleave(2, dim=1) for part in inputs[1:])
     theirs = scaled_dot_product_attention(
@@ -73,7 +74,7 @@ def test_no_needed_tile_is_skipped_and_none_is_whole_that_is_not(
         if not batch.num_tokens:
             continue
         mask = TreeMask(batch, device=CPU)
-        made = mask.block_mask(window)
+        made = mask.block_mask(nearer_than(window))
         dense = np.eye(mask.num_filled, dtype=bool)
         dense[: batch.num_tokens, : batch.num_tokens] = allowed(batch, window)
         tiles = dense.reshape(mask.num_filled // 4, 4, -1, 4).transpose(0, 2, 1, 3)
@@ -103,7 +104,9 @@ def test_policy_gives_the_same_nll_and_gradients_as_with_blocks(tiny_model: Path
     found = []
     for attention in ("blocks", "flex"):
         model = load_model(tiny_model, dtype=torch.float64, device=CPU)
-        policy = Policy(model=model, compute_dtype=torch.float64, attention=attention)
+        policy = Policy(
+            model=model, compute_dtype=torch.float64, path=ForwardPath(attention=attention)
+        )
         policy.response_nll(batch).mean_nll_R.square().sum().backward()
         found.append([p.grad for p in model.parameters()])
     for blocks, flex in zip(*found, strict=True):

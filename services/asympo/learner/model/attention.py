@@ -6,6 +6,7 @@ Legend: ``[1, H, T, D]`` heads, row tokens, head size; ``_Q`` queries and ``_K``
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from asympo.common.errors import BadModel
 from asympo.learner.model.batching import PackedBatch
+from asympo.learner.model.position_rule import PositionRule, position_rule
 from asympo.learner.model.prefix_tree import IntArray
 from asympo.learner.model.transfer import to_device
 from asympo.learner.model.tree_mask import TreeMask, tree_attention
@@ -56,7 +58,7 @@ class PackedLayout:
     """The attention calls that together cover a row, in row order."""
 
     blocks: tuple[Block, ...]
-    masks: dict[tuple[torch.dtype, int | None], list[Tensor | None]] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[torch.dtype, Any], list[Tensor | None]] = field(default_factory=dict, repr=False)
     """What `block_masks` made, for the other layers of the same forward."""
 
 
@@ -151,61 +153,97 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: PositionRule | None,
     *,
     packed_layout: PackedLayout | TreeMask,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the signature transformers expects; returns ``[1, T, H, D]``."""
+    """Attention function with the signature transformers expects; returns ``[1, T, H, D]``.
+
+    ``softcap`` bounds the scores, ``s_aux`` are scores of a key that every head has and that has no value.
+    """
     query, key = query.to(value.dtype), key.to(value.dtype)
+    is_plain = softcap is None and s_aux is None
     if isinstance(packed_layout, TreeMask):
         if dropout:
             raise BadModel(f"attention dropout of {dropout} is not possible with FlexAttention: give blocks")
-        return tree_attention(
-            query, key, value, packed_layout, scaling=scaling, sliding_window=sliding_window
-        ), None
-    masks = block_masks(packed_layout, dtype=value.dtype, sliding_window=sliding_window)
-    if value.device.type == "cpu" and not dropout:
+        options = {"scaling": scaling, "rule": attention_mask, "softcap": softcap, "sinks": s_aux}
+        return tree_attention(query, key, value, packed_layout, **options), None
+    masks = block_masks(packed_layout, dtype=value.dtype, rule=attention_mask)
+    if value.device.type == "cpu" and is_plain and not dropout and value.shape[-1] == key.shape[-1]:
         output: Tensor = _PackedFlash.apply(query, key, value, packed_layout, masks, scaling)
         return output, None
     key, value = (_repeat_heads(part, query.shape[1]) for part in (key, value))
+    attend = (
+        partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+        if is_plain
+        else partial(_explicit_attention, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
+    )
     outputs = [
-        scaled_dot_product_attention(
+        attend(
             query[:, :, slice(*block.query)],
             _gather(key, block),
             _gather(value, block),
             attn_mask=mask,
-            dropout_p=dropout,
             is_causal=mask is None,
-            scale=scaling,
         )
         for block, mask in zip(packed_layout.blocks, masks, strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of one block with its scores at hand."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand_as(scores[..., :1])], dim=-1)
+    share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return torch.nn.functional.dropout(share[..., : key.shape[2]], dropout) @ value
+
+
 def block_masks(
-    layout: PackedLayout, *, dtype: torch.dtype, sliding_window: int | None
+    layout: PackedLayout, *, dtype: torch.dtype, rule: PositionRule | None
 ) -> list[Tensor | None]:
     """Masks to add to the scores of each block; None is the plain triangle. Made once a forward."""
-    known = layout.masks.get((dtype, sliding_window))
+    name = rule if rule is None or rule.window is None else rule.window
+    known = layout.masks.get((dtype, name))
     if known is None:
         trunk_masks: dict[Range, Tensor] = {}
-        known = [_mask(block, dtype, sliding_window, trunk_masks) for block in layout.blocks]
-        layout.masks[dtype, sliding_window] = known
+        known = [_mask(block, dtype, rule, trunk_masks) for block in layout.blocks]
+        layout.masks[dtype, name] = known
     return known
 
 
 def _mask(
-    block: Block, dtype: torch.dtype, sliding_window: int | None, trunk_masks: dict[Range, Tensor]
+    block: Block, dtype: torch.dtype, rule: PositionRule | None, trunk_masks: dict[Range, Tensor]
 ) -> Tensor | None:
     """``trunk_masks``: pieces of trunks of the same sizes have one mask together."""
     sizes = (block.num_queries, block.num_ancestors)
-    if sliding_window is not None and sum(sizes) > sliding_window:
-        return _whole_mask(block, dtype).masked_fill_(_is_far(block, sliding_window), float("-inf"))
+    if rule is not None and (rule.window is None or sum(sizes) > rule.window):
+        ancestors = torch.arange(block.num_ancestors, device=block.position_Q.device)
+        hidden = rule.hidden(block.position_Q, torch.cat([ancestors, block.position_Q]))
+        return _whole_mask(block, dtype).masked_fill_(hidden, float("-inf"))
     if block.allowed_QQ is not None:
         return _whole_mask(block, dtype)
     if not block.num_ancestors:
@@ -224,13 +262,6 @@ def _whole_mask(block: Block, dtype: torch.dtype) -> Tensor:
         allowed = torch.ones(num_queries, num_queries, dtype=torch.bool, device=mask.device).tril_()
     mask[:, num_ancestors:].masked_fill_(~allowed, float("-inf"))
     return mask
-
-
-def _is_far(block: Block, sliding_window: int) -> Tensor:
-    """Which keys are outside of a window of positions, ``[Q, K]``."""
-    ancestors = torch.arange(block.num_ancestors, device=block.position_Q.device)
-    position_K = torch.cat([ancestors, block.position_Q])
-    return block.position_Q[:, None] - position_K[None] >= sliding_window
 
 
 class _PackedFlash(torch.autograd.Function):
@@ -314,3 +345,4 @@ def _scatter_add(total: Tensor, grad: Tensor, block: Block) -> None:
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, position_rule)

@@ -9,7 +9,8 @@ Everything here is a pure function of groups and settings: the same log gives th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 
@@ -70,26 +71,49 @@ class PackedBatch:
         return len(self.target_N)
 
 
-def pack(groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: bool) -> list[PackedBatch]:
+def pack(
+    groups: Sequence[TrainedGroup],
+    *,
+    token_budget: int,
+    share_prefixes: bool,
+    alone_above: int | None = None,
+) -> list[PackedBatch]:
     """Packs groups into rows of at most ``token_budget`` tokens: few rows, and those of like size.
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
     single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
     gets rows of up to twice its own length: each part computes the prompt again, and would do little else.
     Rows come out in log order of their first group; ties keep log order. Prefixes shared between groups make
-    rows shorter than planned, never longer.
+    rows shorter than planned, never longer. Sequences of more than ``alone_above`` tokens follow, a row each.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}: at least 1 is needed")
+    groups, alone = _apart(groups, alone_above)
     parts: list[TrainedGroup] = []
     for group in groups:
         if group.responses:
             parts.extend(_split(group, token_budget=token_budget, share_prefixes=share_prefixes))
     sizes = [num_input_tokens(part, share_prefixes=share_prefixes) for part in parts]
-    return [
-        collate([parts[index] for index in row], share_prefixes=share_prefixes)
-        for row in _fill(sizes, capacity=token_budget)
-    ]
+    rows = [[parts[index] for index in row] for row in _fill(sizes, capacity=token_budget)]
+    return [collate(row, share_prefixes=share_prefixes) for row in [*rows, *([part] for part in alone)]]
+
+
+def _apart(
+    groups: Sequence[TrainedGroup], alone_above: int | None
+) -> tuple[Sequence[TrainedGroup], list[TrainedGroup]]:
+    """Groups without their long sequences, and those as groups of one response."""
+    if alone_above is None:
+        return groups, []
+    packed, alone = [], []
+    for group in groups:
+        is_short = [len(group.prompt_ids) + len(r.token_ids) - 1 <= alone_above for r in group.responses]
+        packed.append(replace(group, responses=tuple(compress(group.responses, is_short))))
+        alone += [
+            replace(group, responses=(response,))
+            for response, short in zip(group.responses, is_short, strict=True)
+            if not short
+        ]
+    return packed, alone
 
 
 def _fill(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The policy being trained: any Hugging Face causal LM, fp32 weights, lower precision inside autocast."""
+"""The policy being trained: a Hugging Face causal LM, fp32 weights, lower precision inside autocast."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +12,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from asympo.common.errors import BadModel
-from asympo.learner.model.attention import PACKED_ATTENTION, plan_layout
-from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
-from asympo.learner.model.fused import fuse, unfused
+from asympo.learner.model.attention import plan_layout
+from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.model.transfer import to_device
 from asympo.learner.model.tree_mask import TreeMask
 
 log = logging.getLogger(__name__)
-
-SELF_CHECK_TOLERANCE = 1e-3
-"""Nats of mean NLL by which our packed forward may differ from the model's own, both in float32."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseNll:
@@ -44,22 +40,24 @@ class Policy:
         model: PreTrainedModel,
         compute_dtype: torch.dtype,
         chunk_rows: int = 256,
-        attention: str = "blocks",
+        path: ForwardPath = ForwardPath(),
     ) -> None:
-        """``attention``: ``blocks``, or ``flex`` which has gradients on GPUs only."""
+        """Makes ``model`` compute the way that ``path`` says; raises BadModel where it cannot."""
+        path.apply(model)
         self.model = model
-        self._plan = TreeMask if attention == "flex" else plan_layout
+        self.path = path
+        self._plan = TreeMask if path.attention == "flex" else plan_layout
         self.compute_dtype = compute_dtype
         self._head_options = _head_options(model.config, chunk_rows=chunk_rows, compute_dtype=compute_dtype)
         head = model.get_output_embeddings()
-        if not isinstance(head, torch.nn.Linear) or model.base_model is model:
-            raise BadModel(f"{type(model).__name__} has no linear LM head: a causal language model is needed")
+        if not path.is_own and (not isinstance(head, torch.nn.Linear) or model.base_model is model):
+            raise BadModel(f"{type(model).__name__} has no linear LM head")
         self._head = head
         self._row: Callable[[PackedBatch], tuple[Tensor, Tensor]] | None = None
 
     @property
     def device(self) -> torch.device:
-        return self._head.weight.device
+        return next(self.model.parameters()).device
 
     @property
     def chunk_rows(self) -> int:
@@ -72,7 +70,18 @@ class Policy:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        return self._head.weight.dtype
+        return next(self.model.parameters()).dtype
+
+    def pack(
+        self, groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: bool
+    ) -> list[PackedBatch]:
+        """Rows as this policy computes them."""
+        return pack(
+            groups,
+            token_budget=token_budget,
+            share_prefixes=share_prefixes,
+            alone_above=self.path.alone_above,
+        )
 
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
         """Mean NLL of every response of the row, in float32 or better, from one forward pass."""
@@ -87,6 +96,8 @@ class Policy:
 
     def compute_nll(self, batch: PackedBatch) -> ResponseNll:
         """`response_nll` where all weights are here."""
+        if self.path.is_own:
+            return self._own_nll(batch)
         hidden_TD = self._hidden_states(batch)
         device = self.device
         source_U = to_device(batch.source_U, device)
@@ -109,12 +120,31 @@ class Policy:
             sum_R = torch.zeros_like(num_R).index_add(0, response_N, nll_N)
         return ResponseNll(mean_nll_R=sum_R / num_R, entropy_sum=entropy_U[row_N].sum())
 
+    def _own_nll(self, batch: PackedBatch) -> ResponseNll:
+        """The model's own logits of one sequence."""
+        if len(batch.sequences_R) != 1:
+            raise ValueError(f"a row of {len(batch.sequences_R)} sequences: this model computes them one by one")
+        device = self.device
+        with self._autocast():
+            logits_TV = self.model(
+                input_ids=to_device(batch.token_ids_T, device)[None], use_cache=False
+            ).logits[0]
+        logits_UV = logits_TV[to_device(batch.source_U, device)]
+        log_share_UV = logits_UV.to(torch.promote_types(logits_UV.dtype, torch.float32)).log_softmax(-1)
+        row_N = to_device(batch.row_N, device)
+        nll_N = -log_share_UV[row_N, to_device(batch.target_N, device)]
+        shown_UV = log_share_UV.detach()
+        entropy_U = -torch.linalg.vecdot(shown_UV.exp(), shown_UV)
+        return ResponseNll(mean_nll_R=nll_N.mean()[None], entropy_sum=entropy_U[row_N].sum())
+
     def _hidden_states(self, batch: PackedBatch) -> Tensor:
         device = self.device
-        is_mixed = self.compute_dtype.itemsize < self.parameter_dtype.itemsize
-        with torch.autocast(device.type, dtype=self.compute_dtype, enabled=is_mixed):
+        token_ids = to_device(batch.token_ids_T, device)[None]
+        with self._autocast():
             output = self.model.base_model(
-                input_ids=to_device(batch.token_ids_T, device)[None],
+                input_ids=token_ids,
+                # Given, so that no tree is taken for several sequences by its positions.
+                attention_mask=torch.ones_like(token_ids),
                 position_ids=to_device(batch.position_ids_T, device)[None],
                 use_cache=False,
                 packed_layout=self._plan(batch, device=device),
@@ -122,66 +152,43 @@ class Policy:
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD
 
-    @torch.no_grad()
-    def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
-        """Mean NLL of the tokens after the prompt of one sequence, without gradient."""
-        group = TrainedGroup(
-            prompt_ids=tuple(token_ids[:num_prompt_tokens]),
-            responses=(TrainedResponse(token_ids=tuple(token_ids[num_prompt_tokens:]), advantage=1.0),),
-        )
-        return float(self.response_nll(collate([group], share_prefixes=True)).mean_nll_R[0])
+    def _autocast(self) -> torch.autocast:
+        is_mixed = self.compute_dtype.itemsize < self.parameter_dtype.itemsize
+        return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=is_mixed)
 
     @torch.no_grad()
-    def self_check(self) -> None:
-        """Compares the packed, shared-prompt forward with the model's own on a few tokens.
-
-        Raises BadModel when they differ: the architecture does something that the packed forward leaves out.
-        """
-        ids = [
-            (7 * index + 11) % min(self.model.config.get_text_config().vocab_size, 997) for index in range(24)
+    def mean_nlls(self, sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+        """Mean NLL of each response after its prompt, without gradient."""
+        groups = [
+            TrainedGroup(prompt_ids=prompt, responses=(TrainedResponse(token_ids=response, advantage=1.0),))
+            for prompt, response in dict.fromkeys(sequences)
         ]
-        prompt, answers = ids[:8], (ids[8:14], ids[14:17], ids[17:24])
-        group = TrainedGroup(
-            prompt_ids=tuple(prompt),
-            responses=tuple(TrainedResponse(token_ids=tuple(a), advantage=1.0) for a in answers),
-        )
-        with self._exact():
-            ours = self.response_nll(collate([group], share_prefixes=True)).mean_nll_R.tolist()
-            with _attention(self.model, "eager"), unfused(self.model):
-                theirs = [_reference_nll(self.model, prompt, answer) for answer in answers]
-        worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-        if not worst <= SELF_CHECK_TOLERANCE:
-            raise BadModel(
-                f"{type(self.model).__name__}: packed responses have another mean NLL than separate ones "
-                f"(difference {worst:.2g}): its attention or head is not supported"
-            )
+        found: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        num_tokens = sum(len(prompt) + len(response) for prompt, response in sequences)
+        for batch in self.pack(groups, token_budget=num_tokens, share_prefixes=True):
+            means = self.response_nll(batch).mean_nll_R.tolist()
+            found |= zip(batch.sequences_R, means, strict=True)
+        return [found[sequence] for sequence in sequences]
 
     @contextmanager
-    def _exact(self) -> Iterator[None]:
+    def exact(self) -> Iterator[None]:
         """No autocast for a while."""
-        dtype, options, was_training = self.compute_dtype, self._head_options, self.model.training
+        dtype, options = self.compute_dtype, self._head_options
         self.compute_dtype = self.parameter_dtype
-        self._head_options = _head_options(
-            self.model.config, chunk_rows=options.chunk_rows, compute_dtype=self.parameter_dtype
-        )
-        self.model.eval()
+        self._head_options = replace(options, compute_dtype=self.parameter_dtype)
         try:
             yield
         finally:
             self.compute_dtype, self._head_options = dtype, options
-            self.model.train(was_training)
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model with ``dtype`` weights and packed attention; raises BadModel with one sentence."""
+    """The model with ``dtype`` weights, as it is; raises BadModel with one sentence."""
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        model.set_attn_implementation(PACKED_ATTENTION)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadModel(f"the model {path} cannot be loaded as a causal language model: {error}") from error
-    model = model.to(device)  # type: ignore[arg-type]
-    fuse(model)
-    return model
+    return model.to(device)  # type: ignore[arg-type]
 
 
 def vocab_size(config: PretrainedConfig) -> int:
@@ -217,17 +224,3 @@ def _head_options(config: PretrainedConfig, *, chunk_rows: int, compute_dtype: t
         compute_dtype=compute_dtype,
     )
 
-
-@contextmanager
-def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(PACKED_ATTENTION)
-
-
-def _reference_nll(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
-    ids = torch.tensor([prompt + answer], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return float(torch.nn.functional.cross_entropy(logits.float(), ids[0, len(prompt) :]))

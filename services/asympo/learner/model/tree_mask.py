@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from asympo.learner.model.batching import PackedBatch
+from asympo.learner.model.position_rule import PositionRule
 from asympo.learner.model.transfer import to_device
 
 TILE = 128
@@ -38,16 +39,17 @@ class TreeMask:
         self._position_T = np.zeros_like(self._end_T)
         self._position_T[: batch.num_tokens] = batch.position_ids_T
         self._device = device
-        self._made: dict[int | None, BlockMask] = {}
+        self._made: dict[Any, BlockMask] = {}
 
-    def block_mask(self, sliding_window: int | None) -> BlockMask:
-        """For all layers with this window; made once a row."""
-        if sliding_window not in self._made:
-            self._made[sliding_window] = self._make(sliding_window)
-        return self._made[sliding_window]
+    def block_mask(self, rule: PositionRule | None) -> BlockMask:
+        """For all layers with this rule; made once a row."""
+        name = rule if rule is None or rule.window is None else rule.window
+        if name not in self._made:
+            self._made[name] = self._make(rule)
+        return self._made[name]
 
-    def _make(self, sliding_window: int | None) -> BlockMask:
-        is_partial_IJ, is_full_IJ = self._tiles(sliding_window)
+    def _make(self, rule: PositionRule | None) -> BlockMask:
+        is_partial_IJ, is_full_IJ = self._tiles(rule)
         end_T = to_device(self._end_T, self._device)
         position_T = to_device(self._position_T, self._device)
 
@@ -55,21 +57,26 @@ class TreeMask:
             *self._listed(is_partial_IJ),
             *self._listed(is_full_IJ),
             BLOCK_SIZE=TILE,
-            mask_mod=_pair_rule(end_T, position_T, sliding_window),
+            mask_mod=_pair_rule(end_T, position_T, rule),
             seq_lengths=(self.num_filled, self.num_filled),
         )
 
-    def _tiles(self, sliding_window: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Tiles with some pairs that may attend, and with all; told from extremes, so no mask is a square."""
+    def _tiles(self, rule: PositionRule | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Tiles with some pairs that may attend, and with all; told from extremes, so no mask is a square.
+
+        Of a rule that is no window every tile may hold some pairs and none is known to hold all.
+        """
         end_JT, position_JT = self._end_T.reshape(-1, TILE), self._position_T.reshape(-1, TILE)
         tile = np.arange(len(end_JT))
         is_before = tile[None] < tile[:, None]
         begin_I = (tile * TILE)[:, None]
         is_any = (is_before & (end_JT.max(1) > begin_I)) | (tile[None] == tile[:, None])
         is_full = is_before & (end_JT.min(1) >= begin_I + TILE)
-        if sliding_window is not None:
-            is_any &= position_JT.min(1)[:, None] - position_JT.max(1)[None] < sliding_window
-            is_full &= position_JT.max(1)[:, None] - position_JT.min(1)[None] < sliding_window
+        if rule is not None and rule.window is not None:
+            is_any &= position_JT.min(1)[:, None] - position_JT.max(1)[None] < rule.window
+            is_full &= position_JT.max(1)[:, None] - position_JT.min(1)[None] < rule.window
+        elif rule is not None:
+            is_full[:] = False
         return is_any & ~is_full, is_full
 
     def _listed(self, chosen_IJ: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
@@ -82,20 +89,24 @@ class TreeMask:
         )
 
 
-def _pair_rule(end_T: Tensor, position_T: Tensor, sliding_window: int | None) -> Callable[..., Tensor]:
+def _pair_rule(end_T: Tensor, position_T: Tensor, rule: PositionRule | None) -> Callable[..., Tensor]:
     """Whether one token may attend to another, for the kernel to ask where a tile is not told as a whole."""
 
     def is_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end_T[key])
 
-    if sliding_window is None:
+    if rule is None:
         return is_ancestor
-    window = sliding_window
+    window, is_visible = rule.window, rule.is_visible
 
     def is_near_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end_T[key]) & (position_T[query] - position_T[key] < window)
 
-    return is_near_ancestor
+    def is_visible_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_seen = is_visible(batch, head, position_T[query], position_T[key])
+        return (key <= query) & (query < end_T[key]) & is_seen
+
+    return is_visible_ancestor if window is None else is_near_ancestor
 
 
 def filled_length(num_tokens: int) -> int:
@@ -114,16 +125,36 @@ def tree_attention(
     mask: TreeMask,
     *,
     scaling: float | None,
-    sliding_window: int | None,
+    rule: PositionRule | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """``[1, T, H, D]`` from ``[1, H, T, D]``; keys and values may have fewer heads."""
     extra = mask.num_filled - mask.num_tokens
     query, key, value = (pad(part, (0, 0, 0, extra)) for part in (query, key, value))
     attend = _compiled() if value.device.type == "cuda" else flex_attention
-    output: Tensor = attend(
-        query, key, value, block_mask=mask.block_mask(sliding_window), scale=scaling, enable_gqa=True
+    output, aux = attend(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _cap(softcap),
+        block_mask=mask.block_mask(rule),
+        scale=scaling,
+        enable_gqa=True,
+        return_aux=AuxRequest(lse=sinks is not None),
     )
-    return output[:, :, : mask.num_tokens].transpose(1, 2).contiguous()
+    if sinks is not None:
+        # One more key without a value takes this share of the softmax from all others.
+        output = output * torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[None, :, None])[..., None].to(output.dtype)
+    whole: Tensor = output[:, :, : mask.num_tokens].transpose(1, 2).contiguous()
+    return whole
+
+
+def _cap(softcap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @cache

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.policy import Policy
 from asympo.tasks.encoding import TextRefused, encode_plain
 
@@ -64,19 +63,11 @@ def choose_probes(candidates: Sequence[tuple[float, ProbeText]], *, count: int) 
     return tuple(chosen)
 
 
-@torch.no_grad()
 def mean_nlls(policy: Policy, probes: Sequence[ProbeText]) -> list[float]:
-    """Mean NLL of every sequence from one forward pass; arithmetic in the policy's compute precision."""
-    groups = [
-        TrainedGroup(
-            prompt_ids=probe.token_ids[: probe.num_prompt_tokens],
-            responses=(TrainedResponse(token_ids=probe.token_ids[probe.num_prompt_tokens :], advantage=1.0),),
-        )
-        for probe in probes
-    ]
+    """Mean NLL of every sequence; arithmetic in the policy's compute precision."""
+    texts = [(p.token_ids[: p.num_prompt_tokens], p.token_ids[p.num_prompt_tokens :]) for p in probes]
     with _weights_as(policy.model, policy.compute_dtype):
-        values: list[float] = policy.response_nll(collate(groups, share_prefixes=True)).mean_nll_R.tolist()
-    return values
+        return policy.mean_nlls(texts)
 
 
 @contextmanager

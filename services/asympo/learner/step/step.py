@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asympo.common.errors import StepTooLarge
-from asympo.learner.model.batching import PackedBatch, TrainedGroup, pack
+from asympo.learner.model.batching import PackedBatch, TrainedGroup
 from asympo.learner.model.policy import Policy
 from asympo.learner.model.transfer import to_device
 from asympo.learner.step.objectives import Objective, ObjectiveOptions, StepScope
@@ -167,7 +167,7 @@ class Stepper:
             )
 
     def _pack(self, groups: Sequence[TrainedGroup]) -> list[PackedBatch]:
-        return pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
+        return self._policy.pack(groups, token_budget=self._token_budget, share_prefixes=self._share_prefixes)
 
     def _smaller(
         self, groups: Sequence[TrainedGroup], batches: Sequence[PackedBatch]
@@ -177,7 +177,7 @@ class Stepper:
         budget = min(self._token_budget, largest)
         while budget > 1:
             budget //= 2
-            packed = pack(groups, token_budget=budget, share_prefixes=self._share_prefixes)
+            packed = self._policy.pack(groups, token_budget=budget, share_prefixes=self._share_prefixes)
             if max(batch.num_tokens for batch in packed) < largest:
                 self._token_budget = budget
                 return packed

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
 from asympo.learner.log.texts import RecordTexts
+from asympo.learner.model.check import check_model, check_weights
+from asympo.learner.model.forward_path import set_mode
 from asympo.learner.model.policy import Policy, end_token_ids, load_model, vocab_size
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
@@ -35,7 +37,7 @@ def build_step_parts(settings: LearnerSettings, compute: Compute, ranks: Ranks |
     device = compute.torch_device if ranks is None else torch.device("cpu")
     model = load_model(settings.model, dtype=torch.float32, device=device)
     policy = policy_around(model, settings, compute)
-    policy.self_check()
+    check_weights(policy)
     shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
     optimizer = make_optimizer(
         policy.model,
@@ -124,16 +126,16 @@ def build_stepper(
 
 
 def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
-    """A policy over weights that are loaded already."""
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-    # Dropout is 0 in the models of this kind, and must be: a response's mean NLL is the policy's own.
-    model.train(settings.gradient_checkpointing)
+    """A policy over weights that are loaded already, computed in the fastest way that is right.
+
+    Which that is follows from config and settings alone, so everyone who trains the run finds the same.
+    """
+    checked = check_model(model.config, is_checkpointed=settings.gradient_checkpointing)
+    checked.tell()
+    set_mode(model, is_checkpointed=settings.gradient_checkpointing)
     return Policy(
         model=model,
         compute_dtype=compute.torch_dtype,
         chunk_rows=settings.head_chunk_rows,
-        attention=compute.attention,
+        path=checked.path.with_attention(compute.attention),
     )

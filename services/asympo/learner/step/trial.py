@@ -6,9 +6,8 @@ from collections.abc import Callable
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from asympo.learner.model.attention import PACKED_ATTENTION
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, pack
-from asympo.learner.model.fused import fuse
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.policy import Policy
 
 PROMPT_TOKENS, NUM_RESPONSES, MAX_RESPONSE_TOKENS = 64, 8, 128
@@ -55,9 +54,9 @@ def _small_policy(device: torch.device, compute_dtype: torch.dtype, *, attention
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
-    model.set_attn_implementation(PACKED_ATTENTION)
-    fuse(model)
-    return Policy(model=model.eval(), compute_dtype=compute_dtype, attention=attention)
+    return Policy(
+        model=model.eval(), compute_dtype=compute_dtype, path=ForwardPath(attention=attention)
+    )
 
 
 def _group(prompt_tokens: int, max_response_tokens: int) -> TrainedGroup:
