@@ -20,7 +20,6 @@ from asympo.learner.record.recorder import StepRecorder
 from asympo.learner.record.traces import GroupTraces
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.record.trained_log import TrainedLog
-from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.archive import Archive
 from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver

@@ -119,9 +119,7 @@ def nearer_than(window: int | None, *, is_known: bool = True) -> PositionRule | 
     return rule
 
 
-def attended(
-    batch: PackedBatch, *, max_block: int, window: int | None, is_known: bool = True
-) -> np.ndarray:
+def attended(batch: PackedBatch, *, max_block: int, window: int | None, is_known: bool = True) -> np.ndarray:
     """Which keys the attention calls let each query see, ``[T, T]``."""
     layout = plan_layout(batch, device=CPU, max_block=max_block)
     assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
@@ -149,4 +147,6 @@ def test_each_token_attends_to_its_ancestors_within_the_window(
         expected = (key <= query) & (query < batch.subtree_end_T[key])
         if window is not None:
             expected &= batch.position_ids_T[query] - batch.position_ids_T[key] < window
-        assert (attended(batch, max_block=max_block, window=window, is_known=is_known) == expected).all(), seed
+        assert (attended(batch, max_block=max_block, window=window, is_known=is_known) == expected).all(), (
+            seed
+        )

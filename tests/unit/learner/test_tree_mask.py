@@ -104,9 +104,7 @@ def test_policy_gives_the_same_nll_and_gradients_as_with_blocks(tiny_model: Path
     found = []
     for attention in ("blocks", "flex"):
         model = load_model(tiny_model, dtype=torch.float64, device=CPU)
-        policy = Policy(
-            model=model, compute_dtype=torch.float64, path=ForwardPath(attention=attention)
-        )
+        policy = Policy(model=model, compute_dtype=torch.float64, path=ForwardPath(attention=attention))
         policy.response_nll(batch).mean_nll_R.square().sum().backward()
         found.append([p.grad for p in model.parameters()])
     for blocks, flex in zip(*found, strict=True):

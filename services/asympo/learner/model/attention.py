@@ -153,7 +153,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: PositionRule | None,
+    attention_mask: PositionRule | Tensor | None,
     *,
     packed_layout: PackedLayout | TreeMask,
     scaling: float | None = None,
@@ -166,13 +166,15 @@ def packed_attention(
 
     ``softcap`` bounds the scores, ``s_aux`` are scores of a key that every head has and that has no value.
     """
+    if isinstance(attention_mask, Tensor):
+        raise BadModel("its layers make masks of their own")
     query, key = query.to(value.dtype), key.to(value.dtype)
     is_plain = softcap is None and s_aux is None
     if isinstance(packed_layout, TreeMask):
         if dropout:
             raise BadModel(f"attention dropout of {dropout} is not possible with FlexAttention: give blocks")
-        options = {"scaling": scaling, "rule": attention_mask, "softcap": softcap, "sinks": s_aux}
-        return tree_attention(query, key, value, packed_layout, **options), None
+        attend_tree = partial(tree_attention, scaling=scaling, rule=attention_mask)
+        return attend_tree(query, key, value, packed_layout, softcap=softcap, sinks=s_aux), None
     masks = block_masks(packed_layout, dtype=value.dtype, rule=attention_mask)
     if value.device.type == "cpu" and is_plain and not dropout and value.shape[-1] == key.shape[-1]:
         output: Tensor = _PackedFlash.apply(query, key, value, packed_layout, masks, scaling)
@@ -217,7 +219,9 @@ def _explicit_attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand_as(scores[..., :1])], dim=-1)
+        scores = torch.cat(
+            [scores, sinks.to(scores.dtype).view(1, -1, 1, 1).expand_as(scores[..., :1])], dim=-1
+        )
     share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return torch.nn.functional.dropout(share[..., : key.shape[2]], dropout) @ value
 

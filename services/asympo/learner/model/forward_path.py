@@ -35,7 +35,7 @@ class ForwardPath:
             return "in packed rows with shared prefixes"
         if not self.alone_above:
             return "in rows of one response"
-        return f"in packed rows with shared prefixes; longer than {self.alone_above} tokens in rows of one response"
+        return f"in packed rows with shared prefixes, those of more than {self.alone_above} tokens one by one"
 
     def apply(self, model: PreTrainedModel) -> None:
         """Makes the model compute this way; raises BadModel where it cannot."""
@@ -50,8 +50,11 @@ class ForwardPath:
             fuse(model)
 
 
+FAST = ForwardPath()
+
+
 def trained_range(config: PretrainedConfig) -> int | None:
-    """Length beyond which the model's positions are scaled by the length of a whole row; None: they are not."""
+    """Length beyond which a whole row's length may scale the positions; None: it does not."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     for each in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):

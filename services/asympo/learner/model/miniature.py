@@ -13,11 +13,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from asympo.common.errors import BadModel
-
 WINDOW, TRAINED_RANGE, MAX_POSITIONS, VOCABULARY = 16, 32, 160, 160
 FIRST_PLAIN_ID = 16
 """Token ids below are the special ones of a miniature."""
+FAMILY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What the code of families that nobody here has seen may raise, RuntimeError being torch's."""
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_CHOSEN = 8, 16, 4
 _MAX_PARAMETERS = 60_000_000
 
@@ -33,7 +42,7 @@ _HIDDEN = ("hidden_size", "d_model", "n_embd", "emb_dim")
 _EXPERTS = re.compile(r"(num|n)_(routed_|local_)?experts$|moe_num_experts$|^zero_expert_num$")
 _CHOSEN = re.compile(r"experts_per_tok|moe_top_?k$|^moe_k$")
 _WINDOW = re.compile(
-    r"window(_size)?$|^local_attention$|attn_chunk_length$|^attention_chunk_size$|^floor_scale$|^index_topk$"
+    r"window(_size)?$|^(mamba_)?chunk_size$|^local_attention$|attn_chunk_length$|^attention_chunk_size$|^floor_scale$|^index_topk$"
 )
 _POSITIONS = re.compile(
     r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|max_target_positions"
@@ -42,8 +51,12 @@ _POSITIONS = re.compile(
 _EARLY = re.compile(r"^(first_k_dense_replace|num_dense_layers|num_kv_shared_layers)$")
 
 
+class CannotTry(Exception):
+    """No miniature of a family can be made, or it does not run; the family itself may be good."""
+
+
 def make_miniature(config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Random weights of which every feature shows; raises BadModel when none can be built."""
+    """Random weights of which every feature shows; raises CannotTry."""
     reason = ""
     for is_narrow in (True, False):
         try:
@@ -63,9 +76,9 @@ def make_miniature(config: PretrainedConfig, *, dtype: torch.dtype) -> PreTraine
                 )
             scatter_weights(model)
             return model
-        except Exception as error:  # any code of any family runs here
+        except FAMILY_ERRORS as error:
             reason = reason or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-    raise BadModel(f"no small model of the kind {config.model_type} can be built ({reason})")
+    raise CannotTry(f"no small one could be built to try it on ({reason})")
 
 
 @torch.no_grad()
@@ -84,7 +97,9 @@ def scatter_weights(model: PreTrainedModel) -> None:
         if parameter.dim() < 2:
             parameter.add_(noise(parameter), alpha=0.3)
         elif id(parameter) in tables:
-            parameter.copy_(noise(parameter)).mul_(1.0 if parameter is not head else 4 / math.sqrt(parameter.shape[1]))
+            parameter.copy_(noise(parameter))
+            if parameter is head:
+                parameter.mul_(4 / math.sqrt(parameter.shape[1]))
         else:
             fan_in = math.prod(parameter.shape[1:]) if parameter.dim() == 2 else parameter[0].numel() ** 0.5
             parameter.copy_(noise(parameter)).mul_(1.5 / math.sqrt(fan_in))
@@ -93,7 +108,7 @@ def scatter_weights(model: PreTrainedModel) -> None:
 def _num_needed(model: PreTrainedModel) -> int:
     """Layers from the first on that together have every kind of layer, two of each where there are."""
     layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len, default=())
-    kinds = [repr([(name, type(m), m.extra_repr(), _switches(m)) for name, m in layer.named_modules()]) for layer in layers]
+    kinds = [repr([(name, type(m), _switches(m)) for name, m in layer.named_modules()]) for layer in layers]
     seen: dict[str, int] = {}
     needed = 2
     for number, kind in enumerate(kinds, 1):
@@ -104,7 +119,11 @@ def _num_needed(model: PreTrainedModel) -> int:
 
 
 def _switches(module: torch.nn.Module) -> list[tuple[str, Any]]:
-    return [(k, v) for k, v in vars(module).items() if isinstance(v, bool | str | int | None) and not k.endswith("_idx")]
+    return [
+        (k, v)
+        for k, v in vars(module).items()
+        if isinstance(v, bool | str | int | None) and not k.endswith("_idx")
+    ]
 
 
 def _shrunk(config: PretrainedConfig, *, is_narrow: bool, max_layers: int) -> PretrainedConfig:
@@ -144,6 +163,7 @@ def _shrink(document: dict[str, Any], *, is_narrow: bool, max_layers: int) -> di
             (_EARLY, lambda v: min(v, 2 if "shared" in name else 1)),
             (re.compile("vocab_size|group_vocab$"), lambda v: min(v, VOCABULARY)),
             (re.compile("(token_id|_index|^pad_idx)$"), lambda v: v % FIRST_PLAIN_ID),
+            (re.compile("original_max_position"), lambda v: min(v, TRAINED_RANGE)),
             (_POSITIONS, lambda v: _positions(document, v)),
             (_WINDOW, lambda v: min(v, WINDOW)),
             (_EXPERTS, lambda v: min(v, _MAX_EXPERTS)),
@@ -202,7 +222,11 @@ def _positions(document: dict[str, Any], value: int) -> int:
     ropes = [rope, *(each for each in rope.values() if isinstance(each, dict))]
     if any(each.get("rope_type") == "dynamic" for each in ropes):
         return min(value, TRAINED_RANGE)
-    ranges = [each["original_max_position_embeddings"] for each in ropes if each.get("original_max_position_embeddings")]
+    ranges = [
+        each["original_max_position_embeddings"]
+        for each in ropes
+        if each.get("original_max_position_embeddings")
+    ]
     if ranges and value > ranges[0]:
         return value * TRAINED_RANGE // ranges[0]
     return min(value, MAX_POSITIONS)

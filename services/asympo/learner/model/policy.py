@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from asympo.common.errors import BadModel
 from asympo.learner.model.attention import plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
-from asympo.learner.model.forward_path import ForwardPath
+from asympo.learner.model.forward_path import FAST, ForwardPath
 from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.model.transfer import to_device
 from asympo.learner.model.tree_mask import TreeMask
 
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseNll:
@@ -40,7 +41,7 @@ class Policy:
         model: PreTrainedModel,
         compute_dtype: torch.dtype,
         chunk_rows: int = 256,
-        path: ForwardPath = ForwardPath(),
+        path: ForwardPath = FAST,
     ) -> None:
         """Makes ``model`` compute the way that ``path`` says; raises BadModel where it cannot."""
         path.apply(model)
@@ -50,7 +51,8 @@ class Policy:
         self.compute_dtype = compute_dtype
         self._head_options = _head_options(model.config, chunk_rows=chunk_rows, compute_dtype=compute_dtype)
         head = model.get_output_embeddings()
-        if not path.is_own and (not isinstance(head, torch.nn.Linear) or model.base_model is model):
+        self._backbone = _backbone(model)
+        if not path.is_own and (not isinstance(head, torch.nn.Linear) or self._backbone is model):
             raise BadModel(f"{type(model).__name__} has no linear LM head")
         self._head = head
         self._row: Callable[[PackedBatch], tuple[Tensor, Tensor]] | None = None
@@ -123,7 +125,9 @@ class Policy:
     def _own_nll(self, batch: PackedBatch) -> ResponseNll:
         """The model's own logits of one sequence."""
         if len(batch.sequences_R) != 1:
-            raise ValueError(f"a row of {len(batch.sequences_R)} sequences: this model computes them one by one")
+            raise ValueError(
+                f"{len(batch.sequences_R)} sequences in a row: this model computes them one by one"
+            )
         device = self.device
         with self._autocast():
             logits_TV = self.model(
@@ -141,7 +145,7 @@ class Policy:
         device = self.device
         token_ids = to_device(batch.token_ids_T, device)[None]
         with self._autocast():
-            output = self.model.base_model(
+            output = self._backbone(
                 input_ids=token_ids,
                 # Given, so that no tree is taken for several sequences by its positions.
                 attention_mask=torch.ones_like(token_ids),
@@ -180,6 +184,12 @@ class Policy:
             yield
         finally:
             self.compute_dtype, self._head_options = dtype, options
+
+
+def _backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """Everything below the head; the model itself where it has no such part."""
+    parts = (model.base_model, getattr(model, "model", None))
+    return next((part for part in parts if isinstance(part, torch.nn.Module) and part is not model), model)
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -223,4 +233,3 @@ def _head_options(config: PretrainedConfig, *, chunk_rows: int, compute_dtype: t
         chunk_rows=chunk_rows,
         compute_dtype=compute_dtype,
     )
-

@@ -1,4 +1,4 @@
-"""Which positions a layer may see besides those before it: windows and chunks, as the model itself states them.
+"""Which positions a layer may see: windows and chunks, as the model itself states them.
 
 transformers describes every mask by a function of a query's and a key's position. In a packed row positions
 are depths in the tree, so the same function holds there, whatever a layer knows of its window.
@@ -46,4 +46,3 @@ def _is_window(mask_function: Any, window: int) -> bool:
         return visible.expand(query.shape)
 
     return not sees(window).any() and bool(sees(window - 1).all()) and bool(sees(0).all())
-

@@ -97,16 +97,13 @@ def _pair_rule(end_T: Tensor, position_T: Tensor, rule: PositionRule | None) -> 
 
     if rule is None:
         return is_ancestor
-    window, is_visible = rule.window, rule.is_visible
-
-    def is_near_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < end_T[key]) & (position_T[query] - position_T[key] < window)
+    is_visible = rule.is_visible
 
     def is_visible_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_seen = is_visible(batch, head, position_T[query], position_T[key])
         return (key <= query) & (query < end_T[key]) & is_seen
 
-    return is_visible_ancestor if window is None else is_near_ancestor
+    return is_visible_ancestor
 
 
 def filled_length(num_tokens: int) -> int:
@@ -145,7 +142,9 @@ def tree_attention(
     )
     if sinks is not None:
         # One more key without a value takes this share of the softmax from all others.
-        output = output * torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[None, :, None])[..., None].to(output.dtype)
+        output = output * torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[None, :, None])[..., None].to(
+            output.dtype
+        )
     whole: Tensor = output[:, :, : mask.num_tokens].transpose(1, 2).contiguous()
     return whole
 

@@ -54,9 +54,7 @@ def _small_policy(device: torch.device, compute_dtype: torch.dtype, *, attention
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
-    return Policy(
-        model=model.eval(), compute_dtype=compute_dtype, path=ForwardPath(attention=attention)
-    )
+    return Policy(model=model.eval(), compute_dtype=compute_dtype, path=ForwardPath(attention=attention))
 
 
 def _group(prompt_tokens: int, max_response_tokens: int) -> TrainedGroup:
