@@ -14,7 +14,6 @@ from asympo.common.errors import AsympoError
 from asympo.lab.digits import END, VOCAB_SIZE, DigitAddition
 from asympo.lab.fast_sampling import FastSampler
 from asympo.lab.presets.plan import TaskSettings, WarmUp
-from asympo.learner.model.attention import PACKED_ATTENTION
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
 from asympo.learner.model.policy import Policy
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
@@ -45,9 +44,7 @@ def tiny_model(settings: TaskSettings) -> PreTrainedModel:
         # Wide enough that a tiny network breaks its symmetries within the warm-up.
         initializer_range=0.08,
     )
-    model = random_model(config, device=torch.device("cpu"))
-    assert model.config._attn_implementation == PACKED_ATTENTION
-    return model
+    return random_model(config, device=torch.device("cpu"))
 
 
 def tiny_sampler(settings: TaskSettings) -> FastSampler:
