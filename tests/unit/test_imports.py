@@ -81,6 +81,13 @@ def test_module_keeps_to_its_room(path: Path) -> None:
         assert not imports_any(path, heavy), "settings import nothing heavy"
 
 
+def test_every_room_says_what_belongs_there() -> None:
+    for path in (path for path in SOURCES if path.name == "__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), (
+            f"{path}: begin it with a sentence about the room"
+        )
+
+
 def test_no_pickle_anywhere() -> None:
     for path in SOURCES:
         assert not imports_any(path, {"pickle", "cloudpickle", "dill", "joblib"}), path

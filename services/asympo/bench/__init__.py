@@ -1,0 +1,1 @@
+"""`asympo bench`: this machine's numbers. Measurements only: nothing in the product depends on them."""

@@ -1,0 +1,1 @@
+"""`asympo run`: broker, generators and learner on one machine, from one file, stopped in order."""
