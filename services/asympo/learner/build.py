@@ -21,10 +21,11 @@ from asympo.learner.record.traces import GroupTraces
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.record.trained_log import TrainedLog
 from asympo.learner.state.archive import Archive
+from asympo.learner.state.decide import DecisionLog, find_decisions
 from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver
 from asympo.learner.state.store import StateStore, TrainingState
-from asympo.learner.step.compute import Compute, choose_compute, set_up_torch
+from asympo.learner.step.compute import Compute, set_up_torch
 from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts
 from asympo.learner.trainer import Trainer
 
@@ -55,9 +56,8 @@ def build_trainer(
     """A trainer that stands where the training state found stood, or at the beginning."""
     settings, session, tokenizer = context.settings, run.session, run.tokenizer
     state = run.found[1] if run.found else None
-    compute = _decide_compute(context, run)
-    built = build_step_parts(settings, compute, context.ranks)
-    built.stepper.recall(state.decisions if state else {})
+    decisions, compute = _decide_compute(context, run)
+    built = build_step_parts(settings, compute, ranks=context.ranks, rows=decisions)
     if run.found is not None:
         state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
     archive = Archive(
@@ -93,7 +93,7 @@ def build_trainer(
         ),
         stepper=built.stepper,
         publishing=publishing,
-        saver=_make_saver(context, run, compute, built, archive),
+        saver=_make_saver(context, run, decisions, built, archive),
         ledger=Ledger(
             context=context,
             session=session,
@@ -111,30 +111,32 @@ def build_trainer(
     )
 
 
-def _decide_compute(context: LearnerContext, run: OwnedRun) -> Compute:
-    """What the run has decided, or decides now; told to every rank."""
-    settings, ranks = context.settings, context.ranks
-    set_up_torch(seed=settings.seed, num_threads=settings.num_threads)
-    compute = choose_compute(
-        device=settings.device,
-        compute_dtype=settings.compute_dtype,
-        share_prefixes=settings.share_prefixes,
-        attention=settings.attention,
-        decided=run.found[1].decisions if run.found else {},
-        num_ranks=1 if ranks is None else ranks.num_ranks,
+def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog, Compute]:
+    """What the run has decided, or decides now; durable, and told to every rank."""
+    settings, ranks, session = context.settings, context.ranks, run.session
+    set_up_torch(seed=settings.seed)
+    name, state = run.found or (None, None)
+    decisions = DecisionLog(
+        find_decisions(run.states.decisions, mirrored=session.mirrored_decisions(), state=state),
+        files=run.states.decisions,
+        fence=lambda: session.fence.number,
+        mirror=session.mirror_decisions,
+        stop=context.stop,
+        retry_seconds=settings.publish_retry_seconds,
     )
+    step = context.progress.step
+    compute = decisions.begin(settings, step=step, num_ranks=1 if ranks is None else ranks.num_ranks)
     log.info(
         "Training on %s in %s with %d threads on %d ranks",
         *(compute.device, compute.compute_dtype, compute.num_threads, compute.num_ranks),
     )
     if ranks is not None:
-        decisions = compute.to_decisions()
-        ranks.tell({"do": "start", "decisions": decisions, "state": run.found[0] if run.found else None})
-    return compute
+        ranks.tell({"do": "start", "decisions": decisions.at(step + 1), "state": name})
+    return decisions, compute
 
 
 def _make_saver(
-    context: LearnerContext, run: OwnedRun, compute: Compute, built: StepParts, archive: Archive
+    context: LearnerContext, run: OwnedRun, decisions: DecisionLog, built: StepParts, archive: Archive
 ) -> Saver:
     return Saver(
         store=run.states,
@@ -142,7 +144,7 @@ def _make_saver(
         model=built.policy.model,
         optimizer=built.optimizer,
         archive=archive,
-        decisions=lambda: {**compute.to_decisions(), **built.stepper.decisions()},
+        decisions=decisions,
         keep=context.settings.keep_states,
         ranks=context.ranks,
     )

@@ -49,8 +49,12 @@ class RankWorker:
             broker.close()
 
     def _follow(self, start: dict[str, Any], run_log: RunLog) -> None:
-        set_up_torch(seed=self._settings.seed, num_threads=self._settings.num_threads)
-        parts = build_step_parts(self._settings, Compute(**start["decisions"]), self._ranks)
+        compute = Compute.of(start["decisions"])
+        set_up_torch(seed=self._settings.seed, num_threads=compute.num_threads)
+        parts = build_step_parts(self._settings, compute, ranks=self._ranks)
+        # These stay: where several ranks run out of memory, nothing is made smaller.
+        tokens, logits = start["decisions"]["row_limits"]["used"]
+        parts.stepper.row_limits = (tokens, logits)
         reader = build_group_reader(
             policy=parts.policy,
             tokenizer=load_tokenizer(self._settings.model),

@@ -105,7 +105,7 @@ class LearnerSettings(ControlSettings):
         default="auto", description="inside autocast; auto measures once which is faster. Weights are float32"
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; the environment's when none"
+        default=None, ge=1, description="CPU threads; when none, the environment's at the run's first start"
     )
     token_budget: int = Field(
         default=1024, ge=1, description="tokens of one micro-batch; halved when memory runs out"
@@ -119,6 +119,10 @@ class LearnerSettings(ControlSettings):
         description="one kernel call per block of a row, or FlexAttention (CUDA); auto measures once",
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+    decide_anew: bool = Field(
+        default=False,
+        description="go on where the run's device was of another class; what auto means is then chosen anew",
+    )
 
     # Checkpoints
     keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")

@@ -20,7 +20,7 @@ from asympo.common.archive import ArchiveStore, PartRef
 from asympo.common.checkpoints import PolicyStore, directory
 from asympo.common.checkpoints.digests import Span, digest_spans
 from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
-from asympo.common.checkpoints.names import STATE_FILES
+from asympo.common.checkpoints.names import DECISION_FILES, STATE_FILES
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files, verify_policy
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.rollout_log import CopiedPiece, RunLog
@@ -79,6 +79,7 @@ def _write(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
     storage = out / STORAGE
     state_name, sequence, tip = _copy_state(run_directory / "train", storage / "train")
     seen.check(sequence, run=log.run)
+    _copy_decisions(run_directory / "train", storage / "train")
     policy_name = _copy_policy(PolicyStore(run_directory.parent, run_directory.name), storage / "policy")
     _copy_archive(run_directory, storage / "archive", tip)
     # Behind the state: they hold at least what it covers, and whoever resumes replaces what is beyond.
@@ -159,6 +160,23 @@ def _copy_state(train: Path, target: Path) -> tuple[str | None, int, PartRef | N
         if not names:
             return None, 0, None
     raise CorruptCheckpoint(f"No training state in {train} could be copied whole.")
+
+
+def _copy_decisions(train: Path, target: Path) -> None:
+    """What the run has decided; behind the state, so that it says how that one was trained."""
+    for _ in range(_MAX_TRIES):
+        names = [path.name for path in train.glob("*.json") if DECISION_FILES.fullmatch(path.name)]
+        try:
+            for name in names:
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(train / name, target / name)
+        except FileNotFoundError:
+            # A longer list has replaced it.
+            for name in names:
+                (target / name).unlink(missing_ok=True)
+        else:
+            return
+    raise CorruptCheckpoint(f"What the run has decided could not be copied from {train}.")
 
 
 def _copy_policy(store: PolicyStore, target: Path) -> str | None:

@@ -28,6 +28,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=get_args(ObjectiveName), help="else the run's")
     parser.add_argument("--learning-rate", type=float, help="else the run's")
     parser.add_argument("--num-threads", type=int, help="CPU threads; else the run's")
+    parser.add_argument(
+        "--any-build", action="store_true", help="go on where this machine cannot give the same bits"
+    )
     parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
 
 
@@ -55,6 +58,7 @@ def main(arguments: Namespace) -> int:
             run_log=run_log,
             run_directory=run_directory,
             out=arguments.out,
+            any_build=arguments.any_build,
             stop=stop,
         ).run(until_step=arguments.until_step)
     values = dataclasses.asdict(report)
@@ -77,9 +81,10 @@ def _settings(arguments: Namespace, run_directory: Path, config: RunConfig) -> A
     given = {
         "objective": arguments.objective,
         "learning_rate": arguments.learning_rate,
-        "num_threads": arguments.num_threads,
     }
     values |= {name: value for name, value in given.items() if value is not None}
+    # The run's are among its decisions, step by step.
+    values["num_threads"] = arguments.num_threads
     return validate(LearnerSettings, {**values, "model": config.model})
 
 

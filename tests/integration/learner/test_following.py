@@ -19,21 +19,17 @@ from tests.integration.learner.test_learner_process import state_bytes
 STEPS = 9
 
 
-def follow(url: str, root: Path, run: str, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
-    command = [
-        sys.executable,
-        "-m",
-        "asympo.cli",
-        "log",
-        "follow",
-        "--run",
-        run,
-        "--redis-url",
-        url,
-        "--json",
-    ]
+def follow(
+    url: str,
+    root: Path,
+    run: str,
+    out: Path,
+    *flags: str,
+    launcher: tuple[str, ...] = ("-m", "asympo.cli"),
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, *launcher, "log", "follow", "--run", run, "--redis-url", url, "--json"]
     return subprocess.Popen(
-        [*command, "--redis-url", url, "--checkpoint-root", str(root), "--out", str(out), *flags],
+        [*command, "--checkpoint-root", str(root), "--out", str(out), *flags],
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

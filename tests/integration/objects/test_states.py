@@ -1,6 +1,7 @@
 """Training states through a real S3 server: an empty disk, a zombie, ranks on one machine, what is pruned."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from asympo.common.rollout_log import CommitRecord
 from asympo.learner.launch import Launch
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.bucket_store import SharedStateStore
+from asympo.learner.state.decisions import Decision, Decisions
 from asympo.learner.state.saver import find_state
 from pydantic import ValidationError
 
@@ -57,6 +59,26 @@ def test_state_that_a_zombie_saves_does_not_exist(bucket: Bucket, run_name: str,
         zombie.save(state(step=4, sequence=40), model=model, optimizer=optimizer)
     assert current.names() == [kept]
     assert list(zombie.path.iterdir()) == [zombie.path / kept]
+
+
+def test_decisions_lie_in_the_bucket_alone(bucket: Bucket, run_name: str, tmp_path: Path) -> None:
+    zombie, current = (open_states(tmp_path / name, bucket, run_name) for name in ("zombie", "current"))
+    first = Decisions(fence=1, entries=(Decision(from_step=1, decided={"device": "cpu"}),))
+    zombie.decisions.seal(first)
+    # A retry whose first answer was lost.
+    zombie.decisions.seal(first)
+    assert current.decisions.newest() == first
+    assert current.highest_fence() == 1
+    longer = replace(first.appended(from_step=4, decided={"device": "cuda"}), fence=2)
+    current.decisions.seal(longer)
+    with pytest.raises(errors.Fenced, match="higher fence"):
+        zombie.decisions.seal(first.appended(from_step=3, decided={}))
+    assert zombie.decisions.newest() == longer
+    keys = [found.key for found in bucket.find(f"{run_name}/")]
+    assert keys == [f"{run_name}/train/decisions-f0002-n0002.json"]
+    assert not list(tmp_path.rglob("decisions-*"))
+    with pytest.raises(errors.Fenced, match="with the same fence"):
+        current.decisions.seal(replace(longer, entries=longer.entries[::-1]))
 
 
 def test_damaged_copy_of_a_state_is_brought_again(bucket: Bucket, run_name: str, tmp_path: Path) -> None:

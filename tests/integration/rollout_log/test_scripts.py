@@ -101,6 +101,14 @@ def test_append_gives_one_lease_one_number(log: RunLog, learner: Learner) -> Non
     assert (log.stats.read().appended, log.stats.read().duplicate_appends) == (1, 1)
 
 
+def test_mirror_decisions_shows_the_newest_ones(log: RunLog, learner: Learner) -> None:
+    first, again = twice(log, "mirror_decisions", "run decisions", *fenced(learner), b"{}")
+    assert first == again == [b"OK"]
+    assert log.decisions.read() == b"{}"
+    log.decisions.replace(learner.fence, b"{1}")
+    assert log.decisions.read() == b"{1}"
+
+
 def test_free_empties_slots_once(log: RunLog, learner: Learner) -> None:
     lease = appended(log)
     first, again = twice(log, "free", "run open wake", *fenced(learner), 1, lease.group_id, "0-unknown")

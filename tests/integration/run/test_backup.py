@@ -81,7 +81,9 @@ def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
     shutil.rmtree(own_broker.directory)
     own_broker.start()
 
+    [decisions] = (out / "storage" / "train").glob("decisions-*.json")
     assert told(capsys, "restore", str(out), *where)["last_sequence"] == taken["last_sequence"]
+    assert (root / RUN / "train" / decisions.name).read_bytes() == decisions.read_bytes()
     learner = LearnerProcess(url=own_broker.url, run=RUN, root=root, model=tiny_model, flags=flags)
     with Producer(url=own_broker.url, run=RUN) as after:
         assert learner.start().wait(300) == 0, learner.log

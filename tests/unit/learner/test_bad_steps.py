@@ -14,7 +14,7 @@ from asympo.learner.log.segment import SegmentReader
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
 from asympo.learner.model.policy import Policy, ResponseNll, load_model
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
-from asympo.learner.step.step import Stepper
+from asympo.learner.step.step import RowLimits, Stepper
 from asympo.v1 import rollout_pb2
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer
@@ -44,7 +44,9 @@ def loaded(tiny_model: Path) -> Any:
 
 @pytest.fixture
 def make(loaded: Any) -> Callable[..., tuple[Stepper, SmallMemory]]:
-    def made(*, token_budget: int = 1000, chunk_rows: int = 64) -> tuple[Stepper, SmallMemory]:
+    def made(
+        *, token_budget: int = 1000, chunk_rows: int = 64, rows: RowLimits | None = None
+    ) -> tuple[Stepper, SmallMemory]:
         model = copy.deepcopy(loaded).eval()
         policy = SmallMemory(model=model, compute_dtype=torch.float32, chunk_rows=chunk_rows)
         stepper = Stepper(
@@ -56,6 +58,7 @@ def make(loaded: Any) -> Callable[..., tuple[Stepper, SmallMemory]]:
             max_grad_norm=1.0,
             token_budget=token_budget,
             share_prefixes=True,
+            rows=rows,
         )
         return stepper, policy
 
@@ -76,9 +79,9 @@ def groups(*lengths: int) -> list[TrainedGroup]:
     ]
 
 
-def train(stepper: Stepper, given: list[TrainedGroup]) -> Any:
+def train(stepper: Stepper, given: list[TrainedGroup], *, step: int = 1) -> Any:
     scope = StepScope(num_responses=2 * len(given), num_groups=len(given), num_groups_without_signal=0)
-    return stepper.train(given, scope, step=1)
+    return stepper.train(given, scope, step=step)
 
 
 def weights(policy: Policy) -> list[torch.Tensor]:
@@ -90,7 +93,7 @@ def test_step_that_runs_out_of_memory_is_done_again_in_smaller_rows(make: Any) -
     stepper, policy = make()
     policy.max_tokens = 60
     assert train(stepper, given).is_applied
-    used = stepper.decisions()["row_limits"]["used"]
+    used = stepper.row_limits
     assert used[0] < 100
     other, expected = make(token_budget=used[0])
     train(other, given)
@@ -129,19 +132,34 @@ def test_logits_come_in_smaller_chunks_when_rows_cannot_shrink(make: Any) -> Non
     stepper, policy = make(token_budget=1)
     policy.max_chunk_rows = 16
     assert train(stepper, groups(20)).is_applied
-    assert stepper.decisions()["row_limits"]["used"] == (1, 16)
+    assert stepper.row_limits == (1, 16)
 
 
-def test_resumed_learner_goes_on_with_the_sizes_that_fit(make: Any) -> None:
-    stepper, policy = make()
-    policy.max_tokens = 60
-    train(stepper, groups(20, 20, 20, 20))
-    resumed, _ = make()
-    resumed.recall(stepper.decisions())
-    assert resumed.decisions() == stepper.decisions()
-    asked_otherwise, _ = make(token_budget=2000)
-    asked_otherwise.recall(stepper.decisions())
-    assert asked_otherwise.decisions()["row_limits"]["used"] == (2000, 64)
+class NotedLimits:
+    """Row limits of a run of which memory ran out before in step 3."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[int, tuple[int, int]]] = []
+
+    def row_limits(self, step: int) -> tuple[int, int]:
+        return (1000, 64) if step < 3 else (70, 64)
+
+    def rows_made_smaller(self, limits: tuple[int, int], *, step: int) -> None:
+        self.noted.append((step, limits))
+
+
+def test_every_step_has_the_limits_that_are_known_for_it(make: Any) -> None:
+    rows = NotedLimits()
+    stepper, policy = make(rows=rows)
+    given = groups(20, 20, 20, 20)
+    for step, expected in ((3, 70), (2, 1000), (4, 70)):
+        train(stepper, given, step=step)
+        assert stepper.row_limits == (expected, 64)
+    assert rows.noted == []
+    policy.max_tokens = 25
+    train(stepper, given, step=5)
+    assert rows.noted == [(5, stepper.row_limits)]
+    assert stepper.row_limits[0] < 70
 
 
 def test_step_that_never_fits_is_refused_by_name_and_leaves_no_trace(make: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from asympo.common.errors import BadSetting
 from asympo.learner.step import compute
-from asympo.learner.step.compute import choose_compute
+from asympo.learner.step.compute import choose_compute, processor_class
 from asympo.learner.step.trial import sharing_seconds
 
 
@@ -23,6 +23,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"attention on {device}")
         return 2.0, 1.0
 
+    monkeypatch.setattr(compute, "choose_device", lambda asked: asked)
     monkeypatch.setattr("asympo.learner.step.trial.sharing_seconds", loses)
     monkeypatch.setattr("asympo.learner.step.trial.attention_seconds", wins)
     return calls
@@ -34,6 +35,7 @@ def choose(
     share_prefixes: compute.Sharing = "auto",
     attention: str = "auto",
     device: str = "cpu",
+    **options: Any,
 ) -> compute.Compute:
     return choose_compute(
         device=device,
@@ -41,6 +43,7 @@ def choose(
         share_prefixes=share_prefixes,
         attention=attention,
         decided=decided,
+        **options,
     )
 
 
@@ -60,9 +63,44 @@ def test_sharing_is_not_measured_when_settings_say(
     assert measured == []
 
 
-def test_sharing_is_measured_again_on_another_device(measured: list[str]) -> None:
-    choose({"device": "cuda", "share_prefixes": True, "compute_dtype": "float32"})
+def test_another_class_of_device_is_refused_unless_told_to_decide_anew(
+    measured: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = choose({}).to_decisions()
+    for was in ({**first, "device": "cuda"}, {**first, "processor": "x86_64 AMD AVX2"}):
+        with pytest.raises(BadSetting, match=r"was trained on .*: go on where it was, or give --decide-anew"):
+            choose(was)
+    measured.clear()
+    anew = choose({**first, "processor": "x86_64 AMD AVX2", "share_prefixes": True}, decide_anew=True)
     assert measured == ["sharing on cpu"]
+    assert anew.to_decisions() == first
+    assert "was trained with processor x86_64 AMD AVX2 so far" in caplog.text
+
+
+def test_decide_anew_measures_nothing_where_the_class_is_the_same(measured: list[str]) -> None:
+    first = choose({})
+    measured.clear()
+    assert choose(first.to_decisions(), decide_anew=True) == first
+    assert measured == []
+
+
+def test_switches_that_libraries_read_are_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = processor_class("cpu")
+    assert torch.backends.cpu.get_cpu_capability() in plain
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert processor_class("cpu") == f"{plain} ONEDNN_MAX_CPU_ISA=AVX2"
+
+
+def test_threads_of_the_first_start_are_kept_whatever_the_machine_has(measured: list[str]) -> None:
+    before = torch.get_num_threads()
+    try:
+        first = choose({}, num_threads=before + 2)
+        assert first.num_threads == torch.get_num_threads() == before + 2
+        torch.set_num_threads(before)
+        assert choose(first.to_decisions()).num_threads == torch.get_num_threads() == before + 2
+        assert choose(first.to_decisions(), num_threads=1).num_threads == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_measuring_sharing_leaves_the_random_numbers_alone() -> None:

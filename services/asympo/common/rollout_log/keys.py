@@ -19,6 +19,7 @@ NOUNS = (
     "policies",  # stream: announcements, newest few thousand
     "policy_steps",  # sorted set: step -> step of distinct announced policies
     "commit",  # hash: the newest commit record
+    "decisions",  # string: what the run has decided about its arithmetic, as the newest learner sealed it
     "holes",  # hash: first -> last sequence lost by the broker, as found by a reconcile
     "dead",  # stream: records that failed validation, with reasons
     "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it

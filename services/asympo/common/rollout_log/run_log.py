@@ -5,6 +5,7 @@ from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.commits import Commits
 from asympo.common.rollout_log.copies import Copies
 from asympo.common.rollout_log.dead_letters import DeadLetters
+from asympo.common.rollout_log.decisions import DecisionCopy
 from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.leases import Leases
 from asympo.common.rollout_log.policies import Policies
@@ -28,6 +29,7 @@ class RunLog:
         self.fence = Fences(self.access)
         self.commits = Commits(self.access)
         self.reconciler = Reconciler(self.access)
+        self.decisions = DecisionCopy(self.access)
         self.dead_letters = DeadLetters(self.access)
         self.policies = Policies(self.access)
         self.presence = Presence(self.access)

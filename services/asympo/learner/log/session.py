@@ -142,6 +142,17 @@ class LogSession:
             return None
         return policy
 
+    def mirror_decisions(self, content: bytes) -> None:
+        """Shows what the run has decided, asking once: storage has it, and the next save shows it again."""
+        try:
+            self._run_log.decisions.replace(self.fence, content)
+        except (BrokerUnavailable, BrokerChanged) as error:
+            log.info("The broker's copy of the decisions waits for the next save: %s", error)
+
+    def mirrored_decisions(self) -> bytes | None:
+        """The broker's copy; None when there is none."""
+        return self._call(self._run_log.decisions.read)
+
     def is_policy_in_use(self, policy: PolicyRef) -> bool:
         """Whether a generator serves or loads it, from any thread; yes when nobody can be asked."""
         try:

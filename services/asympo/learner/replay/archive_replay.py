@@ -24,13 +24,7 @@ from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.state.tensors import training_tensors
-from asympo.learner.step.stepper import (
-    StepParts,
-    build_reader,
-    build_step_parts,
-    build_stepper,
-    policy_around,
-)
+from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts, rebuilt
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +118,6 @@ class Replay:
         self._tokenizer = load_tokenizer(self._recipe.settings.model)
         self._recipe.check_tokenizer(self._tokenizer)
         self._built: StepParts = build_step_parts(self._recipe.settings, self._recipe.compute)
-        self._built.stepper.recall(state.decisions if state else {})
         trained: TrainedIds = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
         if from_state:
             self._states.load(from_state, model=self._built.policy.model, optimizer=self._built.optimizer)
@@ -214,12 +207,8 @@ class Replay:
                 f"{part.info.step_before}: replay each part on its own with --from-state and --until-step"
             )
         recipe.set_up()
-        policy = policy_around(self._built.policy.model, recipe.settings, recipe.compute)
-        stepper = build_stepper(
-            recipe.settings, recipe.compute, policy=policy, optimizer=self._built.optimizer
-        )
-        self._built = StepParts(policy=policy, optimizer=self._built.optimizer, stepper=stepper)
-        self._training.stepper = stepper
+        self._built = rebuilt(self._built, recipe.settings, recipe.compute)
+        self._training.stepper = self._built.stepper
         self._recipe = recipe
 
     # --- comparing -------------------------------------------------------------------------------------

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.archive import ArchivedEntry, read_archive
-from asympo.common.errors import BrokerUnavailable, CorruptArchive, SequenceGap
+from asympo.common.errors import BadSetting, BrokerUnavailable, CorruptArchive, SequenceGap
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
 from asympo.learner.log.segment import Segment
 from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
+from asympo.learner.replay.followed_decisions import FollowedDecisions
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import StateStore, TrainingState
-from asympo.learner.step.compute import choose_compute, set_up_torch
-from asympo.learner.step.stepper import build_reader, build_step_parts
+from asympo.learner.step.compute import Compute, set_up_torch
+from asympo.learner.step.stepper import build_reader, build_step_parts, rebuilt
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class SecondLearner:
         run_log: RunLog,
         run_directory: Path,
         out: Path,
+        any_build: bool,
         stop: StopSignal,
     ) -> None:
         self._settings = settings
@@ -142,16 +144,17 @@ class SecondLearner:
         self._states.sweep(fence=_FENCE)
         name = self._states.newest()
         state = self._states.read(name) if name else None
-        set_up_torch(seed=settings.seed, num_threads=settings.num_threads)
-        self._compute = choose_compute(
-            device=settings.device,
-            compute_dtype=settings.compute_dtype,
-            share_prefixes=settings.share_prefixes,
-            attention=settings.attention,
-            decided=state.decisions if state else {},
+        self._decisions = FollowedDecisions(
+            run_log=run_log,
+            run_directory=run_directory,
+            own=self._states.decisions,
+            fence=_FENCE,
+            num_threads=settings.num_threads,
+            any_build=any_build,
         )
-        self._built = build_step_parts(settings, self._compute)
-        self._built.stepper.recall(state.decisions if state else {})
+        self._compute = self._decisions.compute(state.step + 1 if state else 1)
+        set_up_torch(seed=settings.seed, num_threads=self._compute.num_threads)
+        self._built = build_step_parts(settings, self._compute, rows=self._decisions)
         if name:
             self._states.load(name, model=self._built.policy.model, optimizer=self._built.optimizer)
         trained = trained_ids_of(state, num_prompts=config.num_prompts)
@@ -209,7 +212,7 @@ class SecondLearner:
             fence=_FENCE,
             sequence=self._training.progress.sequence,
             trained_ids=self._training.trained.to_bytes(),
-            decisions={**self._compute.to_decisions(), **self._built.stepper.decisions()},
+            decisions=self._decisions.at(self._training.progress.step),
         )
         name = self._states.save(state, model=self._built.policy.model, optimizer=self._built.optimizer)
         self._states.prune(keep=self._settings.keep_states)
@@ -218,9 +221,25 @@ class SecondLearner:
     def _advance(self) -> tuple[Segment | None, bool]:
         """The next segment, if there is one, and whether the run is over; waits while the broker is away."""
         try:
+            self._decisions.refresh(step=self._training.progress.step)
+            self._use(self._decisions.compute(self._training.progress.step + 1))
             is_over = self._log.is_at_end(self._reader.read_cursor)
             return self._training.advance(block_seconds=_POLL_SECONDS, is_last=is_over), is_over
         except BrokerUnavailable as error:
             log.warning("Waiting for the broker: %s", error)
             self._stop.wait(_RETRY_SECONDS)
             return None, False
+
+    def _use(self, compute: Compute) -> None:
+        """Computes the next step as the run did."""
+        if compute == self._compute:
+            return
+        if compute.device != self._compute.device:
+            raise BadSetting(
+                f"the run went from {self._compute.device} to {compute.device} after step "
+                f"{self._training.progress.step}, and a follower stays on one device"
+            )
+        set_up_torch(seed=self._settings.seed, num_threads=compute.num_threads)
+        self._built = rebuilt(self._built, self._settings, compute, rows=self._decisions)
+        self._training.stepper = self._built.stepper
+        self._compute = compute

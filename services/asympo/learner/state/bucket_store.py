@@ -14,6 +14,7 @@ from asympo.common.checkpoints.bucket import Bucket, StoreError
 from asympo.common.checkpoints.directory import delete_step, step_names, storage_errors_as_publish_failed
 from asympo.common.checkpoints.names import STATE_FILES, StepName, parse_name
 from asympo.common.checkpoints.shared import SharedSteps
+from asympo.learner.state.decision_files import SharedDecisionFiles
 from asympo.learner.state.store import StateStore, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class SharedStateStore(StateStore):
     ) -> None:
         super().__init__(root, run, process_group=process_group)
         self._shared = SharedSteps(bucket, run, kind="train", allowed=STATE_FILES)
+        self.decisions = SharedDecisionFiles(bucket, run)
 
     def read(self, name: str) -> TrainingState:
         """Everything but the tensors; errors.CorruptCheckpoint. The first read brings all of the state."""
@@ -62,7 +64,8 @@ class SharedStateStore(StateStore):
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, unfinished ones included, or None in an empty store."""
-        return self._shared.highest_fence()
+        fences = (self.decisions.highest_fence(), self._shared.highest_fence())
+        return max((fence for fence in fences if fence is not None), default=None)
 
     def take_over(self, fence: int) -> None:
         """From now on nothing that an older fence saves is visible. Raises errors.Fenced, PublishFailed."""

@@ -14,7 +14,7 @@ from asympo.common.errors import BadSetting, CorruptArchive
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import redacted, validate
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.step.compute import Compute, set_up_torch
+from asympo.learner.step.compute import Compute, processor_class, set_up_torch
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 
 
@@ -53,19 +53,18 @@ class Recipe:
         """The recipe of a part; BadSetting names what differs here and breaks the promise of equal bits."""
         try:
             stored = info.recipe
-            compute = Compute(**stored["decisions"])
+            compute = Compute.of(stored["decisions"])
             config = RunConfig.from_json(stored["config"])
             settings = validate(LearnerSettings, stored["settings"])
             build = stored["build"]
         except (KeyError, TypeError) as error:
             raise CorruptArchive(f"the archive does not say how its groups were trained: {error}") from error
-        if compute.device == "cuda" and not torch.cuda.is_available():
-            raise BadSetting("the run was trained on cuda, and there is none here")
         if compute.num_ranks > 1 and not any_build:
             raise BadSetting(
                 f"the run was trained by {compute.num_ranks} ranks, which sum in another order than one: "
                 "give --any-build to train the same groups in the same order anyway"
             )
+        check_device(compute, any_build=any_build)
         if not any_build:
             _check_build(build, build_of(compute.device))
         return cls(settings=settings, config=config, compute=compute)
@@ -80,6 +79,18 @@ class Recipe:
             raise BadSetting(
                 f"the tokenizer of {self.settings.model} is another one than the run {self.config.run} had"
             )
+
+
+def check_device(compute: Compute, *, any_build: bool) -> None:
+    """Raises BadSetting where this machine lacks the device, or its processor gives other bits."""
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise BadSetting("the run was trained on cuda, and there is none here")
+    here = processor_class(compute.device)
+    if not any_build and compute.processor not in ("", here):
+        raise BadSetting(
+            f"the run was trained on {compute.device} ({compute.processor}) and this is {here}, which gives "
+            "other bits: use the same, or give --any-build to train the same groups in the same order anyway"
+        )
 
 
 def _check_build(recorded: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -1,8 +1,6 @@
 """Durable training state: finding the one to resume from, saving, pruning."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +11,7 @@ from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.session import LogSession
 from asympo.learner.ranks import Ranks
 from asympo.learner.state.archive import Archive
+from asympo.learner.state.decide import DecisionLog
 from asympo.learner.state.store import StateStore, TrainingState
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Saver:
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         archive: Archive,
-        decisions: Callable[[], dict[str, Any]],
+        decisions: DecisionLog,
         keep: int,
         ranks: Ranks | None,
     ) -> None:
@@ -84,7 +83,7 @@ class Saver:
             fence=fence,
             sequence=sequence,
             trained_ids=self._session.trained.to_bytes(),
-            decisions=self._decisions(),
+            decisions=self._decisions.at(step),
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,
         )
@@ -94,6 +93,7 @@ class Saver:
             self._ranks.tell({"do": "save", **where})
         name = self._store.save(state, model=self._model, optimizer=self._optimizer)
         self._archive.made_durable(part, fence=fence)
+        self._decisions.mirror()
         return name
 
     def retain(self, name: str) -> None:

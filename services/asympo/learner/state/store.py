@@ -28,6 +28,7 @@ from asympo.common.checkpoints.names import STATE_FILES, StepName, parse_name
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
 from asympo.common.names import check_run_name
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
+from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.state.manifest import (
     StateManifest,
     StateTensor,
@@ -79,6 +80,8 @@ class StateStore:
     def __init__(self, root: Path, run: str, *, process_group: dist.ProcessGroup | None = None) -> None:
         self.path = Path(root) / check_run_name(run) / "train"
         self._group = process_group
+        self.decisions = DecisionFiles(self.path)
+        """What the run has decided about its arithmetic lies beside the states."""
 
     def save(self, state: TrainingState, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
         """Make the state durable and return its name, which the commit record keeps.
@@ -220,9 +223,9 @@ class StateStore:
         return names[-1] if names else None
 
     def highest_fence(self) -> int | None:
-        """The highest fence in any directory name, damaged ones included, or None in an empty store."""
-        steps = self._steps()
-        return steps[-1].fence if steps else None
+        """The highest fence in any name, damaged ones included, or None in an empty store."""
+        fences = [self.decisions.highest_fence(), *(name.fence for name in self._steps()[-1:])]
+        return max((fence for fence in fences if fence is not None), default=None)
 
     def sweep(self, *, fence: int) -> list[str]:
         """Delete what dead writers left behind; only for the holder of `fence`. Returns the names."""

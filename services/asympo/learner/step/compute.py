@@ -1,10 +1,13 @@
-"""Choices that change arithmetic: made once, measured where they must be, kept in the training state."""
+"""Choices that change arithmetic: made once in a run, measured where they must be, and then kept."""
 
 import logging
+import os
+import platform
 import random
-import time
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 import torch
 
@@ -16,8 +19,10 @@ log = logging.getLogger(__name__)
 Sharing = Literal["auto", "always", "never"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_ROWS, _INNER, _COLUMNS = 128, 512, 1024
-"""Of the matrices that decide between precisions: small, since bf16 without hardware is 50 times slower."""
+_INSTRUCTIONS = re.compile(r"bf16|fp16|amx|sve")
+"""What processors of one capability may have or not, and matrix products use where they do."""
+_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+"""Environment variables that make a library take other kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +38,16 @@ class Compute:
     share_prefixes: bool
     """Whether what responses have in common is computed once."""
     num_ranks: int = 1
-    """Likewise."""
+    """Processes that share the work; another number sums in another order."""
     attention: str = "blocks"
     """How a row attends: ``blocks`` or ``flex``."""
+    processor: str = ""
+    """What `processor_class` said; empty where nobody wrote it down."""
+
+    @classmethod
+    def of(cls, decided: Mapping[str, Any]) -> Self:
+        """From what was kept; TypeError where something is missing."""
+        return cls(**{item.name: decided[item.name] for item in fields(cls) if item.name in decided})
 
     @property
     def torch_device(self) -> torch.device:
@@ -46,12 +58,12 @@ class Compute:
         return _DTYPES[self.compute_dtype]
 
     def to_decisions(self) -> dict[str, Any]:
-        """As the training state keeps it."""
+        """As JSON values, to be kept."""
         return asdict(self)
 
 
-def set_up_torch(*, seed: int, num_threads: int | None) -> None:
-    """Deterministic algorithms, fixed threads, seeds."""
+def set_up_torch(*, seed: int, num_threads: int | None = None) -> None:
+    """Deterministic algorithms, seeds, and threads where they are known already."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
@@ -61,44 +73,66 @@ def set_up_torch(*, seed: int, num_threads: int | None) -> None:
     torch.manual_seed(seed)
 
 
+def processor_class(device: str) -> str:
+    """What must be the same for the same bits: another class of processor has other kernels."""
+    if device == "cuda":
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    # Libraries choose by maker as well as by instructions.
+    known = torch.cpu.get_capabilities()
+    instructions = sorted(name for name, has in known.items() if has is True and _INSTRUCTIONS.search(name))
+    switches = [f"{name}={os.environ[name]}" for name in _SWITCHES if os.environ.get(name)]
+    maker = str(known.get("cpu_name", "")).partition(" ")[0]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return " ".join(filter(None, (platform.machine(), maker, capability, *instructions, *switches)))
+
+
 def choose_compute(
     *,
     device: str,
     compute_dtype: str,
     share_prefixes: Sharing,
     attention: str,
-    decided: dict[str, Any],
+    decided: Mapping[str, Any],
+    num_threads: int | None = None,
     num_ranks: int = 1,
+    decide_anew: bool = False,
 ) -> Compute:
-    """Settings first, then what the training state decided before, then a measurement; raises BadSetting."""
-    chosen_device = choose_device(device)
-    is_same_device = decided.get("device") == chosen_device
+    """Settings first, then what the run has decided before, then a measurement; sets torch's threads.
+
+    Raises BadSetting for a choice that is not possible, and where ``decided`` is of another class of device
+    than this one and ``decide_anew`` does not allow that.
+    """
+    device = choose_device(device)
+    processor = processor_class(device)
+    known = decided if _is_fit(decided, device, processor, decide_anew=decide_anew) else {}
+    threads = num_threads or known.get("num_threads") or torch.get_num_threads()
+    # Set even where it is the same: from then on no library takes fewer because the machine is busy.
+    torch.set_num_threads(threads)
     if compute_dtype == "auto":
-        known = decided.get("compute_dtype") if is_same_device else None
-        compute_dtype = known or _faster_dtype(torch.device(chosen_device))
+        compute_dtype = known.get("compute_dtype") or _faster_dtype(torch.device(device))
     if attention == "auto":
-        # States that do not say are of a time when there was one way.
-        known = decided.get("attention", "blocks") if is_same_device else None
-        attention = known or _faster_attention(chosen_device, compute_dtype)
-    if attention == "flex" and chosen_device == "cpu":
+        # What does not say is of a time when there was one way.
+        attention = known.get("attention", "blocks") if known else _faster_attention(device, compute_dtype)
+    if attention == "flex" and device == "cpu":
         raise BadSetting("attention is flex: it has no gradients on CPUs; give blocks, auto or device = cuda")
     if share_prefixes == "auto":
-        known = decided.get("share_prefixes") if is_same_device else None
+        is_known = "share_prefixes" in known
         is_shared = (
-            _does_sharing_pay(chosen_device, compute_dtype, attention) if known is None else bool(known)
+            known["share_prefixes"] if is_known else _does_sharing_pay(device, compute_dtype, attention)
         )
     else:
         is_shared = share_prefixes == "always"
     compute = Compute(
-        device=chosen_device,
+        device=device,
         compute_dtype=compute_dtype,
-        num_threads=torch.get_num_threads(),
+        num_threads=threads,
         num_ranks=num_ranks,
         share_prefixes=is_shared,
         attention=attention,
+        processor=processor,
     )
     for name, value in compute.to_decisions().items():
-        if name in decided and decided[name] != value:
+        if name in decided and decided[name] not in (value, ""):
             log.warning(
                 "The run was trained with %s %s so far and goes on with %s: same groups, same order, "
                 "but no longer bit for bit what an undisturbed run gives",
@@ -107,9 +141,24 @@ def choose_compute(
     return compute
 
 
+def _is_fit(decided: Mapping[str, Any], device: str, processor: str, *, decide_anew: bool) -> bool:
+    """Whether what was decided holds here; raises BadSetting unless told what to do where it does not."""
+    was = (decided.get("device", device), decided.get("processor") or processor)
+    if was == (device, processor):
+        return True
+    if not decide_anew:
+        raise BadSetting(
+            f"the run was trained on {was[0]} ({was[1]}) so far and this is {device} ({processor}), which "
+            "gives other bits: go on where it was, or give --decide-anew, and what is fastest here is chosen "
+            "for its next steps"
+        )
+    return False
+
+
 def _faster_attention(device: str, compute_dtype: str) -> str:
     if device == "cpu":
         return "blocks"
+    # Here and below: the policy and its libraries are not needed where nothing is measured.
     from asympo.learner.step.trial import attention_seconds
 
     try:
@@ -127,7 +176,6 @@ def _faster_attention(device: str, compute_dtype: str) -> str:
 
 
 def _does_sharing_pay(device: str, compute_dtype: str, attention: str) -> bool:
-    # Policy and its libraries are not needed for anything else here.
     from asympo.learner.step.trial import sharing_seconds
 
     shared, separate = sharing_seconds(torch.device(device), _DTYPES[compute_dtype], attention=attention)
@@ -141,23 +189,12 @@ def _does_sharing_pay(device: str, compute_dtype: str, attention: str) -> bool:
 def _faster_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    seconds = {name: _product_seconds(dtype) for name, dtype in _DTYPES.items()}
+    from asympo.learner.step.trial import product_seconds
+
+    seconds = {name: product_seconds(dtype) for name, dtype in _DTYPES.items()}
     chosen = min(seconds, key=lambda name: seconds[name])
     log.info(
         "Matrix products take %.2f ms in float32 and %.2f ms in bfloat16 here: training with %s",
         *(1e3 * seconds["float32"], 1e3 * seconds["bfloat16"], chosen),
     )
     return chosen
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Best of a few: forward and both backward products of one linear layer."""
-    x, w = torch.ones(_ROWS, _INNER, dtype=dtype), torch.ones(_COLUMNS, _INNER, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        y = x @ w.T
-        _ = y @ w
-        _ = y.T @ x
-        best = min(best, time.perf_counter() - start)
-    return best

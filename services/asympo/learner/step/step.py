@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +57,18 @@ class StepResult:
     """Sequences of this step that its update moves most."""
 
 
+class RowLimits(Protocol):
+    """Most tokens of a row and most logits at once: they round sums, so everybody has them from one place."""
+
+    def row_limits(self, step: int) -> tuple[int, int]:
+        """Those of a step."""
+        ...
+
+    def rows_made_smaller(self, limits: tuple[int, int], *, step: int) -> None:
+        """Memory ran out in this step, which is done again with these: returns once they are durable."""
+        ...
+
+
 class Stepper:
     """Owns how a step is computed; deterministic in policy, optimizer state and segment."""
 
@@ -72,6 +84,7 @@ class Stepper:
         token_budget: int,
         share_prefixes: bool,
         shards: "Shards | None" = None,
+        rows: RowLimits | None = None,
     ) -> None:
         self._policy = policy
         self._optimizer = optimizer
@@ -79,10 +92,10 @@ class Stepper:
         self._options = options
         self._learning_rate = learning_rate
         self._max_grad_norm = max_grad_norm
-        self._asked = (token_budget, policy.chunk_rows)
         self._token_budget = token_budget
         self._share_prefixes = share_prefixes
         self._shards = shards
+        self._rows = rows
 
     def step(self, segment: "Segment", *, step: int) -> StepResult:
         """Trains on a segment with at least one group with signal; ``step`` counts from 1."""
@@ -100,7 +113,9 @@ class Stepper:
     def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
         """The step itself, on the responses that enter the loss. Raises StepTooLarge: nothing was applied."""
         start = time.perf_counter()
-        sums = self._gradients(groups, scope)
+        if self._rows is not None:
+            self.row_limits = self._rows.row_limits(step)
+        sums = self._gradients(groups, scope, step=step)
         learning_rate = self._learning_rate(step)
         backward_end = time.perf_counter()
         norm, is_applied = guarded_step(
@@ -123,24 +138,14 @@ class Stepper:
 
     @property
     def row_limits(self) -> tuple[int, int]:
-        """Most tokens of a row and logits at once; less than was asked for once memory ran out."""
+        """Most tokens of a row and logits at once; less than was given once memory ran out."""
         return self._token_budget, self._policy.chunk_rows
 
     @row_limits.setter
     def row_limits(self, value: tuple[int, int]) -> None:
         self._token_budget, self._policy.chunk_rows = value
 
-    def decisions(self) -> dict[str, Any]:
-        """Sizes of rows and chunks that memory left us: they round sums, so the training state has them."""
-        return {"row_limits": {"asked": self._asked, "used": self.row_limits}}
-
-    def recall(self, decided: dict[str, Any]) -> None:
-        """Goes on with the sizes that a learner with the same settings found to fit."""
-        limits = decided.get("row_limits") or {}
-        if tuple(limits.get("asked", ())) == self._asked:
-            self.row_limits = limits["used"]
-
-    def _gradients(self, groups: Sequence[TrainedGroup], scope: StepScope) -> "_Sums":
+    def _gradients(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> "_Sums":
         """Of all rows; of smaller ones, from the start, when memory runs out."""
         batches = self._pack(groups)
         while True:
@@ -161,6 +166,8 @@ class Stepper:
                     "token_budget, gradient_checkpointing, a smaller sampling.max_tokens or more memory"
                 )
             batches = smaller
+            if self._rows is not None:
+                self._rows.rows_made_smaller(self.row_limits, step=step)
             log.warning(
                 "Memory ran out: rows of up to %d tokens and %d logits at once from now on (%s)",
                 *(*self.row_limits, reason),

@@ -19,7 +19,7 @@ from asympo.learner.step.compute import Compute
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions
 from asympo.learner.step.optimizer import learning_rate_at, make_optimizer
 from asympo.learner.step.shards import Shards
-from asympo.learner.step.step import Stepper
+from asympo.learner.step.step import RowLimits, Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,13 @@ class StepParts:
     stepper: Stepper
 
 
-def build_step_parts(settings: LearnerSettings, compute: Compute, ranks: Ranks | None = None) -> StepParts:
+def build_step_parts(
+    settings: LearnerSettings,
+    compute: Compute,
+    *,
+    ranks: Ranks | None = None,
+    rows: RowLimits | None = None,
+) -> StepParts:
     """Everything at the run's start, with ``ranks`` this rank's shard of it; raises BadModel."""
     # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
     device = compute.torch_device if ranks is None else torch.device("cpu")
@@ -51,8 +57,19 @@ def build_step_parts(settings: LearnerSettings, compute: Compute, ranks: Ranks |
     return StepParts(
         policy=policy,
         optimizer=optimizer,
-        stepper=build_stepper(settings, compute, policy=policy, optimizer=optimizer, shards=shards),
+        stepper=build_stepper(
+            settings, compute, policy=policy, optimizer=optimizer, shards=shards, rows=rows
+        ),
     )
+
+
+def rebuilt(
+    parts: StepParts, settings: LearnerSettings, compute: Compute, *, rows: RowLimits | None = None
+) -> StepParts:
+    """The same weights and optimizer, stepped in another way from now on."""
+    policy = policy_around(parts.policy.model, settings, compute)
+    stepper = build_stepper(settings, compute, policy=policy, optimizer=parts.optimizer, rows=rows)
+    return StepParts(policy=policy, optimizer=parts.optimizer, stepper=stepper)
 
 
 def build_reader(
@@ -101,6 +118,7 @@ def build_stepper(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     shards: Shards | None = None,
+    rows: RowLimits | None = None,
 ) -> Stepper:
     """How a step is computed."""
     return Stepper(
@@ -122,6 +140,7 @@ def build_stepper(
         token_budget=settings.token_budget,
         share_prefixes=compute.share_prefixes,
         shards=shards,
+        rows=rows,
     )
 
 

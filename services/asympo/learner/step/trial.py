@@ -1,4 +1,4 @@
-"""What is faster on this device, tried once on a small model: shared prefixes or not, which attention."""
+"""What is faster on this device, tried once: which precision, shared prefixes or not, which attention."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,21 @@ PROMPT_TOKENS, NUM_RESPONSES, MAX_RESPONSE_TOKENS = 64, 8, 128
 _LONG = 512
 """Tokens of prompt and longest response where kinds of attention are compared: it must be what takes time."""
 _REPEATS = 3
+_ROWS, _INNER, _COLUMNS = 128, 512, 1024
+"""Of the matrices that decide between precisions: small, since bf16 without hardware is 50 times slower."""
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """Best of a few on the CPU: forward and both backward products of one linear layer."""
+    x, w = torch.ones(_ROWS, _INNER, dtype=dtype), torch.ones(_COLUMNS, _INNER, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        y = x @ w.T
+        _ = y @ w
+        _ = y.T @ x
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def sharing_seconds(
