@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
-from asympo.common.checkpoints.inspect import diff_checkpoints, find_checkpoint, list_checkpoints, list_runs
 from safetensors.numpy import save_file
 
 PROBE = Probe(
@@ -92,24 +91,3 @@ def test_prune_deletes_damaged_directories_only_below_the_kept_ones(store: Polic
         (damaged.path / "model.safetensors").write_bytes(b"")
     store.prune(keep=2)
     assert {path.name for path in store.path.iterdir()} == {ref.name for ref in refs[1:]}
-
-
-def test_inspect_lists_faults_and_differences(store: PolicyStore, tmp_path: Path) -> None:
-    first = publish(store, 1)
-    second = publish(store, 2, parent=first.digest)
-    third = publish(store, 3)
-    (third.path / "config.json").unlink()
-    reports = list_checkpoints(tmp_path, "run")
-    assert [(report.step, report.is_newest) for report in reports] == [(1, False), (2, True), (3, False)]
-    assert reports[2].fault is not None
-    assert "config.json is missing" in reports[2].fault
-    diff = diff_checkpoints(first.path, second.path)
-    assert diff.is_child
-    assert diff.num_same_tensors == 1
-    assert [(change.name, change.kind) for change in diff.tensors] == [("body", "changed")]
-    assert diff.files == ()
-    assert len(diff.probes) == 1
-    assert list_runs(tmp_path) == ["run"]
-    assert find_checkpoint(tmp_path, "run", step=2) == second.path
-    with pytest.raises(errors.BadSetting, match="step 9"):
-        find_checkpoint(tmp_path, "run", step=9)

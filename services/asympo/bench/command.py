@@ -2,38 +2,33 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from asympo.bench.pipeline_flags import add_pipeline_flags
 from asympo.bench.shapes import parse_shape
+from asympo.common.commands import CommandParser, add_json_flag, say, write_json
 from asympo.common.errors import BadSetting
 
 _MARK = "ASYMPO_BENCH_ENVIRONMENT"
 """Set where the environment is the one that the supervisor gives a learner."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadSetting(f"{self.prog}: {message}")
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs one benchmark."""
-    parser = _Parser(prog="asympo bench", description=__doc__, allow_abbrev=False)
+    parser = CommandParser(prog="asympo bench", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="WHAT")
     text = "speed and memory of the learner's step; needs neither a broker nor an engine"
-    verb = verbs.add_parser("learner", help=text, description=text, allow_abbrev=False)
+    verb = verbs.add_parser("learner", help=text, description=text)
     add_learner_flags(verb)
     text = "cost of the rollout log against bare streams; starts a broker of its own"
-    verb = verbs.add_parser("log", help=text, description=text, allow_abbrev=False)
+    verb = verbs.add_parser("log", help=text, description=text)
     add_log_flags(verb)
     text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
-    verb = verbs.add_parser("pipeline", help=text, description=text, allow_abbrev=False)
+    verb = verbs.add_parser("pipeline", help=text, description=text)
     add_pipeline_flags(verb)
     arguments = parser.parse_args(list(argv))
     if arguments.verb == "log":
@@ -76,7 +71,7 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="only this part of the report; may be given several times",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_flag(parser)
 
 
 def add_log_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +86,7 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each arm")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured in each turn")
     parser.add_argument("--quick", action="store_true", help="everything in seconds; nothing to quote")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_flag(parser)
 
 
 def _log(arguments: argparse.Namespace) -> int:
@@ -114,9 +109,8 @@ def _log(arguments: argparse.Namespace) -> int:
             staleness_cases=((0, 1), (1, 4)),
             max_knee_rounds=1,
         )
-    report = measure_log(bench, say=_say)
-    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
-    return 0
+    report = measure_log(bench, say=say)
+    return _answer(report, arguments)
 
 
 def check_learner_flags(arguments: argparse.Namespace) -> None:
@@ -137,17 +131,13 @@ def check_learner_flags(arguments: argparse.Namespace) -> None:
 def _learner(arguments: argparse.Namespace) -> int:
     from asympo.bench.learner import measure_learner
 
-    report = measure_learner(arguments, say=_say)
-    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
-    return 0
+    return _answer(measure_learner(arguments, say=say), arguments)
 
 
 def _pipeline(arguments: argparse.Namespace) -> int:
     from asympo.bench.pipeline import measure_pipeline
 
-    report = measure_pipeline(arguments, say=_say)
-    sys.stdout.write(json.dumps(report) + "\n" if arguments.json else _text(report))
-    return 0
+    return _answer(measure_pipeline(arguments, say=say), arguments)
 
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:
@@ -160,8 +150,12 @@ def _in_the_learners_environment(argv: Sequence[str]) -> int:
     ).returncode
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+def _answer(report: dict[str, Any], arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        write_json(report)
+    else:
+        sys.stdout.write(_text(report))
+    return 0
 
 
 def _text(report: dict[str, Any]) -> str:

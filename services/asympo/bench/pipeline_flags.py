@@ -2,6 +2,8 @@
 
 import argparse
 
+from asympo.common.commands import add_json_flag
+
 
 def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `bench pipeline`."""
@@ -25,4 +27,4 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds-per-token", type=float, help="speed of the engine; balanced with the learner when none"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_flag(parser)

@@ -6,26 +6,20 @@ seeded schedule, and has an auditor count from three independent records.
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from asympo.chaos.schedule import NEEDS_SHIM, Kind, make_schedule
+from asympo.common.commands import CommandParser, add_json_flag, say, write_json, write_table
 from asympo.common.errors import BadSetting
 
 _MARK = "chaos.json"
 _DEFAULT_DIRECTORY = Path("runs/chaos")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadSetting(f"{self.prog}: {message}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     report = asyncio.run(_run(arguments, kinds, directory, shim, binary.path))
     (directory / _MARK).write_text(json.dumps(report, indent=1) + "\n")
     if arguments.json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        write_json(report)
     else:
         _print_table(report)
     for problem in report["problems"]:
@@ -58,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if report["problems"] else 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="asympo chaos", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="asympo chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="faults to put; 200 is a full run")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which, when and where")
     names = ", ".join(kind.value for kind in Kind)
@@ -69,7 +63,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--directory", type=Path, default=_DEFAULT_DIRECTORY, metavar="DIR", help="keeps all evidence"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_flag(parser)
     return parser
 
 
@@ -137,7 +131,7 @@ async def _run(
 
 def _sayer(is_json: bool) -> Any:
     if is_json:
-        return lambda text: sys.stderr.write(text + "\n")
+        return say
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -145,16 +139,10 @@ def _sayer(is_json: bool) -> Any:
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="asympo chaos", show_header=False)
+    rows = []
     for name, value in report.items():
-        if name == "problems":
-            continue
         if isinstance(value, dict):
             value = "\n".join(f"{key} {count}" for key, count in value.items())
-        table.add_row(name.replace("_", " "), str(value))
-    Console().print(table)
-    with contextlib.suppress(OSError):
-        os.fsync(sys.stdout.fileno())
+        if name != "problems":
+            rows.append((name.replace("_", " "), value))
+    write_table("asympo chaos", ("", ""), rows)

@@ -46,10 +46,6 @@ class Outcome:
     wall_seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def is_good(self) -> bool:
-        return not self.problems
-
     def to_dict(self) -> dict[str, Any]:
         """The report; figures of the audit are null when it did not come to one."""
         counts = self.audit

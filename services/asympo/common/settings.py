@@ -19,13 +19,14 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, Union
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union
 from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
 from asympo.common.object_store import ObjectStoreOptions
@@ -186,17 +187,11 @@ def nearest(given: str, valid: Sequence[str]) -> str:
 # --- flags -----------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadSetting(f"{self.prog}: {message}")
-
-
 def _read_flags(
     argv: Sequence[str], options: Sequence[Option], *, service: str
 ) -> tuple[dict[str, Any], argparse.Namespace]:
-    parser = _Parser(
+    parser = CommandParser(
         prog=f"asympo {service}",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         description="Flags override environment variables, which override the settings file.",
     )

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
-from asympo.run.command import CommandParser, add_run_flags, run_file
+from asympo.run.command import add_run_flags, run_file
 from asympo.run.settings import RunFile, parse_overrides, read_run_file
 
 PRESET = Path(__file__).with_name("demo.toml")
@@ -15,7 +16,6 @@ PRESET = Path(__file__).with_name("demo.toml")
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="asympo demo",
-        allow_abbrev=False,
         description="A small language model learns to add on this machine; takes some minutes.",
         epilog="Any setting of `asympo run` can be given as a flag: --learner.total-steps 60",
     )

@@ -1,6 +1,5 @@
 """`asympo doctor`: what is wrong with this deployment, and what to do about it."""
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -8,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from asympo.common.commands import CommandParser, add_json_flag, write_json
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.settings import read_toml, validate
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
 from asympo.learner.settings import LearnerSettings
-from asympo.run.command import CommandParser
 from asympo.run.settings import RUNS_DIRECTORY
 
 _SIGNS = {Level.OK: "ok   ", Level.NOTE: "note ", Level.WRONG: "WRONG"}
@@ -24,7 +23,6 @@ _PAGE_PORT = LearnerSettings.model_fields["http_port"].default
 def parse(argv: Sequence[str]) -> Namespace:
     parser = CommandParser(
         prog="asympo doctor",
-        allow_abbrev=False,
         description="Examines this deployment; exits 1 if something is wrong.",
     )
     parser.add_argument(
@@ -44,7 +42,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--reads-only", action="store_true", help="the object store's credentials are a generator's"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_json_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -65,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     num_wrong = sum(finding.level is Level.WRONG for finding in findings)
     if arguments.json:
         values = {"is_healthy": num_wrong == 0, "findings": [asdict(finding) for finding in findings]}
-        sys.stdout.write(json.dumps(values) + "\n")
+        write_json(values)
     elif num_wrong == 0:
         sys.stdout.write("nothing is wrong\n")
     return 1 if num_wrong else 0

@@ -13,13 +13,14 @@ from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
+from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import join
-from asympo.generator.api import HttpServer, bind, build_api, http_server
+from asympo.generator.api import build_api
 from asympo.generator.calls import Backoff, Calls, race
 from asympo.generator.core import Generator, Parts
 from asympo.generator.engine_choice import build_engine
@@ -126,7 +127,7 @@ class GeneratorProcess:
         listener = bind(self._settings.http_host, self._settings.http_port)
         closing.callback(listener.close)
         api = build_api(generator=self.generator, metrics_endpoint=MetricsEndpoint(self.registry))
-        http = http_server(api)
+        http = QuietServer(api)
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         closing.push_async_callback(_stop_http, http, serving)
         await self.rpc.start()
@@ -353,7 +354,7 @@ async def _watch_engine(engine: Engine) -> None:
     raise EngineBroken("the engine has died")
 
 
-async def _stop_http(http: HttpServer, serving: "asyncio.Future[None]") -> None:
+async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:
     http.should_exit = True
     await serving
 

@@ -62,164 +62,137 @@ def _sides(positive: Callable[[float], object], negative: Callable[[float], obje
     )
 
 
+def _arm(
+    name: str, summary: str, make: MakeObjective, constant_name: str, candidates: tuple[Constant, Constant],
+    **switches: bool,
+) -> Arm:  # fmt: skip
+    """An arm as a row of a table."""
+    return Arm(
+        name=name,
+        summary=summary,
+        make=make,
+        constant_name=constant_name,
+        candidates=candidates,
+        **switches,
+    )
+
+
 _NORM_FLOOR = "mean_nll_floor"
 _CLIP = "max_grad_norm"
 
 HEADLINE = (
-    Arm(
-        name="asympo",
-        summary="A * m / sg(m)",
-        make=_product("asympo"),
-        constant_name=_NORM_FLOOR,
-        candidates=(1e-4, 1e-2),
-    ),
-    Arm(
-        name="spo",
-        summary="A * m, negatives scaled by c",
-        make=_product("spo"),
-        constant_name="negative_scale",
-        candidates=(0.3, 0.1),
-    ),
-    Arm(name="naive", summary="A * m", make=_product("naive"), constant_name=_CLIP, candidates=(1.0, 0.1)),
-    Arm(
-        name="gpg",
-        summary="A * m * B / (B - M)",
-        make=_product("gpg"),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
-    ),
-    Arm(
-        name="grpo",
-        summary="clipped ratio to the behaviour policy",
-        make=lambda tokens, clip: tokens.clipped_ratio(clip),
-        constant_name="clip",
-        candidates=(0.2, 0.5),
+    _arm("asympo", "A * m / sg(m)", _product("asympo"), _NORM_FLOOR, (1e-4, 1e-2)),
+    _arm("spo", "A * m, negatives scaled by c", _product("spo"), "negative_scale", (0.3, 0.1)),
+    _arm("naive", "A * m", _product("naive"), _CLIP, (1.0, 0.1)),
+    _arm("gpg", "A * m * B / (B - M)", _product("gpg"), _CLIP, (1.0, 0.1)),
+    _arm(
+        "grpo",
+        "clipped ratio to the behaviour policy",
+        lambda tokens, clip: tokens.clipped_ratio(clip),
+        "clip",
+        (0.2, 0.5),
         needs_behaviour=True,
     ),
-    Arm(
-        name="tis",
-        summary="truncated importance weights",
-        make=lambda tokens, cap: tokens.truncated_weights(cap),
-        constant_name="cap",
-        candidates=(2.0, 1.0),
+    _arm(
+        "tis",
+        "truncated importance weights",
+        lambda tokens, cap: tokens.truncated_weights(cap),
+        "cap",
+        (2.0, 1.0),
         needs_behaviour=True,
     ),
 )
 
 SIDES = (
-    Arm(
-        name="norm-positives",
-        summary="positives divided by sg(m), negatives plain",
-        make=_sides(lambda _: normalised(), lambda _: plain),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
+    _arm(
+        "norm-positives",
+        "positives divided by sg(m), negatives plain",
+        _sides(lambda _: normalised(), lambda _: plain),
+        _CLIP,
+        (1.0, 0.1),
     ),
-    Arm(
-        name="norm-negatives",
-        summary="negatives divided by sg(m), positives plain",
-        make=_sides(lambda _: plain, lambda _: normalised()),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
+    _arm(
+        "norm-negatives",
+        "negatives divided by sg(m), positives plain",
+        _sides(lambda _: plain, lambda _: normalised()),
+        _CLIP,
+        (1.0, 0.1),
     ),
-    Arm(
-        name="spo-0.2",
-        summary="the scale asympo has when stale",
-        make=_product("spo"),
-        constant_name="negative_scale",
-        candidates=(0.2, 0.2),
-    ),
-    Arm(
-        name="spo-0.45",
-        summary="the scale asympo has when fresh",
-        make=_product("spo"),
-        constant_name="negative_scale",
-        candidates=(0.45, 0.45),
-    ),
+    _arm("spo-0.2", "the scale asympo has when stale", _product("spo"), "negative_scale", (0.2, 0.2)),
+    _arm("spo-0.45", "the scale asympo has when fresh", _product("spo"), "negative_scale", (0.45, 0.45)),
 )
 
 CANDIDATES = (
-    Arm(
-        name="asympo-floor",
-        summary="asympo with a large floor",
-        make=_product("asympo"),
-        constant_name=_NORM_FLOOR,
-        candidates=(0.1, 0.3),
+    _arm("asympo-floor", "asympo with a large floor", _product("asympo"), _NORM_FLOOR, (0.1, 0.3)),
+    _arm(
+        "asympo-bound",
+        "asympo; negatives above a bound of nats a token are dropped",
+        _sides(lambda _: normalised(), lambda bound: bounded(bound)),
+        "bound",
+        (1.0, 2.0),
     ),
-    Arm(
-        name="asympo-bound",
-        summary="asympo; negatives above a bound of nats a token are dropped",
-        make=_sides(lambda _: normalised(), lambda bound: bounded(bound)),
-        constant_name="bound",
-        candidates=(1.0, 2.0),
+    _arm(
+        "asympo-fade",
+        "positives divided by sg(m), negatives times exp(-rate m)",
+        _sides(lambda _: normalised(), lambda rate: fading(rate)),
+        "rate",
+        (1.0, 3.0),
     ),
-    Arm(
-        name="asympo-fade",
-        summary="positives divided by sg(m), negatives times exp(-rate m)",
-        make=_sides(lambda _: normalised(), lambda rate: fading(rate)),
-        constant_name="rate",
-        candidates=(1.0, 3.0),
+    _arm(
+        "norm-scaled",
+        "positives divided by sg(m), negatives times a fixed scale",
+        _sides(lambda _: normalised(), lambda scale: fixed(scale)),
+        "scale",
+        (0.3, 0.1),
     ),
-    Arm(
-        name="norm-scaled",
-        summary="positives divided by sg(m), negatives times a fixed scale",
-        make=_sides(lambda _: normalised(), lambda scale: fixed(scale)),
-        constant_name="scale",
-        candidates=(0.3, 0.1),
+    _arm(
+        "positives",
+        "negatives dropped, positives plain",
+        _sides(lambda _: plain, lambda _: fixed(0.0)),
+        _CLIP,
+        (1.0, 0.1),
     ),
-    Arm(
-        name="positives",
-        summary="negatives dropped, positives plain",
-        make=_sides(lambda _: plain, lambda _: fixed(0.0)),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
-    ),
-    Arm(
-        name="norm-positives-only",
-        summary="negatives dropped, positives divided by sg(m)",
-        make=_sides(lambda _: normalised(), lambda _: fixed(0.0)),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
+    _arm(
+        "norm-positives-only",
+        "negatives dropped, positives divided by sg(m)",
+        _sides(lambda _: normalised(), lambda _: fixed(0.0)),
+        _CLIP,
+        (1.0, 0.1),
     ),
 )
 
 SWITCHES = (
-    Arm(
-        name="asympo-token-sum",
-        summary="asympo summed over tokens, in units of 5 tokens",
-        make=lambda tokens, _: tokens.token_sum(kind="asympo", length=5.0),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
+    _arm(
+        "asympo-token-sum",
+        "asympo summed over tokens, in units of 5 tokens",
+        lambda tokens, _: tokens.token_sum(kind="asympo", length=5.0),
+        _CLIP,
+        (1.0, 0.1),
     ),
-    Arm(
-        name="naive-token-sum",
-        summary="naive summed over tokens, in units of 5 tokens",
-        make=lambda tokens, _: tokens.token_sum(kind="naive", length=5.0),
-        constant_name=_CLIP,
-        candidates=(1.0, 0.1),
+    _arm(
+        "naive-token-sum",
+        "naive summed over tokens, in units of 5 tokens",
+        lambda tokens, _: tokens.token_sum(kind="naive", length=5.0),
+        _CLIP,
+        (1.0, 0.1),
     ),
-    Arm(
-        name="asympo-std",
-        summary="asympo with advantages divided by their group's standard deviation",
-        make=_product("asympo"),
-        constant_name=_NORM_FLOOR,
-        candidates=(1e-4, 1e-2),
+    _arm(
+        "asympo-std",
+        "asympo with advantages divided by their group's standard deviation",
+        _product("asympo"),
+        _NORM_FLOOR,
+        (1e-4, 1e-2),
         divides_by_std=True,
     ),
-    Arm(
-        name="asympo-drop",
-        summary="asympo averaged over groups with signal only",
-        make=_product("asympo"),
-        constant_name=_NORM_FLOOR,
-        candidates=(1e-4, 1e-2),
+    _arm(
+        "asympo-drop",
+        "asympo averaged over groups with signal only",
+        _product("asympo"),
+        _NORM_FLOOR,
+        (1e-4, 1e-2),
         drops_groups_without_signal=True,
     ),
-    Arm(
-        name="asympo-clip",
-        summary="asympo with another clip norm",
-        make=_product("asympo"),
-        constant_name=_CLIP,
-        candidates=(0.1, 10.0),
-    ),
+    _arm("asympo-clip", "asympo with another clip norm", _product("asympo"), _CLIP, (0.1, 10.0)),
 )
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in (*HEADLINE, *SIDES, *CANDIDATES, *SWITCHES)}

@@ -10,20 +10,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from asympo import __version__
+from asympo.common.commands import CommandParser, add_json_flag, say, write_json
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.lab.duration import describe_paper, describe_study, require_gpus, write_paper_runs
 from asympo.lab.presets import PRESETS, Grid, Preset, find_preset
 
 PAPER = "paper"
 _EXAMPLES = Path(__file__).parents[3] / "examples"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadSetting(f"{self.prog}: {message}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,17 +32,17 @@ def main(argv: Sequence[str]) -> int:
     if (directory / "cells").exists() and not arguments.resume:
         raise BadSetting(f"there are results in {directory}: go on with --resume, or give another --out")
     for line in describe_study(preset, grids, num_cells=_count(preset, grids)):
-        _say(line)
+        say(line)
     if arguments.dry_run:
         return 0
     return _run(arguments, argv, preset, grids, directory)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="asympo lab", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="asympo lab", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="WHAT")
     text = "trains every arm on responses that are exactly K optimizer steps old"
-    verb = verbs.add_parser("stability", help=text, description=text, allow_abbrev=False)
+    verb = verbs.add_parser("stability", help=text, description=text)
     verb.add_argument("--preset", choices=(*PRESETS, PAPER), default="laptop")
     verb.add_argument(
         "--grid",
@@ -58,7 +54,7 @@ def _parser() -> _Parser:
     verb.add_argument("--resume", action="store_true", help="keep the cells that are there")
     verb.add_argument("--workers", type=int, help="processes, one thread each; the cores when none")
     verb.add_argument("--dry-run", action="store_true", help="print what it takes and stop")
-    verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    add_json_flag(verb)
     verb.add_argument("--publish", type=Path, metavar="DIR", help="write report and pictures there as well")
     verb.add_argument(
         "--update",
@@ -140,7 +136,7 @@ def _run(
     for document in arguments.update or ():
         update_document(document, headline(summary))
     if arguments.json:
-        sys.stdout.write(json.dumps(summary) + "\n")
+        write_json(summary)
     else:
         sys.stdout.write((directory / "headline.md").read_text())
         sys.stdout.write(f"\nreport: {directory / 'report.md'} and report.html\n")
@@ -182,19 +178,15 @@ def _paper(arguments: argparse.Namespace) -> int:
     from asympo.run.machine import look_at_machine
 
     for line in describe_paper(_EXAMPLES):
-        _say(line)
+        say(line)
     if arguments.dry_run:
         return 0
     directory = arguments.out or Path("runs") / "lab" / PAPER
     paths = write_paper_runs(_EXAMPLES, directory)
-    _say(f"{len(paths)} settings files in {directory}, each for `asympo run`")
+    say(f"{len(paths)} settings files in {directory}, each for `asympo run`")
     require_gpus(len(look_at_machine().gpus))
     for path in paths:
         command = [sys.executable, "-m", "asympo.cli", "run", str(path)]
         if subprocess.run(command, check=False).returncode != 0:
             raise AsympoError(f"the run of {path} failed: mend it, then give the command again")
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")

@@ -1,24 +1,21 @@
 """How the commands that look into a run find its broker and its files."""
 
 import argparse
-import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
-from asympo.run.command import CommandParser
 from asympo.run.directory import RunDirectory
 from asympo.run.settings import RUNS_DIRECTORY
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    return CommandParser(prog=f"asympo {prog}", allow_abbrev=False, description=description)
+    return CommandParser(prog=f"asympo {prog}", description=description)
 
 
 def add_broker_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,19 +95,3 @@ def _connected(url: str) -> Iterator[Broker]:
         yield broker
     finally:
         broker.close()
-
-
-def write_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
-    sys.stdout.flush()
-
-
-def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; as wide as its content where that is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -22,9 +22,10 @@ from asympo.common.checkpoints.digests import Span, digest_spans
 from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
 from asympo.common.checkpoints.names import DECISION_FILES, STATE_FILES
 from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files, verify_policy
+from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.rollout_log import CopiedPiece, RunLog
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_log, write_json
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_log
 from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
 
 _MAX_TRIES = 5

@@ -10,8 +10,9 @@ from typing import Any
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.directory import step_names
 from asympo.common.checkpoints.verify import read_policy_manifest, verify_policy
+from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting, CorruptCheckpoint
-from asympo.ops.access import add_checkpoint_root_flag, make_parser, write_json, write_table
+from asympo.ops.access import add_checkpoint_root_flag, make_parser
 
 
 def main(argv: Sequence[str]) -> int:

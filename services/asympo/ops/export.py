@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asympo.common.archive.export import ReadBacklog, export
+from asympo.common.commands import write_json
 from asympo.common.rollout_log import LogEntry, RunLog
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log, write_json
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log
 
 _GROUPS_AT_ONCE = 100
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from asympo.common.archive import ArchiveStore, newest_tip
+from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import validate
 from asympo.common.telemetry import set_up_logging
 from asympo.learner.settings import LearnerSettings, ObjectiveName
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log, write_json, write_table
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,11 +10,12 @@ from itertools import islice
 from typing import Any
 
 from asympo.common.codec import WireLimits, decode_group
+from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.ops import export, follow, replay
-from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
+from asympo.ops.access import add_broker_flags, make_parser, open_log
 
 _MAX_SHOWN_CHARS = 300
 

@@ -8,8 +8,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from asympo.common.commands import write_json, write_table
 from asympo.common.telemetry import set_up_logging
-from asympo.ops.access import add_checkpoint_root_flag, write_json, write_table
+from asympo.ops.access import add_checkpoint_root_flag
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,15 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asympo.common.checkpoints import directory
+from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.ops.access import (
-    add_broker_flags,
-    add_checkpoint_root_flag,
-    make_parser,
-    open_new_broker,
-    write_json,
-)
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_new_broker
 from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, open_backup, read_pieces
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, list_runs
 from asympo.local.broker import answers, broker_url
-from asympo.ops.access import add_broker_flags, make_parser, open_log, write_json, write_table
+from asympo.ops.access import add_broker_flags, make_parser, open_log
 from asympo.run.directory import RunDirectory
 
 _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")

@@ -5,23 +5,15 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from asympo.common.errors import BadSetting
+from asympo.common.commands import CommandParser
 from asympo.run.settings import RunFile, parse_overrides, read_run_file
-
-
-class CommandParser(argparse.ArgumentParser):
-    """argparse whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadSetting(f"{self.prog}: {message}")
 
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="asympo run",
-        allow_abbrev=False,
         description="Starts broker, generators and learner on this machine; run it again to resume.",
         epilog="Any setting of the file can be given as a flag: --learner.total-steps 100",
     )

@@ -80,10 +80,6 @@ class Tuning:
     seed: int
     steps: int
 
-    def runs_per_arm(self, num_candidates: int) -> int:
-        """The budget."""
-        return num_candidates * len(self.learning_rates)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:

@@ -1,16 +1,13 @@
 """HTTP of the learner: page, health, metrics, status, history, samples."""
 
-import contextlib
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Query
 from fastapi.responses import PlainTextResponse, Response
 
-from asympo.common.errors import BadSetting
+from asympo.common.http_server import QuietServer, bind
 from asympo.common.telemetry import to_json
 from asympo.learner.control import LearnerControl
 from asympo.learner.page.mount import mount_page
@@ -64,26 +61,14 @@ def _json(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
 
 
-class _QuietServer(uvicorn.Server):
-    """uvicorn outside the main thread: signals are not its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class HttpServer:
     """The application on a socket, in a thread of its own."""
 
     def __init__(self, *, api: FastAPI, host: str, port: int) -> None:
         """Binds at once; BadSetting when the address is taken or not ours."""
-        self._socket = _bind(host, port)
+        self._socket = bind(host, port)
         self.port = int(self._socket.getsockname()[1])
-        self._server = _QuietServer(
-            uvicorn.Config(
-                api, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
-            )
-        )
+        self._server = QuietServer(api)
         self._thread = threading.Thread(
             target=self._server.run, args=([self._socket],), name="http", daemon=True
         )
@@ -98,18 +83,3 @@ class HttpServer:
         if self._thread.is_alive():
             self._thread.join(5.0)
         self._socket.close()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise BadSetting(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another http_host or http_port"
-        ) from error
-    return listener

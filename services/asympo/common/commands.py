@@ -1,0 +1,46 @@
+"""What commands of the tools share: a parser whose errors are ours, JSON and tables on standard output."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from asympo.common.errors import BadSetting
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are BadSetting."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise BadSetting(f"{self.prog}: {message}")
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """For commands that answer once."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def write_json(value: Any) -> None:
+    """One line on standard output."""
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output; as wide as its content where that is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def say(line: str) -> None:
+    """A line on standard error, where nothing takes it for the answer."""
+    sys.stderr.write(line + "\n")
