@@ -115,11 +115,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _entry(command: Command) -> Callable[[Sequence[str]], int]:
     if not command.settings_class:
-        return import_module(command.module).main
+        run: Callable[[Sequence[str]], int] = import_module(command.module).main
+        return run
 
     def run_service(argv: Sequence[str]) -> int:
         settings = getattr(import_module(f"{command.module}.settings"), command.settings_class).load(argv)
-        return import_module(f"{command.module}.app").main(settings)
+        exit_code: int = import_module(f"{command.module}.app").main(settings)
+        return exit_code
 
     return run_service
 

@@ -162,7 +162,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, torn: str = "") ->
 
 
 def test_trained_lines_void_what_a_successor_consumed_again(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"step": 1, "fence": 1, "first_sequence": 1, "last_sequence": 2, "group_ids": ["a", "b"]},
         {"step": 2, "fence": 1, "first_sequence": 3, "last_sequence": 4, "group_ids": ["c", "d"]},
         {"step": None, "fence": 1, "first_sequence": 5, "last_sequence": 5, "group_ids": ["e"]},

@@ -63,7 +63,8 @@ def test_full_disk_refuses_writes_below_its_prefix_only(control: Control, tmp_pa
         "    except OSError as error: print(error.errno)\n"
     )
     full, other = tmp_path / "full", tmp_path / "fuller"
-    full.mkdir(), other.mkdir()
+    full.mkdir()
+    other.mkdir()
     control.fill_disk(full)
     assert run_under(control, program, str(full / "file"), str(other / "file")).split() == ["28", "written"]
     assert control.num_refused_writes == 1

@@ -175,7 +175,9 @@ def test_task_of_the_release_before_is_the_same_task() -> None:
 
 def test_answers_of_control_services_of_a_later_release_are_read() -> None:
     later = bytes([0xFA, 0x3F, 3]) + b"new"
-    known = learner_service_pb2.LearnerServiceStatusResponse(state=3, run="r", step=7)
+    known = learner_service_pb2.LearnerServiceStatusResponse(
+        state=learner_service_pb2.LearnerState.Name(3), run="r", step=7
+    )
     status = learner_service_pb2.LearnerServiceStatusResponse.FromString(known.SerializeToString() + later)
     assert (status.state, status.run, status.step) == (3, "r", 7)
     # A state of a later release: no name here, and no error.

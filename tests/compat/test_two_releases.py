@@ -133,7 +133,7 @@ def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, s
     learner: OldLearning | NewLearning = NewLearning(log, reading)
     learner.work()
     log.state.set(RunState.RUNNING)
-    generators = [OldGenerator(log.broker, log.run), NewGenerator(log)]
+    generators: list[OldGenerator | NewGenerator] = [OldGenerator(log.broker, log.run), NewGenerator(log)]
     held: list[tuple[OldGenerator | NewGenerator, str]] = []
     answered: Counter[str] = Counter()
     while log.state.get() is RunState.RUNNING:

@@ -34,7 +34,7 @@ def lines() -> list[str]:
 def _collectors(registry: CollectorRegistry) -> list[Counter | Gauge | Histogram]:
     # Metrics with labels that were not used yet give no samples: the declared ones are asked, not a scrape.
     declared = {id(each): each for each in registry._names_to_collectors.values()}
-    return [each for each in declared.values() if type(each) in _SAMPLES]
+    return [each for each in declared.values() if isinstance(each, (Counter, Gauge, Histogram))]
 
 
 def render() -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def values_files() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def rendered(chart_tools: Path, values_files: list[Path]) -> dict[str, list[dict]]:
+def rendered(chart_tools: Path, values_files: list[Path]) -> dict[str, list[dict[str, Any]]]:
     """Objects by the values file they come from."""
     found = {}
     for path in values_files:

@@ -1,6 +1,7 @@
 """ScaledObject and HPA: their numbers are those of the code and of the simulation."""
 
 import math
+from typing import Any
 
 import pytest
 import rendering
@@ -19,7 +20,7 @@ KEDA = (
 )
 
 
-def _render(*sets: str) -> dict[str, dict]:
+def _render(*sets: str) -> dict[str, dict[str, Any]]:
     result = rendering.template(CHART, sets=sets)
     assert result.returncode == 0, result.stderr
     return {each["kind"]: each for each in rendering.objects(result.stdout)}

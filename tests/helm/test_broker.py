@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
-from asympo.common.rollout_log import Broker, CommitRecord, RunConfig, RunLog, RunState
+from asympo.common.rollout_log import Broker, CommitRecord, Lease, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.ports import free_port
 
@@ -28,7 +29,7 @@ class Embedded:
 
     port: int
     passwords: dict[str, str]
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     environment: dict[str, str]
     probe: list[str]
 
@@ -105,8 +106,12 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     learner.state.set(RunState.RUNNING, fence=fence)
     generator.presence.report("gen", {"state": "generating"}, ttl_seconds=5)
     assert len(learner.presence.generators()) == 1
-    assert generator.policies.wait(None, 5).step == 0
+    announced = generator.policies.wait(None, 5)
+    assert announced is not None
+    assert announced.step == 0
     first, second = (generator.leases.acquire(holder="gen", policy_step=0) for _ in range(2))
+    assert isinstance(first, Lease)
+    assert isinstance(second, Lease)
     assert generator.leases.renew([first, second]) == []
     assert generator.leases.hand_back(second, reason="test") is True
     assert generator.leases.append(first, b"payload", producer="gen").outcome == "appended"
@@ -157,7 +162,7 @@ def test_strangers_are_turned_away_and_the_probe_is_not(embedded: Embedded) -> N
     with pytest.raises(BrokerRefused):
         Broker.connect(f"redis://learner:wrong@127.0.0.1:{embedded.port}/0", max_retries=1)
     if shutil.which("redis-cli", path=embedded.environment["PATH"]):
-        run: Callable = subprocess.run
+        run: Callable[..., Any] = subprocess.run
         assert run(embedded.probe, env=embedded.environment, check=False).returncode == 0
         embedded.process.terminate()
         embedded.process.wait(timeout=10)

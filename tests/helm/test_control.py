@@ -1,6 +1,7 @@
 """Control services beyond their pods: only with certificates, and only for who is named."""
 
 import tomllib
+from typing import Any
 
 import pytest
 import rendering
@@ -14,7 +15,7 @@ PORTS = {
 }
 
 
-def by_component(things: list[dict], *kinds: str) -> dict[str, dict]:
+def by_component(things: list[dict[str, Any]], *kinds: str) -> dict[str, dict[str, Any]]:
     return {
         each["metadata"]["labels"]["app.kubernetes.io/component"]: each
         for each in things
@@ -22,7 +23,7 @@ def by_component(things: list[dict], *kinds: str) -> dict[str, dict]:
     }
 
 
-def grpc_ports(things: list[dict]) -> list[object]:
+def grpc_ports(things: list[dict[str, Any]]) -> list[object]:
     """Everything that a rendering calls grpc: container ports, Service ports, ports of policies."""
     found: list[object] = []
 
@@ -42,7 +43,9 @@ def grpc_ports(things: list[dict]) -> list[object]:
 
 
 @pytest.mark.parametrize("service", PORTS)
-def test_control_listens_where_its_service_and_policy_say_with_mounted_certificates(rendered, service):
+def test_control_listens_where_its_service_and_policy_say_with_mounted_certificates(
+    rendered: dict[str, list[dict[str, Any]]], service: str
+) -> None:
     things = rendered[EXAMPLE]
     pod = by_component(things, "StatefulSet", "Deployment")[service]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -64,20 +67,24 @@ def test_control_listens_where_its_service_and_policy_say_with_mounted_certifica
 
 
 @pytest.mark.parametrize("service", PORTS)
-def test_only_named_peers_reach_the_control_services(rendered, service):
+def test_only_named_peers_reach_the_control_services(
+    rendered: dict[str, list[dict[str, Any]]], service: str
+) -> None:
     policy = by_component(rendered[EXAMPLE], "NetworkPolicy")[service]["spec"]
     opened = [rule for rule in policy["ingress"] if {"port": "grpc", "protocol": "TCP"} in rule["ports"]]
     operators = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "operators"}}}
     assert opened == [{"from": [operators], "ports": [{"port": "grpc", "protocol": "TCP"}]}]
 
 
-def test_without_certificates_nothing_names_the_control_services(rendered):
+def test_without_certificates_nothing_names_the_control_services(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for name, things in rendered.items():
         assert bool(grpc_ports(things)) is (name == EXAMPLE), name
     assert len(grpc_ports(rendered[EXAMPLE])) == 6
 
 
-def test_generators_of_a_release_of_their_own_have_the_service_too():
+def test_generators_of_a_release_of_their_own_have_the_service_too() -> None:
     sets = ["control.tls.secret=s", "control.allowFrom[0].podSelector.matchLabels.team=a"]
     result = rendering.template(CHART, values=[CHART / "ci/generators-only-values.yaml"], sets=sets)
     assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common.clock import SystemClock
@@ -34,10 +35,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith(f"/api/models/team/tiny/revision/{REVISION}"):
-            listing = [{"rfilename": name} for name in self.files]
-            self.reply(json.dumps({"id": "team/tiny", "sha": REVISION, "siblings": listing}).encode())
+            siblings = [{"rfilename": name} for name in self.files]
+            self.reply(json.dumps({"id": "team/tiny", "sha": REVISION, "siblings": siblings}).encode())
         elif self.path.startswith(f"/api/models/team/tiny/tree/{REVISION}"):
-            listing = [{"type": "file", "path": name, "size": 1, "oid": ""} for name in self.files]
+            listing: list[dict[str, Any]] = [
+                {"type": "file", "path": name, "size": 1, "oid": ""} for name in self.files
+            ]
             self.reply(json.dumps(listing).encode())
         else:
             content = self.files.get(self.path.rpartition("/")[2])
@@ -82,7 +85,9 @@ def test_model_is_fetched_once_and_only_what_is_needed(hub: str, tmp_path: Path)
     assert "is there already" in fetch("http://127.0.0.1:1", directory).stdout
 
 
-def test_model_without_safetensors_leaves_no_directory(hub: str, tmp_path: Path, monkeypatch) -> None:
+def test_model_without_safetensors_leaves_no_directory(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Hub, "files", {"config.json": b"{}"})
     result = fetch(hub, tmp_path / "model")
     assert result.returncode != 0

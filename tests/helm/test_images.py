@@ -14,14 +14,14 @@ DOCKER = ROOT / "deploy/docker"
 SERVICES = ("learner", "generator")
 
 
-def test_dockerfiles_lint_clean():
+def test_dockerfiles_lint_clean() -> None:
     command = [rendering.TOOLS / "bin/hadolint", *sorted(DOCKER.glob("*.Dockerfile"))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_images_run_as_a_numbered_user_and_bake_no_settings(service):
+def test_images_run_as_a_numbered_user_and_bake_no_settings(service: str) -> None:
     text = (DOCKER / f"{service}.Dockerfile").read_text()
     final = text[text.rindex("\nFROM ") :]
     assert "USER 10001:10001" in final
@@ -33,7 +33,7 @@ def test_images_run_as_a_numbered_user_and_bake_no_settings(service):
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
 @pytest.mark.parametrize("service", SERVICES)
-def test_locks_pin_every_package_and_hold_what_the_service_needs(service, variant):
+def test_locks_pin_every_package_and_hold_what_the_service_needs(service: str, variant: str) -> None:
     lines = [
         line for line in (DOCKER / f"{service}-{variant}.lock").read_text().splitlines() if line[0] != " "
     ]
@@ -46,7 +46,7 @@ def test_locks_pin_every_package_and_hold_what_the_service_needs(service, varian
     assert engine[service] <= pins
 
 
-def test_cpu_images_have_the_versions_of_the_laptop():
+def test_cpu_images_have_the_versions_of_the_laptop() -> None:
     laptop = pins_of(ROOT / "deploy/local/requirements-cpu.lock")
     known = {name for name, _ in laptop}
     for service in SERVICES:

@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
@@ -22,23 +23,23 @@ LEARNER, BROKER = "asympo-learner", "asympo-redis"
 
 
 @pytest.fixture(scope="module")
-def laptop(chart_tools: Path) -> list[dict]:
+def laptop(chart_tools: Path) -> list[dict[str, Any]]:
     return rendering.objects(rendering.template(CHART, values=[LAPTOP]).stdout)
 
 
-def find(objects: list[dict], kind: str, name: str) -> dict:
+def find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
     return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
-def container(objects: list[dict], name: str = LEARNER) -> dict:
+def container(objects: list[dict[str, Any]], name: str = LEARNER) -> dict[str, Any]:
     return find(objects, "StatefulSet", name)["spec"]["template"]["spec"]["containers"][0]
 
 
-def lay_out(objects: list[dict], directory: Path) -> dict[str, dict[str, str]]:
+def lay_out(objects: list[dict[str, Any]], directory: Path) -> dict[str, Mapping[str, str]]:
     """Every pod of the rendering laid out, none started: environments by workload."""
     manifests = Manifests(objects=tuple(objects))
     node = Node(manifests=manifests, directory=directory, namespace="training", tell=print)
-    found = {}
+    found: dict[str, Mapping[str, str]] = {}
     for workload in manifests.workloads:
         claims = {each["metadata"]["name"]: each for each in workload["spec"].get("volumeClaimTemplates", [])}
         pod = node.pod(workload["metadata"]["name"] + "-0", workload["spec"]["template"], claims)
@@ -55,7 +56,7 @@ def test_pods_learn_scale_and_end_as_their_manifests_say(tmp_path: Path) -> None
     assert result.stdout.count(" pass ") == 10
 
 
-def test_settings_and_passwords_reach_the_containers(laptop: list[dict], tmp_path: Path) -> None:
+def test_settings_and_passwords_reach_the_containers(laptop: list[dict[str, Any]], tmp_path: Path) -> None:
     environments = lay_out(laptop, tmp_path)
     learner, generator = environments["asympo-learner"], environments["asympo-generator"]
     assert learner["REDIS_USERNAME"] == "learner"
@@ -67,19 +68,19 @@ def test_settings_and_passwords_reach_the_containers(laptop: list[dict], tmp_pat
     assert "0.0.0.0" not in text
 
 
-def drop(kind: str, name: str) -> Callable[[list[dict]], None]:
+def drop(kind: str, name: str) -> Callable[[list[dict[str, Any]]], None]:
     return lambda objects: objects.remove(find(objects, kind, name))
 
 
-def settings(change: Callable[[str], str]) -> Callable[[list[dict]], None]:
-    def apply(objects: list[dict]) -> None:
+def settings(change: Callable[[str], str]) -> Callable[[list[dict[str, Any]]], None]:
+    def apply(objects: list[dict[str, Any]]) -> None:
         data = find(objects, "ConfigMap", "asympo-learner-settings")["data"]
         data["learner.toml"] = change(data["learner.toml"])
 
     return apply
 
 
-FAULTS: dict[str, tuple[Callable[[list[dict]], object], str]] = {
+FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "no ConfigMap": (drop("ConfigMap", "asympo-learner-settings"), "the ConfigMap asympo-learner-settings"),
     "no Secret": (drop("Secret", "asympo-broker-users"), "the Secret asympo-broker-users, which is not"),
     "no claim": (drop("PersistentVolumeClaim", "asympo-checkpoints"), "PersistentVolumeClaim"),
@@ -124,7 +125,9 @@ FAULTS: dict[str, tuple[Callable[[list[dict]], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_of_a_chart_is_found_before_anything_starts(fault, laptop: list[dict], tmp_path: Path) -> None:
+def test_fault_of_a_chart_is_found_before_anything_starts(
+    fault: str, laptop: list[dict[str, Any]], tmp_path: Path
+) -> None:
     objects = copy.deepcopy(laptop)
     change, sentence = FAULTS[fault]
     change(objects)
@@ -134,13 +137,14 @@ def test_fault_of_a_chart_is_found_before_anything_starts(fault, laptop: list[di
 
 
 def test_container_whose_startup_probe_fails_is_restarted_and_never_ready(
-    laptop: list[dict], tmp_path: Path
+    laptop: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     objects = copy.deepcopy(laptop)
     broker = container(objects, BROKER)
     broker["startupProbe"] = {"exec": {"command": ["false"]}, "periodSeconds": 0.1, "failureThreshold": 3}
     objects = [each for each in objects if each["metadata"]["name"].startswith((BROKER, "asympo-broker"))]
-    manifests, told = Manifests(objects=tuple(objects)), []
+    told: list[str] = []
+    manifests = Manifests(objects=tuple(objects))
 
     node = Node(manifests=manifests, directory=tmp_path, namespace="training", tell=told.append)
     try:

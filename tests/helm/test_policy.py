@@ -1,13 +1,14 @@
 """Rules that every rendered pod and port keeps."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.helm.conftest import CHART
 
 
-def pods(rendered) -> Iterator[tuple[str, dict, dict]]:
+def pods(rendered: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(where, pod's metadata, pod's spec) of every pod in every rendering."""
     for name, things in rendered.items():
         for thing in things:
@@ -26,16 +27,16 @@ def pods(rendered) -> Iterator[tuple[str, dict, dict]]:
 SET, GROUP = "statefulset.kubernetes.io/pod-name", "leaderworkerset.sigs.k8s.io/worker-index"
 
 
-def with_labels(template: dict, label: str, value: str) -> dict:
+def with_labels(template: dict[str, Any], label: str, value: str) -> dict[str, Any]:
     """The template's metadata with the label that the controller gives to a pod."""
     return {**template["metadata"], "labels": {**template["metadata"]["labels"], label: value}}
 
 
-def containers(spec: dict) -> list[dict]:
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [*spec["containers"], *spec.get("initContainers", [])]
 
 
-def test_pods_meet_the_restricted_level(rendered):
+def test_pods_meet_the_restricted_level(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for where, _, spec in pods(rendered):
         context = spec["securityContext"]
         assert context["runAsNonRoot"] is True, where
@@ -53,7 +54,7 @@ def test_pods_meet_the_restricted_level(rendered):
             assert not security.get("privileged"), where
 
 
-def test_pods_mount_no_token_and_get_no_service_links(rendered):
+def test_pods_mount_no_token_and_get_no_service_links(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for where, _, spec in pods(rendered):
         assert spec["automountServiceAccountToken"] is False, where
         assert spec["enableServiceLinks"] is False, where
@@ -64,7 +65,9 @@ def test_pods_mount_no_token_and_get_no_service_links(rendered):
         assert not [each["kind"] for each in things if "Role" in each["kind"]]
 
 
-def test_containers_have_memory_limits_requests_and_pinned_images(rendered):
+def test_containers_have_memory_limits_requests_and_pinned_images(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for where, _, spec in pods(rendered):
         for container in containers(spec):
             assert container["resources"]["limits"]["memory"], where
@@ -73,7 +76,7 @@ def test_containers_have_memory_limits_requests_and_pinned_images(rendered):
             assert "@sha256:" in image or (":" in image and not image.endswith(":latest")), where
 
 
-def test_long_running_containers_have_three_probes(rendered):
+def test_long_running_containers_have_three_probes(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for where, metadata, spec in pods(rendered):
         # Workers of a group open no port: their leader's probes answer for all.
         if "restartPolicy" not in spec and metadata["labels"].get(GROUP, "0") == "0":
@@ -81,8 +84,8 @@ def test_long_running_containers_have_three_probes(rendered):
                 assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container), where
 
 
-def test_every_port_names_its_protocol(rendered):
-    def ports(node) -> Iterator[dict]:
+def test_every_port_names_its_protocol(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    def ports(node: Any) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):
             for key, value in node.items():
                 if key == "ports":
@@ -99,7 +102,9 @@ def test_every_port_names_its_protocol(rendered):
         assert all(port["protocol"] in ("TCP", "UDP") for port in found), name
 
 
-def test_network_is_denied_by_default_and_every_pod_has_its_policy(rendered):
+def test_network_is_denied_by_default_and_every_pod_has_its_policy(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for name, things in rendered.items():
         policies = [each["spec"] for each in things if each["kind"] == "NetworkPolicy"]
         if name == "ci/open-network-values.yaml":
@@ -117,7 +122,9 @@ def test_network_is_denied_by_default_and_every_pod_has_its_policy(rendered):
             assert len(own) == 2, where
 
 
-def test_generators_cannot_write_checkpoints_that_others_read(rendered):
+def test_generators_cannot_write_checkpoints_that_others_read(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for where, metadata, spec in pods(rendered):
         copies = {each["name"] for each in spec.get("volumes", []) if "emptyDir" in each}
         for container in containers(spec):
@@ -127,7 +134,7 @@ def test_generators_cannot_write_checkpoints_that_others_read(rendered):
                     assert mount.get("readOnly", False) is (component == "generator"), where
 
 
-def test_selectors_match_the_pods_and_only_those(rendered):
+def test_selectors_match_the_pods_and_only_those(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for name, things in rendered.items():
         labels = [(where, metadata["labels"]) for where, metadata, _ in pods({name: things})]
         for thing in things:
@@ -139,7 +146,7 @@ def test_selectors_match_the_pods_and_only_those(rendered):
             assert len(matched) == 1, f"{name}: {thing['kind']} {thing['metadata']['name']} matches {matched}"
 
 
-def test_checkpoints_outlive_the_release(rendered):
+def test_checkpoints_outlive_the_release(rendered: dict[str, list[dict[str, Any]]]) -> None:
     claims = [
         each for things in rendered.values() for each in things if each["kind"] == "PersistentVolumeClaim"
     ]
@@ -148,13 +155,15 @@ def test_checkpoints_outlive_the_release(rendered):
 
 
 @pytest.mark.parametrize("kind", ["Secret", "ConfigMap"])
-def test_no_rendering_holds_a_password(kind):
+def test_no_rendering_holds_a_password(kind: str) -> None:
     for path in (CHART / "examples").glob("*/rendered.yaml"):
         text = path.read_text()
         assert text.count("-password: ") == text.count("-password: GENERATED"), path
 
 
-def test_quantities_are_text_for_server_side_apply_of_older_clusters(rendered):
+def test_quantities_are_text_for_server_side_apply_of_older_clusters(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for where, _, spec in pods(rendered):
         for container in containers(spec):
             for amounts in container["resources"].values():

@@ -2,6 +2,8 @@
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
@@ -16,7 +18,7 @@ SEVERAL = {
 }
 
 
-def learner_pods(things: list[dict]) -> Iterator[dict]:
+def learner_pods(things: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for thing in things:
         if thing["metadata"]["name"] != "asympo-learner":
             continue
@@ -27,20 +29,22 @@ def learner_pods(things: list[dict]) -> Iterator[dict]:
             yield from (templates[f"{role}Template"]["spec"] for role in ("leader", "worker"))
 
 
-def flags(container: dict) -> dict[str, str]:
+def flags(container: dict[str, Any]) -> dict[str, str]:
     """torchrun's own flags."""
     own = container["args"][: container["args"].index("-m")]
     own = [each for each in own if each != "--standalone"]
     return dict(zip(own[::2], own[1::2], strict=True))
 
 
-def test_one_rank_starts_without_torchrun(rendered):
+def test_one_rank_starts_without_torchrun(rendered: dict[str, list[dict[str, Any]]]) -> None:
     [pod] = learner_pods(rendered["examples/one-gpu/values.yaml"])
     assert "command" not in pod["containers"][0]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_torchrun_starts_as_many_ranks_as_there_are_gpus(rendered, name):
+def test_torchrun_starts_as_many_ranks_as_there_are_gpus(
+    rendered: dict[str, list[dict[str, Any]]], name: str
+) -> None:
     nodes, ranks = SEVERAL[name]
     for pod in learner_pods(rendered[name]):
         [container] = pod["containers"]
@@ -53,7 +57,7 @@ def test_torchrun_starts_as_many_ranks_as_there_are_gpus(rendered, name):
         assert int(gpus) == ranks
 
 
-def test_ranks_of_several_nodes_meet_at_the_first_pod(rendered):
+def test_ranks_of_several_nodes_meet_at_the_first_pod(rendered: dict[str, list[dict[str, Any]]]) -> None:
     things = rendered["examples/multi-node-learner/values.yaml"]
     [pod] = learner_pods(things)
     [container] = pod["containers"]
@@ -76,7 +80,9 @@ def test_ranks_of_several_nodes_meet_at_the_first_pod(rendered):
 
 
 @pytest.mark.parametrize("name", [name for name, (nodes, _) in SEVERAL.items() if nodes > 1])
-def test_page_is_that_of_the_first_rank_and_ranks_may_talk(rendered, name):
+def test_page_is_that_of_the_first_rank_and_ranks_may_talk(
+    rendered: dict[str, list[dict[str, Any]]], name: str
+) -> None:
     things = rendered[name]
     service = next(e for e in things if e["kind"] == "Service" and e["metadata"]["name"] == "asympo-learner")
     assert {"asympo-learner-0", "0"} & set(service["spec"]["selector"].values())
@@ -90,7 +96,7 @@ def test_page_is_that_of_the_first_rank_and_ranks_may_talk(rendered, name):
     assert {"to": [learner]} in policy["spec"]["egress"]
 
 
-def test_probe_asks_only_the_first_pod(rendered, tmp_path):
+def test_probe_asks_only_the_first_pod(rendered: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
     things = rendered["examples/multi-node-learner/values.yaml"]
     data = next(e for e in things if e["metadata"]["name"] == "asympo-learner-settings")["data"]
     [pod] = learner_pods(things)
@@ -109,7 +115,7 @@ def test_probe_asks_only_the_first_pod(rendered, tmp_path):
     assert codes["asympo-learner-10"] == 0
 
 
-def test_notes_count_the_ranks():
+def test_notes_count_the_ranks() -> None:
     values = CHART / "examples/multi-node-learner/values.yaml"
     command = [
         rendering.TOOLS / "bin/helm4",

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
@@ -183,7 +184,7 @@ SCHEMA_REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_impossible_values_are_refused_with_what_to_set(case):
+def test_impossible_values_are_refused_with_what_to_set(case: Any) -> None:
     sets, sentence = REFUSED[case]
     result = rendering.template(CHART, sets=sets)
     assert result.returncode != 0
@@ -192,27 +193,27 @@ def test_impossible_values_are_refused_with_what_to_set(case):
 
 @pytest.mark.parametrize("case", SCHEMA_REFUSED)
 @pytest.mark.parametrize("helm", ["helm4", "helm3"])
-def test_values_outside_the_schema_are_refused(case, helm):
+def test_values_outside_the_schema_are_refused(case: Any, helm: str) -> None:
     result = rendering.template(CHART, sets=SCHEMA_REFUSED[case], helm=helm)
     assert result.returncode != 0
     assert "values don't meet the specifications of the schema" in result.stderr
 
 
 @pytest.mark.parametrize("value", ["serviceMonitor", "podMonitor", "prometheusRule"])
-def test_kind_that_the_cluster_lacks_is_refused(value):
+def test_kind_that_the_cluster_lacks_is_refused(value: Any) -> None:
     result = rendering.template(CHART, sets=[MODEL, f"monitoring.{value}.enabled=true"], api_versions=[])
     assert result.returncode != 0
     assert "install the Prometheus operator, or set it to false" in result.stderr
 
 
-def test_leader_worker_set_that_the_cluster_lacks_is_refused():
+def test_leader_worker_set_that_the_cluster_lacks_is_refused() -> None:
     sets = [MODEL, "learner.kind=LeaderWorkerSet", "learner.nodes=2"]
     result = rendering.template(CHART, sets=sets, api_versions=[])
     assert result.returncode != 0
     assert "install LeaderWorkerSet, or set learner.kind=StatefulSet" in result.stderr
 
 
-def test_second_copy_of_the_rules_is_refused(tmp_path: Path):
+def test_second_copy_of_the_rules_is_refused(tmp_path: Path) -> None:
     # What the cluster holds is asked in one place, which is replaced here.
     chart = tmp_path / "asympo"
     shutil.copytree(CHART, chart)

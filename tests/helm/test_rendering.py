@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
@@ -15,7 +16,7 @@ from tests.helm.conftest import CHART, CRDS, ROOT
 OLDEST, NEWEST = "1.25", "1.37"
 
 
-def check_strictly(objects: list) -> list[str]:
+def check_strictly(objects: list[Any]) -> list[str]:
     request = {"objects": objects, "versions": [OLDEST, NEWEST], "crds": str(CRDS) if CRDS.is_dir() else None}
     result = subprocess.run(
         [rendering.TOOLS / "venv/bin/python", ROOT / "tests/helm/strict_objects.py"],
@@ -29,7 +30,7 @@ def check_strictly(objects: list) -> list[str]:
     return json.loads(result.stdout)
 
 
-def test_every_object_passes_the_strict_schemas(rendered):
+def test_every_object_passes_the_strict_schemas(rendered: dict[str, list[dict[str, Any]]]) -> None:
     seen, objects = set(), []
     for name, things in rendered.items():
         for thing in things:
@@ -43,12 +44,16 @@ def test_every_object_passes_the_strict_schemas(rendered):
     assert check_strictly(objects) == []
 
 
-def test_strict_check_finds_wrong_fields_types_quantities_and_kinds(rendered):
+def test_strict_check_finds_wrong_fields_types_quantities_and_kinds(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     deployment = next(
         each for each in rendered["examples/one-gpu/values.yaml"] if each["kind"] == "Deployment"
     )
 
-    def broken(name: str, change: Callable[[dict, dict], object]) -> tuple[str, dict]:
+    def broken(
+        name: str, change: Callable[[dict[str, Any], dict[str, Any]], object]
+    ) -> tuple[str, dict[str, Any]]:
         copy = json.loads(json.dumps(deployment))
         change(copy, copy["spec"]["template"]["spec"]["containers"][0])
         return name, copy
@@ -64,14 +69,14 @@ def test_strict_check_finds_wrong_fields_types_quantities_and_kinds(rendered):
     assert {each.partition(":")[0] for each in found} == {name for name, _ in cases}
 
 
-def test_helm_3_renders_what_helm_4_renders(rendered):
+def test_helm_3_renders_what_helm_4_renders(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for name, things in rendered.items():
         result = rendering.template(CHART, values=[CHART / name], helm="helm3")
         assert result.returncode == 0, f"{name}: {result.stderr}"
         assert rendering.objects(rendering.mask_random(result.stdout)) == things
 
 
-def test_lint_is_clean():
+def test_lint_is_clean() -> None:
     for helm in ("helm3", "helm4"):
         values = CHART / "examples/one-gpu/values.yaml"
         command = [rendering.TOOLS / "bin" / helm, "lint", "--strict", CHART, "--values", values]
@@ -79,7 +84,7 @@ def test_lint_is_clean():
         assert result.returncode == 0, result.stdout
 
 
-def test_generated_files_are_current():
+def test_generated_files_are_current() -> None:
     import generate
 
     assert generate.write_or_check(generate.generated(), is_check=True) == 0, "mend with: make chart-generate"
@@ -87,7 +92,7 @@ def test_generated_files_are_current():
     assert generate.write_or_check(examples, is_check=True) == 0, "mend with: make chart-generate"
 
 
-def test_notes_name_the_next_commands():
+def test_notes_name_the_next_commands() -> None:
     command = [rendering.TOOLS / "bin/helm4", "install", "--dry-run=client", "asympo", CHART, "--namespace"]
     values = CHART / "examples/laptop-cpu/values.yaml"
     command += ["training", "--values", values]
@@ -101,13 +106,13 @@ def test_notes_name_the_next_commands():
 
 
 @pytest.mark.parametrize("value", ["learner.settings.grop_size=4", "checkpoints.accessMode=ReadWriteOnce"])
-def test_refusals_in_the_guide_are_what_helm_says(value):
+def test_refusals_in_the_guide_are_what_helm_says(value: Any) -> None:
     result = rendering.template(CHART, sets=["model.path=/m", value])
     sentence = result.stderr.partition("\n\nUse --debug")[0].strip()
     assert sentence in (ROOT / "docs/kubernetes.md").read_text()
 
 
-def test_guide_lists_every_image_to_mirror(rendered):
+def test_guide_lists_every_image_to_mirror(rendered: dict[str, list[dict[str, Any]]]) -> None:
     listed = set(re.findall(r"`([a-z/-]+:[a-z0-9.-]+)`", (ROOT / "docs/kubernetes.md").read_text()))
     found = set()
     for name, things in rendered.items():
@@ -118,7 +123,7 @@ def test_guide_lists_every_image_to_mirror(rendered):
     assert found == {each for each in listed if each.startswith(("asympo-", "valkey/"))}
 
 
-def test_files_of_rules_and_dashboards_are_rendered_when_present(tmp_path: Path):
+def test_files_of_rules_and_dashboards_are_rendered_when_present(tmp_path: Path) -> None:
     chart = tmp_path / "asympo"
     shutil.copytree(CHART, chart)
     (chart / "rules/example.yaml").write_text(
@@ -134,10 +139,10 @@ def test_files_of_rules_and_dashboards_are_rendered_when_present(tmp_path: Path)
     assert check_strictly([("test", rule), ("test", board)]) == []
 
 
-def test_every_value_has_a_description_and_every_object_is_closed():
+def test_every_value_has_a_description_and_every_object_is_closed() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
-    def walk(node, path):
+    def walk(node: Any, path: Any) -> None:
         for key, each in node.get("properties", {}).items():
             where = f"{path}.{key}"
             is_setting = ".settings." in where
@@ -150,6 +155,6 @@ def test_every_value_has_a_description_and_every_object_is_closed():
     assert schema["additionalProperties"] is False
 
 
-def test_examples_named_in_the_readme_exist():
+def test_examples_named_in_the_readme_exist() -> None:
     named = set(re.findall(r"`examples/([a-z-]+)`", (CHART / "README.md").read_text()))
     assert named == {path.parent.name for path in rendering.example_values(CHART)}

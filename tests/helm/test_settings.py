@@ -5,11 +5,11 @@ import tomllib
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rendering
 import yaml
-from asympo.common.settings import ServiceSettings
 from service_settings import CHOSEN_BY_CHART, settings_class, settings_schema
 
 from tests.helm.conftest import CHART
@@ -17,18 +17,20 @@ from tests.helm.conftest import CHART
 SERVICES = ("learner", "generator")
 
 
-def settings_texts(things: list[dict], service: str) -> list[str]:
+def settings_texts(things: list[dict[str, Any]], service: str) -> list[str]:
     return [each["data"][f"{service}.toml"] for each in things if f"{service}.toml" in each.get("data", {})]
 
 
-def load(tmp_path: Path, service: str, text: str, environ: dict[str, str] | None = None) -> ServiceSettings:
+def load(tmp_path: Path, service: str, text: str, environ: dict[str, str] | None = None) -> Any:
     path = tmp_path / f"{service}.toml"
     path.write_text(text)
     return settings_class(service).load(["--config", str(path)], environ=environ or {})
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_rendered_config_is_read_by_the_service(rendered, tmp_path, service):
+def test_every_rendered_config_is_read_by_the_service(
+    rendered: dict[str, list[dict[str, Any]]], tmp_path: Path, service: str
+) -> None:
     texts = {name: settings_texts(things, service) for name, things in rendered.items()}
     assert sum(map(len, texts.values())) >= 5
     for name, text in ((name, text) for name, found in texts.items() for text in found):
@@ -37,7 +39,7 @@ def test_every_rendered_config_is_read_by_the_service(rendered, tmp_path, servic
         assert str(settings.checkpoint_root) == "/checkpoints"
 
 
-def test_values_reach_the_settings_unchanged(tmp_path):
+def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
     # Numbers pass through helm as floats, text through TOML's escapes.
     values = tmp_path / "values.yaml"
     values.write_text(
@@ -75,12 +77,12 @@ def test_values_reach_the_settings_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_schema_of_the_values_has_every_setting_of_the_service(service):
+def test_schema_of_the_values_has_every_setting_of_the_service(service: str) -> None:
     offered = set(settings_schema(service)["properties"]) | set(CHOSEN_BY_CHART)
     assert set(settings_class(service).model_fields) <= offered
 
 
-def test_defaults_of_the_settings_are_those_of_the_code_but_for_the_learner_that_stays():
+def test_defaults_of_the_settings_are_those_of_the_code_but_for_the_learner_that_stays() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert values["generator"]["settings"] == {
         "drain_seconds": settings_class("generator").model_fields["drain_seconds"].default
@@ -91,13 +93,15 @@ def test_defaults_of_the_settings_are_those_of_the_code_but_for_the_learner_that
     }
 
 
-def test_learner_stays_when_its_run_ends(rendered, tmp_path):
+def test_learner_stays_when_its_run_ends(rendered: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
     for name, things in rendered.items():
         for text in settings_texts(things, "learner"):
             assert load(tmp_path, "learner", text).exit_when_run_ends is False, name
 
 
-def test_grace_period_covers_the_drain_and_the_engine_closing(rendered):
+def test_grace_period_covers_the_drain_and_the_engine_closing(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     close_seconds = import_module("asympo.generator.app").ENGINE_CLOSE_SECONDS
     for name, things in rendered.items():
         for thing in (each for each in things if each["kind"] == "Deployment"):
@@ -106,7 +110,9 @@ def test_grace_period_covers_the_drain_and_the_engine_closing(rendered):
             assert grace >= drain + close_seconds + 5, name
 
 
-def test_grace_period_covers_the_drain_of_the_learner_and_what_torchrun_keeps(rendered):
+def test_grace_period_covers_the_drain_of_the_learner_and_what_torchrun_keeps(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     found = 0
     for name, things in rendered.items():
         for thing in things:
@@ -124,10 +130,10 @@ def test_grace_period_covers_the_drain_of_the_learner_and_what_torchrun_keeps(re
     assert found >= 5
 
 
-def test_probed_paths_and_ports_are_served(rendered):
+def test_probed_paths_and_ports_are_served(rendered: dict[str, list[dict[str, Any]]]) -> None:
     for service, module in (("learner", "learner.servers.http"), ("generator", "generator.api")):
         port = settings_class(service).model_fields["http_port"].default
-        served = Path(import_module(f"asympo.{module}").__file__).read_text()
+        served = Path(str(import_module(f"asympo.{module}").__file__)).read_text()
         for things in rendered.values():
             for thing in things:
                 pod = thing.get("spec", {}).get("template", {}).get("spec", {})
@@ -144,7 +150,7 @@ def test_probed_paths_and_ports_are_served(rendered):
                         assert f'"{path}"' in served
 
 
-def test_changed_settings_restart_the_pods(rendered):
+def test_changed_settings_restart_the_pods(rendered: dict[str, list[dict[str, Any]]]) -> None:
     values = CHART / "examples/one-gpu/values.yaml"
 
     def sums(*sets: str) -> set[str]:
@@ -157,12 +163,14 @@ def test_changed_settings_restart_the_pods(rendered):
     assert len(before & sums("logLevel=debug")) == 1
 
 
-def test_nothing_in_the_environment_is_a_setting_that_does_not_exist(rendered):
+def test_nothing_in_the_environment_is_a_setting_that_does_not_exist(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
     for container in chain.from_iterable(containers(things) for things in rendered.values()):
         for variable in container.get("env", []):
             assert not variable["name"].startswith("ASYMPO_"), variable
 
 
-def containers(things: list[dict]) -> list[dict]:
+def containers(things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pods = [each["spec"].get("template", each).get("spec", {}) for each in things if "spec" in each]
     return [each for pod in pods for each in [*pod.get("containers", []), *pod.get("initContainers", [])]]

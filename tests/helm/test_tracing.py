@@ -1,13 +1,14 @@
 """Traces: where they go, and that the way is open."""
 
 import tomllib
+from typing import Any
 
 import pytest
 
 WITH, WITHOUT = "ci/monitoring-values.yaml", "examples/laptop-cpu/values.yaml"
 
 
-def settings(things: list[dict], service: str) -> dict:
+def settings(things: list[dict[str, Any]], service: str) -> dict[str, Any]:
     (text,) = (
         each["data"][f"{service}.toml"]
         for each in things
@@ -17,7 +18,9 @@ def settings(things: list[dict], service: str) -> dict:
 
 
 @pytest.mark.parametrize("service", ["learner", "generator"])
-def test_both_services_send_the_same_share_to_the_collector_and_may_reach_it(rendered, service):
+def test_both_services_send_the_same_share_to_the_collector_and_may_reach_it(
+    rendered: dict[str, list[dict[str, Any]]], service: str
+) -> None:
     things = rendered[WITH]
     assert settings(things, service)["tracing"] == {
         "endpoint": "http://collector.monitoring:4318",

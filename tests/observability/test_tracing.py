@@ -109,9 +109,10 @@ def test_collector_that_refuses_or_is_away_is_one_warning_and_a_count(
 def test_hanging_collector_holds_up_neither_spans_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "600")
-    gate, lost = threading.Event(), []
+    gate = threading.Event()
+    lost: list[int] = []
     with collector() as receiver:
-        receiver.receive = lambda body: gate.wait(60)  # type: ignore[method-assign]
+        receiver.receive = lambda body: gate.wait(60)  # type: ignore[method-assign, assignment]
         spans = opened(receiver.endpoint, lost)
         for index in range(1_000):
             spans.record(f"0-{index}", "train", begun_ns=1, ended_ns=2)

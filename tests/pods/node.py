@@ -56,7 +56,7 @@ class Pod:
                 tell=self._tell,
             )
 
-        self._init = [build(each) for each in spec.get("initContainers", [])]
+        self._init: list[Container] = [build(each) for each in spec.get("initContainers", [])]
         self.containers = [build(each) for each in spec["containers"]]
         self._is_stopping = threading.Event()
 
@@ -77,7 +77,7 @@ class Pod:
     def _run(self) -> None:
         for each in self._init:
             while not self._is_stopping.is_set() and each.run_to_end(seconds=_INIT_SECONDS) != 0:
-                self._tell(f"init container {each.name} failed:\n{each.last_lines()}")
+                self._tell(f"init container {each.name} failed:\n{each.last_lines()}")  # type: ignore[no-untyped-call]
                 self._is_stopping.wait(2.0)
         if not self._is_stopping.is_set():
             for each in self.containers:

@@ -104,7 +104,7 @@ def _fair_action(protocol: Protocol, state: State) -> State | None:
         return protocol.crash(state, 0)
     for verb in ("publish", "free", "train", "save", "commit"):
         if (after := getattr(protocol, verb)(state, owner)) is not None and after != state:
-            return after  # type: ignore[no-any-return]
+            return after
     for number, held in enumerate(state.generators):
         if held is not None:
             return protocol.append(state, number)

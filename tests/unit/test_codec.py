@@ -27,7 +27,11 @@ OPEN_LIMITS = WireLimits()
 
 def wire_group(**response_fields: Any) -> rollout_pb2.RolloutGroup:
     """A valid message with one response, changed by `response_fields`."""
-    fields = {"token_ids": [7, 2], "reward": 1.0, "finish_reason": rollout_pb2.FINISH_REASON_STOP}
+    fields: dict[str, Any] = {
+        "token_ids": [7, 2],
+        "reward": 1.0,
+        "finish_reason": rollout_pb2.FINISH_REASON_STOP,
+    }
     return rollout_pb2.RolloutGroup(
         group_id="0-1",
         prompt=rollout_pb2.Prompt(token_ids=[1]),

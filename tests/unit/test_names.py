@@ -1,5 +1,7 @@
 """What a run may be called is one rule for keys, paths, settings and chart."""
 
+from pathlib import Path
+
 import pytest
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.errors import BadSetting
@@ -15,14 +17,14 @@ REFUSED = ["", "..", "a/b", "{x}", "-x", "a b", "a\n", "é", LONGEST + "a"]
 
 
 @pytest.mark.parametrize("run", ["a", "0", "a.b_c-D", LONGEST])
-def test_run_name_is_taken_everywhere(run: str, tmp_path) -> None:
+def test_run_name_is_taken_everywhere(run: str, tmp_path: Path) -> None:
     assert check_run_name(run) == ServiceSettings(run=run).run == RunSection(name=run).name == run
     assert run_of_key(key(run, "config")) == run
     assert PolicyStore(tmp_path, run).path.parent == StateStore(tmp_path, run).path.parent == tmp_path / run
 
 
 @pytest.mark.parametrize("run", REFUSED)
-def test_run_name_is_refused_everywhere(run: str, tmp_path) -> None:
+def test_run_name_is_refused_everywhere(run: str, tmp_path: Path) -> None:
     assert run_of_key(key(run, "config")) is None
     for refuses in (
         check_run_name,

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import annotated_types
 import pytest
@@ -85,9 +85,10 @@ def test_run_config_refuses_what_the_learners_settings_refuse() -> None:
         option = LearnerSettings.model_fields.get(field.name)
         for limit in option.metadata if option and field.name != "seed" else ():
             if isinstance(limit, annotated_types.Ge):
-                assert getattr(dataclasses.replace(config, **{field.name: limit.ge}), field.name) == limit.ge
+                least: Any = limit.ge
+                assert getattr(dataclasses.replace(config, **{field.name: least}), field.name) == least
                 with pytest.raises(BadSetting):
-                    dataclasses.replace(config, **{field.name: limit.ge - 1})
+                    dataclasses.replace(config, **{field.name: least - 1})
                 checked += 1
     assert checked >= 7
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, RunConfigMismatch, UnknownVersion
@@ -44,7 +45,7 @@ def test_run_config_capacity_follows_from_staleness(
         ("num_prompts", 0),
     ],
 )
-def test_run_config_refuses_an_unusable_value(field: str, value: object) -> None:
+def test_run_config_refuses_an_unusable_value(field: str, value: Any) -> None:
     with pytest.raises(BadSetting):
         dataclasses.replace(CONFIG, **{field: value})
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common.telemetry import (
@@ -40,7 +41,7 @@ def _restore_logging() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
-def lines(stream: io.StringIO) -> list[dict]:
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -94,7 +95,7 @@ def test_metrics_endpoint_serves_the_registry_at_its_exact_path() -> None:
     registry = new_registry(service="learner", version="9.9")
     Counter("asympo_learner_steps", "Optimizer steps.", registry=registry).inc()
     app = FastAPI()
-    app.add_route("/metrics", MetricsEndpoint(registry))
+    app.mount("/metrics", MetricsEndpoint(registry))
     response = TestClient(app).get("/metrics", follow_redirects=False)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")

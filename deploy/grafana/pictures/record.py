@@ -80,7 +80,9 @@ def _series(prometheus: Prometheus, target: dict[str, Any], **span: float) -> li
     for result in prometheus.ask("query_range", query=expression, **span)["result"]:
         labels = result["metric"]
         legend = re.sub(
-            r"\{\{\s*(\w+)\s*\}\}", lambda match, has=labels: has.get(match[1], ""), target["legendFormat"]
+            r"\{\{\s*(\w+)\s*\}\}",
+            lambda match: labels.get(match[1], ""),  # noqa: B023 - called at once
+            target["legendFormat"],
         )
         points = [(1000 * at, float(value)) for at, value in result["values"]]
         found.append(

@@ -93,7 +93,8 @@ class WorkerProcess:
         deadline = time.monotonic() + timeout_seconds
         try:
             self._write((json.dumps(request) + "\n").encode(), deadline)
-            return json.loads(self._read_line(deadline))
+            answer: dict[str, Any] = json.loads(self._read_line(deadline))
+            return answer
         except (EOFError, BrokenPipeError) as error:
             raise WorkerGone(_describe_exit(self.stop(grace_seconds=EXIT_GRACE_SECONDS))) from error
 

@@ -56,6 +56,8 @@ def answer(question: bytes, addresses_of: Callable[[str, str], list[str] | None]
 def _name(question: bytes) -> tuple[str, int]:
     """The name that is asked for, and where it ends."""
 
+    at = 12
+
     def labels() -> Iterator[bytes]:
         nonlocal at
         while length := question[at]:
@@ -63,6 +65,5 @@ def _name(question: bytes) -> tuple[str, int]:
             at += 1 + length
         at += 1
 
-    at = 12
     name = b".".join(labels())
     return name.decode(errors="replace"), at

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -45,7 +46,7 @@ async def engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
     await engine.close()
 
 
-def sampling(num_tokens: int, **changes: object) -> SamplingSettings:
+def sampling(num_tokens: int, **changes: Any) -> SamplingSettings:
     """Exactly `num_tokens` tokens: the end-of-sequence id is not allowed earlier."""
     return replace(SamplingSettings(max_tokens=num_tokens, min_tokens=num_tokens), **changes)
 

@@ -41,7 +41,7 @@ class LearnerSide:
         self.root, self.run, self.url = root, run, url
         task_config = task_config or TaskConfig(name="addition")
         loaded = load_task(task_config)
-        values = {
+        values: dict[str, Any] = {
             "group_size": 2,
             "groups_per_step": 4,
             "max_groups_per_step": 8,

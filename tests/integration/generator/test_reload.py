@@ -210,7 +210,7 @@ async def test_consistent_reloads_in_a_row_raise_an_alert(
     async with running(settings_for(learner, max_consistent_reloads=3)) as gen:
         registry = gen.process.registry
         for step in (1, 2):
-            await until(lambda step=step: gen.status["policy_step"] == step - 1)
+            await until(lambda before=step - 1: gen.status["policy_step"] == before)  # type: ignore[misc]
             assert registry.get_sample_value("asympo_generator_unproven_alert") == 0
             learner.publish(step, nll=2.0, parent_nll=2.0)
         await until(lambda: gen.status["policy_step"] == 2)

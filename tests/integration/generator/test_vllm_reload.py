@@ -1,6 +1,5 @@
 """The whole path on real vLLM: a policy is published, swapped in flight, and proved against transformers."""
 
-import os
 import shutil
 import signal
 import time
@@ -58,7 +57,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
     try:
 
         def status() -> dict[str, Any]:
-            assert process.poll() is None, processes.log_of("one")
+            assert process.is_running, process.last_words()
             return next(iter(learner.run_log.presence.generators()), {})
 
         until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=180)
@@ -74,8 +73,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
         groups = until(learner.groups, timeout_seconds=120)
         assert all(len(response.token_ids) == 300 for group in groups for response in group.responses)
         assert status()["requests_lost"] == 0
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.end(signal.SIGTERM) == 0
         assert learner.run_log.stats.read().leases == 0
     finally:
         processes.close()

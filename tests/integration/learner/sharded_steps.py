@@ -64,10 +64,10 @@ def compare(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool)
         assert {p.token_ids for p in one.probes} == {p.token_ids for p in other.probes}
         assert other.is_applied
     before = dict(load_model(path, dtype=torch.float64, device=torch.device("cpu")).named_parameters())
-    for (name, one), other in zip(alone.model.named_parameters(), together.model.parameters(), strict=True):
-        assert isinstance(other.data, DTensor), name
-        torch.testing.assert_close(other.data.full_tensor(), one.data, rtol=1e-10, atol=1e-12)
-        assert not torch.equal(one, before[name]), f"{name} was not trained"
+    for (name, whole), shard in zip(alone.model.named_parameters(), together.model.parameters(), strict=True):
+        assert isinstance(shard.data, DTensor), name
+        torch.testing.assert_close(shard.data.full_tensor(), whole.data, rtol=1e-10, atol=1e-12)
+        assert not torch.equal(whole, before[name]), f"{name} was not trained"
 
 
 def main() -> None:

@@ -39,7 +39,11 @@ def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
 
     def learner(run: str, environment: dict[str, str]) -> LearnerProcess:
         return LearnerProcess(
-            **{"url": broker_url, "run": run, "root": tmp_path, "model": tiny_model, "flags": flags},
+            url=broker_url,
+            run=run,
+            root=tmp_path,
+            model=tiny_model,
+            flags=flags,
             launcher=("-c", TRIAL, "learner"),
             environment=environment,
         )
@@ -55,7 +59,7 @@ def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
         before, after = learner(run, SHARED), learner(run, SEPARATE)
         before.start()
         before.until(lambda: before.reached(2))
-        before.stop(signal.SIGKILL)
+        before.kill()
         assert not list((tmp_path / run / "train").glob("step-*"))
         assert after.start("--take-over").wait() == 0, after.log
     expected = state_bytes(tmp_path, plain)
@@ -87,7 +91,7 @@ def test_rows_made_smaller_before_a_kill_are_as_small_after_it(
     with Producer(url=broker_url, run=disturbed):
         before = LearnerProcess(**where, run=disturbed, launcher=("-c", SMALL_MEMORY)).start()  # type: ignore[arg-type]
         before.until(lambda: before.reached(5))
-        before.stop(signal.SIGKILL)
+        before.kill()
         # This one has all the memory it needs.
         after = LearnerProcess(**where, run=disturbed).start("--take-over")  # type: ignore[arg-type]
         assert after.wait() == 0, after.log
@@ -110,7 +114,7 @@ def test_another_class_of_processor_is_refused_until_told_to_decide_anew(
     with Producer(url=broker_url, run=run_name):
         learner.start()
         learner.until(lambda: learner.reached(1))
-        assert learner.stop(signal.SIGTERM) == 0, learner.log
+        assert learner.end(signal.SIGTERM) == 0, learner.log
         saved = run_log.commits.last()
         assert saved is not None
         assert moved.start().wait() == 2

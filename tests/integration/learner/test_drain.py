@@ -44,7 +44,7 @@ def test_second_signal_in_the_middle_of_a_save_ends_at_once_and_loses_nothing(
         for _ in range(NUM_TRIES):
             known = len(learner.rows)
             learner.start("--take-over")
-            learner.until(lambda known=known: len(learner.rows) > known + 1)
+            learner.until(lambda known=known: len(learner.rows) > known + 1)  # type: ignore[misc]
             if is_frozen := freeze_in_a_save(learner):
                 break
         assert is_frozen, "no save was caught half done"

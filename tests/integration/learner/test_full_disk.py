@@ -59,15 +59,16 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         assert producer.num_appended == stopped_at
         assert learner.get("/livez") == learner.get("/readyz") == "ok"
         control.free_disk()
-        learner.until(lambda: run_log.policies.latest().step > serving.step + 3)
+        learner.until(lambda: (run_log.policies.latest() or serving).step > serving.step + 3)
 
         control.fill_disk(root / run_name / "train")
         learner.until(failed_twice(learner, "save"))
         commit = run_log.commits.last()
         assert commit is not None
+        committed = commit.sequence
         assert (root / run_name / "train" / commit.state_name / "manifest.json").exists()
         control.free_disk()
-        learner.until(lambda: run_log.commits.last().sequence > commit.sequence + 9)
+        learner.until(lambda: (last := run_log.commits.last()) is not None and last.sequence > committed + 9)
         assert learner.end(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
     assert learner.count("tried again in") >= 6

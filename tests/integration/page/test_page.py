@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.local.ports import free_port
@@ -83,7 +84,8 @@ def colours(page: Browser, chart: str, path: Path) -> dict[tuple[int, int, int],
     )
     with Image.open(page.screenshot(path, whole_page=False)) as picture:
         area = picture.convert("RGB").crop((int(left), int(top), int(left + width), int(top + height)))
-        return {colour: count for count, colour in area.getcolors(1 << 20)}
+        counts: Any = area.getcolors(1 << 20)
+        return {colour: count for count, colour in counts}
 
 
 def colour_of(page: Browser, name: str) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -20,7 +21,7 @@ from tests.conftest import require, start_broker
 from .conftest import config_of, must_append, must_lease, server_binary, start_run
 
 StartServer = Callable[..., LocalBroker]
-PATIENT = {"max_retries": 30, "backoff_base_seconds": 0.02, "backoff_cap_seconds": 0.1}
+PATIENT: dict[str, Any] = {"max_retries": 30, "backoff_base_seconds": 0.02, "backoff_cap_seconds": 0.1}
 
 
 def test_broker_info_of_a_safe_server(start_server: StartServer, server: str) -> None:
@@ -41,7 +42,13 @@ def test_acknowledged_groups_survive_a_kill_and_callers_only_see_a_delay(
     log = RunLog(Broker.connect(process.url, **PATIENT), run_name)
     start_run(log, groups_per_step=100, max_groups_per_step=100, num_prompts=500)
     acknowledged: dict[str, bytes] = {}
-    killer = threading.Timer(0.15, lambda: (process.kill(), time.sleep(0.2), process.start()))
+
+    def come_back() -> None:
+        process.kill()
+        time.sleep(0.2)
+        process.start()
+
+    killer = threading.Timer(0.15, come_back)
     killer.start()
     for number in range(150):
         lease, payload = must_lease(log), b"group %d" % number
@@ -179,7 +186,7 @@ def test_broker_speaks_tls(tmp_path: Path, run_name: str) -> None:
 def test_everything_works_on_a_cluster(start_server: StartServer, run_name: str) -> None:
     # The default bus port, 10,000 above the other, may not exist.
     process = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    node = redis.Redis(port=process.port)
+    node = redis.Redis(port=process.port or 0)
     node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     _wait_until(
         lambda: "cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")).replace("': '", ":")
@@ -227,12 +234,12 @@ def test_learner_reconciles_after_a_fail_over_by_sentinel(
         learner = start_run(log)
         must_append(log)
         learner.consume(1)
-        admin = redis.Redis(port=master.port)
+        admin = redis.Redis(port=master.port or 0)
         _wait_until(lambda: admin.execute_command("WAIT", 1, 100) == 1)
         master.kill()
         with pytest.raises(BrokerChanged):
             log.fence.heartbeat(learner.fence)
-        assert redis.Redis(port=replica.port).info("replication")["role"] == "master"
+        assert redis.Redis(port=replica.port or 0).info("replication")["role"] == "master"
         report = log.reconciler.reconcile(
             learner.fence, committed=None, trained=learner.trained, trained_sequence=1
         )
@@ -247,7 +254,8 @@ def test_learner_reconciles_after_a_fail_over_by_sentinel(
 
 def _sentinel_view(port: int) -> str:
     try:
-        (master,) = redis.Redis(port=port).sentinel_masters().values()
+        masters: Any = redis.Redis(port=port).sentinel_masters()
+        (master,) = masters.values()
     except redis.ConnectionError:
         return ""
     return f"num-slaves={master['num-slaves']}"

@@ -36,7 +36,7 @@ def masters(start_server: Callable[..., LocalBroker]) -> list[redis.Redis]:
     processes = [
         start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(3)
     ]
-    nodes = [redis.Redis(port=process.port) for process in processes]
+    nodes = [redis.Redis(port=process.port or 0) for process in processes]
     for number, node in enumerate(nodes):
         first, last = NUM_SLOTS * number // 3, NUM_SLOTS * (number + 1) // 3 - 1
         node.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)

@@ -114,4 +114,4 @@ def test_reconcile_on_a_start_moves_above_the_fence_of_the_training_state(log: R
 def _fields(stats: object) -> dict[str, object]:
     import dataclasses
 
-    return dataclasses.asdict(stats)  # type: ignore[call-overload, no-any-return]
+    return dataclasses.asdict(stats)  # type: ignore[call-overload]

@@ -220,7 +220,7 @@ class LogMachine(RuleBasedStateMachine):
 
 def test_every_prompt_is_consumed_exactly_once_whatever_happens(broker: Broker) -> None:
     machine = type("BoundLogMachine", (LogMachine,), {"broker": broker})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=40,

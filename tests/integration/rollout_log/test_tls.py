@@ -130,7 +130,7 @@ def test_replaced_certificate_files_are_used_at_the_next_connect(
 def test_replaced_password_file_is_used_at_the_next_connect(
     server: LocalBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin, password = redis.Redis(port=server.port), tmp_path / "password"
+    admin, password = redis.Redis(port=server.port or 0), tmp_path / "password"
     admin.acl_setuser("learner", enabled=True, passwords=["+first"], keys=["*"], commands=["+@all"])
     password.write_text("first\n")
     monkeypatch.setenv("REDIS_USERNAME", "learner")

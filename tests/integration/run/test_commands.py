@@ -196,7 +196,7 @@ def test_doctor_notices_a_directory_it_cannot_publish_in(
     def refuse(*_: object, **__: object) -> str:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(checks.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
     target = checks.Target(directory=tmp_path, redis_url=None, ports=())
     assert any("Read-only file system" in finding.text for finding in checks.check_storage(target))
 

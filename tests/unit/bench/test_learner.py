@@ -58,7 +58,7 @@ class _LargestTensor(TorchDispatchMode):
     """Notes the size of the largest tensor that any operation makes, backward included."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,7 +115,7 @@ def test_defaults_are_those_of_the_learner() -> None:
 def test_arms_take_turns_and_the_first_round_is_not_timed() -> None:
     calls: list[str] = []
 
-    def arm(name: str, seconds: list[float]):  # -> Callable[[], float]
+    def arm(name: str, seconds: list[float]) -> Any:
         def run() -> float:
             calls.append(name)
             return seconds.pop(0)

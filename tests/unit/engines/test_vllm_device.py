@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from asympo.common import errors
@@ -49,7 +50,7 @@ def test_flashinfer_samples_where_its_compiler_is_whole(tmp_path: Path) -> None:
     ],
 )
 def test_vllm_samples_itself_where_something_is_missing(
-    tmp_path: Path, changes: dict[str, object], lacking: str
+    tmp_path: Path, changes: dict[str, Any], lacking: str
 ) -> None:
     values, sentence = gpu_environment(make_toolkit(tmp_path, **changes))
     assert values[SAMPLER] == "0"

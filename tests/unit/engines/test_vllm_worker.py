@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_tensors_of_the_manifest_pass(tensors: dict[str, torch.Tensor]) -> None:
         (lambda t: {**t, "extra": t["norm"]}, "extra, which the manifest does not list"),
     ],
 )
-def test_wrong_tensor_is_named(tensors: dict[str, torch.Tensor], change, message: str) -> None:
+def test_wrong_tensor_is_named(tensors: dict[str, torch.Tensor], change: Any, message: str) -> None:
     handed = _Handed(rows_of(tensors))
     with pytest.raises(errors.CorruptCheckpoint, match=message):
         list(handed.checked(iter(change(tensors).items())))
@@ -80,7 +81,7 @@ def test_tied_parameters_are_found_by_identity() -> None:
     head = torch.nn.Linear(3, 5, bias=False)
     model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 3), "head": head})
     assert _ties(model) == []
-    head.weight = model["embed"].weight
+    head.weight = model["embed"].weight  # type: ignore[assignment]
     assert _ties(model) == [["embed.weight", "head.weight"]]
 
 

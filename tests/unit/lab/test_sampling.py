@@ -2,6 +2,7 @@
 
 import copy
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepSco
 
 from tests.unit.lab.tiny import TASK
 
-PROMPTS = [(1, 2, 10, 3, 4, 11), (9, 9, 10, 9, 9, 11)]
+PROMPTS: list[tuple[int, ...]] = [(1, 2, 10, 3, 4, 11), (9, 9, 10, 9, 9, 11)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def test_general_sampler_keeps_the_policys_own_logprobs_for_prompts_of_any_lengt
     assert all(END not in each.token_ids[:-1] for _, each in pairs)
 
 
-def behaviour_corrected(policy: Policy, drawn: list[list[Drawn]]) -> tuple[TokenLosses, list, torch.Tensor]:
+def behaviour_corrected(
+    policy: Policy, drawn: list[list[Drawn]]
+) -> tuple[TokenLosses, list[Any], torch.Tensor]:
     tokens = TokenLosses(model=policy.model, compute_dtype=torch.float32)
     groups = [
         TrainedGroup(

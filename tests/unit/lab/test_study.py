@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.cli import main
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Directory and JSON of one run."""
     directory = tmp_path_factory.mktemp("lab") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -30,7 +31,7 @@ def run(directory: Path, *flags: str) -> int:
     return main([*arguments, "--out", str(directory), *flags])
 
 
-def test_study_reports_every_cell_with_its_seeds(study: tuple[Path, dict]) -> None:
+def test_study_reports_every_cell_with_its_seeds(study: tuple[Path, dict[str, Any]]) -> None:
     directory, summary = study
     plain = [row for row in summary["results"] if row["kind"] == "fixed"]
     assert {(row["arm"], row["staleness"], row["learning_rate"]) for row in plain} == {
@@ -45,14 +46,14 @@ def test_study_reports_every_cell_with_its_seeds(study: tuple[Path, dict]) -> No
     assert len(list((directory / "cells").iterdir())) == 2 * 2 * 2 + 4 + 3
 
 
-def test_cells_draw_from_policies_of_the_age_asked_for(study: tuple[Path, dict]) -> None:
+def test_cells_draw_from_policies_of_the_age_asked_for(study: tuple[Path, dict[str, Any]]) -> None:
     cell = next((study[0] / "cells").glob("short_asympo_c*_k2_fixed_*_s0_n4_*.json"))
     steps = json.loads(cell.read_text())["result"]["steps"]
     assert [step["age"] for step in steps] == [0, 1, 2, 2]
 
 
 def test_resume_runs_only_what_is_missing(
-    study: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, before = study
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
@@ -79,14 +80,14 @@ def test_resume_runs_only_what_is_missing(
 
 
 def test_results_are_not_overwritten_without_resume(
-    study: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch
+    study: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
     with pytest.raises(BadSetting, match="--resume"):
         command.main(["stability", "--preset", "tiny", "--out", str(study[0])])
 
 
-def test_report_shows_pictures_and_the_command(study: tuple[Path, dict]) -> None:
+def test_report_shows_pictures_and_the_command(study: tuple[Path, dict[str, Any]]) -> None:
     directory = study[0]
     text = (directory / "report.md").read_text()
     for name in ("accuracy", "reward", "imbalance", "collapse"):

@@ -104,7 +104,7 @@ class Reads(TorchDispatchMode):
     """Notes when a number is read from a tensor, which on a GPU waits for all that was queued."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ class Token:
 
 def plainly(groups: list[TrainedGroup], *, share: bool) -> dict[str, list[int]]:
     """What a row is, token by token."""
-    root, row, trained = Token(-1, -1), [], []
+    root = Token(-1, -1)
+    row: list[Any] = []
+    trained: list[Any] = []
     all_responses = [(group, response) for group in groups for response in group.responses]
     for number, (group, response) in enumerate(all_responses):
         node = root
@@ -112,7 +115,7 @@ def nearer_than(window: int | None, *, is_known: bool = True) -> PositionRule | 
         return None
     rule = position_rule(
         mask_function=sliding_window_causal_mask_function(window),
-        config=LlamaConfig(sliding_window=window if is_known else window + 1),
+        config=LlamaConfig(sliding_window=window if is_known else window + 1),  # type: ignore[call-arg]
     )
     assert rule is not None
     assert rule.window == (window if is_known else None)

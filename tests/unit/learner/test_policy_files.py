@@ -25,7 +25,7 @@ from asympo.testing.tiny_model import load_tiny_tokenizer
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 CPU = torch.device("cpu")
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -34,7 +34,9 @@ SIZE = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 128,
 }
-WITHOUT_GROUPS = {name: value for name, value in SIZE.items() if name != "num_key_value_heads"}
+WITHOUT_GROUPS: dict[str, Any] = {
+    name: value for name, value in SIZE.items() if name != "num_key_value_heads"
+}
 
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "plain": lambda: transformers.LlamaConfig(**SIZE, tie_word_embeddings=True),

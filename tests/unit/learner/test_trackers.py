@@ -28,7 +28,9 @@ class RecordingSink:
     """A tracker in memory; `fail` is called before each row."""
 
     def __init__(self, fail: Callable[[int], None] = lambda step: None) -> None:
-        self.fail, self.rows, self.calls = fail, [], []
+        self.fail = fail
+        self.rows: list[Any] = []
+        self.calls: list[str] = []
 
     def open(self) -> None:
         self.calls.append("open")
@@ -67,7 +69,8 @@ def test_trackers_go_on_and_count_when_one_of_them_raises(
         if step == 2:
             raise RuntimeError("server said no")
 
-    bad, good, failed = RecordingSink(raise_at_two), RecordingSink(), []
+    bad, good = RecordingSink(raise_at_two), RecordingSink()
+    failed: list[str] = []
     trackers = make(tmp_path, sinks={"bad": bad, "good": good}, on_failure=failed.append)
     logger = logging.getLogger("asympo.learner.record.trackers")
     # On the logger itself: libraries that the trackers import rearrange the root's handlers and levels.
@@ -88,7 +91,11 @@ def test_trackers_go_on_and_count_when_one_of_them_raises(
 def test_trackers_do_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "_MAX_QUEUED_ROWS", 5)
     release = threading.Event()
-    trackers = make(tmp_path, sinks={"slow": RecordingSink(lambda step: release.wait(30) or None)})
+
+    def wait_for_release(step: int) -> None:
+        release.wait(30)
+
+    trackers = make(tmp_path, sinks={"slow": RecordingSink(wait_for_release)})
     for step in range(1, 21):
         trackers.log(step, ROW)
     assert steps(tmp_path) == list(range(1, 21))
@@ -195,7 +202,9 @@ def test_mlflow_keeps_numbers_by_step_in_a_local_folder(tmp_path: Path) -> None:
     trackers.close(timeout_seconds=60)
     assert not trackers.failures
     client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
-    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params) == ("demo", "FINISHED", {"group_size": "8"})
     history = client.get_metric_history(run.info.run_id, "reward_mean")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]

@@ -3,6 +3,7 @@
 import random
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,15 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(
 ) -> None:
     batch = collate(draw_groups(random.Random(0)), share_prefixes=True)
     torch.manual_seed(0)
-    inputs = tuple(
+    inputs: Any = tuple(
         torch.randn(1, heads, batch.num_tokens, 8, dtype=dtype, requires_grad=True) for heads in (4, 2, 2)
     )
     mask = TreeMask(batch, device=CPU)
     ours, _ = packed_attention(
-        torch.nn.Module(), *inputs, nearer_than(window), packed_layout=mask, scaling=0.3
+        torch.nn.Module(),
+        *(inputs[0], inputs[1], inputs[2], nearer_than(window)),
+        packed_layout=mask,
+        scaling=0.3,
     )
     query, key, value = inputs[0], *(part.repeat_interleave(2, dim=1) for part in inputs[1:])
     theirs = scaled_dot_product_attention(

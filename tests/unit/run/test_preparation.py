@@ -85,7 +85,7 @@ def test_estimate_of_the_demo_is_near_what_was_measured() -> None:
     assert guess.tokens_per_step == 8 * 28 + 64 * 4
     assert guess.train_seconds == pytest.approx(guess.tokens_per_step / 740, rel=0.2)
     assert guess.learner_bytes + guess.generator_bytes < 7 * 2**30
-    assert guess.step_seconds == max(guess.train_seconds, guess.sample_seconds or 0)
+    assert guess.step_seconds == max(guess.train_seconds or 0, guess.sample_seconds or 0)
 
 
 def test_estimate_without_a_measurement_has_no_times() -> None:

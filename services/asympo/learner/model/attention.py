@@ -177,7 +177,9 @@ def packed_attention(
         return attend_tree(query, key, value, packed_layout, softcap=softcap, sinks=s_aux), None
     masks = block_masks(packed_layout, dtype=value.dtype, rule=attention_mask)
     if value.device.type == "cpu" and is_plain and not dropout and value.shape[-1] == key.shape[-1]:
-        output: Tensor = _PackedFlash.apply(query, key, value, packed_layout, masks, scaling)
+        output: Tensor = _PackedFlash.apply(  # type: ignore[no-untyped-call]
+            query, key, value, packed_layout, masks, scaling
+        )
         return output, None
     key, value = (_repeat_heads(part, query.shape[1]) for part in (key, value))
     attend = (

@@ -67,7 +67,7 @@ class _FusedNorm:
         if not _is_wide(hidden_states, weight):
             output: Tensor = self._own(hidden_states)
         else:
-            output = _RmsNorm.apply(hidden_states, weight, self._epsilon)
+            output = _RmsNorm.apply(hidden_states, weight, self._epsilon)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -83,7 +83,7 @@ class _FusedMlp:
         if not _is_wide(x, weights[0]):
             output: Tensor = self._own(x)
         else:
-            output = _GatedMlp.apply(x, *weights)
+            output = _GatedMlp.apply(x, *weights)  # type: ignore[no-untyped-call]
         return output
 
 

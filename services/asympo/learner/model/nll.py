@@ -133,7 +133,7 @@ def token_nll(
     ``row_N`` must be ascending; ``token_bounds[k]`` is the number of tokens whose row is below
     ``k * chunk_rows`` (`chunk_bounds` makes it). NLL is float32 or better; targets may share a row.
     """
-    nll_N, entropy_U = _ChunkedNll.apply(
+    nll_N, entropy_U = _ChunkedNll.apply(  # type: ignore[no-untyped-call]
         hidden_UD, weight_VD, bias_V, row_N, target_N, tuple(token_bounds), options
     )
     return nll_N, entropy_U

@@ -305,7 +305,8 @@ def _dtype(item: WriteItem) -> torch.dtype:
 
 
 def _num_bytes(item: WriteItem) -> int:
-    return prod(_tensor_data(item).chunk.sizes) * _dtype(item).itemsize
+    sizes: torch.Size = _tensor_data(item).chunk.sizes
+    return prod(sizes) * _dtype(item).itemsize
 
 
 def _shard_name(item: WriteItem) -> str:
