@@ -22,8 +22,8 @@ check: setup lint types  ## Run lint, types and the quick unit tests (under a mi
 test: setup lint types test-python  ## Run lint, types, unit and integration tests
 
 lint:  ## Run ruff over the code and buf over the wire schema
-	@.venv/bin/ruff check . || { echo "mend with: .venv/bin/ruff check --fix ."; exit 1; }
-	@.venv/bin/ruff format --check -q . || { echo "mend with: make format"; exit 1; }
+	@.venv/bin/ruff check . || { echo "repair: .venv/bin/ruff check --fix ."; exit 1; }
+	@.venv/bin/ruff format --check -q . || { echo "repair: make format"; exit 1; }
 	@.venv/bin/buf lint proto
 	@.venv/bin/buf breaking proto --against proto/base.binpb
 

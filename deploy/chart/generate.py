@@ -61,7 +61,7 @@ def main() -> int:
     num_stale = write_or_check(generated(), is_check=is_check)
     num_stale += write_or_check(rendering.rendered_examples(CHART), is_check=is_check)
     if is_check and num_stale:
-        sys.stderr.write(f"{num_stale} generated files are not current; mend with: make chart-generate\n")
+        sys.stderr.write(f"{num_stale} generated files are not current; repair: make chart-generate\n")
         return 1
     return 0
 

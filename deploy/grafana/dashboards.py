@@ -138,7 +138,7 @@ def main() -> int:
         elif not path.exists() or path.read_text() != text:
             stale.append(path.name)
     if stale:
-        sys.stderr.write(f"{', '.join(stale)} not current: mend with deploy/grafana/dashboards.sh\n")
+        sys.stderr.write(f"{', '.join(stale)} not current: repair: deploy/grafana/dashboards.sh\n")
     return 1 if stale else 0
 
 

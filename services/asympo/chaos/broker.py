@@ -55,7 +55,7 @@ class ChaosBroker:
                     return
             except (BrokerUnavailable, RefusedCommand) as error:
                 if time.monotonic() > deadline:
-                    raise BrokerUnavailable(f"the broker of the run does not come up: {error}") from error
+                    raise BrokerUnavailable(f"the run's broker does not start: {error}") from error
             await asyncio.sleep(0.02)
 
     async def ask(self, *parts: bytes | str | int, timeout_seconds: float = 10.0) -> Any:

@@ -54,14 +54,18 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="asympo chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="faults to put; 200 is a full run")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="decides which, when and where")
+    parser.add_argument(
+        "--kills", type=int, default=20, metavar="N", help="number of faults; 200 is a full run"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="decides which faults, when and where"
+    )
     names = ", ".join(kind.value for kind in Kind)
     parser.add_argument("--only", metavar="KINDS", help=f"comma-separated, of: {names}")
     parser.add_argument("--without", metavar="KINDS", help="leave these out")
     parser.add_argument("--broker", metavar="PATH", help="redis-server or valkey-server to use")
     parser.add_argument(
-        "--directory", type=Path, default=_DEFAULT_DIRECTORY, metavar="DIR", help="keeps all evidence"
+        "--directory", type=Path, default=_DEFAULT_DIRECTORY, metavar="DIR", help="where all evidence is kept"
     )
     add_json_flag(parser)
     return parser
@@ -91,7 +95,9 @@ def _fresh(directory: Path) -> Path:
     """An empty directory; what an earlier run left is deleted, what anybody else left is not."""
     if directory.exists() and any(directory.iterdir()):
         if not (directory / _MARK).is_file():
-            raise BadSetting(f"{directory} is not empty and not of an earlier run: give another --directory")
+            raise BadSetting(
+                f"{directory} is neither empty nor from an earlier run: give another --directory"
+            )
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MARK).write_text("{}\n")

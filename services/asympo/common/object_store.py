@@ -24,10 +24,14 @@ class ObjectStoreOptions(BaseModel):
         default=None, description="s3://BUCKET/PREFIX that all machines share; checkpoint_root is then local"
     )
     endpoint: str | None = Field(
-        default=None, description="http(s) address of the store; AWS's own when none"
+        default=None, description="http(s) address of the store; if not given, AWS's own"
     )
-    region: str | None = Field(default=None, description="region of the bucket; the environment's when none")
-    ca_file: Path | None = Field(default=None, description="PEM file: who signs the store's certificate")
+    region: str | None = Field(
+        default=None, description="region of the bucket; if not given, the environment's"
+    )
+    ca_file: Path | None = Field(
+        default=None, description="PEM file: the authority that signs the store's certificate"
+    )
     cached_policies: int = Field(default=3, ge=2, description="policies a generator keeps on its own disk")
 
     @field_validator("url")

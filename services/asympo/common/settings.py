@@ -54,7 +54,7 @@ class ServiceSettings(BaseModel):
     )
     object_store: ObjectStoreOptions = ObjectStoreOptions()
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe log line"
+        default="info", description="least severe level that is logged"
     )
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto", description="auto: text on a terminal, else JSON"

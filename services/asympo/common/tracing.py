@@ -42,10 +42,13 @@ class TracingOptions(BaseModel):
     endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/]+",
-        description="OTLP over HTTP, such as http://collector:4318; OTEL_EXPORTER_OTLP_ENDPOINT's when none",
+        description="address of OTLP over HTTP, as http://collector:4318; else OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     share: float | None = Field(
-        default=None, ge=0.0, le=1.0, description="share of groups traced; OTEL_TRACES_SAMPLER's when none"
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="share of groups traced; if not given, OTEL_TRACES_SAMPLER's",
     )
 
 

@@ -19,12 +19,12 @@ def main(argv: Sequence[str]) -> int:
         description="A small language model learns to add on this machine; takes some minutes.",
         epilog="Any setting of `asympo run` can be given as a flag: --learner.total-steps 60",
     )
-    parser.add_argument("--model", metavar="ID_OR_PATH", help="any Hugging Face id or path instead")
-    parser.add_argument("--resume", action="store_true", help="go on with the demo that was stopped")
+    parser.add_argument("--model", metavar="ID_OR_PATH", help="another Hugging Face id or path")
+    parser.add_argument("--resume", action="store_true", help="continue the demo that was stopped")
     add_run_flags(parser)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.resume and arguments.fresh:
-        raise BadSetting("--resume goes on and --fresh starts over: give one of them")
+        raise BadSetting("--resume continues and --fresh starts over: give only one of them")
     overrides = parse_overrides(rest)
     if arguments.model:
         overrides.setdefault("run", {})["model"] = arguments.model

@@ -40,7 +40,9 @@ def parse(argv: Sequence[str]) -> Namespace:
             f"--object-store.{name}", help=f"object_store.{name.replace('-', '_')} to examine"
         )
     parser.add_argument(
-        "--reads-only", action="store_true", help="the object store's credentials are a generator's"
+        "--reads-only",
+        action="store_true",
+        help="expect a generator's credentials, which may only read the object store",
     )
     add_json_flag(parser)
     return parser.parse_args(argv)

@@ -22,7 +22,7 @@ def check_object_store(options: ObjectStoreOptions | None, *, is_reader: bool) -
     except BadSetting as error:
         yield wrong(
             str(error),
-            "mend what it names; with a generator's identity, which may only read, add --reads-only",
+            "fix what it names; with a generator's identity, which may only read, add --reads-only",
         )
     except StoreError as error:
         yield wrong(

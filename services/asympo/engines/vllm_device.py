@@ -29,7 +29,7 @@ def require_gpu() -> None:
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU build"
     raise errors.BadSetting(
         f"The installed vLLM samples on GPUs only, and torch can use none here ({reason}; torch is {built}): "
-        "mend the driver (CUDA 13 needs 580 or newer), install the CPU build with `ASYMPO_DEVICE=cpu make "
+        "fix the driver (CUDA 13 needs 580 or newer), install the CPU build with `ASYMPO_DEVICE=cpu make "
         "setup`, or choose the engine 'simulated'."
     )
 

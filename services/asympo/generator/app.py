@@ -351,7 +351,7 @@ async def _watch_engine(engine: Engine) -> None:
     """Raises EngineBroken soon after an engine died that nobody was asking anything."""
     while not engine.is_broken:
         await asyncio.sleep(1.0)
-    raise EngineBroken("the engine has died")
+    raise EngineBroken("the engine died")
 
 
 async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:

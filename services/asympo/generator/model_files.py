@@ -27,6 +27,6 @@ def local_model(model: str) -> Path:
     except (OSError, HFValidationError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadModel(
-            f"the run's model {model!r} is no directory here and cannot be downloaded ({reason}): "
+            f"the run's model {model!r} is not a directory here and cannot be downloaded ({reason}): "
             "give its place on this machine with --model"
         ) from error

@@ -78,7 +78,7 @@ class PresenceReporter:
         except BrokerUnavailable as error:
             self._metrics.count_broker_error()
             if self._generator.is_broker_answering:
-                log.warning("The broker does not hear us: %s", error)
+                log.warning("The broker does not answer: %s", error)
             self._generator.is_broker_answering = False
         else:
             self._generator.is_broker_answering = True

@@ -191,7 +191,7 @@ class Reloader:
                     sequence.token_ids, num_prompt_tokens=sequence.num_prompt_tokens
                 )
         except TimeoutError:
-            log.error("A probe got no answer in %.0f s", self._probe_timeout_seconds)
+            log.error("A probe got no answer within %.0f s", self._probe_timeout_seconds)
             return math.nan
         except PromptRefused as error:
             raise ReloadFailed(f"the engine cannot measure the run's probes: {error}") from error

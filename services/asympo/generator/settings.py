@@ -31,9 +31,15 @@ class VllmOptions(BaseModel):
     cpu_ids: tuple[int, ...] | None = Field(default=None, description="cores to bind to (CPU only)")
     num_threads: int | None = Field(default=None, ge=1, description="threads when not bound (CPU only)")
     seed: int = Field(default=0, description="seed of the sampler")
-    self_test: bool = Field(default=False, description="perturb every tensor: output must move")
-    start_timeout_seconds: float = Field(default=900.0, gt=0.0, description="limit of loading the model")
-    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of a phase of a reload")
+    self_test: bool = Field(
+        default=False, description="perturb every kind of tensor, and require the output to change"
+    )
+    start_timeout_seconds: float = Field(
+        default=900.0, gt=0.0, description="time limit for loading the model"
+    )
+    reload_timeout_seconds: float = Field(
+        default=600.0, gt=0.0, description="time limit for each phase of a reload"
+    )
 
 
 class FaultOptions(BaseModel):
@@ -62,9 +68,9 @@ class SimulatedOptions(BaseModel):
     length_sigma: float = Field(default=0.6, ge=0.0, description="spread of the length's logarithm")
     first_accuracy: float = Field(default=0.2, ge=0.0, le=1.0, description="right answers at step 0")
     accuracy_per_step: float = Field(default=0.02, ge=0.0, le=1.0, description="what each step adds")
-    last_accuracy: float = Field(default=0.95, ge=0.0, le=1.0, description="never exceeded")
+    last_accuracy: float = Field(default=0.95, ge=0.0, le=1.0, description="upper limit of that share")
     reload_seconds: float = Field(default=0.05, ge=0.0, description="time of one reload")
-    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="limit of one reload")
+    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="time limit for one reload")
     faults: FaultOptions = FaultOptions()
 
 
@@ -74,10 +80,14 @@ class GeneratorSettings(ControlSettings):
     service: ClassVar[str] = "generator"
 
     holder: str = Field(
-        default="", max_length=MAX_HOLDER_CHARS, description="name for its leases; host and pid when empty"
+        default="", max_length=MAX_HOLDER_CHARS, description="name for its leases; host and pid if empty"
     )
-    model: str | None = Field(default=None, description="where the run's model lies here, if elsewhere")
-    task_path: str | None = Field(default=None, description="where the task's file lies here, if elsewhere")
+    model: str | None = Field(
+        default=None, description="where the run's model lies on this machine, if elsewhere"
+    )
+    task_path: str | None = Field(
+        default=None, description="where the task's file lies on this machine, if elsewhere"
+    )
     allow_python: bool = Field(default=False, description="let the task score with the user's Python code")
     engine: Literal["vllm", "simulated"] = Field(default="vllm", description="what samples the responses")
     vllm: VllmOptions = VllmOptions()
@@ -88,13 +98,17 @@ class GeneratorSettings(ControlSettings):
     http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
     grpc_port: Port = Field(default=50052, description="port of gRPC; 0 picks one")
 
-    reward_timeout_seconds: float = Field(default=10.0, gt=0.0, description="limit of scoring one response")
+    reward_timeout_seconds: float = Field(
+        default=10.0, gt=0.0, description="time limit for scoring one response"
+    )
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
 
     probe_tolerance: float | None = Field(
-        default=None, gt=0.0, description="how far a probe may be off, in nats; the manifest's when none"
+        default=None, gt=0.0, description="how far a probe may be off, in nats; if not given, the manifest's"
     )
-    probe_timeout_seconds: float = Field(default=120.0, gt=0.0, description="limit of one probe sequence")
+    probe_timeout_seconds: float = Field(
+        default=120.0, gt=0.0, description="time limit for one probe sequence"
+    )
     max_consistent_reloads: int = Field(
         default=50, ge=1, description="reloads in a row that prove nothing before an alert is raised"
     )
@@ -108,11 +122,14 @@ class GeneratorSettings(ControlSettings):
         default=2.0, gt=0.0, le=60.0, description="longest single wait for a slot"
     )
     presence_seconds: float = Field(default=2.0, gt=0.0, description="time between reports of its own state")
-    drain_seconds: float = Field(default=25.0, ge=0.0, description="time for groups in flight at a stop")
-    exit_when_run_ends: bool = Field(default=False, description="end with the run; else serve on, idle")
+    drain_seconds: float = Field(default=25.0, ge=0.0, description="time that groups in flight get at a stop")
+    exit_when_run_ends: bool = Field(
+        default=False, description="exit when the run ends; otherwise keep serving, idle"
+    )
 
     append_journal: Path | None = Field(
-        default=None, description="JSONL file for every append that the broker acknowledged; off when none"
+        default=None,
+        description="JSONL file for every append that the broker acknowledged; if not given, none is written",
     )
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ class PolicyWatcher:
         return max(below, key=rank_of, default=None)
 
     def pass_over(self, policy: PolicyRef) -> None:
-        """Pass over `policy` for a while: its files do not verify, which may mend itself on slow storage."""
+        """Pass over `policy` for a while: its files do not verify, which may pass on slow storage."""
         self._metrics.count_corrupt_policy()
         self._shunned_until[policy.name] = self._clock.monotonic_seconds() + self._poll_seconds
 

@@ -50,12 +50,12 @@ def _parser() -> CommandParser:
         metavar="NAME",
         help="a grid of the preset, or full; may be given several times",
     )
-    verb.add_argument("--out", type=Path, help="directory of cells and report; runs/lab/PRESET when none")
+    verb.add_argument("--out", type=Path, help="directory of cells and report; default runs/lab/PRESET")
     verb.add_argument("--resume", action="store_true", help="keep the cells that are there")
-    verb.add_argument("--workers", type=int, help="processes, one thread each; the cores when none")
-    verb.add_argument("--dry-run", action="store_true", help="print what it takes and stop")
+    verb.add_argument("--workers", type=int, help="processes, with one thread each; default: one per core")
+    verb.add_argument("--dry-run", action="store_true", help="print the memory and time it needs, and stop")
     add_json_flag(verb)
-    verb.add_argument("--publish", type=Path, metavar="DIR", help="write report and pictures there as well")
+    verb.add_argument("--publish", type=Path, metavar="DIR", help="also write report and pictures there")
     verb.add_argument(
         "--update",
         type=Path,
@@ -188,5 +188,5 @@ def _paper(arguments: argparse.Namespace) -> int:
     for path in paths:
         command = [sys.executable, "-m", "asympo.cli", "run", str(path)]
         if subprocess.run(command, check=False).returncode != 0:
-            raise AsympoError(f"the run of {path} failed: mend it, then give the command again")
+            raise AsympoError(f"the run of {path} failed: fix it, then give the command again")
     return 0

@@ -198,7 +198,7 @@ def _read(path: Path, digest: str) -> CellResult | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise AsympoError(f"{path} is no result of a cell ({error}): remove it") from error
+        raise AsympoError(f"{path} is not the result of a cell ({error}): remove it") from error
     return CellResult.from_json(values["result"]) if values["start"] == digest else None
 
 

@@ -230,7 +230,7 @@ class LearnerProcess:
         if self._settings.exit_when_run_ends or self._stop.is_set:
             return
         self._control.enter(LearnerState.FINISHED)
-        log.info("Staying until told to stop; more total_steps at the next start continue the run")
+        log.info("Staying up until told to stop; to continue the run, start it with more total_steps")
         self._stop.wait()
         if self._fenced is not None:
             raise self._fenced

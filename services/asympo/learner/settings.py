@@ -26,7 +26,9 @@ class TrackerSettings(BaseModel):
     wandb_mode: Literal["offline", "online"] = Field(
         "offline", description="offline writes a folder for `wandb sync`; online needs an API key"
     )
-    mlflow_uri: str | None = Field(None, description="MLflow tracking server; absent: a folder of the run")
+    mlflow_uri: str | None = Field(
+        None, description="MLflow tracking server; if not given, a folder of the run"
+    )
 
 
 class SamplingOptions(BaseModel):
@@ -36,8 +38,10 @@ class SamplingOptions(BaseModel):
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="nucleus mass")
-    max_tokens: int = Field(default=256, ge=1, description="limit of one response, end-of-sequence included")
-    min_tokens: int = Field(default=0, ge=0, description="no end of a response before this many tokens")
+    max_tokens: int = Field(
+        default=256, ge=1, description="most tokens of one response, end-of-sequence included"
+    )
+    min_tokens: int = Field(default=0, ge=0, description="a response cannot end before this many tokens")
     stop: tuple[str, ...] = Field(default=(), description="strings that end a response")
 
     def to_run_config(self) -> dict[str, Any]:
@@ -57,12 +61,12 @@ class LearnerSettings(ControlSettings):
     )
     sampling: SamplingOptions = SamplingOptions()
     overlong_reward: float | None = Field(
-        default=None, description="reward of a truncated response; none scores it like any other"
+        default=None, description="reward of a truncated response; if not given, it is scored like any other"
     )
     group_size: int = Field(default=8, ge=2, le=MAX_RESPONSES, description="G, responses per prompt")
     groups_per_step: int = Field(default=8, ge=1, description="groups with signal that end a step")
     max_groups_per_step: int | None = Field(
-        default=None, ge=1, description="groups of any kind that end a step; four times as many when none"
+        default=None, ge=1, description="groups of any kind that end a step; if not given, four times as many"
     )
     publish_every: int = Field(default=1, ge=1, description="steps between two published policies")
     save_every: int = Field(default=10, ge=1, description="steps between two commits of durable state")
@@ -71,8 +75,12 @@ class LearnerSettings(ControlSettings):
         default=None, ge=0, description="policies a generator may be behind when it appends"
     )
     lease_seconds: float = Field(default=15.0, gt=0.0, description="life of a lease that is not renewed")
-    max_lease_seconds: float = Field(default=900.0, gt=0.0, description="life of a lease however renewed")
-    max_prompt_failures: int = Field(default=3, ge=1, description="failures that set a prompt aside")
+    max_lease_seconds: float = Field(
+        default=900.0, gt=0.0, description="life of a lease, however often it is renewed"
+    )
+    max_prompt_failures: int = Field(
+        default=3, ge=1, description="failures after which a prompt is set aside"
+    )
     num_epochs: int = Field(default=0, ge=0, description="passes over the prompts; 0 is endless")
     seed: int = Field(default=0, ge=0, description="order of prompts, and every random choice of the learner")
 
@@ -83,20 +91,22 @@ class LearnerSettings(ControlSettings):
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon is for the hidden matrices, with AdamW for the rest; made for GPUs"
     )
-    learning_rate: float = Field(default=1e-5, gt=0.0, description="at its highest")
+    learning_rate: float = Field(default=1e-5, gt=0.0, description="the highest learning rate")
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="AdamW")
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0, description="AdamW")
     epsilon: float = Field(default=1e-8, gt=0.0, description="AdamW")
-    weight_decay: float = Field(default=0.0, ge=0.0, description="matrices only")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="of matrices only")
     muon_momentum: float = Field(default=0.95, ge=0.0, lt=1.0, description="Muon")
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradients are clipped to this norm")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="after warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="of the learning rate after warm-up"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="steps until the learning rate is at its highest")
     final_learning_rate_ratio: float = Field(
         default=0.1, ge=0.0, le=1.0, description="linear, cosine: share left at total_steps"
     )
     total_steps: int | None = Field(
-        default=None, ge=1, description="steps that finish the run; endless when none"
+        default=None, ge=1, description="steps that finish the run; if not given, it has no end"
     )
 
     # The machine
@@ -105,14 +115,14 @@ class LearnerSettings(ControlSettings):
         default="auto", description="inside autocast; auto measures once which is faster. Weights are float32"
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; when none, the environment's at the run's first start"
+        default=None, ge=1, description="CPU threads; if not given, those of the run's first start"
     )
     token_budget: int = Field(
         default=1024, ge=1, description="tokens of one micro-batch; halved when memory runs out"
     )
     head_chunk_rows: int = Field(default=256, ge=1, description="rows of logits that exist at once")
     share_prefixes: Literal["auto", "always", "never"] = Field(
-        default="auto", description="compute what responses have in common once; auto measures once"
+        default="auto", description="compute what responses share only once; auto measures it once"
     )
     attention: Literal["auto", "blocks", "flex"] = Field(
         default="auto",
@@ -128,25 +138,30 @@ class LearnerSettings(ControlSettings):
     keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")
     keep_states: int = Field(default=2, ge=1, description="durable training states kept on storage")
     retain: bool = Field(
-        default=False, description="archive consumed groups as Parquet, for export and replay; else drop them"
+        default=False,
+        description="archive consumed groups as Parquet, for export and replay; otherwise they are dropped",
     )
     publish_retry_seconds: float = Field(
-        default=5.0, gt=0.0, description="time between tries after a failure"
+        default=5.0, gt=0.0, description="time between attempts after a failure"
     )
     probe_tolerance: float = Field(
         default=0.05, gt=0.0, description="nats by which an engine's mean NLL may differ from ours"
     )
 
     # Ownership
-    take_over: bool = Field(default=False, description="take the run from a learner that seems alive")
-    heartbeat_seconds: float = Field(default=10.0, gt=0.3, description="a learner silent for so long is gone")
+    take_over: bool = Field(default=False, description="take the run over from a learner that seems alive")
+    heartbeat_seconds: float = Field(
+        default=10.0, gt=0.3, description="a learner that is silent for this long counts as gone"
+    )
     holder: str = Field(
-        default="", max_length=MAX_HOLDER_CHARS, description="name in the log; host and pid when empty"
+        default="", max_length=MAX_HOLDER_CHARS, description="name in the log; host and pid if empty"
     )
     drain_seconds: float = Field(
-        default=240.0, gt=0.0, description="time to close in order at a stop; then it ends where it stands"
+        default=240.0, gt=0.0, description="time to stop in order; after that it ends where it stands"
     )
-    exit_when_run_ends: bool = Field(default=True, description="end with the run; else stay and answer")
+    exit_when_run_ends: bool = Field(
+        default=True, description="exit when the run ends; otherwise stay up and answer"
+    )
     max_empty_segments: int = Field(
         default=5, ge=1, description="steps in a row without any signal before an alert is raised"
     )
@@ -154,10 +169,13 @@ class LearnerSettings(ControlSettings):
     # Doors
     http_host: str = Field(default="127.0.0.1", description="address of page, health, metrics and status")
     http_port: Port = Field(default=8080, description="port of page, health, metrics, status; 0 picks one")
-    allowed_hosts: tuple[str, ...] = Field(default=(), description="names the page may be asked for under")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="host names under which the page may be requested"
+    )
     show_samples: bool = Field(default=False, description="let the page show prompts and responses")
     trackers: TrackerSettings = Field(
-        default_factory=lambda: TrackerSettings.model_validate({}), description="besides JSONL"
+        default_factory=lambda: TrackerSettings.model_validate({}),
+        description="trackers besides the JSONL file",
     )
 
     @model_validator(mode="after")

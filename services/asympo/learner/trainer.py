@@ -209,7 +209,7 @@ class Trainer:
         try:
             name = self._saver.save(step=self._progress.step, wall_seconds=self._recorder.wall_seconds)
         except PublishFailed as error:
-            log.error("%s; tried again in %.0f s", error, self._settings.publish_retry_seconds)
+            log.error("%s; the next attempt is in %.0f s", error, self._settings.publish_retry_seconds)
             self._metrics.save_failed()
             self._save_at = self._clock.monotonic_seconds() + self._settings.publish_retry_seconds
             return None

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN")
     add_checkpoint_root_flag(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where to put it: a new directory"
+        "--out", type=Path, required=True, metavar="DIR", help="a new directory for the backup"
     )
     arguments = parser.parse_args(argv)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:

@@ -98,7 +98,7 @@ def open_backup(backup: Path) -> BackupManifest:
     Raises BadSetting where there is no backup, UnknownVersion, and CorruptCheckpoint naming the file.
     """
     if not (backup / MANIFEST_NAME).is_file():
-        raise BadSetting(f"{backup} is no backup, or one that was not finished: it has no {MANIFEST_NAME}")
+        raise BadSetting(f"{backup} is not a backup, or was not finished: it has no {MANIFEST_NAME}")
     document = open_sealed_json(read_manifest_bytes(backup), what=str(backup))
     FORMAT.check(document.get(FORMAT.name), what=f"the backup {backup}")
     try:
@@ -108,7 +108,7 @@ def open_backup(backup: Path) -> BackupManifest:
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             raise CorruptCheckpoint(
-                f"The manifest of {backup} names {entry.name!r}, which is no file of a backup."
+                f"The manifest of {backup} names {entry.name!r}, which is not a file of a backup."
             )
     paths = [backup / entry.name for entry in manifest.files]
     for path, entry in zip(paths, manifest.files, strict=True):

@@ -26,13 +26,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_root_flag(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
-    parser.add_argument("--objective", choices=get_args(ObjectiveName), help="else the run's")
-    parser.add_argument("--learning-rate", type=float, help="else the run's")
-    parser.add_argument("--num-threads", type=int, help="CPU threads; else the run's")
+    parser.add_argument("--objective", choices=get_args(ObjectiveName), help="default: the run's")
+    parser.add_argument("--learning-rate", type=float, help="default: the run's")
+    parser.add_argument("--num-threads", type=int, help="CPU threads; default: the run's")
     parser.add_argument(
         "--any-build", action="store_true", help="go on where this machine cannot give the same bits"
     )
-    parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
+    parser.add_argument("--until-step", type=int, metavar="N", help="stop after this step")
 
 
 def main(arguments: Namespace) -> int:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         add_broker_flags(verb)
         verb.add_argument("--run", required=True, metavar="RUN")
         if name == "tail":
-            verb.add_argument("--count", type=int, help="end after so many groups")
+            verb.add_argument("--count", type=int, help="stop after this many groups")
         if name == "show":
             verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
             verb.add_argument("--sequence", type=int, help="only the group with this number")

@@ -18,10 +18,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_root_flag(parser)
     parser.add_argument("--from-state", metavar="NAME", help="begin with this training state")
-    parser.add_argument("--until-step", type=int, metavar="N", help="end after this step")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the last weights, in float32")
+    parser.add_argument("--until-step", type=int, metavar="N", help="stop after this step")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the final weights here, in float32")
     parser.add_argument(
-        "--any-build", action="store_true", help="go on where this build cannot give the same bits"
+        "--any-build", action="store_true", help="continue even if this build cannot reproduce the same bits"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         if name != "list":
             verb.add_argument("run", metavar="RUN")
         if name == "delete":
-            verb.add_argument("--yes", action="store_true", help="do it")
+            verb.add_argument("--yes", action="store_true", help="confirm the deletion")
     arguments = parser.parse_args(argv)
     return {"list": _list, "show": _show, "delete": _delete}[arguments.verb](arguments)
 
@@ -119,7 +119,7 @@ def _delete(arguments: Namespace) -> int:
     is_local = not arguments.redis_url and held.exists
     if not arguments.yes:
         what = f"the directory {held.path}" if is_local else f"the log of {arguments.run}"
-        raise BadSetting(f"this deletes {what} for good: say so with --yes")
+        raise BadSetting(f"this deletes {what} for good: confirm with --yes")
     if is_local:
         held.delete()
     else:

@@ -57,7 +57,7 @@ class RunDirectory:
         """Holds the directory; BadSetting names the process that already does."""
         if self.path.exists() and any(self.path.iterdir()) and not self.exists:
             raise BadSetting(
-                f"{self.path} holds other files and no run: choose another run name or directory"
+                f"{self.path} holds other files, but no run: choose another run name or directory"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -155,7 +155,7 @@ def look_at_gpus(environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str |
     cuda, problem = found["cuda"], found["problem"]
     if problem:
         problem = (
-            f"torch is built for CUDA {cuda} and can use no GPU here ({problem}): mend the driver "
+            f"torch is built for CUDA {cuda} and can use no GPU here ({problem}): fix the driver "
             "(CUDA 13 needs 580 or newer) or CUDA_VISIBLE_DEVICES; on a machine without a GPU run "
             "`ASYMPO_DEVICE=cpu make setup`"
         )

@@ -135,7 +135,7 @@ def check_inputs(file: RunFile) -> None:
         config = Path(settings.model).expanduser() / "config.json"
         if not config.is_file():
             raise BadModel(
-                f"the model {settings.model} is no directory with a config.json: give a path or an id"
+                f"the model {settings.model} is not a directory with a config.json: give a path or an id"
             )
         if not os.access(config, os.R_OK):
             raise BadModel(f"the model {settings.model} cannot be read: check the permissions of {config}")

@@ -32,9 +32,9 @@ class RunSection(_Section):
     directory: Path = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
     evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
     max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
-    use_gpus: bool = Field(default=True, description="use GPUs where there are some")
+    use_gpus: bool = Field(default=True, description="use GPUs if there are any")
     learner_cores: tuple[int, ...] | None = Field(
-        default=None, description="cores of the learner; a split when none"
+        default=None, description="cores of the learner; if not given, its share of them"
     )
     learner_drain_seconds: float = Field(
         default=180.0, gt=0, description="the learner's time to stop in order"
@@ -53,16 +53,19 @@ class GeneratorSection(_Section):
 
     count: int = Field(default=1, ge=1, le=64, description="generators on this machine")
     cores: tuple[int, ...] | None = Field(
-        default=None, description="cores of the generators; a split when none"
+        default=None, description="cores of the generators; if not given, their share of them"
     )
 
 
 class BrokerSection(_Section):
     """`[broker]`: which broker holds the log."""
 
-    url: str | None = Field(default=None, description="an existing broker; REDIS_URL wins; none starts one")
+    url: str | None = Field(
+        default=None,
+        description="an existing broker; REDIS_URL takes precedence; if neither is given, one is started",
+    )
     port: int | None = Field(
-        default=None, ge=1, le=65535, description="loopback port; a private socket when none"
+        default=None, ge=1, le=65535, description="loopback port; if not given, a private socket"
     )
 
 
@@ -138,7 +141,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise BadSetting(f"there is no flag {flag}: settings are overridden by {known}")
         if not has_value:
             if not rest or rest[0].startswith("--"):
-                raise BadSetting(f"the flag {flag} lacks a value: write {flag}=VALUE")
+                raise BadSetting(f"the flag {flag} needs a value: write {flag}=VALUE")
             value = rest.pop(0)
         target = values.setdefault(section, {})
         *path, last = key.replace("-", "_").split(".")

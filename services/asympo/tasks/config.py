@@ -37,7 +37,7 @@ class TaskConfig(BaseModel):
     held_out_fraction: float = Field(0.2, ge=0, lt=1, description="share of the prompts never trained on")
     seed: int = Field(0, ge=0, description="decides which prompts are held out, and what is generated")
     system_prompt: str | None = Field(
-        None, description="system message; the task's own when absent, none when empty"
+        None, description="system message; if not given, the task's own; if empty, none"
     )
     prompt_as: Literal["chat", "text"] = Field(
         "chat", description="chat: through the model's template; text: as it is, for base models"

@@ -72,7 +72,7 @@ def _create_dataset(library: Any, config: TaskConfig) -> Any:
     if config.dataset not in names:
         near = difflib.get_close_matches(str(config.dataset), names, n=1) or names[:1]
         raise BadSetting(
-            f"task.dataset {config.dataset} is none of reasoning-gym's {len(names)}; nearest: {near[0]}"
+            f"task.dataset {config.dataset} is not among reasoning-gym's {len(names)}; nearest: {near[0]}"
         )
     try:
         return library.create_dataset(

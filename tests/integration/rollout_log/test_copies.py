@@ -63,7 +63,7 @@ def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, el
 def test_run_that_is_there_is_not_written_over(log: RunLog) -> None:
     start_run(log)
     pieces = list(log.copies.read())
-    with pytest.raises(BadSetting, match=r"has a run .* stop what works for it and delete it"):
+    with pytest.raises(BadSetting, match=r"has a run .* stop its services and delete it"):
         log.copies.put_back(pieces)
     assert list(log.copies.read()) == pieces
 

@@ -132,7 +132,7 @@ def test_restore_onto_a_run_that_is_there_is_refused_and_leaves_no_files(
     root = tmp_path / "new"
     where = ("--redis-url", own_broker.url, "--checkpoint-root", str(root))
     said = refused(capsys, "restore", str(backup), *where)
-    assert f"has a run '{RUN}': stop what works for it and delete it" in said
+    assert f"has a run '{RUN}': stop its services and delete it" in said
     assert not (root / RUN).exists()
 
 

@@ -110,19 +110,19 @@ NO_DRIVER = Machine(
     memory_bytes=8 * 2**30,
     gpus=(),
     cuda_version="13.0",
-    gpu_problem="torch can use no GPU: mend it",
+    gpu_problem="torch can use no GPU: fix that",
 )
 
 
 def test_run_on_a_cuda_build_without_a_driver_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="torch can use no GPU: mend it"):
+    with pytest.raises(BadSetting, match="torch can use no GPU: fix that"):
         plan_of(tmp_path, NO_DRIVER)
     assert not list(tmp_path.iterdir())
 
 
 def test_run_of_a_simulated_engine_goes_on_without_a_gpu_and_says_so(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, NO_DRIVER, generator={"engine": "simulated"})
-    assert "torch can use no GPU: mend it" in plan.notes
+    assert "torch can use no GPU: fix that" in plan.notes
 
 
 def test_gpus_switched_off_are_refused_with_an_engine_that_needs_them(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def read_info(path: Path) -> PartInfo:
         FORMAT.check(document.get(FORMAT.name), what=str(path))
         return _INFO.validate_python(document)
     except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError, ValidationError) as error:
-        raise CorruptArchive(f"{path} is no readable part of an archive: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not a readable archive part: {_first_line(error)}") from error
 
 
 def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
@@ -86,7 +86,7 @@ def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
             for row in batch.to_pylist():
                 yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not an archive part: {_first_line(error)}") from error
 
 
 def read_table(path: Path, *, sha256: str) -> Any:
@@ -98,7 +98,7 @@ def read_table(path: Path, *, sha256: str) -> Any:
         schema = _schema(pa)
         return pq.read_table(io.BytesIO(content), columns=schema.names).cast(schema)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise CorruptArchive(f"{path} is no part of an archive: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not an archive part: {_first_line(error)}") from error
 
 
 def _verified(path: Path, sha256: str) -> bytes:

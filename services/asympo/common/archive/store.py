@@ -69,9 +69,7 @@ class ArchiveStore:
         while tip is not None:
             info = read_info(self.path / tip.name)
             if (info.first, info.last) != (tip.first, tip.last):
-                raise CorruptArchive(
-                    f"{self.path / tip.name} covers other groups than its name was given for"
-                )
+                raise CorruptArchive(f"{self.path / tip.name} does not cover the groups that its name says")
             if found and found[-1].info.recipe == info.recipe:
                 # Nearly always: one copy for all parts of a long run.
                 info = replace(info, recipe=found[-1].info.recipe)

@@ -146,7 +146,7 @@ class Bucket:
             except _Conflict:
                 # Somebody writes the same key at this very moment: ask again who was first.
                 continue
-        raise StoreError(f"{self}/{key} is being written by somebody else all the time")
+        raise StoreError(f"{self}/{key} keeps being written by somebody else")
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy files under their keys; large ones in parts, a part that fails is tried again by itself."""

@@ -38,7 +38,7 @@ def try_writing(bucket: Bucket) -> Iterator[str]:
             )
         yield "it writes objects, and never over another when told so"
         if _ask(bucket.read, key, max_bytes=len(_CONTENT)) != _CONTENT:
-            raise errors.BadSetting(f"{bucket} gives back other bytes than it was given.")
+            raise errors.BadSetting(f"{bucket} returns other bytes than it was given.")
         if key not in {found.key for found in _ask(bucket.find, _ROOM)}:
             raise errors.BadSetting(
                 f"{bucket} does not list what it has just stored: checkpoints need a store whose listings are"

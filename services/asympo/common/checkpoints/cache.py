@@ -32,7 +32,7 @@ def bring(shared: SharedSteps, name: StepName, parent: Path, *, allowed: re.Patt
         try:
             directory.seal(temporary, manifest=manifest.content)
         except FileExistsError:
-            logger.info("%s was brought by another process at the same time", final)
+            logger.info("%s was fetched by another process at the same time", final)
     return final
 
 
@@ -101,5 +101,5 @@ def _sweep_downloads(parent: Path) -> list[str]:
 
 def drop_damaged(path: Path, error: errors.CorruptCheckpoint) -> None:
     """Delete a copy that does not verify: it can be brought again. Raises OSError."""
-    logger.warning("damaged copy is brought again: %s", error)
+    logger.warning("a damaged copy is fetched again: %s", error)
     directory.delete_step(path)

@@ -237,7 +237,7 @@ class SharedSteps:
                 # Replaced by a higher one since.
                 continue
             return listing, [name for name in present if name.fence >= highest or str(name) in older]
-        raise StoreError(f"{self} changes hands all the time")
+        raise StoreError(f"{self} keeps changing owners")
 
     def _list(self) -> _Listing:
         listing = _Listing()

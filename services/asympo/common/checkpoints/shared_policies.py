@@ -74,9 +74,7 @@ class SharedPolicyStore(PolicyStore):
             cache.bring(self._shared, name, self.path, allowed=POLICY_FILES)
             manifest = verify_policy(ref.path, with_digests=False)
         if manifest.digest != ref.digest:
-            raise errors.CorruptCheckpoint(
-                f"{ref.path} holds another manifest than the one that was announced."
-            )
+            raise errors.CorruptCheckpoint(f"{ref.path} does not hold the manifest that was announced.")
         cache.note_use(ref.path)
         cache.trim(self.path, keep=self._cached)
         return manifest

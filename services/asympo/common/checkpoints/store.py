@@ -228,7 +228,7 @@ def _ref(path: Path, manifest: Manifest) -> PolicyRef:
 
 def _same(ref: PolicyRef, manifest: Manifest) -> Manifest:
     if manifest.digest != ref.digest:
-        raise errors.CorruptCheckpoint(f"{ref.path} holds another manifest than the one that was announced.")
+        raise errors.CorruptCheckpoint(f"{ref.path} does not hold the manifest that was announced.")
     return manifest
 
 

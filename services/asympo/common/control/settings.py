@@ -18,7 +18,9 @@ class TlsFiles(BaseModel):
 
     certificate: Path | None = Field(default=None, description="PEM file: the server's certificate (chain)")
     key: Path | None = Field(default=None, description="PEM file: its private key, without a passphrase")
-    client_ca: Path | None = Field(default=None, description="PEM file: who signs callers' certificates")
+    client_ca: Path | None = Field(
+        default=None, description="PEM file: the authority that signs callers' certificates"
+    )
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:

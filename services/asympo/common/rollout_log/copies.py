@@ -83,7 +83,7 @@ class Copies:
             elif piece.noun != "deadlines":
                 self._put(_unowned(piece) if piece.noun == "run" else piece)
         if config is None:
-            raise BadSetting(f"the copy of run {self._run.name!r} has no config: it is not a whole one")
+            raise BadSetting(f"the copy of run {self._run.name!r} has no config: it is incomplete")
         for piece in _pieces("reissue", "list", taken_back):
             self._put(replace(piece, place=piece.place + num_queued))
         self._put(config)

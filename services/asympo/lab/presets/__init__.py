@@ -13,5 +13,5 @@ __all__ = ["LAPTOP", "PRESETS", "SMOLLM", "Grid", "Preset", "TaskSettings", "War
 def find_preset(name: str) -> Preset:
     """The preset of that name; BadSetting lists the names."""
     if name not in PRESETS:
-        raise BadSetting(f"there is no study {name}: choose from {', '.join(PRESETS)}")
+        raise BadSetting(f"there is no preset {name}: choose from {', '.join(PRESETS)}")
     return PRESETS[name]

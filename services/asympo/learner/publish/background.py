@@ -128,7 +128,7 @@ class BackgroundPublisher:
         try:
             written = job.future.result()
         except PublishFailed as error:
-            log.error("%s; tried again in %.0f s", error, self._retry_seconds)
+            log.error("%s; the next attempt is in %.0f s", error, self._retry_seconds)
             self._metrics.publish_failed()
             self._ended_at = self._clock.monotonic_seconds()
             self.retry_at = self._ended_at + self._retry_seconds

@@ -116,11 +116,11 @@ class SharedStateStore(StateStore):
         parsed = parse_name(name)
         if parsed is None or (self.path / name).exists():
             return
-        logger.info("Bringing the training state %s from %s", name, self._shared)
+        logger.info("Fetching the training state %s from %s", name, self._shared)
         try:
             cache.bring(self._shared, parsed, self.path, allowed=STATE_FILES)
         except StoreError as error:
             # Whoever asks for a state cannot go on without it.
             raise errors.StorageUnavailable(
-                f"The training state {name} cannot be had: {error.strerror}."
+                f"The training state {name} cannot be fetched: {error.strerror}."
             ) from error

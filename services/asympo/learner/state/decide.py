@@ -109,7 +109,7 @@ class DecisionLog:
                 self._files.seal(self._decisions)
                 break
             except PublishFailed as error:
-                log.error("%s; tried again in %.0f s", error, self._retry_seconds)
+                log.error("%s; the next attempt is in %.0f s", error, self._retry_seconds)
                 if self._stop.wait(self._retry_seconds):
                     raise
         self.mirror()

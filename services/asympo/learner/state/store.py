@@ -183,7 +183,7 @@ class StateStore:
             restore_random_state(tensors[rng_name].numpy().tobytes())
         else:
             logger.warning(
-                "training state %s is of %d ranks and loaded by %d: random numbers are not restored",
+                "training state %s was saved by %d ranks, not by %d: random numbers are not restored",
                 name,
                 manifest.world_size,
                 self._world_size(),

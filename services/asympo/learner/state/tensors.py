@@ -77,7 +77,7 @@ def allocate_optimizer_state(
     names = [list(group["params"]) for group in given]
     if names != [list(group["params"]) for group in groups]:
         raise errors.BadSetting(
-            "The training state is of another model or optimizer: parameter groups differ."
+            "The training state belongs to another model or optimizer: parameter groups differ."
         )
     _log_changes(groups, given)
     parameters = dict(_named(model, optimizer))
@@ -123,7 +123,9 @@ def _log_changes(stored: Sequence[Mapping[str, Any]], given: Sequence[Mapping[st
         if before[key] != now[key]
     }
     if changes:
-        log.warning("The optimizer goes on with other settings than the run had: %s", "; ".join(changes))
+        log.warning(
+            "The optimizer continues with settings that differ from the run's: %s", "; ".join(changes)
+        )
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:

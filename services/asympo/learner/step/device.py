@@ -16,7 +16,7 @@ def choose_device(asked: str) -> str:
     if asked == "cuda" or (asked == "auto" and torch.version.cuda):
         problem = _problem()
         if asked == "cuda":
-            raise BadSetting(f"device is cuda, and {problem}: mend it, or give cpu")
+            raise BadSetting(f"device is cuda, and {problem}: fix that, or set device to cpu")
         log.warning("Training on the CPU, many times slower than on a GPU, since %s", problem)
     return "cpu" if asked == "auto" else asked
 
