@@ -67,6 +67,8 @@ class Reconciler:
         another learner has taken over, SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
+        # Generators keep leasing while this side compares: a settle that finds the prompt cursor moved
+        # changes nothing, and the survey is made again.
         while True:
             survey = self._survey(fence, committed, consumed_to, is_start=trained_sequence == 0)
             # Another learner may have committed entries that are still to be read by this one.
@@ -133,6 +135,7 @@ class Reconciler:
     def _refuse_old_state(self, survey: _Survey, consumed_to: int) -> None:
         if survey.commit is None or survey.commit.sequence <= consumed_to:
             return
+        # An older state will do as long as the log still has every entry since: they are trained again.
         first = self._run.call("log_ids", consumed_to, 1)
         if not first or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
@@ -169,6 +172,8 @@ def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consu
     unread = {group_id for seq, group_id in in_log.items() if seq > consumed_to and group_id not in trained}
     known = survey.open_ids | survey.leased_ids | survey.queued_ids
     covered = {group_id for group_id in known if group_id in trained}
+    # Groups with a slot that are neither in the log nor consumed: their entries are lost, and nobody else
+    # would free the slots.
     lost_open = survey.open_ids - unread - covered
     elsewhere = survey.leased_ids | survey.queued_ids | survey.set_aside_ids
     placed = {group_id for group_id in elsewhere | unread if group_id not in trained}
@@ -201,6 +206,7 @@ def _missing(survey: _Survey, trained: TrainedIds, placed: set[str]) -> tuple[se
         accounted = trained.num_in_epoch(current) + placed_in[current]
         if current == last_epoch:
             epoch, position = current, issued
+        # After a rollback the sum can be right by accident: one id lost, another issued twice.
         if accounted == issued and not survey.is_rolled_back:
             continue
         order = list(_order(survey, current))

@@ -84,6 +84,7 @@ def plan_layout(
             if trunk_end < end:
                 stack.append(((trunk_end, end), ancestors))
         else:
+            # Reversed, so that blocks are popped in row order: their outputs are joined in that order.
             stack.extend((part, ancestors) for part in reversed(_runs(ends, begin, end, max_block)))
     position_T = to_device(batch.position_ids_T, device)
     end_T = to_device(ends, device)
@@ -176,6 +177,7 @@ def packed_attention(
         attend_tree = partial(tree_attention, scaling=scaling, rule=attention_mask)
         return attend_tree(query, key, value, packed_layout, softcap=softcap, sinks=s_aux), None
     masks = block_masks(packed_layout, dtype=value.dtype, rule=attention_mask)
+    # The CPU kernel knows no dropout, and wants keys and values of one size.
     if value.device.type == "cpu" and is_plain and not dropout and value.shape[-1] == key.shape[-1]:
         output: Tensor = _PackedFlash.apply(  # type: ignore[no-untyped-call]
             query, key, value, packed_layout, masks, scaling
@@ -253,6 +255,7 @@ def _mask(
     if block.allowed_QQ is not None:
         return _whole_mask(block, dtype)
     if not block.num_ancestors:
+        # Only here: the kernels align `is_causal` at the first key, which would hide most ancestors.
         return None
     if sizes not in trunk_masks:
         trunk_masks[sizes] = _whole_mask(block, dtype)

@@ -30,6 +30,7 @@ local function until_next_expiry()
   return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
 end
 
+-- At most 200 at once, because a script blocks the whole broker; the next request takes the rest.
 local function expire_leases()
   local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 200)
   for _, old in ipairs(expired) do
@@ -75,6 +76,7 @@ end
 local function next_group_id(limits)
   local queued = redis.call('LPOP', reissue)
   if queued then
+    -- Issued before: the prompt cursor stays where it is.
     return queued, limits.epoch, limits.position
   end
   local epoch, position = tonumber(limits.epoch), tonumber(limits.position)
@@ -89,6 +91,7 @@ local function next_group_id(limits)
   return plain(epoch) .. '-' .. plain(index), plain(epoch), plain(position + 1)
 end
 
+-- A retry whose first reply was lost must not take a second prompt.
 local granted = redis.call('HGET', leases, token)
 if granted then
   local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
@@ -113,9 +116,11 @@ end
 expire_leases()
 
 local max_staleness, max_generation = tonumber(limits.max_staleness), tonumber(limits.max_generation_staleness)
+-- Synchronous: what an older policy samples would be stale when it is trained.
 if max_staleness == 0 and policy_step ~= tonumber(limits.policy_step) then
   return refuse('stale_policy', 30000)
 end
+-- Append would refuse the finished group, so it is not sampled at all.
 if max_generation >= 0 and policy_step < tonumber(limits.policy_step)
   and redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf') > max_generation then
   return refuse('stale_policy', 30000)
