@@ -8,7 +8,7 @@ PY := .venv/bin/python
 	images images-lock clean
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Create .venv with everything at pinned versions
 	@deploy/local/setup.sh
@@ -36,7 +36,7 @@ test-python:  ## Run every test (ARGS="-k name" chooses some)
 format:  ## Format the code
 	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .
 
-lock:  ## Resolve deploy/local/requirements-cpu.lock anew
+lock:  ## Resolve deploy/local/requirements-cpu.lock again
 	@deploy/local/lock.sh
 
 proto:  ## Generate services/asympo/v1 from proto/
@@ -58,7 +58,7 @@ chart: setup chart-tools  ## Check the Helm chart: renderings, schemas, policies
 	@$(PY) deploy/chart/generate.py --check
 	@$(PY) -m pytest -q tests/helm
 
-chart-generate: setup chart-tools  ## Write the chart's values, schema, README and examples anew
+chart-generate: setup chart-tools  ## Generate the chart's values, schema, README and examples
 	@$(PY) deploy/chart/generate.py
 
 pods: setup chart-tools  ## Run the pods that the laptop's values render, without a container engine
@@ -70,7 +70,7 @@ k8s-binaries:  ## Build the home-built node of k8s-e2e from Debian's packages (1
 k8s-e2e: setup chart-tools  ## Try the chart on the cluster of kubectl's context, or on our own node (ARGS=--home-built, root)
 	@$(PY) -m tests.cluster $(ARGS)
 
-simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture anew
+simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture
 	@$(PY) -m deploy.autoscaling_simulation --seeds 2 --plot docs/images/autoscaling.png
 
 bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
@@ -89,10 +89,10 @@ bench-learner: setup  ## Time the learner and what each part of it is worth (abo
 dashboard-pictures: setup  ## Run, scrape and draw the dashboards for the docs (needs prometheus, chromium, npm)
 	@$(PY) -m deploy.grafana.pictures $(ARGS)
 
-dashboards:  ## Write the Grafana dashboards anew
+dashboards:  ## Generate the Grafana dashboards
 	@deploy/grafana/dashboards.sh
 
-images-lock:  ## Resolve the images' packages anew
+images-lock:  ## Resolve the images' packages again
 	@deploy/docker/lock.sh
 
 images:  ## Build the images with buildah from a local base (takes long)

@@ -21,7 +21,7 @@ class PeakMemory:
         self._device = device
 
     def mark(self) -> int:
-        """Starts anew; returns the bytes in use now."""
+        """Starts over; returns the bytes in use now."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)

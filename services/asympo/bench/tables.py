@@ -129,7 +129,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def rendered(page: str) -> str:
-    """The page with every table made anew; ValueError names a marker without its file."""
+    """The page with every table made again; ValueError names a marker without its file."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]

@@ -60,7 +60,7 @@ class Rollback:
     lost_up_to: int
     """Newest number given out before."""
     settled_at_seconds: float
-    """When the learner had put it right again."""
+    """When the learner had repaired it."""
 
 
 def read_journal(path: Path) -> list[Acknowledged]:

@@ -50,7 +50,7 @@ class Catch:
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Trap:
-    """Waits for one message; whoever set it decides what becomes of it."""
+    """Waits for one message; its owner decides what becomes of it."""
 
     script: str | None
     """None matches every script."""

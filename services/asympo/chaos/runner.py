@@ -1,4 +1,4 @@
-"""Puts the faults one after another, watches what each did, lets the run finish, has it audited."""
+"""Injects the faults one after another, observes what each did, lets the run finish, and has it audited."""
 
 import asyncio
 import json
@@ -162,7 +162,7 @@ class ChaosRun:
     # --- the end ---------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        """Every prompt of every epoch answered, every process ended by itself."""
+        """Every prompt of every epoch answered, every process ended on its own."""
         system = self._system
         self._say("all faults are behind; the run is let finish")
         process = system.learner.process

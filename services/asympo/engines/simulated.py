@@ -1,4 +1,4 @@
-"""An engine without a model: answers that earn rewards, times and faults on order.
+"""An engine without a model: answers that earn rewards, and the times and faults that its settings ask for.
 
 For demonstrations, load tests and fault tests. What it says is a pure function of its seed, the request and
 the policy step it serves; it imports neither torch nor vLLM.

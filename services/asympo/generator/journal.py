@@ -1,4 +1,4 @@
-"""What this generator was told is in the log: its own record, for whoever checks that nothing was lost."""
+"""What this generator was told is in the log: its own record, for an auditor."""
 
 import fcntl
 import hashlib

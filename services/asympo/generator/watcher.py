@@ -58,7 +58,7 @@ class PolicyWatcher:
             return None
 
     async def older_than(self, policy: PolicyRef) -> PolicyRef | None:
-        """The newest policy below `policy` that nobody marked bad; what there is to fall back upon."""
+        """The newest policy below `policy` that nobody marked bad: the one to fall back to."""
         try:
             policies = await self._calls.run(self._store.list)
         except OSError as error:

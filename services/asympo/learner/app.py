@@ -226,7 +226,7 @@ class LearnerProcess:
                 self._control.add_row(row)
 
     def _stay_when_finished(self) -> None:
-        """Stays when told to, so that whatever restarts processes has no reason to. Raises Fenced."""
+        """Stays up when told to, so that an orchestrator has no reason to restart it. Raises Fenced."""
         if self._settings.exit_when_run_ends or self._stop.is_set:
             return
         self._control.enter(LearnerState.FINISHED)
@@ -310,7 +310,7 @@ class LearnerProcess:
         )
 
     def _take_fence(self, run_log: RunLog, *, at_least: int) -> Fence:
-        """Ownership; ranks that are started anew wait for the heartbeat of those before them to run out."""
+        """Ownership; restarted ranks wait for the heartbeat of their predecessors to expire."""
         settings = self._settings
         patience = settings.heartbeat_seconds + _BROKER_RETRY_SECONDS if self._launch.num_restarts else 0.0
         deadline = self._clock.monotonic_seconds() + patience

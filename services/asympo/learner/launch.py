@@ -20,7 +20,7 @@ class Launch:
     num_local_ranks: int = 1
     """Those on this machine."""
     num_restarts: int = 0
-    """How often torchrun has started all ranks anew."""
+    """How often torchrun has restarted all ranks."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:

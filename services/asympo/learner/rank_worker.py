@@ -38,7 +38,7 @@ class RankWorker:
         self._states = open_states(settings, process_group=ranks.group)
 
     def run(self) -> None:
-        """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks start anew."""
+        """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks restart."""
         start = self._ranks.hear()
         if start["do"] == "stop":
             return

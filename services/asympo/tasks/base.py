@@ -44,7 +44,7 @@ class Task(Protocol):
         """Trainable prompt; raises IndexError outside 0 to len - 1."""
 
     def held_out(self) -> Sequence[TaskPrompt]:
-        """Prompts that are never trained on, nor is any that asks the same."""
+        """Prompts that are never trained on; neither is any other that asks the same."""
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:
         """Load what scoring needs; called once in the scoring process, before any time limit runs.

@@ -1,1 +1,1 @@
-"""Each fault: how it is put, and how it is seen to have had an effect."""
+"""Each fault: how it is injected, and how its effect is observed."""

@@ -1,4 +1,4 @@
-"""What all faults share: where they are put, and what counts as seen."""
+"""What all faults share: where they are injected, and what counts as observed."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Processes that die, or stand still for too long."""
+"""Processes that die, or freeze for too long."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Which function puts which kind of fault."""
+"""Which function injects which kind of fault."""
 
 from collections.abc import Mapping
 

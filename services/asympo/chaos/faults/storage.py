@@ -111,7 +111,7 @@ def _digest(file: Path) -> str:
 
 
 async def zombie_learner(stage: Stage) -> dict[str, Any]:
-    """A learner stands still between save and commit until another has taken the run, then goes on."""
+    """A learner freezes between save and commit until another has taken the run, then goes on."""
     system = stage.system
     zombie = await system.learner_training()
     trap = zombie.link.trap(script="commit", moment=Moment.BEFORE)

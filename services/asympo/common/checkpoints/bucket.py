@@ -149,7 +149,7 @@ class Bucket:
         raise StoreError(f"{self}/{key} keeps being written by somebody else")
 
     def upload(self, files: Mapping[str, Path]) -> None:
-        """Copy files under their keys; large ones in parts, a part that fails is tried again by itself."""
+        """Copy files under their keys; large ones in parts, a part that fails is retried alone."""
         self._each(files.items(), self._upload)
 
     def download(self, keys: Mapping[str, Path]) -> None:

@@ -100,6 +100,6 @@ def _sweep_downloads(parent: Path) -> list[str]:
 
 
 def drop_damaged(path: Path, error: errors.CorruptCheckpoint) -> None:
-    """Delete a copy that does not verify: it can be brought again. Raises OSError."""
+    """Delete a copy that does not verify: it can be fetched again. Raises OSError."""
     logger.warning("a damaged copy is fetched again: %s", error)
     directory.delete_step(path)

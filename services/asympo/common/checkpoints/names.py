@@ -65,7 +65,7 @@ def temporary_name(name: StepName) -> str:
 
 
 def download_name(name: StepName) -> str:
-    """A fresh name, invisible to readers, under which a copy of `name` is brought here."""
+    """A fresh name, invisible to readers, under which a copy of `name` is fetched."""
     return f".get-{name}-{secrets.token_hex(8)}"
 
 

@@ -43,7 +43,7 @@ class Certificates:
         )
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Asked by gRPC at each handshake; None keeps what there is, and so does a file that is wrong."""
+        """Asked by gRPC at each handshake; None keeps the present ones, and so does a file that is wrong."""
         try:
             if self._read() == self._current:
                 self._problem = ""

@@ -7,7 +7,7 @@ from asympo.common.rollout_log.access import RunAccess, text
 
 
 class Presence:
-    """Status reports that stop being true by themselves."""
+    """Status reports, which expire."""
 
     def __init__(self, run: RunAccess) -> None:
         self._run = run

@@ -44,7 +44,7 @@ class Heartbeat:
         self._thread.start()
 
     def beat_for(self, fence: Callable[[], Fence]) -> None:
-        """Keeps this fence, asked for anew at each beat, since a reconcile may replace it."""
+        """Keeps this fence, asked for again at each beat, since a reconcile may replace it."""
         self._fence = fence
 
     def stop(self) -> None:

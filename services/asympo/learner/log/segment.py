@@ -133,7 +133,7 @@ class SegmentLog(Protocol):
     num_reconciles: int
     """Grows when the log was reconciled: what was read and not consumed must be read again."""
     progress: Progress
-    """Its `sequence` is moved by whoever consumes a segment, before the next poll."""
+    """Whatever consumes a segment moves its `sequence`, before the next poll."""
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]: ...
 

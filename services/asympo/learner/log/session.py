@@ -1,4 +1,4 @@
-"""The learner's hold on the log: its fence, and calls that outlive a broker that leaves or goes back."""
+"""The learner's hold on the log: its fence, and calls that survive a broker that goes away or back in time."""
 
 import logging
 import threading

@@ -116,7 +116,7 @@ class _Trunks:
 
 
 def _pieces(begin: int, end: int, max_block: int) -> list[Range]:
-    """The range in as few parts of like size as ``max_block`` allows."""
+    """The range in as few parts of similar size as ``max_block`` allows."""
     count = -(-(end - begin) // max_block)
     cuts = [begin + (end - begin) * index // count for index in range(count + 1)]
     return list(pairwise(cuts))
@@ -214,7 +214,7 @@ def _explicit_attention(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of one block with its scores at hand."""
+    """Attention of one block, with its scores computed explicitly."""
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

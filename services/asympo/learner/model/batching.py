@@ -78,7 +78,7 @@ def pack(
     share_prefixes: bool,
     alone_above: int | None = None,
 ) -> list[PackedBatch]:
-    """Packs groups into rows of at most ``token_budget`` tokens: few rows, and those of like size.
+    """Packs groups into rows of at most ``token_budget`` tokens: few rows, of similar size.
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
     single response larger than the budget gets a row of its own. A shared prompt longer than half the budget

@@ -107,7 +107,7 @@ def _pair_rule(end_T: Tensor, position_T: Tensor, rule: PositionRule | None) -> 
 
 
 def filled_length(num_tokens: int) -> int:
-    """Whole tiles that hold so many tokens; at most 8 lengths up to 1024 and 4 in each doubling beyond.
+    """Whole tiles that hold this many tokens; at most 8 lengths up to 1024 and 4 in each doubling beyond.
 
     Every length is compiled for. What fills a row up is skipped but for its own tiles.
     """

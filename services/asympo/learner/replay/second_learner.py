@@ -101,7 +101,7 @@ class FollowedLog:
 
 
 def _entries_after(run_directory: Path, after_sequence: int) -> Iterator[ArchivedEntry]:
-    """Nothing where there is no archive that follows: the log may still hold what is wanted."""
+    """Nothing if no archive follows: the log may still hold what is wanted."""
     try:
         yield from read_archive(run_directory, after_sequence=after_sequence)
     except (CorruptArchive, SequenceGap) as error:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class SharedStateStore(StateStore):
-    """As a state store, with the bucket deciding what exists; what is read and not here is brought first.
+    """As a state store, with the bucket deciding what exists; what is read and missing here is fetched first.
 
     All ranks share this machine's disk: each writes its own file there, and the first one uploads them all.
     """
@@ -39,7 +39,7 @@ class SharedStateStore(StateStore):
         return super().read(name)
 
     def verify(self, name: str) -> None:
-        """Checks the digest of every file of the copy here, brought anew when damaged."""
+        """Checks the digest of every file of the copy here, fetched again when damaged."""
         self._bring(name)
         try:
             super().verify(name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 MEAN_NLL_FLOOR = 1e-4
-"""Guards 0/0 and rounding only; floors from 1e-8 to 1e-2 train alike, larger ones lose stability."""
+"""Guards 0/0 and rounding only; floors from 1e-8 to 1e-2 train equally well, larger ones lose stability."""
 
 
 @dataclass(frozen=True, kw_only=True)

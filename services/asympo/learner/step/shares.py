@@ -45,7 +45,7 @@ def share_out(
 
 
 def _parts(group: TrainedGroup, *, num_parts: int) -> list[tuple[int, ...]]:
-    """The responses in so many parts of like length, none empty."""
+    """The responses in this many parts of similar length, none empty."""
     num_parts = max(1, min(num_parts, len(group.responses)))
     lengths = [len(response.token_ids) for response in group.responses]
     parts: list[list[int]] = [[] for _ in range(num_parts)]
