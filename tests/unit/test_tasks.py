@@ -275,7 +275,7 @@ def test_reasoning_gym_asks_equal_questions_once() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dataset": "chain_sums"}, "none of reasoning-gym's .*; nearest: chain_sum"),
+        ({"dataset": "chain_sums"}, "not among reasoning-gym's .*; nearest: chain_sum"),
         ({"dataset": "chain_sum", "dataset_options": {"max_term": 3}}, "do not fit data set chain_sum"),
         ({"dataset": "chain_sum", "dataset_options": {"min_terms": -1}}, "do not fit data set chain_sum"),
     ],

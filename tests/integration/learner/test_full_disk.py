@@ -71,7 +71,7 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         learner.until(lambda: (last := run_log.commits.last()) is not None and last.sequence > committed + 9)
         assert learner.end(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
-    assert learner.count("tried again in") >= 6
+    assert learner.count("the next attempt is in") >= 6
     commit = run_log.commits.last()
     assert commit is not None
     trained = [

@@ -40,7 +40,7 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
     learner.start("--take-over")
     assert learner.wait() == 0, learner.log
     assert generator.wait(60) == 0, generator.log
-    assert learner.count("Bringing the training state step-00000003-f0001") == 1
+    assert learner.count("Fetching the training state step-00000003-f0001") == 1
     assert "Reloaded policy" in generator.log
     assert not list((tmp_path / "generator").glob("*/train"))
     once = Counter(f"0-{index}" for index in range(20))

@@ -155,7 +155,7 @@ def test_damaged_backup_is_refused_by_name(
         path.write_bytes(content[:-1] if damage == "cut" else content[:-2] + b"?\n")
     said = refused(capsys, "restore", str(backup), "--redis-url", own_broker.url)
     assert str(backup) in said
-    assert ("no backup, or one that was not finished" in said) == (damage == "unfinished")
+    assert ("not a backup, or was not finished" in said) == (damage == "unfinished")
 
 
 def test_backup_of_another_checkpoint_root_is_refused(

@@ -75,7 +75,7 @@ def test_journal_of_a_killed_generator_is_taken_over_without_its_torn_line(tmp_p
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    with pytest.raises(BadSetting, match="belongs to a generator that runs"):
+    with pytest.raises(BadSetting, match="belongs to a running generator"):
         AppendJournal(path)
     process.kill()
     process.communicate()

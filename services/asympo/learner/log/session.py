@@ -1,4 +1,4 @@
-"""The learner's hold on the log: its fence, and calls that survive a broker that goes away or back in time."""
+"""The learner's hold on the log: its fence, and calls that survive a broker that leaves or loses state."""
 
 import logging
 import threading
