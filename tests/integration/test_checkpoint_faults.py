@@ -123,7 +123,7 @@ def test_replaced_policy_is_refused_when_another_one_was_announced(
     other = PolicyStore(tmp_path, "other").publish(step=1, fence=1, fill=fill_with(5), probe=PROBE)
     announced.path.rename(tmp_path / "away")
     other.path.rename(announced.path)
-    with pytest.raises(errors.CorruptCheckpoint, match="another manifest"):
+    with pytest.raises(errors.CorruptCheckpoint, match="does not hold the manifest"):
         store.verify(announced)
 
 

@@ -28,5 +28,5 @@ def local_model(model: str) -> Path:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadModel(
             f"the run's model {model!r} is not a directory here and cannot be downloaded ({reason}): "
-            "give its place on this machine with --model"
+            "name its directory on this machine with --model"
         ) from error

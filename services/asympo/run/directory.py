@@ -68,7 +68,7 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise BadSetting(
-                f"the run in {self.path} is already going on (process {owner}): stop that one or choose "
+                f"the run in {self.path} is already going on (process {owner}): stop it, or choose "
                 "another run name"
             ) from None
         os.ftruncate(self._lock, 0)

@@ -64,7 +64,7 @@ class Copies:
         """
         if self._run.broker.command("EXISTS", self._run.key("config")):
             raise BadSetting(
-                f"the broker at {self._run.broker.url} has a run {self._run.name!r}: stop what works for it "
+                f"the broker at {self._run.broker.url} has a run {self._run.name!r}: stop its services "
                 "and delete it, or restore to another broker"
             )
         # What an interrupted attempt left.
