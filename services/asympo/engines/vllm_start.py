@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from asympo.common import errors
 from asympo.common.checkpoints.digests import available_cores, tensor_spans
+from asympo.common.context_length import context_length
 from asympo.engines.base import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
 
@@ -194,3 +195,6 @@ def _log_choices(config: Any, values: Mapping[str, str]) -> None:
         else f"{config.cache_config.gpu_memory_utilization:.0%} of the GPU's memory less weights",
         " ".join(f"{name}={value}" for name, value in values.items()),
     )
+    served, limit = config.model_config.max_model_len, context_length(config.model_config.hf_config)
+    if limit is not None and served < limit:
+        logger.info("vLLM serves %d tokens in a row; vllm.max_model_len can be up to %d", served, limit)

@@ -5,12 +5,15 @@
 
 import json
 import sys
+from typing import Any
 
+from asympo.common.context_length import what_does_not_fit
 from asympo.common.errors import AsympoError, BadModel
 from asympo.run.held_out import load_tokenizer
 
 
 def main(argv: list[str]) -> int:
+    from asympo.learner.log.create_run import read_config
     from asympo.learner.settings import LearnerSettings
     from asympo.tasks.registry import load_task
     from asympo.tasks.render import render_prompt
@@ -21,7 +24,8 @@ def main(argv: list[str]) -> int:
         tokenizer = load_tokenizer(settings.model)
         prompt = task.prompt(0)
         token_ids = list(render_prompt(prompt, tokenizer))
-        shape = model_shape(settings.model)
+        config = read_config(settings.model)
+        shape = model_shape(settings.model, config)
     except AsympoError as error:
         sys.stderr.write(f"asympo: {error}\n")
         return error.exit_code
@@ -31,6 +35,9 @@ def main(argv: list[str]) -> int:
         "num_held_out": len(task.held_out()),
         "prompt_text": tokenizer.decode(token_ids),
         "num_prompt_tokens": len(token_ids),
+        "does_not_fit": what_does_not_fit(
+            config, num_prompt_tokens=len(token_ids), max_tokens=settings.sampling.max_tokens
+        ),
         "answer": prompt.answer,
         "num_answer_tokens": len(tokenizer.encode(prompt.answer, add_special_tokens=False)) + 1,
     }
@@ -38,13 +45,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def model_shape(model: str) -> dict[str, int]:
+def model_shape(model: str, config: Any) -> dict[str, int]:
     """Sizes of the model from its config; no weights are read. BadModel in one sentence."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(model)
         with init_empty_weights():
             empty = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:

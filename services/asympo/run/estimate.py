@@ -140,7 +140,7 @@ def print_estimate(file: RunFile, machine: Machine) -> int:
             f"{guess.train_seconds:.0f} s, generators {guess.sample_seconds:.0f} s, at the same time)\n"
             "      a matrix product was measured, the rest is arithmetic: expect half to twice as much\n"
         )
-    for text in odd_sampling(settings):
+    for text in filter(None, (*odd_sampling(settings), shape["does_not_fit"])):
         write(f"note: {text}\n")
     return _print_scored_prompt(shape, settings, generator)
 

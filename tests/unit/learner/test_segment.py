@@ -67,7 +67,7 @@ def group_reader(tokenizer: Any, *, trained: frozenset[str] = frozenset()) -> Gr
     return GroupReader(
         texts=RecordTexts(tokenizer=tokenizer, vocab_size=512),
         vocab_size=512,
-        max_positions=64,
+        max_tokens=64,
         is_trained=lambda group_id: group_id in trained,
     )
 

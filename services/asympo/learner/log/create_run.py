@@ -1,12 +1,14 @@
 """Creating or joining the run, before anything heavy is loaded: generators wait for it."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from asympo.common.context_length import what_does_not_fit
 from asympo.common.errors import BadModel, RunConfigMismatch
 from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.learner.settings import LearnerSettings, SamplingOptions
@@ -14,6 +16,8 @@ from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer_digest import tokenizer_digest
+
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(model: str) -> Any:
@@ -28,13 +32,29 @@ def load_tokenizer(model: str) -> Any:
         raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from error
 
 
+def read_config(model: str) -> Any:
+    """The model's config; raises BadModel with one sentence."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadModel(f"the model {model} has no readable config: {error}") from error
+
+
 def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> RunConfig:
     """Writes the run's config, or makes sure that the one there is the same.
 
     Raises RunConfigMismatch naming each difference, BadSetting when the task cannot be loaded or rendered.
     """
     task = load_task(settings.task)
-    render_prompt(task.prompt(0), tokenizer)
+    problem = what_does_not_fit(
+        read_config(settings.model),
+        num_prompt_tokens=len(render_prompt(task.prompt(0), tokenizer)),
+        max_tokens=settings.sampling.max_tokens,
+    )
+    if problem:
+        log.warning("%s", problem)
     config = RunConfig(
         run=settings.run,
         group_size=settings.group_size,

@@ -92,12 +92,12 @@ class GroupReader:
         *,
         texts: RecordTexts,
         vocab_size: int,
-        max_positions: int | None,
+        max_tokens: int | None,
         is_trained: Callable[[str], bool],
     ) -> None:
         self._texts = texts
         self._limits = WireLimits(vocab_size=vocab_size)
-        self._max_positions = max_positions
+        self._max_tokens = max_tokens
         self._is_trained = is_trained
 
     def read(self, entry: LogEntry) -> ReadGroup:
@@ -113,8 +113,8 @@ class GroupReader:
             for response in record.responses
         )
         longest = len(prompt_ids) + max(map(len, response_ids))
-        if self._max_positions is not None and longest > self._max_positions:
-            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_positions}")
+        if self._max_tokens is not None and longest > self._max_tokens:
+            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_tokens}")
         rewards = [response.reward for response in record.responses]
         return ReadGroup(
             record=record,

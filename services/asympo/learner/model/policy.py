@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from asympo.common.errors import BadModel
 from asympo.learner.model.attention import plan_layout
@@ -212,14 +212,6 @@ def end_token_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(
         each for each in (given if isinstance(given, list) else [given]) if isinstance(each, int)
     )
-
-
-def read_model_config(path: str | Path) -> PretrainedConfig:
-    """The model's config; raises BadModel."""
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadModel(f"the model {path} has no readable config: {error}") from error
 
 
 def _head_options(config: PretrainedConfig, *, chunk_rows: int, compute_dtype: torch.dtype) -> HeadOptions:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from asympo.common.context_length import context_length
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
 from asympo.learner.log.texts import RecordTexts
@@ -97,7 +98,6 @@ def build_group_reader(
     *, policy: Policy, tokenizer: Any, stop: Sequence[str], is_trained: Callable[[str], bool]
 ) -> GroupReader:
     """Turns entries into groups that this policy can train."""
-    text_config = policy.model.config.get_text_config()
     return GroupReader(
         texts=RecordTexts(
             tokenizer=tokenizer,
@@ -106,7 +106,7 @@ def build_group_reader(
             stop=stop,
         ),
         vocab_size=vocab_size(policy.model.config),
-        max_positions=getattr(text_config, "max_position_embeddings", None),
+        max_tokens=context_length(policy.model.config),
         is_trained=is_trained,
     )
 
