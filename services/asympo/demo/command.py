@@ -7,8 +7,9 @@ from pathlib import Path
 
 from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
+from asympo.common.settings import merge
 from asympo.run.command import add_run_flags, run_file
-from asympo.run.settings import RunFile, parse_overrides, read_run_file
+from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
 PRESET = Path(__file__).with_name("demo.toml")
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     overrides = parse_overrides(rest)
     if arguments.model:
         overrides.setdefault("run", {})["model"] = arguments.model
+    if not overrides.keys() <= {"view", "broker"}:
+        overrides = merge({"run": {"targets": dict.fromkeys(TargetsSection.model_fields)}}, overrides)
     file = read_run_file(PRESET, overrides=overrides)
     if not (arguments.resume or arguments.fresh or arguments.dry_run or arguments.check_config):
         code = greet_existing(file)

@@ -88,7 +88,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.held_out_checks import HeldOutChecks
     from asympo.run.plan import make_plan
     from asympo.run.services import build_services
-    from asympo.run.summary import draw, print_summary, write_summary
+    from asympo.run.summary import draw, print_promises, print_summary, write_summary
     from asympo.run.supervisor import Supervisor
     from asympo.run.view import make_view
 
@@ -116,7 +116,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         finally:
             view.close()
             logging.getLogger().handlers.clear()
-    summary = write_summary(outcome, directory.path)
+    summary = write_summary(outcome, directory.path, file.run.targets)
     problem = draw(directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}")
     print_summary(summary, directory.path)
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
@@ -124,7 +124,9 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             sys.stderr.write(f"asympo: {text}\n")
     if not outcome.is_finished:
         sys.stdout.write(f"The run can go on from step {outcome.step}: start it again the same way.\n")
-    return 0 if outcome.is_finished else 130
+        return 130
+    print_promises(summary)
+    return 1 if summary["broken_promises"] and file.run.targets is not None else 0
 
 
 def resolved_text(file: RunFile) -> str:

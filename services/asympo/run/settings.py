@@ -25,6 +25,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
 
+class TargetsSection(_Section):
+    """`[run.targets]`: what a run should reach; with this section, a run that broke a promise ends with 1."""
+
+    min_accuracy: float | None = Field(default=None, ge=0, le=1, description="held out, after training")
+    min_gain: float | None = Field(default=None, ge=-1, le=1, description="of held-out accuracy")
+    max_wall_seconds: float | None = Field(default=None, gt=0, description="said when missed, no failure")
+    max_memory_gb: float | None = Field(default=None, gt=0, description="said when missed, no failure")
+
+
 class RunSection(_Section):
     """`[run]`: what concerns the run as a whole."""
 
@@ -46,6 +55,7 @@ class RunSection(_Section):
         default=1200.0, gt=0, description="time until the first policy is served"
     )
     max_restarts: int = Field(default=6, ge=0, description="restarts of one process within ten minutes")
+    targets: TargetsSection | None = Field(default=None, description="what the run should reach")
 
 
 class GeneratorSection(_Section):

@@ -9,19 +9,21 @@ from typing import Any
 
 from asympo.run.audit import count_trained_twice
 from asympo.run.evaluation import Accuracy
+from asympo.run.promises import broken_promises, remarks
+from asympo.run.settings import TargetsSection
 from asympo.run.supervisor import Outcome
 from asympo.run.view import duration
 
 _DRAW_SECONDS = 180.0
 
 
-def write_summary(outcome: Outcome, directory: Path) -> dict[str, Any]:
+def write_summary(outcome: Outcome, directory: Path, targets: TargetsSection | None) -> dict[str, Any]:
     """The summary as it was written to `summary.json`."""
     twice, num_groups = count_trained_twice(directory / "trained.jsonl")
     before = outcome.checks.before if outcome.checks else None
     after = outcome.checks.after if outcome.checks else None
-    totals = outcome.totals
-    summary = {
+    totals, last = outcome.totals, outcome.last_policy
+    summary: dict[str, Any] = {
         "run": directory.name,
         "is_finished": outcome.is_finished,
         "held_out_accuracy_before": before.value if before else None,
@@ -41,7 +43,13 @@ def write_summary(outcome: Outcome, directory: Path) -> dict[str, Any]:
         "starts": totals.starts,
         "peak_rss_bytes_total": totals.peak_memory_bytes,
         "peak_rss_kind": totals.memory_kind,
+        "last_policy_step": last.step if last else None,
+        "last_policy_served": last.is_served if last else None,
+        "last_policy_wait_seconds": round(last.wait_seconds, 1) if last else None,
+        "held_out_problem": last.problem if last and not after else None,
     }
+    summary["broken_promises"] = broken_promises(summary, targets) if outcome.is_finished else []
+    summary["remarks"] = remarks(summary, targets) if outcome.is_finished else []
     part = directory / "summary.json.part"
     part.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(part, directory / "summary.json")
@@ -90,12 +98,28 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
     table.add_row(
         "groups trained / twice", f"{summary['groups_trained']} / {summary['groups_trained_twice']}"
     )
+    if summary["last_policy_wait_seconds"] is not None:
+        table.add_row("wait for the last policy", duration(summary["last_policy_wait_seconds"]))
     table.add_row("restarts of processes", str(summary["restarts"]))
     gib = summary["peak_rss_bytes_total"] / 2**30
     table.add_row(f"peak memory of all ({summary['peak_rss_kind']})", f"{gib:.2f} GiB")
     console = Console()
     console.print(table)
     console.print(f"written: {directory / 'summary.json'}, {directory / 'curves.png'}", soft_wrap=True)
+
+
+def print_promises(summary: dict[str, Any]) -> None:
+    """The last lines of a finished run: what went wrong, or that nothing did."""
+    if not summary["is_finished"]:
+        return
+    write, broken = sys.stdout.write, summary["broken_promises"]
+    for text in summary["remarks"]:
+        write(f"slow or large: {text}\n")
+    for text in broken:
+        write(f"went wrong: {text}\n")
+    if not broken:
+        write("nothing was lost, failed or trained twice\n")
+    sys.stdout.flush()
 
 
 def _interval(accuracy: Accuracy | None) -> list[float] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
-from asympo.common.rollout_log import Broker, RunLog, RunState
+from asympo.common.rollout_log import Broker, PolicyAnnouncement, RunLog, RunState
 from asympo.local.service import Service
 from asympo.run.directory import RunDirectory
 from asympo.run.held_out_checks import HeldOutChecks
@@ -28,6 +28,19 @@ _EVALUATION_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class LastPolicy:
+    """What became of the policy after the last step."""
+
+    step: int | None
+    """None when there was none."""
+    is_served: bool
+    wait_seconds: float
+    """Until it was served, or given up."""
+    problem: str = ""
+    """Why its accuracy is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a supervised run ended."""
 
@@ -36,6 +49,8 @@ class Outcome:
     step: int
     totals: Totals
     checks: HeldOutChecks | None
+    last_policy: LastPolicy | None
+    """None when nobody looked: the run goes on, or measures nothing."""
     killed: tuple[str, ...]
     """Processes that did not stop in their time."""
 
@@ -75,6 +90,7 @@ class Supervisor:
         self._memory.start()
         broker: Broker | None = None
         is_finished, killed = False, list[str]()
+        last_policy: LastPolicy | None = None
         try:
             for text in (*self._services.description, *self._plan.notes):
                 self._note(text)
@@ -86,7 +102,7 @@ class Supervisor:
             self._services.start()
             is_finished = self._watch(run_log)
             if is_finished:
-                self._finish(run_log)
+                last_policy = self._finish(run_log)
         finally:
             if broker is not None:
                 broker.close()
@@ -102,7 +118,12 @@ class Supervisor:
             totals = self._totals()
             self._directory.write_mark(totals=totals.to_dict(), step=self._step, is_finished=is_finished)
         return Outcome(
-            is_finished=is_finished, step=self._step, totals=totals, checks=self._checks, killed=tuple(killed)
+            is_finished=is_finished,
+            step=self._step,
+            totals=totals,
+            checks=self._checks,
+            last_policy=last_policy,
+            killed=tuple(killed),
         )
 
     def _watch(self, run_log: RunLog) -> bool:
@@ -166,29 +187,46 @@ class Supervisor:
             if text:
                 self._note(text)
 
-    def _finish(self, run_log: RunLog) -> None:
+    def _finish(self, run_log: RunLog) -> LastPolicy | None:
         """After the last step: the generator loads the last policy and is examined."""
         latest = run_log.policies.latest()
-        if self._checks is None or (latest and self._checks.is_measured_at(latest.step)):
-            return
+        step = None if latest is None else latest.step
+        if self._checks is None:
+            return None
+        if step is not None and self._checks.is_measured_at(step):
+            return LastPolicy(step=step, is_served=True, wait_seconds=0.0)
         self._phase = "waiting for the generator to serve the last policy"
+        began = time.monotonic()
+        is_served = latest is not None and self._is_served(latest, run_log)
+        waited = time.monotonic() - began
+        if self._stop.is_set:
+            return LastPolicy(
+                step=step,
+                is_served=is_served,
+                wait_seconds=waited,
+                problem="the run was stopped before the last policy was measured",
+            )
+        if not is_served:
+            self._note("the generator does not serve the last policy; the one it serves is measured")
+        self._phase = "measuring held-out accuracy after training"
+        self._poll()
+        text = self._checks.measure_after(timeout_seconds=_EVALUATION_SECONDS)
+        self._note(text)
+        return LastPolicy(step=step, is_served=is_served, wait_seconds=waited, problem=text)
+
+    def _is_served(self, policy: PolicyAnnouncement, run_log: RunLog) -> bool:
+        """Waits until the generator serves a policy; False when it refuses it or takes too long."""
         deadline = time.monotonic() + _LAST_POLICY_SECONDS
         while not self._stop.is_set and time.monotonic() < deadline:
             for text in self._services.check():
                 self._note(text)
             self._poll()
-            if latest is not None and self._generator_status[0].get("policy_step") == latest.step:
-                break
+            if self._generator_status[0].get("policy_step") == policy.step:
+                return True
+            if any((bad.step, bad.fence) == (policy.step, policy.fence) for bad in run_log.policies.bad()):
+                return False
             self._stop.wait(_LOOP_SECONDS)
-        else:
-            if not self._stop.is_set:
-                self._note(
-                    "the generator did not load the last policy in time; the one it serves is measured"
-                )
-        if not self._stop.is_set:
-            self._phase = "measuring held-out accuracy after training"
-            self._poll()
-            self._note(self._checks.measure_after(timeout_seconds=_EVALUATION_SECONDS))
+        return False
 
     def _poll(self) -> None:
         """Asks everyone how it goes, and shows it."""

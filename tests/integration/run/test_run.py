@@ -97,3 +97,24 @@ def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
     ]
+
+
+@pytest.mark.timeout(300)
+def test_run_whose_last_policy_fails_its_proof_says_so_in_its_last_lines(
+    start: Callable[..., RunProcess], tmp_path: Path
+) -> None:
+    run = start(
+        "--learner.total-steps=4",
+        "--generator.simulated.faults.stale-steps=[4]",
+        "--run.targets.min-accuracy=0.0",
+    )
+    assert run.wait(200) == 1, run.log
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert summary["last_policy_step"] == 4
+    assert summary["last_policy_served"] is False
+    assert summary["held_out_policy_step_after"] == 3
+    assert summary["last_policy_wait_seconds"] < 60, "nobody waits for a policy that is marked bad"
+    told = [line for line in run.log.splitlines() if line.startswith("went wrong: ")]
+    assert run.log.splitlines()[-len(told) :] == told
+    assert told[0].startswith("went wrong: 1 of ")
+    assert told[-1].startswith("went wrong: the last policy (step 4) was not served")
