@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo check test lint types test-python format lock proto proto-check object-store-tools docs \
+.PHONY: help setup demo check test lint types test-python format lock proto proto-check docs \
+	test-tools object-store-tools \
 	chart-tools chart chart-generate pods \
 	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner dashboards dashboard-pictures \
 	images images-lock clean
@@ -19,7 +20,7 @@ demo: setup  ## Watch a real language model learn to add (ARGS="--fresh" starts 
 check: setup lint types  ## Run lint, types and the quick unit tests (under a minute)
 	@$(PY) -m pytest -q --numprocesses 2 -m "not slow" tests/unit
 
-test: setup lint types test-python  ## Run lint, types, unit and integration tests
+test: setup test-tools lint types test-python  ## Run lint, types, unit and integration tests
 
 lint:  ## Run ruff over the code and buf over the wire schema
 	@.venv/bin/ruff check . || { echo "repair: .venv/bin/ruff check --fix ."; exit 1; }
@@ -47,6 +48,9 @@ proto-check:  ## Check that the generated code is current
 
 docs:  ## Build the documentation site into site/ (ARGS=--serve shows it)
 	@deploy/docs/build.sh $(ARGS)
+
+test-tools:  ## Fetch what the tests need from package registries, and name what only apt brings
+	@deploy/local/test_tools.sh
 
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 	@deploy/object_store/tools.sh

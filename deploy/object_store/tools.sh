@@ -16,6 +16,8 @@ fi
 stamp=$tools/.stamp-$(cat $lock "$0" | sha256sum | cut -c1-16)
 if [ -e "$stamp" ]; then exit 0; fi
 rm -rf $tools
+# Half of the tools would fail tests that are skipped without any.
+trap '[ -e "$stamp" ] || rm -rf $tools' EXIT
 "$python" -m venv $tools
 $tools/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes --only-binary :all: -r $lock
 touch "$stamp"
