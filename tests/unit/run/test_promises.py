@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from asympo.run.promises import broken_promises, remarks
-from asympo.run.settings import TargetsSection, read_run_file
+from asympo.run.settings import RunFile, TargetsSection, read_run_file
 from asympo.run.summary import print_promises
 
 KEPT: dict[str, Any] = {
@@ -120,7 +120,12 @@ def test_demo_has_targets_only_as_it_was_made(
 
     seen: list[TargetsSection | None] = []
     monkeypatch.setattr(command, "check_learner_values", lambda file: None)
-    monkeypatch.setattr(command, "run_file", lambda file, arguments: seen.append(file.run.targets) or 0)
+
+    def note(file: RunFile, _: object) -> int:
+        seen.append(file.run.targets)
+        return 0
+
+    monkeypatch.setattr(command, "run_file", note)
     assert command.main(["--check-config", *flags]) == 0
     [targets] = seen
     assert targets is not None, "what was lost or failed is a failure of any demo"
