@@ -10,6 +10,7 @@ from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 
 from deploy.autoscaling_simulation.hpa import HpaSettings
+from deploy.autoscaling_simulation.simulation import Scenario
 from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"
@@ -26,7 +27,7 @@ def _render(*sets: str) -> dict[str, dict[str, Any]]:
     return {each["kind"]: each for each in rendering.objects(result.stdout)}
 
 
-def _limit(**learner: int) -> int:
+def _capacity(**learner: int) -> int:
     settings = LearnerSettings(**learner, save_every=10 * learner.get("publish_every", 1))
     config = RunConfig(
         run="r",
@@ -38,13 +39,21 @@ def _limit(**learner: int) -> int:
         num_prompts=1,
         model="m",
     )
-    return math.ceil(config.capacity / GeneratorSettings().max_groups_in_flight)
+    return config.capacity
 
 
 @pytest.mark.parametrize("learner", [{}, {"max_staleness": 0}, {"groups_per_step": 65, "publish_every": 2}])
 def test_most_generators_are_what_capacity_can_lease_to(learner: dict[str, int]) -> None:
     objects = _render(*KEDA, *(f"learner.settings.{name}={value}" for name, value in learner.items()))
-    assert objects["ScaledObject"]["spec"]["maxReplicaCount"] == _limit(**learner)
+    assert objects["ScaledObject"]["spec"]["maxReplicaCount"] == math.ceil(
+        _capacity(**learner) / GeneratorSettings().max_groups_in_flight
+    )
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_capacity_of_the_simulation_is_the_learners(max_staleness: int) -> None:
+    scenario = Scenario(name="simulated", max_staleness=max_staleness, groups_per_step=3)
+    assert scenario.capacity == _capacity(max_staleness=max_staleness, groups_per_step=3)
 
 
 @pytest.mark.parametrize("kind", ["keda", "hpa"])

@@ -19,6 +19,7 @@ from asympo.learner.step.objectives import OBJECTIVES
 ROOT = Path(__file__).parents[2]
 PACKAGE, DEPLOY = ROOT / "services" / "asympo", ROOT / "deploy"
 PRODUCT = ("common", "engines", "generator", "learner", "rewards", "run", "tasks")
+OPTION = re.compile(r"`([a-z_]+)` ([\d.]+)")
 ENDINGS = ("Settings", "Options", "Config", "Section", "Policy")
 
 # Options of one name in several classes that mean different things, and why.
@@ -100,6 +101,20 @@ def test_image_and_prometheus_look_at_the_port_of_the_settings(settings: type[Se
     assert re.findall(r"^EXPOSE (.+)$", image, re.MULTILINE) == re.findall(r":(\d+)/livez", image) == [port]
     scraped = (DEPLOY / "prometheus/targets.py").read_text()
     assert re.findall(rf'"{settings.service}": (\d+)', scraped) == [port]
+
+
+def test_docs_name_the_defaults_there_are() -> None:
+    texts = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+    said = [
+        pair
+        for text in texts
+        for listed in re.findall(r"[Dd]efaults? \((.*?)\)", text)
+        for pair in OPTION.findall(listed)
+    ]
+    assert said
+    for name, value in said:
+        homes = [model for model in (LearnerSettings, GeneratorSettings) if name in model.model_fields]
+        assert [str(model.model_fields[name].default) for model in homes] == [value], name
 
 
 def test_objectives_of_the_settings_are_those_there_are() -> None:
