@@ -120,8 +120,8 @@ FLEET = Board(
                 ),
                 Panel(
                     title="Reloads by verdict",
-                    description="proved: the probe tells the new policy from the old one. consistent: it "
-                    "cannot. failed: the engine serves something else.",
+                    description="proved: every layer holds the new policy. unchanged: it equals the old one. "
+                    "unproven: some layers cannot be read back. failed: the engine serves something else.",
                     queries=(rate("asympo_generator_reloads_total", "{{verdict}}", "verdict"),),
                     unit="cps",
                     is_stacked=True,
@@ -130,29 +130,34 @@ FLEET = Board(
                     title="Reload, and the pause in it",
                     description="95 % are quicker. Nothing is sampled during the pause.",
                     queries=(
-                        quantile(0.95, "asympo_generator_reload_seconds", "reload with its probe"),
+                        quantile(0.95, "asympo_generator_reload_seconds", "reload with its verdict"),
                         quantile(0.95, "asympo_generator_reload_pause_seconds", "pause"),
                         quantile(0.95, "asympo_generator_reload_load_seconds", "loading weights"),
+                        quantile(0.95, "asympo_generator_reload_readback_seconds", "reading weights back"),
                     ),
                     unit="s",
                     min=0,
                 ),
                 Panel(
                     title="Probe error",
-                    description="Largest deviation from the manifest, in nats per token.",
+                    description="Distance to the learner's mean NLL in nats per token, and its noise.",
                     queries=(
                         query(
                             "max by (run, instance) (asympo_generator_probe_error_nats{$s})", "{{instance}}"
+                        ),
+                        query(
+                            "max by (run, instance) (asympo_generator_probe_noise_nats{$s})",
+                            "{{instance}}, noise",
                         ),
                     ),
                     min=0,
                 ),
                 Panel(
                     title="Reloads in a row that proved nothing",
-                    description="The policy changes less than a probe can see, or not at all.",
+                    description="The policies do not change, or some layers cannot be read back.",
                     queries=(
                         query(
-                            "max by (run, instance) (asympo_generator_consistent_reloads{$s})", "{{instance}}"
+                            "max by (run, instance) (asympo_generator_unproven_reloads{$s})", "{{instance}}"
                         ),
                     ),
                     min=0,

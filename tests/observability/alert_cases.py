@@ -73,6 +73,8 @@ def healthy() -> Changes:
             _generator("responses_total", pod, 'finish_reason="stop"'): grows(512),
             _generator("policy_step", pod): grows(2),
             _generator("unproven_alert", pod): _still(0),
+            _generator("probe_error_nats", pod): _still(0.004),
+            _generator("probe_noise_nats", pod): _still(0.004),
             _generator("reloads_total", pod, 'verdict="failed"'): _still(0),
         }
         for name in (
@@ -188,6 +190,10 @@ CASES = {
     "AsympoReloadsUnproven": Case(
         firing={_generator("unproven_alert", _POD): _from(146, 0, 1)},
         quiet={_generator("unproven_alert", _POD): _from(100, 1, 0)},
+    ),
+    "AsympoProbeDrift": Case(
+        firing={_generator("probe_error_nats", _POD): _still(0.1)},
+        quiet={_generator("probe_error_nats", _POD): _still(0.02)},
     ),
     "AsympoReloadsStopped": Case(
         firing={_generator("policy_step", _POD): _still(7)},

@@ -86,8 +86,32 @@ class ReloadTiming:
     """From the request to pause until tokens flow again."""
     reload_seconds: float
     """The part of the pause in which weights were loaded and fixed up."""
+    readback_seconds: float
+    """The part of the pause in which they were read back."""
     num_in_flight: int
     """Responses that were being decoded when the pause began, all of which continue."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readback:
+    """Weights as the engine's own layers hold them, compared with a policy's files."""
+
+    num_values: int
+    """Values compared."""
+    num_changed: int | None
+    """Places among them in which the policy and the weights before differ; None when those are not known."""
+    wrong: tuple[str, ...] = ()
+    """Layers that hold other values than the policy, with how many."""
+    uncovered: tuple[str, ...] = ()
+    """What could not be read back, so that nothing is proved of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reloaded:
+    """Outcome of one reload."""
+
+    timing: ReloadTiming
+    readback: Readback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,14 +168,17 @@ class Engine(Protocol):
         Waits while the engine is paused. Broken weights may give nan.
         """
 
-    async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
-        """Swap to the policy in `policy_path`; requests in flight are frozen and then go on.
+    async def reload(self, policy_path: Path, *, manifest: Manifest) -> Reloaded:
+        """Swap to the policy in `policy_path`, and read it back; requests in flight are frozen, then go on.
 
         An engine that pause() had frozen before stays frozen.
 
         Raises EngineBroken, and leaves the engine paused for good, if anything goes wrong; verify files
         first.
         """
+
+    async def read_back(self, policy_path: Path, *, manifest: Manifest) -> Readback:
+        """Compare what the engine was started on with the policy in `policy_path`."""
 
     async def abort(self, request_id: str) -> None:
         """End the responses of one generate() call now; unknown ids are ignored."""

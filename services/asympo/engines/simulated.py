@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asympo.common import errors
 from asympo.common.checkpoints.manifest import decode_manifest
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineStats, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import EngineStats, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.simulated_answers import Answers, ByteTokenizer, ResponseLength, answer_addition
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class SimulatedEngine:
         key = f"{weights}/{num_prompt_tokens}/{list(token_ids)}".encode()
         return 1.0 + int.from_bytes(hashlib.sha256(key).digest()[:4], "big") / 2**32
 
-    async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
+    async def reload(self, policy_path: Path, *, manifest: Manifest) -> Reloaded:
         faults, step = self._settings.faults, manifest.step
         async with self._swap:
             self._require_usable()
@@ -182,16 +182,29 @@ class SimulatedEngine:
                 if not isinstance(error, Exception):
                     raise
                 raise broken from error
+            is_changed = self._manifest is None or self._manifest.tensors != manifest.tensors
             if step not in faults.stale_steps:
                 self._manifest = manifest
             loaded = time.monotonic()
             if not self._is_paused:
                 self._thaw()
         self._num_reloads += 1
-        return ReloadTiming(
+        timing = ReloadTiming(
             pause_seconds=time.monotonic() - began,
             reload_seconds=loaded - began,
+            readback_seconds=0.0,
             num_in_flight=num_in_flight,
+        )
+        return Reloaded(timing=timing, readback=self._readback(manifest, num_changed=int(is_changed)))
+
+    async def read_back(self, policy_path: Path, *, manifest: Manifest) -> Readback:
+        return self._readback(manifest, num_changed=None)
+
+    def _readback(self, manifest: Manifest, *, num_changed: int | None) -> Readback:
+        """One value: the digests of the tensors that are served."""
+        is_served = self._manifest is not None and self._manifest.tensors == manifest.tensors
+        return Readback(
+            num_values=1, num_changed=num_changed, wrong=() if is_served else ("the simulated weights",)
         )
 
     async def abort(self, request_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from asympo.common import errors
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineSettings, EngineStats, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import (
+    EngineSettings,
+    EngineStats,
+    Readback,
+    Reloaded,
+    ReloadTiming,
+    Sample,
+    SamplingSettings,
+)
 from asympo.engines.vllm_start import build_engine, first_line
 
 if TYPE_CHECKING:
@@ -26,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 WORKER_EXTENSION = "asympo.engines.vllm_worker.PolicyWorkerExtension"
 
+NUM_COLUMNS = 16
+"""Columns of a layer that a reload reads back: half of them anywhere, and as many for each tensor of the file
+that is in it, from where the policy and the one before differ."""
+_EXPECTED_POLL_SECONDS = 0.02
 _PROBE_PRIORITY = -1
 _RESPONSE_PRIORITY = 0
 _ABORTED = Sample(token_ids=(), text="", finish_reason=FinishReason.ABORT)
@@ -135,17 +148,20 @@ class VllmEngine:
         rows = output.prompt_logprobs
         return -sum((rows[i] or {})[token_ids[i]].logprob for i in scored) / len(scored)
 
-    async def reload(self, policy_path: Path, *, manifest: Manifest) -> ReloadTiming:
+    async def reload(self, policy_path: Path, *, manifest: Manifest) -> Reloaded:
         tensors = [(entry.name, entry.dtype, list(entry.shape), entry.sha256) for entry in manifest.tensors]
         return await self.load_weights(policy_path, tensors)
 
-    async def load_weights(
-        self, path: Path, tensors: list[Any] | None, *, perturbed_kind: str | None = None
-    ) -> ReloadTiming:
+    async def read_back(self, policy_path: Path, *, manifest: Manifest) -> Readback:
+        async with self._swap:
+            return await self.read_weights_back(policy_path)
+
+    async def load_weights(self, path: Path, tensors: list[Any] | None) -> Reloaded:
         """reload() for callers that have tensor rows rather than a manifest (self-test, tools)."""
         engine = self._running()
         async with self._swap:
             self._require_usable()
+            await self._expect(path, has_before=True)
             num_in_flight, began = len(self._in_engine), time.monotonic()
             try:
                 # The KV cache stays: recomputing it would cost every response in flight its whole prompt, and
@@ -153,10 +169,10 @@ class VllmEngine:
                 # blocks of the old one.
                 await self._limited(engine.pause_generation(mode="keep", clear_cache=False))
                 paused = time.monotonic()
-                await self._limited(
-                    engine.collective_rpc("load_policy", args=(str(path), tensors, perturbed_kind))
-                )
+                await self.rpc("load_policy", str(path), tensors)
                 loaded = time.monotonic()
+                readback = await self._compare()
+                compared = time.monotonic()
                 if not self._is_paused:
                     await self._limited(engine.resume_generation())
             except BaseException as error:
@@ -165,15 +181,26 @@ class VllmEngine:
                     raise
                 raise broken from error
         self._num_reloads += 1
-        return ReloadTiming(
+        timing = ReloadTiming(
             pause_seconds=time.monotonic() - began,
             reload_seconds=loaded - paused,
+            readback_seconds=compared - loaded,
             num_in_flight=num_in_flight,
         )
+        return Reloaded(timing=timing, readback=readback)
+
+    async def read_weights_back(self, path: Path, *, num_columns: int | None = NUM_COLUMNS) -> Readback:
+        """Compare the loaded weights with a checkpoint's; None columns means all of them."""
+        await self._expect(path, num_columns=num_columns)
+        return await self._compare()
+
+    async def rpc(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every worker within the time limit of a phase."""
+        return list(await self._limited(self._running().collective_rpc(method, args=args)))
 
     async def list_tensor_kinds(self) -> list[str]:
         """Kinds of tensors in the loaded checkpoint: names with the layer index taken out."""
-        return list((await self._running().collective_rpc("list_tensor_kinds"))[0])
+        return list((await self.rpc("list_tensor_kinds"))[0])
 
     async def abort(self, request_id: str) -> None:
         engine = self._running()
@@ -206,6 +233,26 @@ class VllmEngine:
         engine.shutdown()
         # Its finaliser shuts down once more, in an interpreter that is already half gone.
         engine.shutdown = _nothing  # type: ignore[assignment,method-assign]
+
+    async def _expect(
+        self, path: Path, *, num_columns: int | None = NUM_COLUMNS, has_before: bool = False
+    ) -> None:
+        """Have every worker work out what a checkpoint looks like inside it; responses go on."""
+        await self.rpc("expect_policy", str(path), secrets.randbits(63), num_columns, has_before)
+        async with asyncio.timeout(self._settings.reload_timeout_seconds):
+            while not all(await self.rpc("is_policy_expected")):
+                await asyncio.sleep(_EXPECTED_POLL_SECONDS)
+
+    async def _compare(self) -> Readback:
+        """What all workers found together."""
+        found = await self.rpc("read_policy_back")
+        changed = [worker["num_changed"] for worker in found]
+        return Readback(
+            num_values=sum(worker["num_values"] for worker in found),
+            num_changed=None if None in changed else sum(changed),
+            wrong=tuple(dict.fromkeys(name for worker in found for name in worker["wrong"])),
+            uncovered=tuple(dict.fromkeys(name for worker in found for name in worker["uncovered"])),
+        )
 
     async def _sample(
         self, prompt_ids: list[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str

@@ -1,4 +1,4 @@
-"""Start-up self-test: change each kind of tensor on its way in and require the output to move."""
+"""Start-up self-test: each kind of tensor must move the output, and every column must read back."""
 
 from __future__ import annotations
 
@@ -42,17 +42,23 @@ async def self_test(engine: TestedEngine, model_path: Path) -> None:
     before = await engine.mean_nll(token_ids, num_prompt_tokens=1)
     without_effect = []
     for kind in await engine.list_tensor_kinds():
-        await engine.load_weights(model_path, None, perturbed_kind=kind)
+        await engine.rpc("load_perturbed", str(model_path), kind)
         moved = abs(await engine.mean_nll(token_ids, num_prompt_tokens=1) - before)
         logger.info("self-test: %s moves the mean NLL by %.4f", kind, moved)
         if not moved > _MIN_MOVE:
             without_effect.append(kind)
     await engine.load_weights(model_path, None)
+    readback = await engine.read_weights_back(model_path, num_columns=None)
     after = await engine.mean_nll(token_ids, num_prompt_tokens=1)
     if without_effect:
         raise errors.EngineBroken(
             f"The self-test changed {', '.join(without_effect)} and the output stayed the same: "
             "reloads of this model do not reach the engine."
+        )
+    if readback.wrong:
+        raise errors.EngineBroken(
+            f"The self-test restored the model and {len(readback.wrong)} layers hold other values: "
+            f"{readback.wrong[0]}."
         )
     if not abs(after - before) <= _MIN_MOVE:
         raise errors.EngineBroken(

@@ -1,4 +1,4 @@
-"""Methods of every vLLM worker: load a policy, prove what was handed over, repair what vLLM leaves stale.
+"""Methods of every vLLM worker: load a policy, repair what vLLM leaves stale, read the weights back.
 
 vLLM 0.32.0 on CPU multiplies by a packed copy of each weight that lives in a closure. A layer whose weight is
 tied to another one receives nothing itself on reload, so its packed copy stays as it was: the logits keep
@@ -13,6 +13,9 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,9 @@ import psutil
 import torch
 
 from asympo.common import errors
+from asympo.engines.base import Readback
+from asympo.engines.vllm_blueprint import Blueprint, as_first_load
+from asympo.engines.vllm_readback import Expectation, changes_between, file_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +46,6 @@ _DTYPE_NAMES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }
-_NUM_HEAD_ROWS = 256
-_MAX_HEAD_ERROR_RATIO = {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 1e-2}
-"""Largest error of a layer's output relative to its largest value: rounding of inputs and results."""
 _PERTURBATION_RATIO = 0.5
 _CLIENT_CHECK_SECONDS = 1.0
 _LAYER_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -54,33 +57,62 @@ class PolicyWorkerExtension:
     vllm_config: Any
     model_runner: Any
     reload_weights: Any
+    _blueprint: Blueprint | None = None
+    _expectation: Future[Expectation]
+    _loaded_path: Path | None = None
 
-    def load_policy(
-        self, path: str, tensors: Sequence[TensorRow] | None, perturbed_kind: str | None = None
-    ) -> int:
+    def load_policy(self, path: str, tensors: Sequence[TensorRow] | None) -> int:
         """Replace all weights in place by the checkpoint directory `path`; returns the tensors handed over.
 
         With `tensors`, each tensor handed to the loader must match its row, and no row may be left over.
-        With `perturbed_kind`, tensors of that kind are changed on the way (self-test). Raises
-        errors.CorruptCheckpoint or errors.EngineBroken part-way: the weights are then unusable.
+        Raises errors.CorruptCheckpoint or errors.EngineBroken part-way: the weights are then unusable.
         """
-        model = self.model_runner.get_model()
-        is_quantized = self.vllm_config.model_config.quantization is not None
-        ties = _ties(model)
-        expected = {name for name, _ in model.named_parameters()}
         handed = _Handed(tensors)
-        weights = handed.checked(self._checkpoint_tensors(path))
-        if perturbed_kind is not None:
-            weights = _perturbed(weights, perturbed_kind)
-        loaded = self._reload(model, weights)
-        handed.require_complete(getattr(model, "is_unused_checkpoint_weight", None))
-        if loaded is not None and not is_quantized and (missing := sorted(expected - loaded)):
+        self._load(path, handed.checked(self._checkpoint_tensors(path)))
+        handed.require_complete(getattr(self.model_runner.get_model(), "is_unused_checkpoint_weight", None))
+        return handed.num_tensors
+
+    def load_perturbed(self, path: str, kind: str) -> None:
+        """load_policy() with all tensors of one kind changed on the way, for the self-test."""
+        self._load(path, _perturbed(self._checkpoint_tensors(path), kind))
+
+    def _load(self, path: str, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        model = self.model_runner.get_model()
+        ties = _ties(model)
+        self._loaded_path = Path(path)
+        loaded = self.replace_weights(model, weights)
+        if loaded is not None and (missing := sorted(self._parameter_names() - loaded)):
             raise errors.EngineBroken(
                 f"{path} left {len(missing)} parameters of the model untouched, {missing[0]} first."
             )
         self.refresh_tied_layers(model, ties, loaded)
-        self.check_tied_layers(model, ties)
-        return handed.num_tensors
+
+    def expect_policy(self, path: str, seed: int, num_columns: int | None, has_before: bool) -> None:
+        """Begin to work out what the checkpoint directory `path` looks like inside this worker.
+
+        In a thread, while responses go on. With `has_before`, places are drawn where it differs from the
+        weights that are loaded now.
+        """
+        if self._unprovable() is not None:
+            return
+        expectation = Expectation(self._built_blueprint(), seed=seed, num_columns=num_columns)
+        before = (self._loaded_path or Path(self.vllm_config.model_config.model)) if has_before else None
+        pool = ThreadPoolExecutor(1, thread_name_prefix="expect-policy")
+        self._expectation = pool.submit(_worked_out, expectation, Path(path), before, self._dtype())
+        pool.shutdown(wait=False)
+
+    def is_policy_expected(self) -> bool:
+        """Whether expect_policy() has come to its end."""
+        return self._unprovable() is not None or self._expectation.done()
+
+    def read_policy_back(self) -> dict[str, Any]:
+        """Compare the engine's layers with the checkpoint that was expected: a Readback, flat."""
+        reason = self._unprovable()
+        if reason is None and (error := self._expectation.exception()) is not None:
+            reason = f"what the policy looks like in the engine could not be worked out: {error!r}"
+        if reason is not None:
+            return asdict(Readback(num_values=0, num_changed=None, uncovered=(reason,)))
+        return asdict(self._expectation.result().compare(self.model_runner.get_model()))
 
     def exit_with(self, process_id: int) -> None:
         """End this process soon after `process_id`, which started it, is gone.
@@ -111,20 +143,6 @@ class PolicyWorkerExtension:
                 if method is not None:
                     method.process_weights_after_loading(module)
 
-    def check_tied_layers(self, model: nn.Module, ties: Sequence[Sequence[str]]) -> None:
-        """Multiply by each tied layer as the sampler does, and by its weight; raise if they disagree."""
-        for name in (name for names in ties for name in names if name.rpartition(".")[2] == "weight"):
-            module, _ = _owner(model, name)
-            if type(module).__name__ != "ParallelLMHead":
-                continue
-            error_ratio = _output_error_ratio(module)
-            limit = _MAX_HEAD_ERROR_RATIO.get(module.weight.dtype, 1e-2)
-            if not error_ratio <= limit:
-                raise errors.EngineBroken(
-                    f"After the reload {name} multiplies by other values than it holds: "
-                    f"relative error {error_ratio:.3g}, at most {limit:.3g} is rounding."
-                )
-
     def _checkpoint_tensors(self, path: str) -> Iterator[tuple[str, torch.Tensor]]:
         from vllm.model_executor.model_loader import get_model_loader
 
@@ -133,7 +151,9 @@ class PolicyWorkerExtension:
         loader: Any = get_model_loader(self.vllm_config.load_config)
         return loader.get_all_weights(config, self.model_runner.get_model())
 
-    def _reload(self, model: nn.Module, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str] | None:
+    def replace_weights(
+        self, model: nn.Module, weights: Iterator[tuple[str, torch.Tensor]]
+    ) -> set[str] | None:
         """vLLM's own reload; returns what load_weights reports, which vLLM only compares to log a warning."""
         reported: list[set[str] | None] = []
         load_weights: Any = model.load_weights
@@ -144,10 +164,31 @@ class PolicyWorkerExtension:
 
         object.__setattr__(model, "load_weights", recording)
         try:
-            self.reload_weights(weights_iterator=weights)
+            with as_first_load(model):
+                self.reload_weights(weights_iterator=weights)
         finally:
             object.__delattr__(model, "load_weights")
         return reported[0] if reported else None
+
+    def _parameter_names(self) -> set[str]:
+        """Parameters that a checkpoint must fill; vLLM derives others from them."""
+        return set() if self._unprovable() else self._built_blueprint().parameter_names
+
+    def _built_blueprint(self) -> Blueprint:
+        if self._blueprint is None:
+            self._blueprint = Blueprint(self.vllm_config)
+        return self._blueprint
+
+    def _unprovable(self) -> str | None:
+        """Why no layer of this engine shows a file's own values; None when they do."""
+        quantization = self.vllm_config.model_config.quantization
+        if quantization is not None:
+            return f"weights quantised by {quantization}, which do not keep the file's values"
+        return None if self.vllm_config.lora_config is None else "layers wrapped for adapters"
+
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.vllm_config.model_config.dtype
+        return dtype
 
 
 class _Handed:
@@ -218,17 +259,11 @@ def _owner(model: nn.Module, name: str) -> tuple[Any, str]:
     return model.get_submodule(path), attribute
 
 
-def _output_error_ratio(module: Any) -> float:
-    """Largest difference between the layer's output and weight times input, over the largest output."""
-    weight = module.weight
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(2, weight.shape[1], generator=generator).to(device=weight.device, dtype=weight.dtype)
-    rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_HEAD_ROWS, weight.shape[0]))
-    rows = rows.long().to(weight.device)
-    with torch.no_grad():
-        given = module.quant_method.apply(module, hidden)[:, rows].float()
-        wanted = hidden.float() @ weight[rows].float().T
-    return float((given - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+def _worked_out(expectation: Expectation, path: Path, before: Path | None, dtype: torch.dtype) -> Expectation:
+    if before is not None and any(before.glob("*.safetensors")):
+        expectation.note_changes(changes_between(path, before, dtype=dtype))
+    expectation.note_values(file_tensors(path))
+    return expectation
 
 
 def _kind(name: str) -> str:

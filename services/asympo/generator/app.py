@@ -306,9 +306,8 @@ class GeneratorProcess:
             clock=self._clock,
             holder=self._holder,
             claim=presence.claim,
-            probe_tolerance=settings.probe_tolerance,
             probe_timeout_seconds=settings.probe_timeout_seconds,
-            max_consistent_reloads=settings.max_consistent_reloads,
+            max_unproven_reloads=settings.max_consistent_reloads,
         )
         maker = GroupMaker(
             config=config,

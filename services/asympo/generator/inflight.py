@@ -22,7 +22,7 @@ class StopReason(StrEnum):
 
     LEASE_LOST = "lease lost"
     DRAIN = "generator drained"
-    UNPROVEN = "policy failed its probe"
+    UNPROVEN = "policy failed"
 
 
 class GroupStopped(Exception):
@@ -99,7 +99,7 @@ class GroupsInFlight:
             group.spans_reload = group.spans_reload or group.is_sampling
 
     async def give_up_unproven(self, reason: str) -> None:
-        """The weights now loaded failed their probe: hand back all that was sampled from them.
+        """The weights now loaded failed: hand back all that was sampled from them.
 
         Returns when the engine holds none of these requests any more.
         """

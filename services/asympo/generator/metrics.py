@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from asympo.common.records import FinishReason
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
+from asympo.engines.base import ReloadTiming
 from asympo.generator.verdict import Judgement, Verdict
 
 GroupOutcome = Literal[
@@ -69,7 +70,7 @@ class GeneratorMetrics:
             registry=registry,
         )
         self._reloads = Counter(
-            "asympo_generator_reloads", "Reloads by verdict of the probe.", ["verdict"], registry=registry
+            "asympo_generator_reloads", "Reloads by verdict.", ["verdict"], registry=registry
         )
         self._requests_lost = Counter(
             "asympo_generator_requests_lost",
@@ -109,6 +110,9 @@ class GeneratorMetrics:
             "asympo_generator_reload_pause_seconds", "The engine scheduled nothing during a reload."
         )
         self._load_seconds = histogram("asympo_generator_reload_load_seconds", "Loading weights in a pause.")
+        self._readback_seconds = histogram(
+            "asympo_generator_reload_readback_seconds", "Reading weights back in a pause."
+        )
         self._swap_seconds = histogram(
             "asympo_generator_reload_seconds", "From the start of a reload to its verdict."
         )
@@ -126,10 +130,13 @@ class GeneratorMetrics:
         self.policy_step.set(-1)
         self.ready = gauge("asympo_generator_ready", "1 while it can do useful work.")
         self.probe_error = gauge(
-            "asympo_generator_probe_error_nats", "Largest deviation of the newest probe, per token."
+            "asympo_generator_probe_error_nats", "How far the newest probe's mean NLL is off, per token."
         )
-        self.consistent_reloads = gauge(
-            "asympo_generator_consistent_reloads", "Reloads in a row that proved nothing."
+        self.probe_noise = gauge(
+            "asympo_generator_probe_noise_nats", "What the engine's arithmetic explains of the probe's error."
+        )
+        self.unproven_reloads = gauge(
+            "asympo_generator_unproven_reloads", "Reloads in a row that proved nothing."
         )
         self.unproven_alert = gauge(
             "asympo_generator_unproven_alert", "1 when too many reloads in a row proved nothing."
@@ -190,19 +197,22 @@ class GeneratorMetrics:
         """The collector of traces did not take them."""
         self._spans_lost.inc(count)
 
-    def count_reload(self, judgement: Judgement, *, pause_seconds: float, load_seconds: float) -> None:
+    def count_reload(self, judgement: Judgement, timing: ReloadTiming) -> None:
         """One reload has its verdict."""
         self._reloads.labels(judgement.verdict.value).inc()
-        self._pause_seconds.observe(pause_seconds)
-        self._load_seconds.observe(load_seconds)
+        self._pause_seconds.observe(timing.pause_seconds)
+        self._load_seconds.observe(timing.reload_seconds)
+        self._readback_seconds.observe(timing.readback_seconds)
         self.tally.reloads += 1
-        self.count_probe(judgement)
+        self.count_judgement(judgement)
 
-    def count_probe(self, judgement: Judgement) -> None:
-        """One probe has its verdict, after a reload or a start."""
-        self.probe_error.set(judgement.max_error)
+    def count_judgement(self, judgement: Judgement) -> None:
+        """Weights have their verdict, after a reload or a start."""
+        if judgement.nll is not None:
+            self.probe_error.set(judgement.nll.error)
+            self.probe_noise.set(judgement.nll.noise)
         self.tally.probe_failures += judgement.verdict is Verdict.FAILED
 
     def observe_swap(self, seconds: float) -> None:
-        """A reload and its probe took this long."""
+        """A reload and its verdict took this long."""
         self._swap_seconds.observe(seconds)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -11,18 +10,15 @@ from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore, ProbeSeq
 from asympo.common.clock import Clock
 from asympo.common.errors import CorruptCheckpoint, EngineBroken, PromptRefused, ReloadFailed
 from asympo.common.rollout_log import RunLog
-from asympo.engines.base import Engine, ReloadTiming
+from asympo.engines.base import Engine, Readback, ReloadTiming
 from asympo.generator.calls import Calls
 from asympo.generator.gate import VerdictGate
 from asympo.generator.inflight import GroupsInFlight
 from asympo.generator.metrics import GeneratorMetrics
-from asympo.generator.verdict import Judgement, Verdict, judge
+from asympo.generator.verdict import Judgement, Verdict, check_nll, judge
 from asympo.generator.watcher import PolicyWatcher
 
 log = logging.getLogger(__name__)
-
-ProbeKey = tuple[tuple[int, ...], int]
-"""What identifies a probe sequence across policies: its tokens, and where scoring begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +49,8 @@ class Reloader:
         holder: str,
         groups: GroupsInFlight,
         claim: Callable[[PolicyRef | None], Awaitable[None]],
-        probe_tolerance: float | None,
         probe_timeout_seconds: float,
-        max_consistent_reloads: int,
+        max_unproven_reloads: int,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -68,15 +63,15 @@ class Reloader:
         self._holder = holder
         self._groups = groups
         self._claim = claim
-        self._probe_tolerance = probe_tolerance
         self._probe_timeout_seconds = probe_timeout_seconds
-        self._max_consistent_reloads = max_consistent_reloads
-        self._measured: dict[ProbeKey, float] = {}
-        self._num_consistent = 0
+        self._max_unproven_reloads = max_unproven_reloads
+        self._token_noise: float | None = None
+        """Of this engine against the learner, measured on the first policy that is accepted."""
+        self._num_unproven = 0
         self._num_loads = 0
         self._changed = asyncio.Event()
         self.policy: PolicyRef | None = None
-        """The policy served, proven as far as its probe can; None while the engine holds the bare model."""
+        """The policy served, proven as far as this engine can; None while the engine holds the bare model."""
         self.last_reload: ReloadReport | None = None
         self.is_up_to_date = False
         """No newer policy was visible when the watcher last looked."""
@@ -93,11 +88,12 @@ class Reloader:
                 await self._changed.wait()
 
     async def adopt(self, policy: PolicyRef) -> None:
-        """Take over the policy the engine was started on, once its probe agrees; else fall back."""
+        """Take over the policy the engine was started on, once it reads back; else fall back."""
         manifest = await self._calls.run(self._store.load_manifest, policy)
         self._gate.shut()
-        judgement = await self._probe(manifest)
-        self._metrics.count_probe(judgement)
+        readback = await self._engine.read_back(policy.path, manifest=manifest)
+        judgement = await self._judge(readback, manifest)
+        self._metrics.count_judgement(judgement)
         if judgement.is_accepted:
             self._accept(policy, judgement)
             log.info("Started on policy %d: %s", policy.step, judgement, extra={"step": policy.step})
@@ -124,30 +120,27 @@ class Reloader:
         self.is_up_to_date = True
 
     async def _swap(self, policy: PolicyRef, manifest: Manifest) -> None:
-        judgement = await self._load_and_probe(policy, manifest)
+        judgement = await self._load_and_judge(policy, manifest)
         if judgement.is_accepted:
             self._accept(policy, judgement)
         else:
             await self._fall_back(policy, judgement)
 
-    async def _load_and_probe(self, policy: PolicyRef, manifest: Manifest) -> Judgement:
-        """Reload, then probe; the gate is shut from before the first new weight on."""
-        await self._measure_before(manifest)
+    async def _load_and_judge(self, policy: PolicyRef, manifest: Manifest) -> Judgement:
+        """Reload, then judge; the gate is shut from before the first new weight on."""
         started = self._clock.monotonic_seconds()
         self._groups.mark_reload()
         self._num_loads += 1
         self._gate.shut()
         try:
-            timing = await self._engine.reload(policy.path, manifest=manifest)
+            reloaded = await self._engine.reload(policy.path, manifest=manifest)
         except EngineBroken:
             raise
         except Exception as error:
             # Half of the weights may be in: whatever it was, this engine must not serve again.
             raise EngineBroken(f"reloading policy {policy.step} raised {error!r}") from error
-        judgement = await self._probe(manifest)
-        self._metrics.count_reload(
-            judgement, pause_seconds=timing.pause_seconds, load_seconds=timing.reload_seconds
-        )
+        judgement, timing = await self._judge(reloaded.readback, manifest), reloaded.timing
+        self._metrics.count_reload(judgement, timing)
         self._metrics.observe_swap(self._clock.monotonic_seconds() - started)
         self.last_reload = ReloadReport(
             policy=policy,
@@ -163,50 +156,38 @@ class Reloader:
         )
         return judgement
 
-    async def _probe(self, manifest: Manifest) -> Judgement:
-        """Ask the engine for the probe's numbers and compare."""
+    async def _judge(self, readback: Readback, manifest: Manifest) -> Judgement:
+        """Weigh what was read back, and ask the engine for the probe's numbers."""
         sequences = manifest.probe.sequences
-        # What this engine itself answered until now beats the parent's value: policies may be skipped.
-        before = [self._measured.get(_key_of(sequence), sequence.parent_mean_nll) for sequence in sequences]
         measured = [await self._measure(sequence) for sequence in sequences]
-        self._measured = dict(zip(map(_key_of, sequences), measured, strict=True))
-        return judge(
-            measured=measured,
-            expected=[sequence.mean_nll for sequence in sequences],
-            before=before,
-            tolerance=self._probe_tolerance or manifest.probe.tolerance,
-        )
-
-    async def _measure_before(self, manifest: Manifest) -> None:
-        """Probe what is served now, where nothing else says what a reload must change: the bare model."""
-        for sequence in manifest.probe.sequences:
-            if sequence.parent_mean_nll is None and _key_of(sequence) not in self._measured:
-                self._measured[_key_of(sequence)] = await self._measure(sequence)
+        judgement = judge(readback, check_nll(measured, sequences, token_noise=self._token_noise))
+        if self._token_noise is None and judgement.is_accepted and judgement.nll is not None:
+            self._token_noise = judgement.nll.token_noise
+        return judgement
 
     async def _measure(self, sequence: ProbeSequence) -> float:
-        """The engine's mean NLL of one sequence; NaN, which fails every probe, when it does not answer."""
+        """The engine's mean NLL of one sequence; an engine that does not answer is broken."""
         try:
             async with asyncio.timeout(self._probe_timeout_seconds):
                 return await self._engine.mean_nll(
                     sequence.token_ids, num_prompt_tokens=sequence.num_prompt_tokens
                 )
-        except TimeoutError:
-            log.error("A probe got no answer within %.0f s", self._probe_timeout_seconds)
-            return math.nan
+        except TimeoutError as error:
+            raise EngineBroken(f"a probe got no answer within {self._probe_timeout_seconds:.0f} s") from error
         except PromptRefused as error:
             raise ReloadFailed(f"the engine cannot measure the run's probes: {error}") from error
 
     def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
         self.policy = policy
-        self._num_consistent = self._num_consistent + 1 if judgement.verdict is Verdict.CONSISTENT else 0
-        is_alert = self._num_consistent >= self._max_consistent_reloads
-        self._metrics.consistent_reloads.set(self._num_consistent)
+        self._num_unproven = 0 if judgement.verdict is Verdict.PROVED else self._num_unproven + 1
+        is_alert = self._num_unproven >= self._max_unproven_reloads
+        self._metrics.unproven_reloads.set(self._num_unproven)
         self._metrics.unproven_alert.set(is_alert)
         self._metrics.policy_step.set(policy.step)
         if is_alert:
             log.warning(
-                "%d reloads in a row proved nothing: their probes cannot tell a policy from its parent",
-                self._num_consistent,
+                "%d reloads in a row proved nothing: the policies do not change, or cannot be read back (%s)",
+                *(self._num_unproven, judgement),
             )
         self._gate.open()
         changed, self._changed = self._changed, asyncio.Event()
@@ -218,7 +199,7 @@ class Reloader:
         The step is marked bad only after the fallback was proven: when that fails as well, the fault is in
         this engine and says nothing of the policy. Raises ReloadFailed then.
         """
-        reason = f"probe of policy {failed.step} {judgement}"
+        reason = f"policy {failed.step} {judgement}"
         await self._groups.give_up_unproven(reason)
         self._gate.reject()
         good = self.policy or await self._watcher.older_than(failed)
@@ -230,7 +211,7 @@ class Reloader:
             raise ReloadFailed(
                 f"{reason}; policy {good.step} to return to does not verify: {error}"
             ) from error
-        again = await self._load_and_probe(good, manifest)
+        again = await self._load_and_judge(good, manifest)
         if not again.is_accepted:
             raise ReloadFailed(f"{reason}; policy {good.step} to return to failed as well: {again}")
         self._accept(good, again)
@@ -245,7 +226,3 @@ class Reloader:
             holder=self._holder,
         )
         log.error("Policy %d is marked bad for all generators: %s", failed.step, reason)
-
-
-def _key_of(sequence: ProbeSequence) -> ProbeKey:
-    return sequence.token_ids, sequence.num_prompt_tokens

@@ -104,13 +104,13 @@ class GeneratorSettings(ControlSettings):
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
 
     probe_tolerance: float | None = Field(
-        default=None, gt=0.0, description="how far a probe may be off, in nats; if not given, the manifest's"
+        default=None, gt=0.0, description="without effect: weights are read back exactly"
     )
     probe_timeout_seconds: float = Field(
         default=120.0, gt=0.0, description="time limit for one probe sequence"
     )
     max_consistent_reloads: int = Field(
-        default=50, ge=1, description="reloads in a row that prove nothing before an alert is raised"
+        default=50, ge=1, description="reloads in a row that are not proved before an alert is raised"
     )
     max_engine_failures: int = Field(
         default=5, ge=1, description="failed generations in a row after which the process ends"

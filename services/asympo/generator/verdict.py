@@ -1,35 +1,56 @@
-"""What a probe says about a reload: pure arithmetic on mean NLLs."""
+"""What is known of the weights after a reload: what was read back, and whether they still speak sense."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-PROOF_TOLERANCES = 3.0
-"""How many tolerances the weights before must be away from the new ones for a match to prove anything."""
+from asympo.common.checkpoints import ProbeSequence
+from asympo.engines.base import Readback
+
+GROSS = 30.0
+"""How many times its noise the mean NLL may be off before weights that are proved are refused."""
+MIN_TOKEN_NOISE = 0.05
+"""Noise of one token's NLL that is assumed at least and before any was measured, nats; bfloat16 has 0.1."""
 
 
 class Verdict(StrEnum):
-    """Outcome of the probe of one reload."""
+    """Outcome of one reload."""
 
     PROVED = "proved"
-    """The engine answers as the new policy does, and the old one would have answered differently."""
-    CONSISTENT = "consistent"
-    """The engine answers as the new policy does, but so would the old one."""
+    """Every layer holds the policy's values, and some differ from the weights before."""
+    UNCHANGED = "unchanged"
+    """Every layer holds the policy's values, which are those of the weights before."""
+    UNPROVEN = "unproven"
+    """Nothing speaks against the weights, but some layers cannot be read back."""
     FAILED = "failed"
-    """The engine does not answer as the new policy does."""
+    """A layer holds other values, or the engine speaks no sense."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NllCheck:
+    """Mean NLL of the probe sequences under the engine, against the learner's own."""
+
+    error: float
+    """Difference of the mean over all tokens, in nats."""
+    noise: float
+    """What the arithmetic of engine and learner explains of it, in nats."""
+    token_noise: float
+    """The noise of one token that these sequences show by themselves, in nats."""
+
+    @property
+    def is_gross(self) -> bool:
+        return not self.error <= GROSS * self.noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """A verdict with the numbers it rests on."""
+    """A verdict with what it rests on."""
 
     verdict: Verdict
-    max_error: float
-    """Largest |measured - expected| over the sequences, in nats per token."""
-    max_distance: float | None
-    """Largest |expected - before| over the sequences; None when nothing is known of the weights before."""
-    tolerance: float
+    readback: Readback
+    nll: NllCheck | None
+    """None without probe sequences."""
 
     @property
     def is_accepted(self) -> bool:
@@ -37,42 +58,48 @@ class Judgement:
         return self.verdict is not Verdict.FAILED
 
     def __str__(self) -> str:
-        distance = "unknown" if self.max_distance is None else f"{self.max_distance:.4g}"
-        return (
-            f"{self.verdict}: off by {self.max_error:.4g} at tolerance {self.tolerance:.4g}, "
-            f"weights before are {distance} away"
-        )
+        readback = self.readback
+        words = [f"{readback.num_values} values read back"]
+        for what, layers in (("differ in", readback.wrong), ("cannot see", readback.uncovered)):
+            if layers:
+                words.append(f"{what} {len(layers)} layers, {layers[0]} first")
+        if self.nll is not None:
+            words.append(f"mean NLL off by {self.nll.error:.4g} where noise is {self.nll.noise:.4g}")
+        return f"{self.verdict}: {', '.join(words)}"
 
 
-def judge(
-    *,
-    measured: Sequence[float],
-    expected: Sequence[float],
-    before: Sequence[float | None],
-    tolerance: float,
-) -> Judgement:
-    """Compare the engine's mean NLL of each probe sequence with the policy's own.
+def check_nll(
+    measured: Sequence[float], sequences: Sequence[ProbeSequence], *, token_noise: float | None
+) -> NllCheck | None:
+    """Compare the engine's mean NLL of each sequence with the manifest's; None without sequences.
 
-    `before` is what the weights that were loaded until now give: the parent's values, or the engine's own
-    from its last probe. Any sequence off by more than the tolerance, or not finite, fails the reload. One
-    sequence on which the weights before are more than three tolerances away proves it.
-    Raises ValueError for no sequences, or lists of different lengths.
+    `token_noise` is what one token's NLL is usually off by, None before anything was measured. A value that
+    is not finite makes the error infinite.
     """
-    if not expected or not len(measured) == len(expected) == len(before):
-        raise ValueError(
-            f"a probe needs as many measured ({len(measured)}) and former ({len(before)}) values "
-            f"as expected ones ({len(expected)}), and at least one"
-        )
-    errors = [abs(got - want) for got, want in zip(measured, expected, strict=True)]
-    distances = [abs(want - old) for want, old in zip(expected, before, strict=True) if old is not None]
-    distances = [distance for distance in distances if math.isfinite(distance)]
-    # max() of a list with a NaN depends on its order; one bad number must fail in any place.
-    max_error = max(errors) if all(map(math.isfinite, errors)) else math.inf
-    max_distance = max(distances) if distances else None
-    if not max_error <= tolerance:
+    if not sequences:
+        return None
+    num_tokens = [len(sequence.token_ids) - sequence.num_prompt_tokens for sequence in sequences]
+    errors = [got - sequence.mean_nll for got, sequence in zip(measured, sequences, strict=True)]
+    total = sum(num_tokens)
+    if not all(map(math.isfinite, errors)):
+        errors = [math.inf]
+        num_tokens = [total]
+    squares = [error**2 * count for error, count in zip(errors, num_tokens, strict=True)]
+    return NllCheck(
+        error=abs(sum(error * count for error, count in zip(errors, num_tokens, strict=True))) / total,
+        noise=max(token_noise or 0.0, MIN_TOKEN_NOISE) / math.sqrt(total),
+        token_noise=math.sqrt(sum(squares) / len(squares)),
+    )
+
+
+def judge(readback: Readback, nll: NllCheck | None) -> Judgement:
+    """Values that differ fail a policy, however few; an NLL does so only if it is far beyond its noise."""
+    if readback.wrong or (nll is not None and nll.is_gross):
         verdict = Verdict.FAILED
-    elif max_distance is not None and max_distance > PROOF_TOLERANCES * tolerance:
-        verdict = Verdict.PROVED
+    elif readback.uncovered or not readback.num_values:
+        verdict = Verdict.UNPROVEN
+    elif readback.num_changed == 0:
+        verdict = Verdict.UNCHANGED
     else:
-        verdict = Verdict.CONSISTENT
-    return Judgement(verdict=verdict, max_error=max_error, max_distance=max_distance, tolerance=tolerance)
+        verdict = Verdict.PROVED
+    return Judgement(verdict=verdict, readback=readback, nll=nll)

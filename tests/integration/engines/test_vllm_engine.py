@@ -27,7 +27,6 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
 
 SETTINGS = EngineSettings(dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
-EXTENSION = "tests.integration.engines.switchable_worker.SwitchableWorkerExtension"
 PROMPT = list(range(10, 50))
 ROUNDING = 2e-3
 """Between two float32 implementations; policies of different seeds differ by more than 50 times that."""
@@ -40,7 +39,7 @@ def policy_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(settings=SETTINGS, worker_extension_cls=EXTENSION)
+    engine = VllmEngine(settings=SETTINGS)
     await engine.start(model_path=tiny_model)
     yield engine
     await engine.close()
@@ -59,26 +58,6 @@ async def test_mean_nll_is_that_of_a_reference_forward_pass(engine: VllmEngine, 
     assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
 
 
-async def test_reload_leaves_the_tied_head_stale_without_the_repair(
-    engine: VllmEngine, tiny_model: Path, policy_b: Path
-) -> None:
-    expected = reference_mean_nll(policy_b)
-    assert engine._engine is not None
-    await engine._engine.collective_rpc("switch_repair", args=(False,))
-    await engine.reload(policy_b, manifest=manifest_of(policy_b))
-    stale = await probe(engine)
-    complaint = (await engine._engine.collective_rpc("complaint_about_ties"))[0]
-    await engine._engine.collective_rpc("switch_repair", args=(True,))
-    await engine.reload(policy_b, manifest=manifest_of(policy_b))
-    repaired = await probe(engine)
-
-    assert max(abs(a - b) for a, b in zip(stale, expected, strict=True)) > 50 * ROUNDING
-    assert "lm_head.weight multiplies by other values than it holds" in complaint
-    assert repaired == pytest.approx(expected, abs=ROUNDING)
-    await engine.reload(tiny_model, manifest=manifest_of(tiny_model))
-    assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
-
-
 async def test_responses_in_flight_continue_across_reloads(
     engine: VllmEngine, tiny_model: Path, policy_b: Path
 ) -> None:
@@ -92,8 +71,10 @@ async def test_responses_in_flight_continue_across_reloads(
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     for directory in (policy_b, tiny_model, policy_b):
-        timing = await engine.reload(directory, manifest=manifest_of(directory))
-        assert timing.num_in_flight == SETTINGS.max_num_seqs
+        reloaded = await engine.reload(directory, manifest=manifest_of(directory))
+        assert reloaded.timing.num_in_flight == SETTINGS.max_num_seqs
+        assert not reloaded.readback.wrong
+        assert reloaded.readback.num_changed
         assert not any(group.done() for group in groups)
     samples = [sample for group in await asyncio.gather(*groups) for sample in group]
     assert [len(sample.token_ids) for sample in samples] == [150] * 12
@@ -211,7 +192,7 @@ async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path)
     engine = VllmEngine(settings=replace(SETTINGS, self_test=True))
     before = set(psutil.Process().children(recursive=True))
     await engine.start(model_path=tiny_model)
-    assert engine.stats.num_reloads == 11 + 1  # one for each kind of tensor, and the model itself again
+    assert engine.stats.num_reloads == 1, "the model itself again, after one perturbed load a kind"
     group = asyncio.create_task(
         engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="k", cache_salt="k")
     )

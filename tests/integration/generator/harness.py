@@ -62,16 +62,14 @@ class LearnerSide:
         return self
 
     def publish(
-        self, step: int, *, nll: float, parent_nll: float | None = None, announce: bool = True
+        self, step: int, *, nll: float = 2.0, value: float | None = None, announce: bool = True
     ) -> PolicyRef:
-        """A policy whose probe reads `nll`."""
-        sequence = ProbeSequence(
-            token_ids=(1, 2, 3, 4), num_prompt_tokens=2, mean_nll=nll, parent_mean_nll=parent_nll
-        )
+        """A policy of one weight, its step unless told otherwise, whose probe reads `nll`."""
+        sequence = ProbeSequence(token_ids=(1, 2, 3, 4), num_prompt_tokens=2, mean_nll=nll)
         ref = self.store.publish(
             step=step,
             fence=self.fence.number,
-            fill=lambda path: write_weights(path, value=float(step)),
+            fill=lambda path: write_weights(path, value=float(step) if value is None else value),
             probe=Probe(sequences=(sequence,), tolerance=TOLERANCE),
         )
         if announce:

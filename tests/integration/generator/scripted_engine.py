@@ -8,7 +8,7 @@ from typing import Any
 
 from asympo.common.errors import EngineBroken
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineStats, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import EngineStats, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.simulated_answers import ByteTokenizer
 
 EOS = ByteTokenizer.eos_token_id
@@ -28,7 +28,9 @@ class ScriptedEngine:
         self.is_stale = False
         """Reloads leave the weights as they were."""
         self.is_off = False
-        """Every probe is wrong from now on."""
+        """Every probe is grossly wrong from now on."""
+        self.uncovered: tuple[str, ...] = ()
+        """Layers that cannot be read back."""
         self.reload_error: Exception | None = None
         self.errors: list[Exception] = []
         """Raised by the next generations, one each."""
@@ -94,15 +96,33 @@ class ScriptedEngine:
         values = {tuple(s["token_ids"]): s["mean_nll"] for s in manifest["probe"]["sequences"]}
         return float(values[tuple(token_ids)]) + (5.0 if self.is_off else 0.0)
 
-    async def reload(self, policy_path: Path, *, manifest: Any) -> ReloadTiming:
+    async def reload(self, policy_path: Path, *, manifest: Any) -> Reloaded:
         if self.reload_error is not None:
             self.is_broken = isinstance(self.reload_error, EngineBroken)
             raise self.reload_error
         num_in_flight = 2 * len(self.in_flight)
         self.reloaded.append(policy_path.name)
+        before = self._weights_of(self.served)
         if not self.is_stale:
             self.served = policy_path
-        return ReloadTiming(pause_seconds=0.01, reload_seconds=0.005, num_in_flight=num_in_flight)
+        timing = ReloadTiming(
+            pause_seconds=0.01, reload_seconds=0.005, readback_seconds=0.001, num_in_flight=num_in_flight
+        )
+        num_changed = int(before != self._weights_of(policy_path))
+        return Reloaded(timing=timing, readback=self._readback(policy_path, num_changed=num_changed))
+
+    async def read_back(self, policy_path: Path, *, manifest: Any) -> Readback:
+        return self._readback(policy_path, num_changed=None)
+
+    def _readback(self, policy_path: Path, *, num_changed: int | None) -> Readback:
+        is_served = self._weights_of(self.served) == self._weights_of(policy_path)
+        wrong = () if is_served else ("w (multiplied): 1 of 1 values",)
+        return Readback(num_values=1, num_changed=num_changed, wrong=wrong, uncovered=self.uncovered)
+
+    @staticmethod
+    def _weights_of(path: Path | None) -> bytes | None:
+        weights = path / "model.safetensors" if path else None
+        return weights.read_bytes() if weights and weights.exists() else None
 
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

@@ -22,7 +22,7 @@ def torn_policy(learner: LearnerSide, *, step: int) -> tuple[Path, bytes]:
     """A visible policy with one wrong byte: the file, and what it should hold."""
     visible = learner.store.path
     learner.store.path = visible.parent / "elsewhere"
-    ref = learner.publish(step, nll=3.0, parent_nll=2.0, announce=False)
+    ref = learner.publish(step, nll=3.0, announce=False)
     learner.store.path = visible
     weights = ref.path / "model.safetensors"
     whole = weights.read_bytes()
@@ -40,7 +40,7 @@ async def test_reload_is_proved_with_requests_in_flight_and_loses_none(learner: 
         engine.flowing.clear()
         learner.free_all()
         await until(lambda: len(engine.in_flight) == 2)
-        learner.publish(1, nll=3.0, parent_nll=2.0)
+        learner.publish(1, nll=3.0)
         last = await until(lambda: (gen.status["last_reload"] or {}).get("step") == 1 and gen.status)
         assert last["last_reload"]["verdict"] == "proved"
         assert last["last_reload"]["in_flight"] == 4
@@ -58,7 +58,7 @@ async def test_reload_holds_groups_until_the_verdict(learner: LearnerSide) -> No
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: len(engine.in_flight) == 2)
         engine.probing.clear()
-        learner.publish(1, nll=3.0, parent_nll=2.0)
+        learner.publish(1, nll=3.0)
         await until(lambda: len(engine.reloaded) == 1)
         engine.flowing.set()
         await until(lambda: gen.status["groups_held"] == 2)
@@ -80,20 +80,20 @@ async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_o
         await until(lambda: len(engine.in_flight) == 2)
         engine.probing.clear()
         engine.is_stale = True
-        learner.publish(1, nll=3.0, parent_nll=2.0)
+        learner.publish(1, nll=3.0)
         await until(lambda: len(engine.reloaded) == 1)
         engine.flowing.set()
         await until(lambda: gen.status["groups_held"] == 2)
         engine.probing.set()
         [bad] = await until(learner.run_log.policies.bad)
         assert (bad.step, bad.holder) == (1, "generator-a")
-        assert "probe of policy 1 failed: off by 1" in bad.reason
+        assert "policy 1 failed: 1 values read back, differ in 1 layers, w" in bad.reason
         assert gen.status["policy_step"] == 0
         assert gen.status["probe_failures"] == 1
         assert gen.status["groups_handed_back"] == 2
         # max_staleness is 0: nothing is leased until a good policy is there.
         engine.is_stale = False
-        learner.publish(2, nll=3.0, parent_nll=2.0)
+        learner.publish(2, nll=3.0)
         await until(lambda: gen.status["policy_step"] == 2)
         await until(lambda: len(learner.groups()) == learner.config.capacity)
     assert learner.run_log.stats.read().prompt_failures == 0
@@ -107,7 +107,7 @@ async def test_failed_reload_gives_up_what_is_still_being_sampled(learner: Learn
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: len(engine.in_flight) == 2)
         engine.is_stale = True
-        learner.publish(1, nll=3.0, parent_nll=2.0)
+        learner.publish(1, nll=3.0)
         await until(learner.run_log.policies.bad)
         assert len(engine.aborted) == 2
         assert gen.status["requests_lost"] == 4
@@ -120,10 +120,8 @@ async def test_generator_ends_when_the_fallback_fails_as_well(learner: LearnerSi
     gen = start(settings_for(learner), engine)
     await until(lambda: gen.status["policy_step"] == 0)
     engine.is_off = True
-    learner.publish(1, nll=3.0, parent_nll=2.0)
-    with pytest.raises(
-        ReloadFailed, match=r"probe of policy 1 failed: .*; policy 0 to return to failed as well"
-    ):
+    learner.publish(1, nll=3.0)
+    with pytest.raises(ReloadFailed, match=r"policy 1 failed: .*; policy 0 to return to failed as well"):
         await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.policies.bad() == [], "a broken engine says nothing of a policy"
     assert learner.run_log.stats.read().leases == 0
@@ -136,7 +134,7 @@ async def test_generator_ends_when_a_reload_raises(learner: LearnerSide, error: 
     gen = start(settings_for(learner), engine)
     await until(lambda: gen.status["policy_step"] == 0)
     engine.reload_error = error
-    learner.publish(1, nll=3.0, parent_nll=2.0)
+    learner.publish(1, nll=3.0)
     with pytest.raises(EngineBroken, match=str(error)):
         await asyncio.wait_for(gen.task, 40)
 
@@ -147,10 +145,10 @@ async def test_watcher_skips_to_the_newest_policy(learner: LearnerSide) -> None:
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: gen.status["policy_step"] == 0)
         engine.probing.clear()
-        learner.publish(1, nll=3.0, parent_nll=2.0)
+        learner.publish(1, nll=3.0)
         await until(lambda: len(engine.reloaded) == 1)
         for step in (2, 3, 4):
-            learner.publish(step, nll=3.0 + step, parent_nll=2.0 + step)
+            learner.publish(step, nll=3.0 + step)
         engine.probing.set()
         await until(lambda: gen.status["policy_step"] == 4)
     assert [int(name[5:13]) for name in engine.reloaded] == [1, 4]
@@ -160,7 +158,7 @@ async def test_watcher_finds_a_policy_that_nobody_announced(learner: LearnerSide
     learner.create().publish(0, nll=2.0)
     async with running(settings_for(learner)) as gen:
         await until(lambda: gen.status["policy_step"] == 0)
-        learner.publish(1, nll=3.0, parent_nll=2.0, announce=False)
+        learner.publish(1, nll=3.0, announce=False)
         await until(lambda: gen.status["policy_step"] == 1)
 
 
@@ -178,7 +176,7 @@ async def test_watcher_passes_over_a_torn_policy_and_takes_it_once_it_is_whole(l
 
 async def test_generator_starts_on_the_newest_policy_and_probes_it(learner: LearnerSide) -> None:
     learner.create().publish(0, nll=2.0)
-    newest = learner.publish(5, nll=3.0, parent_nll=2.0)
+    newest = learner.publish(5, nll=3.0)
     async with running(settings_for(learner)) as gen:
         await until(lambda: learner.groups())
         assert gen.engine.started_on == newest.path
@@ -192,32 +190,60 @@ async def test_generator_falls_back_at_the_start_when_the_newest_policy_is_not_w
     class MisreadingEngine(ScriptedEngine):
         async def mean_nll(self, token_ids, *, num_prompt_tokens):  # type: ignore[no-untyped-def]
             value = await super().mean_nll(token_ids, num_prompt_tokens=num_prompt_tokens)
-            return value + (1.0 if "step-00000005" in str(self.served) else 0.0)
+            return value + (5.0 if "step-00000005" in str(self.served) else 0.0)
 
     learner.create().publish(0, nll=2.0)
-    learner.publish(5, nll=3.0, parent_nll=2.0)
+    learner.publish(5, nll=3.0)
     async with running(settings_for(learner), MisreadingEngine()) as gen:
         await until(lambda: gen.status["policy_step"] == 0)
         [bad] = await until(learner.run_log.policies.bad)
         assert bad.step == 5
 
 
-async def test_consistent_reloads_in_a_row_raise_an_alert(
+async def test_reloads_in_a_row_that_prove_nothing_raise_an_alert(
     make_learner: Callable[..., LearnerSide],
 ) -> None:
     learner = make_learner()
-    learner.create().publish(0, nll=2.0)
-    async with running(settings_for(learner, max_consistent_reloads=3)) as gen:
+    learner.create().publish(0)
+    async with running(settings_for(learner, max_consistent_reloads=2)) as gen:
         registry = gen.process.registry
         for step in (1, 2):
             await until(lambda before=step - 1: gen.status["policy_step"] == before)  # type: ignore[misc]
             assert registry.get_sample_value("asympo_generator_unproven_alert") == 0
-            learner.publish(step, nll=2.0, parent_nll=2.0)
+            learner.publish(step, value=0.0)
         await until(lambda: gen.status["policy_step"] == 2)
+        assert gen.status["last_reload"]["verdict"] == "unchanged"
         assert registry.get_sample_value("asympo_generator_unproven_alert") == 1
-        learner.publish(3, nll=3.0, parent_nll=2.0)
+        learner.publish(3)
         await until(lambda: gen.status["policy_step"] == 3)
         assert registry.get_sample_value("asympo_generator_unproven_alert") == 0
+
+
+async def test_layers_that_nothing_reads_back_leave_a_policy_unproven_and_served(
+    learner: LearnerSide,
+) -> None:
+    learner.create().publish(0)
+    engine = ScriptedEngine()
+    engine.uncovered = ("experts",)
+    async with running(settings_for(learner), engine) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        learner.publish(1)
+        await until(lambda: gen.status["policy_step"] == 1)
+        assert gen.status["last_reload"]["verdict"] == "unproven"
+
+
+async def test_engine_that_speaks_no_sense_fails_weights_that_read_back(learner: LearnerSide) -> None:
+    class ConfusedEngine(ScriptedEngine):
+        async def mean_nll(self, token_ids, *, num_prompt_tokens):  # type: ignore[no-untyped-def]
+            value = await super().mean_nll(token_ids, num_prompt_tokens=num_prompt_tokens)
+            return value + (5.0 if "step-00000001" in str(self.served) else 0.0)
+
+    learner.create().publish(0)
+    async with running(settings_for(learner), ConfusedEngine()) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        learner.publish(1)
+        [bad] = await until(learner.run_log.policies.bad)
+        assert "mean NLL off by 5" in bad.reason
 
 
 async def test_policy_is_claimed_before_it_is_read_and_spared_by_the_learner(learner: LearnerSide) -> None:

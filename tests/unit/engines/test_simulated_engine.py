@@ -100,7 +100,7 @@ async def test_frozen_time_does_not_count_and_no_response_is_lost(tmp_path: Path
     began = time.monotonic()
     group = asyncio.create_task(ask(engine, "r", num_samples=4))
     await asyncio.sleep(0.05)
-    timing = await engine.reload(tmp_path, manifest=manifest(1))
+    timing = (await engine.reload(tmp_path, manifest=manifest(1))).timing
     assert not group.done()
     assert timing.num_in_flight == 4
     assert timing.pause_seconds >= 0.3

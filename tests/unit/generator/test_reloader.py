@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from asympo.common.checkpoints import ProbeSequence
+from asympo.engines.base import Readback
 from asympo.generator.gate import VerdictGate
 from asympo.generator.reloader import Reloader
 
@@ -21,10 +22,13 @@ class SlowProbe:
         await self.answer.wait()
         return 1.0
 
+    async def read_back(self, path: Any, *, manifest: Any) -> Readback:
+        return Readback(num_values=1, num_changed=None)
+
 
 def made(engine: SlowProbe) -> Reloader:
-    sequence = ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=1.0, parent_mean_nll=2.0)
-    manifest = SimpleNamespace(probe=SimpleNamespace(sequences=(sequence,), tolerance=0.05))
+    sequence = ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=1.0)
+    manifest = SimpleNamespace(probe=SimpleNamespace(sequences=(sequence,)))
 
     async def run(*_: Any) -> Any:
         return manifest
@@ -37,16 +41,15 @@ def made(engine: SlowProbe) -> Reloader:
         calls=SimpleNamespace(run=run),  # type: ignore[arg-type]
         gate=VerdictGate(),
         holder="h",
-        probe_tolerance=None,
         probe_timeout_seconds=30.0,
-        max_consistent_reloads=3,
+        max_unproven_reloads=3,
     )
 
 
 @pytest.mark.asyncio
 async def test_stop_that_comes_with_the_answer_of_a_probe_ends_the_reloader() -> None:
     engine = SlowProbe()
-    following = asyncio.ensure_future(made(engine).adopt(SimpleNamespace(step=1)))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(made(engine).adopt(SimpleNamespace(step=1, path=None)))  # type: ignore[arg-type]
     await engine.asked.wait()
     engine.answer.set()
     following.cancel()

@@ -1,50 +1,82 @@
-"""What a probe proves, row by row."""
+"""What a reload proves, row by row."""
 
 import math
 
 import pytest
-from asympo.generator.verdict import Verdict, judge
+from asympo.common.checkpoints import ProbeSequence
+from asympo.engines.base import Readback
+from asympo.generator.verdict import NllCheck, Verdict, check_nll, judge
 
-NAN, INF = math.nan, math.inf
+QUIET = NllCheck(error=0.01, noise=0.004, token_noise=0.05)
+GROSS = NllCheck(error=0.5, noise=0.004, token_noise=6.0)
+
+
+def readback(**changes: object) -> Readback:
+    return Readback(**({"num_values": 9, "num_changed": 3} | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("measured", "expected", "before", "verdict"),
+    ("found", "nll", "verdict"),
     [
-        pytest.param([2.0], [2.0], [3.0], Verdict.PROVED, id="matches and moved"),
-        pytest.param([2.1], [2.0], [3.0], Verdict.PROVED, id="error at the tolerance"),
-        pytest.param([2.11], [2.0], [3.0], Verdict.FAILED, id="error above the tolerance"),
-        pytest.param([1.89], [2.0], [3.0], Verdict.FAILED, id="error below the tolerance"),
-        pytest.param([2.0], [2.0], [2.0], Verdict.CONSISTENT, id="nothing moved"),
-        pytest.param([2.0], [2.0], [2.29], Verdict.CONSISTENT, id="moved by less than three tolerances"),
-        pytest.param([2.0], [2.0], [2.31], Verdict.PROVED, id="moved by more than three tolerances"),
-        pytest.param([3.0], [2.0], [3.0], Verdict.FAILED, id="stale engine"),
-        pytest.param([2.0, 2.0], [2.0, 2.0], [2.0, 3.0], Verdict.PROVED, id="one sequence proves"),
-        pytest.param([2.0, 2.5], [2.0, 2.0], [9.0, 9.0], Verdict.FAILED, id="one sequence fails"),
-        pytest.param([2.0], [2.0], [None], Verdict.CONSISTENT, id="nothing known of before"),
-        pytest.param([NAN], [2.0], [3.0], Verdict.FAILED, id="not a number"),
-        pytest.param([NAN, 2.0], [2.0, 2.0], [3.0, 3.0], Verdict.FAILED, id="not a number first"),
-        pytest.param([2.0, NAN], [2.0, 2.0], [3.0, 3.0], Verdict.FAILED, id="not a number last"),
-        pytest.param([INF], [2.0], [3.0], Verdict.FAILED, id="infinite"),
-        pytest.param([2.0], [2.0], [NAN], Verdict.CONSISTENT, id="weights before were broken"),
+        pytest.param(readback(), QUIET, Verdict.PROVED, id="all equal the child and some changed"),
+        pytest.param(readback(num_changed=None), QUIET, Verdict.PROVED, id="nothing was there before"),
+        pytest.param(readback(num_changed=0), QUIET, Verdict.UNCHANGED, id="the child equals the parent"),
+        pytest.param(readback(wrong=("head",)), QUIET, Verdict.FAILED, id="one layer differs"),
+        pytest.param(readback(wrong=("head",), num_changed=0), QUIET, Verdict.FAILED, id="differs from both"),
+        pytest.param(readback(uncovered=("experts",)), QUIET, Verdict.UNPROVEN, id="one layer is unseen"),
+        pytest.param(
+            readback(uncovered=("experts",), wrong=("head",)), QUIET, Verdict.FAILED, id="unseen and wrong"
+        ),
+        pytest.param(readback(num_values=0), QUIET, Verdict.UNPROVEN, id="nothing was read back"),
+        pytest.param(readback(), None, Verdict.PROVED, id="no probe sequences"),
+        pytest.param(readback(), GROSS, Verdict.FAILED, id="proved and speaks no sense"),
+        pytest.param(readback(uncovered=("experts",)), GROSS, Verdict.FAILED, id="unseen and no sense"),
     ],
 )
-def test_judge_reads_a_probe(
-    measured: list[float], expected: list[float], before: list[float | None], verdict: Verdict
-) -> None:
-    judgement = judge(measured=measured, expected=expected, before=before, tolerance=0.1 + 1e-9)
+def test_judge_reads_a_reload(found: Readback, nll: NllCheck | None, verdict: Verdict) -> None:
+    judgement = judge(found, nll)
     assert judgement.verdict is verdict
     assert judgement.is_accepted == (verdict is not Verdict.FAILED)
 
 
-@pytest.mark.parametrize(("measured", "expected", "before"), [([], [], []), ([1.0], [1.0, 2.0], [1.0, 2.0])])
-def test_judge_refuses_a_probe_that_says_nothing(
-    measured: list[float], expected: list[float], before: list[float | None]
+def sequences(*lengths: int) -> list[ProbeSequence]:
+    return [ProbeSequence(token_ids=tuple(range(n + 1)), num_prompt_tokens=1, mean_nll=2.0) for n in lengths]
+
+
+@pytest.mark.parametrize(
+    ("measured", "lengths", "token_noise", "is_gross"),
+    [
+        pytest.param([2.03], [12], None, False, id="bfloat16 on a dozen tokens"),
+        pytest.param([2.3, 1.7], [100, 100], 0.1, False, id="errors that cancel"),
+        pytest.param([2.3], [400], 0.1, True, id="the same error on many tokens"),
+        pytest.param([2.3], [400], 0.3, False, id="an engine as noisy as that"),
+        pytest.param([2.0, 3.0], [100, 100], 0.1, True, id="one sequence is far off"),
+        pytest.param([math.nan], [12], 0.1, True, id="not a number"),
+        pytest.param([2.0, math.nan], [12, 12], 0.1, True, id="not a number last"),
+        pytest.param([math.inf, 2.0], [12, 12], 0.1, True, id="infinite"),
+    ],
+)
+def test_only_a_gross_difference_on_many_tokens_counts(
+    measured: list[float], lengths: list[int], token_noise: float | None, is_gross: bool
 ) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        judge(measured=measured, expected=expected, before=before, tolerance=0.1)
+    check = check_nll(measured, sequences(*lengths), token_noise=token_noise)
+    assert check is not None
+    assert check.is_gross is is_gross
 
 
-def test_judgement_says_its_numbers() -> None:
-    judgement = judge(measured=[2.05], expected=[2.0], before=[3.0], tolerance=0.1)
-    assert str(judgement) == "proved: off by 0.05 at tolerance 0.1, weights before are 1 away"
+def test_noise_of_a_token_is_what_sequences_of_any_length_show_of_it() -> None:
+    check = check_nll([2.1, 2.05], sequences(25, 100), token_noise=None)
+    assert check is not None
+    assert check.token_noise == pytest.approx(0.5)
+
+
+def test_probe_without_sequences_says_nothing() -> None:
+    assert check_nll([], [], token_noise=None) is None
+
+
+def test_judgement_says_what_it_rests_on() -> None:
+    judgement = judge(readback(wrong=("lm_head (multiplied): 3 of 9 values",)), QUIET)
+    assert str(judgement) == (
+        "failed: 9 values read back, differ in 1 layers, lm_head (multiplied): 3 of 9 values first, "
+        "mean NLL off by 0.01 where noise is 0.004"
+    )

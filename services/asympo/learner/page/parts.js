@@ -4,9 +4,10 @@ import { ago, byId, count, duration, element, isNumber, number, percent, replace
 
 const RUN_TONES = { created: "idle", running: "good", draining: "warn", finished: "done", failed: "bad" };
 const VERDICTS = {
-  proved: ["good", "the served weights match this step's probe and not its parent's"],
-  consistent: ["note", "matches the probe, but cannot be told from the parent"],
-  failed: ["bad", "the served weights do not match the probe; the last proven policy was reloaded"],
+  proved: ["good", "every layer holds this step's weights, and some differ from those before"],
+  unchanged: ["note", "every layer holds this step's weights, which are those of the step before"],
+  unproven: ["warn", "nothing speaks against the served weights, but some layers cannot be read back"],
+  failed: ["bad", "the served weights are not this step's; the last proven policy was reloaded"],
 };
 const GENERATOR_TONES = { starting: "warn", waiting_for_policy: "note", paused: "warn", draining: "warn", stopped: "idle" };
 const FORGET_GENERATOR_SECONDS = 600;

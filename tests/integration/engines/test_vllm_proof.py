@@ -1,0 +1,121 @@
+"""Reloads of one optimizer step at 1e-6, read back by the real engine: right ones proved, faults caught."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from asympo.bench.reload_policies import manifest_for, write_next_policy
+from asympo.common import errors
+from asympo.engines.base import EngineSettings, Readback, SamplingSettings
+from asympo.engines.vllm import VllmEngine
+from asympo.engines.vllm_faults import WORKER_EXTENSION
+
+from tests.integration.engines.tiny_families import make_family
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
+
+FAMILIES = ("tied-llama", "mixtral", "deepseek-v2")
+FAULTS = {
+    "tied-llama": (
+        *("nothing_changed", "tied_head_stale", "fused_tensor_missing", "tensor_of_parent"),
+        *("fused_tensor_of_parent", "layers_swapped", "key_and_value_swapped", "gate_and_up_swapped"),
+        *("packed_copy_stale", "half_of_the_rows_stale", "embedding_stale", "norm_off_by_one_bit"),
+        *("read_as_another_dtype", "rounded_to_8_bits", "signs_lost"),
+    ),
+    "mixtral": ("nothing_changed", "experts_unpacked", "expert_of_parent", "packed_copy_stale"),
+    "deepseek-v2": ("nothing_changed", "tensor_of_parent", "expert_of_parent", "experts_unpacked"),
+}
+
+
+@dataclass(kw_only=True)
+class Stand:
+    engine: VllmEngine
+    policies: tuple[Path, Path]
+    step: int = 0
+
+    async def swap(self, fault: str | None = None) -> Readback:
+        """Reload the other of two policies that are one step apart."""
+        self.step += 1
+        policy = self.policies[self.step % 2]
+        await self.engine.rpc("inject", fault)
+        reloaded = await self.engine.reload(policy, manifest=manifest_for(policy, step=self.step))
+        return reloaded.readback
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=FAMILIES)
+async def stand(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stand]:
+    directory = tmp_path_factory.mktemp(request.param)
+    first = make_family(request.param, directory / "first")
+    write_next_policy(first, directory / "second", learning_rate=1e-6, seed=1)
+    settings = EngineSettings(dtype="auto", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
+    engine = VllmEngine(settings=settings, worker_extension_cls=WORKER_EXTENSION)
+    await engine.start(model_path=first)
+    yield Stand(engine=engine, policies=(first, directory / "second"))
+    await engine.close()
+
+
+def family_of(request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params["stand"])
+
+
+async def test_every_column_reads_back_after_the_start_and_after_a_reload(stand: Stand) -> None:
+    start = await stand.engine.read_weights_back(stand.policies[0], num_columns=None)
+    assert (start.wrong, start.uncovered, start.num_changed) == ((), (), None)
+    other = await stand.engine.read_weights_back(stand.policies[1], num_columns=None)
+    assert len(other.wrong) > 6, "the policy of one step later is another one"
+    found = await stand.swap()
+    assert (found.wrong, found.uncovered) == ((), ())
+    assert found.num_changed
+    whole = await stand.engine.read_weights_back(stand.policies[1], num_columns=None)
+    assert whole.wrong == ()
+    assert whole.num_values > found.num_values > 1000
+
+
+async def test_swaps_are_proved_with_responses_in_flight(stand: Stand) -> None:
+    sampling = SamplingSettings(max_tokens=150, min_tokens=150)
+    group = asyncio.create_task(
+        stand.engine.generate(
+            [5, 6, 7], num_samples=8, sampling=sampling, request_id="flight", cache_salt="s"
+        )
+    )
+    while stand.engine.stats.num_in_flight < 8:
+        await asyncio.sleep(0)
+    for _ in range(6):
+        found = await stand.swap()
+        assert (found.wrong, found.uncovered) == ((), ())
+        assert found.num_changed
+    assert [len(sample.token_ids) for sample in await group] == [150] * 8
+
+
+async def test_reload_of_the_same_values_changes_nothing(stand: Stand) -> None:
+    policy = stand.policies[stand.step % 2]
+    reloaded = await stand.engine.reload(policy, manifest=manifest_for(policy, step=stand.step))
+    assert (reloaded.readback.wrong, reloaded.readback.num_changed) == ((), 0)
+
+
+async def test_faults_of_the_size_of_one_step_are_caught(
+    stand: Stand, request: pytest.FixtureRequest
+) -> None:
+    family = family_of(request)
+    missed = []
+    for fault in FAULTS[family]:
+        found = await stand.swap(fault)
+        if not found.wrong:
+            missed.append(fault)
+        # The next fault must not be caught by what this one left behind.
+        assert (await stand.swap()).wrong == ()
+    assert missed == []
+
+
+async def test_parameter_that_no_tensor_fills_breaks_the_engine(stand: Stand) -> None:
+    await stand.engine.rpc("inject", "whole_tensor_missing")
+    policy = stand.policies[0]
+    with pytest.raises(errors.EngineBroken, match="untouched"):
+        await stand.engine.reload(policy, manifest=manifest_for(policy, step=99))
+    assert stand.engine.is_broken
