@@ -194,6 +194,11 @@ class VllmEngine:
         await self._expect(path, num_columns=num_columns)
         return await self._compare()
 
+    async def load_perturbed(self, path: Path, kind: str) -> None:
+        """Load a checkpoint with all tensors of one kind changed on the way: the self-test's."""
+        async with self._swap:
+            await self.rpc("load_perturbed", str(path), kind)
+
     async def rpc(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every worker within the time limit of a phase."""
         return list(await self._limited(self._running().collective_rpc(method, args=args)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asympo.common import errors
+from asympo.engines.base import Readback
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,11 @@ class TestedEngine(Protocol):
 
     async def list_tensor_kinds(self) -> list[str]: ...
 
-    async def load_weights(
-        self, path: Path, tensors: list[Any] | None, *, perturbed_kind: str | None = None
-    ) -> object: ...
+    async def load_weights(self, path: Path, tensors: list[Any] | None) -> object: ...
+
+    async def load_perturbed(self, path: Path, kind: str) -> None: ...
+
+    async def read_weights_back(self, path: Path, *, num_columns: int | None) -> Readback: ...
 
 
 async def self_test(engine: TestedEngine, model_path: Path) -> None:
@@ -42,7 +45,7 @@ async def self_test(engine: TestedEngine, model_path: Path) -> None:
     before = await engine.mean_nll(token_ids, num_prompt_tokens=1)
     without_effect = []
     for kind in await engine.list_tensor_kinds():
-        await engine.rpc("load_perturbed", str(model_path), kind)
+        await engine.load_perturbed(model_path, kind)
         moved = abs(await engine.mean_nll(token_ids, num_prompt_tokens=1) - before)
         logger.info("self-test: %s moves the mean NLL by %.4f", kind, moved)
         if not moved > _MIN_MOVE:

@@ -158,15 +158,18 @@ class Reloader:
 
     async def _judge(self, readback: Readback, manifest: Manifest) -> Judgement:
         """Weigh what was read back, and ask the engine for the probe's numbers."""
-        sequences = manifest.probe.sequences
-        measured = [await self._measure(sequence) for sequence in sequences]
+        sequences, measured = [], []
+        for sequence in manifest.probe.sequences:
+            if (mean_nll := await self._measure(sequence)) is not None:
+                sequences.append(sequence)
+                measured.append(mean_nll)
         judgement = judge(readback, check_nll(measured, sequences, token_noise=self._token_noise))
         if self._token_noise is None and judgement.is_accepted and judgement.nll is not None:
             self._token_noise = judgement.nll.token_noise
         return judgement
 
-    async def _measure(self, sequence: ProbeSequence) -> float:
-        """The engine's mean NLL of one sequence; an engine that does not answer is broken."""
+    async def _measure(self, sequence: ProbeSequence) -> float | None:
+        """The engine's mean NLL of one sequence, None if too long for it; broken if it does not answer."""
         try:
             async with asyncio.timeout(self._probe_timeout_seconds):
                 return await self._engine.mean_nll(
@@ -175,7 +178,8 @@ class Reloader:
         except TimeoutError as error:
             raise EngineBroken(f"a probe got no answer within {self._probe_timeout_seconds:.0f} s") from error
         except PromptRefused as error:
-            raise ReloadFailed(f"the engine cannot measure the run's probes: {error}") from error
+            log.warning("A probe sequence is left out: %s", error)
+            return None
 
     def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
         self.policy = policy

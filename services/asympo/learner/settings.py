@@ -145,7 +145,7 @@ class LearnerSettings(ControlSettings):
         default=5.0, gt=0.0, description="time between attempts after a failure"
     )
     probe_tolerance: float = Field(
-        default=0.05, gt=0.0, description="nats by which an engine's mean NLL may differ from ours"
+        default=0.05, gt=0.0, description="written for generators of release 0.1; later ones measure it"
     )
 
     # Ownership

@@ -97,15 +97,9 @@ def test_raising_reload_ends_the_process_and_gives_the_leases_back(
 ) -> None:
     process = processes.start("one", simulated={"faults": {"raising_steps": [1]}} | ENDLESS)
     until(lambda: learner.run_log.stats.read().leases == 2)
-<<<<<<< HEAD
-    learner.publish(1, nll=3.0, parent_nll=2.0)
+    learner.publish(1, nll=3.0)
     assert process.wait(60) == 7, process.log
     assert "asympo: The engine is broken" in process.log.splitlines()[-1]
-=======
-    learner.publish(1, nll=3.0)
-    assert process.wait(timeout=60) == 7, processes.log_of("one")
-    assert "asympo: The engine is broken" in processes.log_of("one").splitlines()[-1]
->>>>>>> 1bce3c8 (Reloads are proved by reading weights back through the layers; experts packed, derived matrices kept; the NLL is a sanity check)
     assert learner.run_log.stats.read().leases == 0
     assert learner.run_log.policies.bad() == []
 

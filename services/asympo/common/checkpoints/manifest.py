@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint directory holds, and what proves a reload of it."""
+"""The manifest: what a checkpoint directory holds, down to each tensor, and what the model says with it."""
 
 import dataclasses
 import hashlib
@@ -60,18 +60,18 @@ class ProbeSequence:
     mean_nll: float
     """Mean NLL of the scored tokens under this checkpoint's weights as published."""
     parent_mean_nll: float | None = None
-    """The same under the parent's published weights; None without a parent."""
+    """Under the parent's weights: written by releases that judged a reload by it, and read by them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """Sequences that prove a reload."""
+    """Sequences that an engine must score as the learner does, once its weights are proved."""
 
     __pydantic_config__ = _CHECKED
     sequences: tuple[ProbeSequence, ...]
     """At least one, the same ones in every checkpoint of a run."""
     tolerance: float
-    """Largest difference in mean NLL that the engine's own arithmetic explains."""
+    """For readers of the release before: the difference in mean NLL at which they refuse a policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     """Every tensor of the safetensors files, sorted by name."""
     probe: Probe
-    """What proves a reload of this policy."""
+    """What the model says with these weights."""
     digest: str = field(default="")
     """sha256 over the canonical form of everything above; what announcements carry."""
 

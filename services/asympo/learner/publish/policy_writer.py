@@ -1,4 +1,4 @@
-"""Makes the policy visible: bf16 weights, config, tokenizer and the probe that proves a reload of them."""
+"""Makes the policy visible: bf16 weights, config, tokenizer and a probe of what the model says with them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
-from asympo.common.errors import CorruptCheckpoint
+from asympo.common.errors import AsympoError, CorruptCheckpoint
 from asympo.learner.model.policy import Policy, vocab_size
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.policy_files import (
@@ -33,7 +33,7 @@ class PreparedPolicy:
 
 
 class PolicyWriter:
-    """Holds the weights as published last (the shadow), so that a probe can tell the new ones from them."""
+    """Holds the weights as published last (the shadow): what is written while training goes on."""
 
     def __init__(
         self,
@@ -84,23 +84,19 @@ class PolicyWriter:
 
         Only when no `write` is running.
         """
-        texts = (*self._fixed, *probes)
-        before: list[float] | list[None] = [None] * len(texts)
-        if self._parent is not None:
-            before = mean_nlls(self._shadow, texts)
-        # From here the shadow holds weights that are not published yet: no parent to compare with.
+        # From here the shadow holds weights that are not published yet.
         self._parent = None
         self._refresh(weights)
-        after = mean_nlls(self._shadow, texts)
+        self._require_finite(step)
+        texts = (*self._fixed, *probes)
         probe = Probe(
             sequences=tuple(
                 ProbeSequence(
                     token_ids=text.token_ids,
                     num_prompt_tokens=text.num_prompt_tokens,
-                    mean_nll=now,
-                    parent_mean_nll=then,
+                    mean_nll=mean_nll,
                 )
-                for text, now, then in zip(texts, after, before, strict=True)
+                for text, mean_nll in zip(texts, mean_nlls(self._shadow, texts), strict=True)
             ),
             tolerance=self._tolerance,
         )
@@ -135,6 +131,11 @@ class PolicyWriter:
     def _refresh(self, weights: Weights) -> None:
         for ours, theirs in self._pairs(weights):
             ours.copy_(theirs)
+
+    def _require_finite(self, step: int) -> None:
+        for name, parameter in self._shadow.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise AsympoError(f"Step {step} is not published: {name} holds values that are not finite.")
 
     def _pairs(self, weights: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ours = Weights(model=self._shadow.model, ranks=None).values(dtype=PUBLISHED_DTYPE)

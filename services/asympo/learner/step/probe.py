@@ -1,4 +1,4 @@
-"""Sequences that prove a reload, scored on the weights as they are published."""
+"""Sequences that an engine must score as the learner does, on the weights as they are published."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,14 @@ from asympo.tasks.encoding import TextRefused, encode_plain
 _FIXED_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",
     "To add two numbers, write them one below the other and start from the right.",
+    "A river begins where rain and melting snow collect on high ground. Small streams run downhill and meet, "
+    "and each meeting makes the water wider and slower. On its way it carries sand and stones, cuts valleys "
+    "into soft rock, and leaves good soil on the fields beside it. People have always lived near rivers, "
+    "because they give water to drink, fish to eat, and a road for boats. In the end most of them reach the "
+    "sea, where fresh water mixes with salt and the sand that was carried so far sinks to the ground.",
 )
+"""The last is long: the noise of an engine's arithmetic shows on many tokens only."""
+_MAX_FIXED_TOKENS = 128
 _NUM_VOCABULARY_TOKENS = 16
 _MAX_PROBE_TOKENS = 512
 """Longer trained sequences are left out: a probe delays every generator."""
@@ -39,7 +46,7 @@ def fixed_probes(tokenizer: Any, *, vocab_size: int) -> tuple[ProbeText, ...]:
         ids = [index for index in range(stride // 2, vocab_size, stride) if index not in special]
         # A vocabulary of two has two special tokens.
         texts = [ids if len(ids) >= 2 else [*range(vocab_size)]]
-    return tuple(ProbeText(token_ids=tuple(ids), num_prompt_tokens=1) for ids in texts)
+    return tuple(ProbeText(token_ids=tuple(ids[:_MAX_FIXED_TOKENS]), num_prompt_tokens=1) for ids in texts)
 
 
 def _ids_of(text: str, tokenizer: Any, vocab_size: int) -> list[int]:
@@ -53,7 +60,7 @@ def _ids_of(text: str, tokenizer: Any, vocab_size: int) -> list[int]:
 
 
 def choose_probes(candidates: Sequence[tuple[float, ProbeText]], *, count: int) -> tuple[ProbeText, ...]:
-    """The distinct sequences of the largest weight: those that a step moves most, so a stale reload shows."""
+    """The distinct sequences of the largest weight: those that a step moves most."""
     chosen: list[ProbeText] = []
     for _, probe in sorted(candidates, key=lambda item: -item[0]):
         if len(chosen) == count:
