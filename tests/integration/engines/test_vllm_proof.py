@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from asympo.bench.reload_policies import manifest_for, write_next_policy
+from asympo.bench.models import write_tiny_family
+from asympo.bench.reload import manifest_for, write_next_policy
 from asympo.common import errors
 from asympo.engines.base import EngineSettings, Readback, SamplingSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_faults import WORKER_EXTENSION
-
-from tests.integration.engines.tiny_families import make_family
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
@@ -51,7 +50,7 @@ async def stand(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Stand]:
     directory = tmp_path_factory.mktemp(request.param)
-    first = make_family(request.param, directory / "first")
+    first = write_tiny_family(request.param, directory / "first")
     write_next_policy(first, directory / "second", learning_rate=1e-6, seed=1)
     settings = EngineSettings(dtype="auto", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
     engine = VllmEngine(settings=settings, worker_extension_cls=WORKER_EXTENSION)
