@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
         tokenizer_digest=tokenizer_digest(AutoTokenizer.from_pretrained(tiny_model)),
         sampling={"temperature": 1.0, "top_p": 1.0, "max_tokens": 300, "min_tokens": 300, "stop": []},
     )
+    nlls = {policy: reference_mean_nll(policy) for policy in (tiny_model, child)}
     learner.create()
     processes = Processes(learner=learner, directory=tmp_path)
     process = processes.start("one", engine="vllm", vllm=VLLM)
@@ -60,16 +60,21 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
             assert process.is_running, process.last_words()
             return next(iter(learner.run_log.presence.generators()), {})
 
+        def swapped_to(policy: Path, *, step: int) -> dict[str, Any]:
+            publish(learner, policy, step=step, nlls=nlls[policy])
+            until(lambda: status().get("policy_step") == step, timeout_seconds=60)
+            learner.free_all()
+            return dict(status()["last_reload"])
+
         until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=180)
-        publish(learner, tiny_model, step=0, nlls=reference_mean_nll(tiny_model))
-        until(lambda: status().get("policy_step") == 0, timeout_seconds=60)
-        assert status()["last_reload"]["verdict"] == "unchanged", "the model itself was published"
-        until(lambda: status()["groups_in_flight"] > 0, timeout_seconds=60)
-        time.sleep(0.3)
-        publish(learner, child, step=1, nlls=reference_mean_nll(child))
-        swapped = until(lambda: status().get("policy_step") == 1 and status(), timeout_seconds=60)
-        assert swapped["last_reload"]["verdict"] == "proved"
-        assert swapped["last_reload"]["in_flight"] > 0
+        assert swapped_to(tiny_model, step=0)["verdict"] == "unchanged", "the model itself was published"
+        for step in range(1, 50):
+            until(lambda: status()["groups_in_flight"] > 0, timeout_seconds=60)
+            swap = swapped_to((tiny_model, child)[step % 2], step=step)
+            assert swap["verdict"] == "proved"
+            if swap["in_flight"]:
+                break
+        assert swap["in_flight"], "not one of many swaps met a response"
         groups = until(learner.groups, timeout_seconds=120)
         assert all(len(response.token_ids) == 300 for group in groups for response in group.responses)
         assert status()["requests_lost"] == 0
