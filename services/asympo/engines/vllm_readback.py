@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asympo.common import errors
 from asympo.engines.base import Readback
 from asympo.engines.vllm_blueprint import Blueprint
 
@@ -167,7 +168,10 @@ def file_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise errors.CorruptCheckpoint(f"{path} has values in {name} that are not finite.")
+                yield name, tensor
 
 
 def changes_between(
@@ -176,7 +180,7 @@ def changes_between(
     """A mark of each tensor where two checkpoints differ once rounded to `dtype`, zeros elsewhere."""
     from safetensors import safe_open
 
-    files = [safe_open(path, framework="pt") for path in sorted(before.glob("*.safetensors"))]
+    files: list[Any] = [safe_open(path, framework="pt") for path in sorted(before.glob("*.safetensors"))]
     owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     for number, (name, tensor) in enumerate(file_tensors(directory)):
         former = owner[name].get_tensor(name) if name in owner else None
