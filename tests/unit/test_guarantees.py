@@ -1,4 +1,4 @@
-"""Every promise of docs/guarantees.md names a test; tests/unit/test_docs.py sees that it exists."""
+"""Every promise of docs/guarantees.md names a test; tests/unit/house/test_docs.py sees that it exists."""
 
 import re
 from pathlib import Path

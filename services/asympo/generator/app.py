@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -22,20 +22,21 @@ from asympo.engines.base import Engine
 from asympo.generator import join
 from asympo.generator.api import build_api
 from asympo.generator.calls import Backoff, Calls, race
+from asympo.generator.context import GeneratorContext
 from asympo.generator.core import Generator, Parts
 from asympo.generator.engine_choice import build_engine
-from asympo.generator.gate import VerdictGate
-from asympo.generator.group import GroupMaker
-from asympo.generator.inflight import GroupsInFlight
-from asympo.generator.journal import AppendJournal
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.model_files import local_model
 from asympo.generator.presence_reporter import PresenceReporter
-from asympo.generator.reloader import Reloader
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.reloader import Reloader
+from asympo.generator.reload.watcher import PolicyWatcher
 from asympo.generator.rpc import RpcServer
 from asympo.generator.settings import GeneratorSettings
-from asympo.generator.watcher import PolicyWatcher
-from asympo.generator.worker import Worker
+from asympo.generator.work.group import GroupMaker
+from asympo.generator.work.inflight import GroupsInFlight
+from asympo.generator.work.journal import AppendJournal
+from asympo.generator.work.worker import Worker
 from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import Task
 
@@ -96,7 +97,7 @@ class GeneratorProcess:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(asyncio.to_thread, self._tracing.close)
             closing.callback(self._calls.close)
-            await self._open_doors(closing)
+            await self._start_servers(closing)
             stopping = asyncio.ensure_future(self._stop.wait_async())
             working = asyncio.ensure_future(self._work(closing))
             await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +123,7 @@ class GeneratorProcess:
 
     # --- start -----------------------------------------------------------------------------------------
 
-    async def _open_doors(self, closing: AsyncExitStack) -> None:
+    async def _start_servers(self, closing: AsyncExitStack) -> None:
         """HTTP and gRPC, before anything slow: a probe must be able to ask how the start is going."""
         listener = bind(self._settings.http_host, self._settings.http_port)
         closing.callback(listener.close)
@@ -193,15 +194,24 @@ class GeneratorProcess:
         closing.push_async_callback(_close_engine, engine)
         policy = await self._start_engine(engine, config, store, watcher, presence)
         join.check_tokenizer(config, engine.tokenizer, task)
-        parts = self._assemble(
+        context = GeneratorContext(
+            settings=settings,
             config=config,
+            run_log=run_log,
+            engine=engine,
+            calls=self._calls,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            clock=self._clock,
+            holder=self._holder,
+        )
+        parts = self._build_parts(
+            context,
             task=task,
             scorer=scorer,
-            engine=engine,
-            run_log=run_log,
             store=store,
             watcher=watcher,
-            presence=presence,
+            claim=presence.claim,
             journal=journal,
         )
         self.generator.attach(parts)
@@ -279,70 +289,39 @@ class GeneratorProcess:
             wait_seconds=self._settings.slot_wait_seconds,
         )
 
-    def _assemble(
+    def _build_parts(
         self,
+        context: GeneratorContext,
         *,
-        config: RunConfig,
         task: Task,
         scorer: Scorer,
-        engine: Engine,
-        run_log: RunLog,
         store: PolicyStore,
         watcher: PolicyWatcher,
-        presence: PresenceReporter,
+        claim: Callable[[PolicyRef | None], Awaitable[None]],
         journal: AppendJournal | None,
     ) -> Parts:
-        settings, sampling = self._settings, join.sampling_of(config)
-        gate, groups = VerdictGate(), GroupsInFlight(metrics=self._metrics)
+        sampling = join.sampling_of(context.config)
+        gate, groups = VerdictGate(), GroupsInFlight(metrics=context.metrics)
         reloader = Reloader(
-            engine=engine,
-            store=store,
-            watcher=watcher,
-            run_log=run_log,
-            calls=self._calls,
-            gate=gate,
-            groups=groups,
-            metrics=self._metrics,
-            clock=self._clock,
-            holder=self._holder,
-            claim=presence.claim,
-            probe_timeout_seconds=settings.probe_timeout_seconds,
-            max_unproven_reloads=settings.max_consistent_reloads,
+            context=context, store=store, watcher=watcher, gate=gate, groups=groups, claim=claim
         )
         maker = GroupMaker(
-            config=config,
+            context=context,
             sampling=sampling,
             task=task,
-            engine=engine,
             scorer=scorer,
-            run_log=run_log,
-            calls=self._calls,
             gate=gate,
-            metrics=self._metrics,
-            tracing=self._tracing,
-            holder=self._holder,
             cache_salt=lambda: reloader.cache_salt,
             journal=journal,
         )
-        worker = Worker(
-            config=config,
-            run_log=run_log,
-            maker=maker,
-            engine=engine,
-            reloader=reloader,
-            gate=gate,
-            groups=groups,
-            calls=self._calls,
-            metrics=self._metrics,
-            tracing=self._tracing,
-            holder=self._holder,
-            max_groups_in_flight=settings.max_groups_in_flight,
-            max_engine_failures=settings.max_engine_failures,
-            slot_wait_seconds=settings.slot_wait_seconds,
-            exit_when_run_ends=settings.exit_when_run_ends,
-        )
+        worker = Worker(context=context, maker=maker, reloader=reloader, gate=gate, groups=groups)
         return Parts(
-            engine=engine, reloader=reloader, worker=worker, groups=groups, gate=gate, sampling=sampling
+            engine=context.engine,
+            reloader=reloader,
+            worker=worker,
+            groups=groups,
+            gate=gate,
+            sampling=sampling,
         )
 
 

@@ -15,11 +15,11 @@ from asympo.common.errors import AsympoError
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RefusalReason
 from asympo.engines.base import Engine, Sample, SamplingSettings
-from asympo.generator.gate import VerdictGate
-from asympo.generator.inflight import GroupsInFlight
 from asympo.generator.metrics import GeneratorMetrics
-from asympo.generator.reloader import Reloader
-from asympo.generator.worker import Worker
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.reloader import Reloader
+from asympo.generator.work.inflight import GroupsInFlight
+from asympo.generator.work.worker import Worker
 
 RATE_WINDOW_SECONDS = 10.0
 """Tokens per second are a mean over this long."""

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from asympo.common.records import FinishReason
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
 from asympo.engines.base import ReloadTiming
-from asympo.generator.verdict import Judgement, Verdict
+from asympo.generator.reload.verdict import Judgement, Verdict
 
 GroupOutcome = Literal[
     "appended", "duplicate", "lease_lost", "too_stale", "refused", "handed_back", "prompt_failed"

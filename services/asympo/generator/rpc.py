@@ -13,7 +13,7 @@ from asympo.common.control.settings import ControlSettings
 from asympo.common.errors import EngineBroken, PromptRefused
 from asympo.engines.base import Sample
 from asympo.generator.core import Generator, GeneratorState, NotReady
-from asympo.generator.verdict import Verdict
+from asympo.generator.reload.verdict import Verdict
 from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1.generator_service_pb2_grpc import (
     GeneratorServiceServicer,

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from asympo.generator.gate import VerdictGate
+from asympo.generator.reload.gate import VerdictGate
 
 pytestmark = pytest.mark.asyncio
 

@@ -11,7 +11,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import AppendOutcome, AppendResult, Lease
-from asympo.generator.journal import AppendJournal
+from asympo.generator.work.journal import AppendJournal
 
 
 def lease(group_id: str) -> Lease:
@@ -64,7 +64,7 @@ def test_journal_of_a_killed_generator_is_taken_over_without_its_torn_line(tmp_p
     path = tmp_path / "appends.jsonl"
     code = (
         "import os, sys, pathlib\n"
-        "from asympo.generator.journal import AppendJournal\n"
+        "from asympo.generator.work.journal import AppendJournal\n"
         "journal = AppendJournal(pathlib.Path(sys.argv[1]))\n"
         'os.write(journal._held.fileno(), b\'{"group_id": "0-\')\n'
         "print('ready', flush=True)\n"

@@ -3,7 +3,7 @@
 from asympo.common.records import FinishReason
 from asympo.engines.base import Readback, ReloadTiming
 from asympo.generator.metrics import GROUP_OUTCOMES, GeneratorMetrics
-from asympo.generator.verdict import judge
+from asympo.generator.reload.verdict import judge
 from prometheus_client import CollectorRegistry
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from asympo.common.checkpoints import ProbeSequence
 from asympo.engines.base import Readback
-from asympo.generator.gate import VerdictGate
-from asympo.generator.reloader import Reloader
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.reloader import Reloader
 
 
 class SlowProbe:
@@ -33,16 +33,17 @@ def made(engine: SlowProbe) -> Reloader:
     async def run(*_: Any) -> Any:
         return manifest
 
-    parts = dict.fromkeys(("watcher", "run_log", "metrics", "clock", "groups", "claim"), None)
-    return Reloader(
-        **parts,  # type: ignore[arg-type]
-        engine=engine,  # type: ignore[arg-type]
-        store=SimpleNamespace(load_manifest=None),  # type: ignore[arg-type]
-        calls=SimpleNamespace(run=run),  # type: ignore[arg-type]
-        gate=VerdictGate(),
+    context: Any = SimpleNamespace(
+        engine=engine,
+        calls=SimpleNamespace(run=run),
         holder="h",
-        probe_timeout_seconds=30.0,
-        max_unproven_reloads=3,
+        settings=SimpleNamespace(probe_timeout_seconds=30.0, max_consistent_reloads=3),
+        **dict.fromkeys(("run_log", "metrics", "clock")),
+    )
+    nothing: Any = None
+    store: Any = SimpleNamespace(load_manifest=None)
+    return Reloader(
+        context=context, store=store, watcher=nothing, gate=VerdictGate(), groups=nothing, claim=nothing
     )
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from asympo.common.checkpoints import ProbeSequence
 from asympo.engines.base import Readback
-from asympo.generator.verdict import NllCheck, Verdict, check_nll, judge
+from asympo.generator.reload.verdict import NllCheck, Verdict, check_nll, judge
 
 QUIET = NllCheck(error=0.01, noise=0.004, token_noise=0.05)
 GROSS = NllCheck(error=0.5, noise=0.004, token_noise=6.0)

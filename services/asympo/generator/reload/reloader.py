@@ -7,16 +7,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore, ProbeSequence
-from asympo.common.clock import Clock
 from asympo.common.errors import CorruptCheckpoint, EngineBroken, PromptRefused, ReloadFailed
-from asympo.common.rollout_log import RunLog
-from asympo.engines.base import Engine, Readback, ReloadTiming
-from asympo.generator.calls import Calls
-from asympo.generator.gate import VerdictGate
-from asympo.generator.inflight import GroupsInFlight
-from asympo.generator.metrics import GeneratorMetrics
-from asympo.generator.verdict import Judgement, Verdict, check_nll, judge
-from asympo.generator.watcher import PolicyWatcher
+from asympo.engines.base import Readback, ReloadTiming
+from asympo.generator.context import GeneratorContext
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.verdict import Judgement, Verdict, check_nll, judge
+from asympo.generator.reload.watcher import PolicyWatcher
+from asympo.generator.work.inflight import GroupsInFlight
 
 log = logging.getLogger(__name__)
 
@@ -38,33 +35,26 @@ class Reloader:
     def __init__(
         self,
         *,
-        engine: Engine,
+        context: GeneratorContext,
         store: PolicyStore,
         watcher: PolicyWatcher,
-        run_log: RunLog,
-        calls: Calls,
         gate: VerdictGate,
-        metrics: GeneratorMetrics,
-        clock: Clock,
-        holder: str,
         groups: GroupsInFlight,
         claim: Callable[[PolicyRef | None], Awaitable[None]],
-        probe_timeout_seconds: float,
-        max_unproven_reloads: int,
     ) -> None:
-        self._engine = engine
+        self._engine = context.engine
         self._store = store
         self._watcher = watcher
-        self._run_log = run_log
-        self._calls = calls
+        self._run_log = context.run_log
+        self._calls = context.calls
         self._gate = gate
-        self._metrics = metrics
-        self._clock = clock
-        self._holder = holder
+        self._metrics = context.metrics
+        self._clock = context.clock
+        self._holder = context.holder
         self._groups = groups
         self._claim = claim
-        self._probe_timeout_seconds = probe_timeout_seconds
-        self._max_unproven_reloads = max_unproven_reloads
+        self._probe_timeout_seconds = context.settings.probe_timeout_seconds
+        self._max_unproven_reloads = context.settings.max_consistent_reloads
         self._token_noise: float | None = None
         """Of this engine against the learner, measured on the first policy that is accepted."""
         self._num_unproven = 0
@@ -184,7 +174,7 @@ class Reloader:
     def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
         self.policy = policy
         self._num_unproven = 0 if judgement.verdict is Verdict.PROVED else self._num_unproven + 1
-        is_alert = self._num_unproven >= self._max_unproven_reloads
+        is_alert = self._num_unproven >= self._max_consistent_reloads
         self._metrics.unproven_reloads.set(self._num_unproven)
         self._metrics.unproven_alert.set(is_alert)
         self._metrics.policy_step.set(policy.step)

@@ -7,15 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 from asympo.common.errors import BrokerUnavailable, EngineBroken
-from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunConfig, RunLog
-from asympo.common.tracing import Tracing
-from asympo.engines.base import Engine
-from asympo.generator.calls import Calls
-from asympo.generator.gate import VerdictGate
-from asympo.generator.group import EngineFailed, GroupMaker, PromptFailed
-from asympo.generator.inflight import GroupInFlight, GroupsInFlight, GroupStopped, StopReason
-from asympo.generator.metrics import GeneratorMetrics
-from asympo.generator.reloader import Reloader
+from asympo.common.rollout_log import Lease, RefusalReason, Refused
+from asympo.generator.context import GeneratorContext
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.reloader import Reloader
+from asympo.generator.work.group import EngineFailed, GroupMaker, PromptFailed
+from asympo.generator.work.inflight import GroupInFlight, GroupsInFlight, GroupStopped, StopReason
 
 log = logging.getLogger(__name__)
 
@@ -31,38 +28,29 @@ class Worker:
     def __init__(
         self,
         *,
-        config: RunConfig,
-        run_log: RunLog,
+        context: GeneratorContext,
         maker: GroupMaker,
-        engine: Engine,
         reloader: Reloader,
         gate: VerdictGate,
         groups: GroupsInFlight,
-        calls: Calls,
-        metrics: GeneratorMetrics,
-        tracing: Tracing,
-        holder: str,
-        max_groups_in_flight: int,
-        max_engine_failures: int,
-        slot_wait_seconds: float,
-        exit_when_run_ends: bool,
     ) -> None:
-        self._config = config
-        self._run_log = run_log
+        settings = context.settings
+        self._config = context.config
+        self._run_log = context.run_log
         self._maker = maker
-        self._engine = engine
+        self._engine = context.engine
         self._reloader = reloader
         self._gate = gate
         self._groups = groups
-        self._calls = calls
-        self._metrics = metrics
-        self._tracing = tracing
-        self._holder = holder
-        self._max_engine_failures = max_engine_failures
-        self._slot_wait_seconds = slot_wait_seconds
-        self._exit_when_run_ends = exit_when_run_ends
-        self._free = asyncio.Semaphore(max_groups_in_flight)
-        metrics.max_groups_in_flight.set(max_groups_in_flight)
+        self._calls = context.calls
+        self._metrics = context.metrics
+        self._tracing = context.tracing
+        self._holder = context.holder
+        self._max_engine_failures = settings.max_engine_failures
+        self._slot_wait_seconds = settings.slot_wait_seconds
+        self._exit_when_run_ends = settings.exit_when_run_ends
+        self._free = asyncio.Semaphore(settings.max_groups_in_flight)
+        context.metrics.max_groups_in_flight.set(settings.max_groups_in_flight)
         self._num_failures_in_row = 0
         self._asking: asyncio.Future[Lease | Refused] | None = None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()

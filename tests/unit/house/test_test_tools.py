@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = ("redis-server", "redis-sentinel", "redis-cli", "chromium", "promtool", "openssl", "cc")
 
 

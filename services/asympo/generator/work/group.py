@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from asympo.common.codec import encode_group
 from asympo.common.errors import EngineBroken, InvalidRecord, PromptRefused
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
-from asympo.common.rollout_log import AppendResult, Lease, RunConfig, RunLog
-from asympo.common.tracing import Tracing
-from asympo.engines.base import Engine, Sample, SamplingSettings
-from asympo.generator.calls import Calls
-from asympo.generator.gate import VerdictGate
-from asympo.generator.inflight import GroupInFlight, GroupStopped, StopReason
-from asympo.generator.journal import AppendJournal
-from asympo.generator.metrics import GeneratorMetrics, GroupOutcome
+from asympo.common.rollout_log import AppendResult, Lease
+from asympo.engines.base import Sample, SamplingSettings
+from asympo.generator.context import GeneratorContext
+from asympo.generator.metrics import GroupOutcome
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReason
+from asympo.generator.work.journal import AppendJournal
 from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import Task
 from asympo.tasks.render import render_prompt
@@ -43,30 +42,24 @@ class GroupMaker:
     def __init__(
         self,
         *,
-        config: RunConfig,
+        context: GeneratorContext,
         sampling: SamplingSettings,
         task: Task,
-        engine: Engine,
         scorer: Scorer,
-        run_log: RunLog,
-        calls: Calls,
         gate: VerdictGate,
-        metrics: GeneratorMetrics,
-        tracing: Tracing,
-        holder: str,
         cache_salt: Callable[[], str],
         journal: AppendJournal | None = None,
     ) -> None:
-        self._config = config
+        self._config = context.config
         self._task = task
-        self._engine = engine
+        self._engine = context.engine
         self._scorer = scorer
-        self._run_log = run_log
-        self._calls = calls
+        self._run_log = context.run_log
+        self._calls = context.calls
         self._gate = gate
-        self._metrics = metrics
-        self._tracing = tracing
-        self._holder = holder
+        self._metrics = context.metrics
+        self._tracing = context.tracing
+        self._holder = context.holder
         self._cache_salt = cache_salt
         self._journal = journal
         self._sampling = sampling

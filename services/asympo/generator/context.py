@@ -1,0 +1,35 @@
+"""What all parts of one generator share once it has joined its run."""
+
+from dataclasses import dataclass
+
+from asympo.common.clock import Clock
+from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.tracing import Tracing
+from asympo.engines.base import Engine
+from asympo.generator.calls import Calls
+from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.settings import GeneratorSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorContext:
+    """Made once; a part takes what it needs from it."""
+
+    settings: GeneratorSettings
+    """What this generator was told."""
+    config: RunConfig
+    """What the run says to all."""
+    run_log: RunLog
+    """The run's log."""
+    engine: Engine
+    """What samples."""
+    calls: Calls
+    """Threads for whatever blocks."""
+    metrics: GeneratorMetrics
+    """Its counters."""
+    tracing: Tracing
+    """Spans of groups; off unless asked for."""
+    clock: Clock
+    """Time."""
+    holder: str
+    """Its name in leases and reports."""

@@ -1,0 +1,1 @@
+"""From a lease to the log: groups in flight, sampling, scoring, appending, the journal of appends."""
