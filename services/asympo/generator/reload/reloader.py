@@ -174,7 +174,7 @@ class Reloader:
     def _accept(self, policy: PolicyRef, judgement: Judgement) -> None:
         self.policy = policy
         self._num_unproven = 0 if judgement.verdict is Verdict.PROVED else self._num_unproven + 1
-        is_alert = self._num_unproven >= self._max_consistent_reloads
+        is_alert = self._num_unproven >= self._max_unproven_reloads
         self._metrics.unproven_reloads.set(self._num_unproven)
         self._metrics.unproven_alert.set(is_alert)
         self._metrics.policy_step.set(policy.step)
