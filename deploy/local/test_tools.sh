@@ -7,14 +7,15 @@ cd "$(dirname "$0")/../.."
 # Without a network the answer is wanted soon.
 export PIP_RETRIES=${PIP_RETRIES:-1} PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-20}
 
-fetch() {  # WHAT SCRIPT
-    local log
+fetch() {  # WHAT COMMAND...
+    local log what=$1
+    shift
     log=$(mktemp)
-    "$2" 2>"$log" || echo "test tools: no $1, so tests that need it are skipped ($(tail -n 1 "$log"))"
+    "$@" 2>"$log" || echo "test tools: no $what, so tests that need it are skipped ($(tail -n 1 "$log"))"
     rm -f "$log"
 }
 fetch "helm, kubectl or checkers of the chart" deploy/chart/tools.sh
-fetch "S3 server" deploy/object_store/tools.sh
+fetch "S3 server" deploy/local/tools.sh deploy/object_store s3-server
 
 missing=()
 need() {  # PROGRAM PACKAGE

@@ -1,15 +1,11 @@
 """The programs that the chart brings along, run against real servers on loopback."""
 
-import hashlib
-import json
+import contextlib
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from asympo.common.clock import SystemClock
@@ -21,6 +17,7 @@ from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
+from asympo.testing import hub
 
 from tests.helm.conftest import CHART
 
@@ -28,68 +25,35 @@ REVISION = "0123456789012345678901234567890123456789"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "README.md": b"not wanted"}
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers the two questions that a download asks the hub."""
-
-    files = FILES
-
-    def do_GET(self) -> None:
-        if self.path.startswith(f"/api/models/team/tiny/revision/{REVISION}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.reply(json.dumps({"id": "team/tiny", "sha": REVISION, "siblings": siblings}).encode())
-        elif self.path.startswith(f"/api/models/team/tiny/tree/{REVISION}"):
-            listing: list[dict[str, Any]] = [
-                {"type": "file", "path": name, "size": 1, "oid": ""} for name in self.files
-            ]
-            self.reply(json.dumps(listing).encode())
-        else:
-            content = self.files.get(self.path.rpartition("/")[2])
-            self.reply(content or b"", status=404 if content is None else 200)
-
-    do_HEAD = do_GET
-
-    def reply(self, content: bytes, *, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+@contextlib.contextmanager
+def serving(files: dict[str, bytes], directory: Path) -> Iterator[str]:
+    """A hub with these files of one model."""
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    with hub.serve(directory, repository="team/tiny", revision=REVISION) as url:
+        yield url
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def fetch(hub: str, directory: Path) -> subprocess.CompletedProcess[str]:
+def fetch(url: str, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHART / "files/fetch_model.py"), "team/tiny", REVISION, str(directory)]
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(directory.parent / "home")}
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(directory.parent / "home")}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_model_is_fetched_once_and_only_what_is_needed(hub: str, tmp_path: Path) -> None:
+def test_model_is_fetched_once_and_only_what_is_needed(tmp_path: Path) -> None:
     directory = tmp_path / "models/team/tiny" / REVISION
-    result = fetch(hub, directory)
+    with serving(FILES, tmp_path / "hub") as url:
+        result = fetch(url, directory)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
     assert "is there already" in fetch("http://127.0.0.1:1", directory).stdout
 
 
-def test_model_without_safetensors_leaves_no_directory(
-    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Hub, "files", {"config.json": b"{}"})
-    result = fetch(hub, tmp_path / "model")
+def test_model_without_safetensors_leaves_no_directory(tmp_path: Path) -> None:
+    with serving({"config.json": b"{}"}, tmp_path / "hub") as url:
+        result = fetch(url, tmp_path / "model")
     assert result.returncode != 0
     assert "has no *.safetensors file: choose a model or revision that has" in result.stderr
     assert not (tmp_path / "model").exists()

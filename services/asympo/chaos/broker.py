@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hiredis
+
 from asympo.chaos.processes import Life, Supervised
-from asympo.chaos.resp import FrameReader, ReplyError, encode_command, parse_reply
+from asympo.chaos.resp import FrameReader, encode_command, parse_reply
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log.keys import key
 from asympo.local.broker import broker_command
@@ -73,8 +75,8 @@ class ChaosBroker:
         if frame is None:
             raise BrokerUnavailable(f"the broker ended without an answer to {parts[0]!r}")
         reply = parse_reply(frame)
-        if isinstance(reply, ReplyError):
-            raise RefusedCommand(reply.text)
+        if isinstance(reply, hiredis.ReplyError):
+            raise RefusedCommand(str(reply))
         return reply
 
     async def run_number(self, field: str) -> int:

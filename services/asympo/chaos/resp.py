@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import hiredis
+
 from asympo.common.rollout_log.lua import load_script, script_names
 
 _READ_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplyError:
-    """An error the broker replied, such as "NOSCRIPT ..."."""
-
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,9 +84,15 @@ class FrameReader:
 
 
 def parse_reply(frame: bytes) -> Any:
-    """The value of one message: int, bytes, list, None or ReplyError."""
-    value, _ = _parse(frame, 0)
-    return value
+    """The value of one message: int, bytes, list, None or hiredis.ReplyError."""
+    reader = hiredis.Reader()
+    reader.feed(frame)
+    return reader.gets()
+
+
+def encode_command(*parts: bytes | str | int) -> bytes:
+    """A request as its bytes."""
+    return hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub knows tuples of one
 
 
 def parse_request(frame: bytes) -> Request:
@@ -109,12 +110,6 @@ def parse_request(frame: bytes) -> Request:
     return Request(raw=frame, command=command, script=script, arguments=arguments)
 
 
-def encode_command(*parts: bytes | str | int) -> bytes:
-    """A request as its bytes."""
-    raw = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
-    return b"*%d\r\n" % len(raw) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in raw)
-
-
 def _script_of(command: str, name: bytes) -> str | None:
     if command.startswith("FCALL"):
         return name.decode(errors="replace")
@@ -127,26 +122,3 @@ def _script_of(command: str, name: bytes) -> str | None:
 @cache
 def _scripts_by_digest() -> dict[str, str]:
     return {load_script(name).sha1: name for name in script_names()}
-
-
-def _parse(frame: bytes, start: int) -> tuple[Any, int]:
-    line_end = frame.index(b"\r\n", start)
-    kind, text, after = frame[start : start + 1], frame[start + 1 : line_end], line_end + 2
-    if kind == b"+":
-        return text, after
-    if kind == b"-":
-        return ReplyError(text=text.decode(errors="replace")), after
-    if kind == b":":
-        return int(text), after
-    if kind == b"$":
-        size = int(text)
-        return (None, after) if size < 0 else (frame[after : after + size], after + size + 2)
-    if kind == b"*":
-        if int(text) < 0:
-            return None, after
-        values = []
-        for _ in range(int(text)):
-            value, after = _parse(frame, after)
-            values.append(value)
-        return values, after
-    raise ValueError(f"no message of the protocol begins with {kind!r}")

@@ -56,6 +56,38 @@ class Task(Protocol):
         """Reward of one response. May raise or hang: the Scorer guards it."""
 
 
+class SplitPrompts:
+    """Prompts that are all known beforehand, some of them held out."""
+
+    def __init__(
+        self, rows: Sequence[tuple[Hashable, dict[str, Any]]], *, fraction: float, seed: int
+    ) -> None:
+        """`rows`: a key, the same for those that ask the same, and a TaskPrompt's arguments without index."""
+        chosen = held_out_keys([key for key, _ in rows], fraction=fraction, seed=seed)
+        self._train: list[TaskPrompt] = []
+        self._held_out: list[TaskPrompt] = []
+        for key, parts in rows:
+            side = self._held_out if key in chosen else self._train
+            side.append(TaskPrompt(index=len(side), **parts))
+
+    def digest_with(self, settings: dict[str, Any]) -> str:
+        """SHA-256 in hexadecimal over what decides what is asked and how it is scored."""
+        return content_digest(settings, [*self._train, *self._held_out])
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    def prompt(self, index: int) -> TaskPrompt:
+        """A trainable one; raises IndexError outside 0 to len - 1."""
+        if index < 0:
+            raise IndexError(index)
+        return self._train[index]
+
+    def held_out(self) -> Sequence[TaskPrompt]:
+        """Those that are never trained on."""
+        return self._held_out
+
+
 def held_out_keys(keys: Sequence[KeyT], *, fraction: float, seed: int) -> frozenset[KeyT]:
     """The share of the distinct keys to hold out; depends on keys, fraction and seed, not on their order.
 

@@ -1,25 +1,18 @@
 """Prompts from a file with one JSON object a line: `prompt` or `messages`, and `answer`."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.rewards import scoring
-from asympo.tasks.base import (
-    Message,
-    TaskPrompt,
-    as_prompt_parts,
-    content_digest,
-    held_out_keys,
-)
+from asympo.tasks.base import Message, SplitPrompts, TaskPrompt, as_prompt_parts
 from asympo.tasks.config import TaskConfig
 
 _ROLES = ("system", "user", "assistant", "tool")
 
 
-class JsonlTask:
+class JsonlTask(SplitPrompts):
     """Rows of a file; rows that ask the same are all trained or all held out."""
 
     name = "jsonl"
@@ -31,28 +24,10 @@ class JsonlTask:
         if config.pattern is not None:
             scoring.compile_pattern(config.pattern)
         rows = _read_rows(Path(config.path), config)
-        chosen = held_out_keys(
-            [question_key(row) for row in rows], fraction=config.held_out_fraction, seed=config.seed
+        super().__init__(
+            [(question_key(row), row) for row in rows], fraction=config.held_out_fraction, seed=config.seed
         )
-        self._train: list[TaskPrompt] = []
-        self._held_out: list[TaskPrompt] = []
-        for row in rows:
-            side = self._held_out if question_key(row) in chosen else self._train
-            side.append(TaskPrompt(index=len(side), **row))
-        self.digest = content_digest(
-            config.model_dump(mode="json", exclude={"path"}), [*self._train, *self._held_out]
-        )
-
-    def __len__(self) -> int:
-        return len(self._train)
-
-    def prompt(self, index: int) -> TaskPrompt:
-        if index < 0:
-            raise IndexError(index)
-        return self._train[index]
-
-    def held_out(self) -> Sequence[TaskPrompt]:
-        return self._held_out
+        self.digest = self.digest_with(config.model_dump(mode="json", exclude={"path"}))
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:
         name = self._config.scoring

@@ -2,17 +2,16 @@
 
 import difflib
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.tasks.base import TaskPrompt, as_prompt_parts, content_digest, held_out_keys
+from asympo.tasks.base import SplitPrompts, TaskPrompt, as_prompt_parts
 from asympo.tasks.config import TaskConfig
 
 DEFAULT_SYSTEM_PROMPT = "Answer the question. Put only the final answer between <answer> and </answer>."
 
 
-class ReasoningGymTask:
+class ReasoningGymTask(SplitPrompts):
     """Generated entries; equal questions are asked once, so that none is both trained and held out."""
 
     name = "reasoning-gym"
@@ -22,29 +21,14 @@ class ReasoningGymTask:
         self._dataset = _create_dataset(self._library, config)
         system_prompt = DEFAULT_SYSTEM_PROMPT if config.system_prompt is None else config.system_prompt
         self._entries: dict[int, dict[str, Any]] = _distinct_entries(self._dataset, config.size)
-        questions = [entry["question"] for entry in self._entries.values()]
-        chosen = held_out_keys(questions, fraction=config.held_out_fraction, seed=config.seed)
-        self._train: list[TaskPrompt] = []
-        self._held_out: list[TaskPrompt] = []
+        rows = []
         for row, entry in self._entries.items():
-            side = self._held_out if entry["question"] in chosen else self._train
-            parts = as_prompt_parts(
-                entry["question"], system_prompt=system_prompt, prompt_as=config.prompt_as
-            )
+            question = entry["question"]
+            parts = as_prompt_parts(question, system_prompt=system_prompt, prompt_as=config.prompt_as)
             # Some data sets have several right answers and give none.
-            side.append(TaskPrompt(index=len(side), answer=str(entry.get("answer") or ""), row=row, **parts))
-        self.digest = content_digest(config.model_dump(mode="json"), [*self._train, *self._held_out])
-
-    def __len__(self) -> int:
-        return len(self._train)
-
-    def prompt(self, index: int) -> TaskPrompt:
-        if index < 0:
-            raise IndexError(index)
-        return self._train[index]
-
-    def held_out(self) -> Sequence[TaskPrompt]:
-        return self._held_out
+            rows.append((question, {"answer": str(entry.get("answer") or ""), "row": row, **parts}))
+        super().__init__(rows, fraction=config.held_out_fraction, seed=config.seed)
+        self.digest = self.digest_with(config.model_dump(mode="json"))
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:
         """Nothing to load: the library came with the prompts."""

@@ -17,8 +17,16 @@ class RunProcess(Process):
 
     def services(self, name: str) -> list[psutil.Process]:
         """The running processes of services whose settings files have this in their names."""
+        children = [(child, _words(child)) for child in psutil.Process(self.pid).children()]
         return [
             child
-            for child in psutil.Process(self.pid).children()
-            if "asympo.cli" in child.cmdline() and any(name in word for word in child.cmdline())
+            for child, words in children
+            if "asympo.cli" in words and any(name in word for word in words)
         ]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []

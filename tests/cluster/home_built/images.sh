@@ -11,14 +11,17 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 base=$(sed -n 's/^FROM \(python:[^ ]*\) AS packages/\1/p' deploy/docker/learner.Dockerfile)
 
 deploy/docker/try_build.sh learner
-buildah bud -q --isolation chroot --pull-never --signature-policy "$IMAGE_WORK/policy.json" -t asympo-e2e-broker - <<EOF
+mkdir -p $archives
+cat >$archives/broker.Dockerfile <<EOF
 FROM docker.io/library/$base
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server
 USER 10001:10001
 ENTRYPOINT []
 CMD ["sleep", "infinity"]
 EOF
-rm -rf $archives && mkdir -p $archives
+buildah bud -q --layers --isolation chroot --pull-never --signature-policy "$IMAGE_WORK/policy.json" \
+    -f $archives/broker.Dockerfile -t asympo-e2e-broker $archives
+rm -f $archives/*.tar
 pack() {  # ARCHIVE IMAGE NAME
     buildah push -q --signature-policy "$IMAGE_WORK/policy.json" "$2" "docker-archive:$archives/$1.tar:$3"
 }

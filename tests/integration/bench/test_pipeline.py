@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from asympo.bench.pipeline_run import Load, pipeline_run
-from asympo.bench.tiny_checkpoint import make_checkpoint
+from asympo.testing.tiny_model import write_tiny_model
 
 
 @pytest.mark.timeout(180)
 def test_paused_learner_lets_the_log_fill_and_then_trains_it_without_a_generator(tmp_path: Path) -> None:
     load = Load(
-        model=make_checkpoint(tmp_path / "model", hidden_size=32, num_layers=1),
+        model=write_tiny_model(tmp_path / "model", hidden_size=32, num_layers=1),
         group_size=4, groups_per_step=2, mean_tokens=8, sigma=0.5, max_tokens=32, max_num_seqs=16,
         reload_seconds=0.0, token_budget=1024,
     )  # fmt: skip

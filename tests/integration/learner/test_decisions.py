@@ -7,7 +7,7 @@ import pytest
 import torch
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.keys import key
-from asympo.learner.replay.replay import Replay
+from asympo.learner.replay.archive_replay import Replay
 from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.step import trial
 

@@ -13,12 +13,11 @@ PROGRAMS = ("redis-server", "redis-sentinel", "redis-cli", "chromium", "promtool
 
 def run_tools(root: Path, *, programs: tuple[str, ...], fetched: str) -> list[str]:
     """Lines of the script where registries answer with ``fetched`` and these programs are installed."""
-    for path in ("deploy/chart/tools.sh", "deploy/object_store/tools.sh"):
-        (root / path).parent.mkdir(parents=True)
+    for path in ("deploy/chart/tools.sh", "deploy/local/tools.sh"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(f"#!/bin/sh\n{fetched}\n")
         (root / path).chmod(0o755)
     script = root / "deploy/local/test_tools.sh"
-    script.parent.mkdir()
     shutil.copy(ROOT / "deploy/local/test_tools.sh", script)
     (root / "bin").mkdir()
     for name in ("bash", "sh", "env", "dirname", "mktemp", "tail", "rm"):
