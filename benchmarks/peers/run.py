@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape  # noqa: E402
 from asympo.bench.tables import peers_table  # noqa: E402
 from asympo.demo.model import prepare_model  # noqa: E402
-from asympo.learner.settings import LearnerSettings  # noqa: E402
+from asympo.learner.settings import HEAD_ROWS, LearnerSettings  # noqa: E402
 from asympo.run.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
 
 _TIMEOUT_SECONDS = 1800
@@ -146,7 +146,7 @@ def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> 
     if arm == "asympo":
         defaults = LearnerSettings.model_fields
         flags += ["--token-budget", str(defaults["token_budget"].default)]
-        flags += ["--chunk-rows", str(defaults["head_chunk_rows"].default)]
+        flags += ["--chunk-rows", str(HEAD_ROWS["cpu"])]
     command = [str(python), str(HERE / script), "--model", model, "--rollouts", str(rollouts)]
     command += ["--steps", str(steps), *flags]
     environment = {

@@ -37,7 +37,7 @@ def flags(container: dict[str, Any]) -> dict[str, str]:
 
 
 def test_one_rank_starts_without_torchrun(rendered: dict[str, list[dict[str, Any]]]) -> None:
-    [pod] = learner_pods(rendered["examples/one-gpu/values.yaml"])
+    [pod] = learner_pods(rendered["examples/two-gpus/values.yaml"])
     assert "command" not in pod["containers"][0]
 
 

@@ -48,7 +48,7 @@ def test_strict_check_finds_wrong_fields_types_quantities_and_kinds(
     rendered: dict[str, list[dict[str, Any]]],
 ) -> None:
     deployment = next(
-        each for each in rendered["examples/one-gpu/values.yaml"] if each["kind"] == "Deployment"
+        each for each in rendered["examples/two-gpus/values.yaml"] if each["kind"] == "Deployment"
     )
 
     def broken(
@@ -78,7 +78,7 @@ def test_helm_3_renders_what_helm_4_renders(rendered: dict[str, list[dict[str, A
 
 def test_lint_is_clean() -> None:
     for helm in ("helm3", "helm4"):
-        values = CHART / "examples/one-gpu/values.yaml"
+        values = CHART / "examples/two-gpus/values.yaml"
         command = [rendering.TOOLS / "bin" / helm, "lint", "--strict", CHART, "--values", values]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout

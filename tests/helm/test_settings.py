@@ -151,7 +151,7 @@ def test_probed_paths_and_ports_are_served(rendered: dict[str, list[dict[str, An
 
 
 def test_changed_settings_restart_the_pods(rendered: dict[str, list[dict[str, Any]]]) -> None:
-    values = CHART / "examples/one-gpu/values.yaml"
+    values = CHART / "examples/two-gpus/values.yaml"
 
     def sums(*sets: str) -> set[str]:
         text = rendering.template(CHART, values=[values], sets=sets).stdout
@@ -174,3 +174,29 @@ def test_nothing_in_the_environment_is_a_setting_that_does_not_exist(
 def containers(things: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pods = [each["spec"].get("template", each).get("spec", {}) for each in things if "spec" in each]
     return [each for pod in pods for each in [*pod.get("containers", []), *pod.get("initContainers", [])]]
+
+
+def test_learner_that_was_given_gpus_refuses_to_train_without_one(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    [with_gpu] = settings_texts(rendered["examples/two-gpus/values.yaml"], "learner")
+    [without] = settings_texts(rendered["examples/laptop-cpu/values.yaml"], "learner")
+    assert tomllib.loads(with_gpu)["device"] == "cuda"
+    assert tomllib.loads(without).get("device", "auto") != "cuda"
+
+
+def test_two_services_on_one_gpu_say_what_of_its_memory_each_takes(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    things = rendered["examples/one-gpu/values.yaml"]
+    [text] = settings_texts(things, "generator")
+    vllm = tomllib.loads(text)["vllm"]
+    assert vllm["kv_cache_gib"] < 80 * vllm["gpu_memory_utilization"] < 80 - 41
+    gpus = [
+        container["resources"]["limits"]["nvidia.com/gpu.shared"]
+        for thing in things
+        if thing["kind"] in ("StatefulSet", "Deployment")
+        for container in thing["spec"]["template"]["spec"]["containers"]
+        if container["name"] in ("learner", "generator")
+    ]
+    assert gpus == ["1", "1"]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = sorted([*(ROOT / "deploy/docker").glob("*.lock"), *(ROOT / "deploy/local").glob("requirements-c*.lock")])
+LOCKS = sorted(
+    [*(ROOT / "deploy/docker").glob("*.lock"), *(ROOT / "deploy/local").glob("requirements-c*.lock")]
+)
 SHARED = dict(
     line.split("==")
     for line in subprocess.run(

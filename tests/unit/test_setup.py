@@ -12,7 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def which(
-    tmp_path: Path, *, gpu: str | None = None, installed: dict[str, str] | None = None, asked: str | None = None
+    tmp_path: Path,
+    *,
+    gpu: str | None = None,
+    installed: dict[str, str] | None = None,
+    asked: str | None = None,
 ) -> tuple[int, str, str]:
     """Exit status, device and words of `setup.sh --which` in a checkout of its own."""
     script = tmp_path / "deploy/local/setup.sh"

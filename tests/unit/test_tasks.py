@@ -215,6 +215,52 @@ def test_jsonl_math_verify_scoring_knows_equal_expressions(tmp_path: Path) -> No
     assert scores(tmp_path, "\\frac{1}{2}", responses, scoring="math-verify") == [1, 1, 1, 0, 0, 0]
 
 
+NEXT_PROBLEM = "\n\nProblem: What is 3 + 3?\n\nSolution: It is \\boxed{6}.\n\nProblem: What is"
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        "2 + 2 is \\boxed{4}.",
+        "so $\\boxed{4}$",
+        "so \\(\\boxed{4}\\)",
+        "so\n\\[\n\\boxed{4}\n\\]\nas asked",
+        "hence $$\\boxed{\\frac{8}{2}}$$",
+    ],
+)
+def test_base_model_that_goes_on_is_scored_by_the_answer_to_what_was_asked(
+    answered: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("math_verify")
+    options = {"scoring": "math-verify", "prompt_as": "text", "cue": "Solution:"}
+    responses = [answered, answered + NEXT_PROBLEM, NEXT_PROBLEM + answered, "no box, it is 4"]
+    assert scores(tmp_path, "4", responses, **options) == [1, 1, 0, 1]
+
+
+def test_box_that_was_cut_off_scores_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    assert scores(tmp_path, "4", ["it is \\boxed{"], scoring="math-verify", prompt_as="text") == [0]
+
+
+def test_chat_is_scored_by_all_that_was_said(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    responses = ["First \\boxed{3}?\nNo.\nIt is \\boxed{4}."]
+    assert scores(tmp_path, "4", responses, scoring="math-verify") == [1]
+
+
+def test_plain_text_has_a_cue_after_the_question(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "What is 2 + 2?", "answer": "4"}])
+    config = TaskConfig(name="jsonl", path=path, prompt_as="text", system_prompt="Solve it.", cue="Solution:")
+    assert load_task(config).prompt(0).text == "Solve it.\n\nWhat is 2 + 2?\n\nSolution:"
+    with pytest.raises(pydantic.ValidationError, match="cue is for prompt_as text"):
+        TaskConfig(cue="Solution:")
+
+
+def test_task_without_a_cue_reads_as_before_there_were_any() -> None:
+    assert "cue" not in TaskConfig().model_dump(mode="json")
+    assert TaskConfig(prompt_as="text", cue="A:").model_dump()["cue"] == "A:"
+
+
 def test_answer_that_math_verify_cannot_read_raises(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     with pytest.raises(ValueError, match=r"finds no mathematics in answer '\$' of row 1"):

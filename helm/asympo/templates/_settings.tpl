@@ -111,6 +111,10 @@ grpc_tls:
 {{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) }}
 {{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromYamlArray) }}
 {{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
+{{- /* A node without a working driver is an error then, not a reason to train on its CPU. */}}
+{{- if and (gt (int .Values.learner.gpus) 0) (not (hasKey .Values.learner.settings "device")) }}
+{{- $_ := set $own "device" "cuda" }}
+{{- end }}
 {{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.learner.settings) $own) "path" "") | trim }}
 {{- end }}
 

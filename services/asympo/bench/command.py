@@ -56,7 +56,9 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
         help="flex needs CUDA; the gains then compare it with blocks",
     )
     parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one micro-batch")
-    parser.add_argument("--head-chunk-rows", type=int, default=256, help="rows of logits at once")
+    parser.add_argument(
+        "--head-chunk-rows", type=int, help="rows of logits at once; if not given, the learner's own"
+    )
     parser.add_argument("--num-threads", type=int, help="CPU threads; if not given, the environment's")
     parser.add_argument("--repeats", type=int, default=1, help="timed steps of every arm")
     parser.add_argument(
@@ -122,10 +124,9 @@ def check_learner_flags(arguments: argparse.Namespace) -> None:
     if arguments.random_weights and not arguments.model_config:
         raise BadSetting("--random-weights needs --model-config NAME")
     for name in ("token_budget", "head_chunk_rows", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise BadSetting(
-                f"--{name.replace('_', '-')} is {getattr(arguments, name)}: at least 1 is needed"
-            )
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
+            raise BadSetting(f"--{name.replace('_', '-')} is {given}: at least 1 is needed")
     for text in arguments.shape or ():
         parse_shape(text)
 

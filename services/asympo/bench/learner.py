@@ -25,6 +25,7 @@ from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_
 from asympo.learner.model.batching import pack
 from asympo.learner.model.check import check_weights
 from asympo.learner.model.policy import load_model, vocab_size
+from asympo.learner.settings import HEAD_ROWS
 from asympo.learner.step.compute import choose_compute, set_up_torch
 
 Say = Callable[[str], None]
@@ -63,7 +64,7 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
     options = Options(
         compute_dtype=compute.torch_dtype,
         token_budget=arguments.token_budget,
-        chunk_rows=arguments.head_chunk_rows,
+        chunk_rows=arguments.head_chunk_rows or HEAD_ROWS[compute.device],
         share_prefixes=compute.share_prefixes,
         attention=compute.attention,
     )

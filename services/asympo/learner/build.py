@@ -158,7 +158,7 @@ def _make_publisher(
     shadow = Policy(
         model=shadow_model.eval(),
         compute_dtype=compute.torch_dtype,
-        chunk_rows=settings.head_chunk_rows,
+        chunk_rows=settings.head_rows(compute.device),
         path=path,
     )
     return PolicyWriter(

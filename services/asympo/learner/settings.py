@@ -13,6 +13,10 @@ from asympo.tasks.config import TaskConfig
 ObjectiveName = Literal["asympo", "spo", "naive", "gpg"]
 """The names in `step/objectives.py`, which imports torch."""
 
+HEAD_ROWS = {"cpu": 256, "cuda": 2048}
+"""Each chunk of logits reads and writes the head's gradient once, 1.2 GB of it for a 1.7B model: a GPU takes
+so many rows that they are as large. A CPU is quickest with what is near its cache."""
+
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -120,7 +124,9 @@ class LearnerSettings(ControlSettings):
     token_budget: int = Field(
         default=1024, ge=1, description="tokens of one micro-batch; halved when memory runs out"
     )
-    head_chunk_rows: int = Field(default=256, ge=1, description="rows of logits that exist at once")
+    head_chunk_rows: int | None = Field(
+        default=None, ge=1, description="rows of logits that exist at once; none: 256 on a CPU, 2048 on a GPU"
+    )
     share_prefixes: Literal["auto", "always", "never"] = Field(
         default="auto", description="compute what responses share only once; auto measures it once"
     )
@@ -207,6 +213,10 @@ class LearnerSettings(ControlSettings):
         if self.sampling.min_tokens > self.sampling.max_tokens:
             raise ValueError("sampling.min_tokens is above sampling.max_tokens")
         return self
+
+    def head_rows(self, device: str) -> int:
+        """Rows of logits that exist at once on a torch device type."""
+        return self.head_chunk_rows or HEAD_ROWS[device]
 
     @property
     def segment_limit(self) -> int:

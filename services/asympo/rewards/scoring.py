@@ -62,10 +62,23 @@ def math_verify_match() -> Score:
             raise ValueError(
                 f"math-verify finds no mathematics in answer {prompt.answer!r} of row {prompt.row}"
             )
-        given = parse(response_text, parsing_timeout=MATH_TIMEOUT_SECONDS)
+        # Nothing tells a base model to stop: it answers, then invents a problem of its own and answers that.
+        answered = response_text if prompt.text is None else up_to_first_box(response_text)
+        given = parse(answered, parsing_timeout=MATH_TIMEOUT_SECONDS)
         return float(verify(answer, given, timeout_seconds=MATH_TIMEOUT_SECONDS))
 
     return score
+
+
+def up_to_first_box(text: str) -> str:
+    """The text as far as the end of the line with its first whole \\boxed{...}; all of it without one."""
+    begin = text.find("\\boxed{")
+    depth = 0
+    for position in range(begin, len(text)) if begin >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if text[position] == "}" and depth == 0:
+            return text[:position] + text[position:].partition("\n")[0]
+    return text
 
 
 def python_function(scoring: str) -> Score:

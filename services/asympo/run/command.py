@@ -93,6 +93,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.view import make_view
 
     plan = make_plan(file, machine)
+    fetch_model(plan.learner.settings.model)
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +128,17 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         return 130
     print_promises(summary)
     return 1 if summary["broken_promises"] and file.run.targets is not None else 0
+
+
+def fetch_model(model: str) -> None:
+    """Downloads what is not here yet, its progress in sight: it must not count as the start of an engine."""
+    if Path(model).is_dir():
+        return
+    from asympo.generator.model_files import local_model
+
+    sys.stdout.write(f"looking for the model {model}; what is not here is downloaded\n")
+    sys.stdout.flush()
+    local_model(model)
 
 
 def resolved_text(file: RunFile) -> str:

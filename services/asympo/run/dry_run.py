@@ -67,6 +67,7 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
         "num_parameters": num_parameters,
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
+        "attention_width": head_size * (text.num_attention_heads + heads),
         "intermediate_size": getattr(text, "intermediate_size", 4 * text.hidden_size),
         "vocab_size": text.vocab_size,
         "kv_bytes_per_token": 2 * text.num_hidden_layers * heads * head_size * 2,

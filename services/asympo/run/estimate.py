@@ -53,9 +53,14 @@ class Estimate:
 
 
 def estimate(
-    shape: dict[str, Any], settings: Any, *, kv_cache_gib: float, flops_learner: float | None,
+    shape: dict[str, Any],
+    settings: Any,
+    *,
+    device: str,
+    kv_cache_gib: float,
+    flops_learner: float | None,
     flops_generators: float | None,
-) -> Estimate:  # fmt: skip
+) -> Estimate:
     """`shape` is what dry_run prints; rates are float32 operations a second.
 
     Training costs 6 operations per parameter and token, sampling 2. Responses are taken to be half as long as
@@ -66,13 +71,8 @@ def estimate(
     num_responses = settings.groups_per_step * settings.group_size
     prompts = settings.groups_per_step if settings.share_prefixes != "never" else num_responses
     tokens = prompts * prompt + num_responses * response
-    # float32 weights, gradients and two moments; activations of one micro-batch; one chunk of logits.
-    micro = min(settings.token_budget, tokens)
-    per_token = shape["num_layers"] * (12 * shape["hidden_size"] + 4 * shape["intermediate_size"]) * 4
-    if settings.gradient_checkpointing:
-        per_token //= 4
-    logits = min(settings.head_chunk_rows, micro) * shape["vocab_size"] * 4 * 3
-    learner = _PROCESS_BYTES + 16 * size + 2 * size + micro * per_token + logits
+    row_tokens = min(settings.token_budget, tokens)
+    learner = _PROCESS_BYTES + learner_bytes(shape, settings, device=device, row_tokens=row_tokens)
     generator = _PROCESS_BYTES + _ENGINE_BYTES + 2 * size + int(kv_cache_gib * _GIB)
     sampled = settings.groups_per_step * prompt + num_responses * response
     return Estimate(
@@ -82,6 +82,32 @@ def estimate(
         train_seconds=6 * size * tokens / flops_learner if flops_learner else None,
         sample_seconds=2 * size * sampled / flops_generators if flops_generators else None,
     )
+
+
+def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_tokens: int) -> int:
+    """Tensors of the learner at the peak of a step that has rows of so many tokens.
+
+    A test holds it against a run of the learner's own steps on tensors without data. On a GPU: products in
+    bfloat16, FlexAttention, norms in float32. On a CPU: float32, with norms and MLPs that keep less.
+    """
+    hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_layers"]
+    # float32 weights, gradients and two moments; the bfloat16 copy that is published.
+    state = (16 + 2) * shape["num_parameters"]
+    rows = min(settings.head_rows(device), row_tokens) * shape["vocab_size"]
+    head_weights = shape["vocab_size"] * hidden
+    if device == "cpu":
+        kept = layers * 4 * (12 * hidden + 4 * inner)
+        kept = kept // 4 if settings.gradient_checkpointing else kept
+        return state + row_tokens * kept + 12 * rows
+    widths = shape["attention_width"]
+    # The head: its gradient in float32, weights and their product in bfloat16, logits twice and their cast.
+    head = 8 * head_weights + 10 * rows + row_tokens * 20 * hidden
+    if not settings.gradient_checkpointing:
+        kept = layers * (26 * hidden + 8 * inner + 10 * widths)
+        return state + 2 * (shape["num_parameters"] - head_weights) + row_tokens * kept + head
+    # Inputs of all layers, and either the head or one layer computed again.
+    layer = row_tokens * (28 * hidden + 12 * inner + 10 * widths)
+    return state + row_tokens * 4 * hidden * layers + max(head, layer)
 
 
 def measure_flops(share: Share) -> float | None:
@@ -117,6 +143,7 @@ def print_estimate(file: RunFile, machine: Machine) -> int:
     guess = estimate(
         shape,
         settings,
+        device="cpu" if on_cpu else "cuda",
         kv_cache_gib=getattr(generator.vllm, "kv_cache_gib", None) or 1,
         flops_learner=measure_flops(learner_share) if on_cpu else None,
         flops_generators=sum(each or 0.0 for each in flops) or None,
@@ -128,9 +155,10 @@ def print_estimate(file: RunFile, machine: Machine) -> int:
     for share in shares:
         write(f"generator: {share}\n")
     total = guess.learner_bytes + len(shares) * guess.generator_bytes
+    there = machine.memory_bytes if on_cpu else machine.gpus[0].memory_bytes
     write(
         f"memory: learner {_gib(guess.learner_bytes)}, each generator {_gib(guess.generator_bytes)}, "
-        f"{_gib(total)} together; this machine has {_gib(machine.memory_bytes)}\n"
+        f"{_gib(total)} together; {'this machine' if on_cpu else 'the first GPU'} has {_gib(there)}\n"
     )
     if guess.step_seconds is None:
         write("time: not estimated on GPUs; measure a short run: --learner.total-steps 5\n")

@@ -19,7 +19,7 @@ class AdditionTask(SplitPrompts):
         rows = []
         for row, (a, b) in enumerate((a, b) for a in numbers for b in numbers):
             question = f"What is {a} + {b}? Write the result in digits."
-            parts = as_prompt_parts(question, system_prompt=system_prompt, prompt_as=config.prompt_as)
+            parts = as_prompt_parts(question, system_prompt=system_prompt, config=config)
             rows.append(((min(a, b), max(a, b)), {"answer": str(a + b), "row": row, **parts}))
         super().__init__(rows, fraction=config.held_out_fraction, seed=config.seed)
         self.digest = self.digest_with({"name": self.name, "num_held_out": len(self.held_out())})

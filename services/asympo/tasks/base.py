@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from asympo.tasks.config import TaskConfig
+
 KeyT = TypeVar("KeyT", bound=Hashable)
 Message = dict[str, str]
 """One chat message: `role` and `content`."""
@@ -101,10 +103,10 @@ def held_out_keys(keys: Sequence[KeyT], *, fraction: float, seed: int) -> frozen
     return frozenset(distinct[:num_held_out])
 
 
-def as_prompt_parts(question: str, *, system_prompt: str | None, prompt_as: str) -> dict[str, Any]:
-    """`messages` or `text` of a TaskPrompt: a chat, or plain text below the system prompt."""
-    if prompt_as == "text":
-        return {"text": f"{system_prompt}\n\n{question}" if system_prompt else question}
+def as_prompt_parts(question: str, *, system_prompt: str | None, config: TaskConfig) -> dict[str, Any]:
+    """`messages` or `text` of a TaskPrompt: a chat, or plain text below the system prompt, above the cue."""
+    if config.prompt_as == "text":
+        return {"text": "\n\n".join(filter(None, (system_prompt, question, config.cue)))}
     system = ({"role": "system", "content": system_prompt},) if system_prompt else ()
     return {"messages": (*system, {"role": "user", "content": question})}
 

@@ -2,7 +2,14 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 _ONLY_FOR = {
     "path": "jsonl",
@@ -42,6 +49,19 @@ class TaskConfig(BaseModel):
     prompt_as: Literal["chat", "text"] = Field(
         "chat", description="chat: through the model's template; text: as it is, for base models"
     )
+    cue: str | None = Field(
+        None,
+        min_length=1,
+        description="text: stands after the question and begins the answer, as in Solution:",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A task without a cue has the digest, and reads, as before there were any."""
+        values: dict[str, Any] = handler(self)
+        if self.cue is None:
+            values.pop("cue", None)
+        return values
 
     @model_validator(mode="after")
     def _options_belong_to_the_task(self) -> Self:
@@ -58,4 +78,6 @@ class TaskConfig(BaseModel):
             raise ValueError("seed and size are options of the task, not of dataset_options")
         if (self.scoring == "regex") != (self.pattern is not None):
             raise ValueError("scoring regex and pattern go together: give both or neither")
+        if self.cue is not None and self.prompt_as != "text":
+            raise ValueError("cue is for prompt_as text: a chat template has its own")
         return self

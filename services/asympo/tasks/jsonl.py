@@ -93,7 +93,7 @@ def _parse_row(line: bytes, where: str, config: TaskConfig) -> dict[str, Any]:
         prompt = row["prompt"]
         if not isinstance(prompt, str) or not prompt:
             raise BadSetting(f"{where} needs prompt to be a text that is not empty")
-        parts = as_prompt_parts(prompt, system_prompt=config.system_prompt, prompt_as=config.prompt_as)
+        parts = as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     return parts | {"answer": str(answer)}
 
 

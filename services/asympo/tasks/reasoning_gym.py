@@ -24,7 +24,7 @@ class ReasoningGymTask(SplitPrompts):
         rows = []
         for row, entry in self._entries.items():
             question = entry["question"]
-            parts = as_prompt_parts(question, system_prompt=system_prompt, prompt_as=config.prompt_as)
+            parts = as_prompt_parts(question, system_prompt=system_prompt, config=config)
             # Some data sets have several right answers and give none.
             rows.append((question, {"answer": str(entry.get("answer") or ""), "row": row, **parts}))
         super().__init__(rows, fraction=config.held_out_fraction, seed=config.seed)

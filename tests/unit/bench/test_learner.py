@@ -17,7 +17,7 @@ from asympo.bench.shapes import make_rollouts, parse_shape
 from asympo.common.errors import BadSetting
 from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.model.policy import load_model
-from asympo.learner.settings import LearnerSettings
+from asympo.learner.settings import HEAD_ROWS, LearnerSettings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -108,7 +108,7 @@ def test_whole_logits_arm_does_the_same_step(tiny_model: Path) -> None:
 def test_defaults_are_those_of_the_learner() -> None:
     fields = LearnerSettings.model_fields
     assert Options().token_budget == fields["token_budget"].default
-    assert Options().chunk_rows == fields["head_chunk_rows"].default
+    assert Options().chunk_rows == HEAD_ROWS["cpu"]
     assert Options().share_prefixes
 
 

@@ -5,6 +5,7 @@ FlexAttention is replaced by what it keeps for its backward: queries, keys, valu
 
 import weakref
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of all storages that exist, in blocks of 512 as CUDA's allocator rounds them, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = WeakIdKeyDictionary()
         self.now = self.peak = 0
 
@@ -56,7 +57,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:3], dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(query.shape[:3], dtype=torch.float32)
+        )
         return output
 
     @staticmethod
@@ -64,9 +67,12 @@ class _Attention(torch.autograd.Function):
         return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])
 
 
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+) -> tuple[Tensor, None]:
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
+    output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2).contiguous(), None
 
 
 def row_of(num_tokens: int) -> PackedBatch:
@@ -75,7 +81,9 @@ def row_of(num_tokens: int) -> PackedBatch:
     group = TrainedGroup(
         prompt_ids=tuple(index % 97 for index in range(prompt)),
         responses=tuple(
-            TrainedResponse(token_ids=(3 + number, *(index % 89 for index in range(response - 1))), advantage=1.0)
+            TrainedResponse(
+                token_ids=(3 + number, *(index % 89 for index in range(response - 1))), advantage=1.0
+            )
             for number in range(4)
         ),
     )
@@ -87,14 +95,14 @@ def peak_bytes(
     config: PretrainedConfig, *, num_tokens: int, is_checkpointed: bool, chunk_rows: int, num_rows: int = 2
 ) -> int:
     """Of two steps of `num_rows` rows in bfloat16, beside the copy that the publisher keeps."""
-    before = ALL_ATTENTION_FUNCTIONS[PACKED_ATTENTION]
-    cache_bytes, nll._CACHE_BYTES = nll._CACHE_BYTES, 1 << 60  # a GPU takes a chunk as a whole
-    ALL_ATTENTION_FUNCTIONS[PACKED_ATTENTION] = _attend
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _steps(config, row_of(num_tokens), is_checkpointed, chunk_rows, num_rows)
-    finally:
-        ALL_ATTENTION_FUNCTIONS[PACKED_ATTENTION], nll._CACHE_BYTES = before, cache_bytes
+    with (
+        patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {PACKED_ATTENTION: _attend}),
+        # A GPU takes a chunk of logits as a whole, and norms and MLPs as transformers has them.
+        patch.object(nll, "_CACHE_BYTES", 1 << 60),
+        patch("asympo.learner.model.forward_path.fuse", lambda model: None),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        return _steps(config, row_of(num_tokens), is_checkpointed, chunk_rows, num_rows)
 
 
 def _steps(
@@ -107,7 +115,7 @@ def _steps(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train(is_checkpointed)
     policy = Policy(model=model, compute_dtype=torch.bfloat16, chunk_rows=chunk_rows)
-    policy._plan = lambda batch, device: None
+    policy._plan = lambda batch, device: None  # type: ignore[assignment]
     optimizer = make_optimizer(model, learning_rate=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     parameters = list(model.parameters())
     scope = StepScope(num_responses=4, num_groups=1, num_groups_without_signal=0)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from asympo.common.errors import BadModel
 from asympo.demo import model
+from asympo.run.command import fetch_model
 from asympo.run.estimate import estimate
 
 SHAPE = {
     "num_parameters": 135_000_000,
     "num_layers": 30,
     "hidden_size": 576,
+    "attention_width": 768,
     "intermediate_size": 1536,
     "vocab_size": 49152,
     "num_prompt_tokens": 28,
@@ -28,7 +30,7 @@ def settings(**changes: object) -> Namespace:
         "group_size": 8,
         "share_prefixes": "auto",
         "token_budget": 1024,
-        "head_chunk_rows": 256,
+        "head_rows": {"cpu": 256}.get,
         "gradient_checkpointing": False,
         "sampling": Namespace(max_tokens=16),
     }
@@ -81,7 +83,9 @@ def test_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_estimate_of_the_demo_is_near_what_was_measured() -> None:
     # Two cores at 400 GFLOP/s each: 740 tokens a second were measured for the learner.
-    guess = estimate(SHAPE, settings(), kv_cache_gib=1, flops_learner=6e11, flops_generators=1.5e11)
+    guess = estimate(
+        SHAPE, settings(), device="cpu", kv_cache_gib=1, flops_learner=6e11, flops_generators=1.5e11
+    )
     assert guess.tokens_per_step == 8 * 28 + 64 * 4
     assert guess.train_seconds == pytest.approx(guess.tokens_per_step / 740, rel=0.2)
     assert guess.learner_bytes + guess.generator_bytes < 7 * 2**30
@@ -89,15 +93,34 @@ def test_estimate_of_the_demo_is_near_what_was_measured() -> None:
 
 
 def test_estimate_without_a_measurement_has_no_times() -> None:
-    guess = estimate(SHAPE, settings(), kv_cache_gib=1, flops_learner=None, flops_generators=None)
+    guess = estimate(
+        SHAPE, settings(), device="cpu", kv_cache_gib=1, flops_learner=None, flops_generators=None
+    )
     assert guess.step_seconds is None
 
 
 def test_estimate_counts_prompts_for_each_response_unless_they_are_shared() -> None:
     shared, apart = (
         estimate(
-            SHAPE, settings(share_prefixes=each), kv_cache_gib=1, flops_learner=None, flops_generators=None
+            SHAPE,
+            settings(share_prefixes=each),
+            device="cpu",
+            kv_cache_gib=1,
+            flops_learner=None,
+            flops_generators=None,
         ).tokens_per_step
         for each in ("auto", "never")
     )
     assert apart - shared == 56 * 28
+
+
+def test_model_is_downloaded_before_any_process_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("asympo.generator.model_files.local_model", asked.append)
+    fetch_model(str(tmp_path))
+    assert asked == []
+    fetch_model("Qwen/Qwen3-1.7B-Base")
+    assert asked == ["Qwen/Qwen3-1.7B-Base"]
+    assert "Qwen/Qwen3-1.7B-Base" in capsys.readouterr().out

@@ -1,40 +1,47 @@
-"""The guide's table of memory is what `asympo run --dry-run` would say."""
+"""One estimate of memory: the guide's table is what it says, and it says what the learner's steps take."""
 
 from pathlib import Path
 
 import pytest
 from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
-from asympo.run.estimate import estimate
+from asympo.run.estimate import estimate, learner_bytes
+from transformers import AutoConfig
+
+from tests.unit.run.fake_learner import peak_bytes
 
 GUIDE = Path(__file__).parents[3] / "docs/operations.md"
 MODELS = {
-    "0.135 B (SmolLM2)": (134_515_008, 30, 576, 1536, 49_152),
-    "1.7 B (Qwen3)": (1_720_574_976, 28, 2048, 6144, 151_936),
-    "4 B (Qwen3)": (4_022_468_096, 36, 2560, 9728, 151_936),
-    "8 B (Qwen3)": (8_190_735_360, 36, 4096, 12_288, 151_936),
+    "0.135 B (SmolLM2)": (134_515_008, 30, 576, 1536, 768, 49_152),
+    "1.7 B (Qwen3)": (1_720_574_976, 28, 2048, 6144, 3072, 151_936),
+    "4 B (Qwen3)": (4_022_468_096, 36, 2560, 9728, 5120, 151_936),
+    "8 B (Qwen3)": (8_190_735_360, 36, 4096, 12_288, 5120, 151_936),
 }
-"""Parameters, layers, hidden size, size of the MLP, vocabulary."""
+"""Parameters, layers, hidden size, size of the MLP, widths of queries and keys, vocabulary."""
 SETTINGS = ({"token_budget": 1024}, {"token_budget": 16_384, "gradient_checkpointing": True})
 
 
-def estimates(model: str) -> list[int]:
-    """GiB of the learner under each of the settings, and of a generator."""
-    size, layers, hidden, inner, vocabulary = MODELS[model]
-    shape = {
+def shape_of(size: int, layers: int, hidden: int, inner: int, widths: int, vocabulary: int) -> dict[str, int]:
+    return {
         "num_parameters": size,
         "num_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": inner,
+        "attention_width": widths,
         "vocab_size": vocabulary,
         "num_prompt_tokens": 256,
         "num_answer_tokens": 2048,
     }
+
+
+def estimates(model: str) -> list[int]:
+    """GiB of the learner on a GPU under each of the settings, and of a generator."""
     found = []
     for each in SETTINGS:
         values = {"groups_per_step": 64, "sampling": {"max_tokens": 2048}, **each}
         guess = estimate(
-            *(shape, validate(LearnerSettings, values)),
+            *(shape_of(*MODELS[model]), validate(LearnerSettings, values)),
+            device="cuda",
             kv_cache_gib=1,
             flops_learner=None,
             flops_generators=None,
@@ -51,3 +58,34 @@ def test_table_of_memory_is_what_the_estimate_says(model: str) -> None:
     size = MODELS[model][0]
     host = round((4 * size + 0.45 * 2**30) / 2**30)
     assert cells[1:] == [f"{each} GiB" for each in (small, large, host, generator)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "is_checkpointed"),
+    [("qwen3", 4096, False), ("qwen3", 4096, True), ("qwen3", 60_000, True), ("llama", 4096, False)],
+)
+def test_estimate_is_what_steps_on_tensors_without_data_take(
+    kind: str, vocabulary: int, is_checkpointed: bool
+) -> None:
+    """Layers decide in the first ones, the head in the third; a model without norms of queries keeps less."""
+    hidden, inner, layers, heads, num_tokens, rows = 256, 768, 4, 4, 4096, 512
+    config = AutoConfig.for_model(
+        model_type=kind,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=64,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+    )
+    widths = 64 * heads * 3 // 2
+    size = (
+        vocabulary * hidden + layers * (2 * hidden * widths + 3 * hidden * inner + 2 * hidden + 128) + hidden
+    )
+    settings = validate(LearnerSettings, {"gradient_checkpointing": is_checkpointed, "head_chunk_rows": rows})
+    shape = shape_of(size, layers, hidden, inner, widths, vocabulary)
+    guess = learner_bytes(shape, settings, device="cuda", row_tokens=num_tokens)
+    taken = peak_bytes(config, num_tokens=num_tokens, is_checkpointed=is_checkpointed, chunk_rows=rows)
+    assert guess == pytest.approx(taken, rel=0.12)

@@ -76,7 +76,8 @@ class DecisionLog:
             num_ranks=num_ranks,
             decide_anew=settings.decide_anew,
         )
-        asked, limits = [settings.token_budget, settings.head_chunk_rows], known.get("row_limits", {})
+        asked = [settings.token_budget, settings.head_rows(compute.device)]
+        limits = known.get("row_limits", {})
         used = limits["used"] if limits.get("asked") == asked else asked
         decided = {**compute.to_decisions(), "row_limits": {"asked": asked, "used": used}}
         # Later ones of a learner that had come further are kept only where this one would choose the same.

@@ -155,6 +155,6 @@ def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Co
     return Policy(
         model=model,
         compute_dtype=compute.torch_dtype,
-        chunk_rows=settings.head_chunk_rows,
+        chunk_rows=settings.head_rows(compute.device),
         path=checked.path.with_attention(compute.attention),
     )
