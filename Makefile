@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 
-.PHONY: help setup demo check test lint types test-python format lock proto proto-check docs \
+.PHONY: help setup demo gpu-check check test lint types test-python format lock proto proto-check docs \
 	test-tools object-store-tools \
 	chart-tools chart chart-generate pods \
 	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner dashboards dashboard-pictures \
@@ -16,6 +16,9 @@ setup:  ## Create .venv with everything at pinned versions
 
 demo: setup  ## Watch a real language model learn to add (ARGS="--fresh" starts over)
 	@.venv/bin/asympo demo $(ARGS)
+
+gpu-check: setup  ## Try everything that only a GPU shows, in ten minutes at most (ARGS=--json)
+	@.venv/bin/asympo doctor --gpu $(ARGS)
 
 check: setup lint types  ## Run lint, types and the quick unit tests (under a minute)
 	@$(PY) -m pytest -q --numprocesses 2 -m "not slow" tests/unit
@@ -37,7 +40,7 @@ test-python:  ## Run every test (ARGS="-k name" chooses some)
 format:  ## Format the code
 	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .
 
-lock:  ## Resolve deploy/local/requirements-cpu.lock again
+lock:  ## Resolve the locks of deploy/local again
 	@deploy/local/lock.sh
 
 proto:  ## Generate services/asympo/v1 from proto/

@@ -160,7 +160,7 @@ def _speed(
         # Before and after: a peak taken in a slow moment would flatter the step.
         peak_flops = max(peak_flops, matmul_peak_flops(device, options.compute_dtype))
         speeds[name] = num_true_tokens(groups) / seconds
-        needed = _needed_flops(cell.model, options, groups)
+        needed = needed_flops(cell.model, options, groups)
         whole[name], inner[name] = needed / seconds / peak_flops, needed / before_update / peak_flops
     return {
         "matmul_peak_flops": peak_flops,
@@ -175,7 +175,8 @@ def _arm(cell: LearnerCell, rollouts: list[Rollout], options: Options) -> Callab
     return lambda: cell.step(rollouts, options).seconds
 
 
-def _needed_flops(model: PreTrainedModel, options: Options, rollouts: Sequence[Rollout]) -> float:
+def needed_flops(model: PreTrainedModel, options: Options, rollouts: Sequence[Rollout]) -> float:
+    """Operations of one step, attention counted causally; computing a layer again does not count."""
     batches = pack(
         trained_groups(rollouts), token_budget=options.token_budget, share_prefixes=options.share_prefixes
     )

@@ -44,12 +44,19 @@ def parse(argv: Sequence[str]) -> Namespace:
         action="store_true",
         help="expect a generator's credentials, which may only read the object store",
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="try everything that only a GPU shows instead; at most ten minutes"
+    )
     add_json_flag(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
+    if arguments.gpu:
+        from asympo.doctor.gpu.check import check_gpu
+
+        return check_gpu(directory=arguments.directory / "gpu-check", as_json=arguments.json)
     target = Target(
         directory=arguments.directory,
         redis_url=arguments.redis_url,

@@ -68,9 +68,10 @@ def main(settings: LearnerSettings) -> int:
 
 def _meet(settings: LearnerSettings, launch: Launch, closing: ExitStack) -> "Ranks":
     """All ranks of this learner; the first one sends the others home when it leaves in good order."""
-    from asympo.learner.ranks import Ranks, device_type_of
+    from asympo.learner.device import choose_device
+    from asympo.learner.ranks import Ranks
 
-    ranks = Ranks.join(launch, device_type=device_type_of(settings.device))
+    ranks = Ranks.join(launch, device_type=choose_device(settings.device))
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, AsympoError):

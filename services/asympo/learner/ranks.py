@@ -91,13 +91,6 @@ class Ranks:
         return heard
 
 
-def device_type_of(setting: str) -> str:
-    """cpu or cuda."""
-    if setting != "auto":
-        return setting
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _encode(document: Any) -> torch.Tensor:
     return torch.frombuffer(bytearray(json.dumps(document).encode()), dtype=torch.uint8)
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner.step.device import choose_device
+from asympo.learner.device import choose_device
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import torch
 
 from asympo.common.errors import BadSetting
-from asympo.learner.step.device import choose_device
+from asympo.learner.device import choose_device
 
 log = logging.getLogger(__name__)
 
