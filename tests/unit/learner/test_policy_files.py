@@ -134,6 +134,14 @@ def test_policy_of_another_model_is_not_adopted(tmp_path: Path) -> None:
         read_weights(model, small)
 
 
+def test_model_without_a_weight_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(BadModel, match=r"lacks lm_head\.weight: it would be trained from random values"):
+        load_model(source, dtype=torch.float32, device=CPU)
+
+
 @pytest.mark.parametrize(
     ("given", "is_kept"),
     [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,9 +196,13 @@ def _backbone(model: PreTrainedModel) -> torch.nn.Module:
 def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model with ``dtype`` weights, as it is; raises BadModel with one sentence."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise BadModel(f"the model {path} cannot be loaded as a causal language model: {error}") from error
+    model: PreTrainedModel
+    model, report = loaded
+    if missing := report["missing_keys"]:
+        raise BadModel(f"the model {path} lacks {min(missing)}: it would be trained from random values")
     return model.to(device)  # type: ignore[arg-type]
 
 
