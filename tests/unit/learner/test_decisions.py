@@ -182,7 +182,7 @@ def test_decision_waits_for_storage(run: Run, measured: Measured, caplog: pytest
 
     run.files.seal = fails_twice  # type: ignore[method-assign]
     run.learner(fence=1).begin(SETTINGS, step=0, num_ranks=1)
-    assert caplog.text.count("the disk is full; tried again") == 2
+    assert caplog.text.count("the disk is full; the next attempt is in") == 2
     assert run.mirrored is not None
 
 
