@@ -1,4 +1,4 @@
-"""`asympo bench learner|log`: this machine's numbers; the arms of a ratio take turns in one run."""
+"""`asympo bench learner|log|pipeline|reload`: this machine's numbers; arms of a ratio take turns."""
 
 import argparse
 import dataclasses
@@ -30,11 +30,12 @@ def main(argv: Sequence[str]) -> int:
     text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
     verb = verbs.add_parser("pipeline", help=text, description=text)
     add_pipeline_flags(verb)
+    text = "swaps with requests in flight, every one read back, and faults to catch; needs vLLM, no broker"
+    verb = verbs.add_parser("reload", help=text, description=text)
+    add_reload_flags(verb)
     arguments = parser.parse_args(list(argv))
-    if arguments.verb == "log":
-        return _log(arguments)
-    if arguments.verb == "pipeline":
-        return _pipeline(arguments)
+    if arguments.verb != "learner":
+        return {"log": _log, "pipeline": _pipeline, "reload": _reload}[arguments.verb](arguments)
     check_learner_flags(arguments)
     if sys.platform.startswith("linux") and not os.environ.get(_MARK):
         return _in_the_learners_environment(argv)
@@ -93,6 +94,25 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
     add_json_flag(parser)
 
 
+def add_reload_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `bench reload`."""
+    parser.add_argument("--model", metavar="PATH", help="Hugging Face directory to swap; default: a tiny one")
+    parser.add_argument("--swaps", type=int, default=100, help="right swaps, besides those after each fault")
+    parser.add_argument("--requests", type=int, default=16, help="requests in flight")
+    parser.add_argument("--tokens", type=int, default=128, help="length of each response")
+    parser.add_argument("--learning-rate", type=float, default=1e-6, help="size of the step between policies")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="the engine's arithmetic"
+    )
+    parser.add_argument(
+        "--family",
+        action="append",
+        choices=("tied-llama", "qwen3", "mixtral", "deepseek-v2"),
+        help="inject faults into tiny models of this family alone; may be given several times",
+    )
+    add_json_flag(parser)
+
+
 def _log(arguments: argparse.Namespace) -> int:
     from asympo.bench.log import LogBench, measure_log
 
@@ -141,6 +161,12 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     from asympo.bench.pipeline import measure_pipeline
 
     return _answer(measure_pipeline(arguments, say=say), arguments)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from asympo.bench.reload import measure_reload
+
+    return _answer(measure_reload(arguments, say=say), arguments)
 
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:

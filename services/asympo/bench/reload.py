@@ -1,13 +1,94 @@
-"""Policies one small optimizer step apart, as a run publishes them."""
+"""`asympo bench reload`: policies one small step apart swapped with requests in flight; faults to catch."""
 
+import argparse
+import asyncio
+import contextlib
+import json
 import shutil
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from asympo.bench.models import write_tiny_family
 from asympo.common.checkpoints import Manifest, Probe
-from asympo.common.checkpoints.digests import tensor_entries
+from asympo.common.checkpoints.digests import available_cores, tensor_entries
+from asympo.common.errors import BadSetting, EngineBroken
+from asympo.common.records import FinishReason
+from asympo.engines.base import EngineSettings, Reloaded, ReloadTiming, SamplingSettings
+from asympo.engines.vllm import VllmEngine
+from asympo.engines.vllm_faults import WORKER_EXTENSION
+
+_DENSE_FAULTS = (
+    *("nothing_changed", "fused_tensor_missing", "tensor_of_parent", "fused_tensor_of_parent"),
+    *("layers_swapped", "key_and_value_swapped", "gate_and_up_swapped", "packed_copy_stale"),
+    *("half_of_the_rows_stale", "embedding_stale", "norm_off_by_one_bit", "read_as_another_dtype"),
+    *("rounded_to_8_bits", "signs_lost"),
+)
+_EXPERT_FAULTS = ("nothing_changed", "tensor_of_parent", "expert_of_parent", "experts_unpacked")
+FAULTS = {
+    "tied-llama": ("tied_head_stale", *_DENSE_FAULTS),
+    "qwen3": _DENSE_FAULTS,
+    "mixtral": (*_EXPERT_FAULTS, "packed_copy_stale"),
+    "deepseek-v2": _EXPERT_FAULTS,
+}
+"""Which faults a tiny model of each family can have."""
+BREAKING_FAULT = "whole_tensor_missing"
+"""Refused by the loader's own account of what it filled: the engine is broken afterwards."""
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What happened."""
+
+    swaps: int = 0
+    false_alarms: int = 0
+    """Right reloads in which a value seemed to differ."""
+    not_proved: int = 0
+    """Right reloads that proved nothing: no value changed, or a layer could not be read back."""
+    requests: int = 0
+    requests_lost: int = 0
+    tokens_lost: int = 0
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    timings: list[ReloadTiming] = field(default_factory=list)
+    values_read_back: list[int] = field(default_factory=list)
+
+    def note(self, reloaded: Reloaded) -> None:
+        """A right reload has ended."""
+        readback = reloaded.readback
+        self.swaps += 1
+        self.false_alarms += bool(readback.wrong)
+        self.not_proved += bool(readback.uncovered) or not readback.num_changed
+        self.timings.append(reloaded.timing)
+        self.values_read_back.append(readback.num_values)
+
+
+@dataclass(kw_only=True)
+class Policies:
+    """A chain of policies, each one step from the one before; two are kept."""
+
+    current: Path
+    directory: Path
+    learning_rate: float
+    num_made: int = 0
+    num_changed: list[int] = field(default_factory=list)
+
+    def advance(self) -> tuple[Path, Manifest]:
+        """Write the next policy and forget the one before the last."""
+        self.num_made += 1
+        target = self.directory / f"policy-{self.num_made}"
+        self.num_changed.append(
+            write_next_policy(self.current, target, learning_rate=self.learning_rate, seed=self.num_made)
+        )
+        shutil.rmtree(self.directory / f"policy-{self.num_made - 2}", ignore_errors=True)
+        self.current = target
+        return target, manifest_for(target, step=self.num_made)
 
 
 def write_next_policy(source: Path, target: Path, *, learning_rate: float, seed: int) -> int:
@@ -46,3 +127,171 @@ def manifest_for(directory: Path, *, step: int) -> Manifest:
         probe=Probe(sequences=(), tolerance=0.0),
         digest=f"{step:064d}",
     )
+
+
+def measure_reload(arguments: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs it all; one engine after another."""
+    if arguments.swaps < 1 or arguments.requests < 1 or arguments.tokens < 1:
+        raise BadSetting("--swaps, --requests and --tokens: give 1 or more")
+    return asyncio.run(_measure(arguments, say=say))
+
+
+async def _measure(arguments: argparse.Namespace, *, say: Callable[[str], None]) -> dict[str, Any]:
+    counts = Counts()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        model, name = _model_of(arguments, directory)
+        async with (
+            _engine(model, directory / "swaps", arguments) as (engine, policies),
+            _load(engine, counts, arguments),
+        ):
+            for number in range(arguments.swaps):
+                reloaded = await _swap(engine, policies)
+                counts.note(reloaded)
+                say(_line(number + 1, reloaded))
+            changed = list(policies.num_changed)
+            await _inject(engine, policies, counts, name, _faults_of(model), say=say)
+        for family in arguments.family or FAULTS:
+            tiny = await asyncio.to_thread(write_tiny_family, family, directory / f"model-{family}")
+            async with _engine(tiny, directory / family, arguments) as (engine, policies):
+                async with _load(engine, counts, arguments):
+                    await _inject(engine, policies, counts, family, FAULTS[family], say=say)
+                # Breaks the engine, and with it whatever would be in flight.
+                counts.faults.append(await _fault(engine, policies, family, BREAKING_FAULT))
+    return _report(counts, changed, arguments)
+
+
+def _model_of(arguments: argparse.Namespace, directory: Path) -> tuple[Path, str]:
+    if arguments.model:
+        return Path(arguments.model), Path(arguments.model).name
+    return write_tiny_family("llama", directory / "model"), "tiny llama"
+
+
+def _faults_of(model: Path) -> Sequence[str]:
+    """What can be injected into any model whose layers are named as Llama's are; none into others."""
+    config = json.loads((model / "config.json").read_text())
+    if config["model_type"] not in ("llama", "qwen2", "qwen3"):
+        return ()
+    return FAULTS["tied-llama"] if config.get("tie_word_embeddings") else _DENSE_FAULTS
+
+
+async def _inject(
+    engine: VllmEngine,
+    policies: Policies,
+    counts: Counts,
+    name: str,
+    faults: Sequence[str],
+    *,
+    say: Callable[[str], None],
+) -> None:
+    for fault in faults:
+        counts.faults.append(await _fault(engine, policies, name, fault))
+        say(f"{name}, {fault}: {counts.faults[-1]['found'] or 'NOT CAUGHT'}")
+        # The next fault must not be caught by what this one left behind.
+        counts.note(await _swap(engine, policies))
+
+
+async def _swap(engine: VllmEngine, policies: Policies) -> Reloaded:
+    policy, manifest = await asyncio.to_thread(policies.advance)
+    return await engine.reload(policy, manifest=manifest)
+
+
+async def _fault(engine: VllmEngine, policies: Policies, name: str, fault: str) -> dict[str, Any]:
+    await engine.rpc("inject", fault)
+    try:
+        wrong: Sequence[str] = (await _swap(engine, policies)).readback.wrong
+    except EngineBroken as error:
+        wrong = (str(error),)
+    return {"model": name, "fault": fault, "caught": bool(wrong), "found": wrong[0] if wrong else None}
+
+
+@contextlib.asynccontextmanager
+async def _engine(
+    model: Path, directory: Path, arguments: argparse.Namespace
+) -> AsyncIterator[tuple[VllmEngine, Policies]]:
+    """An engine on the model, and policies that begin with it."""
+    directory.mkdir()
+    settings = EngineSettings(
+        dtype=arguments.dtype, max_num_seqs=arguments.requests, max_model_len=512, kv_cache_gib=0.25
+    )
+    engine = VllmEngine(settings=settings, worker_extension_cls=WORKER_EXTENSION)
+    try:
+        await engine.start(model_path=model)
+        yield engine, Policies(current=model, directory=directory, learning_rate=arguments.learning_rate)
+    finally:
+        await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def _load(engine: VllmEngine, counts: Counts, arguments: argparse.Namespace) -> AsyncIterator[None]:
+    """As many requests in flight as the engine takes, a new one for each that ends; the last ones end too."""
+    sampling = SamplingSettings(max_tokens=arguments.tokens, min_tokens=arguments.tokens)
+    is_over = asyncio.Event()
+
+    async def ask(slot: int) -> None:
+        number = 0
+        while not is_over.is_set():
+            name = f"{slot}.{number}"
+            prompt = [5 + slot, 6, 7 + number % 100]
+            [sample] = await engine.generate(
+                prompt, num_samples=1, sampling=sampling, request_id=name, cache_salt=name
+            )
+            number += 1
+            counts.requests += 1
+            counts.requests_lost += sample.finish_reason is not FinishReason.LENGTH
+            counts.tokens_lost += arguments.tokens - len(sample.token_ids)
+
+    async with asyncio.TaskGroup() as group:
+        for slot in range(arguments.requests):
+            group.create_task(ask(slot))
+        while engine.stats.num_in_flight < arguments.requests:
+            await asyncio.sleep(0)
+        yield
+        is_over.set()
+
+
+def _line(number: int, reloaded: Reloaded) -> str:
+    timing, readback = reloaded.timing, reloaded.readback
+    verdict = (
+        f"{len(readback.wrong)} layers differ, {readback.wrong[0]}" if readback.wrong else "as published"
+    )
+    return (
+        f"swap {number}: {verdict}; paused {timing.pause_seconds:.2f} s, {timing.num_in_flight} in flight, "
+        f"{readback.num_values} values read back in {timing.readback_seconds:.2f} s"
+    )
+
+
+def _report(counts: Counts, changed: Sequence[int], arguments: argparse.Namespace) -> dict[str, Any]:
+    timings = counts.timings[: arguments.swaps]
+    return {
+        "swaps": counts.swaps,
+        "false_alarms": counts.false_alarms,
+        "not_proved": counts.not_proved,
+        "faults_injected": len(counts.faults),
+        "faults_caught": sum(fault["caught"] for fault in counts.faults),
+        "requests": counts.requests,
+        "requests_lost": counts.requests_lost,
+        "tokens_lost": counts.tokens_lost,
+        "pause_seconds": _spread([timing.pause_seconds for timing in timings]),
+        "load_seconds": _spread([timing.reload_seconds for timing in timings]),
+        "readback_seconds": _spread([timing.readback_seconds for timing in timings]),
+        "in_flight": _spread([timing.num_in_flight for timing in timings]),
+        "values_read_back": _spread(counts.values_read_back[: arguments.swaps]),
+        "values_changed": _spread(changed),
+        "learning_rate": arguments.learning_rate,
+        "model": Path(arguments.model).name if arguments.model else "tiny llama",
+        "dtype": arguments.dtype,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": available_cores(),
+        "vllm": version(packages_distributions()["vllm"][0]),
+        "faults": counts.faults,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "median": statistics.median(ordered),
+        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+        "max": ordered[-1],
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from asympo.bench.models import write_tiny_family
-from asympo.bench.reload import manifest_for, write_next_policy
+from asympo.bench.reload import BREAKING_FAULT, FAULTS, manifest_for, write_next_policy
 from asympo.common import errors
 from asympo.engines.base import EngineSettings, Readback, SamplingSettings
 from asympo.engines.vllm import VllmEngine
@@ -18,16 +18,6 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
 
 FAMILIES = ("tied-llama", "mixtral", "deepseek-v2")
-FAULTS = {
-    "tied-llama": (
-        *("nothing_changed", "tied_head_stale", "fused_tensor_missing", "tensor_of_parent"),
-        *("fused_tensor_of_parent", "layers_swapped", "key_and_value_swapped", "gate_and_up_swapped"),
-        *("packed_copy_stale", "half_of_the_rows_stale", "embedding_stale", "norm_off_by_one_bit"),
-        *("read_as_another_dtype", "rounded_to_8_bits", "signs_lost"),
-    ),
-    "mixtral": ("nothing_changed", "experts_unpacked", "expert_of_parent", "packed_copy_stale"),
-    "deepseek-v2": ("nothing_changed", "tensor_of_parent", "expert_of_parent", "experts_unpacked"),
-}
 
 
 @dataclass(kw_only=True)
@@ -113,7 +103,7 @@ async def test_faults_of_the_size_of_one_step_are_caught(
 
 
 async def test_parameter_that_no_tensor_fills_breaks_the_engine(stand: Stand) -> None:
-    await stand.engine.rpc("inject", "whole_tensor_missing")
+    await stand.engine.rpc("inject", BREAKING_FAULT)
     policy = stand.policies[0]
     with pytest.raises(errors.EngineBroken, match="untouched"):
         await stand.engine.reload(policy, manifest=manifest_for(policy, step=99))
