@@ -138,6 +138,9 @@ class VllmEngine:
 
         if not 0 < num_prompt_tokens < len(token_ids):
             raise ValueError(f"{num_prompt_tokens} prompt tokens of {len(token_ids)}: none would be scored")
+        if self._running().vllm_config.lora_config is not None:
+            # vLLM 0.32's engine dies of a prompt's log-probabilities beside other requests then.
+            raise errors.PromptRefused("an engine that serves adapters scores no prompts")
         self._num_probes += 1
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         name = f"probe-{self._num_probes}"
