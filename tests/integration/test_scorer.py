@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ import ctypes, glob, os, sys, time
 def score(prompt, response_text):
     if response_text == "raise":
         raise ValueError("no such thing")
+    if response_text.startswith("hang"):
+        open("hanging", "w").close()
     if response_text == "hang":
         while True:
             pass
@@ -78,11 +80,15 @@ def is_alive(process_id: int) -> bool:
         return False
 
 
-def wait_until_dead(process_id: int, timeout_seconds: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + timeout_seconds
-    while is_alive(process_id) and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return not is_alive(process_id)
+    return condition()
+
+
+def wait_until_dead(process_id: int) -> bool:
+    return wait_until(lambda: not is_alive(process_id))
 
 
 def expect_failure(outcome: float | ScoreFailure, kind: str, reason: str) -> None:
@@ -169,9 +175,9 @@ def test_close_ends_a_scoring_that_hangs(task: TaskConfig) -> None:
     outcomes: list[float | ScoreFailure] = []
     thread = threading.Thread(target=lambda: outcomes.extend(scorer.score(0, ["hang", "a"])))
     thread.start()
-    time.sleep(0.2)
+    assert wait_until(Path("hanging").exists)
     scorer.close()
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert [outcome.kind for outcome in outcomes if isinstance(outcome, ScoreFailure)] == ["closed"] * 2
     assert wait_until_dead(process_id)
     expect_failure(scorer.score(0, ["a"])[0], "closed", "closed")
@@ -186,16 +192,21 @@ task = TaskConfig(name="jsonl", path="rows.jsonl", scoring="python:my_rewards:sc
 scorer = Scorer(task=task, timeout_seconds=60.0, allow_python=True)
 print(scorer._workers[0].process_id, flush=True)
 scorer.score(0, [sys.argv[1]])
+print("scored", flush=True)
+sys.stdin.read()
 """
 
 
 @pytest.mark.parametrize("text", ["hang in C", "a"])
 def test_scoring_process_ends_with_a_killed_parent(task: TaskConfig, text: str) -> None:
     command = [sys.executable, "-c", PARENT, text]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         process_id = int(parent.stdout.readline())
-        time.sleep(0.3)
+        if text == "a":
+            assert parent.stdout.readline() == b"scored\n"
+        else:
+            assert wait_until(Path("hanging").exists)
         parent.kill()
     assert wait_until_dead(process_id)
 

@@ -11,7 +11,7 @@ from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.session import LogSession
 from asympo.learner.model.forward_path import ForwardPath
-from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.policy import Policy, load_model, read_model_config
 from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
@@ -26,7 +26,7 @@ from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.compute import Compute, set_up_torch
-from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts
+from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts, right_path
 from asympo.learner.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,12 @@ def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog
         retry_seconds=settings.publish_retry_seconds,
     )
     step = context.progress.step
-    compute = decisions.begin(settings, step=step, num_ranks=1 if ranks is None else ranks.num_ranks)
+    compute = decisions.begin(
+        settings,
+        step=step,
+        num_ranks=1 if ranks is None else ranks.num_ranks,
+        find_path=lambda: right_path(read_model_config(settings.model), settings),
+    )
     log.info(
         "Training on %s in %s with %d threads on %d ranks",
         *(compute.device, compute.compute_dtype, compute.num_threads, compute.num_ranks),

@@ -63,13 +63,12 @@ async def test_responses_in_flight_continue_across_reloads(
 ) -> None:
     groups = [
         asyncio.create_task(
-            engine.generate(PROMPT, num_samples=4, sampling=sampling(150), request_id=f"f{i}", cache_salt="1")
+            engine.generate(PROMPT, num_samples=4, sampling=sampling(200), request_id=f"f{i}", cache_salt="1")
         )
         for i in range(3)
     ]
-    while engine.stats.num_in_flight < 12:
+    while len(engine._in_engine) < SETTINGS.max_num_seqs:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
     for directory in (policy_b, tiny_model, policy_b):
         reloaded = await engine.reload(directory, manifest=manifest_of(directory))
         assert reloaded.timing.num_in_flight == SETTINGS.max_num_seqs
@@ -77,7 +76,7 @@ async def test_responses_in_flight_continue_across_reloads(
         assert reloaded.readback.num_changed
         assert not any(group.done() for group in groups)
     samples = [sample for group in await asyncio.gather(*groups) for sample in group]
-    assert [len(sample.token_ids) for sample in samples] == [150] * 12
+    assert [len(sample.token_ids) for sample in samples] == [200] * 12
     assert {sample.finish_reason for sample in samples} == {FinishReason.LENGTH}
     assert len({sample.token_ids for sample in samples}) == 12
     assert engine.stats.num_in_flight == 0
@@ -196,7 +195,8 @@ async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path)
     group = asyncio.create_task(
         engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="k", cache_salt="k")
     )
-    await asyncio.sleep(0.1)
+    while not engine.stats.num_in_flight:
+        await asyncio.sleep(0.01)
     for child in set(psutil.Process().children(recursive=True)) - before:
         if "EngineCore" in " ".join(child.cmdline()) or child.memory_info().rss > 200 << 20:
             os.kill(child.pid, 9)

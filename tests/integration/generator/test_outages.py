@@ -1,6 +1,5 @@
 """Brokers that die and rewards that misbehave."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -36,9 +35,9 @@ async def test_finished_groups_outlive_a_broker_that_is_killed(
         await until(lambda: len(engine.in_flight) == 2)
         own_broker.kill()
         engine.flowing.set()
-        await asyncio.sleep(0.3)
+        await until(lambda: not engine.in_flight)
         own_broker.start()
-        await until(lambda: len(learner.groups()) == learner.config.capacity, timeout_seconds=20)
+        await until(lambda: len(learner.groups()) == learner.config.capacity, timeout_seconds=60)
         assert gen.status["groups_wasted"] == 0
         assert len(engine.salts) == learner.config.capacity, "nothing was sampled twice"
         await until(lambda: gen.generator.not_ready_reason is None)
@@ -63,7 +62,7 @@ async def test_rewards_that_raise_or_hang_cost_their_response_only(
     learner.create().publish(0, nll=2.0)
     engine = ScriptedEngine()
     engine.texts = ["raise", "0.5", "hang", "1.5"]
-    settings = settings_for(learner, allow_python=True, reward_timeout_seconds=0.4, max_groups_in_flight=1)
+    settings = settings_for(learner, allow_python=True, reward_timeout_seconds=5.0, max_groups_in_flight=1)
     async with running(settings, engine) as gen:
         [group, *_] = await until(learner.groups)
         assert [response.reward for response in group.responses] == [0.5, 1.5]

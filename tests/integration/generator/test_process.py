@@ -22,7 +22,7 @@ ENDLESS = {"length_mean_tokens": 5000.0}
 @pytest.fixture
 def learner(make_learner: Callable[..., LearnerSide]) -> LearnerSide:
     learner = make_learner(
-        lease_seconds=1.5, groups_per_step=6, max_groups_per_step=6, sampling={"max_tokens": 10_000}
+        lease_seconds=5.0, groups_per_step=6, max_groups_per_step=6, sampling={"max_tokens": 10_000}
     )
     learner.create().publish(0, nll=2.0)
     return learner

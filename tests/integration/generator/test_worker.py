@@ -34,7 +34,7 @@ async def test_worker_appends_scored_groups_until_capacity_is_used_up(learner: L
 
 async def test_worker_waits_for_the_run_and_its_first_policy(learner: LearnerSide) -> None:
     async with running(settings_for(learner)) as gen:
-        await asyncio.sleep(0.2)
+        await until(lambda: gen.process.http_port)
         assert gen.status["state"] == "starting"
         learner.create()
         await until(lambda: gen.status["state"] == "waiting_for_policy")

@@ -44,6 +44,8 @@ class Producer:
         self._hostile_every = hostile_every
         self._is_ended = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
+        self.hold_at_step: int | None = None
+        """From the policy of this step on nothing is answered; the learner makes two steps more at most."""
         self.num_appended = 0
         self.acknowledged: list[tuple[str, int, bytes]] = []
         """Group id, number and payload of every append that the broker acknowledged."""
@@ -69,6 +71,9 @@ class Producer:
         policy = self._run_log.policies.latest()
         if policy is None:
             self._run_log.policies.wait(None, 0.5)
+            return
+        if self.hold_at_step is not None and policy.step >= self.hold_at_step:
+            self._is_ended.wait(0.02)
             return
         lease = self._run_log.leases.acquire(holder="producer", policy_step=policy.step)
         if isinstance(lease, Refused):

@@ -55,11 +55,13 @@ def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
             assert started.wait() == 0, started.log
     assert state_bytes(tmp_path, plain) != state_bytes(tmp_path, other)
 
-    with Producer(url=broker_url, run=run):
+    with Producer(url=broker_url, run=run) as producer:
+        producer.hold_at_step = 2
         before, after = learner(run, SHARED), learner(run, SEPARATE)
         before.start()
         before.until(lambda: before.reached(2))
-        before.kill()
+        before.end(signal.SIGKILL)
+        producer.hold_at_step = None
         assert not list((tmp_path / run / "train").glob("step-*"))
         assert after.start("--take-over").wait() == 0, after.log
     expected = state_bytes(tmp_path, plain)
@@ -82,16 +84,18 @@ def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
 def test_rows_made_smaller_before_a_kill_are_as_small_after_it(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    flags = ("--total-steps", "7", "--save-every", "7", "--share-prefixes", "always")
+    flags = ("--total-steps", "9", "--save-every", "9", "--share-prefixes", "always")
     where = {"url": broker_url, "root": tmp_path, "model": tiny_model, "flags": flags}
     small, disturbed = f"{run_name}-small", f"{run_name}-disturbed"
     with Producer(url=broker_url, run=small):
         undisturbed = LearnerProcess(**where, run=small, launcher=("-c", SMALL_MEMORY)).start()  # type: ignore[arg-type]
         assert undisturbed.wait() == 0, undisturbed.log
-    with Producer(url=broker_url, run=disturbed):
+    with Producer(url=broker_url, run=disturbed) as producer:
+        producer.hold_at_step = 5
         before = LearnerProcess(**where, run=disturbed, launcher=("-c", SMALL_MEMORY)).start()  # type: ignore[arg-type]
         before.until(lambda: before.reached(5))
-        before.kill()
+        before.end(signal.SIGKILL)
+        producer.hold_at_step = None
         # This one has all the memory it needs.
         after = LearnerProcess(**where, run=disturbed).start("--take-over")  # type: ignore[arg-type]
         assert after.wait() == 0, after.log
@@ -111,10 +115,12 @@ def test_another_class_of_processor_is_refused_until_told_to_decide_anew(
     where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
     learner = LearnerProcess(**where, flags=("--total-steps", "6"))  # type: ignore[arg-type]
     moved = LearnerProcess(**where, flags=("--total-steps", "6"), environment=elsewhere)  # type: ignore[arg-type]
-    with Producer(url=broker_url, run=run_name):
+    with Producer(url=broker_url, run=run_name) as producer:
+        producer.hold_at_step = 1
         learner.start()
         learner.until(lambda: learner.reached(1))
         assert learner.end(signal.SIGTERM) == 0, learner.log
+        producer.hold_at_step = None
         saved = run_log.commits.last()
         assert saved is not None
         assert moved.start().wait() == 2

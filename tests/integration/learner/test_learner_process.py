@@ -46,13 +46,16 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     )
     with Producer(url=broker_url, run=runs[0]):
         assert plain.start().wait() == 0, plain.log
-    with Producer(url=broker_url, run=runs[1]):
+    with Producer(url=broker_url, run=runs[1]) as producer:
+        producer.hold_at_step = 5
         disturbed.start("--retain")
         disturbed.until(lambda: disturbed.reached(5))
         disturbed.end(signal.SIGKILL)
+        producer.hold_at_step = 8
         disturbed.start("--take-over", "--retain")
         disturbed.until(lambda: disturbed.reached(8))
         code = disturbed.end(signal.SIGTERM)
+        producer.hold_at_step = None
         assert code == 0, disturbed.log
         assert disturbed.start("--retain").wait() == 0, disturbed.log
     assert final_digests(tmp_path, runs[0]) == final_digests(tmp_path, runs[1])

@@ -29,10 +29,12 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
     flags = ("--heartbeat-seconds", "2")
     launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
     ranks = LearnerProcess(**where, launcher=launcher, flags=(*flags, "--total-steps", "9"))  # type: ignore[arg-type]
-    with Producer(url=broker_url, run=run_name):
+    with Producer(url=broker_url, run=run_name) as producer:
+        producer.hold_at_step = 4
         ranks.start()
         ranks.until(lambda: ranks.reached(4))
         ranks.kill_rank(1)
+        producer.hold_at_step = None
         assert ranks.wait() == 0, ranks.log
         finished = run_log.commits.last()
         assert finished is not None

@@ -77,7 +77,8 @@ def disturbed_run(
     )
     earlier = root / "broker-earlier"
     try:
-        with Producer(url=broker.url, run="run", hostile_every=9):
+        with Producer(url=broker.url, run="run", hostile_every=9) as producer:
+            producer.hold_at_step = 7
             learner.start()
             learner.until(lambda: learner.reached(1))
             shutil.copytree(root / "broker", earlier)
@@ -87,10 +88,12 @@ def disturbed_run(
             shutil.rmtree(root / "broker")
             shutil.copytree(earlier, root / "broker")
             broker.start()
+            producer.hold_at_step = 9
             learner.start("--take-over")
-            learner.until(lambda: learner.reached(10))
+            learner.until(lambda: learner.reached(9))
             assert "the broker had lost acknowledged state" in learner.log
             learner.end(signal.SIGKILL)
+            producer.hold_at_step = None
             assert learner.start("--take-over").wait() == 0, learner.log
     finally:
         broker.kill()

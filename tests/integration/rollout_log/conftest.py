@@ -138,6 +138,11 @@ def must_lease(log: RunLog, *, holder: str = "gen-0", policy_step: int = 0) -> L
     return lease
 
 
+def let_expire(log: RunLog, lease: Lease) -> None:
+    """As if its holder had been silent for as long as it may be."""
+    log.broker.command("ZADD", log.access.key("deadlines"), 1, lease.token)
+
+
 def must_append(log: RunLog, lease: Lease | None = None, payload: bytes = b"payload") -> AppendResult:
     result = log.leases.append(lease or must_lease(log), payload, producer="gen-0")
     assert result.outcome == "appended", result

@@ -1,8 +1,6 @@
-import time
-
 from asympo.common.rollout_log import AppendOutcome, Lease, RunLog, RunState
 
-from .conftest import must_append, must_lease, start_run
+from .conftest import let_expire, must_append, must_lease, start_run
 
 
 def test_append_numbers_groups_densely_and_keeps_their_bytes(log: RunLog) -> None:
@@ -34,18 +32,18 @@ def test_append_retried_with_the_same_lease_writes_nothing_again(log: RunLog) ->
 
 
 def test_append_after_expiry_is_refused_and_counted_as_wasted(log: RunLog) -> None:
-    start_run(log, lease_seconds=0.1)
+    start_run(log)
     lease = must_lease(log)
-    time.sleep(0.15)
+    let_expire(log, lease)
     assert log.leases.append(lease, b"x", producer="gen-0").outcome == AppendOutcome.LEASE_LOST
     stats = log.stats.read()
     assert (stats.appended, stats.wasted_appends, stats.lease_expiries, stats.reissue) == (0, 1, 1, 1)
 
 
 def test_append_of_a_late_holder_is_refused_after_its_prompt_was_reissued(log: RunLog) -> None:
-    start_run(log, lease_seconds=0.5)
+    start_run(log)
     late = must_lease(log)
-    time.sleep(0.6)
+    let_expire(log, late)
     prompt = must_lease(log, holder="gen-1")
     assert prompt.group_id == late.group_id
     assert log.leases.append(late, b"late", producer="gen-0").outcome == AppendOutcome.LEASE_LOST

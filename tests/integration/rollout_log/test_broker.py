@@ -42,15 +42,18 @@ def test_acknowledged_groups_survive_a_kill_and_callers_only_see_a_delay(
     log = RunLog(Broker.connect(process.url, **PATIENT), run_name)
     start_run(log, groups_per_step=100, max_groups_per_step=100, num_prompts=500)
     acknowledged: dict[str, bytes] = {}
+    is_half_way = threading.Event()
 
-    def come_back() -> None:
+    def kill_half_way() -> None:
+        is_half_way.wait()
         process.kill()
-        time.sleep(0.2)
         process.start()
 
-    killer = threading.Timer(0.15, come_back)
+    killer = threading.Thread(target=kill_half_way)
     killer.start()
     for number in range(150):
+        if number == 75:
+            is_half_way.set()
         lease, payload = must_lease(log), b"group %d" % number
         result = log.leases.append(lease, payload, producer="gen-0")
         assert result.outcome in (AppendOutcome.APPENDED, AppendOutcome.DUPLICATE)

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 
 import pytest
@@ -43,19 +42,22 @@ def test_fence_grows_with_every_owner(log: RunLog) -> None:
     assert len({first.token, second.token, third.token}) == 3
 
 
+def let_heartbeat_expire(log: RunLog) -> None:
+    log.broker.command("HSET", log.access.key("run"), "fence_deadline_ms", 1)
+
+
 def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
-    log.fence.take("learner-0", heartbeat_seconds=0.6)
+    log.fence.take("learner-0", heartbeat_seconds=30.0)
     with pytest.raises(RunHasLearner):
         log.fence.take("learner-1")
-    time.sleep(0.7)
+    let_heartbeat_expire(log)
     assert log.fence.take("learner-1").number == 2
 
 
 def test_fence_is_kept_by_heartbeats(log: RunLog) -> None:
-    fence = log.fence.take("learner-0", heartbeat_seconds=1.0)
-    for _ in range(4):
-        time.sleep(0.3)
-        log.fence.heartbeat(fence)
+    fence = log.fence.take("learner-0", heartbeat_seconds=30.0)
+    let_heartbeat_expire(log)
+    log.fence.heartbeat(fence)
     with pytest.raises(RunHasLearner):
         log.fence.take("learner-1")
 

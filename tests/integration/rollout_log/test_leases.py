@@ -5,7 +5,7 @@ import pytest
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunLog, RunState, permuted_index
 
-from .conftest import config_of, must_append, must_lease, start_run
+from .conftest import config_of, let_expire, must_append, must_lease, start_run
 
 
 def refusal(log: RunLog, *, policy_step: int = 0) -> Refused:
@@ -80,10 +80,10 @@ def test_leases_are_refused_to_a_holder_too_stale_to_append(log: RunLog) -> None
 
 
 def test_expired_lease_returns_its_prompt_first(log: RunLog) -> None:
-    start_run(log, lease_seconds=0.6)
+    start_run(log)
     lost = must_lease(log)
     must_append(log)
-    time.sleep(0.7)
+    let_expire(log, lost)
     again = must_lease(log, holder="gen-1")
     assert again.group_id == lost.group_id
     assert again.token != lost.token
@@ -91,14 +91,22 @@ def test_expired_lease_returns_its_prompt_first(log: RunLog) -> None:
 
 
 def test_renewed_lease_outlives_lease_seconds_but_not_its_maximum(log: RunLog) -> None:
-    start_run(log, lease_seconds=1.0, max_lease_seconds=2.0)
+    start_run(log, lease_seconds=100.0, max_lease_seconds=200.0)
     lease = must_lease(log)
-    began = time.monotonic()
-    while not (lost := log.leases.renew([lease])):
-        assert time.monotonic() - began < 30
-        time.sleep(0.1)
-    assert lost == [lease]
-    assert time.monotonic() - began > 1.7
+
+    def seconds_left_when_granted(seconds_ago: float) -> float:
+        """Of a lease that would have ended in 50 s, renewed so long after its grant."""
+        now_ms = 1000 * log.stats.read().server_time_seconds
+        stored = f"{lease.group_id}|0|{now_ms - 1000 * seconds_ago:.0f}|gen-0"
+        log.broker.command("HSET", log.access.key("leases"), lease.token, stored)
+        log.broker.command("ZADD", log.access.key("deadlines"), now_ms + 50_000, lease.token)
+        assert log.leases.renew([lease]) == []
+        return (float(log.broker.command("ZSCORE", log.access.key("deadlines"), lease.token)) - now_ms) / 1000
+
+    assert 100 <= seconds_left_when_granted(60) < 130
+    assert seconds_left_when_granted(180) == pytest.approx(20, abs=0.01)
+    assert seconds_left_when_granted(210) == pytest.approx(-10, abs=0.01)
+    assert log.leases.renew([lease]) == [lease]
 
 
 def test_renew_names_exactly_the_lost_ones(log: RunLog) -> None:
@@ -204,10 +212,10 @@ def test_refused_asker_does_not_miss_an_event_before_it_waits(log: RunLog) -> No
 
 
 def test_refused_asker_wakes_when_a_lease_is_about_to_expire(log: RunLog) -> None:
-    start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0, lease_seconds=1.0)
+    start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0, lease_seconds=3.0)
     lost = must_lease(log)
     refused = refusal(log)
-    assert 0 < refused.retry_after_seconds < 1.1
+    assert 0 < refused.retry_after_seconds < 3.1
     assert waited_seconds(log, refused) < 30
     assert must_lease(log).group_id == lost.group_id
 

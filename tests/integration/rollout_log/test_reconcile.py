@@ -116,9 +116,7 @@ def test_start_frees_what_the_training_state_covers(log: RunLog) -> None:
 def test_rollback_never_reuses_a_number_and_reissues_what_was_lost(
     mortal: LocalBroker, log: RunLog, tmp_path: Path
 ) -> None:
-    learner = start_run(
-        log, num_prompts=12, num_epochs=1, lease_seconds=1.5, groups_per_step=20, max_groups_per_step=20
-    )
+    learner = start_run(log, num_prompts=12, num_epochs=1, groups_per_step=20, max_groups_per_step=20)
     must_append(log)
     learner.consume(1)
     known_to_old_state = must_lease(log)

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from asympo.common.errors import CorruptCheckpoint, PublishFailed
 from asympo.common.lifecycle import StopSignal
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.state.decisions import Decision, Decisions, decode_decisions, encode_decisions
@@ -60,10 +61,13 @@ class DecisionLog:
         """What holds for a step; JSON values."""
         return self._decisions.at(step)
 
-    def begin(self, settings: LearnerSettings, *, step: int, num_ranks: int) -> Compute:
+    def begin(
+        self, settings: LearnerSettings, *, step: int, num_ranks: int, find_path: Callable[[], ForwardPath]
+    ) -> Compute:
         """What holds from the step after ``step``, durable: as the run has decided, or as it decides now.
 
-        Raises BadSetting as choose_compute does, and PublishFailed when told to stop before storage took it.
+        ``find_path`` tries which way of computing the model is right, where that is not known. Raises
+        BadSetting as choose_compute does, and PublishFailed when told to stop before storage took it.
         """
         known = self.at(step + 1)
         compute = choose_compute(
@@ -76,6 +80,8 @@ class DecisionLog:
             num_ranks=num_ranks,
             decide_anew=settings.decide_anew,
         )
+        if compute.path is None:
+            compute = replace(compute, path=asdict(find_path()))
         asked = [settings.token_budget, settings.head_rows(compute.device)]
         limits = known.get("row_limits", {})
         used = limits["used"] if limits.get("asked") == asked else asked

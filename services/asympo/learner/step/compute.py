@@ -43,6 +43,8 @@ class Compute:
     """How a row attends: ``blocks`` or ``flex``."""
     processor: str = ""
     """What `processor_class` said; empty where nobody wrote it down."""
+    path: dict[str, Any] | None = None
+    """Fields of the ForwardPath that was found to be right for the model; None where nobody wrote it down."""
 
     @classmethod
     def of(cls, decided: Mapping[str, Any]) -> Self:
@@ -130,9 +132,10 @@ def choose_compute(
         share_prefixes=is_shared,
         attention=attention,
         processor=processor,
+        path=known.get("path"),
     )
     for name, value in compute.to_decisions().items():
-        if name in decided and decided[name] not in (value, ""):
+        if name in decided and decided[name] not in (value, "", None):
             log.warning(
                 "The run was trained with %s %s so far and goes on with %s: same groups, same order, "
                 "but no longer bit for bit what an undisturbed run gives",

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from asympo.common.context_length import context_length
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.check import check_model, check_weights
-from asympo.learner.model.forward_path import set_mode
+from asympo.learner.model.forward_path import ForwardPath, set_mode
 from asympo.learner.model.policy import Policy, end_token_ids, load_model, vocab_size
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
@@ -144,17 +144,20 @@ def build_stepper(
     )
 
 
-def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
-    """A policy over weights that are loaded already, computed in the fastest way that is right.
-
-    Which that is follows from config and settings alone, so everyone who trains the run finds the same.
-    """
-    checked = check_model(model.config, is_checkpointed=settings.gradient_checkpointing)
+def right_path(config: PretrainedConfig, settings: LearnerSettings) -> ForwardPath:
+    """The fastest way of computing the model that is right; a trial, which a run makes once."""
+    checked = check_model(config, is_checkpointed=settings.gradient_checkpointing)
     checked.tell()
+    return checked.path
+
+
+def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
+    """A policy over weights that are loaded already, computed as the run has decided."""
+    path = ForwardPath(**compute.path) if compute.path else right_path(model.config, settings)
     set_mode(model, is_checkpointed=settings.gradient_checkpointing)
     return Policy(
         model=model,
         compute_dtype=compute.torch_dtype,
         chunk_rows=settings.head_rows(compute.device),
-        path=checked.path.with_attention(compute.attention),
+        path=path.with_attention(compute.attention),
     )
