@@ -9,9 +9,10 @@ from asympo.common.checkpoints import PolicyStore
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
+from asympo.learner.log.create_run import read_config
 from asympo.learner.log.session import LogSession
 from asympo.learner.model.forward_path import ForwardPath
-from asympo.learner.model.policy import Policy, load_model, read_model_config
+from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
@@ -129,7 +130,7 @@ def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog
         settings,
         step=step,
         num_ranks=1 if ranks is None else ranks.num_ranks,
-        find_path=lambda: right_path(read_model_config(settings.model), settings),
+        find_path=lambda: right_path(read_config(settings.model), settings),
     )
     log.info(
         "Training on %s in %s with %d threads on %d ranks",

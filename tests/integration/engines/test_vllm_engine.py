@@ -24,7 +24,7 @@ from tests.integration.engines.policies import (
 )
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 SETTINGS = EngineSettings(dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
 PROMPT = list(range(10, 50))

@@ -16,7 +16,7 @@ from tests.integration.generator.harness import LearnerSide
 from tests.integration.generator.processes import Processes, until
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 VLLM = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 512, "kv_cache_gib": 0.05}
 
@@ -66,7 +66,7 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
             learner.free_all()
             return dict(status()["last_reload"])
 
-        until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=180)
+        until(lambda: status().get("state") == "waiting_for_policy", timeout_seconds=300)
         assert swapped_to(tiny_model, step=0)["verdict"] == "unchanged", "the model itself was published"
         for step in range(1, 50):
             until(lambda: status()["groups_in_flight"] > 0, timeout_seconds=60)

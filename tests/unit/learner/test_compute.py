@@ -24,6 +24,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return 2.0, 1.0
 
     monkeypatch.setattr(compute, "choose_device", lambda asked: asked)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr("asympo.learner.step.trial.sharing_seconds", loses)
     monkeypatch.setattr("asympo.learner.step.trial.attention_seconds", wins)
     return calls

@@ -21,7 +21,10 @@ Sharing = Literal["auto", "always", "never"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _INSTRUCTIONS = re.compile(r"bf16|fp16|amx|sve")
 """What processors of one capability may have or not, and matrix products use where they do."""
-_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+_SWITCHES = {
+    "cpu": ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
+    "cuda": ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+}
 """Environment variables that make a library take other kernels."""
 
 
@@ -77,12 +80,12 @@ def set_up_torch(*, seed: int, num_threads: int | None = None) -> None:
 
 def processor_class(device: str) -> str:
     """What must be the same for the same bits: another class of processor has other kernels."""
+    switches = [f"{name}={os.environ[name]}" for name in _SWITCHES[device] if os.environ.get(name)]
     if device == "cuda":
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        return " ".join((torch.cuda.get_device_name(), *switches))
     # Libraries choose by maker as well as by instructions.
     known = torch.cpu.get_capabilities()
     instructions = sorted(name for name, has in known.items() if has is True and _INSTRUCTIONS.search(name))
-    switches = [f"{name}={os.environ[name]}" for name in _SWITCHES if os.environ.get(name)]
     maker = str(known.get("cpu_name", "")).partition(" ")[0]
     capability = torch.backends.cpu.get_cpu_capability()
     return " ".join(filter(None, (platform.machine(), maker, capability, *instructions, *switches)))
