@@ -5,7 +5,7 @@ PY := .venv/bin/python
 .PHONY: help setup demo gpu-check check test lint types test-python format lock proto proto-check docs \
 	test-tools object-store-tools \
 	chart-tools chart chart-generate pods \
-	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner dashboards dashboard-pictures \
+	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner bench-models dashboards dashboard-pictures \
 	images images-lock clean
 
 help:  ## List the commands
@@ -83,6 +83,11 @@ simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its pictu
 bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
 	@benchmarks/peers/setup.sh
 	@$(PY) benchmarks/peers/run.py $(ARGS)
+	@$(PY) -m asympo.bench.tables
+
+bench-models: setup  ## Check every family of models against its own forward (a few minutes)
+	@$(PY) -m asympo.cli bench models --json >benchmarks/families.new
+	@mv benchmarks/families.new benchmarks/families.json
 	@$(PY) -m asympo.bench.tables
 
 bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes)

@@ -1,4 +1,4 @@
-"""`asympo bench learner|log|pipeline|reload`: this machine's numbers; arms of a ratio take turns."""
+"""`asympo bench`: this machine's numbers; the arms of a ratio take turns in one run."""
 
 import argparse
 import dataclasses
@@ -30,12 +30,17 @@ def main(argv: Sequence[str]) -> int:
     text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
     verb = verbs.add_parser("pipeline", help=text, description=text)
     add_pipeline_flags(verb)
+    text = "every family of models, tiny, the way it would be trained against its own forward"
+    verb = verbs.add_parser("models", help=text, description=text)
+    verb.add_argument("--family", action="append", metavar="NAME", help="only this one; several times")
+    add_json_flag(verb)
     text = "swaps with requests in flight, every one read back, and faults to catch; needs vLLM, no broker"
     verb = verbs.add_parser("reload", help=text, description=text)
     add_reload_flags(verb)
     arguments = parser.parse_args(list(argv))
     if arguments.verb != "learner":
-        return {"log": _log, "pipeline": _pipeline, "reload": _reload}[arguments.verb](arguments)
+        others = {"log": _log, "models": _models, "pipeline": _pipeline, "reload": _reload}
+        return others[arguments.verb](arguments)
     check_learner_flags(arguments)
     if sys.platform.startswith("linux") and not os.environ.get(_MARK):
         return _in_the_learners_environment(argv)
@@ -155,6 +160,22 @@ def _learner(arguments: argparse.Namespace) -> int:
     from asympo.bench.learner import measure_learner
 
     return _answer(measure_learner(arguments, say=say), arguments)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    import transformers
+
+    from asympo.bench.families import family_names, measure_families
+    from asympo.bench.tables import families_table
+
+    transformers.logging.set_verbosity_error()
+    known = family_names()
+    for name in arguments.family or ():
+        if name not in known:
+            raise BadSetting(f"--family {name}: the installed transformers has {', '.join(known)}")
+    report = measure_families(arguments.family or known, say=_say)
+    sys.stdout.write((json.dumps(report) if arguments.json else families_table(report)) + "\n")
+    return 0
 
 
 def _pipeline(arguments: argparse.Namespace) -> int:

@@ -1,17 +1,18 @@
-"""The tables of docs/performance.md, made from the files that the benchmarks wrote.
+"""The tables of docs/performance.md and docs/models.md, made from the files that the benchmarks wrote.
 
 `python -m asympo.bench.tables` writes them between their markers; a test checks that they are current.
 """
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs/performance.md"
+PAGES = (ROOT / "docs/performance.md", ROOT / "docs/models.md")
 _PARTS = {
     "chunked_head": "chunked head",
     "fused_optimizer": "fused AdamW",
@@ -111,6 +112,29 @@ def learner_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def families_table(report: dict[str, Any]) -> str:
+    """How each family of models is computed."""
+    lines = [
+        "| family | computed | largest NLL error | largest gradient error | checkpointing | why not faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["families"]:
+        errors = [_power_of_ten(row[name]) for name in ("nll_error", "gradient_error")]
+        checkpointing = {True: "yes", False: "no", None: ""}[row["gradient_checkpointing"]]
+        reason = row["reason"].replace("|", "/").replace("\n", " ")
+        cells = [row["family"], row["path"], *errors, checkpointing, reason]
+        lines.append("| " + " | ".join(cells) + " |")
+    counts = ", ".join(f"{number} {path}" for path, number in sorted(report["counts"].items()))
+    return "\n".join([*lines, "", f"transformers {report['transformers']}: {counts}."])
+
+
+def _power_of_ten(value: float | None) -> str:
+    """Rounded up to a power of ten: the digits are those of rounding."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"< 1e{math.floor(math.log10(value)) + 1}"
+
+
 def _gain(report: dict[str, Any], part: str, shape: str) -> str:
     return _times(report["gain"][shape].get(part))
 
@@ -123,9 +147,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": ("benchmarks/peers/results.json", peers_table),
     "peers-summary": ("benchmarks/peers/results.json", peers_summary),
     "learner": ("benchmarks/learner.json", learner_table),
+    "families": ("benchmarks/families.json", families_table),
     "learner-large": ("benchmarks/learner-large.json", learner_table),
 }
-"""Marker in the page: file, and what makes the table of it."""
+"""Marker in a page: file, and what makes the table of it."""
 
 
 def rendered(page: str) -> str:
@@ -144,4 +169,5 @@ def rendered(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(rendered(page.read_text()))

@@ -1,13 +1,17 @@
 """Each kind of model on the fastest way that is right for it; a wrong one is found whatever its reason."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from asympo.common.errors import BadModel
+from asympo.learner.model.attention import PACKED_ATTENTION, packed_attention
 from asympo.learner.model.check import check_model
-from asympo.learner.model.forward_path import FAST, ForwardPath
-from transformers import AutoConfig
+from asympo.learner.model.forward_path import FAST, ForwardPath, set_mode
+from asympo.learner.model.miniature import FIRST_PLAIN_ID, make_miniature
+from asympo.learner.model.position_rule import PositionRule
+from transformers import AttentionInterface, AutoConfig
 
 ALONE = ForwardPath(alone_above=0)
 LONGROPE = {
@@ -69,9 +73,47 @@ def test_family_that_cannot_be_tried_in_small_is_left_as_it_is() -> None:
     assert checked.difference is None
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _without(*names: str) -> Callable[..., Any]:
+    """The packed attention, deaf to what a model asks of it."""
+
+    def deaf(*arguments: Any, **options: Any) -> Any:
+        return packed_attention(
+            *(None if isinstance(each, PositionRule) and "rule" in names else each for each in arguments),
+            **{name: value for name, value in options.items() if name not in names},
+        )
+
+    return deaf
+
+
+@pytest.mark.parametrize(
+    ("family", "ignored"), [("gemma2", "softcap"), ("gpt_oss", "s_aux"), ("mistral", "rule")]
+)
+def test_packed_way_that_leaves_something_out_is_found(family: str, ignored: str) -> None:
+    AttentionInterface.register(PACKED_ATTENTION, _without(ignored))
+    try:
+        checked = check_model(AutoConfig.for_model(family), is_checkpointed=False)
+    finally:
+        AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    assert checked.path.is_own
+    assert checked.path.attention == ("sdpa" if family == "mistral" else "eager")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_checkpointed_layers_compute_twice_and_nothing_in_them_is_random(family: str) -> None:
+    config = AutoConfig.for_model(family)
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.5)
+    model = make_miniature(config, dtype=torch.float32, is_narrow=True)
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    calls = []
+    layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    ids = torch.full((1, 8), FIRST_PLAIN_ID)
+    plain = model.eval()(input_ids=ids, use_cache=False).logits
+    set_mode(model, is_checkpointed=True)
+    logits = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits, plain, rtol=0, atol=0)
+    logits.sum().backward()
+    assert len(calls) == 3
+    set_mode(model, is_checkpointed=False)
+    assert not any(module.training for module in model.modules())

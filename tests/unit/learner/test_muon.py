@@ -11,13 +11,15 @@ RATE, DECAY, MOMENTUM, BETAS, EPSILON = 0.01, 0.1, 0.9, (0.9, 0.95), 1e-8
 
 
 class Language(nn.Module):
-    """What matters of a language model: tables, wide and tall matrices, a bias, a norm."""
+    """What matters of a language model: tables, matrices, a stack of them, vectors, a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(20, 6)
         self.up = nn.Linear(6, 24)
         self.down = nn.Linear(24, 6, bias=False)
+        self.experts = nn.Parameter(torch.randn(3, 10, 6))
+        self.conv = nn.Conv1d(6, 6, 2, groups=3)
         self.norm = nn.LayerNorm(6)
         self.head = nn.Linear(6, 20, bias=False)
 
@@ -42,15 +44,17 @@ def build() -> tuple[Language, torch.optim.Optimizer]:
 def orthogonal(matrix: Tensor) -> Tensor:
     """Five steps of the quintic iteration on the singular values themselves."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    s = s / s.norm()
+    s = s / s.norm(dim=-1, keepdim=True)
     for _ in range(5):
         s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    return (u * s) @ v
+    return (u * s[..., None, :]) @ v
 
 
 def test_hidden_matrices_are_neither_tables_nor_vectors() -> None:
     model, _ = build()
-    assert {id(p) for p in hidden_matrices(model)} == {id(model.up.weight), id(model.down.weight)}
+    assert {id(p) for p in hidden_matrices(model)} == {
+        id(matrix) for matrix in (model.up.weight, model.down.weight, model.experts)
+    }
 
 
 def test_step_equals_both_optimizers_written_out_in_float64() -> None:
@@ -66,11 +70,11 @@ def test_step_equals_both_optimizers_written_out_in_float64() -> None:
             parameter.grad = gradients[name].clone()
         guarded_step(optimizer, learning_rate=RATE / step, max_norm=1e9)
         for name, gradient in ((n, g.double()) for n, g in gradients.items()):
-            rate, decay = RATE / step, DECAY if gradient.dim() == 2 else 0.0
-            if name in ("up.weight", "down.weight"):
+            rate, decay = RATE / step, DECAY if gradient.dim() >= 2 else 0.0
+            if name in ("up.weight", "down.weight", "experts"):
                 first[name] = MOMENTUM * first[name] + (1 - MOMENTUM) * gradient
                 nesterov = MOMENTUM * first[name] + (1 - MOMENTUM) * gradient
-                change = 0.2 * max(gradient.shape) ** 0.5 * orthogonal(nesterov)
+                change = 0.2 * max(gradient.shape[-2:]) ** 0.5 * orthogonal(nesterov)
             else:
                 first[name] = BETAS[0] * first[name] + (1 - BETAS[0]) * gradient
                 second[name] = BETAS[1] * second[name] + (1 - BETAS[1]) * gradient**2
@@ -80,7 +84,7 @@ def test_step_equals_both_optimizers_written_out_in_float64() -> None:
             moved[name] += rate * change
     for name, parameter in model.named_parameters():
         # torch's iteration rounds to bfloat16.
-        tolerance = 0.02 if name in ("up.weight", "down.weight") else 1e-5
+        tolerance = 0.02 if name in ("up.weight", "down.weight", "experts") else 1e-5
         difference = (parameter.detach() - expected[name]).norm()
         assert difference < tolerance * moved[name].norm(), name
 

@@ -156,7 +156,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: PositionRule | Tensor | None,
     *,
-    packed_layout: PackedLayout | TreeMask,
+    packed_layout: PackedLayout | TreeMask | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -167,6 +167,8 @@ def packed_attention(
 
     ``softcap`` bounds the scores, ``s_aux`` are scores of a key that every head has and that has no value.
     """
+    if packed_layout is None:
+        raise BadModel("its layers are not told how the row is laid out")
     if isinstance(attention_mask, Tensor):
         raise BadModel("its layers make masks of their own")
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -6,8 +6,10 @@ NLL of every response and the gradient of every parameter.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -91,13 +93,27 @@ class Measured:
         return Difference(nll=float(nll), gradient=float(torch.stack(shares).max()))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from more, and the answer must not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def check_model(config: PretrainedConfig, *, is_checkpointed: bool) -> Checked:
     """The fastest way that is right for models of this config; raises BadModel with the reason for none."""
     reasons = []
     # Some families compute in float32 whatever they are told.
-    for dtype, bound in ((torch.float64, EXACT), (torch.float32, ROUNDED)):
+    for (dtype, bound), is_narrow in product(
+        ((torch.float64, EXACT), (torch.float32, ROUNDED)), (True, False)
+    ):
         try:
-            model = make_miniature(config, dtype=dtype)
+            model = make_miniature(config, dtype=dtype, is_narrow=is_narrow)
             theirs = own_forward(model)
         except CannotTry as error:
             reasons.append(str(error))
@@ -144,9 +160,9 @@ def own_forward(model: PreTrainedModel) -> Measured:
         measured = _measured(model.eval(), _EAGER)
         is_right = _is_causal(model, _ids(40, seed=0), _ids(24, seed=1), _ids(24, seed=2))
     except (BadModel, *FAMILY_ERRORS) as error:
-        raise CannotTry(f"a small one that was to be tried does not run ({_sentence(error)})") from error
+        raise CannotTry(f"a small one does not run ({_sentence(error)})") from error
     if not torch.isfinite(measured.nll_R).all():
-        raise CannotTry("a small one that was to be tried gives NLLs that are not finite")
+        raise CannotTry("a small one gives NLLs that are not finite")
     if not is_right:
         raise BadModel(
             f"a model of the kind {model.config.model_type} is not causal: its logits depend on later tokens"
@@ -168,7 +184,7 @@ def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> boo
 
 def _measured(model: PreTrainedModel, path: ForwardPath) -> Measured:
     policy = Policy(model=model, compute_dtype=next(model.parameters()).dtype, path=path)
-    return measure(policy, _groups(), list(model.parameters()))
+    return measure(policy, _groups(), [p for p in model.parameters() if p.requires_grad])
 
 
 def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence[Tensor]) -> Measured:
@@ -206,7 +222,8 @@ def _objection(policy: Policy) -> str | None:
         responses=tuple(TrainedResponse(token_ids=answer, advantage=1.0) for answer in answers),
     )
     # Whatever is wrong behind a norm is wrong in its gradient, and theirs take no memory.
-    parameters = [p for p in model.parameters() if p.dim() < 2] or [min(model.parameters(), key=Tensor.numel)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in trained if p.dim() < 2] or [min(trained, key=Tensor.numel)]
     ours = measure(policy, [group], parameters)
     if not torch.isfinite(ours.nll_R).all():
         return f"mean NLLs of a few tokens are {ours.nll_R.tolist()}"
@@ -240,4 +257,5 @@ def _ids(length: int, *, seed: int) -> Ids:
 
 
 def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    name = "" if isinstance(error, BadModel) else f"{type(error).__name__}: "
+    return f"{name}{error}".strip().partition("\n")[0]

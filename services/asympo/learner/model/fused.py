@@ -158,7 +158,9 @@ class _GatedMlp(torch.autograd.Function):
         x_TD = x.reshape(-1, x.shape[-1])
         gate_TF, up_TF = x_TD @ gate_FD.T, x_TD @ up_FD.T
         ctx.save_for_backward(x_TD, gate_TF, up_TF, gate_FD, up_FD, down_DF)
-        output: Tensor = (silu(gate_TF).mul_(up_TF) @ down_DF.T).view(x.shape)
+        product = silu(gate_TF).mul_(up_TF) @ down_DF.T
+        # Not as a view: some layers add to it in place.
+        output: Tensor = torch.ops.aten._unsafe_view(product, x.shape)
         return output
 
     @staticmethod

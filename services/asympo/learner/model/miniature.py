@@ -28,16 +28,19 @@ FAMILY_ERRORS = (
 )
 """What the code of families that nobody here has seen may raise, RuntimeError being torch's."""
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_CHOSEN = 8, 16, 4
-_MAX_PARAMETERS = 60_000_000
+_MAX_PARAMETERS = 24_000_000
 
 _DEPTH = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|(num_)?(de|en)coder_layers|num_blocks|depth)$")
-_PER_HEAD = re.compile(r"(head_dim|headdim|d_head|dim_head|head_size|kv_channels|rotary_dim)$")
-_HEADS = re.compile(r"(heads?|heads_per_layer|query_groups)$")
+_PER_HEAD = re.compile(
+    r"(head_dim|headdim|pre_attn_scalar|d_head|dim_head|head_size|kv_channels|rotary_dim)$"
+)
+_HEADS = re.compile(r"(heads?|heads_per_layer|query_groups|n_?groups)$")
 _WIDTH = re.compile(
     r"hidden_size|intermediate_size|intermediate_dim|d_model$|n_embd$|n_inner$|d_inner$|ffn_dim|ffn_hidden|dim_ff$"
     r"|dff$|lora_rank|embed\w*_(size|dim)$|emb_dim$|proj_dim$|lru_width|d_ssm$|feed_forward_size|head_width"
 )
 _OWN_HEADS = re.compile(r"^(num_attention_heads|n_heads?|num_heads)$")
+_LEFT_OUT = ("quantization_config", "dtype", "_name_or_path", "output_attentions")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "emb_dim")
 _EXPERTS = re.compile(r"(num|n)_(routed_|local_)?experts$|moe_num_experts$|^zero_expert_num$")
 _CHOSEN = re.compile(r"experts_per_tok|moe_top_?k$|^moe_k$")
@@ -55,30 +58,33 @@ class CannotTry(Exception):
     """No miniature of a family can be made, or it does not run; the family itself may be good."""
 
 
-def make_miniature(config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Random weights of which every feature shows; raises CannotTry."""
-    reason = ""
-    for is_narrow in (True, False):
-        try:
-            small = _shrunk(config, is_narrow=is_narrow, max_layers=_MAX_LAYERS)
-            with torch.device("meta"):
-                outline = AutoModelForCausalLM.from_config(small)
-            small = _shrunk(config, is_narrow=is_narrow, max_layers=_num_needed(outline))
-            with torch.device("meta"):
-                size = sum(p.numel() for p in AutoModelForCausalLM.from_config(small).parameters())
-            if size > _MAX_PARAMETERS:
-                reason = reason or f"{size} parameters"
-                continue
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = AutoModelForCausalLM.from_config(
-                    small, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
-                )
-            scatter_weights(model)
-            return model
-        except FAMILY_ERRORS as error:
-            reason = reason or f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-    raise CannotTry(f"no small one could be built to try it on ({reason})")
+def make_miniature(config: PretrainedConfig, *, dtype: torch.dtype, is_narrow: bool) -> PreTrainedModel:
+    """Random weights of which every feature shows; raises CannotTry.
+
+    ``is_narrow``: widths shrink too, which not every family's code stands.
+    """
+    try:
+        small = _shrunk(config, is_narrow=is_narrow, max_layers=_MAX_LAYERS)
+        small = _shrunk(config, is_narrow=is_narrow, max_layers=_num_needed(_outline(small)))
+        size = sum(parameter.numel() for parameter in _outline(small).parameters())
+        if size > _MAX_PARAMETERS:
+            raise CannotTry(f"the smallest one has {size} parameters")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(
+                small, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+            )
+        scatter_weights(model)
+    except FAMILY_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise CannotTry(f"no small one could be built ({reason})") from error
+    return model
+
+
+def _outline(config: PretrainedConfig) -> PreTrainedModel:
+    """Without memory for its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 @torch.no_grad()
@@ -102,7 +108,7 @@ def scatter_weights(model: PreTrainedModel) -> None:
                 parameter.mul_(4 / math.sqrt(parameter.shape[1]))
         else:
             fan_in = math.prod(parameter.shape[1:]) if parameter.dim() == 2 else parameter[0].numel() ** 0.5
-            parameter.copy_(noise(parameter)).mul_(1.5 / math.sqrt(fan_in))
+            parameter.copy_(noise(parameter)).mul_(2.0 / math.sqrt(fan_in))
 
 
 def _num_needed(model: PreTrainedModel) -> int:
@@ -127,11 +133,7 @@ def _switches(module: torch.nn.Module) -> list[tuple[str, Any]]:
 
 
 def _shrunk(config: PretrainedConfig, *, is_narrow: bool, max_layers: int) -> PretrainedConfig:
-    document = config.to_dict()
-    document.pop("quantization_config", None)
-    for name in ("dtype", "_name_or_path", "output_attentions"):
-        document.pop(name, None)
-    return type(config).from_dict(_shrink(document, is_narrow=is_narrow, max_layers=max_layers))
+    return type(config).from_dict(_shrink(config.to_dict(), is_narrow=is_narrow, max_layers=max_layers))
 
 
 def _shrink(document: dict[str, Any], *, is_narrow: bool, max_layers: int) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _shrink(document: dict[str, Any], *, is_narrow: bool, max_layers: int) -> di
             if depth and len(value) == depth:
                 value = [value[index] for index in kept]
             elif name.endswith(("_ids", "_layers", "_idxs")) and all(isinstance(each, int) for each in value):
-                return [each for each in value if each < len(kept)]
+                return [kept.index(each) for each in value if each in kept]
             return [value_of(name, each) for each in value] if all(type(e) is int for e in value) else value
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             return value
@@ -177,7 +179,7 @@ def _shrink(document: dict[str, Any], *, is_narrow: bool, max_layers: int) -> di
                 return change(value)
         return value
 
-    return {name: value_of(name, value) for name, value in document.items()}
+    return {name: value_of(name, value) for name, value in document.items() if name not in _LEFT_OUT}
 
 
 def _divisors(document: dict[str, Any]) -> tuple[int, int]:
