@@ -1,6 +1,7 @@
 """FlexAttention over a row against the dense mask; on CPUs it is not compiled and makes the whole square."""
 
 import random
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from asympo.common.errors import BadModel
 from asympo.learner.model import tree_mask
 from asympo.learner.model.attention import packed_attention
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
+from asympo.learner.model.check import Difference, groups_for_check, measure
 from asympo.learner.model.forward_path import ForwardPath
+from asympo.learner.model.miniature import make_miniature
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.tree_mask import TreeMask, filled_length
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig
 
 from tests.unit.learner.test_batching import draw_groups, nearer_than
 
@@ -28,6 +32,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 def _gradients_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain formula has them; torch refuses because its compiled CPU kernel has not."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from more, and threads that spin for each other stall on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def allowed(batch: PackedBatch, window: int | None) -> np.ndarray:
@@ -134,14 +147,30 @@ def test_rows_of_all_lengths_are_filled_to_few() -> None:
     assert all(n <= length < max(n + tree_mask.TILE, 1.25 * n + 1) for n, length in enumerate(filled, 1))
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "qwen2_moe"])
+def test_windows_caps_and_sinks_are_those_of_blocks(one_thread: None, family: str) -> None:
+    switches = {"use_sliding_window": True, "max_window_layers": 2} if family == "qwen2_moe" else {}
+    config = AutoConfig.for_model(family, **switches)
+    model = make_miniature(config, dtype=torch.float64, is_narrow=True).eval()
+    found = []
+    for attention in ("blocks", "flex"):
+        path = ForwardPath(attention=attention)
+        policy = Policy(model=model, compute_dtype=torch.float64, path=path)
+        found.append(measure(policy, groups_for_check(), list(model.parameters())))
+    assert found[1].minus(found[0]).is_within(Difference(nll=1e-6, gradient=1e-5))
+
+
 def test_compiled_call_serves_more_lengths_than_torch_allows_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Traced as on a GPU, with torch's plain backend in place of its compiler."""
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **how: compiled(function, backend="eager", **how))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    attend = tree_mask._compiled.__wrapped__()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        _attend_to_rows_of_many_lengths(tree_mask._compiled.__wrapped__())
+
+
+def _attend_to_rows_of_many_lengths(attend: Callable[..., Tensor]) -> None:
     for num_tokens in (100, 200, 300, 400):
         response = TrainedResponse(token_ids=(1, 2), advantage=1.0)
         group = TrainedGroup(prompt_ids=tuple(range(num_tokens)), responses=(response,))

@@ -184,7 +184,7 @@ def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> boo
 
 def _measured(model: PreTrainedModel, path: ForwardPath) -> Measured:
     policy = Policy(model=model, compute_dtype=next(model.parameters()).dtype, path=path)
-    return measure(policy, _groups(), [p for p in model.parameters() if p.requires_grad])
+    return measure(policy, groups_for_check(), [p for p in model.parameters() if p.requires_grad])
 
 
 def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence[Tensor]) -> Measured:
@@ -239,7 +239,7 @@ def _objection(policy: Policy) -> str | None:
     return f"{policy.path} its {difference} from its own forward: it is not supported with this attention"
 
 
-def _groups() -> list[TrainedGroup]:
+def groups_for_check() -> list[TrainedGroup]:
     """Two prompts; lengths on both sides of windows, range and blocks."""
     made = []
     for group, (prompt, lengths) in enumerate(((11, (3, 20, 60)), (24, (TRAINED_RANGE,)))):
