@@ -173,8 +173,8 @@ def _models(arguments: argparse.Namespace) -> int:
     for name in arguments.family or ():
         if name not in known:
             raise BadSetting(f"--family {name}: the installed transformers has {', '.join(known)}")
-    report = measure_families(arguments.family or known, say=_say)
-    sys.stdout.write((json.dumps(report) if arguments.json else families_table(report)) + "\n")
+    report = measure_families(arguments.family or known, say=say)
+    write_json(report) if arguments.json else sys.stdout.write(families_table(report) + "\n")
     return 0
 
 

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from asympo.common.errors import BadModel
 from asympo.learner.model.check import check_model
 from asympo.learner.model.forward_path import ForwardPath
+from asympo.learner.model.miniature import FAMILY_ERRORS
 from asympo.learner.step.compute import set_up_torch
 
 _LONGROPE = {
@@ -86,7 +87,7 @@ def check_family(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         config = family_config(name)
-    except (TypeError, ValueError) as error:
+    except FAMILY_ERRORS as error:
         reason = f"its default config cannot be made: {str(error).partition(chr(10))[0]}"
         return {**row, "path": "not tried", "reason": reason, "gradient_checkpointing": None, "seconds": 0.0}
     reasons = []

@@ -8,9 +8,9 @@ import torch
 from asympo.common.errors import BadModel
 from asympo.learner.model.attention import PACKED_ATTENTION, packed_attention
 from asympo.learner.model.check import check_model
-from asympo.learner.model.forward_path import set_mode
+from asympo.learner.model.forward_path import ForwardPath, set_mode
 from asympo.learner.model.miniature import FIRST_PLAIN_ID, make_miniature
-from asympo.learner.model.position_rule import PositionRule
+from asympo.learner.model.policy import Policy
 from transformers import AttentionInterface, AutoConfig
 
 
@@ -28,11 +28,9 @@ def test_family_that_cannot_be_tried_in_small_is_left_as_it_is() -> None:
 def _without(*names: str) -> Callable[..., Any]:
     """The packed attention, deaf to what a model asks of it."""
 
-    def deaf(*arguments: Any, **options: Any) -> Any:
-        return packed_attention(
-            *(None if isinstance(each, PositionRule) and "rule" in names else each for each in arguments),
-            **{name: value for name, value in options.items() if name not in names},
-        )
+    def deaf(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        kept = {name: value for name, value in options.items() if name not in names}
+        return packed_attention(module, query, key, value, None if "rule" in names else mask, **kept)
 
     return deaf
 
@@ -69,3 +67,15 @@ def test_checkpointed_layers_compute_twice_and_nothing_in_them_is_random(family:
     assert len(calls) == 3
     set_mode(model, is_checkpointed=False)
     assert not any(module.training for module in model.modules())
+
+
+def test_positions_that_grow_with_the_longest_row_so_far_are_forgotten_by_the_next() -> None:
+    config = AutoConfig.for_model(
+        "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    )
+    model = make_miniature(config, dtype=torch.float64, is_narrow=True).eval()
+    policy = Policy(model=model, compute_dtype=torch.float64, path=ForwardPath(alone_above=0))
+    longer, shorter, short = (((20,) * 9, tuple(range(20, 20 + n))) for n in (90, 60, 9))
+    fresh = [policy.mean_nlls([text]) for text in (short, shorter)]
+    policy.mean_nlls([longer])
+    assert [policy.mean_nlls([text]) for text in (short, shorter)] == fresh

@@ -156,17 +156,22 @@ def _ways(config: PretrainedConfig) -> list[ForwardPath]:
 
 def own_forward(model: PreTrainedModel) -> Measured:
     """The miniature's own, a sequence at a time; raises CannotTry, and BadModel where it is not causal."""
+    kind = f"a model of the kind {model.config.model_type}"
+    versions = [parameter._version for parameter in model.parameters()]
     try:
         measured = _measured(model.eval(), _EAGER)
-        is_right = _is_causal(model, _ids(40, seed=0), _ids(24, seed=1), _ids(24, seed=2))
+        backwards = _measured(model, _EAGER, is_backwards=True)
+        is_causal = _is_causal(model, _ids(40, seed=0), _ids(24, seed=1), _ids(24, seed=2))
     except (BadModel, *FAMILY_ERRORS) as error:
         raise CannotTry(f"a small one does not run ({_sentence(error)})") from error
     if not torch.isfinite(measured.nll_R).all():
         raise CannotTry("a small one gives NLLs that are not finite")
-    if not is_right:
-        raise BadModel(
-            f"a model of the kind {model.config.model_type} is not causal: its logits depend on later tokens"
-        )
+    if versions != [parameter._version for parameter in model.parameters()]:
+        raise BadModel(f"{kind} changes its weights while it computes")
+    if not is_causal:
+        raise BadModel(f"{kind} is not causal: its logits depend on later tokens")
+    if not torch.allclose(backwards.nll_R, measured.nll_R, rtol=1e-4, atol=1e-4):
+        raise BadModel(f"{kind} says of a sequence what depends on those that it computed before")
     return measured
 
 
@@ -182,9 +187,12 @@ def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> boo
     return torch.allclose(first, second, rtol=1e-4, atol=1e-4)
 
 
-def _measured(model: PreTrainedModel, path: ForwardPath) -> Measured:
+def _measured(model: PreTrainedModel, path: ForwardPath, *, is_backwards: bool = False) -> Measured:
     policy = Policy(model=model, compute_dtype=next(model.parameters()).dtype, path=path)
-    return measure(policy, groups_for_check(), [p for p in model.parameters() if p.requires_grad])
+    groups = groups_for_check()
+    if is_backwards:
+        groups = [replace(group, responses=group.responses[::-1]) for group in groups[::-1]]
+    return measure(policy, groups, [p for p in model.parameters() if p.requires_grad])
 
 
 def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence[Tensor]) -> Measured:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -23,6 +24,7 @@ FAMILY_ERRORS = (
     ImportError,
     LookupError,
     RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -128,7 +130,7 @@ def _switches(module: torch.nn.Module) -> list[tuple[str, Any]]:
     return [
         (k, v)
         for k, v in vars(module).items()
-        if isinstance(v, bool | str | int | None) and not k.endswith("_idx")
+        if isinstance(v, bool | str | int | None) and not k.endswith(("_idx", "layer_id"))
     ]
 
 

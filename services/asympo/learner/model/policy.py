@@ -57,6 +57,9 @@ class Policy:
             raise BadModel(f"{type(model).__name__} has no linear LM head")
         self._head = head
         self._row: Callable[[PackedBatch], tuple[Tensor, Tensor]] | None = None
+        self._dynamic_positions: list[Any] = [
+            m for m in model.modules() if getattr(m, "rope_type", None) == "dynamic"
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +102,10 @@ class Policy:
 
     def compute_nll(self, batch: PackedBatch) -> ResponseNll:
         """`response_nll` where all weights are here."""
+        for module in self._dynamic_positions:
+            # They keep what the longest row so far made of them; here no row depends on those before it.
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
         if self.path.is_own:
             return self._own_nll(batch)
         hidden_TD = self._hidden_states(batch)
