@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from asympo.common.errors import BadModel
-from asympo.learner.model.check import check_model
+from asympo.learner.model.check import check_model, groups_for_check, measure
 from asympo.learner.model.forward_path import ForwardPath
-from asympo.learner.model.miniature import FAMILY_ERRORS
+from asympo.learner.model.miniature import FAMILY_ERRORS, CannotTry, make_miniature
+from asympo.learner.model.policy import Policy
 from asympo.learner.step.compute import set_up_torch
 
 _LONGROPE = {
@@ -83,7 +85,13 @@ def family_config(name: str) -> PretrainedConfig:
 
 def check_family(name: str) -> dict[str, Any]:
     """One row: the way it is computed, its errors, or the sentence of its refusal."""
-    row: dict[str, Any] = {"family": name, "path": "refused", "nll_error": None, "gradient_error": None}
+    row: dict[str, Any] = {
+        "family": name,
+        "path": "refused",
+        "nll_error": None,
+        "gradient_error": None,
+        "bfloat16": None,
+    }
     start = time.perf_counter()
     try:
         config = family_config(name)
@@ -104,11 +112,25 @@ def check_family(name: str) -> dict[str, Any]:
                 "path": path_name(checked.path),
                 "nll_error": checked.difference.nll,
                 "gradient_error": checked.difference.gradient,
+                "bfloat16": runs_in_bfloat16(config, checked.path),
             }
         reasons += checked.refused[:1]
         break
     row["gradient_checkpointing"] = None if row["path"] in ("refused", "not tried") else is_checkpointed
     return {**row, "reason": reasons[0] if reasons else "", "seconds": time.perf_counter() - start}
+
+
+def runs_in_bfloat16(config: PretrainedConfig, path: ForwardPath) -> bool | None:
+    """Whether its code stands float32 weights with products in bfloat16; None: it could not be tried."""
+    try:
+        model = make_miniature(config, dtype=torch.float32, is_narrow=True).eval()
+        policy = Policy(model=model, compute_dtype=torch.bfloat16, path=path)
+        measured = measure(policy, groups_for_check(), list(model.parameters()))
+    except CannotTry:
+        return None
+    except FAMILY_ERRORS:
+        return False
+    return bool(torch.isfinite(measured.nll_R).all())
 
 
 def path_name(path: ForwardPath) -> str:
@@ -122,7 +144,7 @@ def path_name(path: ForwardPath) -> str:
 
 def measure_families(names: Sequence[str], *, say: Callable[[str], None]) -> dict[str, Any]:
     """All of them, and how many go which way."""
-    set_up_torch(seed=0, num_threads=None)  # deterministic algorithms, as learners have them
+    set_up_torch(seed=0, num_threads=1)  # deterministic algorithms, as learners have them
     rows = []
     for name in names:
         rows.append(check_family(name))

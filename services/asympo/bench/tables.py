@@ -115,14 +115,16 @@ def learner_table(report: dict[str, Any]) -> str:
 def families_table(report: dict[str, Any]) -> str:
     """How each family of models is computed."""
     lines = [
-        "| family | computed | largest NLL error | largest gradient error | checkpointing | why not faster |",
-        "|---|---|---|---|---|---|",
+        "| family | computed | largest NLL error | largest gradient error | checkpointing | bfloat16 "
+        "| why not faster |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["families"]:
         errors = [_power_of_ten(row[name]) for name in ("nll_error", "gradient_error")]
-        checkpointing = {True: "yes", False: "no", None: ""}[row["gradient_checkpointing"]]
+        words = {True: "yes", False: "no", None: ""}
+        switches = [words[row[name]] for name in ("gradient_checkpointing", "bfloat16")]
         reason = row["reason"].replace("|", "/").replace("\n", " ")
-        cells = [row["family"], row["path"], *errors, checkpointing, reason]
+        cells = [row["family"], row["path"], *errors, *switches, reason]
         lines.append("| " + " | ".join(cells) + " |")
     counts = ", ".join(f"{number} {path}" for path, number in sorted(report["counts"].items()))
     return "\n".join([*lines, "", f"transformers {report['transformers']}: {counts}."])

@@ -1,17 +1,26 @@
 """A wrong way of computing a model is found, whatever makes it wrong; the table of families has the rest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from asympo.common.errors import BadModel
 from asympo.learner.model.attention import PACKED_ATTENTION, packed_attention
-from asympo.learner.model.check import check_model
+from asympo.learner.model.check import check_model, check_weights
 from asympo.learner.model.forward_path import ForwardPath, set_mode
 from asympo.learner.model.miniature import FIRST_PLAIN_ID, make_miniature
 from asympo.learner.model.policy import Policy
 from transformers import AttentionInterface, AutoConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from more, and threads that spin for each other stall on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_bidirectional_model_is_refused() -> None:
@@ -79,3 +88,11 @@ def test_positions_that_grow_with_the_longest_row_so_far_are_forgotten_by_the_ne
     fresh = [policy.mean_nlls([text]) for text in (short, shorter)]
     policy.mean_nlls([longer])
     assert [policy.mean_nlls([text]) for text in (short, shorter)] == fresh
+
+
+def test_family_whose_code_stumbles_in_bfloat16_is_told_what_to_set() -> None:
+    config = AutoConfig.for_model("dbrx", attn_config={"rope_theta": 5e5, "kv_n_heads": 8, "clip_qkv": 8.0})
+    model = make_miniature(config, dtype=torch.float32, is_narrow=True).eval()
+    check_weights(Policy(model=model, compute_dtype=torch.float32))
+    with pytest.raises(BadModel, match=r"bfloat16 .*: set compute_dtype to float32"):
+        check_weights(Policy(model=model, compute_dtype=torch.bfloat16))

@@ -184,7 +184,7 @@ def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> boo
         ]
         for each in (ending, other)
     )
-    return torch.allclose(first, second, rtol=1e-4, atol=1e-4)
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
 def _measured(model: PreTrainedModel, path: ForwardPath, *, is_backwards: bool = False) -> Measured:
@@ -209,42 +209,57 @@ def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence
 
 
 def check_weights(policy: Policy) -> None:
-    """The same with the weights that are to be trained, on a few tokens; raises BadModel where it differs."""
-    name = type(policy.model).__name__
+    """The same with the weights that are to be trained, on a few tokens; raises BadModel where it differs.
+
+    Then once in the precision of training, where some families' own code stumbles over its types.
+    """
+    name, precision = type(policy.model).__name__, "float32"
     try:
         with policy.exact():
             reason = _objection(policy)
+        if reason is None and policy.compute_dtype != policy.parameter_dtype:
+            precision = str(policy.compute_dtype).removeprefix("torch.")
+            measure(policy, [_few_tokens(policy)], _small_parameters(policy))
     except FAMILY_ERRORS as error:
-        raise BadModel(f"{name} cannot be trained on token ids: {_sentence(error)}") from error
+        hint = "" if precision == "float32" else ": set compute_dtype to float32"
+        raise BadModel(f"{name} cannot be trained in {precision} ({_sentence(error)}){hint}") from error
     if reason:
         raise BadModel(f"{name}: {reason}")
 
 
 def _objection(policy: Policy) -> str | None:
-    model = policy.model
-    size = min(vocab_size(model.config), 997)
-    ids = tuple((7 * index + 11) % size for index in range(24))
-    answers = (ids[8:14], ids[14:17], ids[17:24])
-    group = TrainedGroup(
-        prompt_ids=ids[:8],
-        responses=tuple(TrainedResponse(token_ids=answer, advantage=1.0) for answer in answers),
-    )
-    # Whatever is wrong behind a norm is wrong in its gradient, and theirs take no memory.
-    trained = [p for p in model.parameters() if p.requires_grad]
-    parameters = [p for p in trained if p.dim() < 2] or [min(trained, key=Tensor.numel)]
+    group, parameters = _few_tokens(policy), _small_parameters(policy)
     ours = measure(policy, [group], parameters)
     if not torch.isfinite(ours.nll_R).all():
         return f"mean NLLs of a few tokens are {ours.nll_R.tolist()}"
     if policy.path.is_own:
-        return None if _is_causal(model, ids[:8], *answers[::2]) else "its logits depend on later tokens"
-    own = Policy(model=model, compute_dtype=policy.compute_dtype, path=_EAGER)
+        first, _, last = (response.token_ids for response in group.responses)
+        is_causal = _is_causal(policy.model, group.prompt_ids, first, last)
+        return None if is_causal else "its logits depend on later tokens"
+    own = Policy(model=policy.model, compute_dtype=policy.compute_dtype, path=_EAGER)
     try:
         difference = ours.minus(measure(own, [group], parameters))
     finally:
-        policy.path.apply(model)
+        policy.path.apply(policy.model)
     if difference.is_within(ROUNDED):
         return None
     return f"{policy.path} its {difference} from its own forward: it is not supported with this attention"
+
+
+def _few_tokens(policy: Policy) -> TrainedGroup:
+    size = min(vocab_size(policy.model.config), 997)
+    ids = tuple((7 * index + 11) % size for index in range(24))
+    answers = (ids[8:14], ids[14:17], ids[17:24])
+    return TrainedGroup(
+        prompt_ids=ids[:8],
+        responses=tuple(TrainedResponse(token_ids=answer, advantage=1.0) for answer in answers),
+    )
+
+
+def _small_parameters(policy: Policy) -> list[Tensor]:
+    """Whatever is wrong behind a norm is wrong in its gradient, and theirs take no memory."""
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    return [p for p in trained if p.dim() < 2] or [min(trained, key=Tensor.numel)]
 
 
 def groups_for_check() -> list[TrainedGroup]:
