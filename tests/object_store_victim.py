@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from asympo.common.checkpoints import Probe, ProbeSequence
+from asympo.common.checkpoints import PolicyStore, Probe, ProbeSequence
 from asympo.common.checkpoints.bucket import Bucket
-from asympo.common.checkpoints.shared_policies import SharedPolicyStore
+from asympo.common.checkpoints.bucket_steps import BucketSteps
+from asympo.common.checkpoints.store import POLICIES
 from asympo.common.object_store import ObjectStoreOptions
 from boto3.s3.transfer import TransferConfig
 from safetensors.numpy import save_file
@@ -50,9 +51,14 @@ class DyingBucket(Bucket):
         self._client.upload_file(str(path), self._name, self._prefix + key, Config=one_by_one, Callback=count)
 
 
+def policies_in(bucket: Bucket, root: Path, run: str, *, cached: int = 3) -> PolicyStore:
+    """As one machine has them, with copies in its own directory."""
+    return PolicyStore(BucketSteps(root, run, POLICIES, bucket=bucket, cached=cached))
+
+
 def main(point: str, root: str, run: str, options: str) -> None:
     bucket = DyingBucket(ObjectStoreOptions(**json.loads(options)), point=point)
-    store = SharedPolicyStore(Path(root), run, bucket=bucket, cached=3)
+    store = policies_in(bucket, Path(root), run)
     store.take_over(1)
 
     def fill(path: Path) -> None:

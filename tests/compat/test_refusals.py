@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from asympo.common import archive
-from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.manifest import sealed_json
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import RunConfigMismatch, UnknownVersion
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import iter_options, read_toml, validate
@@ -18,7 +18,7 @@ from asympo.common.versions import Format
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.log.create_run import _completed
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.state.store import StateStore
+from asympo.learner.state.open import open_states
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.v1 import generator_service_pb2, learner_service_pb2
@@ -105,7 +105,7 @@ def test_run_of_a_release_that_knew_fewer_settings_is_joined() -> None:
 
 
 def test_manifests_with_keys_of_a_later_release_are_read(storage: Path) -> None:
-    policies, states = PolicyStore(storage, RUN), StateStore(storage, RUN)
+    policies, states = open_policies(storage, RUN), open_states(storage, RUN)
     [name] = states.names()
     for path in ((storage / RUN / "policy" / "step-00000005-f0001"), storage / RUN / "train" / name):
         change_manifest(path, add_keys)
@@ -122,7 +122,7 @@ def test_policy_of_a_later_release_is_passed_over_and_named(
 ) -> None:
     path = storage / RUN / "policy" / "step-00000005-f0001"
     change_manifest(path, lambda document: document.update(schema_version=2))
-    newest = PolicyStore(storage, RUN).newest()
+    newest = open_policies(storage, RUN).newest()
     assert newest is not None
     assert newest.step == 4
     assert f"{path} has schema_version 2" in caplog.text
@@ -130,7 +130,7 @@ def test_policy_of_a_later_release_is_passed_over_and_named(
 
 
 def test_training_state_of_a_later_release_stops_the_learner_by_name(storage: Path) -> None:
-    states = StateStore(storage, RUN)
+    states = open_states(storage, RUN)
     [name] = states.names()
     change_manifest(storage / RUN / "train" / name, lambda document: document.update(schema_version=2))
     for look in (states.names, lambda: states.read(name), lambda: archive.newest_tip(storage / RUN)):

@@ -11,14 +11,14 @@ import pytest
 from asympo.chaos.auditor import audit
 from asympo.chaos.evidence import Acknowledged, read_archive, read_journal, read_trained
 from asympo.common import archive
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.generator import join
 from asympo.learner.log.create_run import load_tokenizer
+from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
-from asympo.learner.state.store import StateStore
 from asympo.local.broker import LocalBroker
 
 from tests.compat.recording import FLAGS, RUN, put_back, task_flags
@@ -83,10 +83,10 @@ def _acknowledged(group_id: str, sequence: int, payload: bytes) -> Acknowledged:
 
 
 def test_storage_of_the_release_before_is_read(storage: Path) -> None:
-    newest = PolicyStore(storage, RUN).newest(with_digests=True)
+    newest = open_policies(storage, RUN).newest(with_digests=True)
     assert newest is not None
     assert newest.step == 5
-    states = StateStore(storage, RUN)
+    states = open_states(storage, RUN)
     [name] = states.names()
     states.verify(name)
     state = states.read(name)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 
 from tests.integration.test_checkpoint_store import PROBE, fill_with, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> PolicyStore:
-    return PolicyStore(tmp_path, "run")
+    return open_policies(tmp_path, "run")
 
 
 def truncate(path: Path) -> None:
@@ -120,7 +121,7 @@ def test_replaced_policy_is_refused_when_another_one_was_announced(
     store: PolicyStore, tmp_path: Path
 ) -> None:
     announced = publish(store, 1)
-    other = PolicyStore(tmp_path, "other").publish(step=1, fence=1, fill=fill_with(5), probe=PROBE)
+    other = open_policies(tmp_path, "other").publish(step=1, fence=1, fill=fill_with(5), probe=PROBE)
     announced.path.rename(tmp_path / "away")
     other.path.rename(announced.path)
     with pytest.raises(errors.CorruptCheckpoint, match="does not hold the manifest"):
@@ -190,10 +191,11 @@ def test_publish_cleans_up_when_filling_is_interrupted(store: PolicyStore) -> No
 WRITER = """
 import os, sys
 from pathlib import Path
-from asympo.common.checkpoints import PolicyStore, directory
+from asympo.common.checkpoints import directory
+from asympo.common.checkpoints.opening import open_policies
 from tests.integration.test_checkpoint_store import PROBE, fill_with
 
-store, point = PolicyStore(Path(sys.argv[1]), "run"), sys.argv[2]
+store, point = open_policies(Path(sys.argv[1]), "run"), sys.argv[2]
 
 def stop(*_):
     print("here", flush=True)

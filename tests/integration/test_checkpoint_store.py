@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.checkpoints.opening import open_policies
 from safetensors.numpy import save_file
 
 PROBE = Probe(
@@ -27,7 +28,7 @@ def publish(store: PolicyStore, step: int, fence: int = 1, **kwargs: object) -> 
 
 @pytest.fixture
 def store(tmp_path: Path) -> PolicyStore:
-    return PolicyStore(tmp_path, "run")
+    return open_policies(tmp_path, "run")
 
 
 def test_policy_is_found_and_verifies_when_published(store: PolicyStore) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from asympo.common import errors
 from asympo.common.rollout_log import CommitRecord
+from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import find_state
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.optimizer import OptimizerName, make_optimizer
@@ -70,7 +71,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 @pytest.fixture
 def store(tmp_path: Path) -> StateStore:
-    return StateStore(tmp_path, "run")
+    return open_states(tmp_path, "run")
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -228,7 +229,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 import torch.distributed.tensor
-from tests.integration.test_training_state import StateStore, build, optimizer_of, state, train
+from tests.integration.test_training_state import open_states, build, optimizer_of, state, train
 
 meeting = f"file://{sys.argv[1]}/meeting"
 dist.init_process_group("gloo", init_method=meeting, rank=int(sys.argv[2]), world_size=2)
@@ -252,7 +253,7 @@ for name in ("adamw", "muon"):
     fully_shard(model)
     optimizer = optimizer_of(model, name)
     train(model, optimizer, 2)
-    store = StateStore(Path(sys.argv[1]), name)
+    store = open_states(Path(sys.argv[1]), name)
     saved = store.save(state(), model=model, optimizer=optimizer)
     train(model, optimizer, 2)
     other, _ = build(seed=5)
@@ -274,7 +275,7 @@ def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(tmp_path: 
     outcomes = [(rank.communicate(timeout=120)[1].decode(), rank.returncode) for rank in ranks]
     assert [code for _, code in outcomes] == [0, 0], outcomes
     for name in ("adamw", "muon"):
-        store = StateStore(tmp_path, name)
+        store = open_states(tmp_path, name)
         path = store.path / (store.newest() or "")
         assert len(list(path.glob("rank-*.safetensors"))) == 2
         model, optimizer = build(seed=9, name=name)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting
 from asympo.common.names import MAX_RUN_NAME_CHARS, check_run_name
 from asympo.common.rollout_log.keys import key, run_of_key
 from asympo.common.settings import ServiceSettings
-from asympo.learner.state.store import StateStore
+from asympo.learner.state.open import open_states
 from asympo.run.settings import RunSection
 from pydantic import ValidationError
 
@@ -20,7 +20,9 @@ REFUSED = ["", "..", "a/b", "{x}", "-x", "a b", "a\n", "é", LONGEST + "a"]
 def test_run_name_is_taken_everywhere(run: str, tmp_path: Path) -> None:
     assert check_run_name(run) == ServiceSettings(run=run).run == RunSection(name=run).name == run
     assert run_of_key(key(run, "config")) == run
-    assert PolicyStore(tmp_path, run).path.parent == StateStore(tmp_path, run).path.parent == tmp_path / run
+    assert (
+        open_policies(tmp_path, run).path.parent == open_states(tmp_path, run).path.parent == tmp_path / run
+    )
 
 
 @pytest.mark.parametrize("run", REFUSED)
@@ -28,8 +30,8 @@ def test_run_name_is_refused_everywhere(run: str, tmp_path: Path) -> None:
     assert run_of_key(key(run, "config")) is None
     for refuses in (
         check_run_name,
-        lambda name: PolicyStore(tmp_path, name),
-        lambda name: StateStore(tmp_path, name),
+        lambda name: open_policies(tmp_path, name),
+        lambda name: open_states(tmp_path, name),
     ):
         with pytest.raises(BadSetting, match="run name"):
             refuses(run)

@@ -268,7 +268,12 @@ class LearnerProcess:
 
         settings, ranks = self._settings, self._context.ranks
         wait_for_storage(settings.object_store, stop=self._stop)
-        states = open_states(settings, process_group=None if ranks is None else ranks.group)
+        states = open_states(
+            settings.checkpoint_root,
+            settings.run,
+            settings.object_store,
+            process_group=None if ranks is None else ranks.group,
+        )
         policies = open_policies(
             settings.checkpoint_root, settings.run, settings.object_store, cached=settings.keep_policies
         )

@@ -35,7 +35,9 @@ class RankWorker:
     def __init__(self, *, settings: LearnerSettings, ranks: Ranks) -> None:
         self._settings = settings
         self._ranks = ranks
-        self._states = open_states(settings, process_group=ranks.group)
+        self._states = open_states(
+            settings.checkpoint_root, settings.run, settings.object_store, process_group=ranks.group
+        )
 
     def run(self) -> None:
         """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks restart."""

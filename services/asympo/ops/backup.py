@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from asympo import __version__
 from asympo.common.archive import ArchiveStore, PartRef
+from asympo.common.archive.state_head import STATE_HEADS
 from asympo.common.checkpoints import PolicyStore, directory
 from asympo.common.checkpoints.digests import Span, digest_spans
-from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
-from asympo.common.checkpoints.names import DECISION_FILES, STATE_FILES
-from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files, verify_policy
+from asympo.common.checkpoints.names import DECISION_FILES
+from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.store import POLICIES
+from asympo.common.checkpoints.verify import verify_step
 from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.rollout_log import CopiedPiece, RunLog
@@ -30,8 +30,6 @@ from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManif
 
 _MAX_TRIES = 5
 """A learner may prune a state while it is copied."""
-_FILES: TypeAdapter[tuple[FileEntry, ...]] = TypeAdapter(tuple[FileEntry, ...])
-_REF: TypeAdapter[PartRef | None] = TypeAdapter(PartRef | None)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +79,7 @@ def _write(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
     state_name, sequence, tip = _copy_state(run_directory / "train", storage / "train")
     seen.check(sequence, run=log.run)
     _copy_decisions(run_directory / "train", storage / "train")
-    policy_name = _copy_policy(PolicyStore(run_directory.parent, run_directory.name), storage / "policy")
+    policy_name = _copy_policy(open_policies(run_directory.parent, run_directory.name), storage / "policy")
     _copy_archive(run_directory, storage / "archive", tip)
     # Behind the state: they hold at least what it covers, and whoever resumes replaces what is beyond.
     for path in sorted(run_directory.iterdir()) if run_directory.is_dir() else ():
@@ -147,17 +145,12 @@ def _copy_state(train: Path, target: Path) -> tuple[str | None, int, PartRef | N
             copy = target / str(name)
             try:
                 shutil.copytree(train / str(name), copy)
-                document = open_sealed_json(read_manifest_bytes(copy), what=str(train / str(name)))
-                STATE_FORMAT.check(
-                    document.get(STATE_FORMAT.name), what=f"the manifest of {train / str(name)}"
-                )
-                files = _FILES.validate_python(document.get("files"))
-                verify_files(copy, files, allowed=STATE_FILES, with_digests=True)
+                head = verify_step(copy, STATE_HEADS)
             except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
                 # Torn, or pruned meanwhile.
                 shutil.rmtree(copy, ignore_errors=True)
                 continue
-            return str(name), name.sequence or 0, _REF.validate_python(document.get("archive"))
+            return str(name), head.sequence, head.archive
         if not names:
             return None, 0, None
     raise CorruptCheckpoint(f"No training state in {train} could be copied whole.")
@@ -187,7 +180,7 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
             return None
         try:
             shutil.copytree(newest.path, target / newest.name)
-            verify_policy(target / newest.name)
+            verify_step(target / newest.name, POLICIES)
         except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
             shutil.rmtree(target / newest.name, ignore_errors=True)
         else:

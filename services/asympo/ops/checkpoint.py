@@ -9,7 +9,9 @@ from typing import Any
 
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.directory import step_names
-from asympo.common.checkpoints.verify import read_policy_manifest, verify_policy
+from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.store import POLICIES
+from asympo.common.checkpoints.verify import read_manifest, verify_step
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.ops.access import add_checkpoint_root_flag, make_parser
@@ -29,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         if name == "verify":
             verb.add_argument("--step", type=int, help="only the policies of this step")
     arguments = parser.parse_args(argv)
-    store = PolicyStore(arguments.checkpoint_root, arguments.run)
+    store = open_policies(arguments.checkpoint_root, arguments.run)
     if not store.path.is_dir():
         raise BadSetting(f"there are no policies in {store.path}: check --run and --checkpoint-root")
     # What does not verify is part of the answer here, not a line of the log.
@@ -72,14 +74,14 @@ def _described(store: PolicyStore, *, with_digests: bool, step: int | None = Non
         row: dict[str, Any] = {"name": str(name), "step": name.step, "fence": name.fence}
         row |= {"kind": None, "MiB": None, "tensors": None, "published": None}
         try:
-            manifest = read_policy_manifest(path)
+            manifest = read_manifest(path, POLICIES)
             row |= {
                 "kind": manifest.kind,
                 "MiB": round(manifest.size_bytes / 2**20, 1),
                 "tensors": len(manifest.tensors),
                 "published": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
             }
-            verify_policy(path, with_digests=with_digests)
+            verify_step(path, POLICIES, with_digests=with_digests)
             row["state"] = "verified" if with_digests else "complete"
         except CorruptCheckpoint as error:
             row["state"] = str(error)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.checkpoints import PolicyRef, Probe, ProbeSequence
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import SystemClock
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.lifecycle import StopSignal
@@ -37,7 +38,7 @@ class LearnerSide:
     ) -> None:
         self.broker = Broker.connect(url)
         self.run_log = RunLog(self.broker, run)
-        self.store = PolicyStore(root, run)
+        self.store = open_policies(root, run)
         self.root, self.run, self.url = root, run, url
         task_config = task_config or TaskConfig(name="addition")
         loaded = load_task(task_config)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import SystemClock
 from asympo.common.errors import EngineBroken, ReloadFailed
 from asympo.common.lifecycle import StopSignal
@@ -20,16 +21,16 @@ pytestmark = pytest.mark.asyncio
 
 def torn_policy(learner: LearnerSide, *, step: int) -> tuple[Path, bytes]:
     """A visible policy with one wrong byte: the file, and what it should hold."""
-    visible = learner.store.path
-    learner.store.path = visible.parent / "elsewhere"
+    visible = learner.store
+    learner.store = open_policies(visible.path.parent / "elsewhere", "run")
     ref = learner.publish(step, nll=3.0, announce=False)
-    learner.store.path = visible
+    learner.store = visible
     weights = ref.path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"!")
-    ref.path.rename(visible / ref.name)
+    ref.path.rename(visible.path / ref.name)
     learner.announce(ref)
-    return visible / ref.name / weights.name, whole
+    return visible.path / ref.name / weights.name, whole
 
 
 async def test_reload_is_proved_with_requests_in_flight_and_loses_none(learner: LearnerSide) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asympo.learner.replay.archive_replay import Replay
-from asympo.learner.state.store import StateStore
+from asympo.learner.state.open import open_states
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
@@ -57,7 +57,7 @@ def test_follower_trains_another_objective_and_the_run_ends_with_the_same_weight
     assert report_of(follower)["step"] == STEPS
     undisturbed = Replay(checkpoint_root=tmp_path, run=run, from_state=None, any_build=False).run()
     assert (undisturbed.weights_identical, undisturbed.steps) == (True, STEPS)
-    own = StateStore(tmp_path / "spo", run)
+    own = open_states(tmp_path / "spo", run)
     newest = own.newest()
     assert newest is not None
     assert own.read(newest).step == STEPS

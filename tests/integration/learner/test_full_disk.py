@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asympo.chaos.shim import Control, build_shim
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import RunLog
 
@@ -49,7 +49,7 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
 
         control.fill_disk(root / run_name)
         learner.until(failed_twice(learner, "publish"))
-        serving, kept = run_log.policies.latest(), PolicyStore(root, run_name).newest(with_digests=True)
+        serving, kept = run_log.policies.latest(), open_policies(root, run_name).newest(with_digests=True)
         assert serving is not None
         assert kept is not None
         assert (kept.step, kept.digest) == (serving.step, serving.digest), "what is announced is whole"

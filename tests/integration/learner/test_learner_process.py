@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 from asympo.common.archive import read_archive
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.codec import encode_group
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
@@ -21,7 +21,7 @@ from tests.integration.learner.producer import GROUP_SIZE, Producer, make_group
 
 
 def final_digests(root: Path, run: str) -> dict[str, str]:
-    store = PolicyStore(root, run)
+    store = open_policies(root, run)
     ref = store.newest(with_digests=True)
     assert ref is not None
     return {tensor.name: tensor.sha256 for tensor in store.load_manifest(ref).tensors}

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.directory_steps import DirectorySteps
+from asympo.common.checkpoints.store import POLICIES
 from asympo.common.clock import SystemClock
 from asympo.common.errors import BrokerChanged, Fenced, PublishFailed
 from asympo.common.lifecycle import StopSignal
@@ -40,7 +42,7 @@ class GatedStore(PolicyStore):
     """Storage that is as slow as the test wants, and full when told so."""
 
     def __init__(self, root: Path, run: str) -> None:
-        super().__init__(root, run)
+        super().__init__(DirectorySteps(root, run, POLICIES))
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.is_full = False

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import RunLog, RunState
 
@@ -48,7 +48,7 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
     trained = [
         group_id for row in read_steps(tmp_path / run_name / "trained.jsonl") for group_id in row["group_ids"]
     ]
-    commit, policy = run_log.commits.last(), PolicyStore(tmp_path, run_name).newest(with_digests=True)
+    commit, policy = run_log.commits.last(), open_policies(tmp_path, run_name).newest(with_digests=True)
     assert commit is not None
     assert policy is not None
     assert commit.step == policy.step == 11

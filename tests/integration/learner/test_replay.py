@@ -14,8 +14,8 @@ import pytest
 from asympo.common.archive import PartInfo, read_archive
 from asympo.common.errors import BadSetting
 from asympo.learner.replay.archive_replay import Replay
+from asympo.learner.state.open import open_states
 from asympo.learner.state.recipe import Recipe
-from asympo.learner.state.store import StateStore
 from asympo.learner.step.step import Stepper
 
 from tests.conftest import start_broker
@@ -117,7 +117,7 @@ def test_replay_of_a_disturbed_run_gives_the_same_bits(
 
 def test_replay_begins_at_a_state_and_ends_at_a_step(disturbed_run: tuple[Path, str]) -> None:
     root, run = disturbed_run
-    states = StateStore(root, run)
+    states = open_states(root, run)
     [begin] = [name for name in states.names() if states.read(name).step == 6][-1:]
     report = Replay(checkpoint_root=root, run=run, from_state=begin, any_build=False).run(until_step=9)
     assert (report.first_step, report.steps, report.weights_identical) == (6, 3, True)

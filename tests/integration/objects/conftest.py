@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from asympo.common.checkpoints.bucket import Bucket
-from asympo.common.checkpoints.shared_policies import SharedPolicyStore
+from asympo.common.checkpoints.store import PolicyStore
 from asympo.common.object_store import ObjectStoreOptions
 
 from tests.object_store import CREDENTIALS, ObjectServer
+from tests.object_store_victim import policies_in
 
-Opener = Callable[..., SharedPolicyStore]
+Opener = Callable[..., PolicyStore]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,7 +46,7 @@ def bucket(options: ObjectStoreOptions, credentials: None) -> Bucket:
 def open_store(bucket: Bucket, run_name: str, tmp_path: Path) -> Opener:
     """A store as one machine has it: its own disk."""
 
-    def opener(machine: str, *, cached: int = 3, through: Bucket | None = None) -> SharedPolicyStore:
-        return SharedPolicyStore(tmp_path / machine, run_name, bucket=through or bucket, cached=cached)
+    def opener(machine: str, *, cached: int = 3, through: Bucket | None = None) -> PolicyStore:
+        return policies_in(through or bucket, tmp_path / machine, run_name, cached=cached)
 
     return opener

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asympo.common import errors
-from asympo.common.checkpoints import PolicyRef
+from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.bucket import Bucket, StoreError
 from asympo.common.checkpoints.bucket_check import try_reading, try_writing
 from asympo.common.checkpoints.names import StepName
-from asympo.common.checkpoints.shared_policies import SharedPolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.local.ports import free_port
 from pydantic import ValidationError
@@ -35,11 +35,11 @@ def fill_with(value: float) -> Callable[[Path], None]:
     return fill
 
 
-def publish(store: SharedPolicyStore, step: int, fence: int = 1) -> PolicyRef:
+def publish(store: PolicyStore, step: int, fence: int = 1) -> PolicyRef:
     return store.publish(step=step, fence=fence, fill=fill_with(step), probe=PROBE)
 
 
-def keys_of(store: SharedPolicyStore, bucket: Bucket) -> list[str]:
+def keys_of(store: PolicyStore, bucket: Bucket) -> list[str]:
     """Keys of the store's part of the bucket, in the bucket."""
     return [found.key for found in bucket.find(f"{store.path.parent.name}/policy/")]
 
@@ -301,7 +301,7 @@ def test_policy_deleted_while_it_is_brought_is_corrupt_and_not_half_there(open_s
 
 def test_store_that_does_not_answer_fails_a_publish_and_keeps_the_disk_clean(tmp_path: Path) -> None:
     options = ObjectStoreOptions(url="s3://bucket/prefix", endpoint=f"http://127.0.0.1:{free_port()}")
-    store = SharedPolicyStore(tmp_path, "run", bucket=Bucket(options), cached=3)
+    store = open_policies(tmp_path, "run", options)
     with pytest.raises(errors.PublishFailed, match="could not be asked"):
         publish(store, 1)
     assert not store.path.exists() or list(store.path.iterdir()) == []

@@ -11,16 +11,12 @@ from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import CommitRecord
 from asympo.learner.launch import Launch
 from asympo.learner.settings import LearnerSettings
-from asympo.learner.state.bucket_store import SharedStateStore
 from asympo.learner.state.decisions import Decision, Decisions
+from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import find_state
 from pydantic import ValidationError
 
 from tests.integration.test_training_state import assert_same, build, state, train
-
-
-def open_states(root: Path, bucket: Bucket, run: str) -> SharedStateStore:
-    return SharedStateStore(root, run, bucket=bucket)
 
 
 def commit_of(name: str, *, fence: int, sequence: int) -> CommitRecord:
@@ -28,9 +24,9 @@ def commit_of(name: str, *, fence: int, sequence: int) -> CommitRecord:
 
 
 def test_learner_on_an_empty_disk_continues_bit_for_bit(
-    bucket: Bucket, run_name: str, tmp_path: Path
+    options: ObjectStoreOptions, run_name: str, tmp_path: Path
 ) -> None:
-    before = open_states(tmp_path / "before", bucket, run_name)
+    before = open_states(tmp_path / "before", run_name, options)
     before.take_over(1)
     model, optimizer = build()
     train(model, optimizer, 5)
@@ -38,7 +34,7 @@ def test_learner_on_an_empty_disk_continues_bit_for_bit(
     train(model, optimizer, 4)
     shutil.rmtree(tmp_path / "before")
 
-    after = open_states(tmp_path / "after", bucket, run_name)
+    after = open_states(tmp_path / "after", run_name, options)
     after.take_over(2)
     found = find_state(after, commit=commit_of(name, fence=1, sequence=30))
     assert found == (name, state())
@@ -49,8 +45,10 @@ def test_learner_on_an_empty_disk_continues_bit_for_bit(
     assert (after.path / name / "manifest.json").exists()
 
 
-def test_state_that_a_zombie_saves_does_not_exist(bucket: Bucket, run_name: str, tmp_path: Path) -> None:
-    zombie, current = (open_states(tmp_path / name, bucket, run_name) for name in ("zombie", "current"))
+def test_state_that_a_zombie_saves_does_not_exist(
+    options: ObjectStoreOptions, run_name: str, tmp_path: Path
+) -> None:
+    zombie, current = (open_states(tmp_path / name, run_name, options) for name in ("zombie", "current"))
     zombie.take_over(1)
     model, optimizer = build()
     kept = zombie.save(state(), model=model, optimizer=optimizer)
@@ -61,8 +59,10 @@ def test_state_that_a_zombie_saves_does_not_exist(bucket: Bucket, run_name: str,
     assert list(zombie.path.iterdir()) == [zombie.path / kept]
 
 
-def test_decisions_lie_in_the_bucket_alone(bucket: Bucket, run_name: str, tmp_path: Path) -> None:
-    zombie, current = (open_states(tmp_path / name, bucket, run_name) for name in ("zombie", "current"))
+def test_decisions_lie_in_the_bucket_alone(
+    bucket: Bucket, options: ObjectStoreOptions, run_name: str, tmp_path: Path
+) -> None:
+    zombie, current = (open_states(tmp_path / name, run_name, options) for name in ("zombie", "current"))
     first = Decisions(fence=1, entries=(Decision(from_step=1, decided={"device": "cpu"}),))
     zombie.decisions.seal(first)
     # A retry whose first answer was lost.
@@ -81,8 +81,10 @@ def test_decisions_lie_in_the_bucket_alone(bucket: Bucket, run_name: str, tmp_pa
         current.decisions.seal(replace(longer, entries=longer.entries[::-1]))
 
 
-def test_damaged_copy_of_a_state_is_brought_again(bucket: Bucket, run_name: str, tmp_path: Path) -> None:
-    store = open_states(tmp_path, bucket, run_name)
+def test_damaged_copy_of_a_state_is_brought_again(
+    options: ObjectStoreOptions, run_name: str, tmp_path: Path
+) -> None:
+    store = open_states(tmp_path, run_name, options)
     store.take_over(1)
     model, optimizer = build()
     name = store.save(state(), model=model, optimizer=optimizer)
@@ -95,9 +97,9 @@ def test_damaged_copy_of_a_state_is_brought_again(bucket: Bucket, run_name: str,
 
 
 def test_old_states_go_and_needed_and_retained_ones_stay(
-    bucket: Bucket, run_name: str, tmp_path: Path
+    options: ObjectStoreOptions, run_name: str, tmp_path: Path
 ) -> None:
-    store = open_states(tmp_path, bucket, run_name)
+    store = open_states(tmp_path, run_name, options)
     store.take_over(1)
     model, optimizer = build()
     names = [

@@ -119,9 +119,10 @@ def test_damaged_checkpoint_is_found(
 ) -> None:
     import shutil
 
-    from asympo.common.checkpoints import PolicyStore, Probe, ProbeSequence
+    from asympo.common.checkpoints import Probe, ProbeSequence
+    from asympo.common.checkpoints.opening import open_policies
 
-    store = PolicyStore(tmp_path, "demo")
+    store = open_policies(tmp_path, "demo")
     probe = Probe(
         sequences=(ProbeSequence(token_ids=(1, 2), num_prompt_tokens=1, mean_nll=1.0),), tolerance=0.1
     )

@@ -80,7 +80,11 @@ def save_state(run: Path, tip: PartRef | None, *, fence: int = 1) -> Path:
     sequence = tip.last if tip else 0
     path = run / "train" / f"step-{sequence:08d}-f{fence:04d}-n{sequence:012d}"
     path.mkdir(parents=True)
-    document = {"schema_version": 1, "files": [], "archive": None if tip is None else dataclasses.asdict(tip)}
+    document = {
+        "schema_version": 1,
+        **{"step": sequence, "fence": fence, "sequence": sequence, "files": []},
+        "archive": None if tip is None else dataclasses.asdict(tip),
+    }
     (path / "manifest.json").write_bytes(sealed_json(document))
     return path
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.model.policy import Policy, end_token_ids, load_model
@@ -92,7 +92,7 @@ def make_model(directory: Path, config: PretrainedConfig) -> Path:
 def writer_for(model: Path, root: Path) -> PolicyWriter:
     shadow = load_model(model, dtype=torch.bfloat16, device=CPU).eval()
     return PolicyWriter(
-        store=PolicyStore(root, "run"),
+        store=open_policies(root, "run"),
         shadow=Policy(model=shadow, compute_dtype=torch.float32),
         tokenizer=load_tokenizer(str(model)),
         tolerance=0.05,
@@ -215,7 +215,7 @@ def test_model_that_cannot_be_written_is_refused_in_a_sentence(
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", refuse)
     with pytest.raises(BadModel, match=r"cannot be written as a policy: shapes of experts$"):
         writer.write(prepared)
-    assert PolicyStore(tmp_path, "run").list() == []
+    assert open_policies(tmp_path, "run").list() == []
 
 
 def words(vocabulary: dict[str, int], *, unknown: str | None = None) -> Any:

@@ -9,22 +9,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from asympo.common.archive.parquet import encode_part, read_entries, read_info
 from asympo.common.archive.rows import ArchivedEntry, PartInfo, PartRef, ReadableGroup
+from asympo.common.archive.state_head import STATE_HEADS
 from asympo.common.checkpoints import directory
-from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
-from asympo.common.checkpoints.names import STATE_FILES
-from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
-from asympo.common.errors import CorruptArchive, CorruptCheckpoint, SequenceGap
+from asympo.common.checkpoints.directory_steps import DirectorySteps
+from asympo.common.errors import CorruptArchive, SequenceGap
 
 log = logging.getLogger(__name__)
 
 _PART = re.compile(r"seq-(\d{12,})-(\d{12,})-f(\d{4,})-[0-9a-f]{8}\.parquet")
 _TEMPORARY = re.compile(r"\.tmp-f(\d{4,})-[0-9a-f]{16}")
-_REF: TypeAdapter[PartRef | None] = TypeAdapter(PartRef | None)
-_FILES: TypeAdapter[tuple[FileEntry, ...]] = TypeAdapter(tuple[FileEntry, ...])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,20 +129,8 @@ def newest_tip(run_directory: Path) -> PartRef | None:
     The order is that in which a learner looks for the state to resume from. Raises UnknownVersion for one of
     a later release: what is older is not the newest.
     """
-    train = run_directory / "train"
-    for name in reversed(directory.step_names(train)):
-        if name.sequence is None:
-            continue
-        path = train / str(name)
-        try:
-            document = open_sealed_json(read_manifest_bytes(path), what=str(path))
-            STATE_FORMAT.check(document.get(STATE_FORMAT.name), what=f"the manifest of {path}")
-            files = _FILES.validate_python(document["files"])
-            verify_files(path, files, allowed=STATE_FILES, with_digests=False)
-            return _REF.validate_python(document.get("archive"))
-        except (CorruptCheckpoint, KeyError, ValidationError) as error:
-            log.warning("training state passed over: %s", error)
-    return None
+    heads = DirectorySteps(run_directory.parent, run_directory.name, STATE_HEADS).newest_first()
+    return next((head.archive for head in heads), None)
 
 
 def read_archive(run_directory: Path, *, after_sequence: int | None = None) -> Iterator[ArchivedEntry]:

@@ -1,39 +1,14 @@
 """Copies of shared steps on this machine's own disk: complete or absent, and not too many."""
 
 import fcntl
-import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asympo.common import errors
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.names import StepName, download_name, parse_temporary
-from asympo.common.checkpoints.shared import SharedSteps
-from asympo.common.checkpoints.verify import verify_files
-
-logger = logging.getLogger(__name__)
-
-
-def bring(shared: SharedSteps, name: StepName, parent: Path, *, allowed: re.Pattern[str]) -> Path:
-    """A copy of the step under `parent`, every digest checked, in place of a damaged one.
-
-    Raises errors.CorruptCheckpoint when it is gone or not what its manifest says, OSError when storage fails.
-    """
-    final = parent / str(name)
-    if final.exists():
-        directory.delete_step(final)
-    with _download_directory(parent, name) as temporary:
-        manifest = shared.download(name, temporary)
-        verify_files(temporary, manifest.files, allowed=allowed, with_digests=True)
-        try:
-            directory.seal(temporary, manifest=manifest.content)
-        except FileExistsError:
-            logger.info("%s was fetched by another process at the same time", final)
-    return final
 
 
 def trim(parent: Path, *, keep: int) -> list[str]:
@@ -41,11 +16,7 @@ def trim(parent: Path, *, keep: int) -> list[str]:
     removed = _sweep_downloads(parent)
     used = sorted((_used_at(parent / str(name)), str(name)) for name in directory.step_names(parent))
     for _, name in used[: max(0, len(used) - keep)]:
-        try:
-            directory.delete_step(parent / name)
-        except OSError as error:
-            logger.warning("%s could not be deleted: %s", parent / name, error)
-        else:
+        if directory.try_to_delete_step(parent / name):
             removed.append(name)
     return removed
 
@@ -63,7 +34,7 @@ def _used_at(path: Path) -> int:
 
 
 @contextmanager
-def _download_directory(parent: Path, name: StepName) -> Iterator[Path]:
+def download_directory(parent: Path, name: StepName) -> Iterator[Path]:
     """An empty directory, locked for as long as its writer lives and removed unless it was renamed."""
     directory.make_durable_directory(parent)
     temporary = parent / download_name(name)
@@ -97,9 +68,3 @@ def _sweep_downloads(parent: Path) -> list[str]:
         shutil.rmtree(parent / name, ignore_errors=True)
         removed.append(name)
     return removed
-
-
-def drop_damaged(path: Path, error: errors.CorruptCheckpoint) -> None:
-    """Delete a copy that does not verify: it can be fetched again. Raises OSError."""
-    logger.warning("a damaged copy is fetched again: %s", error)
-    directory.delete_step(path)

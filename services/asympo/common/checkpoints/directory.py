@@ -5,6 +5,7 @@ at any point leaves either nothing visible or everything.
 """
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ from asympo.common.checkpoints.names import (
     trash_name,
 )
 
+logger = logging.getLogger(__name__)
+
 _being_written: set[Path] = set()
 """Temporary directories of this process, so that sweeping spares them."""
 _being_written_lock = threading.Lock()
@@ -43,10 +46,7 @@ def create_temporary(parent: Path, name: StepName) -> Path:
 
 def seal(temporary: Path, *, manifest: bytes) -> Path:
     """Flush the files, write the manifest, give the directory its final name, returned. Raises OSError."""
-    parsed = parse_temporary(temporary.name)
-    if parsed is None:
-        raise ValueError(f"{temporary} is not a temporary directory")
-    final = temporary.parent / str(parsed[1])
+    final = temporary.parent / str(step_of(temporary))
     flush_files(temporary)
     with open(temporary / MANIFEST_NAME, "xb") as file:
         file.write(manifest)
@@ -60,6 +60,14 @@ def seal(temporary: Path, *, manifest: bytes) -> Path:
     with _being_written_lock:
         _being_written.discard(temporary)
     return final
+
+
+def step_of(temporary: Path) -> StepName:
+    """The step that a temporary directory is to become."""
+    parsed = parse_temporary(temporary.name)
+    if parsed is None:
+        raise ValueError(f"{temporary} is not a temporary directory")
+    return parsed[1]
 
 
 def discard(temporary: Path) -> None:
@@ -98,6 +106,16 @@ def delete_step(path: Path) -> None:
     os.rename(path, trash)
     flush_directory(path.parent)
     shutil.rmtree(trash)
+
+
+def try_to_delete_step(path: Path) -> bool:
+    """Delete a published directory; False, with a warning, when that fails."""
+    try:
+        delete_step(path)
+    except OSError as error:
+        logger.warning("%s could not be deleted: %s", path, error)
+        return False
+    return True
 
 
 def step_names(parent: Path) -> list[StepName]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from asympo.common import errors
+from asympo.common.checkpoints.names import StepName
 from asympo.common.versions import Format
 
 FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -97,6 +98,11 @@ class Manifest:
     """What the model says with these weights."""
     digest: str = field(default="")
     """sha256 over the canonical form of everything above; what announcements carry."""
+
+    @property
+    def name(self) -> StepName:
+        """The directory that it belongs into."""
+        return StepName(step=self.step, fence=self.fence)
 
     @property
     def size_bytes(self) -> int:

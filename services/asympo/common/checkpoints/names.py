@@ -5,6 +5,9 @@ import secrets
 from dataclasses import dataclass
 
 MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 256 << 20
+RETAINED = ".retained"
+"""Suffix of the empty file or object beside a step that is kept for good."""
 
 POLICY_FILES = re.compile(
     r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"

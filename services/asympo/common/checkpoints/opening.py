@@ -1,17 +1,28 @@
-"""Opens policies where the settings say they are: in a directory, or in an object store with copies there."""
+"""Opens steps where the settings say they are: in a directory, or in an object store with copies there."""
 
 from pathlib import Path
 
-from asympo.common.checkpoints.store import PolicyStore
+from asympo.common.checkpoints.directory_steps import DirectorySteps
+from asympo.common.checkpoints.steps import Kind, M, Steps
+from asympo.common.checkpoints.store import POLICIES, PolicyStore
 from asympo.common.object_store import ObjectStoreOptions
 
 
-def open_policies(root: Path, run: str, options: ObjectStoreOptions, *, cached: int) -> PolicyStore:
+def open_policies(
+    root: Path, run: str, options: ObjectStoreOptions | None = None, *, cached: int | None = None
+) -> PolicyStore:
     """The policies of one run; `cached` limits the copies that `verify` leaves. Asks no store anything."""
-    if not options.is_given:
-        return PolicyStore(root, run)
+    return PolicyStore(open_steps(root, run, POLICIES, options, cached=cached))
+
+
+def open_steps(
+    root: Path, run: str, kind: Kind[M], options: ObjectStoreOptions | None, *, cached: int | None = None
+) -> Steps[M]:
+    """The steps of one kind of a run; asks no store anything."""
+    if options is None or not options.is_given:
+        return DirectorySteps(root, run, kind)
     # Half a second that only those pay who use it.
     from asympo.common.checkpoints.bucket import Bucket
-    from asympo.common.checkpoints.shared_policies import SharedPolicyStore
+    from asympo.common.checkpoints.bucket_steps import BucketSteps
 
-    return SharedPolicyStore(root, run, bucket=Bucket(options), cached=cached)
+    return BucketSteps(root, run, kind, bucket=Bucket(options), cached=cached)

@@ -1,4 +1,4 @@
-"""The policies of one run on shared storage: `<root>/<run>/policy/step-00000042-f0007/`."""
+"""The policies of one run."""
 
 import logging
 import math
@@ -13,10 +13,18 @@ from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, te
 from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, decode_manifest, encode_manifest
 from asympo.common.checkpoints.names import POLICY_FILES, StepName
 from asympo.common.checkpoints.retention import deletable
-from asympo.common.checkpoints.verify import read_policy_manifest, verify_policy
-from asympo.common.names import check_run_name
+from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
+from asympo.common.checkpoints.verify import read_manifest
 
 logger = logging.getLogger(__name__)
+
+POLICIES = Kind(
+    directory="policy",
+    noun="policy",
+    allowed=POLICY_FILES,
+    decode=decode_manifest,
+    passed_over=(errors.CorruptCheckpoint, errors.UnknownVersion),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +49,13 @@ class PolicyRef:
 class PolicyStore:
     """Publishes, finds, verifies and prunes the policies of one run. Stateless and safe in any thread."""
 
-    def __init__(self, root: Path, run: str) -> None:
-        self.path = Path(root) / check_run_name(run) / "policy"
+    def __init__(self, steps: Steps[Manifest]) -> None:
+        self._steps = steps
+
+    @property
+    def path(self) -> Path:
+        """Where they lie on this machine: all of them, or copies."""
+        return self._steps.path
 
     def publish(
         self,
@@ -66,7 +79,7 @@ class PolicyStore:
         if not all(math.isfinite(sequence.mean_nll) for sequence in probe.sequences):
             raise errors.PublishFailed(f"{what} is not published: the mean NLL of its probe is not finite.")
         with directory.storage_errors_as_publish_failed(what, self.path):
-            self._refuse_if_fenced(fence)
+            refuse_if_fenced(self.path, fence=fence, highest=self.highest_fence())
             if (self.path / str(name)).exists():
                 raise errors.PublishFailed(f"{what} is already published as {self.path / str(name)}.")
             self.sweep(fence=fence)
@@ -76,16 +89,14 @@ class PolicyStore:
                 content = encode_manifest(
                     _describe(temporary, step=step, fence=fence, probe=probe, parent=parent, kind=kind)
                 )
-                content = self._share(temporary, name=name, manifest=content)
-                final = directory.seal(temporary, manifest=content)
+                return self._ref(self._steps.seal(temporary, manifest=content))
             except BaseException:
                 directory.discard(temporary)
                 raise
-        return _ref(final, decode_manifest(content, what=str(final)))
 
     def list(self) -> Sequence[PolicyRef]:
         """Policies whose manifest verifies and whose files have the right names and sizes, newest last."""
-        return [_ref(path, manifest) for path, manifest in _verifying(self.path)]
+        return [self._ref(manifest) for manifest in self._manifests()]
 
     def newest(self, *, exclude: Collection[str] = (), with_digests: bool = False) -> PolicyRef | None:
         """The policy of the highest (fence, step) that verifies, or None.
@@ -93,41 +104,49 @@ class PolicyStore:
         `exclude` holds directory names to pass over; those that do not verify are passed over with a warning.
         With digests, every byte of the winner is read; without, only names and sizes are compared.
         """
-        for name in reversed(directory.step_names(self.path)):
-            if name.sequence is not None or str(name) in exclude:
-                continue
-            path = self.path / str(name)
+        for manifest in self._steps.newest_first(exclude=exclude):
+            ref = self._ref(manifest)
             try:
-                return _ref(path, verify_policy(path, with_digests=with_digests))
+                if with_digests:
+                    self.verify(ref)
             except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
-                logger.warning("checkpoint passed over: %s", error)
+                logger.warning("policy passed over: %s", error)
+            else:
+                return ref
         return None
 
     def find(self, *, step: int, fence: int) -> PolicyRef | None:
         """The policy an announcement names, when its manifest verifies; the files are not read."""
-        path = self.path / str(StepName(step=step, fence=fence))
+        name = StepName(step=step, fence=fence)
+        if name not in self._steps.present():
+            return None
         try:
-            return _ref(path, read_policy_manifest(path))
+            return self._ref(self._steps.manifest(name))
         except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
-            logger.warning("checkpoint not found: %s", error)
+            logger.warning("policy not found: %s", error)
             return None
 
     def load_manifest(self, ref: PolicyRef) -> Manifest:
-        """The manifest of `ref`; errors.CorruptCheckpoint when it is gone, damaged or another one."""
-        return _same(ref, read_policy_manifest(ref.path))
+        """The manifest in the directory of `ref`; errors.CorruptCheckpoint when it is another, or damaged."""
+        return _same(ref, read_manifest(ref.path, POLICIES))
 
     def verify(self, ref: PolicyRef) -> Manifest:
-        """The manifest of `ref` once every byte was checked; errors.CorruptCheckpoint otherwise."""
-        return _same(ref, verify_policy(ref.path))
+        """The manifest of `ref` once every byte on this machine was checked; errors.CorruptCheckpoint."""
+        return _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
 
     def highest_fence(self) -> int | None:
-        """The highest fence in any directory name, damaged ones included, or None in an empty store."""
-        names = directory.step_names(self.path)
-        return names[-1].fence if names else None
+        """The highest fence in any name, damaged ones included, or None in an empty store."""
+        return self._steps.highest_fence()
+
+    def take_over(self, fence: int) -> None:
+        """From now on nothing more of older fences is visible. Raises errors.Fenced, PublishFailed."""
+        with directory.storage_errors_as_publish_failed(f"The claim of fence {fence}", self.path):
+            self._steps.take_over(fence)
+            self.sweep(fence=fence)
 
     def sweep(self, *, fence: int) -> Sequence[str]:
-        """Delete temporary directories of dead writers; only for the holder of `fence`. Returns names."""
-        return directory.sweep(self.path, fence=fence)
+        """Delete what dead writers left behind; only for the holder of `fence`. Returns names."""
+        return self._steps.sweep(fence=fence)
 
     def prune(
         self, *, keep: int, is_in_use: Callable[[PolicyRef], bool] = lambda ref: False
@@ -138,57 +157,28 @@ class PolicyStore:
         Directories that do not verify and sort below the oldest kept one are deleted too. Returns the deleted
         policies; what cannot be deleted is logged and tried again next time.
         """
-        found = _verifying(self.path)
-        refs = {manifest.digest: _ref(path, manifest) for path, manifest in found}
-        spare = deletable(
-            [manifest for _, manifest in found],
-            keep=keep,
-            is_in_use=lambda manifest: is_in_use(refs[manifest.digest]),
-        )
-        deleted = []
-        for manifest in spare:
-            ref = refs[manifest.digest]
-            if not is_in_use(ref) and _delete(ref.path):
-                deleted.append(ref)
-        _delete_damaged(self.path, kept=found[-keep:], verified={path for path, _ in found})
+        deleted: list[PolicyRef] = []
+        try:
+            found = self._manifests()
+            spare = deletable(found, keep=keep, is_in_use=lambda manifest: is_in_use(self._ref(manifest)))
+            for manifest in spare:
+                ref = self._ref(manifest)
+                if not is_in_use(ref) and self._steps.delete(manifest.name):
+                    deleted.append(ref)
+            verified = {manifest.name for manifest in found}
+            for name in self._steps.present():
+                if found and name.rank < found[-keep:][0].name.rank and name not in verified:
+                    self._steps.delete(name)
+        except OSError as error:
+            logger.warning("old policies stay for now: %s", error.strerror or error)
         return deleted
 
-    def take_over(self, fence: int) -> None:
-        """Nothing: where directories are renamed, names with a higher fence are enough."""
+    def _manifests(self) -> Sequence[Manifest]:
+        return [*self._steps.newest_first()][::-1]
 
-    def _share(self, written: Path, *, name: StepName, manifest: bytes) -> bytes:
-        """The manifest as it becomes visible; who shares by other means than the directory does so here."""
-        return manifest
-
-    def _refuse_if_fenced(self, fence: int) -> None:
-        highest = self.highest_fence()
-        if highest is not None and highest > fence:
-            raise errors.Fenced(
-                f"{self.path} holds policies of fence {highest} and this learner has fence {fence}:"
-                " another learner owns the run, or an earlier run of the same name left them there."
-            )
-
-
-def _verifying(parent: Path) -> list[tuple[Path, Manifest]]:
-    found = []
-    for name in directory.step_names(parent):
-        if name.sequence is not None:
-            continue
-        path = parent / str(name)
-        try:
-            found.append((path, verify_policy(path, with_digests=False)))
-        except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
-            logger.warning("checkpoint passed over: %s", error)
-    return found
-
-
-def _delete_damaged(parent: Path, *, kept: list[tuple[Path, Manifest]], verified: set[Path]) -> None:
-    if not kept:
-        return
-    oldest = StepName(step=kept[0][1].step, fence=kept[0][1].fence)
-    for name in directory.step_names(parent):
-        if name.rank < oldest.rank and parent / str(name) not in verified:
-            _delete(parent / str(name))
+    def _ref(self, manifest: Manifest) -> PolicyRef:
+        path = self.path / str(manifest.name)
+        return PolicyRef(step=manifest.step, fence=manifest.fence, path=path, digest=manifest.digest)
 
 
 def _describe(
@@ -222,20 +212,7 @@ def _describe(
     )
 
 
-def _ref(path: Path, manifest: Manifest) -> PolicyRef:
-    return PolicyRef(step=manifest.step, fence=manifest.fence, path=path, digest=manifest.digest)
-
-
 def _same(ref: PolicyRef, manifest: Manifest) -> Manifest:
     if manifest.digest != ref.digest:
         raise errors.CorruptCheckpoint(f"{ref.path} does not hold the manifest that was announced.")
     return manifest
-
-
-def _delete(path: Path) -> bool:
-    try:
-        directory.delete_step(path)
-    except OSError as error:
-        logger.warning("checkpoint %s could not be deleted: %s", path, error)
-        return False
-    return True

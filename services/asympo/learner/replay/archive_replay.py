@@ -10,7 +10,7 @@ import torch
 
 from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, newest_tip
 from asympo.common.archive.store import Part
-from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
@@ -20,9 +20,10 @@ from asympo.learner.model.weights import named_weights
 from asympo.learner.progress import Progress
 from asympo.learner.publish.policy_files import read_weights
 from asympo.learner.replay.consumer import LogConsumer
+from asympo.learner.state.open import open_states
 from asympo.learner.state.recipe import Recipe
 from asympo.learner.state.saver import trained_ids_of
-from asympo.learner.state.store import StateStore, TrainingState
+from asympo.learner.state.store import TrainingState
 from asympo.learner.state.tensors import training_tensors
 from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts, rebuilt
 
@@ -97,8 +98,8 @@ class Replay:
     """One run, from its start or a training state of it, on one device."""
 
     def __init__(self, *, checkpoint_root: Path, run: str, from_state: str | None, any_build: bool) -> None:
-        self._states = StateStore(checkpoint_root, run)
-        self._policies = PolicyStore(checkpoint_root, run)
+        self._states = open_states(checkpoint_root, run)
+        self._policies = open_policies(checkpoint_root, run)
         self._archive = ArchiveStore(checkpoint_root / run)
         self._any_build = any_build
         tip = newest_tip(checkpoint_root / run)

@@ -19,8 +19,9 @@ from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.replay.followed_decisions import FollowedDecisions
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
-from asympo.learner.state.store import StateStore, TrainingState
+from asympo.learner.state.store import TrainingState
 from asympo.learner.step.compute import Compute, set_up_torch
 from asympo.learner.step.stepper import build_reader, build_step_parts, rebuilt
 
@@ -140,7 +141,7 @@ class SecondLearner:
     ) -> None:
         self._settings = settings
         self._stop = stop
-        self._states = StateStore(out, config.run)
+        self._states = open_states(out, config.run)
         self._states.sweep(fence=_FENCE)
         name = self._states.newest()
         state = self._states.read(name) if name else None

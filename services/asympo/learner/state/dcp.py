@@ -27,11 +27,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from asympo.common import errors
-from asympo.common.checkpoints.directory import create_temporary, seal
+from asympo.common.checkpoints.directory import create_temporary
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import StepName
+from asympo.common.checkpoints.steps import Steps
 from asympo.learner.state.hashed_file import HashedFile
-from asympo.learner.state.manifest import StateChunk, StateTensor
+from asympo.learner.state.manifest import StateChunk, StateManifest, StateTensor
 
 DTYPES = {
     "F64": torch.float64,
@@ -62,18 +63,16 @@ class StateWriter(StorageWriter):
     def __init__(
         self,
         *,
-        parent: Path,
+        steps: Steps[StateManifest],
         name: StepName,
         extra_files: dict[str, bytes],
         make_manifest: Callable[[Sequence[FileEntry], Sequence[StateTensor]], bytes],
-        share: Callable[[Path, bytes], bytes],
     ) -> None:
         self.temporary: Path | None = None
-        self._parent = parent
+        self._steps = steps
         self._name = name
         self._extra_files = extra_files
         self._make_manifest = make_manifest
-        self._share = share
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Part of the interface; there is nothing to reset."""
@@ -90,7 +89,7 @@ class StateWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Make the temporary directory and tell every rank its file in it."""
-        self.temporary = create_temporary(self._parent, self._name)
+        self.temporary = create_temporary(self._steps.path, self._name)
         return [
             replace(plan, storage_data=str(self.temporary / f"rank-{rank:05d}.safetensors"))
             for rank, plan in enumerate(plans)
@@ -136,7 +135,7 @@ class StateWriter(StorageWriter):
             sorted(files.values(), key=lambda entry: entry.name),
             sorted(tensors, key=lambda tensor: tensor.name),
         )
-        seal(self.temporary, manifest=self._share(self.temporary, manifest))
+        self._steps.seal(self.temporary, manifest=manifest)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

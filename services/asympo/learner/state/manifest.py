@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from asympo.common import errors
 from asympo.common.archive import PartRef
 from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json, sealed_json
+from asympo.common.checkpoints.names import StepName
 
 _CHECKED = ConfigDict(extra="ignore")
 
@@ -75,6 +76,11 @@ class StateManifest:
     """Every tensor, sorted by name."""
     digest: str = field(default="")
     """sha256 over the canonical form of everything above."""
+
+    @property
+    def name(self) -> StepName:
+        """The directory that it belongs into."""
+        return StepName(step=self.step, fence=self.fence, sequence=self.sequence)
 
 
 _ADAPTER: TypeAdapter[StateManifest] = TypeAdapter(StateManifest)

@@ -1,34 +1,38 @@
 """Opens training states where the settings say they are, once their storage can be relied upon."""
 
 import logging
+from pathlib import Path
 
 import torch.distributed as dist
 
+from asympo.common.checkpoints.opening import open_steps
 from asympo.common.errors import StorageUnavailable
 from asympo.common.lifecycle import StopSignal
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.learner.settings import LearnerSettings
-from asympo.learner.state.store import StateStore
+from asympo.learner.state.decision_files import DecisionFiles, SharedDecisionFiles
+from asympo.learner.state.store import STATES, StateStore
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 
 
-def open_states(settings: LearnerSettings, *, process_group: dist.ProcessGroup | None) -> StateStore:
+def open_states(
+    root: Path,
+    run: str,
+    options: ObjectStoreOptions | None = None,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+) -> StateStore:
     """The training states of the run; asks no store anything."""
-    if not settings.object_store.is_given:
-        return StateStore(settings.checkpoint_root, settings.run, process_group=process_group)
-    # Half a second that only those pay who use it.
-    from asympo.common.checkpoints.bucket import Bucket
-    from asympo.learner.state.bucket_store import SharedStateStore
+    steps = open_steps(root, run, STATES, options)
+    decisions = DecisionFiles(steps.path)
+    if options is not None and options.is_given:
+        # Half a second that only those pay who use it.
+        from asympo.common.checkpoints.bucket import Bucket
 
-    return SharedStateStore(
-        settings.checkpoint_root,
-        settings.run,
-        bucket=Bucket(settings.object_store),
-        process_group=process_group,
-    )
+        decisions = SharedDecisionFiles(Bucket(options), run)
+    return StateStore(steps, decisions=decisions, process_group=process_group)
 
 
 def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:

@@ -1,4 +1,4 @@
-"""The durable training state: `<root>/<run>/train/step-00000042-f0007-n000000000672/`.
+"""The durable training states of one run, such as `step-00000042-f0007-n000000000672`.
 
 Saved and loaded through torch.distributed.checkpoint, so that it can be resharded. Saving is synchronous
 and streams from the tensors' own memory. Saving in the background would need a copy of all of it (1.6 GB for
@@ -25,8 +25,8 @@ from asympo.common.archive import PartRef
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import STATE_FILES, StepName, parse_name
-from asympo.common.checkpoints.verify import read_manifest_bytes, verify_files
-from asympo.common.names import check_run_name
+from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
+from asympo.common.checkpoints.verify import verify_step
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
 from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.state.manifest import (
@@ -46,9 +46,15 @@ from asympo.learner.state.tensors import (
 logger = logging.getLogger(__name__)
 
 _TRAINED_IDS = "trained_ids.bin"
-_RETAINED = ".retained"
-"""Suffix of the empty file beside a state that is kept for good."""
 _T = TypeVar("_T")
+
+STATES = Kind(
+    directory="train",
+    noun="training state",
+    allowed=STATE_FILES,
+    decode=decode_state_manifest,
+    passed_over=(errors.CorruptCheckpoint,),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +83,22 @@ class StateStore:
     With torch.distributed initialised, `save` and `load` are collective: every rank calls them.
     """
 
-    def __init__(self, root: Path, run: str, *, process_group: dist.ProcessGroup | None = None) -> None:
-        self.path = Path(root) / check_run_name(run) / "train"
+    def __init__(
+        self,
+        steps: Steps[StateManifest],
+        *,
+        decisions: DecisionFiles,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._steps = steps
         self._group = process_group
-        self.decisions = DecisionFiles(self.path)
+        self.decisions = decisions
         """What the run has decided about its arithmetic lies beside the states."""
+
+    @property
+    def path(self) -> Path:
+        """Where they lie on this machine: all of them, or copies."""
+        return self._steps.path
 
     def save(self, state: TrainingState, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
         """Make the state durable and return its name, which the commit record keeps.
@@ -117,11 +134,10 @@ class StateStore:
             )
 
         writer = StateWriter(
-            parent=self.path,
+            steps=self._steps,
             name=name,
             extra_files={_TRAINED_IDS: state.trained_ids},
             make_manifest=manifest,
-            share=lambda written, content: self._share(written, name=name, manifest=content),
         )
         with directory.storage_errors_as_publish_failed(what, self.path):
             try:
@@ -139,8 +155,8 @@ class StateStore:
         return str(name)
 
     def read(self, name: str) -> TrainingState:
-        """Everything but the tensors; errors.CorruptCheckpoint. Cheap: digests of files are not checked."""
-        path, manifest = self._verified(name, with_digests=False)
+        """Everything but the tensors; errors.CorruptCheckpoint. Digests of files here are not checked."""
+        path, manifest = self._here(name)
         content = (path / _TRAINED_IDS).read_bytes()
         return TrainingState(
             step=manifest.step,
@@ -154,7 +170,8 @@ class StateStore:
 
     def verify(self, name: str) -> None:
         """Checks the digest of every file; errors.CorruptCheckpoint. Reads all of them."""
-        self._verified(name, with_digests=True)
+        with _fetching(name):
+            self._steps.verify(_parsed(name))
 
     def load(self, name: str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Verify all digests, then put weights, optimizer and random numbers back in place.
@@ -162,8 +179,8 @@ class StateStore:
         Raises errors.CorruptCheckpoint when files are damaged (nothing is changed then) and errors.BadSetting
         when the state is of another model or optimizer (the optimizer must not be used then).
         """
-        self._on_coordinator(lambda: self._verified(name, with_digests=True))
-        path, manifest = self._verified(name, with_digests=False)
+        self._on_coordinator(lambda: self.verify(name))
+        path, manifest = self._here(name)
         rng_name = f"rng.{self._rank():05d}"
         stored = {tensor.name: tensor for tensor in manifest.tensors if not tensor.name.startswith("rng.")}
         allocate_optimizer_state(model, optimizer, groups=manifest.optimizer_groups, stored=stored)
@@ -192,7 +209,8 @@ class StateStore:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Every tensor of a state, whole, in host memory, all digests verified; errors.CorruptCheckpoint."""
-        path, manifest = self._verified(name, with_digests=True)
+        self.verify(name)
+        path, manifest = self._here(name)
         tensors = {
             entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) for entry in manifest.tensors
         }
@@ -207,29 +225,26 @@ class StateStore:
 
     def names(self) -> list[str]:
         """States whose manifest verifies and whose files have the right names and sizes, the newest last."""
-        found = []
-        for name in self._steps():
-            try:
-                self._verified(str(name), with_digests=False)
-            except errors.CorruptCheckpoint as error:
-                logger.warning("training state passed over: %s", error)
-            else:
-                found.append(str(name))
-        return found
+        return [str(manifest.name) for manifest in self._steps.newest_first()][::-1]
 
     def newest(self) -> str | None:
         """The highest (fence, step, sequence), or None; for when no commit record names a state."""
-        names = self.names()
-        return names[-1] if names else None
+        return next((str(manifest.name) for manifest in self._steps.newest_first()), None)
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged ones included, or None in an empty store."""
-        fences = [self.decisions.highest_fence(), *(name.fence for name in self._steps()[-1:])]
+        fences = (self.decisions.highest_fence(), self._steps.highest_fence())
         return max((fence for fence in fences if fence is not None), default=None)
+
+    def take_over(self, fence: int) -> None:
+        """From now on nothing more of older fences is visible. Raises errors.Fenced, PublishFailed."""
+        with directory.storage_errors_as_publish_failed(f"The claim of fence {fence}", self.path):
+            self._steps.take_over(fence)
+            self.sweep(fence=fence)
 
     def sweep(self, *, fence: int) -> list[str]:
         """Delete what dead writers left behind; only for the holder of `fence`. Returns the names."""
-        return directory.sweep(self.path, fence=fence)
+        return self._steps.sweep(fence=fence)
 
     def prune(self, *, keep: int, needed: Collection[str] = ()) -> list[str]:
         """Delete what is older than the `keep` newest valid states and not in `needed`; returns the names.
@@ -238,51 +253,27 @@ class StateStore:
         """
         if keep < 1:
             raise ValueError("keep must be at least 1")
-        kept = self.names()[-keep:]
-        needed = {*needed, *self._retained()}
         deleted: list[str] = []
-        if not kept:
-            return deleted
-        for name in self._steps():
-            if str(name) == kept[0]:
-                break
-            if str(name) in needed:
-                continue
-            try:
-                directory.delete_step(self.path / str(name))
-            except OSError as error:
-                logger.warning("training state %s could not be deleted: %s", name, error)
-            else:
-                deleted.append(str(name))
+        try:
+            kept = self.names()[-keep:]
+            spared = {*needed, *self._steps.retained()}
+            for name in self._steps.present() if kept else ():
+                if str(name) == kept[0]:
+                    break
+                if str(name) not in spared and self._steps.delete(name):
+                    deleted.append(str(name))
+        except OSError as error:
+            logger.warning("old training states stay for now: %s", error.strerror or error)
         return deleted
 
     def retain(self, name: str) -> None:
         """Keep a state for good: no prune deletes it. Raises errors.PublishFailed when storage fails."""
         with directory.storage_errors_as_publish_failed(f"The mark of training state {name}", self.path):
-            (self.path / f"{name}{_RETAINED}").touch()
-            directory.flush_directory(self.path)
-
-    def _retained(self) -> set[str]:
-        return {path.name.removesuffix(_RETAINED) for path in self.path.glob(f"*{_RETAINED}")}
-
-    def _steps(self) -> list[StepName]:
-        return [name for name in directory.step_names(self.path) if name.sequence is not None]
-
-    def take_over(self, fence: int) -> None:
-        """Nothing: where directories are renamed, names with a higher fence are enough."""
-
-    def _share(self, written: Path, *, name: StepName, manifest: bytes) -> bytes:
-        """The manifest as it becomes visible; who shares by other means than the directory does so here."""
-        return manifest
+            self._steps.retain(_parsed(name))
 
     def _is_saved(self, name: StepName, *, what: str) -> bool:
         with directory.storage_errors_as_publish_failed(what, self.path):
-            highest = self.highest_fence()
-            if highest is not None and highest > name.fence:
-                raise errors.Fenced(
-                    f"{self.path} holds states of fence {highest} and this learner has fence {name.fence}:"
-                    " another learner owns the run, or an earlier run of the same name left them there."
-                )
+            refuse_if_fenced(self.path, fence=name.fence, highest=self.highest_fence())
             self.sweep(fence=name.fence)
             return self._has_sound(name)
 
@@ -291,23 +282,19 @@ class StateStore:
         if not path.exists():
             return False
         try:
-            self._verified(str(name), with_digests=True)
+            self._steps.verify(name)
         except errors.CorruptCheckpoint as error:
             logger.warning("damaged training state is replaced: %s", error)
-            directory.delete_step(path)
+            if path.exists():
+                directory.delete_step(path)
             return False
         return True
 
-    def _verified(self, name: str, *, with_digests: bool) -> tuple[Path, StateManifest]:
-        parsed = parse_name(name)
-        if parsed is None:
-            raise errors.CorruptCheckpoint(f"{name!r} is not the name of a training state.")
-        path = self.path / name
-        manifest = decode_state_manifest(read_manifest_bytes(path), what=str(path))
-        if parsed.rank != (manifest.fence, manifest.step, manifest.sequence):
-            raise errors.CorruptCheckpoint(f"The manifest in {path} is of another step, fence or sequence.")
-        verify_files(path, manifest.files, allowed=STATE_FILES, with_digests=with_digests)
-        return path, manifest
+    def _here(self, name: str) -> tuple[Path, StateManifest]:
+        """The directory on this machine, once names and sizes of its files were checked."""
+        with _fetching(name):
+            path = self._steps.bring(_parsed(name))
+        return path, verify_step(path, STATES, with_digests=False)
 
     def _rank(self) -> int:
         return dist.get_rank(self._group) if dist.is_initialized() else 0
@@ -330,6 +317,24 @@ class StateStore:
             raise outcome[1]
         result: _T = outcome[0]
         return result
+
+
+def _parsed(name: str) -> StepName:
+    parsed = parse_name(name)
+    if parsed is None:
+        raise errors.CorruptCheckpoint(f"{name!r} is not the name of a training state.")
+    return parsed
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """Whoever asks for a state cannot go on without it."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.StorageUnavailable(
+            f"The training state {name} cannot be fetched: {error.strerror or error}."
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""Numbered, sealed directories of one kind of one run: what every place that can hold them does."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from asympo.common import errors
+from asympo.common.checkpoints.manifest import FileEntry
+from asympo.common.checkpoints.names import StepName
+
+
+class StepManifest(Protocol):
+    """A manifest as far as every kind of step has it."""
+
+    @property
+    def name(self) -> StepName:
+        """The step that it belongs to."""
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file but the manifest."""
+
+    @property
+    def digest(self) -> str:
+        """Its own digest."""
+
+
+M = TypeVar("M", bound=StepManifest)
+M_co = TypeVar("M_co", bound=StepManifest, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[M_co]):
+    """What tells policies and training states apart."""
+
+    directory: str
+    """Name of their directory in that of the run."""
+    noun: str
+    """One of them, in messages."""
+    allowed: re.Pattern[str]
+    """Names that their files may have."""
+    decode: Callable[..., M_co]
+    """Reads a manifest: `decode(content, what=...)`."""
+    passed_over: tuple[type[errors.AsympoError], ...]
+    """Errors of a manifest after which the next newest step is looked for."""
+
+    def open(self, content: bytes, *, name: StepName | None, what: str) -> M_co:
+        """The manifest of the step `name`; errors.CorruptCheckpoint, errors.UnknownVersion naming `what`."""
+        manifest = self.decode(content, what=what)
+        if manifest.name != name:
+            raise errors.CorruptCheckpoint(f"The manifest of {what} is of another one, {manifest.name}.")
+        names = [entry.name for entry in manifest.files]
+        if len(set(names)) != len(names) or not all(map(self.allowed.fullmatch, names)):
+            raise errors.CorruptCheckpoint(
+                f"The manifest of {what} lists a file twice, or one that a {self.noun} may not have."
+            )
+        return manifest
+
+
+class Steps(Protocol[M_co]):
+    """The steps of one kind of one run. Safe in any thread; methods raise OSError when storage fails.
+
+    One is written into a directory of `directory.create_temporary(path, name)` and then sealed.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Where their directories lie on this machine: all of them, or copies."""
+
+    def present(self) -> list[StepName]:
+        """Visible steps, damaged ones included, sorted so that the last one wins."""
+
+    def newest_first(self, *, exclude: Collection[str] = ()) -> Iterator[M_co]:
+        """Manifests of the steps that have all they list; others are passed over with a warning."""
+
+    def manifest(self, name: StepName) -> M_co:
+        """The manifest of a step; errors.CorruptCheckpoint when it is gone or damaged."""
+
+    def bring(self, name: StepName) -> Path:
+        """The directory of a step, copied to this machine if it is not here; no digest is checked again."""
+
+    def verify(self, name: StepName) -> M_co:
+        """The manifest once every byte of the directory here was checked; errors.CorruptCheckpoint."""
+
+    def seal(self, temporary: Path, *, manifest: bytes) -> M_co:
+        """Make a finished temporary directory visible, durably; returns the manifest that is visible.
+
+        Raises FileExistsError when there is another step of the name, which is never overwritten.
+        """
+
+    def highest_fence(self) -> int | None:
+        """The highest fence in any name, damaged and unfinished ones included, or None without any."""
+
+    def take_over(self, fence: int) -> None:
+        """From now on nothing more of older fences becomes visible. Raises errors.Fenced."""
+
+    def sweep(self, *, fence: int) -> list[str]:
+        """Delete what dead writers left behind; only for the holder of `fence`. Returns the names."""
+
+    def delete(self, name: StepName) -> bool:
+        """Delete a step, which vanishes before its files do; False, with a warning, if it resists."""
+
+    def retain(self, name: StepName) -> None:
+        """Mark a step as one to keep for good: whoever deletes asks `retained` first."""
+
+    def retained(self) -> set[str]:
+        """Names of the steps that are kept for good."""
+
+
+def refuse_if_fenced(where: object, *, fence: int, highest: int | None) -> None:
+    """Raises errors.Fenced when `where` holds something of a higher fence than the caller's."""
+    if highest is not None and highest > fence:
+        raise errors.Fenced(
+            f"{where} belongs to fence {highest} and this learner has fence {fence}:"
+            " another learner owns the run, or an earlier run of the same name left that there."
+        )
