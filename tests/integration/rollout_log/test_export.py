@@ -38,7 +38,11 @@ def archive(log: RunLog, root: Path, entries: list[LogEntry]) -> PartRef:
     tip = ArchiveStore(root / log.run).write([(row, None) for row in rows], info)
     state = root / log.run / "train" / f"step-00000001-f0001-n{last:012d}"
     state.mkdir(parents=True)
-    document = {STATE_FORMAT.name: STATE_FORMAT.newest, "files": [], "archive": dataclasses.asdict(tip)}
+    document = {
+        STATE_FORMAT.name: STATE_FORMAT.newest,
+        **{"step": 1, "fence": 1, "sequence": last, "files": []},
+        "archive": dataclasses.asdict(tip),
+    }
     (state / "manifest.json").write_bytes(sealed_json(document))
     return tip
 
