@@ -74,6 +74,7 @@ def test_sampler_that_was_chosen_by_hand_is_left_alone() -> None:
     assert f"{SAMPLER}=1" in sentence
 
 
+@pytest.mark.slow
 def test_engine_for_gpus_without_one_is_refused_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_driver_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         require_gpu()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "is_cpu", "is_eager"),
     [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],

@@ -60,6 +60,7 @@ def test_table_of_memory_is_what_the_estimate_says(model: str) -> None:
     assert cells[1:] == [f"{each} GiB" for each in (small, large, host, generator)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "vocabulary", "is_checkpointed"),
     [("qwen3", 4096, False), ("qwen3", 4096, True), ("qwen3", 60_000, True), ("llama", 4096, False)],

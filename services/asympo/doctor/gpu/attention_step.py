@@ -20,7 +20,7 @@ from asympo.learner.model.tree_mask import TreeMask
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest difference as a share of the largest value."""
 _LENGTHS = (300, 1000)
-_TIMED_TOKENS = {"cpu": 512, "cuda": 8192}
+_TIMED_TOKENS = {"cpu": 256, "cuda": 8192}
 _HEADS, _KEY_HEADS, _WINDOW = 4, 2, 100
 
 Ways = dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
