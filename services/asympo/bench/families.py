@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from asympo.common.errors import BadModel
-from asympo.learner.model.check import check_model, groups_for_check, measure
+from asympo.learner.model.check import check_model, groups_for_check, measure, one_thread
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.miniature import FAMILY_ERRORS, CannotTry, make_miniature
 from asympo.learner.model.policy import Policy
@@ -83,6 +83,7 @@ def family_config(name: str) -> PretrainedConfig:
     return config
 
 
+@one_thread()
 def check_family(name: str) -> dict[str, Any]:
     """One row: the way it is computed, its errors, or the sentence of its refusal."""
     row: dict[str, Any] = {

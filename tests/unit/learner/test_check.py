@@ -7,7 +7,7 @@ import pytest
 import torch
 from asympo.common.errors import BadModel
 from asympo.learner.model.attention import PACKED_ATTENTION, packed_attention
-from asympo.learner.model.check import check_model, check_weights
+from asympo.learner.model.check import check_model, check_weights, one_thread
 from asympo.learner.model.forward_path import ForwardPath, set_mode
 from asympo.learner.model.miniature import FIRST_PLAIN_ID, make_miniature
 from asympo.learner.model.policy import Policy
@@ -16,11 +16,8 @@ from transformers import AttentionInterface, AutoConfig
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from more, and threads that spin for each other stall on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def test_bidirectional_model_is_refused() -> None:

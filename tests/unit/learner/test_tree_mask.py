@@ -1,7 +1,7 @@
 """FlexAttention over a row against the dense mask; on CPUs it is not compiled and makes the whole square."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from asympo.common.errors import BadModel
 from asympo.learner.model import tree_mask
 from asympo.learner.model.attention import packed_attention
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
-from asympo.learner.model.check import Difference, groups_for_check, measure
+from asympo.learner.model.check import Difference, groups_for_check, measure, one_thread
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.miniature import make_miniature
 from asympo.learner.model.policy import Policy, load_model
@@ -32,15 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 def _gradients_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain formula has them; torch refuses because its compiled CPU kernel has not."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from more, and threads that spin for each other stall on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def allowed(batch: PackedBatch, window: int | None) -> np.ndarray:
@@ -148,7 +139,8 @@ def test_rows_of_all_lengths_are_filled_to_few() -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "qwen2_moe"])
-def test_windows_caps_and_sinks_are_those_of_blocks(one_thread: None, family: str) -> None:
+@one_thread()
+def test_windows_caps_and_sinks_are_those_of_blocks(family: str) -> None:
     switches = {"use_sliding_window": True, "max_window_layers": 2} if family == "qwen2_moe" else {}
     config = AutoConfig.for_model(family, **switches)
     model = make_miniature(config, dtype=torch.float64, is_narrow=True).eval()

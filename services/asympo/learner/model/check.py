@@ -94,7 +94,7 @@ class Measured:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Tiny matrices gain nothing from more, and the answer must not depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+@one_thread()
 def check_model(config: PretrainedConfig, *, is_checkpointed: bool) -> Checked:
     """The fastest way that is right for models of this config; raises BadModel with the reason for none."""
     reasons = []
