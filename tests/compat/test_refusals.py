@@ -114,7 +114,7 @@ def test_manifests_with_keys_of_a_later_release_are_read(storage: Path) -> None:
     assert newest.step == 5
     states.verify(name)
     assert states.tensors(name)
-    assert archive.newest_tip(storage / RUN) is not None
+    assert archive.open_archive(storage / RUN).newest_tip() is not None
 
 
 def test_policy_of_a_later_release_is_passed_over_and_named(
@@ -133,13 +133,14 @@ def test_training_state_of_a_later_release_stops_the_learner_by_name(storage: Pa
     states = open_states(storage, RUN)
     [name] = states.names()
     change_manifest(storage / RUN / "train" / name, lambda document: document.update(schema_version=2))
-    for look in (states.names, lambda: states.read(name), lambda: archive.newest_tip(storage / RUN)):
+    for look in (states.names, lambda: states.read(name), archive.open_archive(storage / RUN).newest_tip):
         with pytest.raises(UnknownVersion, match=f"{name} has schema_version 2.*{LATER}"):
             look()
 
 
 def test_archive_part_of_a_later_release(storage: Path) -> None:
-    store, tip = archive.ArchiveStore(storage / RUN), archive.newest_tip(storage / RUN)
+    store = archive.open_archive(storage / RUN)
+    tip = store.newest_tip()
     assert tip is not None
     path = store.path / tip.name
     table = parquet.read_table(path)

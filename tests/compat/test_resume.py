@@ -93,7 +93,7 @@ def test_storage_of_the_release_before_is_read(storage: Path) -> None:
     assert (state.step, state.sequence) == (3, 13)
     assert len(trained_ids_of(state, num_prompts=NUM_PROMPTS)) == 13
     assert {tensor.partition(".")[0] for tensor in states.tensors(name)} == {"model", "optimizer", "rng"}
-    entries = list(archive.read_archive(storage / RUN))
+    entries = list(archive.open_archive(storage / RUN).entries())
     assert [entry.sequence for entry in entries] == list(range(1, 14))
     assert Counter(entry.outcome for entry in entries)[archive.Outcome.DEAD_LETTER] == 2
     assert [row["step"] for row in read_steps(storage / RUN / "metrics.jsonl")] == [1, 2, 3, 4, 5]
@@ -157,5 +157,5 @@ def test_learner_resumes_a_run_of_the_release_before_and_trains_every_group_once
     dead = {row.group_id for row in archived if row.outcome == "dead_letter"}
     assert found.prompts_answered == NUM_PROMPTS - len(dead)
     assert len(generator.acknowledged) > 30
-    parts = archive.ArchiveStore(root / RUN).chain(archive.newest_tip(root / RUN))
+    parts = archive.open_archive(root / RUN).chain(archive.open_archive(root / RUN).newest_tip())
     assert [part.info.fence for part in parts][:2] == [1, 2]

@@ -77,10 +77,6 @@ REFUSED = {
         [MODEL, STORE, "checkpoints.objectStore.region=eu-west-1", "learner.nodes=2"],
         "set learner.nodes=1",
     ),
-    "store and archive": (
-        [MODEL, STORE, "checkpoints.objectStore.region=eu-west-1", "learner.settings.retain=true"],
-        "learner.settings.retain keeps an archive",
-    ),
     "store's ca without tls": (
         [
             *(MODEL, STORE, "checkpoints.objectStore.endpoint=http://store"),

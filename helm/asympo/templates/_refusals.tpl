@@ -100,9 +100,6 @@
 {{- if gt (int .Values.learner.nodes) 1 }}
 {{- fail (printf "learner.nodes is %d and checkpoints.objectStore.url is set: ranks of several nodes write one training state together, for which they need a ReadWriteMany volume; leave checkpoints.objectStore.url empty, or set learner.nodes=1" (int .Values.learner.nodes)) }}
 {{- end }}
-{{- if (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).retain }}
-{{- fail "learner.settings.retain keeps an archive, which object stores do not hold: set it to false, or leave checkpoints.objectStore.url empty" }}
-{{- end }}
 {{- if and $store.caFrom.secret (not (hasPrefix "https://" $store.endpoint)) }}
 {{- fail "checkpoints.objectStore.caFrom is for an endpoint with https: set checkpoints.objectStore.endpoint to https://HOST, or leave caFrom.secret empty" }}
 {{- end }}

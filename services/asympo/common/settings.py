@@ -117,6 +117,23 @@ def validate(
         raise BadSetting(_sentence(model, error, origin or {})) from None
 
 
+def add_object_store_flags(parser: argparse.ArgumentParser) -> None:
+    """Where a service's settings have `object_store`."""
+    for name in ("url", "endpoint", "region", "ca-file"):
+        parser.add_argument(
+            f"--object-store.{name}", help=f"object_store.{name.replace('-', '_')} of the run's services"
+        )
+
+
+def object_store_of(
+    arguments: argparse.Namespace, settings: Mapping[str, Any] | None = None
+) -> ObjectStoreOptions | None:
+    """The store that flags name, or else values of `settings`; None without one. Raises BadSetting."""
+    given = {name: vars(arguments).get(f"object_store.{name}") for name in ObjectStoreOptions.model_fields}
+    values = {**(settings or {}), **{name: value for name, value in given.items() if value is not None}}
+    return validate(ObjectStoreOptions, values) if values else None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file; BadSetting when it cannot be read."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asympo.common.commands import CommandParser, add_json_flag, write_json
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.common.settings import read_toml, validate
+from asympo.common.settings import add_object_store_flags, object_store_of, read_toml
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
 from asympo.learner.settings import LearnerSettings
@@ -35,10 +35,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--settings", type=Path, metavar="FILE", help="a service's settings file: examine its object store"
     )
-    for name in ("url", "endpoint", "region", "ca-file"):
-        parser.add_argument(
-            f"--object-store.{name}", help=f"object_store.{name.replace('-', '_')} to examine"
-        )
+    add_object_store_flags(parser)
     parser.add_argument(
         "--reads-only",
         action="store_true",
@@ -61,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         directory=arguments.directory,
         redis_url=arguments.redis_url,
         ports=tuple(arguments.port or (_PAGE_PORT,)),
-        object_store=object_store_of(arguments),
+        object_store=examined_store(arguments),
         is_reader=arguments.reads_only,
     )
     findings = []
@@ -78,14 +75,10 @@ def main(argv: Sequence[str]) -> int:
     return 1 if num_wrong else 0
 
 
-def object_store_of(arguments: Namespace) -> ObjectStoreOptions | None:
+def examined_store(arguments: Namespace) -> ObjectStoreOptions | None:
     """The store that flags or a settings file name; None without one. Raises BadSetting."""
-    values = dict(read_toml(arguments.settings).get("object_store", {})) if arguments.settings else {}
-    for name in ObjectStoreOptions.model_fields:
-        given = vars(arguments).get(f"object_store.{name.replace('_', '-')}")
-        if given is not None:
-            values[name] = given
-    return validate(ObjectStoreOptions, values) if values else None
+    file = arguments.settings
+    return object_store_of(arguments, read_toml(file).get("object_store") if file else None)
 
 
 def line(finding: Finding) -> str:

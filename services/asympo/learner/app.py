@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from asympo import __version__
-from asympo.common.archive import ArchiveStore
+from asympo.common.archive import open_archive
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import (
@@ -277,7 +277,7 @@ class LearnerProcess:
         policies = open_policies(
             settings.checkpoint_root, settings.run, settings.object_store, cached=settings.keep_policies
         )
-        stores = (states, policies, ArchiveStore(settings.run_directory))
+        stores = (states, policies, open_archive(settings.run_directory, settings.object_store))
         highest = max(store.highest_fence() or 0 for store in stores)
         fence = self._take_fence(run_log, at_least=highest)
         # Before looking for a state: from here on none of an older fence appears any more.

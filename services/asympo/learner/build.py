@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from asympo.common.archive import ArchiveStore
+from asympo.common.archive import open_archive
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.context import LearnerContext
@@ -62,7 +62,7 @@ def build_trainer(
     if run.found is not None:
         state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
     archive = Archive(
-        store=ArchiveStore(settings.run_directory),
+        store=open_archive(settings.run_directory, settings.object_store),
         is_on=settings.retain,
         run=settings.run,
         recipe=recipe_of(settings, run.config, compute),

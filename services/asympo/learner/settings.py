@@ -198,11 +198,6 @@ class LearnerSettings(ControlSettings):
             )
         if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):
             raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
-        if self.retain and self.object_store.is_given:
-            raise ValueError(
-                "retain and object_store.url: the archive of consumed groups is not kept in object stores; "
-                "leave out retain, or share a directory"
-            )
         if self.schedule != "constant" and self.total_steps is None:
             raise ValueError(f"the {self.schedule} schedule needs total_steps")
         if self.total_steps is not None and self.warmup_steps >= self.total_steps:

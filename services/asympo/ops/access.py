@@ -9,6 +9,7 @@ from pathlib import Path
 from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, RunLog
+from asympo.common.settings import add_object_store_flags
 from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
 from asympo.run.directory import RunDirectory
 from asympo.run.settings import RUNS_DIRECTORY
@@ -32,6 +33,12 @@ def add_directory_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-root", type=Path, default=RUNS_DIRECTORY, help="directory of all runs")
+
+
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """For commands that read checkpoints wherever a run keeps them."""
+    add_checkpoint_root_flag(parser)
+    add_object_store_flags(parser)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ is covered by that state, and a broker that is older than a training state is br
 learner's start. So nothing has to stand still, and the two need not be of one instant.
 """
 
+import errno
 import shutil
 import sys
 import time
@@ -14,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from asympo import __version__
-from asympo.common.archive import ArchiveStore, PartRef
-from asympo.common.archive.state_head import STATE_HEADS
+from asympo.common.archive import ArchiveStore, PartRef, open_archive
+from asympo.common.archive.state_head import STATE_HEADS, StateHead
 from asympo.common.checkpoints import PolicyStore, directory
 from asympo.common.checkpoints.digests import Span, digest_spans
-from asympo.common.checkpoints.names import DECISION_FILES
-from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.files import Files
+from asympo.common.checkpoints.names import DECISION_FILES, MAX_DECISION_BYTES
+from asympo.common.checkpoints.opening import open_files, open_policies, open_steps
+from asympo.common.checkpoints.steps import Steps
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import verify_step
 from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import CopiedPiece, RunLog
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_log
+from asympo.common.settings import object_store_of
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags, make_parser, open_log
 from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
 
 _MAX_TRIES = 5
@@ -38,13 +43,15 @@ def main(argv: Sequence[str]) -> int:
     )
     add_broker_flags(parser)
     parser.add_argument("run", metavar="RUN")
-    add_checkpoint_root_flag(parser)
+    add_checkpoint_flags(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new directory for the backup"
     )
     arguments = parser.parse_args(argv)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-        manifest = back_up(log, arguments.checkpoint_root / arguments.run, arguments.out)
+        manifest = back_up(
+            log, arguments.checkpoint_root / arguments.run, arguments.out, store=object_store_of(arguments)
+        )
     if arguments.json:
         write_json({"out": str(arguments.out), **_shown(manifest)})
     else:
@@ -55,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def back_up(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
+def back_up(
+    log: RunLog, run_directory: Path, out: Path, *, store: ObjectStoreOptions | None = None
+) -> BackupManifest:
     """Writes the backup ``out``.
 
     Raises BadSetting when it exists, PublishFailed, and what is wrong with the run: SequenceGap,
@@ -66,21 +75,22 @@ def back_up(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
     with directory.storage_errors_as_publish_failed(f"The backup of {log.run}", out.parent):
         out.mkdir(parents=True)
         try:
-            return _write(log, run_directory, out)
+            return _write(log, run_directory, out, store)
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
             raise
 
 
-def _write(log: RunLog, run_directory: Path, out: Path) -> BackupManifest:
+def _write(log: RunLog, run_directory: Path, out: Path, store: ObjectStoreOptions | None) -> BackupManifest:
     seen = _Seen()
     write_pieces(out / BROKER_FILE, seen.watch(log.copies.read()))
     storage = out / STORAGE
-    state_name, sequence, tip = _copy_state(run_directory / "train", storage / "train")
+    root, run = run_directory.parent, run_directory.name
+    state_name, sequence, tip = _copy_state(open_steps(root, run, STATE_HEADS, store), storage / "train")
     seen.check(sequence, run=log.run)
-    _copy_decisions(run_directory / "train", storage / "train")
-    policy_name = _copy_policy(open_policies(run_directory.parent, run_directory.name), storage / "policy")
-    _copy_archive(run_directory, storage / "archive", tip)
+    _copy_decisions(open_files(run_directory / "train", store), storage / "train")
+    policy_name = _copy_policy(open_policies(root, run, store), storage / "policy")
+    _copy_archive(open_archive(run_directory, store), storage / "archive", tip)
     # Behind the state: they hold at least what it covers, and whoever resumes replaces what is beyond.
     for path in sorted(run_directory.iterdir()) if run_directory.is_dir() else ():
         if path.is_file() and TOP_FILES.fullmatch(path.name):
@@ -137,40 +147,41 @@ class _Seen:
             )
 
 
-def _copy_state(train: Path, target: Path) -> tuple[str | None, int, PartRef | None]:
+def _copy_state(heads: Steps[StateHead], target: Path) -> tuple[str | None, int, PartRef | None]:
     """Name, cursor and archive of the newest training state whose copy verifies; None before the first."""
     for _ in range(_MAX_TRIES):
-        names = [name for name in directory.step_names(train) if name.sequence is not None]
-        for name in reversed(names):
+        for name in reversed(heads.present()):
             copy = target / str(name)
             try:
-                shutil.copytree(train / str(name), copy)
+                shutil.copytree(heads.bring(name), copy)
                 head = verify_step(copy, STATE_HEADS)
             except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
                 # Torn, or pruned meanwhile.
                 shutil.rmtree(copy, ignore_errors=True)
                 continue
             return str(name), head.sequence, head.archive
-        if not names:
+        if not heads.present():
             return None, 0, None
-    raise CorruptCheckpoint(f"No training state in {train} could be copied whole.")
+    raise CorruptCheckpoint(f"No training state in {heads} could be copied whole.")
 
 
-def _copy_decisions(train: Path, target: Path) -> None:
+def _copy_decisions(files: Files, target: Path) -> None:
     """What the run has decided; behind the state, so that it says how that one was trained."""
     for _ in range(_MAX_TRIES):
-        names = [path.name for path in train.glob("*.json") if DECISION_FILES.fullmatch(path.name)]
+        names = [name for name in files.names("decisions-") if DECISION_FILES.fullmatch(name)]
         try:
             for name in names:
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(train / name, target / name)
-        except FileNotFoundError:
+                (target / name).write_bytes(files.read(name, max_bytes=MAX_DECISION_BYTES))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
             # A longer list has replaced it.
             for name in names:
                 (target / name).unlink(missing_ok=True)
         else:
             return
-    raise CorruptCheckpoint(f"What the run has decided could not be copied from {train}.")
+    raise CorruptCheckpoint(f"What the run has decided could not be copied from {files}.")
 
 
 def _copy_policy(store: PolicyStore, target: Path) -> str | None:
@@ -179,6 +190,7 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
         if newest is None:
             return None
         try:
+            store.verify(newest)
             shutil.copytree(newest.path, target / newest.name)
             verify_step(target / newest.name, POLICIES)
         except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
@@ -188,16 +200,13 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
     raise CorruptCheckpoint(f"No policy in {store.path} could be copied whole.")
 
 
-def _copy_archive(run_directory: Path, target: Path, tip: PartRef | None) -> None:
-    store = ArchiveStore(run_directory)
-    for part in store.chain(tip):
+def _copy_archive(archive: ArchiveStore, target: Path, tip: PartRef | None) -> None:
+    for part in archive.chain(tip):
         target.mkdir(parents=True, exist_ok=True)
-        copy = target / part.ref.name
-        shutil.copyfile(store.path / part.ref.name, copy)
+        copy, source = target / part.ref.name, archive.bring(part.ref)
+        shutil.copyfile(source, copy)
         if digest_spans([Span(path=copy, offset=0, size=copy.stat().st_size)]) != [part.ref.sha256]:
-            raise CorruptArchive(
-                f"{store.path / part.ref.name} is damaged: it is not the file that was written"
-            )
+            raise CorruptArchive(f"{source} is damaged: it is not the file that was written")
 
 
 def _shown(manifest: BackupManifest) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from asympo.common.archive import open_archive
 from asympo.common.archive.export import ReadBacklog, export
 from asympo.common.commands import write_json
 from asympo.common.rollout_log import LogEntry, RunLog
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log
+from asympo.common.settings import object_store_of
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 
 _GROUPS_AT_ONCE = 100
 
@@ -18,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
-    add_checkpoint_root_flag(parser)
+    add_checkpoint_flags(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet or .jsonl")
     parser.add_argument("--archive-only", action="store_true", help="leave out the log; needs no broker")
 
@@ -32,7 +34,8 @@ def main(arguments: Namespace) -> int:
 
 
 def _export(arguments: Namespace, read_backlog: ReadBacklog | None) -> int:
-    num_groups = export(arguments.checkpoint_root / arguments.run, arguments.out, read_backlog=read_backlog)
+    archive = open_archive(arguments.checkpoint_root / arguments.run, object_store_of(arguments))
+    num_groups = export(archive, arguments.out, read_backlog=read_backlog)
     if arguments.json:
         write_json({"groups": num_groups, "out": str(arguments.out)})
     else:

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from asympo.common.archive import ArchiveStore, newest_tip
+from asympo.common.archive import open_archive
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunConfig
-from asympo.common.settings import validate
+from asympo.common.settings import object_store_of, validate
 from asympo.common.telemetry import set_up_logging
 from asympo.learner.settings import LearnerSettings, ObjectiveName
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_log
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb; imports nothing heavy."""
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
-    add_checkpoint_root_flag(parser)
+    add_checkpoint_flags(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
     parser.add_argument("--objective", choices=get_args(ObjectiveName), help="default: the run's")
     parser.add_argument("--learning-rate", type=float, help="default: the run's")
@@ -58,6 +58,7 @@ def main(arguments: Namespace) -> int:
             tokenizer=load_tokenizer(settings.model),
             run_log=run_log,
             run_directory=run_directory,
+            object_store=object_store_of(arguments),
             out=arguments.out,
             any_build=arguments.any_build,
             stop=stop,
@@ -72,13 +73,14 @@ def main(arguments: Namespace) -> int:
 
 def _settings(arguments: Namespace, run_directory: Path, config: RunConfig) -> Any:
     """The run's own, as its newest archive part has them, with what was given here."""
-    tip = newest_tip(run_directory)
+    archive = open_archive(run_directory, object_store_of(arguments))
+    tip = archive.newest_tip()
     if tip is None:
         raise BadSetting(
             f"{run_directory} has no archive yet: its learner must run with retain, and save once, before "
             "another one can follow"
         )
-    values = dict(ArchiveStore(run_directory).chain(tip)[-1].info.recipe["settings"])
+    values = dict(archive.chain(tip)[-1].info.recipe["settings"])
     given = {
         "objective": arguments.objective,
         "learning_rate": arguments.learning_rate,

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.commands import write_json, write_table
+from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
-from asympo.ops.access import add_checkpoint_root_flag
+from asympo.ops.access import add_checkpoint_flags
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb; imports nothing heavy."""
     parser.add_argument("--run", required=True, metavar="RUN")
-    add_checkpoint_root_flag(parser)
+    add_checkpoint_flags(parser)
     parser.add_argument("--from-state", metavar="NAME", help="begin with this training state")
     parser.add_argument("--until-step", type=int, metavar="N", help="stop after this step")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the final weights here, in float32")
@@ -36,6 +37,7 @@ def main(arguments: Namespace) -> int:
     replay = Replay(
         checkpoint_root=arguments.checkpoint_root,
         run=arguments.run,
+        object_store=object_store_of(arguments),
         from_state=arguments.from_state,
         any_build=arguments.any_build,
     )

@@ -8,7 +8,7 @@ import torch
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.keys import key
 from asympo.learner.replay.archive_replay import Replay
-from asympo.learner.state.decision_files import DecisionFiles
+from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.step import trial
 
 from tests.integration.learner.process import LearnerProcess
@@ -100,7 +100,7 @@ def test_rows_made_smaller_before_a_kill_are_as_small_after_it(
         after = LearnerProcess(**where, run=disturbed).start("--take-over")  # type: ignore[arg-type]
         assert after.wait() == 0, after.log
     assert state_bytes(tmp_path, disturbed) == state_bytes(tmp_path, small)
-    decisions = DecisionFiles(tmp_path / disturbed / "train").newest()
+    decisions = open_decisions(tmp_path / disturbed).newest()
     assert decisions is not None
     before_5, from_5 = (decisions.at(step)["row_limits"]["used"][0] for step in (4, 5))
     assert from_5 <= 24 < before_5 == 64
@@ -131,6 +131,6 @@ def test_another_class_of_processor_is_refused_until_told_to_decide_anew(
         assert moved.start("--decide-anew").wait() == 0, moved.log
     assert "no longer bit for bit what an undisturbed run gives" in moved.log
     assert run_log.decisions.read() is not None
-    decisions = DecisionFiles(tmp_path / run_name / "train").newest()
+    decisions = open_decisions(tmp_path / run_name).newest()
     assert decisions is not None
     assert [entry.from_step for entry in decisions.entries] == [1, saved.step + 1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from asympo.common.archive import read_archive
+from asympo.common.archive import open_archive
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.codec import encode_group
 from asympo.common.jsonl import read_jsonl
@@ -64,7 +64,7 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     numbers = ("reward_mean", "nll_positive", "nll_negative", "grad_norm", "sequence")
     for one, other in zip(plain.rows, disturbed.rows, strict=True):
         assert {key: one[key] for key in numbers} == {key: other[key] for key in numbers}
-    archived = list(read_archive(tmp_path / runs[1]))
+    archived = list(open_archive(tmp_path / runs[1]).entries())
     assert [entry.sequence for entry in archived] == list(range(1, disturbed.rows[-1]["sequence"] + 1))
     assert all(entry.payload == encode_group(make_group(entry.group_id)) for entry in archived)
     segments = effective_segments(read_jsonl(tmp_path / runs[1] / "trained.jsonl"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.settings import dump_toml
-from asympo.doctor.command import object_store_of, parse
+from asympo.doctor.command import examined_store, parse
 from asympo.doctor.findings import Level
 from asympo.doctor.object_store import check_object_store
 
@@ -32,8 +32,8 @@ def test_doctor_takes_the_store_of_a_service_and_flags_override_it(
     file.write_text(
         dump_toml({"run": "x", "object_store": options.model_dump(exclude_none=True)}, comment="x")
     )
-    assert object_store_of(parse(["--settings", str(file)])) == options
-    other = object_store_of(parse(["--settings", str(file), "--object-store.url", "s3://other"]))
+    assert examined_store(parse(["--settings", str(file)])) == options
+    other = examined_store(parse(["--settings", str(file), "--object-store.url", "s3://other"]))
     assert other is not None
     assert (other.url, other.endpoint) == ("s3://other", options.endpoint)
-    assert object_store_of(parse([])) is None
+    assert examined_store(parse([])) is None

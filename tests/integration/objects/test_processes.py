@@ -1,11 +1,15 @@
 """A learner and a generator that share a broker and a bucket, and no directory."""
 
+import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from asympo.cli import main
 from asympo.common.object_store import ObjectStoreOptions
 
 from tests.integration.learner.conftest import no_learner_outlives_its_test, run_log
@@ -23,6 +27,7 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
     flags = (
         *additions(tmp_path / "rows.jsonl", 20),
         *store,
+        "--retain",
         "--num-epochs",
         "1",
         "--share-prefixes",
@@ -45,3 +50,14 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
     assert not list((tmp_path / "generator").glob("*/train"))
     once = Counter(f"0-{index}" for index in range(20))
     assert trained(learner) == generator.appended == once
+
+    # From a machine that has neither the learner's files nor a broker.
+    reader, out = tmp_path / "reader", tmp_path / "groups.jsonl"
+    place = ["--run", run_name, "--checkpoint-root", str(reader), *store]
+    assert main(["log", "export", *place, "--archive-only", "--out", str(out)]) == 0
+    assert Counter(json.loads(line)["group_id"] for line in out.read_text().splitlines()) == once
+    command = [sys.executable, "-m", "asympo", "log", "replay", *place, "--json"]
+    replayed = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    report = json.loads(replayed.stdout)
+    assert (report["weights_identical"], report["groups"]) == (True, 20)
+    assert min(report["states_compared"], report["policies_compared"]) > 0

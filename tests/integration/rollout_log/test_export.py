@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from asympo.cli import main
-from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, PartRef
+from asympo.common.archive import ArchivedEntry, Outcome, PartInfo, PartRef, open_archive
 from asympo.common.checkpoints.manifest import STATE_FORMAT, sealed_json
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import LogEntry, RunLog
@@ -35,7 +35,7 @@ def archive(log: RunLog, root: Path, entries: list[LogEntry]) -> PartRef:
     ]
     last = entries[-1].sequence
     info = PartInfo(run=log.run, fence=1, first=1, last=last, step_before=0, step=1, lost=(), parent=None)
-    tip = ArchiveStore(root / log.run).write([(row, None) for row in rows], info)
+    tip = open_archive(root / log.run).write([(row, None) for row in rows], info)
     state = root / log.run / "train" / f"step-00000001-f0001-n{last:012d}"
     state.mkdir(parents=True)
     document = {
@@ -87,6 +87,6 @@ def test_export_of_nothing_is_refused(tmp_path: Path) -> None:
     from asympo.common.archive.export import export
 
     with pytest.raises(BadSetting, match="nothing to export"):
-        export(tmp_path / "r", tmp_path / "x.parquet", read_backlog=None)
+        export(open_archive(tmp_path / "r"), tmp_path / "x.parquet", read_backlog=None)
     with pytest.raises(BadSetting, match=r"neither \.parquet nor \.jsonl"):
-        export(tmp_path / "r", tmp_path / "x.csv", read_backlog=None)
+        export(open_archive(tmp_path / "r"), tmp_path / "x.csv", read_backlog=None)

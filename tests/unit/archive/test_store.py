@@ -13,8 +13,7 @@ from asympo.common.archive import (
     PartRef,
     ReadableGroup,
     ReadableResponse,
-    newest_tip,
-    read_archive,
+    open_archive,
 )
 from asympo.common.checkpoints.manifest import sealed_json
 from asympo.common.errors import CorruptArchive, PublishFailed, SequenceGap
@@ -91,14 +90,14 @@ def save_state(run: Path, tip: PartRef | None, *, fence: int = 1) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArchiveStore:
-    return ArchiveStore(tmp_path)
+    return open_archive(tmp_path)
 
 
 def test_archive_gives_back_every_byte_in_order(store: ArchiveStore, tmp_path: Path) -> None:
     tip = write(store, [4, 5], parent=write(store, [1, 2, 3], parent=None))
     save_state(tmp_path, tip)
-    assert list(read_archive(tmp_path)) == [entry(number) for number in range(1, 6)]
-    assert [read.sequence for read in read_archive(tmp_path, after_sequence=2)] == [3, 4, 5]
+    assert list(store.entries()) == [entry(number) for number in range(1, 6)]
+    assert [read.sequence for read in store.entries(after_sequence=2)] == [3, 4, 5]
 
 
 def test_archive_is_readable_with_pyarrow(store: ArchiveStore) -> None:
@@ -123,14 +122,14 @@ def test_archive_is_readable_with_pyarrow(store: ArchiveStore) -> None:
 def test_numbers_the_broker_lost_are_no_gap(store: ArchiveStore, tmp_path: Path) -> None:
     first = write(store, [1, 2], parent=None)
     save_state(tmp_path, write(store, [6, 8], parent=first, last=9, lost=((3, 5), (7, 7), (9, 9))))
-    assert [read.sequence for read in read_archive(tmp_path)] == [1, 2, 6, 8]
+    assert [read.sequence for read in store.entries()] == [1, 2, 6, 8]
 
 
 def test_missing_number_is_refused_by_name(store: ArchiveStore, tmp_path: Path) -> None:
     part = write(store, [1, 3], parent=None)
     save_state(tmp_path, part)
     with pytest.raises(SequenceGap, match=f"{part.name} goes from 1 to 3"):
-        list(read_archive(tmp_path))
+        list(store.entries())
 
 
 def test_time_without_retain_is_refused_by_name(store: ArchiveStore, tmp_path: Path) -> None:
@@ -138,8 +137,8 @@ def test_time_without_retain_is_refused_by_name(store: ArchiveStore, tmp_path: P
     info = PartInfo(run="r", fence=1, first=5, last=5, step_before=4, step=5, lost=(), parent=first)
     save_state(tmp_path, store.write([(entry(5), None)], info))
     with pytest.raises(SequenceGap, match="lacks groups 2 to 4"):
-        list(read_archive(tmp_path))
-    assert [read.sequence for read in read_archive(tmp_path, after_sequence=4)] == [5]
+        list(store.entries())
+    assert [read.sequence for read in store.entries(after_sequence=4)] == [5]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
@@ -154,17 +153,17 @@ def test_damaged_part_is_refused_by_name(store: ArchiveStore, tmp_path: Path, da
     else:
         path.write_bytes(content if damage == "flip" else content[:-20])
     with pytest.raises(CorruptArchive, match=first.name):
-        list(read_archive(tmp_path))
+        list(store.entries())
 
 
 def test_part_that_no_state_names_is_not_in_the_archive(store: ArchiveStore, tmp_path: Path) -> None:
     base = write(store, [1, 2], parent=None)
     save_state(tmp_path, base)
     write(store, [3, 4], parent=base, group_id="dead")
-    assert [read.sequence for read in read_archive(tmp_path)] == [1, 2]
+    assert [read.sequence for read in store.entries()] == [1, 2]
     mine = write(store, [3, 4], parent=base, fence=2, group_id="mine")
     save_state(tmp_path, mine, fence=2)
-    assert [read.group_id for read in read_archive(tmp_path)] == ["0-1", "0-2", "mine-3", "mine-4"]
+    assert [read.group_id for read in store.entries()] == ["0-1", "0-2", "mine-3", "mine-4"]
 
 
 def test_superseded_learner_that_writes_late_changes_nothing(store: ArchiveStore, tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_superseded_learner_that_writes_late_changes_nothing(store: ArchiveStore
     save_state(tmp_path, mine, fence=2)
     zombie = write(store, [2, 3], parent=base, fence=1, group_id="zombie")
     save_state(tmp_path, zombie, fence=1)
-    assert [read.group_id for read in read_archive(tmp_path)] == ["0-1", "mine-2", "mine-3"]
+    assert [read.group_id for read in store.entries()] == ["0-1", "mine-2", "mine-3"]
 
 
 def test_sweep_deletes_what_is_beyond_the_loaded_state_and_spares_newer_owners(
@@ -195,15 +194,15 @@ def test_newest_state_that_verifies_decides(store: ArchiveStore, tmp_path: Path)
     save_state(tmp_path, first)
     second = write(store, [2], parent=first)
     torn = save_state(tmp_path, second)
-    assert newest_tip(tmp_path) == second
+    assert store.newest_tip() == second
     (torn / "manifest.json").write_bytes((torn / "manifest.json").read_bytes()[:-9])
-    assert newest_tip(tmp_path) == first
+    assert store.newest_tip() == first
 
 
 def test_run_without_archive_is_refused(tmp_path: Path) -> None:
     save_state(tmp_path, None)
     with pytest.raises(CorruptArchive, match="must run with retain"):
-        list(read_archive(tmp_path))
+        list(open_archive(tmp_path).entries())
 
 
 def test_failed_write_leaves_nothing(store: ArchiveStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from asympo.common.archive import ArchiveStore, Outcome, PartRef
+from asympo.common.archive import Outcome, PartRef, open_archive
 from asympo.common.codec import encode_group
 from asympo.common.errors import PublishFailed
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
@@ -54,7 +54,7 @@ def segment(*sequences: int, dead: int | None = None, equal: int | None = None) 
 
 def archive(tmp_path: Path, *, is_on: bool = True, tip: PartRef | None = None, sequence: int = 0) -> Archive:
     return Archive(
-        store=ArchiveStore(tmp_path), is_on=is_on, run="r", recipe={}, tip=tip, sequence=sequence, step=0
+        store=open_archive(tmp_path), is_on=is_on, run="r", recipe={}, tip=tip, sequence=sequence, step=0
     )
 
 
@@ -67,8 +67,8 @@ def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> 
     ours.consumed(segment(1, 2, 3, dead=2, equal=3), step=1, row_limits=LIMITS)
     ours.consumed(segment(6, equal=6), step=None, row_limits=LIMITS)
     part = ours.write(fence=1, sequence=6, step=1)
-    (link,) = ArchiveStore(tmp_path).chain(part.tip)
-    rows = list(ArchiveStore(tmp_path).read(link))
+    (link,) = open_archive(tmp_path).chain(part.tip)
+    rows = list(open_archive(tmp_path).read(link))
     assert [(row.sequence, row.segment_end, row.step, row.outcome, row.reason) for row in rows] == [
         (1, 3, 1, Outcome.TRAINED, ""),
         (2, 3, 1, Outcome.DEAD_LETTER, "bad record"),
@@ -101,7 +101,7 @@ def test_what_is_consumed_while_a_state_is_saved_goes_into_the_next_part(tmp_pat
     ours.made_durable(second, fence=1)
     assert second.tip is not None
     assert (second.tip.first, second.tip.last) == (2, 2)
-    assert [link.ref for link in ArchiveStore(tmp_path).chain(second.tip)] == [first.tip, second.tip]
+    assert [link.ref for link in open_archive(tmp_path).chain(second.tip)] == [first.tip, second.tip]
 
 
 def test_parts_of_a_dead_learner_go_once_a_state_of_ours_is_durable(tmp_path: Path) -> None:
@@ -146,5 +146,5 @@ def test_part_says_from_which_step_on_rows_were_smaller(tmp_path: Path) -> None:
         if step == 3:
             ours.made_durable(first, fence=1)
     second = ours.write(fence=1, sequence=5, step=5)
-    found = [part.info.row_limits for part in ArchiveStore(tmp_path).chain(second.tip)]
+    found = [part.info.row_limits for part in open_archive(tmp_path).chain(second.tip)]
     assert found == [((1, 1024, 256),), ((3, 512, 256), (5, 512, 128))]

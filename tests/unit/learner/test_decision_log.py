@@ -11,7 +11,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.decide import DecisionLog, find_decisions
-from asympo.learner.state.decision_files import DecisionFiles
+from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.decisions import Decision, Decisions, decode_decisions, encode_decisions
 from asympo.learner.state.store import TrainingState
 from asympo.learner.step import trial
@@ -57,7 +57,8 @@ class Run:
     """Storage and broker of a run, as its learners see them one after the other."""
 
     def __init__(self, path: Path) -> None:
-        self.files = DecisionFiles(path / "train")
+        self.files = open_decisions(path)
+        self.path = path / "train"
         self.mirrored: bytes | None = None
 
     def learner(self, *, fence: int, state: TrainingState | None = None) -> DecisionLog:
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.files.path.glob("*"))
+        return sorted(path.name for path in self.path.glob("*"))
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_what_is_lost_in_one_place_is_found_in_the_other_and_put_back(
     if left == "storage":
         run.mirrored = None
     else:
-        (run.files.path / run.names[0]).unlink()
+        (run.path / run.names[0]).unlink()
     measured.is_sharing_faster = False
     run.learner(fence=1).begin(SETTINGS, step=0, num_ranks=1, find_path=PATHS.find)
     assert (run.mirrored, measured.count) == (content, 1)
@@ -120,7 +121,7 @@ def test_damaged_list_is_passed_over_for_the_copy_in_the_broker(
     run: Run, measured: Measured, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.learner(fence=1).begin(SETTINGS, step=0, num_ranks=1, find_path=PATHS.find)
-    path = run.files.path / run.names[0]
+    path = run.path / run.names[0]
     path.write_bytes(path.read_bytes().replace(b"float32", b"float16"))
     with pytest.raises(CorruptCheckpoint, match="does not match its own digest"):
         decode_decisions(path.read_bytes(), what="it")
@@ -186,7 +187,7 @@ def test_learner_that_lost_the_run_changes_nothing(run: Run, measured: Measured)
         zombie.rows_made_smaller((1, 16), step=1)
     # One that looked before the owner sealed, and writes after it.
     late = Decisions(fence=1, entries=(Decision(from_step=1, decided={}),) * 3)
-    (run.files.path / "decisions-f0001-n0003.json").write_bytes(encode_decisions(late))
+    (run.path / "decisions-f0001-n0003.json").write_bytes(encode_decisions(late))
     assert run.learner(fence=3).at(1) == owner.at(1)
     assert run.files.highest_fence() == 2
 
@@ -216,7 +217,7 @@ def test_newer_form_is_refused_by_name() -> None:
 
 def test_torn_write_leaves_the_list_before_it(run: Run, measured: Measured) -> None:
     run.learner(fence=1).begin(SETTINGS, step=0, num_ranks=1, find_path=PATHS.find)
-    (run.files.path / ".tmp-decisions-0123456789abcdef").write_bytes(b'{"half"')
+    (run.path / ".tmp-f0001-0123456789abcdef").write_bytes(b'{"half"')
     learner = run.learner(fence=2)
     learner.begin(SETTINGS, step=0, num_ranks=1, find_path=PATHS.find)
     assert run.names == ["decisions-f0002-n0001.json"]

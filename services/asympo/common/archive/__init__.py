@@ -15,7 +15,7 @@ from asympo.common.archive.rows import (
     ReadableGroup,
     ReadableResponse,
 )
-from asympo.common.archive.store import ArchiveStore, newest_tip, read_archive
+from asympo.common.archive.store import ArchiveStore, open_archive
 
 __all__ = [
     "ArchiveStore",
@@ -25,6 +25,5 @@ __all__ = [
     "PartRef",
     "ReadableGroup",
     "ReadableResponse",
-    "newest_tip",
-    "read_archive",
+    "open_archive",
 ]

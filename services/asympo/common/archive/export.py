@@ -11,7 +11,7 @@ from typing import Any
 
 from asympo.common.archive.parquet import read_table, table_of, write_tables
 from asympo.common.archive.rows import ArchivedEntry, Outcome, PartRef, ReadableGroup, ReadableResponse
-from asympo.common.archive.store import ArchiveStore, newest_tip
+from asympo.common.archive.store import ArchiveStore
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, InvalidRecord, SequenceGap
@@ -24,7 +24,7 @@ ReadBacklog = Callable[[int | None], Sequence[LogEntry]]
 """Entries after a number, without gaps (SequenceGap); None asks for all that are there."""
 
 
-def export(run_directory: Path, out: Path, *, read_backlog: ReadBacklog | None) -> int:
+def export(archive: ArchiveStore, out: Path, *, read_backlog: ReadBacklog | None) -> int:
     """Writes ``out``, Parquet or JSON lines by its suffix, whole or not at all; returns the number of groups.
 
     Raises BadSetting when there is nothing to export or the suffix is another one, CorruptArchive and
@@ -32,10 +32,10 @@ def export(run_directory: Path, out: Path, *, read_backlog: ReadBacklog | None) 
     """
     if out.suffix not in (".parquet", ".jsonl"):
         raise BadSetting(f"{out} is neither .parquet nor .jsonl")
-    tip, backlog = _consistent(run_directory, read_backlog)
+    tip, backlog = _consistent(archive, read_backlog)
     if tip is None and not backlog:
-        raise BadSetting(f"there is nothing to export: {run_directory} has no archive and the log is empty")
-    tables = _tables(ArchiveStore(run_directory), tip, backlog)
+        raise BadSetting(f"there is nothing to export: {archive.path} holds none of it and the log is empty")
+    tables = _tables(archive, tip, backlog)
     with _replacing(out) as temporary:
         return (
             write_tables(temporary, tables) if out.suffix == ".parquet" else _write_lines(temporary, tables)
@@ -43,16 +43,16 @@ def export(run_directory: Path, out: Path, *, read_backlog: ReadBacklog | None) 
 
 
 def _consistent(
-    run_directory: Path, read_backlog: ReadBacklog | None
+    archive: ArchiveStore, read_backlog: ReadBacklog | None
 ) -> tuple[PartRef | None, Sequence[LogEntry]]:
     for remaining in reversed(range(_MAX_TRIES)):
-        tip = newest_tip(run_directory)
+        tip = archive.newest_tip()
         if read_backlog is None:
             return tip, ()
         try:
             return tip, read_backlog(tip.last if tip else None)
         except SequenceGap:
-            if not remaining or newest_tip(run_directory) == tip:
+            if not remaining or archive.newest_tip() == tip:
                 raise
     raise AssertionError("the last try returns or raises")
 
@@ -63,7 +63,7 @@ def _tables(store: ArchiveStore, tip: PartRef | None, backlog: Sequence[LogEntry
         if cursor is not None and part.info.first != cursor + 1:
             raise SequenceGap(f"the archive lacks groups {cursor + 1} to {part.info.first - 1}")
         cursor = part.info.last
-        yield read_table(store.path / part.ref.name, sha256=part.ref.sha256)
+        yield read_table(store.bring(part.ref), sha256=part.ref.sha256)
     if backlog:
         yield table_of([_waiting(entry) for entry in backlog])
 

@@ -1,25 +1,26 @@
 """The parts of one run on storage, and the chain of them that a training state names."""
 
+import errno
 import hashlib
 import logging
-import os
 import re
-import secrets
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asympo.common.archive.parquet import encode_part, read_entries, read_info
 from asympo.common.archive.rows import ArchivedEntry, PartInfo, PartRef, ReadableGroup
-from asympo.common.archive.state_head import STATE_HEADS
+from asympo.common.archive.state_head import STATE_HEADS, StateHead
 from asympo.common.checkpoints import directory
-from asympo.common.checkpoints.directory_steps import DirectorySteps
-from asympo.common.errors import CorruptArchive, SequenceGap
+from asympo.common.checkpoints.files import Files
+from asympo.common.checkpoints.opening import open_files, open_steps
+from asympo.common.checkpoints.steps import Steps
+from asympo.common.errors import CorruptArchive, SequenceGap, StorageUnavailable
+from asympo.common.object_store import ObjectStoreOptions
 
 log = logging.getLogger(__name__)
 
 _PART = re.compile(r"seq-(\d{12,})-(\d{12,})-f(\d{4,})-[0-9a-f]{8}\.parquet")
-_TEMPORARY = re.compile(r"\.tmp-f(\d{4,})-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,36 +34,49 @@ class Part:
 class ArchiveStore:
     """Writes, finds and reads the parts of one run."""
 
-    def __init__(self, run_directory: Path) -> None:
-        self.path = run_directory / "archive"
+    def __init__(self, files: Files, heads: Steps[StateHead]) -> None:
+        """`heads`: training states of the run, one of which names the newest part."""
+        self._files = files
+        self._heads = heads
+
+    @property
+    def path(self) -> Path:
+        """Where parts lie on this machine: all of them, or copies."""
+        return self._files.path
 
     def write(self, rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info: PartInfo) -> PartRef:
         """Makes a part durable; nothing names it yet. Raises PublishFailed when storage fails."""
         content = encode_part(rows, info)
         digest = hashlib.sha256(content).hexdigest()
         name = f"seq-{info.first:012d}-{info.last:012d}-f{info.fence:04d}-{digest[:8]}.parquet"
-        temporary = self.path / f".tmp-f{info.fence:04d}-{secrets.token_hex(8)}"
         what = f"The archive of groups {info.first} to {info.last}"
         with directory.storage_errors_as_publish_failed(what, self.path):
-            directory.make_durable_directory(self.path)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                # The name holds the content's digest: what it might replace is the same file.
-                os.replace(temporary, self.path / name)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            directory.flush_directory(self.path)
+            # The name holds the content's digest: what is there under it is the same file.
+            self._files.write(name, content, fence=info.fence)
         return PartRef(name=name, sha256=digest, first=info.first, last=info.last)
+
+    def newest_tip(self) -> PartRef | None:
+        """The newest part: the one that the newest valid training state names. None without any.
+
+        The order is that in which a learner looks for the state to resume from. Raises UnknownVersion for one
+        of a later release: what is older is not the newest.
+        """
+        return next((head.archive for head in self._heads.newest_first()), None)
+
+    def bring(self, ref: PartRef) -> Path:
+        """A part on this machine; CorruptArchive when it is gone, StorageUnavailable."""
+        try:
+            return self._files.bring(ref.name)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise CorruptArchive(f"{self._files}/{ref.name} is missing") from error
+            raise StorageUnavailable(f"{ref.name} cannot be fetched: {error.strerror or error}") from error
 
     def chain(self, tip: PartRef | None) -> list[Part]:
         """Parts from the oldest to ``tip``; raises CorruptArchive naming the one that is missing or wrong."""
         found: list[Part] = []
         while tip is not None:
-            info = read_info(self.path / tip.name)
+            info = read_info(self.bring(tip))
             if (info.first, info.last) != (tip.first, tip.last):
                 raise CorruptArchive(f"{self.path / tip.name} does not cover the groups that its name says")
             if found and found[-1].info.recipe == info.recipe:
@@ -76,7 +90,7 @@ class ArchiveStore:
         """Entries of a part, every number it covers accounted for; CorruptArchive or SequenceGap by name."""
         expected = part.info.first
         lost = dict(part.info.lost)
-        for entry in read_entries(self.path / part.ref.name, sha256=part.ref.sha256):
+        for entry in read_entries(self.bring(part.ref), sha256=part.ref.sha256):
             while expected in lost:
                 expected = lost[expected] + 1
             if entry.sequence != expected:
@@ -90,7 +104,10 @@ class ArchiveStore:
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, or None in an empty archive."""
-        return max((int(match[3]) for match in map(_PART.fullmatch, self._names()) if match), default=None)
+        return max(
+            (int(match[3]) for match in map(_PART.fullmatch, self._files.names("seq-")) if match),
+            default=None,
+        )
 
     def sweep(self, *, after_sequence: int, fence: int, kept: Collection[str]) -> list[str]:
         """Deletes what no state of ours will name: parts that reach beyond ``after_sequence``, and torn ones.
@@ -98,11 +115,10 @@ class ArchiveStore:
         Only for the holder of ``fence``, once a training state under it is durable: from then on no state
         of an earlier learner can become the newest. Names in ``kept`` stay. Returns what was deleted.
         """
-        deleted = []
-        for name in self._names():
-            part, torn = _PART.fullmatch(name), _TEMPORARY.fullmatch(name)
+        deleted = self._files.sweep(fence=fence)
+        for name in self._files.names("seq-"):
+            part = _PART.fullmatch(name)
             is_void = part is not None and int(part[2]) > after_sequence and int(part[3]) <= fence
-            is_void = is_void or (torn is not None and int(torn[1]) < fence)
             if is_void and name not in kept and self.delete(name):
                 deleted.append(name)
         return deleted
@@ -110,53 +126,41 @@ class ArchiveStore:
     def delete(self, name: str) -> bool:
         """Deletes one file; False, with a warning, when that failed."""
         try:
-            (self.path / name).unlink(missing_ok=True)
+            self._files.delete(name)
         except OSError as error:
-            log.warning("%s could not be deleted: %s", self.path / name, error)
+            log.warning("%s/%s could not be deleted: %s", self._files, name, error)
             return False
         return True
 
-    def _names(self) -> list[str]:
-        try:
-            return sorted(os.listdir(self.path))
-        except FileNotFoundError:
-            return []
+    def entries(self, *, after_sequence: int | None = None) -> Iterator[ArchivedEntry]:
+        """Every entry that the run's learners consumed and made durable, in order; needs no broker.
 
-
-def newest_tip(run_directory: Path) -> PartRef | None:
-    """The newest part of the archive: the one that the newest valid training state names. None without any.
-
-    The order is that in which a learner looks for the state to resume from. Raises UnknownVersion for one of
-    a later release: what is older is not the newest.
-    """
-    heads = DirectorySteps(run_directory.parent, run_directory.name, STATE_HEADS).newest_first()
-    return next((head.archive for head in heads), None)
-
-
-def read_archive(run_directory: Path, *, after_sequence: int | None = None) -> Iterator[ArchivedEntry]:
-    """Every entry that the run's learners consumed and made durable, in order; needs no broker.
-
-    ``after_sequence``: yields what follows it, and refuses an archive that begins later; None takes the
-    archive from its own beginning. Raises SequenceGap where numbers are missing, CorruptArchive where a part
-    is, and both name the file.
-    """
-    store = ArchiveStore(run_directory)
-    tip = newest_tip(run_directory)
-    if tip is None:
-        raise CorruptArchive(
-            f"{run_directory} has no archive: its learner must run with retain, and save once"
-        )
-    parts = store.chain(tip)
-    cursor = parts[0].info.first - 1 if after_sequence is None else after_sequence
-    for part in parts:
-        if part.info.last <= cursor:
-            continue
-        if part.info.first > cursor + 1:
-            raise SequenceGap(
-                f"the archive lacks groups {cursor + 1} to {part.info.first - 1}, before {part.ref.name}: "
-                "its learner ran without retain then"
+        ``after_sequence``: yields what follows it, and refuses an archive that begins later; None takes the
+        archive from its own beginning. Raises SequenceGap where numbers are missing, CorruptArchive where a
+        part is, and both name the file.
+        """
+        tip = self.newest_tip()
+        if tip is None:
+            raise CorruptArchive(
+                f"{self._files} has no archive: its learner must run with retain, and save once"
             )
-        for entry in store.read(part):
-            if entry.sequence > cursor:
-                yield entry
-        cursor = part.info.last
+        parts = self.chain(tip)
+        cursor = parts[0].info.first - 1 if after_sequence is None else after_sequence
+        for part in parts:
+            if part.info.last <= cursor:
+                continue
+            if part.info.first > cursor + 1:
+                raise SequenceGap(
+                    f"the archive lacks groups {cursor + 1} to {part.info.first - 1}, before "
+                    f"{part.ref.name}: its learner ran without retain then"
+                )
+            for entry in self.read(part):
+                if entry.sequence > cursor:
+                    yield entry
+            cursor = part.info.last
+
+
+def open_archive(run_directory: Path, options: ObjectStoreOptions | None = None) -> ArchiveStore:
+    """The archive of the run `<root>/<run>`, where the settings say it is; asks no store anything."""
+    heads = open_steps(run_directory.parent, run_directory.name, STATE_HEADS, options)
+    return ArchiveStore(open_files(run_directory / "archive", options), heads)

@@ -23,6 +23,8 @@ STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
 DECISION_FILES = re.compile(r"decisions-f(?P<fence>\d{4,})-n(?P<length>\d{4,})\.json")
 """Beside the training states: what the run has decided, by the fence that sealed it and its length."""
 
+MAX_DECISION_BYTES = 16 << 20
+
 _DIRECTORY = re.compile(r"step-(?P<step>\d{8,})-f(?P<fence>\d{4,})(?:-n(?P<sequence>\d{12,}))?")
 _TEMPORARY = re.compile(r"\.(?P<use>tmp|trash|get)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from asympo.common.checkpoints.directory_steps import DirectorySteps
+from asympo.common.checkpoints.files import BucketFiles, DirectoryFiles, Files
 from asympo.common.checkpoints.steps import Kind, M, Steps
 from asympo.common.checkpoints.store import POLICIES, PolicyStore
+from asympo.common.names import check_run_name
 from asympo.common.object_store import ObjectStoreOptions
 
 
@@ -26,3 +28,13 @@ def open_steps(
     from asympo.common.checkpoints.bucket_steps import BucketSteps
 
     return BucketSteps(root, run, kind, bucket=Bucket(options), cached=cached)
+
+
+def open_files(path: Path, options: ObjectStoreOptions | None) -> Files:
+    """The files of `<root>/<run>/<directory>`; asks no store anything."""
+    check_run_name(path.parent.name)
+    if options is None or not options.is_given:
+        return DirectoryFiles(path)
+    from asympo.common.checkpoints.bucket import Bucket
+
+    return BucketFiles(path, bucket=Bucket(options))

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from asympo.common.archive import ArchivedEntry, ArchiveStore, Outcome, PartInfo, newest_tip
+from asympo.common.archive import ArchivedEntry, Outcome, PartInfo, open_archive
 from asympo.common.archive.store import Part
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.create_run import load_tokenizer
@@ -97,12 +98,20 @@ class ArchivedLog:
 class Replay:
     """One run, from its start or a training state of it, on one device."""
 
-    def __init__(self, *, checkpoint_root: Path, run: str, from_state: str | None, any_build: bool) -> None:
-        self._states = open_states(checkpoint_root, run)
-        self._policies = open_policies(checkpoint_root, run)
-        self._archive = ArchiveStore(checkpoint_root / run)
+    def __init__(
+        self,
+        *,
+        checkpoint_root: Path,
+        run: str,
+        from_state: str | None,
+        any_build: bool,
+        object_store: ObjectStoreOptions | None = None,
+    ) -> None:
+        self._states = open_states(checkpoint_root, run, object_store)
+        self._policies = open_policies(checkpoint_root, run, object_store)
+        self._archive = open_archive(checkpoint_root / run, object_store)
         self._any_build = any_build
-        tip = newest_tip(checkpoint_root / run)
+        tip = self._archive.newest_tip()
         if tip is None:
             raise CorruptArchive(
                 f"{checkpoint_root / run} has no archive: its learner must run with retain, and save once"

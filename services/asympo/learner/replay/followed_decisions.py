@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from asympo.common.archive import ArchiveStore, newest_tip
+from asympo.common.archive import ArchiveStore
 from asympo.common.rollout_log import RunLog
 from asympo.learner.state.decide import find_decisions
 from asympo.learner.state.decision_files import DecisionFiles
@@ -24,15 +23,16 @@ class FollowedDecisions:
         self,
         *,
         run_log: RunLog,
-        run_directory: Path,
+        files: DecisionFiles,
+        archive: ArchiveStore,
         own: DecisionFiles,
         fence: int,
         num_threads: int | None,
         any_build: bool,
     ) -> None:
         self._run_log = run_log
-        self._run_directory = run_directory
-        self._files = DecisionFiles(run_directory / "train")
+        self._files = files
+        self._archive = archive
         self._own_files = own
         self._own = own.newest() or Decisions(fence=fence)
         self._num_threads = num_threads
@@ -44,7 +44,7 @@ class FollowedDecisions:
         """Looks for what was decided since, ``step`` steps having been made here."""
         found = find_decisions(self._files, mirrored=self._run_log.decisions.read(), state=None)
         if not found.entries and not self._found.entries:
-            found = Decisions(entries=tuple(_archived(self._run_directory)))
+            found = Decisions(entries=tuple(_archived(self._archive)))
         if found.rank <= self._found.rank:
             return
         for entry in found.entries[len(self._found.entries) :]:
@@ -78,9 +78,9 @@ class FollowedDecisions:
         self._own_files.seal(self._own)
 
 
-def _archived(run_directory: Path) -> Iterator[Decision]:
+def _archived(archive: ArchiveStore) -> Iterator[Decision]:
     """What the archive says of a run of the release before, which kept no list."""
-    for part in ArchiveStore(run_directory).chain(newest_tip(run_directory)):
+    for part in archive.chain(archive.newest_tip()):
         recipe = part.info.recipe
         asked = [recipe["settings"][name] for name in ("token_budget", "head_chunk_rows")]
         for since, *used in part.info.row_limits or ((part.info.step_before + 1, *asked),):

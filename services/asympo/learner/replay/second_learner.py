@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.archive import ArchivedEntry, read_archive
+from asympo.common.archive import ArchivedEntry, ArchiveStore, open_archive
 from asympo.common.errors import BadSetting, BrokerUnavailable, CorruptArchive, SequenceGap
 from asympo.common.lifecycle import StopSignal
+from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
 from asympo.learner.log.segment import Segment
 from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.replay.followed_decisions import FollowedDecisions
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import TrainingState
@@ -38,9 +40,9 @@ class FollowedLog:
 
     num_reconciles = 0
 
-    def __init__(self, *, run_log: RunLog, run_directory: Path, progress: Progress) -> None:
+    def __init__(self, *, run_log: RunLog, archive: ArchiveStore, progress: Progress) -> None:
         self._run_log = run_log
-        self._run_directory = run_directory
+        self._archive = archive
         self._archived: Iterator[ArchivedEntry] = iter(())
         self._archived_after = -1
         self.progress = progress
@@ -73,7 +75,7 @@ class FollowedLog:
 
     def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
         if self._archived_after != after_sequence:
-            self._archived = _entries_after(self._run_directory, after_sequence)
+            self._archived = _entries_after(self._archive, after_sequence)
         found: list[LogEntry] = []
         for entry in self._archived:
             found.append(
@@ -101,10 +103,10 @@ class FollowedLog:
             )
 
 
-def _entries_after(run_directory: Path, after_sequence: int) -> Iterator[ArchivedEntry]:
+def _entries_after(archive: ArchiveStore, after_sequence: int) -> Iterator[ArchivedEntry]:
     """Nothing if no archive follows: the log may still hold what is wanted."""
     try:
-        yield from read_archive(run_directory, after_sequence=after_sequence)
+        yield from archive.entries(after_sequence=after_sequence)
     except (CorruptArchive, SequenceGap) as error:
         log.debug("Not from the archive: %s", error)
 
@@ -135,6 +137,7 @@ class SecondLearner:
         tokenizer: Any,
         run_log: RunLog,
         run_directory: Path,
+        object_store: ObjectStoreOptions | None,
         out: Path,
         any_build: bool,
         stop: StopSignal,
@@ -145,9 +148,11 @@ class SecondLearner:
         self._states.sweep(fence=_FENCE)
         name = self._states.newest()
         state = self._states.read(name) if name else None
+        archive = open_archive(run_directory, object_store)
         self._decisions = FollowedDecisions(
             run_log=run_log,
-            run_directory=run_directory,
+            files=open_decisions(run_directory, object_store),
+            archive=archive,
             own=self._states.decisions,
             fence=_FENCE,
             num_threads=settings.num_threads,
@@ -161,7 +166,7 @@ class SecondLearner:
         trained = trained_ids_of(state, num_prompts=config.num_prompts)
         self._log = FollowedLog(
             run_log=run_log,
-            run_directory=run_directory,
+            archive=archive,
             progress=Progress(step=state.step, sequence=state.sequence) if state else Progress(),
         )
         self._reader = build_reader(

@@ -9,7 +9,7 @@ from asympo.common.checkpoints.opening import open_steps
 from asympo.common.errors import StorageUnavailable
 from asympo.common.lifecycle import StopSignal
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.learner.state.decision_files import DecisionFiles, SharedDecisionFiles
+from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.store import STATES, StateStore
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,7 @@ def open_states(
 ) -> StateStore:
     """The training states of the run; asks no store anything."""
     steps = open_steps(root, run, STATES, options)
-    decisions = DecisionFiles(steps.path)
-    if options is not None and options.is_given:
-        # Half a second that only those pay who use it.
-        from asympo.common.checkpoints.bucket import Bucket
-
-        decisions = SharedDecisionFiles(Bucket(options), run)
+    decisions = open_decisions(steps.path.parent, options)
     return StateStore(steps, decisions=decisions, process_group=process_group)
 
 
@@ -42,6 +37,7 @@ def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:
     """
     if not options.is_given:
         return
+    # Half a second that only those pay who use it.
     from asympo.common.checkpoints.bucket import Bucket, StoreError
     from asympo.common.checkpoints.bucket_check import try_writing
 
