@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from asympo.cli import main
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.learner.replay.archive_replay import Replay
 
 from tests.integration.learner.conftest import no_learner_outlives_its_test, run_log
 from tests.integration.learner.process import LearnerProcess
@@ -56,8 +55,8 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
     place = ["--run", run_name, "--checkpoint-root", str(reader), *store]
     assert main(["log", "export", *place, "--archive-only", "--out", str(out)]) == 0
     assert Counter(json.loads(line)["group_id"] for line in out.read_text().splitlines()) == once
-    command = [sys.executable, "-m", "asympo", "log", "replay", *place, "--json"]
-    replayed = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
-    report = json.loads(replayed.stdout)
-    assert (report["weights_identical"], report["groups"]) == (True, 20)
-    assert min(report["states_compared"], report["policies_compared"]) > 0
+    report = Replay(
+        checkpoint_root=reader, run=run_name, object_store=options, from_state=None, any_build=False
+    ).run()
+    assert (report.weights_identical, report.groups) == (True, 20)
+    assert min(report.states_compared, report.policies_compared) > 0
