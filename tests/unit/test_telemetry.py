@@ -95,7 +95,7 @@ def test_metrics_endpoint_serves_the_registry_at_its_exact_path() -> None:
     registry = new_registry(service="learner", version="9.9")
     Counter("asympo_learner_steps", "Optimizer steps.", registry=registry).inc()
     app = FastAPI()
-    app.mount("/metrics", MetricsEndpoint(registry))
+    app.add_route("/metrics", MetricsEndpoint(registry))  # type: ignore[arg-type]
     response = TestClient(app).get("/metrics", follow_redirects=False)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")

@@ -187,7 +187,15 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 def _reload(arguments: argparse.Namespace) -> int:
     from asympo.bench.reload import measure_reload
 
-    return _answer(measure_reload(arguments, say=say), arguments)
+    # vLLM and its processes log to standard output, which is for the answer alone.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        report = measure_reload(arguments, say=say)
+    finally:
+        os.dup2(answers, 1)
+        os.close(answers)
+    return _answer(report, arguments)
 
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ class DecisionCopy:
 
     def replace(self, fence: Fence, content: bytes) -> None:
         """Replaces the copy; the same again changes nothing."""
-        self._run.call_fenced(fence, "mirror_decisions", "run decisions", content)
+        self._run.call_fenced(fence, "mirror_decisions", content)
 
     def read(self) -> bytes | None:
         """The copy; None when there is none."""
