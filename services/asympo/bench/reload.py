@@ -7,6 +7,7 @@ import json
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, version
@@ -57,6 +58,8 @@ class Counts:
     tokens_lost: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
     timings: list[ReloadTiming] = field(default_factory=list)
+    expect_seconds: list[float] = field(default_factory=list)
+    """Working out what the policy looks like inside the engine, beside the requests."""
     values_read_back: list[int] = field(default_factory=list)
 
     def note(self, reloaded: Reloaded) -> None:
@@ -94,8 +97,9 @@ class Policies:
 def write_next_policy(source: Path, target: Path, *, learning_rate: float, seed: int) -> int:
     """Copy a checkpoint as it is after one step that moves every weight by the learning rate.
 
-    The float32 weights that bfloat16 rounds away are drawn; returns the number of values that then differ,
-    which at 1e-6 is a fraction of a percent, and none in norms near 1.
+    A value moves to the next bfloat16, up or down, with the probability that what publishing had rounded away
+    and the step together cross the border. Returns the number of values that then differ, which at 1e-6 is a
+    fraction of a percent, and none in norms near 1.
     """
     shutil.copytree(source, target)
     (target / "manifest.json").unlink(missing_ok=True)
@@ -103,16 +107,15 @@ def write_next_policy(source: Path, target: Path, *, learning_rate: float, seed:
     num_changed = 0
     for path in sorted(target.glob("*.safetensors")):
         tensors = load_file(path)
-        for name, tensor in tensors.items():
+        for tensor in tensors.values():
             if tensor.dtype is not torch.bfloat16:
                 continue
-            # Within half a unit in the last place: what was rounded away by publishing.
-            rounding = (torch.rand(tensor.shape, generator=random) - 0.5) * 2.0**-8 * tensor.float().abs()
-            direction = torch.randint(2, tensor.shape, generator=random) * 2.0 - 1.0
-            master = tensor.float() + rounding
-            moved = (master + learning_rate * direction).to(torch.bfloat16)
-            tensors[name] = torch.where(moved != master.to(torch.bfloat16), moved, tensor)
-            num_changed += int((tensors[name] != tensor).sum())
+            bits = tensor.view(torch.int16)
+            spacing = (bits & 0x7F80).view(torch.bfloat16).float().mul_(2.0**-7)
+            draw = torch.rand(tensor.shape, generator=random).mul_(spacing)
+            is_moved = (draw < learning_rate).logical_and_(spacing > 0)
+            bits += torch.where(draw < learning_rate / 2, 1, -1).to(torch.int16).mul_(is_moved)
+            num_changed += int(is_moved.sum())
         save_file(tensors, path, metadata={"format": "pt"})
     return num_changed
 
@@ -145,9 +148,13 @@ async def _measure(arguments: argparse.Namespace, *, say: Callable[[str], None])
             _engine(model, directory / "swaps", arguments) as (engine, policies),
             _load(engine, counts, arguments),
         ):
+            dtype = engine.dtype
             for number in range(arguments.swaps):
-                reloaded = await _swap(engine, policies)
+                policy, manifest = await asyncio.to_thread(policies.advance)
+                began = time.monotonic()
+                reloaded = await engine.reload(policy, manifest=manifest)
                 counts.note(reloaded)
+                counts.expect_seconds.append(time.monotonic() - began - reloaded.timing.pause_seconds)
                 say(_line(number + 1, reloaded))
             changed = list(policies.num_changed)
             await _inject(engine, policies, counts, name, _faults_of(model), say=say)
@@ -158,7 +165,7 @@ async def _measure(arguments: argparse.Namespace, *, say: Callable[[str], None])
                     await _inject(engine, policies, counts, family, FAULTS[family], say=say)
                 # Breaks the engine, and with it whatever would be in flight.
                 counts.faults.append(await _fault(engine, policies, family, BREAKING_FAULT))
-    return _report(counts, changed, arguments)
+    return _report(counts, changed, arguments) | {"dtype": dtype}
 
 
 def _model_of(arguments: argparse.Namespace, directory: Path) -> tuple[Path, str]:
@@ -252,9 +259,10 @@ async def _load(engine: VllmEngine, counts: Counts, arguments: argparse.Namespac
 
 def _line(number: int, reloaded: Reloaded) -> str:
     timing, readback = reloaded.timing, reloaded.readback
-    verdict = (
-        f"{len(readback.wrong)} layers differ, {readback.wrong[0]}" if readback.wrong else "as published"
-    )
+    verdict = f"{readback.num_changed} places changed, all as published"
+    for what, layers in (("cannot see", readback.uncovered), ("differs in", readback.wrong)):
+        if layers:
+            verdict = f"{what} {len(layers)} layers, {layers[0]}"
     return (
         f"swap {number}: {verdict}; paused {timing.pause_seconds:.2f} s, {timing.num_in_flight} in flight, "
         f"{readback.num_values} values read back in {timing.readback_seconds:.2f} s"
@@ -275,12 +283,12 @@ def _report(counts: Counts, changed: Sequence[int], arguments: argparse.Namespac
         "pause_seconds": _spread([timing.pause_seconds for timing in timings]),
         "load_seconds": _spread([timing.reload_seconds for timing in timings]),
         "readback_seconds": _spread([timing.readback_seconds for timing in timings]),
+        "expect_seconds": _spread(counts.expect_seconds),
         "in_flight": _spread([timing.num_in_flight for timing in timings]),
         "values_read_back": _spread(counts.values_read_back[: arguments.swaps]),
         "values_changed": _spread(changed),
         "learning_rate": arguments.learning_rate,
         "model": Path(arguments.model).name if arguments.model else "tiny llama",
-        "dtype": arguments.dtype,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": available_cores(),
         "vllm": version(packages_distributions()["vllm"][0]),

@@ -72,6 +72,11 @@ class VllmEngine:
         return self._running().get_tokenizer()
 
     @property
+    def dtype(self) -> str:
+        """Data type of the weights and the cache, as vLLM chose it."""
+        return str(self._running().vllm_config.model_config.dtype).removeprefix("torch.")
+
+    @property
     def stats(self) -> EngineStats:
         return EngineStats(
             num_tokens_generated=self._num_tokens_generated,

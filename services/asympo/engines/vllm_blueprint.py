@@ -43,9 +43,12 @@ class Blueprint:
         self._shapes = {parameter: parameter.shape for parameter in self._owners}
         self._kept = _read_later(self.model)
         self._fill = 0.0
+        self._dtype: torch.dtype | None = None
+        self._dtypes = {parameter: parameter.dtype for parameter in self._owners}
         self._num_loaded: dict[nn.Parameter, int] = {}
         self._take: Take = _nothing
         for parameter in self._owners:
+            parameter.requires_grad_(False)
             self._watch(parameter)
             self._forget(parameter)
 
@@ -55,12 +58,19 @@ class Blueprint:
         return {name for name, _ in self.model.named_parameters()}
 
     @torch.no_grad()
-    def fill(self, weights: Iterable[tuple[str, torch.Tensor]], take: Take, *, background: float) -> None:
+    def fill(
+        self,
+        weights: Iterable[tuple[str, torch.Tensor]],
+        take: Take,
+        *,
+        background: float,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Send `weights` through the loader; `take` gets each layer once, those of deferred processing last.
 
-        What no tensor reaches stays `background`.
+        What no tensor reaches stays `background`. With `dtype`, layers hold that instead of their own.
         """
-        self._fill, self._take, self._num_loaded = background, take, {}
+        self._fill, self._dtype, self._take, self._num_loaded = background, dtype, take, {}
         self._taken: set[str] = set()
         try:
             self.model.load_weights(weights)  # type: ignore[operator]
@@ -68,6 +78,9 @@ class Blueprint:
                 self._hand_over(name)
             for name, module in self.model.named_modules():
                 if name not in self._taken and _is_deferred(module):
+                    for parameter in module.parameters():
+                        if parameter not in self._num_loaded:
+                            self._materialize(parameter)
                     take(name, module)
         finally:
             self._take = _nothing
@@ -80,6 +93,8 @@ class Blueprint:
         parameters, buffers = dict(layer._parameters), dict(layer._buffers)
         attributes = dict(layer.__dict__)
         method = getattr(layer, "quant_method", None)
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(self._dtypes[parameter])
         try:
             with as_first_load(layer):
                 if _is_deferred(layer):
@@ -106,7 +121,7 @@ class Blueprint:
         def watched(*args: Any, **kwargs: Any) -> Any:
             if parameter not in self._num_loaded:
                 self._num_loaded[parameter] = 0
-                parameter.data = torch.full(self._shapes[parameter], self._fill, dtype=parameter.dtype)
+                self._materialize(parameter)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             num_loaded, result = get_numel_loaded(loader, bound)
@@ -132,14 +147,18 @@ class Blueprint:
         if any(parameter in self._num_loaded for parameter in _parameters(layer).values()):
             for parameter in _parameters(layer).values():
                 if parameter not in self._num_loaded:
-                    parameter.data = torch.full(self._shapes[parameter], self._fill, dtype=parameter.dtype)
+                    self._materialize(parameter)
             self._take(name, layer)
         for parameter in _parameters(layer).values():
             if parameter not in self._kept and self._taken.issuperset(self._owners[parameter]):
                 self._forget(parameter)
 
+    def _materialize(self, parameter: nn.Parameter) -> None:
+        dtype = self._dtype or self._dtypes[parameter]
+        parameter.data = torch.full(self._shapes[parameter], self._fill, dtype=dtype)
+
     def _forget(self, parameter: nn.Parameter) -> None:
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
+        parameter.data = torch.empty(0, dtype=self._dtypes[parameter])
 
 
 @contextmanager

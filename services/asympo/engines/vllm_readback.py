@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from asympo.common import errors
 from asympo.engines.base import Readback
 from asympo.engines.vllm_blueprint import Blueprint
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 MAX_VALUES = 1 << 16
 """Values of a tensor compared directly that a reload looks at, drawn likewise."""
 _NUM_MARKS = 200
-"""Tensors of a file that are told apart inside one layer; bfloat16 counts to 256."""
+"""Tensors of a file that are told apart inside one layer."""
 _LINEAR, _ROWS = "multiplied", "looked up"
 _NOT_WEIGHTS = frozenset({"kv_cache"})
 
@@ -64,7 +63,7 @@ class Expectation:
     def note_changes(self, changes: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Where the checkpoint and the one before differ: zeros elsewhere, under the files' names."""
         self._changed = {}
-        self._blueprint.fill(changes, self._take_changes, background=0.0)
+        self._blueprint.fill(changes, self._take_changes, background=0.0, dtype=torch.uint8)
 
     def note_values(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """The checkpoint's own tensors."""
@@ -95,25 +94,22 @@ class Expectation:
     def _take_changes(self, name: str, layer: nn.Module) -> None:
         assert self._changed is not None
         for way, tensor in self._ways(name, layer):
-            marks = _by_place(way, tensor)
-            # Each tensor of the file by itself: a stale one must not hide behind those it is fused with.
-            self._changed[name, way] = [
-                (marks == mark).any(dim=-1).nonzero().flatten() for mark in marks.unique() if mark != 0
-            ]
+            self._changed[name, way] = _changed_places(way, tensor)
 
     def _take_values(self, name: str, layer: nn.Module) -> None:
         for way, tensor in self._ways(name, layer):
             values = _by_place(way, tensor)
-            if bool(values.isnan().all()):
-                continue
             changed = (self._changed or {}).get((name, way), [])
             places = self._draw(len(values), changed, way)
+            held = values[places].clone()
+            if bool(held.isnan().all()):
+                continue
             self._expected.append(
                 Expected(
                     layer=name,
                     way=way,
                     places=places,
-                    values=values[places].clone(),
+                    values=held,
                     num_inputs=len(values),
                     num_changed=int(torch.isin(places, torch.cat([*changed, places[:0]])).sum()),
                 )
@@ -168,16 +164,13 @@ def file_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise errors.CorruptCheckpoint(f"{path} has values in {name} that are not finite.")
-                yield name, tensor
+                yield name, file.get_tensor(name)
 
 
 def changes_between(
     directory: Path, before: Path, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """A mark of each tensor where two checkpoints differ once rounded to `dtype`, zeros elsewhere."""
+    """Marks where two checkpoints differ, once rounded to `dtype`, for each tensor that does."""
     from safetensors import safe_open
 
     files: list[Any] = [safe_open(path, framework="pt") for path in sorted(before.glob("*.safetensors"))]
@@ -187,8 +180,12 @@ def changes_between(
         if former is None or former.shape != tensor.shape:
             differs = torch.ones_like(tensor, dtype=torch.bool)
         else:
-            differs = tensor.to(dtype) != former.to(dtype)
-        yield name, differs.to(dtype) * (1 + number % _NUM_MARKS)
+            if tensor.dtype != former.dtype:
+                tensor, former = tensor.to(dtype), former.to(dtype)
+            if torch.equal(tensor, former):
+                continue
+            differs = tensor != former
+        yield name, differs.to(torch.uint8).mul_(1 + number % _NUM_MARKS)
 
 
 def tensors_of(layer: nn.Module) -> dict[str, torch.Tensor]:
@@ -212,6 +209,20 @@ def tensors_of(layer: nn.Module) -> dict[str, torch.Tensor]:
         if name not in _NOT_WEIGHTS:
             look(name, value, 2)
     return found
+
+
+def _changed_places(way: str, marks: torch.Tensor) -> list[torch.Tensor]:
+    """Places of each mark by itself: a stale tensor must not hide behind those it is fused with."""
+    if way not in (_LINEAR, _ROWS):
+        places = marks.flatten().nonzero().flatten()
+        found = marks.flatten()[places]
+        return [places[found == mark] for mark in found.unique()]
+    # All of a row of the weight comes from one tensor of the file.
+    of_row = marks.amax(dim=1)
+    rows_of_marks = [(of_row == mark).nonzero().flatten() for mark in of_row.unique() if mark]
+    if way == _ROWS:
+        return rows_of_marks
+    return [marks[rows].amax(dim=0).nonzero().flatten() for rows in rows_of_marks]
 
 
 def _by_place(way: str, tensor: torch.Tensor) -> torch.Tensor:

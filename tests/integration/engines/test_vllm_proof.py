@@ -82,6 +82,17 @@ async def test_swaps_are_proved_with_responses_in_flight(stand: Stand) -> None:
     assert [len(sample.token_ids) for sample in await group] == [150] * 8
 
 
+async def test_large_step_that_moves_every_tensor_is_proved(stand: Stand, tmp_path: Path) -> None:
+    source, policy = stand.policies[stand.step % 2], tmp_path / "far"
+    write_next_policy(source, policy, learning_rate=1.0, seed=7)
+    reloaded = await stand.engine.reload(policy, manifest=manifest_for(policy, step=50))
+    assert (reloaded.readback.wrong, reloaded.readback.uncovered) == ((), ())
+    stale = await stand.engine.read_weights_back(source)
+    assert [name for name in stale.wrong if "norm" in name], "norms moved as well"
+    reloaded = await stand.engine.reload(source, manifest=manifest_for(source, step=stand.step))
+    assert (reloaded.readback.wrong, reloaded.readback.uncovered) == ((), ())
+
+
 async def test_reload_of_the_same_values_changes_nothing(stand: Stand) -> None:
     policy = stand.policies[stand.step % 2]
     reloaded = await stand.engine.reload(policy, manifest=manifest_for(policy, step=stand.step))
