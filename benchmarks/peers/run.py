@@ -32,7 +32,7 @@ from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, p
 from asympo.bench.tables import peers_table  # noqa: E402
 from asympo.demo.model import prepare_model  # noqa: E402
 from asympo.learner.settings import HEAD_ROWS, LearnerSettings  # noqa: E402
-from asympo.run.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
+from asympo.run.prepare.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
 
 _TIMEOUT_SECONDS = 1800
 _NLL_TOLERANCE = 0.01

@@ -11,7 +11,7 @@ from asympo.common.errors import BadSetting
 from asympo.doctor.command import main
 from asympo.doctor.gpu.check import page_of, report_of, try_step, try_steps
 from asympo.doctor.gpu.steps import STEPS, Found, Step
-from asympo.run.machine import Machine
+from asympo.run.prepare.machine import Machine
 
 MACHINE = Machine(cores=(0,), memory_bytes=2**30, gpus=())
 BY_NAME = {step.name: replace(step, limit_seconds=300) for step in STEPS}

@@ -97,30 +97,37 @@ def test_no_pickle_anywhere() -> None:
         assert not imports_any(path, {"pickle", "cloudpickle", "dill", "joblib"}), path
 
 
-# A room imports only the rooms before it, and those files of the learner that import no room.
-LEARNER_ROOMS = ["page", "model", "log", "step", "state", "record", "publish", "replay", "servers"]
-LEARNER_BASE = {
-    "context",
-    "control",
-    "deadline",
-    "device",
-    "launch",
-    "metrics",
-    "progress",
-    "ranks",
-    "settings",
+# A room imports only the rooms before it, and those files of its service or tool that import no room.
+ROOMS = {
+    "learner": ["page", "model", "log", "step", "state", "record", "publish", "replay", "servers"],
+    "run": ["held_out", "prepare", "processes", "console", "report"],
+}
+BASE = {
+    "learner": {
+        "context",
+        "control",
+        "deadline",
+        "device",
+        "launch",
+        "metrics",
+        "progress",
+        "ranks",
+        "settings",
+    },
+    "run": {"audit", "directory", "settings"},
 }
 
 
-def test_rooms_of_the_learner_import_in_one_direction() -> None:
-    for path in sorted((PACKAGE / "learner").rglob("*.py")):
-        parts = path.relative_to(PACKAGE / "learner").parts
-        if len(parts) == 1 and path.stem not in LEARNER_BASE:
+@pytest.mark.parametrize("house", ROOMS)
+def test_rooms_import_in_one_direction(house: str) -> None:
+    for path in sorted((PACKAGE / house).rglob("*.py")):
+        parts = path.relative_to(PACKAGE / house).parts
+        if len(parts) == 1 and path.stem not in BASE[house]:
             continue
         own = parts[0] if len(parts) > 1 else None
-        before = LEARNER_ROOMS[: LEARNER_ROOMS.index(own)] if own else []
-        allowed = {*before, *LEARNER_BASE, own}
-        found = {n.split(".")[2] for n in imported_modules(path) if n.startswith("asympo.learner.")}
+        before = ROOMS[house][: ROOMS[house].index(own)] if own else []
+        allowed = {*before, *BASE[house], own}
+        found = {n.split(".")[2] for n in imported_modules(path) if n.startswith(f"asympo.{house}.")}
         assert found <= allowed, (
             f"{path.relative_to(PACKAGE)} may import only {sorted(filter(None, allowed))}"
         )

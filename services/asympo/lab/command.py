@@ -175,7 +175,7 @@ def _versions() -> dict[str, str]:
 
 
 def _paper(arguments: argparse.Namespace) -> int:
-    from asympo.run.machine import look_at_machine
+    from asympo.run.prepare.machine import look_at_machine
 
     for line in describe_paper(_EXAMPLES):
         say(line)

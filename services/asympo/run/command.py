@@ -36,8 +36,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 def run_file(file: RunFile, arguments: Any) -> int:
     """What `run` and `demo` share, from a resolved file on."""
     from asympo.run.directory import RunDirectory
-    from asympo.run.machine import look_at_machine
-    from asympo.run.plan import check_learner_values
+    from asympo.run.prepare.machine import look_at_machine
+    from asympo.run.prepare.plan import check_learner_values
 
     check_learner_values(file)
     if arguments.check_config:
@@ -45,7 +45,7 @@ def run_file(file: RunFile, arguments: Any) -> int:
         return 0
     machine = look_at_machine()
     if arguments.dry_run:
-        from asympo.run.estimate import print_estimate
+        from asympo.run.prepare.estimate import print_estimate
 
         return print_estimate(file, machine)
     directory = RunDirectory(file.directory)
@@ -85,12 +85,12 @@ def delete_run(directory: Any, file: RunFile) -> None:
 def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.common.lifecycle import StopSignal
     from asympo.common.telemetry import set_up_logging
-    from asympo.run.held_out_checks import HeldOutChecks
-    from asympo.run.plan import make_plan
-    from asympo.run.services import build_services
-    from asympo.run.summary import draw, print_promises, print_summary, write_summary
+    from asympo.run.console.view import make_view
+    from asympo.run.held_out.checks import HeldOutChecks
+    from asympo.run.prepare.plan import make_plan
+    from asympo.run.processes.services import build_services
+    from asympo.run.report.summary import draw, print_promises, print_summary, write_summary
     from asympo.run.supervisor import Supervisor
-    from asympo.run.view import make_view
 
     plan = make_plan(file, machine)
     fetch_model(plan.learner.settings.model)

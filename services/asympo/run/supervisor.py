@@ -3,21 +3,21 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, PolicyAnnouncement, RunLog, RunState
 from asympo.local.service import Service
+from asympo.run.console.view import Snapshot, View
 from asympo.run.directory import RunDirectory
-from asympo.run.held_out_checks import HeldOutChecks
-from asympo.run.memory import MemoryWatch
-from asympo.run.plan import Plan
-from asympo.run.services import Services
-from asympo.run.status import GeneratorTotals, History, HttpStatus
-from asympo.run.totals import Totals
-from asympo.run.view import Snapshot, View
+from asympo.run.held_out.checks import HeldOutChecks
+from asympo.run.prepare.plan import Plan
+from asympo.run.processes.memory import MemoryWatch
+from asympo.run.processes.services import Services
+from asympo.run.processes.status import GeneratorTotals, History, HttpStatus
+from asympo.run.processes.totals import Totals
+from asympo.run.report.outcome import LastPolicy, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -25,34 +25,6 @@ _POLL_SECONDS = 1.0
 _LOOP_SECONDS = 0.2
 _LAST_POLICY_SECONDS = 180.0
 _EVALUATION_SECONDS = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LastPolicy:
-    """What became of the policy after the last step."""
-
-    step: int | None
-    """None when there was none."""
-    is_served: bool
-    wait_seconds: float
-    """Until it was served, or given up."""
-    problem: str = ""
-    """Why its accuracy is not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a supervised run ended."""
-
-    is_finished: bool
-    """The run did all its steps; False when it was stopped and can go on."""
-    step: int
-    totals: Totals
-    checks: HeldOutChecks | None
-    last_policy: LastPolicy | None
-    """None when nobody looked: the run goes on, or measures nothing."""
-    killed: tuple[str, ...]
-    """Processes that did not stop in their time."""
 
 
 class Supervisor:

@@ -115,7 +115,7 @@ def test_every_arm_has_the_same_tuning_budget_and_rates(preset: presets.Preset) 
 def test_paper_preset_refuses_without_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("asympo.run.machine.look_at_gpus", lambda environment: ((), None, ""))
+    monkeypatch.setattr("asympo.run.prepare.machine.look_at_gpus", lambda environment: ((), None, ""))
     with pytest.raises(BadSetting, match="no GPU"):
         command.main(["stability", "--preset", "paper", "--out", str(tmp_path / "paper")])
     shown = capsys.readouterr().err

@@ -11,8 +11,8 @@ from asympo.demo.command import PRESET
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.run.command import resolved_text
-from asympo.run.machine import Gpu, Machine
-from asympo.run.plan import Plan, check_learner_values, make_plan, odd_sampling
+from asympo.run.prepare.machine import Gpu, Machine
+from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
 from asympo.run.settings import parse_overrides, read_run_file, take_apart
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 from asympo.common.errors import BadModel
 from asympo.demo import model
 from asympo.run.command import fetch_model
-from asympo.run.estimate import estimate
+from asympo.run.prepare.estimate import estimate
 
 SHAPE = {
     "num_parameters": 135_000_000,

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from asympo.run.promises import broken_promises, remarks
+from asympo.run.report.promises import broken_promises, remarks
+from asympo.run.report.summary import print_promises
 from asympo.run.settings import RunFile, TargetsSection, read_run_file
-from asympo.run.summary import print_promises
 
 KEPT: dict[str, Any] = {
     "is_finished": True,

@@ -8,13 +8,13 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.local.ports import is_free, page_port
 from asympo.run.audit import count_trained_twice, effective_steps
-from asympo.run.curves import main as draw_curves
+from asympo.run.console.view import Snapshot, duration, last_reload, panel, sparkline, step_line
 from asympo.run.directory import RunDirectory
-from asympo.run.evaluation import Accuracy, wilson_interval
-from asympo.run.memory import tree_memory
-from asympo.run.status import GeneratorTotals, number
-from asympo.run.totals import Totals
-from asympo.run.view import Snapshot, duration, last_reload, panel, sparkline, step_line
+from asympo.run.held_out.evaluation import Accuracy, wilson_interval
+from asympo.run.processes.memory import tree_memory
+from asympo.run.processes.status import GeneratorTotals, number
+from asympo.run.processes.totals import Totals
+from asympo.run.report.curves import main as draw_curves
 from rich.console import Console
 
 

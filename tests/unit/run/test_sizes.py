@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
-from asympo.run.estimate import estimate, learner_bytes
+from asympo.run.prepare.estimate import estimate, learner_bytes
 from transformers import AutoConfig
 
 from tests.unit.run.fake_learner import peak_bytes

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from asympo.common.errors import Fenced
 from asympo.local.service import RestartPolicy, Service
-from asympo.run.machine import KEEP_MEMORY, Machine, split_machine
+from asympo.run.prepare.machine import KEEP_MEMORY, Machine, split_machine
 
 QUICK = RestartPolicy(max_restarts=2, first_wait_seconds=0.01, max_wait_seconds=0.02)
 

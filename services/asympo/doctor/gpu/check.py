@@ -14,7 +14,7 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.doctor.gpu.steps import STEPS, Found, Step
-from asympo.run.machine import PCI_ORDER, Machine, look_at_machine
+from asympo.run.prepare.machine import PCI_ORDER, Machine, look_at_machine
 
 TOTAL_SECONDS = 600.0
 """Of all steps together; those that find no time left are not tried."""

@@ -1,6 +1,6 @@
 """Looks at model and task without training, in a process of its own.
 
-`python -m asympo.run.dry_run LEARNER_SETTINGS` prints one JSON object.
+`python -m asympo.run.prepare.dry_run LEARNER_SETTINGS` prints one JSON object.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from asympo.common.context_length import what_does_not_fit
 from asympo.common.errors import AsympoError, BadModel
-from asympo.run.held_out import load_tokenizer
+from asympo.run.held_out.prompts import load_tokenizer
 
 
 def main(argv: list[str]) -> int:

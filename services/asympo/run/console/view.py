@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from asympo.run.status import number
+from asympo.run.processes.status import number
 
 _MAX_NOTES = 6
 _BARS = "▁▂▃▄▅▆▇█"

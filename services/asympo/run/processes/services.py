@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asympo.local.broker import LocalBroker, find_broker_binary
 from asympo.local.service import RestartPolicy, Service
-from asympo.run.plan import Plan, ServicePlan
+from asympo.run.prepare.plan import Plan, ServicePlan
 
 _BROKER_STOP_SECONDS = 30.0
 

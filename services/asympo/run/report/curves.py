@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.run.audit import effective_steps, read_rows
-from asympo.run.status import number
+from asympo.run.processes.status import number
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], out: Path, *, title: str) -> None:
@@ -57,7 +57,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], out: Path, *, title: str) -> 
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m asympo.run.curves METRICS.jsonl OUT.png TITLE`."""
+    """`python -m asympo.run.report.curves METRICS.jsonl OUT.png TITLE`."""
     history = effective_steps(read_rows(Path(argv[0])))
     draw_curves([history[step] for step in sorted(history)], Path(argv[1]), title=argv[2])
     return 0

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from asympo.run.console.view import duration
 from asympo.run.settings import TargetsSection
-from asympo.run.view import duration
 
 _LONG_WAIT_SECONDS = 30.0
 

@@ -1,6 +1,6 @@
 """Renders held-out prompts once, in a process of its own: the supervisor never loads a tokenizer.
 
-`python -m asympo.run.held_out SETTINGS OUT MAX`: SETTINGS is the learner's file, OUT gets JSON.
+`python -m asympo.run.held_out.prompts SETTINGS OUT MAX`: SETTINGS is the learner's file, OUT gets JSON.
 """
 
 import json

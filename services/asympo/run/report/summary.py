@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from asympo.run.audit import count_trained_twice
-from asympo.run.evaluation import Accuracy
-from asympo.run.promises import broken_promises, remarks
+from asympo.run.console.view import duration
+from asympo.run.held_out.evaluation import Accuracy
+from asympo.run.report.outcome import Outcome
+from asympo.run.report.promises import broken_promises, remarks
 from asympo.run.settings import TargetsSection
-from asympo.run.supervisor import Outcome
-from asympo.run.view import duration
 
 _DRAW_SECONDS = 180.0
 
@@ -61,7 +61,7 @@ def draw(directory: Path, *, title: str) -> str | None:
     metrics, out = directory / "metrics.jsonl", directory / "curves.png"
     if not metrics.exists():
         return "no curves: no step was done"
-    command = [sys.executable, "-m", "asympo.run.curves", str(metrics), str(out), title]
+    command = [sys.executable, "-m", "asympo.run.report.curves", str(metrics), str(out), title]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_DRAW_SECONDS

@@ -81,7 +81,7 @@ def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> H
         command = [
             sys.executable,
             "-m",
-            "asympo.run.held_out",
+            "asympo.run.held_out.prompts",
             str(learner_settings),
             str(out),
             str(max_prompts),

@@ -14,7 +14,7 @@ from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
 from asympo.local.ports import free_port, page_port, require_free
-from asympo.run.machine import Machine, Share, split_machine
+from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
 
 ALONE, BESIDE_LEARNER = 0.9, 0.4

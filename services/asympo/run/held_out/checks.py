@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from asympo.common.errors import AsympoError
-from asympo.run.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
+from asympo.run.held_out.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 
