@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BadSetting
+from asympo.common.redaction import redact_text
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -43,4 +44,4 @@ def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 def say(line: str) -> None:
     """A line on standard error, where nothing takes it for the answer."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(redact_text(line) + "\n")

@@ -3,11 +3,17 @@
 A message is one sentence: what was given and what would be right.
 """
 
+from asympo.common.redaction import redact_text
+
 
 class AsympoError(Exception):
     """Base of all errors that are reported to a person as one sentence, without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        # Messages quote settings and other libraries' errors, which may hold a password.
+        return redact_text(super().__str__())
 
 
 class BadSetting(AsympoError):

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union
-from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,10 +29,10 @@ from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.redaction import redact_url, redact_value, redacted
 from asympo.common.tracing import TracingOptions
 
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)\Z")
-_SECRET_NAME = re.compile(r"(password|secret|token|api_key)\Z")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -166,33 +165,6 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 value = merge(below, value)
             result[key] = value
     return result
-
-
-def redact_url(url: str) -> str:
-    """The URL with its password masked."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    if not parts.password:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
-
-
-def redacted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy fit for printing: passwords in URLs and values of secret names are masked."""
-    return {key: _redact(key, value) for key, value in values.items()}
-
-
-def _redact(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return redacted(value)
-    if not isinstance(value, str) or not value:
-        return value
-    if _SECRET_NAME.search(key):
-        return "***"
-    return redact_url(value) if "://" in value else value
 
 
 def nearest(given: str, valid: Sequence[str]) -> str:
@@ -372,5 +344,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, origin: Mapping[tu
     problem = problem[:1].lower() + problem[1:]
     if not name:
         return f"{problem}{more}"
-    given = _redact(path[-1], first["input"])
+    given = first["input"]
+    for part in path:
+        given = redact_value(part, given)
     return f"the setting {name} was given {given!r}{' ' + where if where else ''}: {problem}{more}"

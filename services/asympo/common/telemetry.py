@@ -16,6 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge
 
 from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps, to_json
+from asympo.common.redaction import redact_text, redact_value
 
 __all__ = [
     "DURATION_BUCKETS_SECONDS",
@@ -36,6 +37,9 @@ DURATION_BUCKETS_SECONDS = (
 )
 """Upper bounds for every duration histogram: from a Redis round trip to a slow optimizer step."""
 
+MAX_MESSAGE_CHARS = 8192
+"""A message may quote what a stranger sent: more of it is no use to anybody."""
+_MAX_EXCEPTION_CHARS = 8 * MAX_MESSAGE_CHARS
 _QUIET_LOGGERS = ("uvicorn.access", "httpx", "httpcore", "urllib3", "asyncio")
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
@@ -52,10 +56,20 @@ _ESCAPED_IN_LINE = _ESCAPED_IN_BLOCK | {10: "\\n", 13: "\\r", 0x2028: "\\u2028",
 def _extra_fields(record: logging.LogRecord) -> dict[str, Any]:
     # vLLM gives every record of the process fields of its own, whoever logs.
     return {
-        key: value
+        key: redact_value(key, value)
         for key, value in vars(record).items()
         if key not in _STANDARD_FIELDS and not key.startswith("vllm_")
     }
+
+
+def _shown(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:
+    """Text of a log line without secrets, and not endless."""
+    left_out = len(text) - max_chars
+    return (
+        redact_text(text)
+        if left_out <= 0
+        else f"{redact_text(text[:max_chars])}… ({left_out} more characters)"
+    )
 
 
 class JsonFormatter(logging.Formatter):
@@ -72,14 +86,14 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "service": self._service,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _shown(record.getMessage()),
         }
         for key, value in _extra_fields(record).items():
             row[f"{key}_" if key in _CORE_KEYS else key] = value
         if record.exc_info:
-            row["exception"] = self.formatException(record.exc_info)
+            row["exception"] = _shown(self.formatException(record.exc_info), _MAX_EXCEPTION_CHARS)
         elif record.exc_text:
-            row["exception"] = record.exc_text
+            row["exception"] = _shown(record.exc_text, _MAX_EXCEPTION_CHARS)
         if record.stack_info:
             row["stack"] = record.stack_info
         return to_json(row)
@@ -99,13 +113,14 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         extra = "".join(f" {key}={value}" for key, value in _extra_fields(record).items())
-        message = (record.getMessage() + extra).translate(_ESCAPED_IN_LINE)
+        message = _shown(record.getMessage() + extra).translate(_ESCAPED_IN_LINE)
         level = f"{record.levelname:<8}"
         if self._is_coloured and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         line = f"{time} {level} {self._service}: {message}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info).translate(_ESCAPED_IN_BLOCK)
+            exception = _shown(self.formatException(record.exc_info), _MAX_EXCEPTION_CHARS)
+            line += "\n" + exception.translate(_ESCAPED_IN_BLOCK)
         return line
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
+from asympo.common.redaction import redact_text
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -103,7 +104,7 @@ class Tracing:
         try:
             yield attributes
         except BaseException as raised:
-            error = f"{type(raised).__name__}: {raised}"
+            error = redact_text(f"{type(raised).__name__}: {raised}")
             raise
         finally:
             self.record(

@@ -20,8 +20,8 @@ from asympo.common.errors import (
 )
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
+from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
-from asympo.common.settings import redacted
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext

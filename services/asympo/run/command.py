@@ -143,7 +143,8 @@ def fetch_model(model: str) -> None:
 
 def resolved_text(file: RunFile) -> str:
     """The whole file with every default, as TOML that `run` reads back."""
-    from asympo.common.settings import dump_toml, redacted, validate
+    from asympo.common.redaction import redacted
+    from asympo.common.settings import dump_toml, validate
     from asympo.generator.settings import GeneratorSettings
     from asympo.learner.settings import LearnerSettings
 

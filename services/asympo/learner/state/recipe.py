@@ -11,8 +11,9 @@ import transformers
 from asympo import __version__
 from asympo.common.archive import PartInfo
 from asympo.common.errors import BadSetting, CorruptArchive
+from asympo.common.redaction import redacted
 from asympo.common.rollout_log import RunConfig
-from asympo.common.settings import redacted, validate
+from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step.compute import Compute, processor_class, set_up_torch
 from asympo.tasks.tokenizer_digest import tokenizer_digest

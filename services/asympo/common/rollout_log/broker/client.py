@@ -4,10 +4,9 @@ Certificate and password files are read at every connect, so that what replaces 
 """
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import redis
 from redis import exceptions
@@ -16,6 +15,7 @@ from redis.credentials import CredentialProvider
 from redis.sentinel import Sentinel
 
 from asympo.common.errors import BadSetting
+from asympo.common.redaction import redact_url
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS_OPTIONS = (*_TLS_FILES, "ssl_check_hostname")
@@ -30,7 +30,7 @@ def open_client(url: str, options: dict[str, Any]) -> Any:
     variables beginning with REDIS_SENTINEL_. TLS files are in the URL's query.
     """
     try:
-        parts = urlsplit(url)
+        parts = _parts(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         _check_tls(query)
         options = {**options, **_credentials("REDIS", is_in_url="@" in parts.netloc)}
@@ -38,11 +38,12 @@ def open_client(url: str, options: dict[str, Any]) -> Any:
             return _sentinel_client(url, options)
         client = redis.Redis.from_url(url, **options)
     except ValueError as error:
+        # Without its cause, which quotes what a parser took for a port.
         raise BadSetting(
-            f"broker URL {without_password(url)!r} is not usable ({error}): give redis://host:port/0, "
+            f"broker URL {redact_url(url)!r} is not usable ({error}): give redis://host:port/0, "
             "rediss:// for TLS, unix:///path/to/socket, redis+sentinel://host:port,host:port/service or "
             "rediss+sentinel://"
-        ) from error
+        ) from None
     if client.info("cluster").get("cluster_enabled"):
         client.close()
         del options["retry"]  # there it means following the slots of the cluster as they move
@@ -50,14 +51,18 @@ def open_client(url: str, options: dict[str, Any]) -> Any:
     return client
 
 
-def without_password(url: str) -> str:
-    """The URL for people."""
+def _parts(url: str) -> SplitResult:
+    """The URL's parts; ValueError without any of its password."""
     parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    if at:
-        user = user.partition(":")[0]
-        parts = parts._replace(netloc=f"{user}:***@{host}" if user else f"***@{host}")
-    return re.sub(r"(password=)[^&]*", r"\1***", urlunsplit(parts))
+    try:
+        is_sound = parts.scheme.endswith("+sentinel") or parts.port != 0
+    except ValueError:
+        is_sound = False
+    # An "@" behind the servers: a character of the password has ended them too early.
+    is_sound &= parts.scheme == "unix" or "@" not in parts.path + parts.fragment
+    if not is_sound:
+        raise ValueError("there is no such port: write special characters of a password as %XX")
+    return parts
 
 
 class PasswordFile(CredentialProvider):

@@ -18,7 +18,8 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from asympo.common.errors import BrokerFull, BrokerRefused, BrokerUnavailable
-from asympo.common.rollout_log.broker.client import open_client, without_password
+from asympo.common.redaction import redact_url
+from asympo.common.rollout_log.broker.client import open_client
 from asympo.common.rollout_log.broker.server_info import BrokerInfo, describe, load_counters
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
 from asympo.common.rollout_log.lua import load_script
@@ -116,7 +117,7 @@ class Broker:
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
         }
-        shown = without_password(url)
+        shown = redact_url(url)
         retrying = _Retrying(backoff=backoff, max_retries=max_retries)
         with _our_errors(shown):
             client = retrying.call(lambda: open_client(url, options))
