@@ -7,7 +7,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.doctor.checks import Target, check_machine
 from asympo.doctor.findings import Level
-from asympo.run import machine
+from asympo.run.prepare import machine
 from asympo.run.prepare.machine import Gpu, Machine, look_at_gpus
 
 from tests.unit.run.test_configs import LAPTOP, plan_of, with_gpus
