@@ -11,6 +11,11 @@ import pytest
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
 from asympo.testing.tiny_model import write_tiny_model
+from hypothesis import HealthCheck, settings
+
+# How long an example takes on a busy machine says nothing about the code.
+settings.register_profile("asympo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("asympo")
 
 HEAVY = (
     "tests/chaos",
