@@ -22,7 +22,8 @@ from asympo.common.checkpoints import Manifest, Probe
 from asympo.common.checkpoints.digests import available_cores, tensor_entries
 from asympo.common.errors import BadSetting, EngineBroken
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineSettings, Reloaded, ReloadTiming, SamplingSettings
+from asympo.engines.base import Reloaded, ReloadTiming, SamplingSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_faults import WORKER_EXTENSION
 

@@ -5,48 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asympo.common.records import FinishReason
 
 if TYPE_CHECKING:
     from asympo.common.checkpoints import Manifest
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSettings:
-    """How an engine uses the machine; what it samples comes with each request."""
-
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Data type of weights and KV cache. Published policies are bfloat16; `auto` computes in float32 on a CPU
-    without bfloat16 instructions, where bfloat16 is several times slower."""
-    enforce_eager: bool | None = None
-    """Skip compilation and graph capture: quicker start, no compiler needed, slower on GPUs.
-    None: on CPUs only."""
-    max_num_seqs: int = 64
-    """Responses decoded together; more wait inside the engine."""
-    max_model_len: int | None = None
-    """Longest prompt plus response in tokens; absent: the model's own limit, or what the cache holds."""
-    max_num_batched_tokens: int | None = None
-    """Tokens of one engine step, prompts included; bounds activation memory. Engine default when absent."""
-    gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that the engine may take (GPU only)."""
-    kv_cache_gib: float | None = None
-    """Memory of the KV cache in GiB; None takes half a GiB on a CPU and what fits on a GPU."""
-    tensor_parallel_size: int = 1
-    """Workers that share one copy of the model."""
-    cpu_ids: tuple[int, ...] | None = None
-    """Cores the engine's compute threads are bound to (CPU only); None binds nothing."""
-    num_threads: int | None = None
-    """Compute threads of each worker (CPU only); None means its share of the cores this process may use."""
-    seed: int = 0
-    """Seed of the engine's sampler."""
-    self_test: bool = False
-    """After the start, perturb each tensor group and refuse to serve if the output does not move."""
-    start_timeout_seconds: float = 900.0
-    """Limit of start(), the weights' loading included."""
-    reload_timeout_seconds: float = 600.0
-    """Limit of each phase of reload(); an engine that exceeds it is broken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,102 +11,50 @@ import hashlib
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asympo.common import errors
 from asympo.common.checkpoints.manifest import decode_manifest
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineStats, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.groups import GroupEngine
+from asympo.engines.settings import SimulatedSettings
 from asympo.engines.simulated_answers import Answers, ByteTokenizer, ResponseLength, answer_addition
 
 if TYPE_CHECKING:
     from asympo.common.checkpoints import Manifest
 
-_ABORTED = Sample(token_ids=(), text="", finish_reason=FinishReason.ABORT)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SimulatedFaults:
-    """Faults addressed by policy step, so that tests can say when."""
-
-    stale_steps: frozenset[int] = frozenset()
-    """Reloads of these steps report success and leave the old weights: what only a probe can see."""
-    raising_steps: frozenset[int] = frozenset()
-    """Reloads of these steps raise and break the engine."""
-    hanging_steps: frozenset[int] = frozenset()
-    """Reloads of these steps last until their time limit, then break the engine."""
-    die_after_responses: int | None = None
-    """The engine breaks once this many responses have been returned."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SimulatedSettings:
-    """What is simulated."""
-
-    seed: int = 0
-    max_num_seqs: int = 64
-    """Responses decoded together; more wait."""
-    seconds_per_token: float = 0.01
-    """Time one response needs for each of its tokens."""
-    length: ResponseLength = field(default_factory=ResponseLength)
-    first_accuracy: float = 0.2
-    """Probability of the right answer at policy step 0."""
-    accuracy_per_step: float = 0.02
-    """What each policy step adds."""
-    last_accuracy: float = 0.95
-    """Probability that is never exceeded."""
-    reload_seconds: float = 0.05
-    reload_timeout_seconds: float = 600.0
-    """Limit of one reload."""
-    faults: SimulatedFaults = field(default_factory=SimulatedFaults)
-
-
-class SimulatedEngine:
+class SimulatedEngine(GroupEngine):
     """Engine without a model; see `base.Engine` for what each method promises."""
 
     def __init__(
         self, *, settings: SimulatedSettings | None = None, answers: Answers = answer_addition
     ) -> None:
-        self._settings = settings or SimulatedSettings()
+        super().__init__()
+        self._settings = settings = settings or SimulatedSettings()
+        self._length = ResponseLength(
+            kind=settings.length_kind, mean_tokens=settings.length_mean_tokens, sigma=settings.length_sigma
+        )
         self._answers = answers
         self._tokenizer: Any = None
         self._eos_token_id = 0
         self._filler: list[int] = []
         self._manifest: Manifest | None = None
         self._origin = ""
-        self._failure: str | None = None
-        self._slots = asyncio.Semaphore(self._settings.max_num_seqs)
+        self._slots = asyncio.Semaphore(settings.max_num_seqs)
         self._swap = asyncio.Lock()
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._is_paused = False
         self._paused_at = 0.0
         self._paused_seconds = 0.0
-        self._groups: dict[str, list[asyncio.Task[Sample]]] = {}
         self._num_decoding = 0
-        self._num_waiting = 0
-        self._num_tokens_generated = 0
-        self._num_responses = 0
-        self._num_reloads = 0
 
     @property
     def tokenizer(self) -> Any:
         return self._tokenizer
-
-    @property
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            num_tokens_generated=self._num_tokens_generated,
-            num_responses=self._num_responses,
-            num_in_flight=self._num_waiting,
-            num_reloads=self._num_reloads,
-        )
-
-    @property
-    def is_broken(self) -> bool:
-        return self._failure is not None
 
     @property
     def accuracy(self) -> float:
@@ -122,35 +70,6 @@ class SimulatedEngine:
         manifest_path = model_path / "manifest.json"
         if manifest_path.is_file():
             self._manifest = decode_manifest(manifest_path.read_bytes(), what=str(model_path))
-
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        num_samples: int,
-        sampling: SamplingSettings,
-        request_id: str,
-        cache_salt: str,
-    ) -> list[Sample]:
-        self._require_usable()
-        if request_id in self._groups:
-            raise ValueError(f"request {request_id!r} is already in flight")
-        prompt_text = self._tokenizer.decode(prompt_ids, skip_special_tokens=True)
-        tasks = [
-            asyncio.create_task(self._sample(prompt_text, f"{request_id}/{index}", sampling))
-            for index in range(num_samples)
-        ]
-        self._groups[request_id] = tasks
-        self._num_waiting += num_samples
-        try:
-            await asyncio.wait(tasks)
-            self._require_usable()
-            return [_ABORTED if task.cancelled() else task.result() for task in tasks]
-        finally:
-            self._num_waiting -= num_samples
-            del self._groups[request_id]
-            for task in tasks:
-                task.cancel()
 
     async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
         self._require_usable()
@@ -227,7 +146,10 @@ class SimulatedEngine:
         self._failure = self._failure or "it is closed"
         self._cancel_groups()
 
-    async def _sample(self, prompt_text: str, name: str, sampling: SamplingSettings) -> Sample:
+    async def _sample(
+        self, prompt_ids: Sequence[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+    ) -> Sample:
+        prompt_text = self._tokenizer.decode(prompt_ids, skip_special_tokens=True)
         async with self._slots:
             self._num_decoding += 1
             try:
@@ -236,8 +158,7 @@ class SimulatedEngine:
                 await self._decode_for(len(sample.token_ids) * self._settings.seconds_per_token)
             finally:
                 self._num_decoding -= 1
-        self._num_tokens_generated += len(sample.token_ids)
-        self._num_responses += 1
+        self._count(sample)
         if self._num_responses == self._settings.faults.die_after_responses:
             self._broken(f"fault injected after {self._num_responses} responses")
         return sample
@@ -248,7 +169,7 @@ class SimulatedEngine:
         right, wrong = self._answers(prompt_text)
         text = right if rng.random() < self.accuracy else rng.choice(wrong)
         answer = list(self._tokenizer.encode(text, add_special_tokens=False))
-        num_filler = max(self._settings.length.draw(rng), sampling.min_tokens) - len(answer) - 1
+        num_filler = max(self._length.draw(rng), sampling.min_tokens) - len(answer) - 1
         filler = self._filler * (max(0, num_filler) // len(self._filler))
         token_ids = [*filler, *answer, self._eos_token_id]
         is_cut = len(token_ids) > sampling.max_tokens
@@ -280,20 +201,6 @@ class SimulatedEngine:
         if not self._resumed.is_set():
             self._paused_seconds += time.monotonic() - self._paused_at
             self._resumed.set()
-
-    def _require_usable(self) -> None:
-        if self._failure is not None:
-            raise errors.EngineBroken(f"The engine is broken: {self._failure}.")
-
-    def _broken(self, failure: str) -> errors.EngineBroken:
-        self._failure = self._failure or failure
-        self._cancel_groups()
-        return errors.EngineBroken(f"The engine is broken: {self._failure}.")
-
-    def _cancel_groups(self) -> None:
-        for tasks in self._groups.values():
-            for task in tasks:
-                task.cancel()
 
 
 def _load_tokenizer(model_path: Path) -> Any:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from asympo.common import errors
 from asympo.common.records import FinishReason
 from asympo.engines.base import (
-    EngineSettings,
-    EngineStats,
     Readback,
     Reloaded,
     ReloadTiming,
     Sample,
     SamplingSettings,
 )
+from asympo.engines.groups import GroupEngine
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import build_engine, first_line
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ that is in it, from where the policy and the one before differ."""
 _EXPECTED_POLL_SECONDS = 0.02
 _PROBE_PRIORITY = -1
 _RESPONSE_PRIORITY = 0
-_ABORTED = Sample(token_ids=(), text="", finish_reason=FinishReason.ABORT)
 
 
-class VllmEngine:
+class VllmEngine(GroupEngine):
     """Engine on vLLM; see `base.Engine` for what each method promises.
 
     Every response is a request of its own. The tokens of a prompt are still computed once for a group,
@@ -52,20 +51,15 @@ class VllmEngine:
     """
 
     def __init__(self, *, settings: EngineSettings, worker_extension_cls: str = WORKER_EXTENSION) -> None:
+        super().__init__()
         self._settings = settings
         self._worker_extension_cls = worker_extension_cls
         self._engine: AsyncLLM | None = None
-        self._failure: str | None = None
         self._slots = asyncio.Semaphore(settings.max_num_seqs)
         self._swap = asyncio.Lock()
         self._is_paused = False
-        self._groups: dict[str, list[asyncio.Task[Sample]]] = {}
         self._in_engine: set[str] = set()
         self._num_probes = 0
-        self._num_waiting = 0
-        self._num_tokens_generated = 0
-        self._num_responses = 0
-        self._num_reloads = 0
 
     @property
     def tokenizer(self) -> Any:
@@ -77,17 +71,8 @@ class VllmEngine:
         return str(self._running().vllm_config.model_config.dtype).removeprefix("torch.")
 
     @property
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            num_tokens_generated=self._num_tokens_generated,
-            num_responses=self._num_responses,
-            num_in_flight=self._num_waiting,
-            num_reloads=self._num_reloads,
-        )
-
-    @property
     def is_broken(self) -> bool:
-        return self._failure is not None or (self._engine is not None and self._engine.errored)
+        return super().is_broken or (self._engine is not None and self._engine.errored)
 
     async def start(self, *, model_path: Path) -> None:
         # In a thread, so that health checks are answered during the half minute this takes.
@@ -103,40 +88,6 @@ class VllmEngine:
             from asympo.engines.vllm_self_test import self_test
 
             await self_test(self, model_path)
-
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        num_samples: int,
-        sampling: SamplingSettings,
-        request_id: str,
-        cache_salt: str,
-    ) -> list[Sample]:
-        self._running()
-        if request_id in self._groups:
-            raise ValueError(f"request {request_id!r} is already in flight")
-        tasks = [
-            asyncio.create_task(
-                self._sample(list(prompt_ids), index, sampling, f"{request_id}/{index}", cache_salt)
-            )
-            for index in range(num_samples)
-        ]
-        self._groups[request_id] = tasks
-        self._num_waiting += num_samples
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            self._require_usable()
-            failures = [task.exception() for task in done if not task.cancelled()]
-            for failure in failures:
-                if failure is not None:
-                    raise failure
-            return [_ABORTED if task.cancelled() else task.result() for task in tasks]
-        finally:
-            self._num_waiting -= num_samples
-            del self._groups[request_id]
-            for task in tasks:
-                task.cancel()
 
     async def mean_nll(self, token_ids: Sequence[int], *, num_prompt_tokens: int) -> float:
         from vllm import SamplingParams
@@ -268,27 +219,24 @@ class VllmEngine:
         )
 
     async def _sample(
-        self, prompt_ids: list[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+        self, prompt_ids: Sequence[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
     ) -> Sample:
         async with self._slots:
             self._in_engine.add(name)
             try:
                 params = _sampling_params(sampling, index)
                 output = await self._request(
-                    prompt_ids, params, name, cache_salt=cache_salt, priority=_RESPONSE_PRIORITY
+                    list(prompt_ids), params, name, cache_salt=cache_salt, priority=_RESPONSE_PRIORITY
                 )
             finally:
                 self._in_engine.discard(name)
         completion = output.outputs[0]
         token_ids = tuple(completion.token_ids)
-        self._num_tokens_generated += len(token_ids)
-        self._num_responses += 1
         text = (
             completion.text if sampling.stop else self.tokenizer.decode(token_ids, skip_special_tokens=True)
         )
-        return Sample(
-            token_ids=token_ids, text=text, finish_reason=self._finish_reason(completion.finish_reason, name)
-        )
+        reason = self._finish_reason(completion.finish_reason, name)
+        return self._count(Sample(token_ids=token_ids, text=text, finish_reason=reason))
 
     async def _request(
         self, token_ids: list[int], params: SamplingParams, name: str, *, cache_salt: str, priority: int
@@ -327,25 +275,6 @@ class VllmEngine:
         if self._engine is None:
             raise RuntimeError("the engine is not started")
         return self._engine
-
-    def _require_usable(self) -> None:
-        if self._failure is not None:
-            raise errors.EngineBroken(f"The engine is broken: {self._failure}.")
-
-    def _broken(self, failure: str) -> errors.EngineBroken:
-        """Remember the first failure and end every response in flight, which could only wait for ever."""
-        if self._failure is None:
-            self._failure = failure
-            logger.error("engine broken: %s", failure)
-            self._cancel_groups()
-        return errors.EngineBroken(f"The engine is broken: {self._failure}.")
-
-    def _cancel_groups(self) -> None:
-        current = asyncio.current_task()
-        for tasks in self._groups.values():
-            for task in tasks:
-                if task is not current:
-                    task.cancel()
 
 
 def _sampling_params(sampling: SamplingSettings, index: int) -> SamplingParams:

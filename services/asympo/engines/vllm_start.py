@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asympo.common import errors
 from asympo.common.checkpoints.digests import available_cores, tensor_spans
 from asympo.common.context_length import context_length
-from asympo.engines.base import EngineSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
 
 if TYPE_CHECKING:

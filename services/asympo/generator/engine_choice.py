@@ -1,14 +1,16 @@
 """The engine that the settings ask for; imports no other."""
 
 from asympo.common.errors import BadSetting
-from asympo.engines.base import Engine, EngineSettings
-from asympo.generator.settings import GeneratorSettings, SimulatedOptions
+from asympo.engines.base import Engine
+from asympo.generator.settings import GeneratorSettings
 
 
 def build_engine(settings: GeneratorSettings) -> Engine:
     """An engine that is not started yet. Raises BadSetting when its library is not installed."""
     if settings.engine == "simulated":
-        return _simulated(settings.simulated)
+        from asympo.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(settings=settings.simulated)
     try:
         from asympo.engines.vllm import VllmEngine
     except ImportError as error:
@@ -16,18 +18,4 @@ def build_engine(settings: GeneratorSettings) -> Engine:
             f"engine = 'vllm' needs vLLM, and importing it failed ({error}): install asympo[generator], "
             "or set engine to 'simulated'"
         ) from error
-    return VllmEngine(settings=EngineSettings(**settings.vllm.model_dump()))
-
-
-def _simulated(options: SimulatedOptions) -> Engine:
-    from asympo.engines.simulated import SimulatedEngine, SimulatedFaults, SimulatedSettings
-    from asympo.engines.simulated_answers import ResponseLength
-
-    values = options.model_dump()
-    length = ResponseLength(
-        kind=values.pop("length_kind"),
-        mean_tokens=values.pop("length_mean_tokens"),
-        sigma=values.pop("length_sigma"),
-    )
-    faults = SimulatedFaults(**values.pop("faults"))
-    return SimulatedEngine(settings=SimulatedSettings(length=length, faults=faults, **values))
+    return VllmEngine(settings=settings.vllm)

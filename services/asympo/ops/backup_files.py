@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans
-from asympo.common.checkpoints.manifest import FileEntry, open_sealed_json, sealed_json
+from asympo.common.checkpoints.manifest import FileEntry, decode_sealed, sealed_json
 from asympo.common.checkpoints.names import MANIFEST_NAME
 from asympo.common.checkpoints.verify import read_manifest_bytes
 from asympo.common.errors import BadSetting, CorruptCheckpoint
@@ -99,12 +99,9 @@ def open_backup(backup: Path) -> BackupManifest:
     """
     if not (backup / MANIFEST_NAME).is_file():
         raise BadSetting(f"{backup} is not a backup, or was not finished: it has no {MANIFEST_NAME}")
-    document = open_sealed_json(read_manifest_bytes(backup), what=str(backup))
-    FORMAT.check(document.get(FORMAT.name), what=f"the backup {backup}")
-    try:
-        manifest = _ADAPTER.validate_python(document)
-    except ValidationError as error:
-        raise CorruptCheckpoint(f"The manifest of {backup} is wrong: {error.errors()[0]['msg']}.") from error
+    manifest = decode_sealed(
+        read_manifest_bytes(backup), _ADAPTER, layout=FORMAT, what=f"the backup {backup}"
+    )
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             raise CorruptCheckpoint(

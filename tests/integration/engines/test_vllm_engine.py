@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from asympo.common import errors
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineSettings, SamplingSettings
+from asympo.engines.base import SamplingSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -188,7 +189,7 @@ async def test_tensor_that_differs_from_the_manifest_breaks_the_engine_for_good(
 
 
 async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path) -> None:
-    engine = VllmEngine(settings=replace(SETTINGS, self_test=True))
+    engine = VllmEngine(settings=SETTINGS.model_copy(update={"self_test": True}))
     before = set(psutil.Process().children(recursive=True))
     await engine.start(model_path=tiny_model)
     assert engine.stats.num_reloads == 1, "the model itself again, after one perturbed load a kind"

@@ -10,7 +10,8 @@ import pytest_asyncio
 from asympo.bench.models import write_tiny_family
 from asympo.bench.reload import BREAKING_FAULT, FAULTS, manifest_for, write_next_policy
 from asympo.common import errors
-from asympo.engines.base import EngineSettings, Readback, SamplingSettings
+from asympo.engines.base import Readback, SamplingSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_faults import WORKER_EXTENSION
 

@@ -3,8 +3,8 @@
 import asyncio
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common import errors
@@ -12,12 +12,12 @@ from asympo.common.checkpoints import Manifest, Probe, ProbeSequence
 from asympo.common.checkpoints.manifest import encode_manifest
 from asympo.common.records import FinishReason
 from asympo.engines.base import Engine, Sample, SamplingSettings
-from asympo.engines.simulated import SimulatedEngine, SimulatedFaults, SimulatedSettings
+from asympo.engines.settings import SimulatedFaults, SimulatedSettings
+from asympo.engines.simulated import SimulatedEngine
 from asympo.engines.simulated_answers import ByteTokenizer, ResponseLength, answer_addition
 
 pytestmark = pytest.mark.asyncio
 
-FAST = SimulatedSettings(seconds_per_token=0.0, reload_seconds=0.0)
 PROBE_IDS = (1, 2, 3, 4)
 
 
@@ -33,8 +33,12 @@ def manifest(step: int, mean_nll: float = 2.0) -> Manifest:
     )
 
 
-async def started(tmp_path: Path, settings: SimulatedSettings = FAST) -> SimulatedEngine:
-    engine = SimulatedEngine(settings=settings)
+def fast(**changes: Any) -> SimulatedSettings:
+    return SimulatedSettings(**{"seconds_per_token": 0.0, "reload_seconds": 0.0, **changes})
+
+
+async def started(tmp_path: Path, settings: SimulatedSettings | None = None) -> SimulatedEngine:
+    engine = SimulatedEngine(settings=settings or fast())
     await engine.start(model_path=tmp_path)
     return engine
 
@@ -63,7 +67,7 @@ async def in_flight(engine: SimulatedEngine, number: int) -> None:
 
 
 async def test_accuracy_grows_with_the_policy_step(tmp_path: Path) -> None:
-    engine = await started(tmp_path, replace(FAST, first_accuracy=0.1, accuracy_per_step=0.01))
+    engine = await started(tmp_path, fast(first_accuracy=0.1, accuracy_per_step=0.01))
     before = await share_of_right_answers(engine, "before")
     await engine.reload(tmp_path, manifest=manifest(70))
     after = await share_of_right_answers(engine, "after")
@@ -75,12 +79,12 @@ async def test_responses_depend_on_seed_and_request_alone(tmp_path: Path) -> Non
     first, second = await started(tmp_path), await started(tmp_path)
     backwards = [await ask(second, f"r{i}", num_samples=4) for i in reversed(range(5))]
     assert [await ask(first, f"r{i}", num_samples=4) for i in range(5)] == backwards[::-1]
-    other = await started(tmp_path, replace(FAST, seed=1))
+    other = await started(tmp_path, fast(seed=1))
     assert [await ask(other, f"r{i}", num_samples=4) for i in range(5)] != backwards[::-1]
 
 
 async def test_finished_response_ends_with_eos_and_a_cut_one_does_not(tmp_path: Path) -> None:
-    engine = await started(tmp_path, replace(FAST, length=ResponseLength(kind="fixed", mean_tokens=30)))
+    engine = await started(tmp_path, fast(length_kind="fixed", length_mean_tokens=30))
     (whole,), (cut,) = await ask(engine, "whole"), await ask(engine, "cut", max_tokens=10)
     assert (whole.finish_reason, whole.token_ids[-1]) == (FinishReason.STOP, 0)
     assert (cut.finish_reason, len(cut.token_ids)) == (FinishReason.LENGTH, 10)
@@ -100,7 +104,8 @@ async def test_frozen_time_does_not_count_and_no_response_is_lost(tmp_path: Path
         SimulatedSettings(
             seconds_per_token=0.05,
             reload_seconds=0.3,
-            length=ResponseLength(kind="fixed", mean_tokens=20),
+            length_kind="fixed",
+            length_mean_tokens=20,
         ),
     )
     began = time.monotonic()
@@ -116,7 +121,7 @@ async def test_frozen_time_does_not_count_and_no_response_is_lost(tmp_path: Path
 
 
 async def test_probe_answers_for_the_policy_that_is_loaded(tmp_path: Path) -> None:
-    engine = await started(tmp_path, replace(FAST, faults=SimulatedFaults(stale_steps=frozenset({2}))))
+    engine = await started(tmp_path, fast(faults=SimulatedFaults(stale_steps=frozenset({2}))))
     bare = await engine.mean_nll(PROBE_IDS, num_prompt_tokens=1)
     values = [bare]
     for step in (1, 2, 3):
@@ -140,7 +145,7 @@ async def test_start_on_a_policy_directory_serves_that_policy(tmp_path: Path) ->
 async def test_failed_reload_breaks_the_engine_and_ends_what_is_in_flight(
     tmp_path: Path, faults: SimulatedFaults
 ) -> None:
-    settings = replace(FAST, seconds_per_token=1.0, reload_timeout_seconds=0.1, faults=faults)
+    settings = fast(seconds_per_token=1.0, reload_timeout_seconds=0.1, faults=faults)
     engine = await started(tmp_path, settings)
     group = asyncio.create_task(ask(engine, "r"))
     await in_flight(engine, 1)
@@ -154,14 +159,14 @@ async def test_failed_reload_breaks_the_engine_and_ends_what_is_in_flight(
 
 
 async def test_engine_dies_after_the_ordered_number_of_responses(tmp_path: Path) -> None:
-    engine = await started(tmp_path, replace(FAST, faults=SimulatedFaults(die_after_responses=6)))
+    engine = await started(tmp_path, fast(faults=SimulatedFaults(die_after_responses=6)))
     assert len(await ask(engine, "first", num_samples=4)) == 4
     with pytest.raises(errors.EngineBroken):
         await ask(engine, "second", num_samples=4)
 
 
 async def test_abort_ends_waiting_and_running_responses(tmp_path: Path) -> None:
-    engine = await started(tmp_path, replace(FAST, seconds_per_token=1.0, max_num_seqs=2))
+    engine = await started(tmp_path, fast(seconds_per_token=1.0, max_num_seqs=2))
     group = asyncio.create_task(ask(engine, "r", num_samples=5))
     await in_flight(engine, 5)
     await engine.abort("r")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from asympo.common import errors
-from asympo.engines.base import EngineSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import SAMPLER, gpu_environment, require_gpu, toolkit_problem
 from asympo.engines.vllm_start import build_engine, engine_args
 

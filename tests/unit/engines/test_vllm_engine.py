@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from asympo.common import errors
-from asympo.engines.base import EngineSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 
 pytest.importorskip("vllm")

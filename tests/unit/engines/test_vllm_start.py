@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common import errors
-from asympo.engines.base import EngineSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import check_model_dir, environment, first_line, thread_environment
 
 

@@ -1,13 +1,11 @@
 """Settings of a generator: what is refused, and how."""
 
-import dataclasses
-
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.engines.base import EngineSettings
-from asympo.engines.simulated import SimulatedEngine, SimulatedFaults, SimulatedSettings
+from asympo.engines.settings import EngineSettings, SimulatedSettings
+from asympo.engines.simulated import SimulatedEngine
 from asympo.generator.engine_choice import build_engine
-from asympo.generator.settings import FaultOptions, GeneratorSettings, VllmOptions
+from asympo.generator.settings import GeneratorSettings
 
 
 def load(*argv: str, **environ: str) -> GeneratorSettings:
@@ -44,15 +42,9 @@ def test_settings_refuse_one_port_for_two_servers() -> None:
         load("--http-port", "9000", "--grpc-port", "9000")
 
 
-def test_vllm_options_are_the_engine_settings() -> None:
-    options = VllmOptions()
-    assert EngineSettings(**options.model_dump()) == EngineSettings()
-    assert {field.name for field in dataclasses.fields(EngineSettings)} == set(VllmOptions.model_fields)
-
-
-def test_simulated_options_are_the_engine_settings() -> None:
-    engine = build_engine(GeneratorSettings(engine="simulated"))
+def test_settings_reach_the_engine_that_they_choose() -> None:
+    engine = build_engine(load("--engine", "simulated", "--simulated.last-accuracy", "0.5"))
     assert isinstance(engine, SimulatedEngine)
-    assert engine._settings == SimulatedSettings()
-    assert set(FaultOptions.model_fields) == {field.name for field in dataclasses.fields(SimulatedFaults)}
+    assert engine._settings == SimulatedSettings(last_accuracy=0.5)
+    assert load("--vllm.max-num-seqs", "3").vllm == EngineSettings(max_num_seqs=3)
     assert load("--simulated.faults.stale-steps", "3").simulated.faults.stale_steps == {3}

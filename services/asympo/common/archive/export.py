@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.archive.parquet import read_table, table_of, write_tables
-from asympo.common.archive.rows import ArchivedEntry, Outcome, PartRef, ReadableGroup, ReadableResponse
+from asympo.common.archive.rows import ArchivedEntry, Outcome, PartRef, ReadableGroup
 from asympo.common.archive.store import ArchiveStore
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group
@@ -77,34 +77,13 @@ def _waiting(entry: LogEntry) -> tuple[ArchivedEntry, ReadableGroup | None]:
         reason = str(error)
     else:
         mean = sum(response.reward for response in record.responses) / len(record.responses)
-        group = ReadableGroup(
-            prompt_text=record.prompt.text,
-            prompt_token_ids=record.prompt.token_ids,
-            responses=tuple(
-                ReadableResponse(
-                    text=response.text,
-                    token_ids=response.token_ids,
-                    reward=response.reward,
-                    advantage=response.reward - mean,
-                    finish_reason=response.finish_reason.value,
-                    trained_token_mask=response.trained_token_mask,
-                )
-                for response in record.responses
-            ),
+        group = ReadableGroup.of(
+            record,
+            prompt_ids=record.prompt.token_ids,
+            response_ids=[response.token_ids for response in record.responses],
+            advantages=[response.reward - mean for response in record.responses],
         )
-    archived = ArchivedEntry(
-        sequence=entry.sequence,
-        segment_end=0,
-        step=None,
-        outcome=Outcome.BACKLOG,
-        reason=reason,
-        group_id=entry.group_id,
-        producer=entry.producer,
-        entry_id=entry.entry_id,
-        appended_at_seconds=entry.appended_at_seconds,
-        payload=entry.payload,
-    )
-    return archived, group
+    return ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason=reason), group
 
 
 def _write_lines(path: Path, tables: Iterator[Any]) -> int:

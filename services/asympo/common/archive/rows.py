@@ -1,12 +1,14 @@
 """What the archive holds."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from pydantic import ConfigDict
 
+from asympo.common.records import RolloutGroup
+from asympo.common.rollout_log import LogEntry
 from asympo.common.versions import Format
 
 FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -54,6 +56,18 @@ class ArchivedEntry:
     payload: bytes
     """The record, byte for byte."""
 
+    @classmethod
+    def of(
+        cls, entry: LogEntry, *, outcome: Outcome, reason: str, segment_end: int = 0, step: int | None = None
+    ) -> "ArchivedEntry":
+        """An entry of the log, and what became of it."""
+        own = {field.name: getattr(entry, field.name) for field in fields(LogEntry)}
+        return cls(outcome=outcome, reason=reason, segment_end=segment_end, step=step, **own)
+
+    def to_log_entry(self) -> LogEntry:
+        """As it was in the log."""
+        return LogEntry(**{field.name: getattr(self, field.name) for field in fields(LogEntry)})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadableResponse:
@@ -80,6 +94,34 @@ class ReadableGroup:
     prompt_token_ids: tuple[int, ...]
     """As given, or as the learner tokenised the text."""
     responses: tuple[ReadableResponse, ...]
+
+    @classmethod
+    def of(
+        cls,
+        record: RolloutGroup,
+        *,
+        prompt_ids: tuple[int, ...],
+        response_ids: Sequence[tuple[int, ...]],
+        advantages: Sequence[float],
+    ) -> "ReadableGroup":
+        """A record with the token ids and advantages that it was, or would be, trained with."""
+        return cls(
+            prompt_text=record.prompt.text,
+            prompt_token_ids=prompt_ids,
+            responses=tuple(
+                ReadableResponse(
+                    text=response.text,
+                    token_ids=token_ids,
+                    reward=response.reward,
+                    advantage=advantage,
+                    finish_reason=response.finish_reason.value,
+                    trained_token_mask=response.trained_token_mask,
+                )
+                for response, token_ids, advantage in zip(
+                    record.responses, response_ids, advantages, strict=True
+                )
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from asympo.common.archive.rows import PartRef
-from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json
+from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, decode_sealed
 from asympo.common.checkpoints.names import STATE_FILES, StepName
 from asympo.common.checkpoints.steps import Kind
 from asympo.common.errors import CorruptCheckpoint
@@ -39,12 +39,7 @@ _ADAPTER: TypeAdapter[StateHead] = TypeAdapter(StateHead)
 
 
 def _decode(content: bytes, *, what: str) -> StateHead:
-    document = open_sealed_json(content, what=what)
-    STATE_FORMAT.check(document.get(STATE_FORMAT.name), what=f"the manifest of {what}")
-    try:
-        return _ADAPTER.validate_python(document)
-    except ValidationError as error:
-        raise CorruptCheckpoint(f"The manifest of {what} is wrong: {error.errors()[0]['msg']}.") from error
+    return decode_sealed(content, _ADAPTER, layout=STATE_FORMAT, what=what)
 
 
 STATE_HEADS = Kind(

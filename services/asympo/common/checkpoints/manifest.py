@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -110,6 +110,7 @@ class Manifest:
         return sum(entry.size for entry in self.files)
 
 
+DocumentT = TypeVar("DocumentT")
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
@@ -145,23 +146,28 @@ def open_sealed_json(content: bytes, *, what: str) -> dict[str, Any]:
     return document
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as file content; its digest is computed here, whatever the field holds."""
-    return sealed_json(dataclasses.asdict(manifest))
-
-
-def decode_manifest(content: bytes, *, what: str) -> Manifest:
-    """The manifest inside file content; errors naming `what`.
+def decode_sealed(content: bytes, adapter: TypeAdapter[DocumentT], *, layout: Format, what: str) -> DocumentT:
+    """The document inside sealed file content, checked field by field; errors naming `what`.
 
     errors.CorruptCheckpoint when anything is off, errors.UnknownVersion when another release wrote it.
     """
     document = open_sealed_json(content, what=what)
-    FORMAT.check(document.get(FORMAT.name), what=f"the manifest of {what}")
+    layout.check(document.get(layout.name), what=f"the manifest of {what}")
     try:
-        return _ADAPTER.validate_python(document)
+        return adapter.validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise errors.CorruptCheckpoint(
             f"The manifest of {what} is wrong at {where}: {first['msg']}."
         ) from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as file content; its digest is computed here, whatever the field holds."""
+    return sealed_json(dataclasses.asdict(manifest))
+
+
+def decode_manifest(content: bytes, *, what: str) -> Manifest:
+    """The manifest inside file content; see `decode_sealed`."""
+    return decode_sealed(content, _ADAPTER, layout=FORMAT, what=what)

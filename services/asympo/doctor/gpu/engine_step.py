@@ -14,7 +14,8 @@ from asympo.common.checkpoints import Manifest, Probe, ProbeSequence
 from asympo.common.checkpoints.digests import tensor_entries
 from asympo.common.errors import EngineBroken
 from asympo.doctor.gpu.steps import Found
-from asympo.engines.base import EngineSettings, Sample, SamplingSettings
+from asympo.engines.base import Sample, SamplingSettings
+from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_device import gpu_environment
 from asympo.testing.tiny_model import write_tiny_model

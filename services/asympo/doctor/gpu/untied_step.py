@@ -4,7 +4,7 @@ from pathlib import Path
 
 from asympo.doctor.gpu.engine_step import try_reloads, write_policies
 from asympo.doctor.gpu.steps import Found
-from asympo.engines.base import EngineSettings
+from asympo.engines.settings import EngineSettings
 
 
 def run(*, device: str, directory: Path) -> Found:

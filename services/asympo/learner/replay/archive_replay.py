@@ -76,17 +76,7 @@ class ArchivedLog:
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
         """The recorded segment, once."""
         given, self.segment = self.segment, []
-        return [
-            LogEntry(
-                sequence=entry.sequence,
-                group_id=entry.group_id,
-                producer=entry.producer,
-                payload=entry.payload,
-                entry_id=entry.entry_id,
-                appended_at_seconds=entry.appended_at_seconds,
-            )
-            for entry in given
-        ]
+        return [entry.to_log_entry() for entry in given]
 
     def free(self, group_ids: Sequence[str]) -> None:
         """An archive has no slots."""

@@ -7,6 +7,7 @@ fence, frees nothing, commits nothing and publishes nothing, so the run goes on 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,7 @@ class FollowedLog:
     def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
         if self._archived_after != after_sequence:
             self._archived = _entries_after(self._archive, after_sequence)
-        found: list[LogEntry] = []
-        for entry in self._archived:
-            found.append(
-                LogEntry(
-                    sequence=entry.sequence,
-                    group_id=entry.group_id,
-                    producer=entry.producer,
-                    payload=entry.payload,
-                    entry_id=entry.entry_id,
-                    appended_at_seconds=entry.appended_at_seconds,
-                )
-            )
-            if len(found) == max_count:
-                break
+        found = [entry.to_log_entry() for entry in islice(self._archived, max_count)]
         self._archived_after = found[-1].sequence if found else -1
         return found
 

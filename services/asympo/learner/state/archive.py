@@ -11,7 +11,6 @@ from asympo.common.archive import (
     PartInfo,
     PartRef,
     ReadableGroup,
-    ReadableResponse,
 )
 from asympo.learner.log.segment import ReadGroup, Segment
 
@@ -129,38 +128,23 @@ def _rows(segment: Segment, step: int | None) -> list[_Row]:
             outcome = Outcome.DEAD_LETTER
         else:
             outcome = Outcome.TRAINED if group.has_signal else Outcome.WITHOUT_SIGNAL
-        archived = ArchivedEntry(
-            sequence=entry.sequence,
-            segment_end=segment.last_sequence,
-            step=step,
+        archived = ArchivedEntry.of(
+            entry,
             outcome=outcome,
             reason=segment.reasons.get(entry.sequence, ""),
-            group_id=entry.group_id,
-            producer=entry.producer,
-            entry_id=entry.entry_id,
-            appended_at_seconds=entry.appended_at_seconds,
-            payload=entry.payload,
+            segment_end=segment.last_sequence,
+            step=step,
         )
         rows.append((archived, None if group is None else _readable(group)))
     return rows
 
 
 def _readable(group: ReadGroup) -> ReadableGroup:
-    responses = zip(group.record.responses, group.response_ids, group.advantages, strict=True)
-    return ReadableGroup(
-        prompt_text=group.record.prompt.text,
-        prompt_token_ids=group.prompt_ids,
-        responses=tuple(
-            ReadableResponse(
-                text=response.text,
-                token_ids=token_ids,
-                reward=response.reward,
-                advantage=advantage,
-                finish_reason=response.finish_reason.value,
-                trained_token_mask=response.trained_token_mask,
-            )
-            for response, token_ids, advantage in responses
-        ),
+    return ReadableGroup.of(
+        group.record,
+        prompt_ids=group.prompt_ids,
+        response_ids=group.response_ids,
+        advantages=group.advantages,
     )
 
 

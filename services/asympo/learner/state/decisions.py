@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
-from asympo.common.checkpoints.manifest import open_sealed_json, sealed_json
-from asympo.common.errors import CorruptCheckpoint
+from asympo.common.checkpoints.manifest import decode_sealed, sealed_json
 from asympo.common.versions import Format
 
 _FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -70,9 +69,4 @@ def encode_decisions(decisions: Decisions) -> bytes:
 
 def decode_decisions(content: bytes, *, what: str) -> Decisions:
     """The list inside file content; CorruptCheckpoint naming ``what``, UnknownVersion of another release."""
-    document = open_sealed_json(content, what=what)
-    _FORMAT.check(document.get(_FORMAT.name), what=what)
-    try:
-        return _ADAPTER.validate_python(document)
-    except ValidationError as error:
-        raise CorruptCheckpoint(f"{what} is not a list of decisions: {error.errors()[0]['msg']}.") from error
+    return decode_sealed(content, _ADAPTER, layout=_FORMAT, what=what)

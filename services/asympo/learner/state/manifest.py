@@ -1,15 +1,13 @@
 """The manifest of a training state: everything but the tensors, and where those lie."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
-from asympo.common import errors
 from asympo.common.archive import PartRef
-from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, open_sealed_json, sealed_json
+from asympo.common.checkpoints.manifest import STATE_FORMAT, FileEntry, decode_sealed, sealed_json
 from asympo.common.checkpoints.names import StepName
 
 _CHECKED = ConfigDict(extra="ignore")
@@ -88,22 +86,9 @@ _ADAPTER: TypeAdapter[StateManifest] = TypeAdapter(StateManifest)
 
 def encode_state_manifest(manifest: StateManifest) -> bytes:
     """The manifest as file content, sealed with its digest."""
-    document: Mapping[str, Any] = dataclasses.asdict(manifest)
-    return sealed_json(document)
+    return sealed_json(dataclasses.asdict(manifest))
 
 
 def decode_state_manifest(content: bytes, *, what: str) -> StateManifest:
-    """The manifest inside file content; errors naming `what`.
-
-    errors.CorruptCheckpoint when anything is off, errors.UnknownVersion when another release wrote it.
-    """
-    document = open_sealed_json(content, what=what)
-    STATE_FORMAT.check(document.get(STATE_FORMAT.name), what=f"the manifest of {what}")
-    try:
-        return _ADAPTER.validate_python(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise errors.CorruptCheckpoint(
-            f"The manifest of {what} is wrong at {where}: {first['msg']}."
-        ) from error
+    """The manifest inside file content; see `decode_sealed`."""
+    return decode_sealed(content, _ADAPTER, layout=STATE_FORMAT, what=what)
