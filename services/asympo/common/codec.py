@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import MAX_ABS_REWARD, MAX_RESPONSES, FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import (
+    MAX_ABS_REWARD,
+    MAX_PAYLOAD_BYTES,
+    MAX_RESPONSES,
+    FinishReason,
+    Prompt,
+    Response,
+    RolloutGroup,
+)
 from asympo.v1 import rollout_pb2
 
 MAX_GROUP_ID_CHARS = 128
@@ -40,7 +48,7 @@ class WireLimits:
     """Token ids of one response."""
     max_responses: int = MAX_RESPONSES
     """Responses of one group."""
-    max_payload_bytes: int = 16 * 2**20
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
     """The whole serialised record."""
     max_text_bytes: int = 4 * 2**20
     """One text in UTF-8."""

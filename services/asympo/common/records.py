@@ -5,6 +5,8 @@ from enum import StrEnum
 
 MAX_RESPONSES = 1024
 """Of one group."""
+MAX_PAYLOAD_BYTES = 16 * 2**20
+"""Of a whole serialised record; a run's own limit follows from its sampling and is lower."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
 

@@ -1,14 +1,24 @@
 """One run on one broker, which every part of its log works through: its keys, its scripts, its errors."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BrokerChanged, Fenced
+from asympo.common.foreign.documents import parse_object
+from asympo.common.foreign.numbers import parse_whole
+from asympo.common.foreign.text import printable
 from asympo.common.names import check_run_name
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.keys import key
 from asympo.common.rollout_log.lua import load_script
 from asympo.common.rollout_log.types import Fence
+
+log = logging.getLogger(__name__)
+
+MAX_VALUE_BYTES = 16 * 1024
+"""Of one report, status or reason that somebody leaves on the broker."""
 
 
 class RunAccess:
@@ -17,6 +27,8 @@ class RunAccess:
     def __init__(self, broker: Broker, name: str) -> None:
         self.broker = broker
         self.name = check_run_name(name)
+        self.unreadable: Counter[str] = Counter()
+        """Values that somebody wrote and nobody can read, by the noun of their key."""
 
     def key(self, noun: str) -> str:
         """The full name of one of the run's keys."""
@@ -36,6 +48,20 @@ class RunAccess:
             self.raise_refused(status, fence, reply)
         return reply
 
+    def read_object(self, noun: str, value: Any) -> dict[str, Any] | None:
+        """A JSON object that somebody wrote, unknown fields included; None, and counted, if it is none."""
+        try:
+            return parse_object(value, max_bytes=MAX_VALUE_BYTES)
+        except ValueError as error:
+            self.count_unreadable(noun, str(error))
+            return None
+
+    def count_unreadable(self, noun: str, reason: str) -> None:
+        """Notes a value that is set aside; the log says it once for each kind."""
+        self.unreadable[noun] += 1
+        if self.unreadable[noun] == 1:
+            log.warning("A value in %s is set aside, as others may be: %s", self.key(noun), printable(reason))
+
     def raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
         """Raises what a fenced script's status, FENCED or CHANGED, means."""
         if status == "CHANGED":
@@ -50,12 +76,12 @@ class RunAccess:
 
 
 def text(value: Any) -> str:
-    """A reply's bytes or number as text; None as empty."""
+    """A reply's bytes or number as text, whatever the bytes are; None as empty."""
     if value is None:
         return ""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def number(value: Any) -> int:
-    """A reply's number; absent counts as 0."""
-    return int(value) if value not in (None, b"") else 0
+    """A reply's whole number; what is absent or none counts as 0."""
+    return parse_whole(value) or 0

@@ -5,8 +5,11 @@ import json
 import time
 from collections.abc import Sequence
 
+from asympo.common.foreign.numbers import parse_whole
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.types import BadPolicy, Fence, PolicyAnnouncement
+
+_MAX_REASON_CHARS = 500
 
 
 class Policies:
@@ -46,22 +49,34 @@ class Policies:
         for _entry_id, fields in self._run.broker.read_range(
             self._run.key("policies"), first_id="-", max_count=10_000
         ):
-            times.setdefault(number(fields["step"]), number(fields["at_ms"]) / 1000)
+            times.setdefault(number(fields.get("step")), number(fields.get("at_ms")) / 1000)
         return sorted(times.values())
 
     def mark_bad(self, *, step: int, fence: int, reason: str, holder: str) -> None:
         """Tells everyone not to serve a policy; the first report is kept."""
-        report = json.dumps({"reason": reason, "holder": holder})
+        report = json.dumps({"reason": reason[:_MAX_REASON_CHARS], "holder": holder})
         self._run.call("mark_bad_policy", f"{fence}:{step}", report)
 
     def bad(self) -> list[BadPolicy]:
         """Every policy reported bad, by fence and step."""
         found = []
-        for name, value in self._run.broker.hash_items(self._run.key("bad_policies")):
+        flat = self._run.call("list_bad_policies")
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
             fence, _, step = text(name).partition(":")
+            named = parse_whole(fence), parse_whole(step)
             at_ms, _, report = text(value).partition(":")
-            fields = json.loads(report)
-            found.append(BadPolicy(step=int(step), fence=int(fence), at_seconds=int(at_ms) / 1000, **fields))
+            fields = self._run.read_object("bad_policies", report)
+            if named[0] is None or named[1] is None or fields is None:
+                continue
+            found.append(
+                BadPolicy(
+                    step=named[1],
+                    fence=named[0],
+                    reason=str(fields.get("reason", "")),
+                    holder=str(fields.get("holder", "")),
+                    at_seconds=number(at_ms) / 1000,
+                )
+            )
         return sorted(found, key=lambda bad: (bad.fence, bad.step))
 
     def _latest(self) -> tuple[PolicyAnnouncement | None, str]:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from asympo.common.rollout_log.access import RunAccess, text
+from asympo.common.rollout_log.access import RunAccess, number, text
 
 
 class Presence:
@@ -21,6 +21,8 @@ class Presence:
         flat = self._run.call("list_presence")
         found = []
         for holder, left_ms, status in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
-            fields = json.loads(text(status))
-            found.append({**fields, "holder": text(holder), "expires_in_seconds": int(left_ms) / 1000})
+            fields = self._run.read_object("presence", status)
+            if fields is not None:
+                seconds = number(left_ms) / 1000
+                found.append({**fields, "holder": text(holder), "expires_in_seconds": seconds})
         return sorted(found, key=lambda item: str(item["holder"]))

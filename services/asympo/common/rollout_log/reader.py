@@ -1,12 +1,27 @@
 """Reading the log in order from a cursor of one's own."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from asympo.common.codec import MAX_GROUP_ID_CHARS
 from asympo.common.errors import SequenceGap
+from asympo.common.foreign.numbers import parse_whole
+from asympo.common.foreign.text import printable
+from asympo.common.names import MAX_HOLDER_CHARS
 from asympo.common.rollout_log.access import RunAccess, number, text
+from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS
 from asympo.common.rollout_log.types import Fence, LogEntry
+
+log = logging.getLogger(__name__)
+
+MAX_READ_BYTES = 32 * 2**20
+"""Of the entries that one call brings; a single one may be larger."""
+MAX_ENTRY_BYTES = 17 * 2**20
+"""Of one entry: the largest record, and what is beside it. A larger payload stays on the broker."""
+_FIELDS = (b"group_id", b"producer", b"at_ms", b"payload")
+_LAST_PART = 2**64 - 1
+"""Of an entry's id: whatever somebody adds under the number of an entry lies before it."""
 
 
 class Reader:
@@ -20,54 +35,53 @@ class Reader:
     ) -> list[LogEntry]:
         """Entries after ``after_sequence`` in order, without gaps; empty when none came in ``block_seconds``.
 
-        The learner passes its ``fence``: then Fenced and BrokerChanged are raised before anything is returned
-        that belongs to another learner or to a broker that went back in time. Raises SequenceGap when an
-        entry is missing that no reconcile has declared lost.
+        At most ``max_count`` of them, with MAX_READ_BYTES together. The learner passes its ``fence``: then
+        Fenced and BrokerChanged are raised before anything is returned that belongs to another learner or to
+        a broker that went back in time, and entries that no append wrote are taken out of the log. Raises
+        SequenceGap when an entry is missing that no reconcile has declared lost.
         """
         deadline = time.monotonic() + block_seconds
-        raw: list[Any] = []
-        while not raw:
+        while True:
             left = max(0.0, deadline - time.monotonic())
-            raw = self._run.broker.blocking_read(
-                self._run.key("log"), after_id=f"{after_sequence}-0", max_count=max_count, block_seconds=left
-            )
+            entries, strays = self._batch(after_sequence, max_count=max_count)
             if fence is not None:
                 # After the read, so that entries of a broker that changed meanwhile are not returned.
                 self._run.call_fenced(fence, "check_fence")
-            if left == 0.0:
-                break
-        entries = [_entry(*item) for item in raw]
-        self._check_dense(after_sequence, entries)
-        return entries
+                if strays:
+                    self._expel(fence, strays)
+                    continue
+            if entries or left == 0.0:
+                self._check_dense(after_sequence, entries)
+                return entries
+            self._wait(after_sequence, left)
 
     def read_at(self, sequences: Sequence[int]) -> list[LogEntry]:
         """The entries of these ascending numbers, for whoever was told that they are there.
 
         Raises SequenceGap when one is missing: trimmed, or lost by a broker that went back in time.
         """
-        entries: list[LogEntry] = []
+        entries: dict[int, LogEntry] = {}
         for first, last in _runs(sequences):
-            raw = self._run.broker.read_range(
-                self._run.key("log"), first_id=f"{first}-0", last_id=f"{last}-0", max_count=last - first + 1
-            )
-            entries.extend(_entry(*item) for item in raw)
-        missing = set(sequences) - {entry.sequence for entry in entries}
-        if missing:
-            raise SequenceGap(f"run {self._run.name!r}: entry {min(missing)} is no longer in the log")
-        return entries
+            after = first - 1
+            while after < last:
+                batch, _ = self._batch(after, max_count=last - after)
+                if not batch:
+                    break
+                entries |= {entry.sequence: entry for entry in batch}
+                after = batch[-1].sequence
+        for sequence in sequences:
+            if sequence not in entries:
+                raise SequenceGap(f"run {self._run.name!r}: entry {sequence} is no longer in the log")
+        return [entries[sequence] for sequence in sequences]
 
     def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
         """Every entry that is in the log now after ``after_sequence``; starts at the oldest one kept."""
         while True:
-            raw = self._run.broker.read_range(
-                self._run.key("log"), first_id=f"({after_sequence}-0", max_count=batch
-            )
-            if not raw:
+            entries, _ = self._batch(after_sequence, max_count=batch)
+            if not entries:
                 return
-            for item in raw:
-                entry = _entry(*item)
-                after_sequence = entry.sequence
-                yield entry
+            after_sequence = entries[-1].sequence
+            yield from entries
 
     def tail(
         self, *, after_sequence: int | None = None, block_seconds: float = 1.0
@@ -76,18 +90,40 @@ class Reader:
         if after_sequence is None:
             after_sequence = number(self._run.broker.command("HGET", self._run.key("run"), "last_sequence"))
         while True:
-            raw = self._run.broker.blocking_read(
-                self._run.key("log"),
-                after_id=f"{after_sequence}-0",
-                max_count=100,
-                block_seconds=block_seconds,
-            )
-            if not raw:
+            entries, _ = self._batch(after_sequence, max_count=100)
+            if not entries:
+                self._wait(after_sequence, block_seconds)
+                entries, _ = self._batch(after_sequence, max_count=100)
+            if not entries:
                 yield None
-            for item in raw:
-                entry = _entry(*item)
+            for entry in entries:
                 after_sequence = entry.sequence
                 yield entry
+
+    def _batch(self, after_sequence: int, *, max_count: int) -> tuple[list[LogEntry], list[str]]:
+        """Entries after a number, and ids of those that no append wrote."""
+        reply = self._run.call("read", after_sequence, max_count, MAX_READ_BYTES, MAX_ENTRY_BYTES)
+        last_sequence = number(reply[0])
+        entries, strays = list[LogEntry](), list[str]()
+        for entry_id, size, fields in zip(reply[1::3], reply[2::3], reply[3::3], strict=True):
+            whole, _, part = text(entry_id).partition("-")
+            sequence = parse_whole(whole)
+            if part != "0" or sequence is None or sequence > last_sequence:
+                strays.append(text(entry_id))
+            else:
+                entries.append(_entry(sequence, number(size), fields))
+        return entries, strays
+
+    def _expel(self, fence: Fence, strays: Sequence[str]) -> None:
+        reason = "no append wrote this entry: somebody added it to the stream by hand"
+        log.warning("%d entries are taken out of the log of run %s: %s", len(strays), self._run.name, reason)
+        self._run.unreadable["log"] += len(strays)
+        self._run.call_fenced(fence, "expel", MAX_DEAD_LETTERS, MAX_DEAD_LETTER_BYTES, reason, *strays)
+
+    def _wait(self, after_sequence: int, seconds: float) -> None:
+        """Blocks until an entry comes; what it holds is read by the script that measures it."""
+        after_id = f"{after_sequence}-{_LAST_PART}"
+        self._run.broker.wait_for_entry({self._run.key("log"): after_id}, block_seconds=seconds)
 
     def _check_dense(self, after_sequence: int, entries: list[LogEntry]) -> None:
         expected = after_sequence + 1
@@ -108,7 +144,9 @@ class Reader:
 
     def _holes(self) -> dict[int, int]:
         """First and last number of every range that a reconcile declared lost."""
-        return {int(first): int(last) for first, last in self._run.broker.hash_items(self._run.key("holes"))}
+        return {
+            number(first): number(last) for first, last in self._run.broker.hash_items(self._run.key("holes"))
+        }
 
 
 def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -123,13 +161,27 @@ def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _entry(entry_id: str, fields: dict[str, bytes]) -> LogEntry:
-    """One stream entry as a LogEntry."""
+def _entry(sequence: int, size: int, flat: Sequence[bytes]) -> LogEntry:
+    """One stream entry as a LogEntry; one that is no group says why."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    missing = [name for name in _FIELDS if name not in fields]
+    at_ms = parse_whole(fields.get(b"at_ms"))
+    group_id, producer = text(fields.get(b"group_id")), text(fields.get(b"producer"))
+    problem = ""
+    if size > MAX_ENTRY_BYTES:
+        problem = f"entry has {size} bytes, more than {MAX_ENTRY_BYTES}"
+    elif missing:
+        problem = f"entry has no {missing[0].decode()}"
+    elif at_ms is None:
+        problem = "entry does not say when it was appended"
+    elif "\ufffd" in group_id + producer or len(group_id) > MAX_GROUP_ID_CHARS:
+        problem = "entry's group id or producer is no text of the size that one has"
     return LogEntry(
-        sequence=int(entry_id.partition("-")[0]),
-        group_id=text(fields["group_id"]),
-        producer=text(fields["producer"]),
-        payload=fields["payload"],
-        entry_id=entry_id,
-        appended_at_seconds=int(fields["at_ms"]) / 1000,
+        sequence=sequence,
+        group_id=group_id[:MAX_GROUP_ID_CHARS],
+        producer=printable(producer, max_chars=MAX_HOLDER_CHARS),
+        payload=fields.get(b"payload", b""),
+        entry_id=f"{sequence}-0",
+        appended_at_seconds=(at_ms or 0) / 1000,
+        problem=problem,
     )

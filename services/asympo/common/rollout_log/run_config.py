@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asympo.common.errors import BadSetting, RunConfigMismatch
+from asympo.common.foreign.documents import parse_object
 from asympo.common.names import check_run_name
+from asympo.common.records import MAX_PAYLOAD_BYTES
 from asympo.common.versions import Format
 
 SCHEMA = Format(name="schema_version", newest=1, oldest=1)
@@ -16,6 +18,8 @@ SCRIPTS = Format(name="script_version", newest=2, oldest=2)
 """Of the protocol that the Lua scripts speak on a run's keys. A run keeps the numbers it was created with, as
 scripts of two releases work on its keys at the same time while one replaces the other."""
 _FORMATS = (SCHEMA, SCRIPTS)
+_MAX_CONFIG_BYTES = 2**20
+_PROMPT_BYTES, _RESPONSE_BYTES, _TOKEN_BYTES = 2**20, 4096, 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,17 @@ class RunConfig:
         """Groups that may be leased or open at once; bounds queue staleness by construction."""
         return (1 + self.max_staleness) * self.publish_every * self.groups_per_step
 
+    @property
+    def max_record_bytes(self) -> int:
+        """Of one record: a prompt, and ``group_size`` responses of ``max_tokens`` with ids, mask and text."""
+        max_tokens = self.sampling.get("max_tokens")
+        tokens = max_tokens if isinstance(max_tokens, int) else 0
+        if tokens <= 0:
+            return MAX_PAYLOAD_BYTES
+        return min(
+            MAX_PAYLOAD_BYTES, _PROMPT_BYTES + self.group_size * (_RESPONSE_BYTES + tokens * _TOKEN_BYTES)
+        )
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
@@ -113,7 +128,12 @@ class RunConfig:
 
         Unlike elsewhere unknown settings are refused: everybody in a run must do what they say.
         """
-        fields = json.loads(text)
+        try:
+            fields = parse_object(text, max_bytes=_MAX_CONFIG_BYTES)
+        except ValueError as error:
+            raise RunConfigMismatch(
+                f"the config of a run is damaged ({error}): restore or delete it"
+            ) from None
         for known in _FORMATS:
             known.check(fields.get(known.name), what=f"run {fields.get('run')!r}")
         unknown = set(fields) - {item.name for item in dataclasses.fields(cls)}
@@ -122,7 +142,12 @@ class RunConfig:
                 f"run {fields.get('run')!r} has settings this build does not know: {sorted(unknown)}; a "
                 "newer release created it, upgrade this one"
             )
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise RunConfigMismatch(
+                f"the config of run {fields.get('run')!r} is damaged ({error}): restore or delete it"
+            ) from None
 
     def differences(self, stored: "RunConfig") -> list[str]:
         """One "name: given X, stored Y" for each setting that differs from ``stored``; versions are none."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, text
@@ -10,6 +11,12 @@ from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.types import Fence, RunState
 
 _UNLIMITED = -1
+
+
+def state_of(stored: Any) -> RunState:
+    """A stored state; one that this build does not know counts as not yet running."""
+    known = text(stored)
+    return RunState(known) if known in set(RunState) else RunState.CREATED
 
 
 class RunStates:
@@ -54,6 +61,7 @@ class RunStates:
             *("num_prompts", config.num_prompts),
             *("num_epochs", config.num_epochs),
             *("model", config.model),
+            *("max_record_bytes", config.max_record_bytes),
         )
         return RunConfig.from_json(reply[1])
 
@@ -83,7 +91,7 @@ class RunStates:
     def get(self) -> RunState:
         """Where the run is in its life; ``created`` also while it does not exist."""
         stored = self._run.broker.command("HGET", self._run.key("run"), "state")
-        return RunState(text(stored)) if stored else RunState.CREATED
+        return state_of(stored)
 
     def set(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
         """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""

@@ -4,7 +4,8 @@ import dataclasses
 
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.broker.server_info import BrokerInfo
-from asympo.common.rollout_log.types import LogStats, RunState
+from asympo.common.rollout_log.run_state import state_of
+from asympo.common.rollout_log.types import LogStats
 
 _TEXTS = {"state_reason", "fence_holder"}
 _FLAGS = {"is_exhausted", "is_fence_alive"}
@@ -21,7 +22,7 @@ class Stats:
         flat = self._run.call("stats")
         found = {text(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         values: dict[str, object] = {
-            "state": RunState(text(found["state"])),
+            "state": state_of(found["state"]),
             "server_time_seconds": number(found["server_time_ms"]) / 1000,
             "bytes_used": number(
                 self._run.broker.command("MEMORY USAGE", self._run.key("log"), "SAMPLES", 5)

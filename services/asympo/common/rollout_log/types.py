@@ -67,6 +67,8 @@ class AppendOutcome(StrEnum):
     """What became of a group."""
 
     APPENDED = "appended"
+    TOO_LARGE = "too_large"
+    """The record is larger than any of this run may be; nothing is written and the lease goes on."""
     DUPLICATE = "duplicate"
     """A retry of an append that had succeeded; nothing written again."""
     LEASE_LOST = "lease_lost"
@@ -107,12 +109,16 @@ class LogEntry:
     """Redis stream id."""
     appended_at_seconds: float
     """When."""
+    problem: str = ""
+    """Why this is no group, whatever its payload says; empty for what the append script wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
     """A record that failed validation, kept for a person to look at."""
 
+    letter_id: str
+    """What the broker knows it by."""
     sequence: int
     """Its number in the log."""
     group_id: str

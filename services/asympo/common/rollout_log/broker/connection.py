@@ -42,6 +42,7 @@ _TRANSIENT_CODES = (
     "TRYAGAIN",
     "UNBLOCKED",
     "BUSY",
+    "STRAY",
 )
 
 
@@ -263,5 +264,6 @@ def _pairs(reply: Any) -> list[Any]:
     entries = []
     for entry_id, fields in reply or []:
         pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
-        entries.append((entry_id.decode(), {name.decode(): value for name, value in pairs}))
+        named = {name.decode(errors="replace"): value for name, value in pairs}
+        entries.append((entry_id.decode(), named))
     return entries

@@ -7,7 +7,7 @@ for i = 1, #flat, 2 do
   fields[flat[i]] = flat[i + 1]
 end
 local function field(name)
-  return tonumber(fields[name] or '0')
+  return tonumber(fields[name] or '0') or 0
 end
 local num_epochs, queued = field('num_epochs'), redis.call('LLEN', reissue)
 local is_last_issued = num_epochs > 0 and (field('epoch') >= num_epochs

@@ -11,6 +11,9 @@ local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
 local policies = string.gsub(run, ':run$', ':policies')
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
+if #token > 64 or not policy_step or #holder > 512 or string.find(holder, '%c') then
+  return redis.error_reply('ERR a token, a policy step and the name of a holder are needed')
+end
 
 local function newest_id(stream)
   local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
@@ -75,6 +78,9 @@ end
 -- The next prompt and the prompt cursor after it; nil when every epoch is used up.
 local function next_group_id(limits)
   local queued = redis.call('LPOP', reissue)
+  while queued and not is_own_id(queued) do
+    queued = redis.call('LPOP', reissue)
+  end
   if queued then
     -- Issued before: the prompt cursor stays where it is.
     return queued, limits.epoch, limits.position
@@ -93,7 +99,7 @@ end
 
 -- A retry whose first reply was lost must not take a second prompt.
 local granted = redis.call('HGET', leases, token)
-if granted then
+if granted and is_own_id((parse_lease(granted))) then
   local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
   return {'GRANTED', (parse_lease(granted)), math.max(0, left)}
 end

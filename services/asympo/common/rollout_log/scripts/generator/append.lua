@@ -1,7 +1,8 @@
 #!lua
 -- Appends one group under the next dense number and ends its lease.
 -- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures.
--- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps.
+-- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps;
+-- or TOO_LARGE, bytes that a record of this run may have.
 -- Without allow-oom: a broker over its memory limit refuses it before it starts. XADD is the first write, so when
 -- that is refused nothing else has happened. Twice with one token: the second call finds the token among the
 -- answers and replies DUPLICATE.
@@ -11,6 +12,14 @@
 local run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures = unpack(KEYS)
 local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
 
+if #producer > 512 or string.find(producer, '%c') then
+  return redis.error_reply('ERR the name of a producer is needed')
+end
+local max_bytes = tonumber(redis.call('HGET', run, 'max_record_bytes') or '16777216') or 16777216
+if #payload > max_bytes then
+  return {'TOO_LARGE', max_bytes, 0, 0}
+end
+
 local answered = redis.call('ZSCORE', answers, token)
 if answered then
   redis.call('HINCRBY', run, 'duplicate_appends', 1)
@@ -18,7 +27,7 @@ if answered then
 end
 
 local stored = redis.call('HGET', leases, token)
-if not stored then
+if not stored or not is_own_id((parse_lease(stored))) then
   redis.call('HINCRBY', run, 'wasted_appends', 1)
   return {'LEASE_LOST', 0, 0, 0}
 end
@@ -61,8 +70,12 @@ elseif max_generation >= 0 and staleness > max_generation then
 end
 
 local sequence = tonumber(fields.last_sequence) + 1
-redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
-  'payload', payload)
+local added = redis.pcall('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer,
+  'at_ms', plain(now), 'payload', payload)
+if added.err then
+  -- Somebody added to the log by hand; the learner takes that out.
+  return string.find(added.err, 'equal or smaller') and redis.error_reply('STRAY an entry is in the way') or added
+end
 redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', total('appended', 1))
 redis.call('SADD', open, group_id)
 redis.call('HDEL', leases, token)

@@ -11,13 +11,13 @@ if not stored then
 end
 local group_id = (parse_lease(stored))
 local is_given_up = false
-if ARGV[2] == '1' then
+if ARGV[2] == '1' and is_own_id(group_id) then
   redis.call('HINCRBY', run, 'prompt_failures', 1)
   local count = redis.call('HINCRBY', failures, group_id, 1)
   is_given_up = count >= tonumber(redis.call('HGET', run, 'max_prompt_failures'))
 end
-if is_given_up then
-  redis.call('HSET', set_aside, group_id, ARGV[3])
+if is_given_up and is_own_id(group_id) then
+  redis.call('HSET', set_aside, group_id, string.sub(ARGV[3], 1, 1000))
   redis.call('HDEL', failures, group_id)
   redis.call('HDEL', leases, ARGV[1])
   redis.call('ZREM', deadlines, ARGV[1])

@@ -12,9 +12,11 @@ for i, token in ipairs(ARGV) do
   kept[i] = 0
   if stored and deadline and tonumber(deadline) > now then
     local _, _, granted = parse_lease(stored)
-    local last = granted + tonumber(limits[2])
-    redis.call('ZADD', deadlines, 'XX', math.min(now + tonumber(limits[1]), last), token)
-    kept[i] = 1
+    if granted then
+      local last = granted + tonumber(limits[2])
+      redis.call('ZADD', deadlines, 'XX', math.min(now + tonumber(limits[1]), last), token)
+      kept[i] = 1
+    end
   end
 end
 return kept

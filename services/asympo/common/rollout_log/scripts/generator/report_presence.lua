@@ -3,10 +3,17 @@
 -- Twice: the later report counts.
 --!include time
 local presence, presence_until = unpack(KEYS)
+local milliseconds = tonumber(ARGV[3])
+if #ARGV[1] > 512 or #ARGV[2] > 16384 or not milliseconds or milliseconds > 86400000 then
+  return redis.error_reply('ERR a holder, a short status and at most a day are needed')
+end
 local now = now_ms()
-if tonumber(ARGV[3]) > 0 then
+if milliseconds > 0 then
+  if redis.call('HLEN', presence) >= 4096 and redis.call('HEXISTS', presence, ARGV[1]) == 0 then
+    return redis.error_reply('ERR so many holders are here that no more are listed')
+  end
   redis.call('HSET', presence, ARGV[1], ARGV[2])
-  redis.call('ZADD', presence_until, now + tonumber(ARGV[3]), ARGV[1])
+  redis.call('ZADD', presence_until, now + milliseconds, ARGV[1])
 else
   redis.call('ZADD', presence_until, 'XX', 0, ARGV[1])
 end

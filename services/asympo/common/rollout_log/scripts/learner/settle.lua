@@ -37,7 +37,7 @@ end
 local token_of = {}
 local flat = redis.call('HGETALL', leases)
 for i = 1, #flat, 2 do
-  token_of[(parse_lease(flat[i + 1]))] = flat[i]
+  token_of[(parse_lease(flat[i + 1])) or ''] = flat[i]
 end
 for _, group_id in ipairs(covered) do
   redis.call('SREM', open, group_id)

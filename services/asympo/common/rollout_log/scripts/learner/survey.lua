@@ -34,8 +34,8 @@ for i = 1, #flat, 2 do
 end
 
 local leased = {}
-for i, stored_lease in ipairs(redis.call('HVALS', leases)) do
-  leased[i] = (parse_lease(stored_lease))
+for _, stored_lease in ipairs(redis.call('HVALS', leases)) do
+  leased[#leased + 1] = (parse_lease(stored_lease))
 end
 return {
   'OK',

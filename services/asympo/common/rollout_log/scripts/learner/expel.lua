@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- Takes entries out of the log that no append wrote: their numbers are no "<sequence>-0", or were not given out. Their
+-- content is set aside among the newest dead letters. KEYS: run, log, dead. ARGV: fence number, token, server id, how
+-- many letters to keep, bytes to keep, reason, ids of the entries. Replies OK. Twice: they are gone.
+--!include time
+--!include fence
+--!include letter
+local run, log, dead = unpack(KEYS)
+local problem = fence_problem(run)
+if problem then
+  return problem
+end
+local last = tonumber(redis.call('HGET', run, 'last_sequence') or '0')
+for i = 7, #ARGV do
+  local number, part = string.match(ARGV[i], '^(%d+)-(%d+)$')
+  local entry = redis.call('XRANGE', log, ARGV[i], ARGV[i])[1]
+  if entry and (part ~= '0' or tonumber(number) > last) then
+    local content = table.concat(entry[2], ' ')
+    add_letter(run, dead, plain(newest_letter(run, dead)) .. '-*', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', '',
+      'producer', '', 'reason', ARGV[6], 'payload', content, 'at_ms', plain(now_ms())})
+    redis.call('XDEL', log, ARGV[i])
+  end
+end
+local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+if not top or tonumber(string.match(top[1], '^(%d+)')) <= last then
+  -- The next append takes the next number again.
+  local id = plain(last) .. '-0'
+  if top and string.match(top[1], '^(%d+)') == plain(last) then
+    id = top[1]
+  end
+  redis.call('XSETID', log, id, 'ENTRIESADDED', plain(last + 1), 'MAXDELETEDID', '0-0')
+end
+return {'OK'}
