@@ -7,10 +7,12 @@ dead-lettered.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 
-_OWN_ID = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,14})")
+from asympo.common.group_ids import parse_own_id
+
+_MAX_BITMAP_BYTES = 32 * 2**20
+"""Of unfinished epochs; ids of further ones are kept as foreign ids are."""
 _MAGIC = b"asympo-ids-1\n"
 
 
@@ -30,7 +32,7 @@ class TrainedIds:
         if group_id in self:
             return False
         own = self._parse(group_id)
-        if own is None:
+        if own is None or not self._has_room(own[0]):
             self._foreign[group_id] = None
             while len(self._foreign) > self.max_foreign:
                 del self._foreign[next(iter(self._foreign))]
@@ -44,7 +46,7 @@ class TrainedIds:
 
     def __contains__(self, group_id: str) -> bool:
         own = self._parse(group_id)
-        return group_id in self._foreign if own is None else self.contains(*own)
+        return group_id in self._foreign or (own is not None and self.contains(*own))
 
     def contains(self, epoch: int, index: int) -> bool:
         """Whether prompt ``index`` of ``epoch`` is in the set."""
@@ -116,10 +118,14 @@ class TrainedIds:
 
     def _parse(self, group_id: str) -> tuple[int, int] | None:
         """(epoch, index) of one of our own ids, None for a foreign one."""
-        match = _OWN_ID.fullmatch(group_id)
-        if match is None or int(match[2]) >= self.num_prompts:
-            return None
-        return int(match[1]), int(match[2])
+        own = parse_own_id(group_id)
+        return None if own is None or own[1] >= self.num_prompts else own
+
+    def _has_room(self, epoch: int) -> bool:
+        """Whether an epoch has its bitmap or may get one: made-up epochs must not take all memory."""
+        if epoch in self._bitmaps:
+            return True
+        return len(self._bitmaps) * ((self.num_prompts + 7) // 8) < _MAX_BITMAP_BYTES
 
     def _fold_complete(self) -> None:
         """Replaces complete leading epochs by a number, so that endless runs stay small."""

@@ -11,12 +11,21 @@ from asympo.engines.base import ReloadTiming
 from asympo.generator.reload.verdict import Judgement, Verdict
 
 GroupOutcome = Literal[
-    "appended", "duplicate", "lease_lost", "too_stale", "refused", "handed_back", "prompt_failed"
+    "appended", "duplicate", "lease_lost", "too_stale", "too_large", "refused", "handed_back", "prompt_failed"
 ]
 GROUP_OUTCOMES: tuple[GroupOutcome, ...] = (
-    *("appended", "duplicate", "lease_lost", "too_stale", "refused", "handed_back", "prompt_failed"),
+    *(
+        "appended",
+        "duplicate",
+        "lease_lost",
+        "too_stale",
+        "too_large",
+        "refused",
+        "handed_back",
+        "prompt_failed",
+    ),
 )
-WASTED_OUTCOMES = frozenset({"lease_lost", "too_stale", "refused"})
+WASTED_OUTCOMES = frozenset({"lease_lost", "too_stale", "too_large", "refused"})
 """Ends of a group whose finished work nobody will train on."""
 
 

@@ -60,7 +60,7 @@ class RankWorker:
         reader = build_group_reader(
             policy=parts.policy,
             tokenizer=load_tokenizer(self._settings.model),
-            stop=self._settings.sampling.stop,
+            config=run_log.state.wait_for_config(_PATIENCE_SECONDS),
             is_trained=lambda group_id: False,
         )
         if start["state"] is not None:

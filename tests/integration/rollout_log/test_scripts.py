@@ -129,7 +129,7 @@ def test_commit_records_frees_and_trims_once(log: RunLog, learner: Learner) -> N
 
 def test_dead_letter_is_written_once(log: RunLog, learner: Learner) -> None:
     lease = appended(log)
-    arguments = (*fenced(learner), 10, 1, lease.group_id, "g", "why", b"p")
+    arguments = (*fenced(learner), 10, 10_000, 1, lease.group_id, "g", "why", b"p")
     first, again = twice(log, "dead_letter", "run dead open wake", *arguments)
     assert first == again == [b"OK"]
     assert (log.stats.read().dead_letters, log.stats.read().open, log.stats.read().last_sequence) == (1, 0, 1)
@@ -297,3 +297,63 @@ def appended(log: RunLog) -> Lease:
     lease = must_lease(log)
     must_append(log, lease)
     return lease
+
+
+def test_read_measures_before_it_replies(log: RunLog, learner: Learner) -> None:
+    for size in (10, 5000, 10):
+        must_append(log, must_lease(log), b"x" * size)
+    first, again = twice(log, "read", "run log", 0, 10, 1000, 2000)
+    assert first == again
+    assert list(first[1::3]) == [b"1-0"], "the second would be too much at once"
+    assert len(call(log, "read", "run log", 1, 1, 1000, 2000)[3]) == 6, "of one too large its payload is left"
+
+
+def test_expel_takes_out_what_no_append_wrote_and_nothing_else(log: RunLog, learner: Learner) -> None:
+    appended(log)
+    stream = key(log.run, "log")
+    for entry_id in ("1-7", "5-0"):
+        log.broker.command("XADD", stream, entry_id, "x", b"\xff")
+    arguments = (*fenced(learner), 10, 10_000, "why", "1-0", "1-7", "5-0")
+    first, again = twice(log, "expel", "run log dead", *arguments)
+    assert first == again == [b"OK"]
+    assert [entry.sequence for entry in log.reader.iter_entries()] == [1]
+    assert [letter.payload for letter in log.dead_letters.newest()] == [b"x \xff", b"x \xff"]
+    appended(log)
+    assert [entry.sequence for entry in log.reader.iter_entries()] == [1, 2]
+
+
+def test_retry_appends_once(log: RunLog, learner: Learner) -> None:
+    lease = appended(log)
+    call(
+        log,
+        "dead_letter",
+        "run dead open wake",
+        *fenced(learner),
+        10,
+        999,
+        1,
+        lease.group_id,
+        "g",
+        "why",
+        b"p",
+    )
+    first, again = twice(log, "retry", "run log open dead", "1-0", "retry/1.0", b"q", "g")
+    assert (first, again) == ([b"OK", 2], [b"MISSING"])
+    assert [entry.group_id for entry in log.reader.iter_entries()] == [lease.group_id, "retry/1.0"]
+
+
+def test_purge_leaves_none_and_lets_none_come_back(log: RunLog, learner: Learner) -> None:
+    lease = appended(log)
+    letter = (*fenced(learner), 10, 999, 1, lease.group_id, "g", "why", b"p")
+    call(log, "dead_letter", "run dead open wake", *letter)
+    assert twice(log, "purge", "run dead") == ([1], [0])
+    call(log, "dead_letter", "run dead open wake", *letter)
+    assert log.dead_letters.newest() == []
+
+
+def test_list_bad_policies_leaves_long_reports(log: RunLog, learner: Learner) -> None:
+    call(log, "mark_bad_policy", "bad_policies wake", "1:0", '{"reason": "r"}')
+    log.broker.command("HSET", key(log.run, "bad_policies"), "1:1", b"x" * 100_000)
+    first, again = twice(log, "list_bad_policies", "bad_policies")
+    assert first == again
+    assert dict(zip(first[::2], map(len, first[1::2]), strict=True))[b"1:1"] == 0

@@ -10,7 +10,7 @@ import pytest
 from asympo.common.codec import encode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
-from asympo.common.rollout_log import LogEntry
+from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.progress import Progress
@@ -66,6 +66,9 @@ def tokenizer(tiny_model: Path) -> Any:
 def group_reader(tokenizer: Any, *, trained: frozenset[str] = frozenset()) -> GroupReader:
     return GroupReader(
         texts=RecordTexts(tokenizer=tokenizer, vocab_size=512),
+        config=RunConfig(
+            run="r", group_size=4, groups_per_step=1, max_groups_per_step=1, num_prompts=1000, model="m"
+        ),
         vocab_size=512,
         max_tokens=64,
         is_trained=lambda group_id: group_id in trained,

@@ -42,7 +42,7 @@ class DeadLetters:
         return letters
 
     def retry(self, letter: DeadLetter, payload: bytes, *, group_id: str) -> int | None:
-        """Appends it again as a group of its own, in place of the letter; its sequence, None when that is gone."""
+        """Appends it again, as a group of its own; its new sequence, None when the letter is gone."""
         reply = self._run.call("retry", letter.letter_id, group_id, payload, letter.producer)
         return number(reply[1]) if reply[0] == b"OK" else None
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from asympo.common.errors import SequenceGap
+from asympo.common.errors import BrokerRefused, SequenceGap
+from asympo.common.group_ids import parse_own_id
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.commits import commit_of
 from asympo.common.rollout_log.permutation import permuted_index
@@ -16,6 +17,8 @@ from asympo.common.rollout_log.types import CommitRecord, Fence, ReconcileReport
 from asympo.common.trained_ids import TrainedIds
 
 _IDS_PER_SCAN = 200
+_MAX_OPEN_EPOCHS = 100_000
+"""Begun and not complete; more are nobody's doing but that of a made-up number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,12 +197,17 @@ def _missing(survey: _Survey, trained: TrainedIds, placed: set[str]) -> tuple[se
 
     Epochs whose counts add up are not looked at one by one.
     """
-    placed_in = Counter(int(group_id.partition("-")[0]) for group_id in placed if group_id[:1].isdigit())
+    placed_in = Counter(own[0] for group_id in placed if (own := parse_own_id(group_id)))
     epochs_seen = [survey.epoch, trained.complete_epochs, *trained.partial_epochs()]
-    last_epoch = max(epochs_seen)
+    last_epoch, first_epoch = max(epochs_seen), min(trained.complete_epochs, survey.epoch)
+    if last_epoch - first_epoch > _MAX_OPEN_EPOCHS:
+        raise BrokerRefused(
+            f"the broker says that epoch {last_epoch} has begun, and {first_epoch} epochs are trained: "
+            "its run is not the one of this training state; restore the right one, or start a new run"
+        )
     missing: set[str] = set()
     epoch, position = survey.epoch, survey.position
-    for current in range(min(trained.complete_epochs, survey.epoch), last_epoch + 1):
+    for current in range(first_epoch, last_epoch + 1):
         issued = survey.num_prompts if current < last_epoch else 0
         if current == survey.epoch:
             issued = max(issued, survey.position)

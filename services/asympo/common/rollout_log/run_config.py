@@ -19,7 +19,7 @@ SCRIPTS = Format(name="script_version", newest=2, oldest=2)
 scripts of two releases work on its keys at the same time while one replaces the other."""
 _FORMATS = (SCHEMA, SCRIPTS)
 _MAX_CONFIG_BYTES = 2**20
-_PROMPT_BYTES, _RESPONSE_BYTES, _TOKEN_BYTES = 2**20, 4096, 32
+_PROMPT_BYTES, _RESPONSE_BYTES, _TOKEN_BYTES = 2 * 2**20, 4096, 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -200,6 +200,10 @@ class GroupMaker:
             )
         )
         outcome: GroupOutcome = result.outcome.value
+        if outcome == "too_large":
+            raise PromptFailed(
+                f"the record has {len(payload)} bytes, more than the run's {self._config.max_record_bytes}"
+            )
         if outcome not in ("appended", "duplicate"):
             log.warning("Group %s was not taken: %s", group.lease.group_id, outcome)
         elif self._journal is not None:

@@ -7,8 +7,10 @@ from typing import Protocol
 
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
+from asympo.common.foreign.text import printable
+from asympo.common.group_ids import is_issued
 from asympo.common.records import RolloutGroup
-from asympo.common.rollout_log import LogEntry
+from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.advantages import group_advantages, has_signal
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
@@ -91,20 +93,30 @@ class GroupReader:
         self,
         *,
         texts: RecordTexts,
+        config: RunConfig,
         vocab_size: int,
         max_tokens: int | None,
         is_trained: Callable[[str], bool],
     ) -> None:
         self._texts = texts
+        self._config = config
         self._limits = WireLimits(vocab_size=vocab_size)
         self._max_tokens = max_tokens
         self._is_trained = is_trained
 
     def read(self, entry: LogEntry) -> ReadGroup:
         """Validates everything before it can reach a tensor."""
+        if entry.problem:
+            raise InvalidRecord(entry.problem)
         record = decode_group(entry.payload, limits=self._limits)
         if record.group_id != entry.group_id:
             raise InvalidRecord(f"record says it is group {record.group_id}, its lease was {entry.group_id}")
+        if not is_issued(record.group_id, num_prompts=self._config.num_prompts):
+            raise InvalidRecord(f"group {record.group_id} is none of this run's prompts")
+        if len(record.responses) > self._config.group_size:
+            raise InvalidRecord(
+                f"group has {len(record.responses)} responses, a group of this run {self._config.group_size}"
+            )
         if self._is_trained(record.group_id):
             raise InvalidRecord(f"group {record.group_id} was trained before")
         prompt_ids = record.prompt.token_ids or self._texts.prompt_ids(record.prompt)
@@ -208,7 +220,7 @@ class SegmentReader:
                 raise InvalidRecord(f"group {entry.group_id} is in this step already")
             group = self._group_reader.read(entry)
         except InvalidRecord as error:
-            log.warning("Entry %d from %s is set aside: %s", entry.sequence, entry.producer, error)
+            log.warning("Entry %d from %s is set aside: %s", entry.sequence, entry.producer, printable(error))
             self._on_invalid(str(error))
             self._reasons[entry.sequence] = str(error)
             self._log.dead_letter(entry, str(error))

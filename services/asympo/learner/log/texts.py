@@ -13,6 +13,9 @@ from asympo.tasks.encoding import (
     has_control_tokens,
 )
 
+_LEAST_CHARS, _CHARS_PER_TOKEN, _MAX_CHARS = 16 * 1024, 32, 2**20
+"""A text that is longer than this allows cannot fit into a row of tokens."""
+
 
 class RecordTexts:
     """Tokenises what producers wrote as text; raises InvalidRecord where that gives nothing to train.
@@ -22,21 +25,31 @@ class RecordTexts:
     """
 
     def __init__(
-        self, *, tokenizer: Any, vocab_size: int, end_ids: Collection[int] = (), stop: Sequence[str] = ()
+        self,
+        *,
+        tokenizer: Any,
+        vocab_size: int,
+        end_ids: Collection[int] = (),
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
     ) -> None:
-        """``end_ids``: tokens at which the model stops; ``stop``: the run's stop strings."""
+        """``end_ids`` stop the model, ``stop`` are the run's stop strings, ``max_tokens`` fit in a row."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         own = tokenizer.eos_token_id
         self._end_ids = frozenset(end_ids) | (frozenset() if own is None else {own})
         self._stop = tuple(stop)
+        fitting = _MAX_CHARS if max_tokens is None else _LEAST_CHARS + max_tokens * _CHARS_PER_TOKEN
+        self._max_chars = min(_MAX_CHARS, fitting)
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a prompt without any."""
+        self._measure("prompt", prompt.text)
         return self._checked("prompt", lambda: encode_prompt(prompt.text, self._tokenizer, is_own=False))
 
     def response_ids(self, response: Response, *, prompt_ids: Sequence[int]) -> tuple[int, ...]:
         """Ids of a response without any, with the end-of-sequence token if and only if it was sampled."""
+        self._measure("a response", response.text)
         text, end = response.text, self._end_of(response, prompt_ids)
         if end is not None:
             text = text.removesuffix(self._spelt(end))
@@ -60,6 +73,11 @@ class RecordTexts:
             return next((end for end in turn_ends if end in self._end_ids), self._tokenizer.eos_token_id)
         own: int | None = self._tokenizer.eos_token_id
         return own
+
+    def _measure(self, what: str, text: str) -> None:
+        """Before it is tokenised: megabytes take seconds in which nothing is trained."""
+        if len(text) > self._max_chars:
+            raise InvalidRecord(f"{what} has a text of {len(text)} characters, more than {self._max_chars}")
 
     def _spelt(self, token_id: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token_id))

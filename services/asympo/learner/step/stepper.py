@@ -1,6 +1,6 @@
 """What turns entries into steps, made from settings: the same for a live run and for a replayed one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def build_reader(
     return SegmentReader(
         log=log,
         group_reader=build_group_reader(
-            policy=policy, tokenizer=tokenizer, stop=config.sampling.get("stop", ()), is_trained=is_trained
+            policy=policy, tokenizer=tokenizer, config=config, is_trained=is_trained
         ),
         groups_per_step=config.groups_per_step,
         max_groups_per_step=config.max_groups_per_step,
@@ -95,7 +95,7 @@ def build_reader(
 
 
 def build_group_reader(
-    *, policy: Policy, tokenizer: Any, stop: Sequence[str], is_trained: Callable[[str], bool]
+    *, policy: Policy, tokenizer: Any, config: RunConfig, is_trained: Callable[[str], bool]
 ) -> GroupReader:
     """Turns entries into groups that this policy can train."""
     return GroupReader(
@@ -103,8 +103,10 @@ def build_group_reader(
             tokenizer=tokenizer,
             vocab_size=vocab_size(policy.model.config),
             end_ids=end_token_ids(policy.model),
-            stop=stop,
+            stop=config.sampling.get("stop", ()),
+            max_tokens=context_length(policy.model.config),
         ),
+        config=config,
         vocab_size=vocab_size(policy.model.config),
         max_tokens=context_length(policy.model.config),
         is_trained=is_trained,

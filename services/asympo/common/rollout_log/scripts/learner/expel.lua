@@ -10,6 +10,7 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
+local is_top_beyond = false
 local last = tonumber(redis.call('HGET', run, 'last_sequence') or '0')
 for i = 7, #ARGV do
   local number, part = string.match(ARGV[i], '^(%d+)-(%d+)$')
@@ -19,15 +20,17 @@ for i = 7, #ARGV do
     add_letter(run, dead, plain(newest_letter(run, dead)) .. '-*', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', '',
       'producer', '', 'reason', ARGV[6], 'payload', content, 'at_ms', plain(now_ms())})
     redis.call('XDEL', log, ARGV[i])
+    is_top_beyond = is_top_beyond or tonumber(number) > last
   end
 end
-local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-if not top or tonumber(string.match(top[1], '^(%d+)')) <= last then
-  -- The next append takes the next number again.
-  local id = plain(last) .. '-0'
-  if top and string.match(top[1], '^(%d+)') == plain(last) then
-    id = top[1]
+if is_top_beyond then
+  -- The next append takes the next number again. Servers do not agree on how a stream's newest id is set back.
+  local kept = redis.call('XRANGE', log, '-', plain(last) .. '-0')
+  redis.call('DEL', log)
+  for _, entry in ipairs(kept) do
+    if #entry[2] <= 64 then
+      redis.call('XADD', log, entry[1], unpack(entry[2]))
+    end
   end
-  redis.call('XSETID', log, id, 'ENTRIESADDED', plain(last + 1), 'MAXDELETEDID', '0-0')
 end
 return {'OK'}
