@@ -14,7 +14,7 @@ from asympo.common.tracing import trace_ids
 from asympo.testing.run_process import RunProcess
 
 from deploy.prometheus.server import Prometheus
-from tests.integration.run.test_run import last_step
+from tests.integration.run.conftest import last_step
 from tests.observability.collector import Collector, Span, collector
 from tests.observability.queries import panel_queries
 from tests.observability.tools import ROOT, program

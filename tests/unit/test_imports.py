@@ -114,7 +114,7 @@ BASE = {
         "ranks",
         "settings",
     },
-    "run": {"audit", "directory", "settings"},
+    "run": {"audit", "directory", "events", "notify", "settings"},
 }
 
 

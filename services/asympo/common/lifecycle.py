@@ -1,18 +1,24 @@
-"""How a process stops: the first signal sets a flag, a second one forces."""
+"""How a process stops: the first signal sets a flag, a second one forces; a closed terminal only asks."""
 
 import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SUPERVISED = "ASYMPO_SUPERVISED"
+"""Environment variable of a service whose supervisor forces with SIGKILL: signals only ask it to stop. When
+a session ends they come from several sides at once, and two of them must not cost what a drain saves."""
 
 
 class StopSignal:
-    """A flag that the first SIGTERM or SIGINT sets; the second exits at once with 128 + the signal.
+    """A flag that the first SIGTERM, SIGINT or SIGHUP sets; a second SIGTERM or SIGINT exits at once.
+
+    The exit code is then 128 + the signal. SIGHUP never forces, and where it was ignored (nohup) it stays so.
 
     Use it as a context manager in the main thread, and give it to whatever has to stop:
 
@@ -27,10 +33,18 @@ class StopSignal:
         *,
         signals: tuple[signal.Signals, ...] = STOP_SIGNALS,
         on_force: Callable[[], None] | None = None,
+        same_within_seconds: float = 0.0,
     ) -> None:
-        """`on_force` runs in the signal handler before a forced exit: no locks, nothing that waits."""
+        """`on_force` runs in the signal handler before a forced exit: no locks, nothing that waits.
+
+        A SIGTERM this soon after the one before is the same one: `timeout` and session managers send it to
+        the process and to its group.
+        """
         self._signals = signals
         self._on_force = on_force
+        self._same_within_seconds = same_within_seconds
+        self._num_asked, self._asked_at = 0, -float("inf")
+        self._is_supervised = bool(os.environ.get(SUPERVISED))
         self._event = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._previous: dict[signal.Signals, object] = {}
@@ -75,7 +89,7 @@ class StopSignal:
             self._callbacks.remove(wake)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._event.is_set():
+        if self._is_forced_by(number):
             # Nothing that still runs may delay a forced exit: not atexit, not a lock, not a thread.
             try:
                 if self._on_force is not None:
@@ -84,8 +98,19 @@ class StopSignal:
                 os._exit(128 + number)
         self.set(signal.Signals(number).name)
 
+    def _is_forced_by(self, number: int) -> bool:
+        if number == signal.SIGHUP:
+            return False
+        now = time.monotonic()
+        if number == signal.SIGTERM and now - self._asked_at < self._same_within_seconds:
+            return False
+        self._num_asked, self._asked_at = self._num_asked + 1, now
+        return self._event.is_set() and self._num_asked > 1 and not self._is_supervised
+
     def __enter__(self) -> Self:
         for number in self._signals:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

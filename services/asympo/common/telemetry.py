@@ -16,12 +16,14 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge
 
 from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps, to_json
+from asympo.common.log_watch import LogWatch
 from asympo.common.redaction import redact_text, redact_value
 
 __all__ = [
     "DURATION_BUCKETS_SECONDS",
     "JsonlWriter",
     "LogFormat",
+    "LogWatch",
     "MetricsEndpoint",
     "new_registry",
     "read_jsonl",
@@ -126,12 +128,14 @@ class TextFormatter(logging.Formatter):
 
 def set_up_logging(
     *, service: str, log_format: LogFormat = "auto", level: str = "INFO", stream: TextIO | None = None
-) -> None:
+) -> LogWatch:
     """Send every log event of this process to `stream` (standard error) in one format.
 
     `auto` is text on a terminal and JSON elsewhere. Also logs what would otherwise be printed bare: warnings
     and uncaught exceptions of any thread. Start uvicorn with `log_config=None` so that it does the same. A
     second call replaces the first. Raises ValueError for a level that logging does not know.
+
+    What comes back counts warnings, and lets through only so many lines of one kind.
     """
     stream = stream if stream is not None else sys.stderr
     is_terminal = stream.isatty()
@@ -147,11 +151,16 @@ def set_up_logging(
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    watch = LogWatch()
+    handler.addFilter(watch)
+    # A log that cannot be written (full disk) must not bury the terminal in tracebacks about logging.
+    logging.raiseExceptions = False
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+    return watch
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

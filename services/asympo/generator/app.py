@@ -16,7 +16,7 @@ from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBro
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
-from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import join
@@ -47,9 +47,10 @@ ENGINE_CLOSE_SECONDS = 30.0
 
 def main(settings: GeneratorSettings) -> int:
     """Runs a generator until it is told to stop; raises AsympoError with the exit code of what went wrong."""
-    set_up_logging(service="generator", log_format=settings.log_format, level=settings.log_level)
+    log_watch = set_up_logging(service="generator", log_format=settings.log_format, level=settings.log_level)
     with StopSignal() as stop:
-        asyncio.run(GeneratorProcess(settings=settings, stop=stop, clock=SystemClock()).run())
+        process = GeneratorProcess(settings=settings, stop=stop, clock=SystemClock(), log_watch=log_watch)
+        asyncio.run(process.run())
     return 0
 
 
@@ -63,6 +64,7 @@ class GeneratorProcess:
         stop: StopSignal,
         clock: Clock,
         engine_factory: Callable[[GeneratorSettings], Engine] = build_engine,
+        log_watch: LogWatch | None = None,
     ) -> None:
         self._settings = settings
         self._engine_factory = engine_factory
@@ -84,6 +86,7 @@ class GeneratorProcess:
             metrics=self._metrics,
             stop=stop,
             drain_seconds=settings.drain_seconds,
+            warnings=(log_watch or LogWatch()).warnings,
         )
         # Every group may wait in a thread twice (scoring, append) beside the few standing waits.
         self._calls = Calls(max_threads=2 * settings.max_groups_in_flight + 8, metrics=self._metrics)

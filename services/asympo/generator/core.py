@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -90,8 +90,16 @@ class Generator:
     """Exists before its engine does, so that it can be asked how the start is going."""
 
     def __init__(
-        self, *, run: str, holder: str, metrics: GeneratorMetrics, stop: StopSignal, drain_seconds: float
+        self,
+        *,
+        run: str,
+        holder: str,
+        metrics: GeneratorMetrics,
+        stop: StopSignal,
+        drain_seconds: float,
+        warnings: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
+        self._warnings = warnings
         self.run = run
         self.holder = holder
         self._metrics = metrics
@@ -229,6 +237,7 @@ class Generator:
             "last_reload": self._last_reload(),
             **counters,
             "rss_bytes": tree_rss_bytes(),
+            "warnings": self._warnings(),
         }
 
     def _last_reload(self) -> dict[str, Any] | None:

@@ -22,7 +22,12 @@ from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
+<<<<<<< HEAD
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+=======
+from asympo.common.settings import redacted
+from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
+>>>>>>> 1bb69af (A run left alone: every end leaves nothing behind, warnings are counted and limited, hopeless loops end with their reason)
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
@@ -49,7 +54,7 @@ _BROKER_RETRY_SECONDS = 2.0
 
 def main(settings: LearnerSettings) -> int:
     """Runs a learner until its run is finished or it is told to stop; raises AsympoError otherwise."""
-    set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
+    log_watch = set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
     launch = Launch.from_environment(os.environ)
     launch.check_storage(settings.object_store)
     with StopSignal() as stop, ExitStack() as closing:
@@ -60,9 +65,14 @@ def main(settings: LearnerSettings) -> int:
             # The first rank hears the signals for all.
             RankWorker(settings=settings, ranks=ranks).run()
             return 0
-        LearnerProcess(settings=settings, stop=stop, clock=SystemClock(), launch=launch, ranks=ranks).run(
-            closing
-        )
+        LearnerProcess(
+            settings=settings,
+            stop=stop,
+            clock=SystemClock(),
+            launch=launch,
+            ranks=ranks,
+            log_watch=log_watch,
+        ).run(closing)
     return 0
 
 
@@ -94,6 +104,7 @@ class LearnerProcess:
         clock: Clock,
         launch: Launch,
         ranks: "Ranks | None",
+        log_watch: LogWatch,
     ) -> None:
         self._settings = settings
         self._launch = launch
@@ -104,7 +115,7 @@ class LearnerProcess:
         metrics = LearnerMetrics(self._registry)
         self._context = LearnerContext(
             settings=settings,
-            control=LearnerControl(settings=settings, stop=stop, clock=clock),
+            control=LearnerControl(settings=settings, stop=stop, clock=clock, warnings=log_watch.warnings),
             metrics=metrics,
             tracing=open_tracing(
                 settings.tracing,

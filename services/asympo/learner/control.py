@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -57,7 +57,15 @@ class BrokerView:
 class LearnerControl:
     """Thread-safe. The training thread writes, the doors read and ask."""
 
-    def __init__(self, *, settings: LearnerSettings, stop: StopSignal, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        settings: LearnerSettings,
+        stop: StopSignal,
+        clock: Clock,
+        warnings: Callable[[], list[dict[str, Any]]] = list,
+    ) -> None:
+        self._warnings = warnings
         self._settings = settings
         self._stop = stop
         self._clock = clock
@@ -237,6 +245,7 @@ class LearnerControl:
             "last_publish_seconds_ago": None if published_at is None else round(now - published_at, 3),
             "eta_seconds": None if left is None or per_step is None else round(left * per_step, 1),
             "show_samples": settings.show_samples,
+            "warnings": self._warnings(),
             "generators": list(self.broker.generators),
             "broker": {
                 "server": self.broker.server,

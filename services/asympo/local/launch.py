@@ -1,7 +1,7 @@
 """What stands between the supervisor and a service: binds cores, ties the lives together, then execs.
 
-`python -m asympo.local.launch [--cores 0,1] [--outlive] -- PROGRAM ARGS...`. A process of its own because
-code between fork and exec is not safe in a supervisor that has threads.
+`python -m asympo.local.launch --parent PID [--cores 0,1] [--outlive] -- PROGRAM ARGS...`. A process of its
+own because code between fork and exec is not safe in a supervisor that has threads.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Never returns when all is well."""
     split = argv.index("--")
     options, program = argv[:split], argv[split + 1 :]
-    parent = os.getppid()
+    parent = int(options[options.index("--parent") + 1])
     if "--cores" in options and hasattr(os, "sched_setaffinity"):
         cores = options[options.index("--cores") + 1]
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
+from asympo.common.redaction import redact_text
+from asympo.local.log_file import last_sentence
+
 _POLL_SECONDS = 0.02
+_LAST_BYTES = 65536
 ValueT = TypeVar("ValueT")
 
 
@@ -19,9 +23,23 @@ def launched(
     command: Sequence[str], *, cores: Sequence[int] = (), outlives_parent: bool = False
 ) -> list[str]:
     """The command behind our launcher, which binds cores and ties its life to ours."""
-    options = ["--cores", ",".join(map(str, cores))] if cores else []
+    options = ["--parent", str(os.getpid())]
+    options += ["--cores", ",".join(map(str, cores))] if cores else []
     options += ["--outlive"] if outlives_parent else []
     return [sys.executable, "-m", "asympo.local.launch", *options, "--", *command]
+
+
+def run_helper(command: Sequence[str], *, seconds: float) -> subprocess.CompletedProcess[str]:
+    """A short program of ours, waited for; it ends when we do. Raises subprocess.TimeoutExpired."""
+    return subprocess.run(
+        launched(command),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": import_path()},
+        timeout=seconds,
+    )
 
 
 def kill_group(leader: int) -> None:
@@ -49,9 +67,13 @@ class Process:
     """It is bound to them; empty binds nothing."""
     outlives_parent: bool = False
     """Else it is asked to stop when the thread that started it ends."""
+    on_started: Callable[[Self], None] | None = None
+    """Hears of every start at once."""
     exit_code: int | None = None
     """Of the last end that was noticed; negative for a signal."""
     _process: subprocess.Popen[bytes] | None = None
+    _log_begin: int = 0
+    """Where its newest life begins in the log."""
 
     @property
     def pid(self) -> int | None:
@@ -68,6 +90,7 @@ class Process:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.exit_code = None
         with self.log_path.open("ab") as output:
+            self._log_begin = output.tell()
             self._process = subprocess.Popen(
                 launched([*self.command, *more], cores=self.cores, outlives_parent=self.outlives_parent),
                 stdin=subprocess.DEVNULL,
@@ -77,6 +100,8 @@ class Process:
                 # Ctrl-C in the terminal is for us alone, and a kill has to reach what the process started.
                 start_new_session=True,
             )
+        if self.on_started is not None:
+            self.on_started(self)
         return self
 
     def send(self, number: signal.Signals) -> None:
@@ -141,9 +166,20 @@ class Process:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def last_words(self) -> str:
-        """The last line of its log, as the end of a sentence."""
-        lines = self.log[-8192:].strip().splitlines()
-        return f": {lines[-1][:400]} (log: {self.log_path})" if lines else ""
+        """What it said last that tells why, as the end of a sentence."""
+        said = self.last_sentence()
+        return f": {said[:600]} (log: {self.log_path})" if said else ""
+
+    def last_sentence(self) -> str:
+        """Of this life of the process; empty when it said nothing."""
+        try:
+            with self.log_path.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                begin = self._log_begin if self._log_begin <= end else 0
+                log.seek(max(begin, end - _LAST_BYTES))
+                return redact_text(last_sentence(log.read().decode(errors="replace")))
+        except FileNotFoundError:
+            return ""
 
     def _clean_up(self, code: int) -> None:
         # An engine's own worker processes outlive a killed parent and hold its memory and cores.

@@ -1,5 +1,6 @@
 """A process that is started again as long as that makes sense."""
 
+import re
 import signal
 import time
 from collections import deque
@@ -7,13 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from asympo.common.errors import BadSetting, BrokerRefused, Fenced, SequenceGap
+from asympo.common.errors import (
+    BadSetting,
+    BrokerRefused,
+    BrokerUnavailable,
+    Fenced,
+    SequenceGap,
+    StorageUnavailable,
+)
+from asympo.local.out_of_memory import num_oom_kills
 from asympo.local.process import Process
 
 FINAL_EXIT_CODES = frozenset(
     {0, BadSetting.exit_code, BrokerRefused.exit_code, SequenceGap.exit_code, Fenced.exit_code}
 )
 """Codes after which starting again cannot help."""
+OUTSIDE_EXIT_CODES = frozenset({BrokerUnavailable.exit_code, StorageUnavailable.exit_code})
+"""Codes of causes that may pass without anybody touching this machine."""
+_CRASHES = frozenset({"SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGSYS"})
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +39,8 @@ class RestartPolicy:
     first_wait_seconds: float = 1.0
     """Doubled with each restart within the window."""
     max_wait_seconds: float = 30.0
+    max_same_ends: int = 3
+    """So many ends in a row for the same reason, with nothing achieved between, and the cause will stay."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,6 +55,9 @@ class Service(Process):
     num_restarts: int = 0
     _starts: deque[float] = field(default_factory=deque)
     _restart_at: float | None = None
+    _same_ends: int = 0
+    _last_cause: str = ""
+    _oom_kills_before: int = 0
 
     @property
     def is_waiting(self) -> bool:
@@ -56,7 +74,12 @@ class Service(Process):
         again = [*self.restart_arguments] if self._starts else []
         self._starts.append(time.monotonic())
         self._restart_at = None
+        self._oom_kills_before = num_oom_kills()
         return super().start(*more, *again)
+
+    def note_progress(self) -> None:
+        """It achieved something in this life: what ended earlier ones has passed."""
+        self._same_ends = 0
 
     def check(self) -> str | None:
         """Looks after the process; a sentence when something happened that a person should hear of."""
@@ -76,7 +99,13 @@ class Service(Process):
         return self._plan_restart(code, now)
 
     def _plan_restart(self, code: int, now: float) -> str:
-        why = _reason(code)
+        ran_out = code == -signal.SIGKILL and num_oom_kills() > self._oom_kills_before
+        why = "was killed because memory ran out" if ran_out else _reason(code)
+        if self._is_same_end_again(code, why, is_own_doing=ran_out):
+            return (
+                f"{self.name} {why}; given up after {self._same_ends} starts in a row that ended the same way"
+                f"{self.last_words()}"
+            )
         while self._starts and self._starts[0] < now - self.policy.window_seconds:
             self._starts.popleft()
         recent = len(self._starts)
@@ -87,7 +116,18 @@ class Service(Process):
             )
         wait = min(self.policy.first_wait_seconds * 2 ** max(0, recent - 1), self.policy.max_wait_seconds)
         self._restart_at = now + wait
-        return f"{self.name} {why}; starting it again in {wait:g} s"
+        because = "" if code < 0 else self.last_words()
+        return f"{self.name} {why}; starting it again in {wait:g} s{because}"
+
+    def _is_same_end_again(self, code: int, why: str, *, is_own_doing: bool) -> bool:
+        """Whether it is hopeless: the same end once more. A kill from outside says nothing about it."""
+        is_crash = code < 0 and signal.Signals(-code).name in _CRASHES
+        if code in OUTSIDE_EXIT_CODES or (code < 0 and not (is_crash or is_own_doing)):
+            return False
+        cause = why + _NUMBER.sub("#", self.last_sentence())
+        self._same_ends = self._same_ends + 1 if cause == self._last_cause else 1
+        self._last_cause = cause
+        return self._same_ends >= self.policy.max_same_ends
 
     def ask_to_stop(self) -> None:
         """Sends SIGTERM and does not wait; `stop` does."""

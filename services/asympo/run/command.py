@@ -10,6 +10,8 @@ from typing import Any
 from asympo.common.commands import CommandParser
 from asympo.run.settings import RunFile, parse_overrides, read_run_file
 
+_SAME_SIGNAL_SECONDS = 1.0
+
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
@@ -48,7 +50,7 @@ def run_file(file: RunFile, arguments: Any) -> int:
         from asympo.run.prepare.estimate import print_estimate
 
         return print_estimate(file, machine)
-    directory = RunDirectory(file.directory)
+    directory = RunDirectory(file.directory, say=_say)
     if arguments.fresh:
         delete_run(directory, file)
     if directory.exists and (done := finished_step(directory.read_mark(), file)) is not None:
@@ -57,8 +59,15 @@ def run_file(file: RunFile, arguments: Any) -> int:
             "to go on, or --fresh to start over.\n"
         )
         return 0
-    with directory:
+    from asympo.run.console.terminal import steady_terminal
+
+    with directory, steady_terminal():
         return _supervise(file, machine, directory)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def finished_step(mark: Mapping[str, Any], file: RunFile) -> int | None:
@@ -107,7 +116,8 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             generator_address=first.grpc_address,
             max_prompts=file.run.max_evaluation_prompts,
         )
-    with log_path.open("a") as log_file, StopSignal(on_force=services.kill_at_once) as stop:
+    stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
+    with log_path.open("a") as log_file, stopping as stop:
         set_up_logging(service="run", log_format="text", stream=log_file)
         view = make_view(file.view.kind)
         try:
@@ -123,6 +133,10 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
         if text:
             sys.stderr.write(f"asympo: {text}\n")
+    if outcome.failure is not None:
+        sys.stdout.write("The run failed. When the cause is mended, start it again the same way to go on.\n")
+        sys.stdout.flush()
+        raise outcome.failure
     if not outcome.is_finished:
         sys.stdout.write(f"The run can go on from step {outcome.step}: start it again the same way.\n")
         return 130

@@ -5,19 +5,27 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from asympo.common.errors import BadSetting
 
 _MARK = "run.json"
+_STOPPING_SECONDS = 300.0
+"""How long the services of a supervisor that was killed may take to end."""
+_POLL_SECONDS = 0.2
 
 
 class RunDirectory:
     """`runs/<run>`: settings, logs, broker data, checkpoints, results. Held by one supervisor at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
+        """`say` hears why entering takes a while."""
+        self._say = say
         self.path = path.absolute()
         self._lock: int | None = None
 
@@ -61,21 +69,30 @@ class RunDirectory:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
-            os.close(self._lock)
-            self._lock = None
-            raise BadSetting(
-                f"the run in {self.path} is already going on (process {owner}): stop it, or choose "
-                "another run name"
-            ) from None
+        deadline, is_said = time.monotonic() + _STOPPING_SECONDS, False
+        while not _is_locked(self._lock):
+            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            if _is_running(owner) or time.monotonic() > deadline:
+                os.close(self._lock)
+                self._lock = None
+                raise BadSetting(
+                    f"the run in {self.path} is already going on (process {owner or 'unknown'}): stop it, or "
+                    "choose another run name"
+                )
+            if not is_said:
+                self._say(f"process {owner} was killed and its services are still stopping: waiting for them")
+                is_said = True
+            time.sleep(_POLL_SECONDS)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         if not self.exists:
             self.write_mark()
         return self
+
+    @property
+    def lock(self) -> int | None:
+        """Descriptor that holds the directory for as long as any process has it open."""
+        return self._lock
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,3 +100,18 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_running(owner: str) -> bool:
+    try:
+        return psutil.Process(int(owner)).status() != psutil.STATUS_ZOMBIE
+    except (ValueError, psutil.NoSuchProcess):
+        return False

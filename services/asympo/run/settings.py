@@ -55,6 +55,24 @@ class RunSection(_Section):
         default=1200.0, gt=0, description="time until the first policy is served"
     )
     max_restarts: int = Field(default=6, ge=0, description="restarts of one process within ten minutes")
+    failing_seconds: float = Field(
+        default=600.0, gt=0, description="a run in which only failures happen for so long ends as failed"
+    )
+    stall_seconds: float = Field(
+        default=900.0, gt=0, description="a run that stands still for so long is reported as stalled"
+    )
+    give_up_seconds: float = Field(
+        default=7200.0, gt=0, description="a run that stands still for so long ends as failed"
+    )
+    max_log_mb: float = Field(
+        default=2.0, gt=0, description="size of each log in MB; what is older is kept once more at most"
+    )
+    notify_command: tuple[str, ...] = Field(
+        default=(), description="program that gets a JSON object when the run ends or stalls"
+    )
+    notify_url: str | None = Field(
+        default=None, pattern=r"^https?://", description="address that the same object is posted to"
+    )
     targets: TargetsSection | None = Field(default=None, description="what the run should reach")
 
 

@@ -8,15 +8,20 @@ from typing import Any
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, PolicyAnnouncement, RunLog, RunState
+from asympo.local.log_file import keep_small
 from asympo.local.service import Service
 from asympo.run.console.view import Snapshot, View
 from asympo.run.directory import RunDirectory
+from asympo.run.events import write_event
 from asympo.run.held_out.checks import HeldOutChecks
+from asympo.run.notify import notify
 from asympo.run.prepare.plan import Plan
+from asympo.run.processes.guard import Guard
 from asympo.run.processes.memory import MemoryWatch
 from asympo.run.processes.services import Services
 from asympo.run.processes.status import GeneratorTotals, History, HttpStatus
 from asympo.run.processes.totals import Totals
+from asympo.run.processes.trouble import ProgressWatch, Warnings
 from asympo.run.report.outcome import LastPolicy, Outcome
 
 log = logging.getLogger(__name__)
@@ -56,14 +61,23 @@ class Supervisor:
         self._phase = "starting"
         self._started_at = time.monotonic()
         self._was_serving = False
+        self._warnings = Warnings()
+        section = plan.file.run
+        self._progress = ProgressWatch(
+            failing_seconds=section.failing_seconds,
+            stall_seconds=section.stall_seconds,
+            give_up_seconds=section.give_up_seconds,
+        )
 
     def run(self) -> Outcome:
-        """Raises AsympoError when a process cannot go on; the rest is stopped in order first."""
+        """Also where a process cannot go on, which the outcome says; the rest is stopped in order first."""
         self._memory.start()
         broker: Broker | None = None
+        failure: AsympoError | None = None
         is_finished, killed = False, list[str]()
         last_policy: LastPolicy | None = None
         try:
+            self._services.be_guarded(self._guard(), drain_seconds=self._drain_seconds)
             for text in (*self._services.description, *self._plan.notes):
                 self._note(text)
             self._services.start_broker()
@@ -75,6 +89,10 @@ class Supervisor:
             is_finished = self._watch(run_log)
             if is_finished:
                 last_policy = self._finish(run_log)
+        except AsympoError as error:
+            failure = error
+        except OSError as error:
+            failure = AsympoError(f"the supervisor cannot go on: {error}")
         finally:
             if broker is not None:
                 broker.close()
@@ -88,8 +106,16 @@ class Supervisor:
             )
             self._memory.stop()
             totals = self._totals()
-            self._directory.write_mark(totals=totals.to_dict(), step=self._step, is_finished=is_finished)
+            self._say_how_it_ended(is_finished=is_finished, failure=failure)
+            self._directory.write_mark(
+                totals=totals.to_dict(),
+                step=self._step,
+                is_finished=is_finished,
+                failure=str(failure) if failure else None,
+            )
         return Outcome(
+            failure=failure,
+            warnings=tuple(self._warnings.lines),
             is_finished=is_finished,
             step=self._step,
             totals=totals,
@@ -113,10 +139,29 @@ class Supervisor:
             if time.monotonic() >= next_poll:
                 self._poll()
                 self._examine()
+                self._look_for_trouble()
                 next_poll = time.monotonic() + _POLL_SECONDS
             self._stop.wait(_LOOP_SECONDS)
         self._note(f"{self._stop.reason}: stopping in order (once more to force)")
         return False
+
+    def _look_for_trouble(self) -> None:
+        """Says what the services warn about; raises NoProgress when the run cannot succeed."""
+        section = self._plan.file.run
+        max_bytes = int(section.max_log_mb * 1e6)
+        self._services.keep_logs_small(max_bytes=max_bytes)
+        keep_small(self._directory.path / "logs" / "supervisor.log", max_bytes=max_bytes)
+        if not self._was_serving or self._status.get("paused"):
+            self._progress.rest()
+        text = self._progress.note(
+            step=self._step,
+            num_groups=self._generator_totals.total("groups_appended"),
+            num_failures=self._generator_totals.total("prompt_failures"),
+            cause=self._warnings.likely_cause,
+        )
+        if text:
+            self._note(text)
+            self._notify("stalled", text)
 
     def _has_finished(self, run_log: RunLog) -> bool:
         commit = run_log.commits.last()
@@ -208,12 +253,19 @@ class Supervisor:
             self._history.read(self._learner_http, fence=self._status.get("fence")) if self._status else []
         )
         if self._services.learner.is_running:
-            self._step = max(int(self._status.get("step") or 0), max(self._history.rows, default=0))
+            step = max(int(self._status.get("step") or 0), max(self._history.rows, default=0))
+            if step > self._step:
+                self._services.learner.note_progress()
+            self._step = step
+            self._warn(self._services.learner, self._status)
         for number, http in enumerate(self._generator_http):
             service = self._services.generators[number]
             status = (http.get("/v1/status") if service.is_running else None) or {}
             self._generator_status[number] = status
             self._generator_totals.note(service.name, service.num_restarts, status)
+            self._warn(service, status)
+            if status.get("groups_appended"):
+                service.note_progress()
         self._view.update(self._snapshot(), new_rows)
 
     def _snapshot(self) -> Snapshot:
@@ -226,6 +278,7 @@ class Supervisor:
             rows=self._history.in_order,
             processes=[(service.name, _state_of(service)) for service in self._services],
             memory_bytes=self._memory.newest_bytes,
+            warnings=self._warnings.lines,
         )
 
     def _totals(self) -> Totals:
@@ -240,9 +293,51 @@ class Supervisor:
             restarts=sum(service.num_restarts for service in self._services),
         )
 
+    def _warn(self, service: Service, status: Mapping[str, Any]) -> None:
+        for line in self._warnings.note(service.name, service.num_restarts, status.get("warnings") or ()):
+            self._note(line)
+
+    def _notify(self, event: str, text: str) -> None:
+        section = self._plan.file.run
+        message = {
+            "run": self._directory.path.name,
+            "event": event,
+            "text": text,
+            "step": self._step,
+            "directory": str(self._directory.path),
+        }
+        for problem in notify(command=section.notify_command, url=section.notify_url, message=message):
+            self._note(problem)
+
     def _note(self, text: str) -> None:
         log.info("%s", text)
+        write_event(self._directory.path, text)
         self._view.note(text)
+
+    def _say_how_it_ended(self, *, is_finished: bool, failure: AsympoError | None) -> None:
+        if failure is not None:
+            event, text = "failed", f"failed at step {self._step}: {failure}"
+        elif is_finished:
+            event, text = "finished", f"finished at step {self._step}"
+        else:
+            event = "stopped"
+            text = f"stopped at step {self._step} by {self._stop.reason or 'its learner'}"
+        log.info("The run %s", text)
+        write_event(self._directory.path, text, kind="end")
+        self._notify(event, text)
+
+    def _guard(self) -> Guard:
+        plan = self._plan
+        return Guard(
+            directory=self._directory.path,
+            broker_url=plan.broker_url if plan.is_broker_embedded else None,
+            lock=self._directory.lock,
+        )
+
+    def _drain_seconds(self, service: Service) -> float:
+        section = self._plan.file.run
+        is_learner = service is self._services.learner
+        return section.learner_drain_seconds if is_learner else section.generator_drain_seconds
 
 
 def _state_of(service: Service) -> str:

@@ -2,12 +2,14 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from asympo.testing.run_process import RunProcess
+
+from tests.integration.run.conftest import last_step
 
 SUMMARY_KEYS = {
     "held_out_accuracy_before",
@@ -20,49 +22,6 @@ SUMMARY_KEYS = {
     "groups_trained_twice",
     "peak_rss_bytes_total",
 }
-
-
-@pytest.fixture
-def config(tmp_path: Path, tiny_model: Path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(
-        f"""
-        [run]
-        name = "tiny"
-        directory = "{tmp_path}/runs"
-        model = "{tiny_model}"
-        max_evaluation_prompts = 8
-        [run.sampling]
-        max_tokens = 6
-        [learner]
-        group_size = 4
-        groups_per_step = 2
-        total_steps = 2000
-        save_every = 4
-        [generator]
-        engine = "simulated"
-        """
-    )
-    return path
-
-
-@pytest.fixture
-def start(config: Path, tmp_path: Path) -> Iterator[Callable[..., RunProcess]]:
-    runs: list[RunProcess] = []
-
-    def begin(*flags: str) -> RunProcess:
-        runs.append(RunProcess(config, *flags, log_path=tmp_path / f"run-{len(runs)}.log"))
-        return runs[-1].start()
-
-    yield begin
-    for run in runs:
-        run.kill()
-
-
-def last_step(directory: Path) -> int:
-    path = directory / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 @pytest.mark.timeout(400)

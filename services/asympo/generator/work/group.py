@@ -16,7 +16,7 @@ from asympo.generator.metrics import GroupOutcome
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReason
 from asympo.generator.work.journal import AppendJournal
-from asympo.rewards.scorer import Scorer
+from asympo.rewards.scorer import ScoreFailure, Scorer
 from asympo.tasks.base import Task
 from asympo.tasks.render import render_prompt
 
@@ -177,7 +177,8 @@ class GroupMaker:
                     )
                 )
             else:
-                log.warning("A response to prompt %d could not be scored: %s", group.lease.index, reward)
+                why = reward.reason if isinstance(reward, ScoreFailure) else f"its reward is {reward!r}"
+                log.warning("A response to prompt %d could not be scored: %s", group.lease.index, why)
         if len(responses) < len(usable):
             self._metrics.count_reward_failures(len(usable) - len(responses))
         return responses

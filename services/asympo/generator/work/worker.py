@@ -20,6 +20,9 @@ IDLE_AFTER_END_SECONDS = 5.0
 """How often a generator asks again in a run that has ended: somebody may resume it."""
 HAND_BACK_SECONDS = 5.0
 """How long a drain waits for the broker to take back what is left at its deadline."""
+PATIENT_FAILURES = 4
+"""So many prompts in a row may fail before leasing slows down: single prompts are bad now and then."""
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
 
 
 class Worker:
@@ -52,6 +55,7 @@ class Worker:
         self._free = asyncio.Semaphore(settings.max_groups_in_flight)
         context.metrics.max_groups_in_flight.set(settings.max_groups_in_flight)
         self._num_failures_in_row = 0
+        self._num_fruitless, self._pause_seconds, self._lease_after = 0, 0.0, 0.0
         self._asking: asyncio.Future[Lease | Refused] | None = None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._broken.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -119,6 +123,7 @@ class Worker:
     async def _lease_groups(self) -> None:
         while True:
             await self._free.acquire()
+            await asyncio.sleep(max(0.0, self._lease_after - time.monotonic()))
             wanted_at_ns = time.time_ns()
             try:
                 lease = await self._next_lease()
@@ -246,6 +251,7 @@ class Worker:
             await self._settle_stopped(group)
         except PromptFailed as failure:
             log.warning("Group %s: %s", group.lease.group_id, failure)
+            self._slow_down()
             await self._hand_back(group.lease, reason=str(failure), is_prompt_failure=True)
         except EngineFailed as failure:
             await self._settle_engine_failure(group, failure)
@@ -259,6 +265,7 @@ class Worker:
             await self._hand_back(group.lease, reason=repr(error), is_prompt_failure=True)
         else:
             self._num_failures_in_row = 0
+            self._num_fruitless, self._pause_seconds = 0, 0.0
             self._metrics.count_group(outcome)
             if outcome == "appended":
                 # Last and once: what others did for a group that was leased twice hangs below it as well.
@@ -268,6 +275,19 @@ class Worker:
                     ended_ns=time.time_ns(),
                     is_root=True,
                 )
+
+    def _slow_down(self) -> None:
+        """Where every prompt fails, asking for the next at once only heats the machine."""
+        self._num_fruitless += 1
+        now = time.monotonic()
+        if self._num_fruitless < PATIENT_FAILURES or now < self._lease_after:
+            return
+        self._pause_seconds = min(MAX_PAUSE_SECONDS, max(FIRST_PAUSE_SECONDS, 2 * self._pause_seconds))
+        self._lease_after = now + self._pause_seconds
+        log.warning(
+            "%d prompts in a row failed: the next is asked for in %.1f s",
+            *(self._num_fruitless, self._pause_seconds),
+        )
 
     async def _settle_stopped(self, group: GroupInFlight) -> None:
         if group.stop_reason is StopReason.LEASE_LOST:

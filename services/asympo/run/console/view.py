@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from asympo.run.processes.status import number
 
 _MAX_NOTES = 6
+_MAX_WARNINGS = 4
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -29,6 +30,8 @@ class Snapshot:
     processes: Sequence[tuple[str, str]] = ()
     """Name and state of each process."""
     memory_bytes: int = 0
+    warnings: Sequence[str] = ()
+    """What the services warn about, one line each with its count."""
 
 
 class View(Protocol):
@@ -214,6 +217,12 @@ def panel(snapshot: Snapshot, notes: Sequence[str]) -> Any:
         "last reload", last_reload(status) or "-", "memory", f"{snapshot.memory_bytes / 2**30:.2f} GiB"
     )
     processes = "   ".join(f"{name}: {state}" for name, state in snapshot.processes)
-    body = Group(grid, Text(), Text(processes, style="dim"), *(Text(note, style="yellow") for note in notes))
+    body = Group(
+        grid,
+        Text(),
+        Text(processes, style="dim"),
+        *(Text(f"warned: {line}", style="red") for line in snapshot.warnings[:_MAX_WARNINGS]),
+        *(Text(note, style="yellow") for note in notes),
+    )
     title = f"{snapshot.run} · {snapshot.phase} · {duration(snapshot.elapsed_seconds)}"
     return Panel(body, title=title, subtitle=f"{snapshot.page_url} · Ctrl-C stops in order", expand=False)

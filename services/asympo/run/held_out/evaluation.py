@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import grpc
 
 from asympo.common.errors import AsympoError, NoProgress
+from asympo.local.process import run_helper
 from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1 import rollout_pb2
 from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
@@ -86,7 +86,7 @@ def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> H
             str(out),
             str(max_prompts),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+        done = run_helper(command, seconds=600)
         if done.returncode != 0:
             words = done.stderr.strip().splitlines() or ["no output"]
             error = AsympoError(words[-1].removeprefix("asympo: "))

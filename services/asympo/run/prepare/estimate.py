@@ -11,7 +11,7 @@ from typing import Any
 
 from asympo.common.errors import AsympoError
 from asympo.common.settings import dump_toml, validate
-from asympo.local.process import launched
+from asympo.local.process import launched, run_helper
 from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.prepare.plan import odd_sampling
 from asympo.run.settings import RunFile
@@ -199,7 +199,7 @@ def look_at_model(file: RunFile) -> dict[str, Any]:
         path = Path(directory) / "learner.toml"
         path.write_text(dump_toml(file.learner_values))
         command = [sys.executable, "-m", "asympo.run.prepare.dry_run", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
+        done = run_helper(command, seconds=900)
     if done.returncode != 0:
         error = AsympoError((done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("asympo: "))
         error.exit_code = done.returncode

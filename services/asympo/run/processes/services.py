@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from asympo.common.lifecycle import SUPERVISED
 from asympo.local.broker import LocalBroker, find_broker_binary
+from asympo.local.log_file import keep_small
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.prepare.plan import Plan, ServicePlan
+from asympo.run.processes.guard import Guard
 
 _BROKER_STOP_SECONDS = 30.0
 
@@ -22,12 +25,24 @@ class Services:
     broker_url: str
     description: tuple[str, ...]
     """What each process got, for the log."""
+    guard: Guard | None = None
+    """Looks after them when their supervisor is killed."""
 
     def __iter__(self) -> Iterator[Service]:
         if self.broker is not None:
             yield self.broker
         yield self.learner
         yield from self.generators
+
+    def be_guarded(self, guard: Guard, *, drain_seconds: Callable[[Service], float]) -> None:
+        """From now on; called before anything is started."""
+        for service in self:
+            seconds = drain_seconds(service)
+            service.on_started = lambda process, name=service.name, seconds=seconds: guard.watch(
+                name, process, drain_seconds=seconds
+            )
+        self.guard = guard
+        guard.start()
 
     def start_broker(self) -> None:
         if self.broker is not None:
@@ -40,7 +55,12 @@ class Services:
 
     def check(self) -> list[str]:
         """Looks after all; sentences about what happened."""
-        return [note for service in self for note in (service.check(),) if note]
+        guarded = self.guard.check() if self.guard is not None else None
+        return [note for note in (guarded, *(service.check() for service in self)) if note]
+
+    def keep_logs_small(self, *, max_bytes: int) -> None:
+        for service in self:
+            keep_small(service.log_path, max_bytes=max_bytes)
 
     def stop(
         self, *, note: Callable[[str], None], learner_seconds: float, generator_seconds: float
@@ -60,6 +80,8 @@ class Services:
                 killed.append(service.name)
         if self.broker is not None and not self.broker.stop(deadline_seconds=_BROKER_STOP_SECONDS):
             killed.append(self.broker.name)
+        if self.guard is not None:
+            self.guard.end()
         return killed
 
     def kill_at_once(self) -> None:
@@ -110,6 +132,6 @@ def _service(
         command=[sys.executable, "-m", "asympo.cli", command, "--config", str(planned.settings_path)],
         log_path=logs / f"{name}.log",
         cores=planned.share.cores,
-        environment={**planned.share.environment, "REDIS_URL": plan.broker_url},
+        environment={**planned.share.environment, "REDIS_URL": plan.broker_url, SUPERVISED: "1"},
         policy=policy,
     )

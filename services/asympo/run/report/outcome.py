@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from asympo.common.errors import AsympoError
 from asympo.run.held_out.checks import HeldOutChecks
 from asympo.run.processes.totals import Totals
 
@@ -24,7 +25,11 @@ class Outcome:
     """How a supervised run ended."""
 
     is_finished: bool
-    """The run did all its steps; False when it was stopped and can go on."""
+    """The run did all its steps; False when it was stopped or failed, and can go on."""
+    failure: AsympoError | None
+    """Why it cannot go on as it is."""
+    warnings: tuple[str, ...]
+    """What its services warned about, one line each with a count."""
     step: int
     totals: Totals
     checks: HeldOutChecks | None

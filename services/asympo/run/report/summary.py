@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asympo.local.process import run_helper
 from asympo.run.audit import count_trained_twice
 from asympo.run.console.view import duration
 from asympo.run.held_out.evaluation import Accuracy
@@ -26,6 +27,8 @@ def write_summary(outcome: Outcome, directory: Path, targets: TargetsSection | N
     summary: dict[str, Any] = {
         "run": directory.name,
         "is_finished": outcome.is_finished,
+        "failure": str(outcome.failure) if outcome.failure else None,
+        "warnings": list(outcome.warnings),
         "held_out_accuracy_before": before.value if before else None,
         "held_out_accuracy_before_interval": _interval(before),
         "held_out_accuracy_after": after.value if after else None,
@@ -63,9 +66,7 @@ def draw(directory: Path, *, title: str) -> str | None:
         return "no curves: no step was done"
     command = [sys.executable, "-m", "asympo.run.report.curves", str(metrics), str(out), title]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_DRAW_SECONDS
-        )
+        done = run_helper(command, seconds=_DRAW_SECONDS)
     except subprocess.TimeoutExpired:
         return f"no curves: drawing took more than {_DRAW_SECONDS:g} s"
     if done.returncode != 0:
@@ -79,7 +80,8 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{summary['run']}: finished" if summary["is_finished"] else f"{summary['run']}: stopped"
+        title=f"{summary['run']}: "
+        + ("failed" if summary["failure"] else "finished" if summary["is_finished"] else "stopped")
     )
     table.add_column("what")
     table.add_column("value", justify="right")
@@ -105,6 +107,8 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
     table.add_row(f"peak memory of all ({summary['peak_rss_kind']})", f"{gib:.2f} GiB")
     console = Console()
     console.print(table)
+    for line in summary["warnings"]:
+        console.print(f"warned: {line}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"written: {directory / 'summary.json'}, {directory / 'curves.png'}", soft_wrap=True)
 
 

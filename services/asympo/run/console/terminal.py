@@ -1,0 +1,54 @@
+"""A terminal that may go away: a run goes on, or stops in order, without it."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+class SteadyStream:
+    """A text stream that falls silent where nobody can read it any more: closed terminal, ended pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._fall_silent()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """What is buffered must go somewhere, or the interpreter's last flush fails once more."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def steady_terminal() -> Iterator[None]:
+    """Standard output and error cannot fail inside."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            # A prompt may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = SteadyStream(before[0]), SteadyStream(before[1])
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
