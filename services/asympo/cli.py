@@ -1,5 +1,6 @@
 """`asympo …`: finds the command and imports nothing else before it runs."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,12 @@ from importlib import import_module
 
 from asympo import __version__
 from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.proxies import pass_by
+
+_STORAGE_ERRORS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
+) | {errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO}
+"""What is wrong with a path, not with the program: one sentence, no traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an error of ours becomes one sentence and its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    pass_by(os.environ)
     try:
         return _dispatch(arguments)
     except AsympoError as error:
@@ -97,6 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe went away (`| head`); the interpreter must not flush into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        sys.stderr.write(f"asympo: {_storage_sentence(error)}\n")
+        return BadSetting.exit_code
+
+
+def _storage_sentence(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room to write{where} ({error.strerror}): free some, or give another directory"
+    return f"cannot use{where} ({error.strerror}): mend it, or give another path"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ import grpc
 
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.jsonl import read_steps
+from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.common.rollout_log import Broker, LogStats, RunLog
 from asympo.run.prepare.machine import look_at_machine
 from asympo.run.prepare.plan import Plan, make_plan
@@ -98,7 +99,9 @@ class PipelineRun:
         )
 
     def _call_learner(self, method: str, request: Any) -> None:
-        with grpc.insecure_channel(self._plan.learner.settings.grpc_address) as channel:
+        with grpc.insecure_channel(
+            self._plan.learner.settings.grpc_address, options=DIRECT_CHANNEL
+        ) as channel:
             # The learner opens its doors before it loads anything.
             getattr(LearnerServiceStub(channel), method)(request, wait_for_ready=True, timeout=_START_SECONDS)
 

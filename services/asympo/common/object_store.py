@@ -1,11 +1,12 @@
 """Settings of an S3-compatible store for checkpoints; light, because every service's settings hold them."""
 
 import re
-from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from asympo.common.paths import OptionalPath
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -29,7 +30,7 @@ class ObjectStoreOptions(BaseModel):
     region: str | None = Field(
         default=None, description="region of the bucket; if not given, the environment's"
     )
-    ca_file: Path | None = Field(
+    ca_file: OptionalPath = Field(
         default=None, description="PEM file: the authority that signs the store's certificate"
     )
     cached_policies: int = Field(default=3, ge=2, description="policies a generator keeps on its own disk")

@@ -29,6 +29,7 @@ from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.paths import SettingPath
 from asympo.common.redaction import redact_url, redact_value, redacted
 from asympo.common.tracing import TracingOptions
 
@@ -48,7 +49,7 @@ class ServiceSettings(BaseModel):
         default="redis://127.0.0.1:6379/0", description="broker that holds the rollout log"
     )
     run: str = Field(default="default", pattern=RUN_NAME, description="name of the run to work for")
-    checkpoint_root: Path = Field(
+    checkpoint_root: SettingPath = Field(
         default=Path("runs/checkpoints"), description="directory of all runs' checkpoints"
     )
     object_store: ObjectStoreOptions = ObjectStoreOptions()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
+from asympo.common.proxies import is_own
 from asympo.common.redaction import redact_text
 
 if TYPE_CHECKING:
@@ -133,14 +134,17 @@ def open_tracing(
     if is_disabled or endpoint is None:
         return Tracing()
     try:
+        import requests
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
         raise BadSetting(
             f"traces are to go to {endpoint} and OpenTelemetry is not installed: install asympo[otel], or "
             "leave tracing.endpoint and OTEL_EXPORTER_OTLP_ENDPOINT unset"
         ) from None
+    session = requests.Session()
+    session.trust_env = not is_own(endpoint)
     exporter = OTLPSpanExporter(
-        endpoint=f"{options.endpoint.rstrip('/')}/v1/traces" if options.endpoint else None
+        endpoint=f"{options.endpoint.rstrip('/')}/v1/traces" if options.endpoint else None, session=session
     )
     log.info("Traces of groups go to %s", endpoint)
     return Tracing(

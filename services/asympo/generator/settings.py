@@ -1,12 +1,12 @@
 """Settings of one generator. What is sampled, and from which model and task, comes from the run itself."""
 
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS
+from asympo.common.paths import OptionalPath, OptionalPathOrName
 from asympo.engines.settings import EngineSettings, SimulatedSettings
 
 
@@ -18,7 +18,7 @@ class GeneratorSettings(ControlSettings):
     holder: str = Field(
         default="", max_length=MAX_HOLDER_CHARS, description="name for its leases; host and pid if empty"
     )
-    model: str | None = Field(
+    model: OptionalPathOrName = Field(
         default=None, description="where the run's model lies on this machine, if elsewhere"
     )
     task_path: str | None = Field(
@@ -63,7 +63,7 @@ class GeneratorSettings(ControlSettings):
         default=False, description="exit when the run ends; otherwise keep serving, idle"
     )
 
-    append_journal: Path | None = Field(
+    append_journal: OptionalPath = Field(
         default=None,
         description="JSONL file for every append that the broker acknowledged; if not given, none is written",
     )

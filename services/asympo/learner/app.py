@@ -22,12 +22,7 @@ from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
-<<<<<<< HEAD
-from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
-=======
-from asympo.common.settings import redacted
 from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
->>>>>>> 1bb69af (A run left alone: every end leaves nothing behind, warnings are counted and limited, hopeless loops end with their reason)
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS
+from asympo.common.paths import PathOrName
 from asympo.common.records import MAX_RESPONSES
 from asympo.tasks.config import TaskConfig
 
@@ -59,7 +60,9 @@ class LearnerSettings(ControlSettings):
     service: ClassVar[str] = "learner"
 
     # The run
-    model: str = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct", description="Hugging Face id or path")
+    model: PathOrName = Field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct", description="Hugging Face id or path"
+    )
     task: TaskConfig = Field(
         default_factory=lambda: TaskConfig.model_validate({}), description="what is asked"
     )

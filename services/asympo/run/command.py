@@ -39,8 +39,9 @@ def run_file(file: RunFile, arguments: Any) -> int:
     """What `run` and `demo` share, from a resolved file on."""
     from asympo.run.directory import RunDirectory
     from asympo.run.prepare.machine import look_at_machine
-    from asympo.run.prepare.plan import check_learner_values
+    from asympo.run.prepare.plan import anchored_file, check_learner_values
 
+    file = anchored_file(file)
     check_learner_values(file)
     if arguments.check_config:
         sys.stdout.write(resolved_text(file))

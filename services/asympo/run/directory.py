@@ -39,7 +39,7 @@ class RunDirectory:
             mark = json.loads((self.path / _MARK).read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise BadSetting(
                 f"{self.path / _MARK} cannot be read ({error}): start over with --fresh"
             ) from None
@@ -68,6 +68,8 @@ class RunDirectory:
                 f"{self.path} holds other files, but no run: choose another run name or directory"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise BadSetting(f"{self.path} cannot be written: change its permissions, or give run.directory")
         self._lock = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline, is_said = time.monotonic() + _STOPPING_SECONDS, False
         while not _is_locked(self._lock):
@@ -86,7 +88,7 @@ class RunDirectory:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         if not self.exists:
-            self.write_mark()
+            self.write_mark(started_in=os.getcwd())
         return self
 
     @property

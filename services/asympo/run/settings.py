@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
+from asympo.common.paths import SettingPath
 from asympo.common.settings import merge, nearest, read_toml, validate
 
 RUNS_DIRECTORY = Path("runs")
@@ -38,7 +39,7 @@ class RunSection(_Section):
     """`[run]`: what concerns the run as a whole."""
 
     name: str = Field(default="run", pattern=RUN_NAME, description="name of the run, and of its directory")
-    directory: Path = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
+    directory: SettingPath = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
     evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
     max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
     use_gpus: bool = Field(default=True, description="use GPUs if there are any")

@@ -10,6 +10,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, PolicyAnnouncement, RunLog, RunState
 from asympo.local.log_file import keep_small
 from asympo.local.service import Service
+from asympo.run.audit import effective_steps, read_rows
 from asympo.run.console.view import Snapshot, View
 from asympo.run.directory import RunDirectory
 from asympo.run.events import write_event
@@ -104,6 +105,9 @@ class Supervisor:
                 learner_seconds=section.learner_drain_seconds,
                 generator_seconds=section.generator_drain_seconds,
             )
+            # The learner steps on while it drains.
+            written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
+            self._step = max(self._step, max(written, default=0))
             self._memory.stop()
             totals = self._totals()
             self._say_how_it_ended(is_finished=is_finished, failure=failure)

@@ -11,6 +11,8 @@ from pydantic import (
     model_validator,
 )
 
+from asympo.common.paths import OptionalPathOrName
+
 _ONLY_FOR = {
     "path": "jsonl",
     "scoring": "jsonl",
@@ -27,7 +29,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["addition", "jsonl", "reasoning-gym"] = Field("addition", description="which task")
-    path: str | None = Field(None, description="jsonl: file with one JSON object a line")
+    path: OptionalPathOrName = Field(None, description="jsonl: file with one JSON object a line")
     scoring: str = Field(
         "exact",
         pattern=r"^(exact|regex|math-verify|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",

@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.proxies import is_own
 
 _PART_BYTES = 16 << 20
 _NUM_THREADS = 8
@@ -87,6 +88,8 @@ class Bucket:
                 options = self._options
                 config = Config(
                     retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
+                    # None: as the environment says.
+                    proxies={} if options.endpoint and is_own(options.endpoint) else None,
                     connect_timeout=_CONNECT_SECONDS,
                     read_timeout=_READ_SECONDS,
                     max_pool_connections=2 * _NUM_THREADS,

@@ -1,11 +1,11 @@
 """Settings of a control service's door, the same for every service that has one."""
 
 import ipaddress
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from asympo.common.paths import OptionalPath
 from asympo.common.settings import ServiceSettings
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -16,9 +16,9 @@ class TlsFiles(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    certificate: Path | None = Field(default=None, description="PEM file: the server's certificate (chain)")
-    key: Path | None = Field(default=None, description="PEM file: its private key, without a passphrase")
-    client_ca: Path | None = Field(
+    certificate: OptionalPath = Field(default=None, description="PEM file: the server's certificate (chain)")
+    key: OptionalPath = Field(default=None, description="PEM file: its private key, without a passphrase")
+    client_ca: OptionalPath = Field(
         default=None, description="PEM file: the authority that signs callers' certificates"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from asympo.common.errors import AsympoError
+from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.run.held_out.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
@@ -128,7 +129,7 @@ class HeldOutChecks:
 
     def _call_learner(self, method: str, request: Any) -> bool:
         try:
-            with grpc.insecure_channel(self._settings.grpc_address) as channel:
+            with grpc.insecure_channel(self._settings.grpc_address, options=DIRECT_CHANNEL) as channel:
                 getattr(LearnerServiceStub(channel), method)(request, timeout=_CALL_SECONDS)
         except grpc.RpcError:
             return False

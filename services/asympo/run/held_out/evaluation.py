@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from asympo.common.errors import AsympoError, NoProgress
+from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.local.process import run_helper
 from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1 import rollout_pb2
@@ -104,7 +105,7 @@ def greedy_responses(
     """
     texts: list[str] = []
     steps: set[int | None] = set()
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=DIRECT_CHANNEL) as channel:
         stub = GeneratorServiceStub(channel)
         for start in range(0, len(token_ids), _CHUNK):
             request = messages.GeneratorServiceGenerateRequest(

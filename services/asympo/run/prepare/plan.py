@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadModel, BadSetting
-from asympo.common.settings import dump_toml, merge, validate
+from asympo.common.paths import anchored, is_path
+from asympo.common.settings import dump_toml, iter_options, merge, validate
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
 from asympo.local.ports import free_port, page_port, require_free
+from asympo.run.directory import RunDirectory
 from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
 
@@ -108,6 +110,19 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
     )
 
 
+def anchored_file(file: RunFile) -> RunFile:
+    """A run that is resumed from elsewhere finds its relative paths where it was begun."""
+    directory = RunDirectory(file.directory)
+    begun_in = directory.read_mark().get("started_in")
+    if not begun_in:
+        return file
+    found = {}
+    for name, model in (("learner_values", LearnerSettings), ("generator_values", GeneratorSettings)):
+        paths = [option.path for option in iter_options(model) if is_path(option.field.metadata)]
+        found[name] = anchored(getattr(file, name), paths, Path(begun_in))
+    return file.model_copy(update=found)
+
+
 def check_learner_values(file: RunFile) -> None:
     """The services' own sections, checked before anything is written or started."""
     for model, values, section in (
@@ -131,8 +146,8 @@ def check_learner_values(file: RunFile) -> None:
 def check_inputs(file: RunFile) -> None:
     """What can be seen at once of model and task: a wrong path must not cost the start of an engine."""
     settings = validate(LearnerSettings, file.learner_values)
-    if settings.model.startswith(("/", "./", "../", "~")):
-        config = Path(settings.model).expanduser() / "config.json"
+    if settings.model.startswith(("/", "./", "../")):
+        config = Path(settings.model) / "config.json"
         if not config.is_file():
             raise BadModel(
                 f"the model {settings.model} is not a directory with a config.json: give a path or an id"

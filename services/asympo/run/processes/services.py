@@ -95,7 +95,7 @@ def build_services(plan: Plan) -> Services:
     policy = RestartPolicy(max_restarts=plan.file.run.max_restarts)
     broker, description = None, []
     if plan.is_broker_embedded:
-        binary = find_broker_binary()
+        binary = find_broker_binary(plan.broker_directory)
         description.append(f"broker: {binary.version} ({binary.path}), every write synced to disk")
         broker = LocalBroker(
             binary=binary.path,
