@@ -16,6 +16,7 @@ _NAMES = (
     r"credentials?|signature|authorization)"
 )
 _SECRET_NAME = re.compile(rf"{_NAMES}\Z", re.IGNORECASE)
+_RATE_NAME = re.compile(r"_per_token\Z")
 _PARAMETER = re.compile(r"[?&;#]([^=&?;#]*)=")
 _USER = re.compile(r"([A-Za-z0-9_.-]*):")
 # Our own sentences write "port" where a number belongs.
@@ -73,7 +74,7 @@ def redact_value(name: str, value: Any) -> Any:
         return type(value)(redact_value(name, item) for item in value)
     if value is None or value == "" or isinstance(value, bool):
         return value
-    if _SECRET_NAME.search(name):
+    if _SECRET_NAME.search(name) and not _RATE_NAME.search(name):
         return MASK
     return _redact_whole(value) if isinstance(value, str) else value
 
