@@ -16,7 +16,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge
 
 from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps, to_json
-from asympo.common.log_watch import LogWatch
+from asympo.common.logs.watch import LogWatch
 from asympo.common.redaction import redact_text, redact_value
 
 __all__ = [

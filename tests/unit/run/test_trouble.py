@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BrokerUnavailable, NoProgress
-from asympo.common.log_watch import LogWatch
+from asympo.common.logs.watch import LogWatch
 from asympo.local.log_file import keep_small, last_sentence
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.notify import notify
