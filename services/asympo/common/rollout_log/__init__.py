@@ -10,6 +10,14 @@ from asympo.common.rollout_log.broker.server_info import BrokerInfo
 from asympo.common.rollout_log.copies import CopiedPiece
 from asympo.common.rollout_log.permutation import permuted_index
 from asympo.common.rollout_log.policies import queue_staleness
+from asympo.common.rollout_log.producers.submissions import (
+    PRODUCER_NAME,
+    REMEMBERED_IDS,
+    Submission,
+    SubmitOutcome,
+    Submitted,
+    foreign_id,
+)
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.run_log import RunLog, list_runs
 from asympo.common.rollout_log.types import (
@@ -31,6 +39,8 @@ from asympo.common.rollout_log.types import (
 )
 
 __all__ = [
+    "PRODUCER_NAME",
+    "REMEMBERED_IDS",
     "AppendOutcome",
     "AppendResult",
     "BadPolicy",
@@ -51,6 +61,10 @@ __all__ = [
     "RunLog",
     "RunState",
     "RunSummary",
+    "Submission",
+    "SubmitOutcome",
+    "Submitted",
+    "foreign_id",
     "list_runs",
     "permuted_index",
     "queue_staleness",

@@ -10,6 +10,7 @@ from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.leases import Leases
 from asympo.common.rollout_log.policies import Policies
 from asympo.common.rollout_log.presence import Presence
+from asympo.common.rollout_log.producers.submissions import Submissions
 from asympo.common.rollout_log.reader import Reader
 from asympo.common.rollout_log.reconcile import Reconciler
 from asympo.common.rollout_log.run_state import RunStates
@@ -25,6 +26,7 @@ class RunLog:
         self.broker, self.run = broker, run
         self.state = RunStates(self.access)
         self.leases = Leases(self.access)
+        self.submissions = Submissions(self.access)
         self.reader = Reader(self.access)
         self.fence = Fences(self.access)
         self.commits = Commits(self.access)

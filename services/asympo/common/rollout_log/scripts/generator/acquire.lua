@@ -6,6 +6,7 @@
 --!include time
 --!include wake
 --!include lease
+--!include expire
 local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
 -- Not among KEYS, which an access rule treats as written: generators may only read what the learner announces.
 local policies = string.gsub(run, ':run$', ':policies')
@@ -31,23 +32,6 @@ end
 local function until_next_expiry()
   local first = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
   return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
-end
-
--- At most 200 at once, because a script blocks the whole broker; the next request takes the rest.
-local function expire_leases()
-  local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 200)
-  for _, old in ipairs(expired) do
-    local stored = redis.call('HGET', leases, old)
-    if stored then
-      return_prompt(old, (parse_lease(stored)), leases, deadlines, reissue)
-    else
-      redis.call('ZREM', deadlines, old)
-    end
-  end
-  if #expired > 0 then
-    redis.call('HINCRBY', run, 'lease_expiries', #expired)
-    wake_all(wake, 'expired')
-  end
 end
 
 -- The same permutation as permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
@@ -119,7 +103,7 @@ elseif limits.state ~= 'running' or not limits.policy_step then
   return refuse('not_started', 30000)
 end
 
-expire_leases()
+expire_leases(now, run, leases, deadlines, reissue, wake)
 
 local max_staleness, max_generation = tonumber(limits.max_staleness), tonumber(limits.max_generation_staleness)
 -- Synchronous: what an older policy samples would be stale when it is trained.

@@ -1,0 +1,31 @@
+#!lua flags=allow-oom
+-- Takes entries of one producer out of the log that nobody has trained; readers step over their numbers.
+-- KEYS: run, log, open, reissue, holes, wake. ARGV: producer, after this sequence, entries to look at, prefix of the
+-- ids it chose itself. Replies the last sequence looked at (0: no more), entries taken out. Prompts that were leased
+-- are issued again. Twice: they are gone.
+--!include time
+--!include wake
+local run, log, open, reissue, holes, wake = unpack(KEYS)
+local at = redis.call('HMGET', run, 'committed_sequence', 'trained_sequence')
+local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), tonumber(at[2] or '0'))
+local last, taken = 0, 0
+for _, entry in ipairs(redis.call('XRANGE', log, '(' .. plain(after) .. '-0', '+', 'COUNT', ARGV[3])) do
+  local id, values = entry[1], {}
+  for i = 1, #entry[2], 2 do
+    values[entry[2][i]] = entry[2][i + 1]
+  end
+  last = tonumber(string.match(id, '^(%d+)'))
+  if values.producer == ARGV[1] then
+    redis.call('HSET', holes, plain(last), plain(last))
+    redis.call('XDEL', log, id)
+    if redis.call('SREM', open, values.group_id) == 1
+      and string.sub(values.group_id, 1, #ARGV[4]) ~= ARGV[4] then
+      redis.call('RPUSH', reissue, values.group_id)
+    end
+    taken = taken + 1
+  end
+end
+if taken > 0 then
+  wake_all(wake, 'freed')
+end
+return {last, taken}

@@ -1,0 +1,105 @@
+#!lua
+-- Appends groups that were made without a lease, each under the next dense number while leases + open < capacity.
+-- KEYS: run, log, open, leases, deadlines, reissue, wake, submitted, producers.
+-- ARGV: producer, slots it may hold while others hold some, ids remembered, then for each group: sortable id, group
+-- id, payload. Replies newest event, milliseconds until it may be worth asking again, then for each group outcome and
+-- sequence. Twice: an id among the newest remembered ones replies DUPLICATE, one older than all of them TOO_OLD, so
+-- nothing enters twice. XADD is the first write of each group: a broker that is full has written none of it.
+--!include time
+--!include wake
+--!include lease
+--!include expire
+local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
+local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now = now_ms()
+local names = {'state', 'capacity', 'last_sequence', 'appended'}
+local fields = {}
+for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+  fields[names[i]] = value
+end
+expire_leases(now, run, leases, deadlines, reissue, wake)
+
+local prefix = producer .. '/'
+local first, last = '[' .. prefix, '(' .. producer .. '0' -- '0' is the character after '/'
+local used = redis.call('HLEN', leases) + redis.call('SCARD', open)
+
+-- Counted once a call: only slots of groups made under no lease, and leases that the producer holds.
+local mine = nil
+local function count_mine()
+  mine = 0
+  for _, group_id in ipairs(redis.call('SMEMBERS', open)) do
+    if string.sub(group_id, 1, #prefix) == prefix then
+      mine = mine + 1
+    end
+  end
+  for _, stored in ipairs(redis.call('HVALS', leases)) do
+    local _, _, _, holder = parse_lease(stored)
+    if holder == producer then
+      mine = mine + 1
+    end
+  end
+end
+
+local function refusal(id)
+  if redis.call('ZSCORE', submitted, id) then
+    return 'DUPLICATE'
+  end
+  if redis.call('ZLEXCOUNT', submitted, first, last) >= window
+    and id < redis.call('ZRANGEBYLEX', submitted, first, last, 'LIMIT', 0, 1)[1] then
+    return 'TOO_OLD'
+  end
+  if fields.state == 'finished' or fields.state == 'failed' then
+    return 'RUN_ENDED'
+  elseif fields.state == 'draining' then
+    return 'PAUSED'
+  elseif fields.state ~= 'running' then
+    return 'NOT_STARTED'
+  end
+  if used >= tonumber(fields.capacity) then
+    return 'NO_CAPACITY'
+  end
+  if share < tonumber(fields.capacity) then
+    if not mine then
+      count_mine()
+    end
+    if mine >= share and used > mine then
+      return 'OVER_SHARE'
+    end
+  end
+  return nil
+end
+
+local wake_id = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
+local first_expiry = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
+local retry_ms = first_expiry and math.max(1, math.min(30000, tonumber(first_expiry) - now + 1)) or 30000
+local found = {wake_id[1] and wake_id[1][1] or '0-0', retry_ms}
+local sequence, counts = tonumber(fields.last_sequence or '0'), {}
+for i = 4, #ARGV, 3 do
+  local id, group_id = ARGV[i], ARGV[i + 1]
+  local outcome = refusal(id)
+  if not outcome then
+    sequence, used, mine = sequence + 1, used + 1, mine and mine + 1
+    redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
+      'payload', ARGV[i + 2])
+    redis.call('HSET', run, 'last_sequence', plain(sequence))
+    redis.call('HINCRBY', run, 'appended', 1)
+    redis.call('SADD', open, group_id)
+    redis.call('ZADD', submitted, 0, id)
+    outcome = 'APPENDED'
+  end
+  counts[outcome] = (counts[outcome] or 0) + 1
+  found[#found + 1] = outcome
+  found[#found + 1] = outcome == 'APPENDED' and sequence or 0
+end
+for _, outcome in ipairs({'APPENDED', 'DUPLICATE', 'TOO_OLD'}) do
+  if counts[outcome] then
+    redis.call('HINCRBY', producers, prefix .. string.lower(outcome), counts[outcome])
+  end
+end
+local surplus = redis.call('ZLEXCOUNT', submitted, first, last) - window
+if surplus > 0 then
+  for _, id in ipairs(redis.call('ZRANGEBYLEX', submitted, first, last, 'LIMIT', 0, surplus)) do
+    redis.call('ZREM', submitted, id)
+  end
+end
+return found
