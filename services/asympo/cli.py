@@ -52,11 +52,17 @@ COMMANDS = (
         settings_class="LearnerSettings",
         summary="the learner of a run: trains and publishes policies",
     ),
+    Command(
+        name="gateway",
+        module="asympo.gateway",
+        settings_class="GatewaySettings",
+        summary="the door for other producers: finished groups, prompts, sessions for agents",
+    ),
     Command(name="runs", module="asympo.ops.runs", summary="list, show or delete the runs known to a broker"),
     Command(
         name="log",
         module="asympo.ops.log",
-        summary="tail, stats, show, export, replay, follow: the rollout log",
+        summary="tail, stats, show, export, replay, follow, purge: the rollout log",
     ),
     Command(
         name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"

@@ -20,6 +20,7 @@ from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
 from asympo.local.broker import LocalBroker
+from asympo.tasks import of_run
 
 from tests.compat.recording import FLAGS, RUN, put_back, task_flags
 from tests.compat.release_before import RECORD, OldGenerator
@@ -118,9 +119,9 @@ def test_journal_with_and_without_what_is_new_is_read(tmp_path: Path) -> None:
 def test_generator_joins_a_run_of_the_release_before(recorded: RunLog, tmp_path: Path) -> None:
     config = recorded.state.config()
     assert config is not None
-    task_config = join.task_config_of(config, task_path=None)
-    task = join.load_same_task(config, task_config)
-    join.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
+    task_config = of_run.task_config_of(config, task_path=None)
+    task = of_run.load_same_task(config, task_config)
+    of_run.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
     assert join.sampling_of(config).max_tokens == 256
     assert recorded.stats.read().backlog > 0
     assert recorded.policies.latest() is not None

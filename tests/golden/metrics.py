@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from asympo.common.telemetry import new_registry
+from asympo.gateway.metrics import GatewayMetrics
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.learner.metrics import LearnerMetrics
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -21,6 +22,7 @@ def lines() -> list[str]:
     registry = new_registry(service="any", version="0")
     LearnerMetrics(registry)
     GeneratorMetrics(registry)
+    GatewayMetrics(registry)
     found = []
     for collector in _collectors(registry):
         labels = sorted(collector._labelnames)

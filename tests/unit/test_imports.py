@@ -57,6 +57,9 @@ def test_module_keeps_to_its_room(path: Path) -> None:
         assert not imports_any(path, others), "services never import each other"
     if room in {"common", "engines", "tasks", "rewards"}:
         assert not imports_any(path, {f"asympo.{s}" for s in SERVICES | TOOLS}), f"{room} imports no service"
+    if room == "client":
+        others = {f"asympo.{r}" for r in SERVICES | TOOLS | {"engines", "tasks", "rewards", "local"}}
+        assert not imports_any(path, others | {"transformers", "numpy"}), "the client is light: only common"
     if room == "local":
         others = {f"asympo.{s}" for s in SERVICES | TOOLS | {"testing", "engines", "tasks", "rewards"}}
         assert not imports_any(path, others), "local imports only common"

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -62,8 +63,13 @@ def encode_group(group: RolloutGroup) -> bytes:
     _check_group_id(group.group_id)
     _check_prompt(group.prompt)
     _check_responses(group.responses)
+    return to_message(group).SerializeToString(deterministic=True)
+
+
+def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
+    """As the wire has it, unchecked; raises InvalidRecord for what cannot be put there at all."""
     try:
-        message = rollout_pb2.RolloutGroup(
+        return rollout_pb2.RolloutGroup(
             group_id=group.group_id,
             prompt=rollout_pb2.Prompt(token_ids=group.prompt.token_ids, text=group.prompt.text),
             responses=[
@@ -78,7 +84,6 @@ def encode_group(group: RolloutGroup) -> bytes:
                 for response in group.responses
             ],
         )
-        return message.SerializeToString(deterministic=True)
     except (TypeError, ValueError) as error:  # lone surrogates in a text, a token id that is no integer
         raise InvalidRecord(f"group {group.group_id} cannot be serialised: {error}") from error
 
@@ -100,14 +105,35 @@ def decode_group(payload: bytes, *, limits: WireLimits) -> RolloutGroup:
         ValueError,
     ) as error:  # ValueError: text that is not UTF-8, in the pure Python parser
         raise InvalidRecord(f"record is not a serialised RolloutGroup: {error}") from error
+    check_group(message, limits=limits)
+    return RolloutGroup(
+        group_id=message.group_id,
+        prompt=Prompt(token_ids=tuple(message.prompt.token_ids), text=message.prompt.text),
+        responses=tuple(_response_from_wire(response) for response in message.responses),
+    )
+
+
+def check_group(message: rollout_pb2.RolloutGroup, *, limits: WireLimits) -> None:
+    """Validate a parsed record where it lies, nothing copied; raises InvalidRecord with the field and why."""
     _check_group_id(message.group_id)
     _check_sizes(message, limits)
-    prompt = prompt_from_wire(message.prompt, limits=limits)
-    responses = tuple(
-        _response_from_wire(response, index) for index, response in enumerate(message.responses)
+    prompt_from_wire(message.prompt, limits=limits, as_ids=_as_they_are)
+    for index, response in enumerate(message.responses):
+        if not response.HasField("reward"):
+            raise InvalidRecord(f"response {index} has no reward")
+        if response.finish_reason not in FINISH_REASON_FROM_WIRE:
+            raise InvalidRecord(
+                f"response {index} has finish reason {response.finish_reason}, which is not known"
+            )
+    _check_responses(
+        [_response_from_wire(response, as_ids=_as_they_are) for response in message.responses],
+        vocab_size=limits.vocab_size,
     )
-    _check_responses(responses, vocab_size=limits.vocab_size)
-    return RolloutGroup(group_id=message.group_id, prompt=prompt, responses=responses)
+
+
+def _as_they_are(values: Any) -> Any:
+    """In place of `tuple`: a repeated field can be looked at without a copy of it."""
+    return values
 
 
 def _check_num_fields(payload: bytes, max_fields: int) -> None:
@@ -145,25 +171,24 @@ def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
     raise InvalidRecord("record is cut off or holds a number of more than 10 bytes")
 
 
-def prompt_from_wire(message: rollout_pb2.Prompt, *, limits: WireLimits) -> Prompt:
+def prompt_from_wire(
+    message: rollout_pb2.Prompt, *, limits: WireLimits, as_ids: Callable[[Any], tuple[int, ...]] = tuple
+) -> Prompt:
     """One validated prompt; raises InvalidRecord. Control RPCs use it too: theirs are not in the log."""
     _check_size("prompt", message.token_ids, limits.max_prompt_tokens, message.text, limits.max_text_bytes)
-    prompt = Prompt(token_ids=tuple(message.token_ids), text=message.text)
+    prompt = Prompt(token_ids=as_ids(message.token_ids), text=message.text)
     _check_prompt(prompt, vocab_size=limits.vocab_size)
     return prompt
 
 
-def _response_from_wire(message: rollout_pb2.Response, index: int) -> Response:
-    if not message.HasField("reward"):
-        raise InvalidRecord(f"response {index} has no reward")
-    finish_reason = FINISH_REASON_FROM_WIRE.get(message.finish_reason)
-    if finish_reason is None:
-        raise InvalidRecord(f"response {index} has finish reason {message.finish_reason}, which is not known")
+def _response_from_wire(
+    message: rollout_pb2.Response, *, as_ids: Callable[[Any], tuple[int, ...]] = tuple
+) -> Response:
     return Response(
-        token_ids=tuple(message.token_ids),
+        token_ids=as_ids(message.token_ids),
         text=message.text,
         reward=message.reward,
-        finish_reason=finish_reason,
+        finish_reason=FINISH_REASON_FROM_WIRE[message.finish_reason],
         trained_token_mask=tuple(message.trained_token_mask) or None,
         stop_string=message.stop_string,
     )
@@ -248,6 +273,10 @@ def _check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int | None
     if not token_ids:
         return
     largest = _MAX_UINT32 if vocab_size is None else vocab_size - 1
-    if min(token_ids) < 0 or max(token_ids) > largest:
+    if isinstance(token_ids, tuple) or vocab_size is not None:
+        is_right = min(token_ids) >= 0 and max(token_ids) <= largest
+    else:
+        is_right = True  # A repeated field of the wire cannot hold another number.
+    if not is_right:
         wrong = next(token for token in token_ids if not 0 <= token <= largest)
         raise InvalidRecord(f"{name} has token id {wrong}, outside 0 to {largest}")

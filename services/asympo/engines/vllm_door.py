@@ -43,7 +43,13 @@ class GuardedEngine:
     """The engine as vLLM's handlers see it: every request takes our slots, salt and priority."""
 
     def __init__(
-        self, *, engine: AsyncLLM, slots: asyncio.Semaphore, max_slots: int, in_engine: set[str], door: DoorPolicy
+        self,
+        *,
+        engine: AsyncLLM,
+        slots: asyncio.Semaphore,
+        max_slots: int,
+        in_engine: set[str],
+        door: DoorPolicy,
     ) -> None:
         self._engine = engine
         self._slots = slots

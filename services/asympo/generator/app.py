@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+from asympo.common.calls import Backoff, Calls, race
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
@@ -21,7 +22,6 @@ from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import join
 from asympo.generator.api import build_api
-from asympo.generator.calls import Backoff, Calls, race
 from asympo.generator.context import GeneratorContext
 from asympo.generator.core import Generator, Parts
 from asympo.generator.engine_choice import build_engine
@@ -38,6 +38,7 @@ from asympo.generator.work.inflight import GroupsInFlight
 from asympo.generator.work.journal import AppendJournal
 from asympo.generator.work.worker import Worker
 from asympo.rewards.scorer import Scorer
+from asympo.tasks import of_run
 from asympo.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,10 @@ class GeneratorProcess:
             warnings=(log_watch or LogWatch()).warnings,
         )
         # Every group may wait in a thread twice (scoring, append) beside the few standing waits.
-        self._calls = Calls(max_threads=2 * settings.max_groups_in_flight + 8, metrics=self._metrics)
+        self._calls = Calls(
+            max_threads=2 * settings.max_groups_in_flight + 8,
+            on_broker_error=self._metrics.count_broker_error,
+        )
 
         self.rpc = RpcServer(generator=self.generator, settings=settings)
         self.http_port = 0
@@ -175,8 +179,8 @@ class GeneratorProcess:
         settings = self._settings
         journal = self._open_journal(closing)
         config = await join.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
-        task_config = join.task_config_of(config, task_path=settings.task_path)
-        task = await self._calls.run(join.load_same_task, config, task_config)
+        task_config = of_run.task_config_of(config, task_path=settings.task_path)
+        task = await self._calls.run(of_run.load_same_task, config, task_config)
         scorer = await self._calls.run(
             Scorer,
             task=task_config,
@@ -196,7 +200,7 @@ class GeneratorProcess:
         engine = self._engine_factory(settings)
         closing.push_async_callback(_close_engine, engine)
         policy = await self._start_engine(engine, config, store, watcher, presence)
-        join.check_tokenizer(config, engine.tokenizer, task)
+        of_run.check_tokenizer(config, engine.tokenizer, task)
         context = GeneratorContext(
             settings=settings,
             config=config,

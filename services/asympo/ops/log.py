@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show|export|replay|follow`: looks into a rollout log; moves and deletes nothing."""
+"""`asympo log tail|stats|show|export|replay|follow`: looks into a rollout log; only `purge` takes out of it."""
 
 import dataclasses
 import sys
@@ -27,12 +27,15 @@ def main(argv: Sequence[str]) -> int:
         ("tail", "groups as they are appended"),
         ("stats", "counts of the log"),
         ("show", "prompts, responses, rewards and advantages of groups in the log"),
+        ("purge", "take out what one producer appended and nobody has trained"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         add_broker_flags(verb)
         verb.add_argument("--run", required=True, metavar="RUN")
         if name == "tail":
             verb.add_argument("--count", type=int, help="stop after this many groups")
+        if name == "purge":
+            verb.add_argument("--producer", required=True, metavar="NAME", help="as the log shows it")
         if name == "show":
             verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
             verb.add_argument("--sequence", type=int, help="only the group with this number")
@@ -48,7 +51,16 @@ def main(argv: Sequence[str]) -> int:
     if arguments.verb in others:
         return others[arguments.verb].main(arguments)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-        return {"tail": _tail, "stats": _stats, "show": _show}[arguments.verb](log, arguments)
+        return _VERBS[arguments.verb](log, arguments)
+
+
+def _purge(log: RunLog, arguments: Namespace) -> int:
+    num_groups = log.submissions.purge(arguments.producer)
+    if arguments.json:
+        write_json({"producer": arguments.producer, "purged": num_groups})
+    else:
+        sys.stdout.write(f"{num_groups} groups of {arguments.producer} are out of the log\n")
+    return 0
 
 
 def _stats(log: RunLog, arguments: Namespace) -> int:
@@ -185,3 +197,6 @@ def _shortened(text: str) -> str:
 
     plain = "".join(char if char.isprintable() else " " for char in text)
     return escape(plain if len(plain) <= _MAX_SHOWN_CHARS else plain[: _MAX_SHOWN_CHARS - 1] + "…")
+
+
+_VERBS = {"tail": _tail, "stats": _stats, "show": _show, "purge": _purge}

@@ -113,7 +113,9 @@ def test_run_that_nobody_started_takes_nothing(log: RunLog) -> None:
     assert submit(log, "1") == [SubmitOutcome.NOT_STARTED]
 
 
-@pytest.mark.parametrize("local_id", ["", "a", "-1", "01", "1-", "1/2", "9" * 17, "1-" + "x" * 65, "1-ä", "1\n"])
+@pytest.mark.parametrize(
+    "local_id", ["", "a", "-1", "01", "1-", "1/2", "9" * 17, "1-" + "x" * 65, "1-ä", "1\n"]
+)
 def test_id_that_cannot_be_ordered_or_stored_is_refused(local_id: str) -> None:
     with pytest.raises(InvalidRecord, match="a number that grows"):
         foreign_id("agents", local_id)

@@ -57,7 +57,7 @@ class ControlSettings(ServiceSettings):
             if tls.is_given:
                 raise ValueError("a unix socket is guarded by its file mode: give an address, or no grpc_tls")
             return value
-        if not tls.is_given and not _is_loopback(value):
+        if not tls.is_given and not is_loopback(value):
             raise ValueError(
                 "beyond this machine callers must show certificates: give grpc_tls.certificate, grpc_tls.key "
                 "and grpc_tls.client_ca, or else give a loopback address or unix:PATH"
@@ -73,7 +73,8 @@ class ControlSettings(ServiceSettings):
         return f"{host}:{self.grpc_port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     if host == "localhost":
         return True
     try:

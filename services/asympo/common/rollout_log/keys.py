@@ -23,7 +23,7 @@ NOUNS = (
     "holes",  # hash: first -> last sequence lost by the broker, as found by a reconcile
     "dead",  # stream: records that failed validation, with reasons
     "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it
-    "submitted",  # sorted set: "<producer>/<number>" of groups without a lease; the newest few thousand of each producer
+    "submitted",  # sorted set: "<producer>/<number>" of groups without a lease; the newest few thousand
     "producers",  # hash: "<producer>/<outcome>" -> how many groups that were submitted without a lease
     "presence",  # hash: holder -> status
     "presence_until",  # sorted set: holder -> when its status stops being true

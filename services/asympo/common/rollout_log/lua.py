@@ -1,6 +1,6 @@
 """Loads the Lua scripts: one file a script, with ``--!include name`` lines replaced by shared pieces.
 
-They lie in a folder for each caller: ``generator``, ``learner``, ``producer``, or ``anyone`` (people among them).
+They lie in a folder for each caller: ``generator``, ``learner``, ``producer``, or ``anyone`` (people too).
 
 Scripts whose first line says ``flags=allow-oom`` free memory, or are needed to free it, and run when the
 broker is over its memory limit. It refuses all others then before they have written anything.

@@ -1,1 +1,1 @@
-"""What producers without a lease do with the log: submit groups of their own ids, and what is done about theirs."""
+"""What producers without a lease do with the log: they submit groups under ids of their own."""

@@ -10,10 +10,10 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.types import RefusalReason, Refused
 
 REMEMBERED_IDS = 4096
-"""Of each producer, the newest by number. One of these is recognised when it comes again; an older one is refused,
-since nobody can say any more whether it came before."""
+"""Of each producer, the newest by number. One of these is recognised when it comes again; an older one is
+refused, since nobody can say any more whether it came before."""
 PRODUCER_NAME = r"^[a-z][a-z0-9-]{0,31}$"
-"""A letter first: the ids of leased prompts begin with a digit, and the two must never be taken for one another."""
+"""A letter first: ids of leased prompts begin with a digit, and one must never be taken for the other."""
 _LOCAL_ID = re.compile(r"(0|[1-9][0-9]{0,15})(?:-([A-Za-z0-9._:-]{1,64}))?", re.ASCII)
 _MAX_NUMBER = 2**53
 
@@ -69,7 +69,7 @@ class Submitted:
 
 
 def foreign_id(producer: str, local_id: str) -> str:
-    """The group id in the log of what a producer calls `local_id`; raises InvalidRecord for one it may not use."""
+    """What a producer's `local_id` is in the log; raises InvalidRecord for one that it may not use."""
     if not re.fullmatch(PRODUCER_NAME, producer):
         raise InvalidRecord(
             f"producer {producer!r}: give 1 to 32 lower-case letters, digits or -, a letter first"
@@ -94,8 +94,8 @@ class Submissions:
     ) -> tuple[list[Submitted], Refused]:
         """Appends groups in order, each once; and what to wait on where one was refused for want of a slot.
 
-        ``max_slots``: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the broker
-        is out of memory: send all of them again.
+        ``max_slots``: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the
+        broker is out of memory: send all of them again.
         """
         share = 2**53 if max_slots is None else max_slots
         arguments: list[str | int | bytes] = [producer, share, REMEMBERED_IDS]

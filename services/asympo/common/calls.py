@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from asympo.common.errors import BrokerUnavailable
-from asympo.generator.metrics import GeneratorMetrics
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -36,9 +35,9 @@ class Backoff:
 class Calls:
     """Runs blocking functions in threads, so that no broker or disk can stop the loop."""
 
-    def __init__(self, *, max_threads: int, metrics: GeneratorMetrics) -> None:
+    def __init__(self, *, max_threads: int, on_broker_error: Callable[[], None]) -> None:
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="asympo-call")
-        self._metrics = metrics
+        self._on_broker_error = on_broker_error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of one call; its errors are the caller's."""
@@ -55,7 +54,7 @@ class Calls:
             try:
                 return await self.run(function, *args, **kwargs)
             except BrokerUnavailable as error:
-                self._metrics.count_broker_error()
+                self._on_broker_error()
                 wait_seconds = backoff.next_seconds()
                 log.warning("The broker did not answer, trying again in %.1f s: %s", wait_seconds, error)
                 await asyncio.sleep(wait_seconds)

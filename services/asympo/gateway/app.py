@@ -1,0 +1,140 @@
+"""Wires one gateway and runs it: start, serve, stop."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+from asympo.common.calls import Backoff, Calls
+from asympo.common.codec import WireLimits
+from asympo.common.errors import BrokerUnavailable, NoProgress
+from asympo.common.http_server import QuietServer, bind
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import Broker, RunConfig, RunLog
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.gateway.api import GatewayApi, build_api
+from asympo.gateway.core import Gateway, Parts
+from asympo.gateway.metrics import GatewayMetrics
+from asympo.gateway.policy_text import PolicyText
+from asympo.gateway.producers import Producers
+from asympo.gateway.rpc import IngestRpc, RpcServer
+from asympo.gateway.settings import GatewaySettings
+from asympo.gateway.work import Work
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 64
+"""Calls of the broker at the same time: a few for each producer that is active."""
+CONFIG_WAIT_SECONDS = 2.0
+
+
+def main(settings: GatewaySettings) -> int:
+    """Runs a gateway until it is told to stop; raises AsympoError with the exit code of what went wrong."""
+    set_up_logging(service="gateway", log_format=settings.log_format, level=settings.log_level)
+    with StopSignal() as stop:
+        asyncio.run(GatewayProcess(settings=settings, stop=stop).run())
+    return 0
+
+
+class GatewayProcess:
+    """One gateway from its settings to its end."""
+
+    def __init__(self, *, settings: GatewaySettings, stop: StopSignal) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._producers = Producers.read(settings.producers)
+        self.registry = new_registry(service="gateway", version=version("asympo"))
+        self._metrics = GatewayMetrics(self.registry, producers=self._producers.names)
+        self._calls = Calls(max_threads=MAX_THREADS, on_broker_error=self._metrics.count_broker_error)
+        self.gateway = Gateway(
+            run=settings.run,
+            metrics=self._metrics,
+            calls=self._calls,
+            limits=WireLimits(),
+            max_queued_groups=settings.max_queued_groups,
+        )
+        service = IngestRpc(
+            gateway=self.gateway,
+            producers=self._producers,
+            metrics=self._metrics,
+            slot_wait_seconds=settings.slot_wait_seconds,
+        )
+        self.rpc = RpcServer(service=service, settings=settings, max_message_bytes=settings.max_body_bytes)
+        self.http_port = 0
+        """Bound port, once both servers answer."""
+
+    async def run(self) -> None:
+        """Start, serve until told to stop, stop. What is opened last is closed first."""
+        async with AsyncExitStack() as closing:
+            closing.callback(self._calls.close)
+            closing.push_async_callback(self.gateway.close)
+            await self._start_servers(closing)
+            stopping = asyncio.ensure_future(self._stop.wait_async())
+            joining = asyncio.ensure_future(self._join(closing))
+            await asyncio.wait({stopping, joining}, return_when=asyncio.FIRST_COMPLETED)
+            if joining.done():
+                joining.result()
+                await self.rpc.set_serving(True)
+                await stopping
+            joining.cancel()
+            log.info("Stopping: %s", self._stop.reason)
+
+    async def _start_servers(self, closing: AsyncExitStack) -> None:
+        settings = self._settings
+        listener = bind(settings.http_host, settings.http_port)
+        closing.callback(listener.close)
+        api = GatewayApi(
+            gateway=self.gateway,
+            producers=self._producers,
+            calls=self._calls,
+            metrics=self._metrics,
+            max_body_bytes=settings.max_body_bytes,
+            slot_wait_seconds=settings.slot_wait_seconds,
+        )
+        http = QuietServer(
+            build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
+        )
+        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+        closing.push_async_callback(_stop_http, http, serving)
+        await self.rpc.start()
+        closing.push_async_callback(self.rpc.stop, grace_seconds=settings.drain_seconds)
+        self.http_port = int(listener.getsockname()[1])
+        log.info(
+            "Gateway of run %s: http on %s:%d, grpc on %s, producers %s",
+            *(settings.run, settings.http_host, self.http_port, self.rpc.port or settings.grpc_address),
+            ", ".join(self._producers.names),
+            extra={"http_port": self.http_port, "grpc_port": self.rpc.port},
+        )
+
+    async def _join(self, closing: AsyncExitStack) -> None:
+        """Wait for broker and run, however long they take."""
+        settings = self._settings
+        broker = await self._connect()
+        closing.callback(broker.close)
+        run_log = RunLog(broker, settings.run)
+        config = await self._wait_for_config(run_log)
+        text = PolicyText(config=config, model=settings.model, task_path=settings.task_path)
+        work = Work(run_log=run_log, config=config, calls=self._calls, metrics=self._metrics, text=text)
+        self.gateway.attach(Parts(run_log=run_log, config=config, work=work))
+        log.info("Joined run %s: %d slots", settings.run, config.capacity)
+
+    async def _connect(self) -> Broker:
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._calls.run(Broker.connect, self._settings.redis_url)
+            except BrokerUnavailable as error:
+                log.warning("Waiting for the broker: %s", error)
+                await asyncio.sleep(backoff.next_seconds())
+
+    async def _wait_for_config(self, run_log: RunLog) -> RunConfig:
+        while True:
+            try:
+                return await self._calls.until_answered(run_log.state.wait_for_config, CONFIG_WAIT_SECONDS)
+            except NoProgress:
+                log.debug("Run %s does not exist yet", run_log.run)
+
+
+async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:
+    http.should_exit = True
+    await serving

@@ -1,0 +1,97 @@
+"""Groups as JSON, for HTTP: what is wrong with one is said with the name of its field."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asympo.common.codec import FINISH_REASON_TO_WIRE
+from asympo.common.errors import InvalidRecord
+from asympo.common.records import MAX_RESPONSES, FinishReason
+from asympo.v1 import rollout_pb2
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MessageBody(_Body):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+class PromptBody(_Body):
+    """What was asked: one of the three at least. A string stands for its text, a list for its messages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"text": value}
+        return {"messages": value} if isinstance(value, list) else value
+
+    text: str = ""
+    """As the policy's template renders it, or plain."""
+    token_ids: list[int] = Field(default=[], max_length=131_072)
+    messages: list[MessageBody] = []
+    """Rendered by the gateway with the policy's own template."""
+
+
+class ResponseBody(_Body):
+    """One answer and what it earned."""
+
+    text: str = ""
+    token_ids: list[int] = Field(default=[], max_length=131_072)
+    reward: float
+    finish_reason: Literal["stop", "length"] = "stop"
+    trained_token_mask: list[bool] = []
+    stop_string: str = ""
+
+
+class GroupBody(_Body):
+    """One group."""
+
+    group_id: str | int = ""
+    prompt: PromptBody
+    responses: list[ResponseBody] = Field(max_length=MAX_RESPONSES)
+    lease_token: str = ""
+
+
+def read_group(value: Any) -> GroupBody:
+    """Raises InvalidRecord with the first field that is wrong and why."""
+    try:
+        return GroupBody.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidRecord(f"{place or 'the group'}: {first['msg']}") from None
+
+
+def messages_of(body: GroupBody) -> list[dict[str, str]]:
+    """The prompt's messages; empty when it is text or token ids."""
+    return [message.model_dump() for message in body.prompt.messages]
+
+
+def to_wire(body: GroupBody, *, rendered: tuple[list[int], str] | None) -> rollout_pb2.RolloutGroup:
+    """The record; `rendered`: token ids and text of the prompt's messages."""
+    token_ids, text = rendered or (body.prompt.token_ids, body.prompt.text)
+    try:
+        return rollout_pb2.RolloutGroup(
+            group_id=str(body.group_id),
+            prompt=rollout_pb2.Prompt(token_ids=token_ids, text=text),
+            responses=[_response(response) for response in body.responses],
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidRecord(f"the group cannot be stored: {error}") from error
+
+
+def _response(body: ResponseBody) -> rollout_pb2.Response:
+    return rollout_pb2.Response(
+        token_ids=body.token_ids,
+        text=body.text,
+        reward=body.reward,
+        finish_reason=FINISH_REASON_TO_WIRE[FinishReason(body.finish_reason)],
+        trained_token_mask=body.trained_token_mask,
+        stop_string=body.stop_string,
+    )

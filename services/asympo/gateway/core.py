@@ -1,0 +1,175 @@
+"""The one object behind HTTP and gRPC: takes groups, hands out prompts, tells of policies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from asympo.common.calls import Calls
+from asympo.common.codec import WireLimits, check_group
+from asympo.common.errors import AsympoError, BrokerUnavailable, InvalidRecord
+from asympo.common.rollout_log import (
+    PolicyAnnouncement,
+    RunConfig,
+    RunLog,
+    Submission,
+    Submitted,
+    foreign_id,
+)
+from asympo.gateway.metrics import GatewayMetrics
+from asympo.gateway.producers import Producer
+from asympo.gateway.queues import ProducerQueue
+from asympo.gateway.work import Granted, NoWork, Work
+from asympo.v1 import rollout_pb2
+
+POLICY_WAIT_SECONDS = 5.0
+"""Longest single wait for a policy; a follower that left is noticed between two."""
+
+
+class NotReady(AsympoError):
+    """The gateway has not joined its run yet; ask again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What became of one submitted group."""
+
+    outcome: str
+    """A SubmitOutcome or AppendOutcome, or `invalid`."""
+    group_id: str
+    """In the log; as given when it could not be read."""
+    reason: str = ""
+    """Which field is wrong and why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What exists once the run is joined."""
+
+    run_log: RunLog
+    config: RunConfig
+    work: Work
+
+
+class Gateway:
+    """Exists before its run is joined, so that it can be asked how the start is going."""
+
+    def __init__(
+        self, *, run: str, metrics: GatewayMetrics, calls: Calls, limits: WireLimits, max_queued_groups: int
+    ) -> None:
+        self.run = run
+        self._metrics = metrics
+        self._calls = calls
+        self._limits = limits
+        self._max_queued = max_queued_groups
+        self._queues: dict[str, ProducerQueue] = {}
+        self._parts: Parts | None = None
+
+    def attach(self, parts: Parts) -> None:
+        """The run is joined: from now on there is something to do."""
+        self._parts = parts
+
+    @property
+    def parts(self) -> Parts:
+        """Raises NotReady before the run is joined."""
+        if self._parts is None:
+            raise NotReady(
+                f"the gateway waits for run {self.run}: no learner has created it, or its broker is away"
+            )
+        return self._parts
+
+    @property
+    def not_ready_reason(self) -> str | None:
+        """Why it cannot do useful work; None when it can."""
+        return None if self._parts else f"waiting for run {self.run}"
+
+    async def submit(
+        self, producer: Producer, group: rollout_pb2.RolloutGroup, *, lease_token: str, wait_seconds: float
+    ) -> Answer:
+        """Appends one group; says what became of it. Raises NotReady and BrokerUnavailable."""
+        if lease_token:
+            return await self._submit_leased(producer, group, lease_token)
+        pending = await self.enqueue(producer, group, wait_seconds=wait_seconds)
+        return pending if isinstance(pending, Answer) else answer_of(await pending, group.group_id)
+
+    async def enqueue(
+        self, producer: Producer, group: rollout_pb2.RolloutGroup, *, wait_seconds: float | None
+    ) -> "Answer | asyncio.Future[Submitted]":
+        """Takes one group of the producer's own as soon as there is room, and names it as in the log."""
+        parts, given = self.parts, group.group_id
+        try:
+            group.group_id = foreign_id(producer.name, given)
+            check_group(group, limits=self._limits)
+        except InvalidRecord as error:
+            return self.refuse(producer, given, str(error))
+        submission = Submission(group_id=group.group_id, payload=group.SerializeToString(deterministic=True))
+        return await self._queue(producer, parts).put(submission, wait_seconds=wait_seconds)
+
+    def refuse(self, producer: Producer, group_id: str, reason: str) -> Answer:
+        """The answer to a record that breaks the schema."""
+        self._metrics.count_group(producer.name, "invalid")
+        return Answer(outcome="invalid", group_id=group_id[:128], reason=reason)
+
+    async def get_work(
+        self, producer: Producer, *, wait_seconds: float, policy_step: int | None
+    ) -> Granted | NoWork:
+        """Leases a prompt of the run's task to a producer."""
+        return await self.parts.work.get(producer, wait_seconds=wait_seconds, policy_step=policy_step)
+
+    async def renew_work(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
+        """Keeps leases, or hands their prompts back; tokens of those that are lost."""
+        return await self.parts.work.renew(producer, keep=keep, hand_back=hand_back)
+
+    async def watch_policy(self) -> AsyncIterator[PolicyAnnouncement]:
+        """The newest policy and each one after it."""
+        policies, newest = self.parts.run_log.policies, None
+        while True:
+            try:
+                found = await self._calls.run(policies.wait, newest, POLICY_WAIT_SECONDS)
+            except BrokerUnavailable:
+                self._metrics.count_broker_error()
+                await asyncio.sleep(POLICY_WAIT_SECONDS)
+                continue
+            if found is not None:
+                newest = found
+                yield found
+
+    async def close(self) -> None:
+        """Ends what still waits."""
+        for queue in self._queues.values():
+            await queue.close()
+        if self._parts is not None:
+            await self._parts.work.close()
+
+    async def _submit_leased(
+        self, producer: Producer, group: rollout_pb2.RolloutGroup, lease_token: str
+    ) -> Answer:
+        work = self.parts.work
+        try:
+            lease = work.lease_of(producer, lease_token)
+            if group.group_id and group.group_id != lease.group_id:
+                raise InvalidRecord(f"group_id is {group.group_id[:80]!r}, the lease is for {lease.group_id}")
+            group.group_id = lease.group_id
+            check_group(group, limits=self._limits)
+        except InvalidRecord as error:
+            return self.refuse(producer, group.group_id, str(error))
+        outcome = await work.append(producer, lease, group.SerializeToString(deterministic=True))
+        self._metrics.count_group(producer.name, outcome)
+        return Answer(outcome=outcome, group_id=lease.group_id)
+
+    def _queue(self, producer: Producer, parts: Parts) -> ProducerQueue:
+        queue = self._queues.get(producer.name)
+        if queue is None:
+            queue = self._queues[producer.name] = ProducerQueue(
+                producer=producer,
+                run_log=parts.run_log,
+                calls=self._calls,
+                metrics=self._metrics,
+                capacity=parts.config.capacity,
+                max_queued=self._max_queued,
+            )
+        return queue
+
+
+def answer_of(submitted: Submitted, group_id: str) -> Answer:
+    """As the callers of this gateway are told."""
+    return Answer(outcome=submitted.outcome.value, group_id=group_id)

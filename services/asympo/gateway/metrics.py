@@ -1,0 +1,63 @@
+"""What a gateway counts."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
+
+OUTCOMES = (
+    *("appended", "duplicate", "too_old", "no_capacity", "over_share", "run_ended", "paused", "not_started"),
+    *("invalid", "lease_lost", "too_stale"),
+)
+"""Ends of a submission."""
+
+
+class GatewayMetrics:
+    """The metrics of one gateway over a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry, *, producers: Iterable[str] = ()) -> None:
+        self._groups = Counter(
+            "asympo_gateway_groups",
+            "Submitted groups by producer and how it ended.",
+            ["producer", "outcome"],
+            registry=registry,
+        )
+        self._refused_calls = Counter(
+            "asympo_gateway_refused_calls", "Calls without a token that allows them.", registry=registry
+        )
+        self._broker_errors = Counter(
+            "asympo_gateway_broker_errors", "Calls that the broker did not answer.", registry=registry
+        )
+        self._spans_lost = Counter(
+            "asympo_gateway_spans_lost", "Spans of traces that did not get through.", registry=registry
+        )
+        self.submit_seconds = Histogram(
+            "asympo_gateway_submit_seconds",
+            "From a group's arrival to its end, waiting for a slot included.",
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self.queued_groups = Gauge(
+            "asympo_gateway_queued_groups", "Groups that wait for a slot.", registry=registry
+        )
+        self.leases = Gauge("asympo_gateway_leases", "Prompts leased to producers.", registry=registry)
+        for producer in producers:
+            for outcome in OUTCOMES:
+                self._groups.labels(producer, outcome)
+
+    def count_group(self, producer: str, outcome: str) -> None:
+        """One submission has ended."""
+        self._groups.labels(producer, outcome).inc()
+
+    def count_refused_call(self) -> None:
+        """A caller was turned away."""
+        self._refused_calls.inc()
+
+    def count_broker_error(self) -> None:
+        """The broker did not answer."""
+        self._broker_errors.inc()
+
+    def count_spans_lost(self, count: int) -> None:
+        """Spans of traces were lost."""
+        self._spans_lost.inc(count)

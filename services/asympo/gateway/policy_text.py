@@ -1,0 +1,65 @@
+"""The run's task and the policy's own template: prompts as the policy is asked them."""
+
+import threading
+from typing import Any
+
+from asympo.common.errors import BadModel
+from asympo.common.rollout_log import RunConfig
+from asympo.tasks import of_run
+from asympo.tasks.base import Task, TaskPrompt
+from asympo.tasks.render import render_prompt
+
+
+class PolicyText:
+    """Loads tokenizer and task when they are first needed; safe to share between threads."""
+
+    def __init__(self, *, config: RunConfig, model: str | None, task_path: str | None) -> None:
+        self._config = config
+        self._model = model or config.model
+        self._task_path = task_path
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._task: Task | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the run, its digest checked; raises BadModel and RunConfigMismatch."""
+        with self._lock:
+            if self._tokenizer is None:
+                tokenizer = _load(self._model)
+                of_run.check_tokenizer_digest(self._config, tokenizer)
+                self._tokenizer = tokenizer
+            return self._tokenizer
+
+    @property
+    def task(self) -> Task:
+        """That of the run, its digest checked; raises BadSetting and RunConfigMismatch."""
+        with self._lock:
+            if self._task is None:
+                settings = of_run.task_config_of(self._config, task_path=self._task_path)
+                self._task = of_run.load_same_task(self._config, settings)
+            return self._task
+
+    def prompt(self, index: int) -> tuple[TaskPrompt, list[int], str]:
+        """One of the task's prompts with its token ids and text."""
+        prompt = self.task.prompt(index)
+        token_ids = render_prompt(prompt, self.tokenizer)
+        return prompt, token_ids, self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def messages(self, messages: list[dict[str, str]]) -> tuple[list[int], str]:
+        """Token ids and text of a conversation that somebody brings along."""
+        prompt = TaskPrompt(index=0, messages=tuple(messages), answer="")
+        token_ids = render_prompt(prompt, self.tokenizer)
+        return token_ids, self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def _load(model: str) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise BadModel(f"prompts of messages need transformers, and importing it failed ({error})") from error
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BadModel(f"the tokenizer of {model!r} cannot be loaded ({reason}): give model") from error

@@ -1,0 +1,46 @@
+"""Settings of one gateway. Capacity, group size and the task come from the run itself."""
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from asympo.common.control.settings import ControlSettings, Port, is_loopback
+
+
+class GatewaySettings(ControlSettings):
+    """Everything one gateway can be told."""
+
+    service: ClassVar[str] = "gateway"
+
+    http_host: str = Field(default="127.0.0.1", description="address of HTTP; beyond loopback with producers")
+    http_port: Port = Field(default=8090, description="port of HTTP; 0 picks one")
+    grpc_port: Port = Field(default=50053, description="port of gRPC; 0 picks one")
+    producers: Path | None = Field(
+        default=None, description="TOML file of producers and their tokens; none: one producer, local"
+    )
+    model: str | None = Field(
+        default=None, description="where the run's model lies on this machine, if elsewhere"
+    )
+    task_path: str | None = Field(
+        default=None, description="where the task's file lies on this machine, if elsewhere"
+    )
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="largest HTTP body or gRPC message")
+    max_queued_groups: int = Field(
+        default=256, ge=1, description="groups of one producer that wait for a slot; more wait outside"
+    )
+    slot_wait_seconds: float = Field(
+        default=10.0, gt=0.0, le=60.0, description="how long a single submission waits for a slot"
+    )
+    drain_seconds: float = Field(default=10.0, ge=0.0, description="time that calls in flight get at a stop")
+
+    @model_validator(mode="after")
+    def _http_is_guarded(self) -> Self:
+        if self.producers is None and not is_loopback(self.http_host):
+            raise ValueError(
+                f"http_host is {self.http_host}: beyond this machine callers show tokens, give producers "
+                "or a loopback address"
+            )
+        if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
+        return self

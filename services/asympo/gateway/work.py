@@ -1,0 +1,158 @@
+"""Prompts of the run's task, leased to producers that want some."""
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+from asympo.common.calls import Calls
+from asympo.common.errors import BrokerUnavailable, InvalidRecord
+from asympo.common.rollout_log import AppendOutcome, Lease, RunConfig, RunLog
+from asympo.gateway.metrics import GatewayMetrics
+from asympo.gateway.policy_text import PolicyText
+from asympo.gateway.producers import Producer
+
+log = logging.getLogger(__name__)
+
+MAX_WAIT_SECONDS = 2.0
+"""Longest single wait for a slot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Granted:
+    """A prompt, and the right to answer it."""
+
+    lease: Lease
+    """With its secret token."""
+    token_ids: tuple[int, ...]
+    """Of the prompt, as the policy is asked it."""
+    text: str
+    """The same as text."""
+    messages_json: str
+    """Its messages; empty for a prompt of plain text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoWork:
+    """No prompt now."""
+
+    reason: str
+    """A RefusalReason."""
+    retry_after_seconds: float
+    """When to ask again."""
+
+
+class Work:
+    """The leases that this gateway's producers hold. Belongs to one event loop.
+
+    A lease's holder in the log is its producer. Leases of a gateway that went away expire like any others.
+    """
+
+    def __init__(
+        self, *, run_log: RunLog, config: RunConfig, calls: Calls, metrics: GatewayMetrics, text: PolicyText
+    ) -> None:
+        self._run_log = run_log
+        self._config = config
+        self._calls = calls
+        self._metrics = metrics
+        self.text = text
+        self._held: dict[str, tuple[str, Lease, float]] = {}
+
+    async def get(
+        self, producer: Producer, *, wait_seconds: float, policy_step: int | None
+    ) -> Granted | NoWork:
+        """One prompt, or why there was none within `wait_seconds`."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            step = policy_step if policy_step is not None else await self._newest_step()
+            answer = await self._calls.run(
+                self._run_log.leases.acquire, holder=producer.name, policy_step=step
+            )
+            if isinstance(answer, Lease):
+                return await self._grant(producer, answer)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return NoWork(reason=answer.reason.value, retry_after_seconds=answer.retry_after_seconds)
+            await self._calls.run(
+                self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer
+            )
+
+    def lease_of(self, producer: Producer, token: str) -> Lease:
+        """The lease that a token proves; one of another gateway is known by its token alone."""
+        held = self._held.get(token)
+        if held is None or held[0] != producer.name:
+            raise InvalidRecord("lease_token is not of a lease that this producer holds here")
+        return held[1]
+
+    async def append(self, producer: Producer, lease: Lease, payload: bytes) -> str:
+        """Appends under a lease; how it ended."""
+        result = await self._calls.until_answered(
+            self._run_log.leases.append, lease, payload, producer=producer.name
+        )
+        if result.outcome is not AppendOutcome.DUPLICATE:
+            # Kept until it expires, so that a retry finds it and is told the same.
+            self._metrics.leases.set(len(self._held))
+        return "run_ended" if result.outcome is AppendOutcome.REFUSED else result.outcome.value
+
+    async def renew(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
+        """Keeps leases and hands others back; tokens of those that are lost."""
+        self._forget_expired()
+        own = {token: held[1] for token, held in self._held.items() if held[0] == producer.name}
+        lost = [token for token in (*keep, *hand_back) if token not in own]
+        kept = [own[token] for token in keep if token in own]
+        gone = (
+            {lease.token for lease in await self._calls.run(self._run_log.leases.renew, kept)}
+            if kept
+            else set()
+        )
+        for token in hand_back:
+            if token in own:
+                await self._calls.run(
+                    self._run_log.leases.hand_back, own[token], reason="handed back by its producer"
+                )
+        for token in (*gone, *hand_back):
+            self._held.pop(token, None)
+        until = time.monotonic() + self._config.max_lease_seconds
+        for lease in kept:
+            if lease.token not in gone:
+                self._held[lease.token] = (producer.name, lease, until)
+        self._metrics.leases.set(len(self._held))
+        return [*lost, *gone]
+
+    async def close(self) -> None:
+        """Hands back what is held, as long as the broker answers."""
+        for _, lease, _ in tuple(self._held.values()):
+            try:
+                await self._calls.run(self._run_log.leases.hand_back, lease, reason="the gateway stops")
+            except BrokerUnavailable as error:
+                log.warning("Leases will expire: %s", error)
+                return
+
+    async def _newest_step(self) -> int:
+        newest = await self._calls.run(self._run_log.policies.latest)
+        return newest.step if newest else 0
+
+    async def _grant(self, producer: Producer, lease: Lease) -> Granted:
+        try:
+            prompt, token_ids, text = await self._calls.run(self.text.prompt, lease.index)
+        except BaseException:
+            await asyncio.shield(
+                self._calls.run(self._run_log.leases.hand_back, lease, reason="it could not be rendered")
+            )
+            raise
+        self._forget_expired()
+        until = time.monotonic() + self._config.max_lease_seconds
+        self._held[lease.token] = (producer.name, lease, until)
+        self._metrics.leases.set(len(self._held))
+        messages = [] if prompt.messages is None else [dict(message) for message in prompt.messages]
+        return Granted(
+            lease=lease,
+            token_ids=tuple(token_ids),
+            text=text,
+            messages_json=json.dumps(messages) if messages else "",
+        )
+
+    def _forget_expired(self) -> None:
+        now = time.monotonic()
+        self._held = {token: held for token, held in self._held.items() if held[2] > now}

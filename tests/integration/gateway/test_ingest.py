@@ -1,0 +1,288 @@
+"""Groups through the gateway, by every way that the client knows."""
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from asympo.cli import main
+from asympo.client import AsyncClient, Client, text_group
+from asympo.client.ways import ProducerRefused
+from asympo.common.codec import WireLimits, decode_group
+from asympo.common.errors import BadSetting, NoProgress
+from asympo.common.rollout_log import RunLog, RunState
+from asympo.testing.tiny_model import write_tiny_model
+
+from tests.integration.gateway.conftest import AGENTS, FILES, RunningGateway
+from tests.integration.rollout_log.conftest import must_lease, start_run
+
+pytest.importorskip("transformers").AutoTokenizer  # its first import takes longer than a request may
+
+StartGateway = Callable[..., RunningGateway]
+NUM_SUMS = 321
+"""Prompts of the addition task as it is set up by default."""
+WAYS = ("http", "grpc", "redis")
+GROUP = {
+    "group_id": "1",
+    "prompt": "2 + 2?",
+    "responses": [{"text": "4", "reward": 1}, {"text": "5", "reward": 0}],
+}
+
+
+def post(
+    gateway: RunningGateway, body: object, *, token: str = AGENTS, path: str = "/v1/rollouts"
+) -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}"}
+    return httpx.post(gateway.http + path, content=json.dumps(body), headers=headers, timeout=60)
+
+
+def client_of(gateway: RunningGateway, way: str, log: RunLog, broker_url: str, **options: float) -> Client:
+    if way == "redis":
+        return Client(broker_url, run=log.run, producer="agents", **options)
+    return Client(getattr(gateway, way), token=AGENTS, **options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_submitted_group_is_in_the_log_once_however_often_it_is_sent(
+    way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
+) -> None:
+    learner = start_run(log)
+    gateway = start_gateway()
+    with client_of(gateway, way, log, broker_url) as client:
+        first = client.submit("2 + 2?", [("4", 1.0), ("5", 0.0)], group_id="17-a")
+        again = client.submit("2 + 2?", [("4", 1.0), ("5", 0.0)], group_id="17-a")
+    assert (first.outcome, again.outcome) == ("appended", "duplicate")
+    (entry,) = learner.consume(10)
+    assert entry.group_id == first.group_id == "agents/17-a"
+    assert entry.producer == "agents"
+    group = decode_group(entry.payload, limits=WireLimits())
+    assert (group.group_id, group.prompt.text) == ("agents/17-a", "2 + 2?")
+    assert [(each.text, each.reward) for each in group.responses] == [("4", 1.0), ("5", 0.0)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_many_groups_go_in_as_slots_come_and_bad_ones_stop_nobody(
+    way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
+) -> None:
+    learner = start_run(log)  # 8 slots
+    gateway = start_gateway(slot_wait_seconds=0.5)
+    groups = [text_group("?", [("a", 1.0), ("b", 0.0)], group_id=str(number)) for number in range(40)]
+    groups.insert(5, text_group("?", [("a", math.nan), ("b", 0.0)], group_id="1000-bad"))
+    seen: list[str] = []
+
+    def consume() -> None:
+        while len(seen) < 40:
+            seen.extend(entry.group_id for entry in learner.consume(4))
+
+    consuming = threading.Thread(target=consume, daemon=True)
+    consuming.start()
+    with client_of(gateway, way, log, broker_url, max_wait_seconds=60) as client:
+        refused = client.submit_many(groups)
+    consuming.join(60)
+    assert seen == [f"agents/{number}" for number in range(40)]
+    assert [each.outcome for each in refused] == ["invalid"]
+    assert "reward" in refused[0].reason
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wrong_record_is_refused_with_its_field_and_the_reason(
+    way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
+) -> None:
+    start_run(log)
+    gateway = start_gateway()
+    with client_of(gateway, way, log, broker_url) as client:
+        with pytest.raises(ProducerRefused, match=r"response.* 1.*empty|response 1 is empty"):
+            client.submit("?", [("a", 1.0), ("", 0.0)])
+        with pytest.raises(ProducerRefused, match="a number that grows"):
+            client.submit("?", [("a", 1.0), ("b", 0.0)], group_id="mine")
+    assert log.stats.read().appended == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_full_log_is_asked_again_until_patience_ends(
+    way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
+) -> None:
+    start_run(log)
+    gateway = start_gateway(slot_wait_seconds=0.1)
+    for _ in range(8):
+        must_lease(log)
+    with (
+        client_of(gateway, way, log, broker_url, max_wait_seconds=0.5) as client,
+        pytest.raises(NoProgress, match="no_capacity"),
+    ):
+        client.submit("?", [("a", 1.0), ("b", 0.0)])
+
+
+def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway: StartGateway) -> None:
+    start_run(log)
+    gateway = start_gateway()
+
+    async def submit() -> list[str]:
+        async with AsyncClient(gateway.grpc, token=AGENTS) as client:
+            work = [client.submit("?", [("a", 1.0), ("b", 0.0)]) for _ in range(5)]
+            return [answer.outcome for answer in await asyncio.gather(*work)]
+
+    assert asyncio.run(submit()) == ["appended"] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt has neither"),
+        ({"responses": 3}, "responses"),
+        ({"responses": []}, "no responses"),
+        ({"responses": [{"text": "a"}]}, "responses.0.reward"),
+        ({"responses": [{"text": "a", "reward": "much"}]}, "responses.0.reward"),
+        ({"responses": [{"text": "a", "reward": 1e9}]}, "response 0 has reward"),
+        ({"responses": [{"text": "a", "reward": 1, "finish_reason": "abort"}]}, "responses.0.finish_reason"),
+        ({"responses": [{"token_ids": [-1], "reward": 1}]}, "cannot be stored"),
+        ({"responses": [{"token_ids": [2**40], "reward": 1}]}, "cannot be stored"),
+        ({"responses": [{"text": "\ud800", "reward": 1}]}, ""),
+        ({"responses": [{"token_ids": [1, 2], "trained_token_mask": [True], "reward": 1}]}, "mask"),
+        ({"prompt": {"text": "a", "token_idz": []}}, "token_idz"),
+        ({"group_id": "../1"}, "group_id"),
+        ({"lease_token": "f" * 32}, "lease_token"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_record_of_http_is_refused_by_field_and_its_sibling_is_kept(
+    change: dict[str, object], reason: str, log: RunLog, start_gateway: StartGateway
+) -> None:
+    start_run(log)
+    gateway = start_gateway()
+    answer = post(gateway, {"groups": [GROUP | {"group_id": "2"} | change, GROUP]})
+    assert answer.status_code == 200
+    wrong, right = answer.json()["results"]
+    assert wrong["outcome"] == "invalid"
+    assert reason in wrong["reason"]
+    assert (right["outcome"], right["group_id"]) == ("appended", "agents/1")
+
+
+@pytest.mark.parametrize("body", [[], "x", {"groups": {}}, {"groups": []}, {"groups": [GROUP] * 1025}])
+def test_body_that_is_no_request_is_refused(body: object, log: RunLog, start_gateway: StartGateway) -> None:
+    start_run(log)
+    assert post(start_gateway(), body).status_code == 400
+
+
+def test_body_that_is_too_large_or_no_json_is_refused(log: RunLog, start_gateway: StartGateway) -> None:
+    start_run(log)
+    gateway = start_gateway(max_body_bytes=1024)
+    assert post(gateway, GROUP | {"prompt": "x" * 2000}).status_code == 413
+    headers = {"authorization": f"Bearer {AGENTS}"}
+    for content in (b"{", b"[" * 900, b"\xff"):
+        assert httpx.post(gateway.http + "/v1/rollouts", content=content, headers=headers).status_code == 400
+
+
+def test_token_decides_who_one_is_and_what_one_may(log: RunLog, start_gateway: StartGateway) -> None:
+    start_run(log)
+    gateway = start_gateway()
+    assert httpx.post(gateway.http + "/v1/rollouts", json=GROUP).status_code == 401
+    assert post(gateway, GROUP, token="x" * 20).status_code == 401
+    assert post(gateway, GROUP, token=FILES).json()["results"][0]["group_id"] == "files/1"
+    assert post(gateway, {}, token=FILES, path="/v1/work").status_code == 403
+    for address in (gateway.http, gateway.grpc):
+        with Client(address, token="wrong-token-0123456789") as client, pytest.raises(ProducerRefused):
+            client.submit("?", [("a", 1.0), ("b", 0.0)])
+    assert httpx.get(gateway.http + "/livez").status_code == 200
+
+
+def test_share_of_one_producer_leaves_slots_to_others(log: RunLog, start_gateway: StartGateway) -> None:
+    start_run(log)  # 8 slots, of which files may hold 2
+    gateway = start_gateway(slot_wait_seconds=0.1)
+    must_lease(log)
+    outcomes = [
+        post(gateway, GROUP | {"group_id": str(number)}, token=FILES).json()["results"][0]["outcome"]
+        for number in range(3)
+    ]
+    assert outcomes == ["appended", "appended", "over_share"]
+    assert post(gateway, GROUP).json()["results"][0]["outcome"] == "appended"
+
+
+def test_run_that_has_ended_is_said_to_have_ended(log: RunLog, start_gateway: StartGateway) -> None:
+    learner = start_run(log)
+    gateway = start_gateway()
+    log.state.set(RunState.FINISHED, fence=learner.fence)
+    assert post(gateway, GROUP).json()["results"][0]["outcome"] == "run_ended"
+    assert post(gateway, {}, path="/v1/work").status_code == 410
+
+
+def test_prompt_of_the_task_is_leased_answered_and_handed_back(
+    log: RunLog, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    learner = start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    gateway = start_gateway(model=str(model))
+    work = post(gateway, {"wait_seconds": 5}, path="/v1/work")
+    assert work.status_code == 200, work.text
+    lease = work.json()
+    assert lease["prompt"]["token_ids"]
+    assert lease["group_size"] == 4
+    body = GROUP | {"group_id": lease["group_id"], "lease_token": lease["lease_token"]}
+    assert post(gateway, body | {"group_id": "0-999999"}).json()["results"][0]["outcome"] == "invalid"
+    assert post(gateway, body, token=FILES).json()["results"][0]["outcome"] == "invalid"
+    outcomes = [post(gateway, body).json()["results"][0]["outcome"] for _ in range(2)]
+    assert outcomes == ["appended", "duplicate"]
+    assert [entry.group_id for entry in learner.consume(10)] == [lease["group_id"]]
+    other = post(gateway, {}, path="/v1/work").json()
+    renewed = post(gateway, {"lease_tokens": [other["lease_token"], "x"]}, path="/v1/work/renew")
+    assert renewed.json() == {"lost": ["x"]}
+    post(gateway, {"handed_back": [other["lease_token"]]}, path="/v1/work/renew")
+    assert post(gateway, {}, path="/v1/work").json()["group_id"] == other["group_id"]
+
+
+def test_messages_become_the_prompt_by_the_policys_own_template(
+    log: RunLog, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    learner = start_run(log)
+    gateway = start_gateway(model=str(write_tiny_model(tmp_path / "model")))
+    prompt = [{"role": "user", "content": "hi <|im_end|>"}]
+    assert post(gateway, GROUP | {"prompt": prompt}).json()["results"][0]["outcome"] == "appended"
+    (entry,) = learner.consume(1)
+    group = decode_group(entry.payload, limits=WireLimits())
+    assert group.prompt.text.startswith("<|im_start|>user\nhi ")
+    assert group.prompt.token_ids.count(2) == 1, "what is spelt like a control token is plain text"
+
+
+def test_policies_are_followed_as_they_are_announced(log: RunLog, start_gateway: StartGateway) -> None:
+    import grpc
+    from asympo.v1 import rollout_ingest_service_pb2 as messages
+    from asympo.v1.rollout_ingest_service_pb2_grpc import RolloutIngestServiceStub
+
+    learner = start_run(log)
+    gateway = start_gateway()
+    with grpc.insecure_channel(gateway.grpc.removeprefix("grpc://")) as channel:
+        stream = RolloutIngestServiceStub(channel).WatchPolicy(
+            messages.RolloutIngestServiceWatchPolicyRequest(),
+            metadata=(("authorization", f"Bearer {AGENTS}"),),
+        )
+        assert next(stream).policy.step == 0
+        log.policies.announce(learner.fence, step=4, digest="d4")
+        assert next(stream).policy.manifest_digest == "d4"
+        stream.cancel()
+
+
+def test_purge_takes_a_producer_out_of_the_log(
+    log: RunLog, broker_url: str, start_gateway: StartGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_run(log)
+    post(start_gateway(), GROUP)
+    command = ["log", "purge", "--redis-url", broker_url, "--run", log.run, "--producer", "agents", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"producer": "agents", "purged": 1}
+    assert log.stats.read().open == 0
+
+
+def test_gateway_without_producers_stays_on_this_machine(start_gateway: StartGateway) -> None:
+    with pytest.raises(ValueError, match="beyond this machine callers show tokens"):
+        start_gateway(producers=None, http_host="0.0.0.0")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "ftp://x", "redis://127.0.0.1"])
+def test_client_says_what_address_it_takes(address: str) -> None:
+    with pytest.raises(BadSetting, match="address"):
+        Client(address)
