@@ -8,7 +8,7 @@ from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
 
 OUTCOMES = (
     *("appended", "duplicate", "too_old", "no_capacity", "over_share", "run_ended", "paused", "not_started"),
-    *("invalid", "lease_lost", "too_stale"),
+    *("invalid", "lease_lost", "too_stale", "too_large"),
 )
 """Ends of a submission."""
 

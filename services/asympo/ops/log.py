@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show|export|replay|follow`: looks into a rollout log; only `purge` takes out of it."""
+"""`asympo log tail|stats|show|export|replay|follow|purge`: only `purge` takes out of the log."""
 
 import dataclasses
 import sys

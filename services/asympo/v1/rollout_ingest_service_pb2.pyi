@@ -22,6 +22,7 @@ class SubmitOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUBMIT_OUTCOME_INVALID: _ClassVar[SubmitOutcome]
     SUBMIT_OUTCOME_LEASE_LOST: _ClassVar[SubmitOutcome]
     SUBMIT_OUTCOME_TOO_STALE: _ClassVar[SubmitOutcome]
+    SUBMIT_OUTCOME_TOO_LARGE: _ClassVar[SubmitOutcome]
 SUBMIT_OUTCOME_UNSPECIFIED: SubmitOutcome
 SUBMIT_OUTCOME_APPENDED: SubmitOutcome
 SUBMIT_OUTCOME_DUPLICATE: SubmitOutcome
@@ -34,6 +35,7 @@ SUBMIT_OUTCOME_NOT_STARTED: SubmitOutcome
 SUBMIT_OUTCOME_INVALID: SubmitOutcome
 SUBMIT_OUTCOME_LEASE_LOST: SubmitOutcome
 SUBMIT_OUTCOME_TOO_STALE: SubmitOutcome
+SUBMIT_OUTCOME_TOO_LARGE: SubmitOutcome
 
 class RolloutIngestServiceSubmitRequest(_message.Message):
     __slots__ = ("group", "lease_token")

@@ -357,3 +357,19 @@ def test_list_bad_policies_leaves_long_reports(log: RunLog, learner: Learner) ->
     first, again = twice(log, "list_bad_policies", "bad_policies")
     assert first == again
     assert dict(zip(first[::2], map(len, first[1::2]), strict=True))[b"1:1"] == 0
+
+
+SUBMIT_KEYS = "run log open leases deadlines reissue wake submitted producers"
+
+
+def test_submit_appends_each_group_once(log: RunLog, learner: Learner) -> None:
+    arguments = ("agents", 2**53, 10, "agents/0000000000000001", "agents/1", b"payload")
+    first, again = twice(log, "submit", SUBMIT_KEYS, *arguments, without="producers")
+    assert (first[2:], again[2:]) == ([b"APPENDED", 1], [b"DUPLICATE", 0])
+
+
+def test_purge_producer_takes_its_entries_out(log: RunLog, learner: Learner) -> None:
+    arguments = ("agents", 2**53, 10, "agents/0000000000000001", "agents/1", b"payload")
+    call(log, "submit", SUBMIT_KEYS, *arguments)
+    first, again = twice(log, "purge_producer", "run log open reissue holes wake", "agents", 0, 10, "agents/")
+    assert (first, again) == ([1, 1], [0, 0])

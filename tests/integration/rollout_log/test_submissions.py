@@ -127,6 +127,14 @@ def test_producer_whose_ids_could_be_taken_for_others_is_refused(producer: str) 
         foreign_id(producer, "1")
 
 
+def test_record_larger_than_the_run_takes_is_refused_and_its_sibling_is_kept(log: RunLog) -> None:
+    start_run(log)
+    log.broker.command("HSET", log.access.key("run"), "max_record_bytes", 100)
+    large = Submission(group_id="agents/1", payload=b"x" * 101)
+    answers, _ = log.submissions.submit("agents", [large, *groups("2")])
+    assert [str(answer.outcome) for answer in answers] == ["too_large", "appended"]
+
+
 def test_purge_takes_out_what_one_producer_appended_and_nobody_trained(log: RunLog) -> None:
     learner = start_run(log)
     submit(log, "1", "2")

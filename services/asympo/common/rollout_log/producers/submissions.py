@@ -30,6 +30,8 @@ class SubmitOutcome(StrEnum):
     """As many groups as allowed are leased or open; send it again later."""
     OVER_SHARE = "over_share"
     """The producer holds its share of the slots, and others need theirs; send it again later."""
+    TOO_LARGE = "too_large"
+    """It has more bytes than a record of this run may have."""
     RUN_ENDED = "run_ended"
     """The run is finished or failed."""
     PAUSED = "paused"
@@ -44,7 +46,13 @@ class SubmitOutcome(StrEnum):
 
 
 _FINAL = frozenset(
-    {SubmitOutcome.APPENDED, SubmitOutcome.DUPLICATE, SubmitOutcome.TOO_OLD, SubmitOutcome.RUN_ENDED}
+    {
+        SubmitOutcome.APPENDED,
+        SubmitOutcome.DUPLICATE,
+        SubmitOutcome.TOO_OLD,
+        SubmitOutcome.TOO_LARGE,
+        SubmitOutcome.RUN_ENDED,
+    }
 )
 
 

@@ -12,7 +12,7 @@
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
-local names = {'state', 'capacity', 'last_sequence', 'appended'}
+local names = {'state', 'capacity', 'last_sequence', 'max_record_bytes'}
 local fields = {}
 for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
   fields[names[i]] = value
@@ -40,7 +40,11 @@ local function count_mine()
   end
 end
 
-local function refusal(id)
+local max_bytes = tonumber(fields.max_record_bytes or '16777216') or 16777216
+local function refusal(id, payload)
+  if #payload > max_bytes then
+    return 'TOO_LARGE'
+  end
   if redis.call('ZSCORE', submitted, id) then
     return 'DUPLICATE'
   end
@@ -76,7 +80,7 @@ local found = {wake_id[1] and wake_id[1][1] or '0-0', retry_ms}
 local sequence, counts = tonumber(fields.last_sequence or '0'), {}
 for i = 4, #ARGV, 3 do
   local id, group_id = ARGV[i], ARGV[i + 1]
-  local outcome = refusal(id)
+  local outcome = refusal(id, ARGV[i + 2])
   if not outcome then
     sequence, used, mine = sequence + 1, used + 1, mine and mine + 1
     redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
