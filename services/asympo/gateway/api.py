@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from asympo.common.calls import Calls
 from asympo.common.errors import AsympoError, BadSetting, BrokerUnavailable, InvalidRecord
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.bodies import GroupBody, messages_of, read_group, to_wire
 from asympo.gateway.core import Answer, Gateway, NotReady
 from asympo.gateway.metrics import GatewayMetrics

@@ -5,12 +5,12 @@ import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
-from asympo.common.calls import Backoff, Calls
 from asympo.common.codec import WireLimits
 from asympo.common.errors import BrokerUnavailable, NoProgress
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
 from asympo.gateway.core import Gateway, Parts

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from asympo.common.calls import Calls
 from asympo.common.codec import WireLimits, check_group
 from asympo.common.errors import AsympoError, BrokerUnavailable, InvalidRecord
 from asympo.common.rollout_log import (
@@ -15,6 +14,7 @@ from asympo.common.rollout_log import (
     Submitted,
     foreign_id,
 )
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import Producer
 from asympo.gateway.queues import ProducerQueue

@@ -6,9 +6,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from asympo.common.calls import Backoff, Calls
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Refused, RunLog, Submission, SubmitOutcome, Submitted
+from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import Pace, Producer
 

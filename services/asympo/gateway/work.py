@@ -6,9 +6,9 @@ import logging
 import time
 from dataclasses import dataclass
 
-from asympo.common.calls import Calls
 from asympo.common.errors import BrokerUnavailable, InvalidRecord
 from asympo.common.rollout_log import AppendOutcome, Lease, RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
 from asympo.gateway.producers import Producer

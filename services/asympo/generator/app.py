@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from asympo.common.calls import Backoff, Calls, race
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
@@ -17,6 +16,7 @@ from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBro
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Backoff, Calls, race
 from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from asympo.common.calls import Calls
 from asympo.common.clock import Clock
 from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.tracing import Tracing
 from asympo.engines.base import Engine
 from asympo.generator.metrics import GeneratorMetrics

@@ -4,10 +4,10 @@ import asyncio
 import dataclasses
 import logging
 
-from asympo.common.calls import Backoff, Calls
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.engines.base import SamplingSettings
 
 log = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 
-from asympo.common.calls import Calls
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.generator.core import Generator
 from asympo.generator.metrics import GeneratorMetrics
 

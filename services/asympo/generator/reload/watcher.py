@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from asympo.common.calls import Backoff, Calls
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
 from asympo.common.clock import Clock
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import PolicyAnnouncement, RunLog
+from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.generator.metrics import GeneratorMetrics
 
 log = logging.getLogger(__name__)
