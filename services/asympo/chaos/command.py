@@ -17,6 +17,7 @@ from typing import Any
 from asympo.chaos.schedule import NEEDS_SHIM, Kind, make_schedule
 from asympo.common.commands import CommandParser, add_json_flag, say, write_json, write_table
 from asympo.common.errors import BadSetting
+from asympo.common.paths import given_path
 
 _MARK = "chaos.json"
 _DEFAULT_DIRECTORY = Path("runs/chaos")
@@ -65,7 +66,11 @@ def _parser() -> CommandParser:
     parser.add_argument("--without", metavar="KINDS", help="leave these out")
     parser.add_argument("--broker", metavar="PATH", help="redis-server or valkey-server to use")
     parser.add_argument(
-        "--directory", type=Path, default=_DEFAULT_DIRECTORY, metavar="DIR", help="where all evidence is kept"
+        "--directory",
+        type=given_path,
+        default=_DEFAULT_DIRECTORY,
+        metavar="DIR",
+        help="where all evidence is kept",
     )
     add_json_flag(parser)
     return parser

@@ -1,5 +1,6 @@
 """The one way of reading a path in a setting: `~` is a home directory, the rest is meant as it is written."""
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,16 @@ OptionalPath = Annotated[Path | None, AfterValidator(_expand)]
 PathOrName = Annotated[str, AfterValidator(_expand_text)]
 OptionalPathOrName = Annotated[str | None, AfterValidator(_expand_text)]
 _VALIDATORS = (_expand, _expand_text)
+
+
+def given_path(text: str) -> Path:
+    """The same for a flag of a command, as argparse wants it."""
+    try:
+        path = _expand(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    assert path is not None
+    return path
 
 
 def is_path(metadata: Sequence[Any]) -> bool:

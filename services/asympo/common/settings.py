@@ -29,7 +29,7 @@ from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
 from asympo.common.object_store import ObjectStoreOptions
-from asympo.common.paths import SettingPath
+from asympo.common.paths import SettingPath, given_path
 from asympo.common.redaction import redact_url, redact_value, redacted
 from asympo.common.tracing import TracingOptions
 
@@ -185,7 +185,9 @@ def _read_flags(
         argument_default=argparse.SUPPRESS,
         description="Flags override environment variables, which override the settings file.",
     )
-    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings file (TOML)")
+    parser.add_argument(
+        "--config", type=given_path, default=None, metavar="FILE", help="settings file (TOML)"
+    )
     parser.add_argument(
         "--check-config", action="store_true", default=False, help="print the resolved settings and exit"
     )

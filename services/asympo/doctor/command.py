@@ -5,10 +5,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from asympo.common.commands import CommandParser, add_json_flag, write_json
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.paths import given_path
 from asympo.common.settings import add_object_store_flags, object_store_of, read_toml
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
@@ -29,11 +29,14 @@ def parse(argv: Sequence[str]) -> Namespace:
         "--redis-url", default=os.environ.get("REDIS_URL"), help="broker to examine; default REDIS_URL"
     )
     parser.add_argument(
-        "--directory", type=Path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
+        "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
     parser.add_argument("--port", type=int, action="append", help=f"port to look at (default {_PAGE_PORT})")
     parser.add_argument(
-        "--settings", type=Path, metavar="FILE", help="a service's settings file: examine its object store"
+        "--settings",
+        type=given_path,
+        metavar="FILE",
+        help="a service's settings file: examine its object store",
     )
     add_object_store_flags(parser)
     parser.add_argument(

@@ -15,6 +15,7 @@ from typing import Any
 from asympo import __version__
 from asympo.common.commands import CommandParser, add_json_flag, say, write_json
 from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.paths import given_path
 from asympo.lab.duration import describe_paper, describe_study, require_gpus, write_paper_runs
 from asympo.lab.presets import PRESETS, Grid, Preset, find_preset
 
@@ -50,15 +51,17 @@ def _parser() -> CommandParser:
         metavar="NAME",
         help="a grid of the preset, or full; may be given several times",
     )
-    verb.add_argument("--out", type=Path, help="directory of cells and report; default runs/lab/PRESET")
+    verb.add_argument("--out", type=given_path, help="directory of cells and report; default runs/lab/PRESET")
     verb.add_argument("--resume", action="store_true", help="keep the cells that are there")
     verb.add_argument("--workers", type=int, help="processes, with one thread each; default: one per core")
     verb.add_argument("--dry-run", action="store_true", help="print the memory and time it needs, and stop")
     add_json_flag(verb)
-    verb.add_argument("--publish", type=Path, metavar="DIR", help="also write report and pictures there")
+    verb.add_argument(
+        "--publish", type=given_path, metavar="DIR", help="also write report and pictures there"
+    )
     verb.add_argument(
         "--update",
-        type=Path,
+        type=given_path,
         action="append",
         metavar="FILE",
         help="a document that gets the headline table between its marks",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
+from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.settings import add_object_store_flags
 from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
@@ -27,12 +28,14 @@ def add_broker_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_directory_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--directory", type=Path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
+        "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
 
 
 def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint-root", type=Path, default=RUNS_DIRECTORY, help="directory of all runs")
+    parser.add_argument(
+        "--checkpoint-root", type=given_path, default=RUNS_DIRECTORY, help="directory of all runs"
+    )
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +91,9 @@ def _started(held: RunDirectory) -> Iterator[Broker]:
     with held:
         log_path = held.path / "logs" / "broker.log"
         broker = LocalBroker(
-            binary=find_broker_binary().path, directory=held.path / "broker", log_path=log_path
+            binary=find_broker_binary(held.path / "broker").path,
+            directory=held.path / "broker",
+            log_path=log_path,
         ).start()
         try:
             yield from _connected(broker.url)

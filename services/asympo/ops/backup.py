@@ -28,6 +28,7 @@ from asympo.common.checkpoints.verify import verify_step
 from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.paths import given_path
 from asympo.common.rollout_log import CopiedPiece, RunLog
 from asympo.common.settings import object_store_of
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, make_parser, open_log
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN")
     add_checkpoint_flags(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a new directory for the backup"
+        "--out", type=given_path, required=True, metavar="DIR", help="a new directory for the backup"
     )
     arguments = parser.parse_args(argv)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:

@@ -4,11 +4,11 @@ import argparse
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from asympo.common.archive import open_archive
 from asympo.common.archive.export import ReadBacklog, export
 from asympo.common.commands import write_json
+from asympo.common.paths import given_path
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.settings import object_store_of
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_flags(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet or .jsonl")
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=".parquet or .jsonl")
     parser.add_argument("--archive-only", action="store_true", help="leave out the log; needs no broker")
 
 

@@ -13,6 +13,7 @@ from asympo.common.archive import open_archive
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.lifecycle import StopSignal
+from asympo.common.paths import given_path
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import object_store_of, validate
 from asympo.common.telemetry import set_up_logging
@@ -25,7 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_broker_flags(parser)
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_flags(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where its own states go")
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="DIR", help="where its own states go"
+    )
     parser.add_argument("--objective", choices=get_args(ObjectiveName), help="default: the run's")
     parser.add_argument("--learning-rate", type=float, help="default: the run's")
     parser.add_argument("--num-threads", type=int, help="CPU threads; default: the run's")

@@ -5,10 +5,10 @@ import dataclasses
 import os
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from asympo.common.commands import write_json, write_table
+from asympo.common.paths import given_path
 from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
 from asympo.ops.access import add_checkpoint_flags
@@ -20,7 +20,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_flags(parser)
     parser.add_argument("--from-state", metavar="NAME", help="begin with this training state")
     parser.add_argument("--until-step", type=int, metavar="N", help="stop after this step")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the final weights here, in float32")
+    parser.add_argument(
+        "--out", type=given_path, metavar="DIR", help="write the final weights here, in float32"
+    )
     parser.add_argument(
         "--any-build", action="store_true", help="continue even if this build cannot reproduce the same bits"
     )

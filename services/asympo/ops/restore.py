@@ -11,6 +11,7 @@ from pathlib import Path
 from asympo.common.checkpoints import directory
 from asympo.common.commands import write_json
 from asympo.common.errors import BadSetting
+from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_new_broker
 from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, open_backup, read_pieces
@@ -19,7 +20,7 @@ from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, o
 def main(argv: Sequence[str]) -> int:
     parser = make_parser("restore", "A backup of `asympo backup`, back into an empty broker and directory.")
     add_broker_flags(parser)
-    parser.add_argument("backup", type=Path, metavar="DIR")
+    parser.add_argument("backup", type=given_path, metavar="DIR")
     add_checkpoint_root_flag(parser)
     arguments = parser.parse_args(argv)
     manifest = open_backup(arguments.backup)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from asympo.common.rollout_log import Broker, list_runs
 from asympo.local.broker import answers, broker_url
 from asympo.ops.access import add_broker_flags, make_parser, open_log
 from asympo.run.directory import RunDirectory
+from asympo.run.events import read_events
+from asympo.run.report.page import clock_of, command_to_go_on, how_it_ended
 
+_MAX_EVENTS = 20
 _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")
 
 
@@ -84,6 +87,12 @@ def local_runs(directory: Path) -> list[dict[str, Any]]:
 
 
 def _show(arguments: Namespace) -> int:
+    held = RunDirectory(arguments.directory / arguments.run)
+    report = report_of(held) if not arguments.redis_url and held.exists else None
+    if report is not None and not arguments.json:
+        _print_report(report)
+        if not (held.path / "broker").is_dir():
+            return 0
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
         config, stats = log.state.config(), log.stats.read()
         values: dict[str, Any] = {
@@ -95,7 +104,7 @@ def _show(arguments: Namespace) -> int:
             "generators": log.presence.generators(),
         }
     if arguments.json:
-        write_json(values)
+        write_json({**values, "report": report})
         return 0
     for title in ("config", "stats", "commit", "latest_policy"):
         section = values[title]
@@ -108,6 +117,41 @@ def _show(arguments: Namespace) -> int:
     for bad in values["bad_policies"]:
         sys.stdout.write(f"bad policy: step {bad['step']} of fence {bad['fence']}: {bad['reason']}\n")
     return 0
+
+
+def report_of(held: RunDirectory) -> dict[str, Any]:
+    """What a person wants to know of a run of this machine next morning."""
+    state, last = how_it_ended(held.path)
+    try:
+        summary = json.loads((held.path / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        summary = {}
+    return {
+        "state": state,
+        "ended": last,
+        "go_on": command_to_go_on(held.path),
+        "page": str(held.path / "report.html"),
+        "warnings": summary.get("warnings", []),
+        "broken_promises": summary.get("broken_promises", []),
+        "held_out_accuracy": [summary.get(f"held_out_accuracy_{name}") for name in ("before", "after")],
+        "steps": summary.get("steps"),
+        "events": read_events(held.path)[-_MAX_EVENTS:],
+    }
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    write = sys.stdout.write
+    write(f"{report['state']}: {report['ended']}\n")
+    before, after = report["held_out_accuracy"]
+    write(f"held-out accuracy: {before} before, {after} after; steps: {report['steps']}\n")
+    for line in (*report["broken_promises"], *report["warnings"]):
+        write(f"went wrong: {line}\n")
+    for event in report["events"]:
+        write(f"{clock_of(event)}  {event.get('text')}\n")
+    if report["go_on"]:
+        write(f"go on with: {report['go_on']}\n")
+    write(f"curves and samples: {report['page']}\n")
+    sys.stdout.flush()
 
 
 def _fields(record: Any) -> dict[str, Any] | None:

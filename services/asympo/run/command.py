@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.commands import CommandParser
+from asympo.common.paths import given_path
+from asympo.common.redaction import redact_text
 from asympo.run.settings import RunFile, parse_overrides, read_run_file
 
 _SAME_SIGNAL_SECONDS = 1.0
@@ -19,7 +21,9 @@ def main(argv: Sequence[str]) -> int:
         description="Starts broker, generators and learner on this machine; run it again to resume.",
         epilog="Any setting of the file can be given as a flag: --learner.total-steps 100",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="settings file (TOML); see examples/")
+    parser.add_argument(
+        "config", type=given_path, metavar="CONFIG", help="settings file (TOML); see examples/"
+    )
     add_run_flags(parser)
     arguments, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest)
@@ -99,11 +103,14 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.held_out.checks import HeldOutChecks
     from asympo.run.prepare.plan import make_plan
     from asympo.run.processes.services import build_services
+    from asympo.run.report.page import write_page
     from asympo.run.report.summary import draw, print_promises, print_summary, write_summary
     from asympo.run.supervisor import Supervisor
 
     plan = make_plan(file, machine)
-    fetch_model(plan.learner.settings.model)
+    model = fetch_model(plan.learner.settings.model)
+    check_room(plan, model)
+    directory.write_mark(command=["asympo", *map(redact_text, sys.argv[1:])])
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +137,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             logging.getLogger().handlers.clear()
     summary = write_summary(outcome, directory.path, file.run.targets)
     problem = draw(directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}")
+    write_page(directory.path, summary)
     print_summary(summary, directory.path)
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
         if text:
@@ -145,15 +153,30 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     return 1 if summary["broken_promises"] and file.run.targets is not None else 0
 
 
-def fetch_model(model: str) -> None:
+def fetch_model(model: str) -> Path:
     """Downloads what is not here yet, its progress in sight: it must not count as the start of an engine."""
     if Path(model).is_dir():
-        return
+        return Path(model)
     from asympo.generator.model_files import local_model
 
     sys.stdout.write(f"looking for the model {model}; what is not here is downloaded\n")
     sys.stdout.flush()
-    local_model(model)
+    return local_model(model)
+
+
+def check_room(plan: Any, model: Path) -> None:
+    """BadSetting when the disk cannot hold what the run keeps."""
+    from asympo.run.prepare.disk import check_disk, disk_need
+
+    run = plan.file.run
+    need = disk_need(
+        plan.learner.settings,
+        model,
+        num_generators=len(plan.generators),
+        max_log_bytes=int(run.max_log_mb * 1e6),
+        broker_bytes=int(plan.file.broker.rewrite_mb * 2**20) if plan.is_broker_embedded else 0,
+    )
+    check_disk(plan.directory, need, keep_free_bytes=int(run.keep_free_mb * 1e6))
 
 
 def resolved_text(file: RunFile) -> str:

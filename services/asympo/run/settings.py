@@ -68,6 +68,9 @@ class RunSection(_Section):
     max_log_mb: float = Field(
         default=2.0, gt=0, description="size of each log in MB; what is older is kept once more at most"
     )
+    keep_free_mb: float = Field(
+        default=64.0, ge=0, description="a run whose disk has less room left stops in order, as failed"
+    )
     notify_command: tuple[str, ...] = Field(
         default=(), description="program that gets a JSON object when the run ends or stalls"
     )
@@ -95,6 +98,9 @@ class BrokerSection(_Section):
     )
     port: int | None = Field(
         default=None, ge=1, le=65535, description="loopback port; if not given, a private socket"
+    )
+    rewrite_mb: float = Field(
+        default=16.0, ge=1, description="our own broker's file is rewritten once doubled and larger than this"
     )
 
 

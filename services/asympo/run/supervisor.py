@@ -16,6 +16,7 @@ from asympo.run.directory import RunDirectory
 from asympo.run.events import write_event
 from asympo.run.held_out.checks import HeldOutChecks
 from asympo.run.notify import notify
+from asympo.run.prepare.disk import free_bytes
 from asympo.run.prepare.plan import Plan
 from asympo.run.processes.guard import Guard
 from asympo.run.processes.memory import MemoryWatch
@@ -24,6 +25,7 @@ from asympo.run.processes.status import GeneratorTotals, History, HttpStatus
 from asympo.run.processes.totals import Totals
 from asympo.run.processes.trouble import ProgressWatch, Warnings
 from asympo.run.report.outcome import LastPolicy, Outcome
+from asympo.run.report.samples import keep_samples
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ _POLL_SECONDS = 1.0
 _LOOP_SECONDS = 0.2
 _LAST_POLICY_SECONDS = 180.0
 _EVALUATION_SECONDS = 600.0
+_SAMPLES_SECONDS = 5.0
 
 
 class Supervisor:
@@ -62,6 +65,7 @@ class Supervisor:
         self._phase = "starting"
         self._started_at = time.monotonic()
         self._was_serving = False
+        self._samples_at = 0.0
         self._warnings = Warnings()
         section = plan.file.run
         self._progress = ProgressWatch(
@@ -166,6 +170,16 @@ class Supervisor:
         if text:
             self._note(text)
             self._notify("stalled", text)
+        room = free_bytes(self._directory.path)
+        if room < section.keep_free_mb * 1e6:
+            raise AsympoError(
+                f"the disk of {self._directory.path} has {room / 1e6:.0f} MB left (run.keep_free_mb is "
+                f"{section.keep_free_mb:g}): free some"
+            )
+        if time.monotonic() >= self._samples_at:
+            self._samples_at = time.monotonic() + _SAMPLES_SECONDS
+            shown = self._learner_http.get("/v1/samples?limit=4") or {}
+            keep_samples(self._directory.path, shown.get("groups") or [])
 
     def _has_finished(self, run_log: RunLog) -> bool:
         commit = run_log.commits.last()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import AsympoError
+from asympo.common.errors import AsympoError, BadSetting
 from asympo.common.settings import dump_toml, validate
 from asympo.local.process import launched, run_helper
 from asympo.run.prepare.machine import Machine, Share, split_machine
@@ -168,16 +168,20 @@ def print_estimate(file: RunFile, machine: Machine) -> int:
             f"{guess.train_seconds:.0f} s, generators {guess.sample_seconds:.0f} s, at the same time)\n"
             "      a matrix product was measured, the rest is arithmetic: expect half to twice as much\n"
         )
-    for text in filter(None, (*odd_sampling(settings), shape["does_not_fit"])):
+    for text in odd_sampling(settings):
         write(f"note: {text}\n")
-    return _print_scored_prompt(shape, settings, generator)
+    problems = [*filter(None, (shape["does_not_fit"],)), *_print_scored_prompt(shape, settings, generator)]
+    if problems:
+        raise BadSetting("; ".join(problems))
+    return 0
 
 
 def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB"
 
 
-def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -> int:
+def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -> list[str]:
+    """Sentences about what cannot be scored."""
     from asympo.rewards.scorer import Scorer
 
     with Scorer(
@@ -190,7 +194,9 @@ def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -
     for response, reward in ((shape["answer"], right), ("", wrong)):
         shown = reward if isinstance(reward, float) else reward.reason
         sys.stdout.write(f"response {response!r}: reward {shown}\n")
-    return 0
+    if isinstance(right, float):
+        return []
+    return [f"the answer of the task's first prompt cannot be scored: {right.reason}"]
 
 
 def look_at_model(file: RunFile) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def build_services(plan: Plan) -> Services:
             binary=binary.path,
             directory=plan.broker_directory,
             port=plan.file.broker.port,
+            extra=("--auto-aof-rewrite-min-size", str(int(plan.file.broker.rewrite_mb * 2**20))),
             log_path=logs / "broker.log",
         )
     learner = _service("learner", "learner", plan.learner, logs, policy, plan)

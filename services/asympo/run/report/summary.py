@@ -109,7 +109,8 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
     console.print(table)
     for line in summary["warnings"]:
         console.print(f"warned: {line}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"written: {directory / 'summary.json'}, {directory / 'curves.png'}", soft_wrap=True)
+    names = ("summary.json", "curves.png", "report.html")
+    console.print(f"written: {', '.join(str(directory / name) for name in names)}", soft_wrap=True)
 
 
 def print_promises(summary: dict[str, Any]) -> None:

@@ -1,0 +1,112 @@
+"""What is known of a run next morning, and whether its disk holds it."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from asympo.cli import main
+from asympo.common.errors import BadSetting
+from asympo.learner.settings import LearnerSettings
+from asympo.run.directory import RunDirectory
+from asympo.run.events import read_events, write_event
+from asympo.run.prepare.disk import check_disk, disk_need
+from asympo.run.report.page import write_page
+from asympo.run.report.samples import keep_samples, read_samples
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+
+
+def group(step: int, text: str) -> dict[str, Any]:
+    return {"step": step, "prompt": "1 + 1 = ?", "responses": [{"text": text, "reward": 1.0}]}
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    directory = RunDirectory(tmp_path / "night")
+    with directory:
+        directory.write_mark(
+            command=["asympo", "run", "my run.toml", "--fresh"],
+            started_in="/home/of mine",
+            failure="the disk is full",
+            is_finished=False,
+            step=12,
+        )
+    keep_samples(directory.path, [group(1, "<script>alert(1)</script>")])
+    keep_samples(directory.path, [group(12, "two")])
+    write_event(directory.path, "learner: The disk is full (3 times)")
+    write_event(directory.path, "failed at step 12: the disk is full", kind="end")
+    (directory.path / "curves.png").write_bytes(b"\x89PNG")
+    return directory.path
+
+
+def test_page_of_an_ended_run_tells_all_in_one_harmless_file(ended: Path) -> None:
+    write_page(ended, {"steps": 12, "warnings": ["learner: <b>full</b> (3 times)"], "broken_promises": []})
+    text = (ended / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert {"script", "b", "link"}.isdisjoint(tags.names)
+    assert all(source.startswith("data:") for source in tags.sources)
+    for said in (
+        "night: <span class='failed'>failed</span>",
+        "failed at step 12: the disk is full",
+        "cd &#x27;/home/of mine&#x27; &amp;&amp; asympo run &#x27;my run.toml&#x27;</pre>",
+        "Sample of the first steps: step 1",
+        "&lt;script&gt;alert(1)",
+        "Sample of the last steps: step 12",
+        "learner: &lt;b&gt;full&lt;/b&gt; (3 times)",
+    ):
+        assert said in text, said
+
+
+def test_runs_show_tells_of_a_run_whose_broker_is_gone(
+    ended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", "show", "night", "--directory", str(ended.parent)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("failed: failed at step 12: the disk is full\n")
+    assert "The disk is full (3 times)" in said
+    assert "go on with: cd '/home/of mine' && asympo run 'my run.toml'\n" in said
+
+
+def test_first_samples_stay_and_the_last_are_the_newest(ended: Path) -> None:
+    kept = read_samples(ended)
+    assert [each[0]["step"] for each in (kept["first"], kept["last"])] == [1, 12]
+
+
+def test_events_stay_small_and_hold_no_password(tmp_path: Path) -> None:
+    for number in range(3000):
+        write_event(tmp_path, f"{number} redis://:p@ss@host:1 " + "x" * 1000)
+    events = read_events(tmp_path)
+    assert events[-1]["text"].startswith("2999 ")
+    assert (tmp_path / "events.jsonl").stat().st_size < 2.2e6
+    assert not any("p@ss" in event["text"] for event in events)
+
+
+def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def need(**settings: Any) -> Any:
+        learner = LearnerSettings.model_validate(settings)
+        return disk_need(
+            learner, tiny_model, num_generators=1, max_log_bytes=2_000_000, broker_bytes=16_000_000
+        )
+
+    weights = sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
+    assert need(keep_states=3).states - need(keep_states=2).states == pytest.approx(3 * weights, rel=0.2)
+    assert need(total_steps=1, save_every=10).states < need().states
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6_000_000))
+    with pytest.raises(BadSetting, match=r"has 6.0 MB free, and the run keeps up to .* MB there \(policies"):
+        check_disk(tmp_path, need(), keep_free_bytes=0)
+    (tmp_path / "old").write_bytes(b"x" * (need().total - 5_000_000))
+    check_disk(tmp_path, need(), keep_free_bytes=0)
