@@ -18,7 +18,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d2433}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}pre{white-space:pre-wrap;
-background:#f4f5f7;padding:.6rem;border-radius:.4rem;margin:.3rem 0}.failed,.error{color:#b00020}.finished{color:#17703a}
+background:#f4f5f7;padding:.6rem;border-radius:.4rem;margin:.3rem 0}.failed,.error{color:#b00020}
+.finished{color:#17703a}
 .muted{color:#667}img{max-width:100%}
 """
 
