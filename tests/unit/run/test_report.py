@@ -103,7 +103,7 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
         )
 
     weights = sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
-    assert need(keep_states=3).states - need(keep_states=2).states == pytest.approx(3 * weights, rel=0.2)
+    assert need(keep_states=3).states - need(keep_states=2).states == pytest.approx(6 * weights, rel=0.2)
     assert need(total_steps=1, save_every=10).states < need().states
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6_000_000))
     with pytest.raises(BadSetting, match=r"has 6.0 MB free, and the run keeps up to .* MB there \(policies"):
