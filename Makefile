@@ -62,11 +62,11 @@ chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
 	@deploy/chart/tools.sh
 
 chart: setup chart-tools  ## Check the Helm chart: renderings, schemas, policies, refusals
-	@$(PY) deploy/chart/generate.py --check
+	@$(PY) -m deploy.chart.generate --check
 	@$(PY) -m pytest -q tests/helm
 
 chart-generate: setup chart-tools  ## Generate the chart's values, schema, README and examples
-	@$(PY) deploy/chart/generate.py
+	@$(PY) -m deploy.chart.generate
 
 pods: setup chart-tools  ## Run the pods that the laptop's values render, without a container engine
 	@$(PY) -m tests.pods $(ARGS)
@@ -82,7 +82,7 @@ simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its pictu
 
 bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
 	@benchmarks/peers/setup.sh
-	@$(PY) benchmarks/peers/run.py $(ARGS)
+	@$(PY) -m benchmarks.peers.run $(ARGS)
 	@$(PY) -m asympo.bench.tables
 
 bench-models: setup  ## Check every family of models against its own forward (a few minutes)

@@ -24,15 +24,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape
+from asympo.bench.tables import peers_table
+from asympo.demo.model import prepare_model
+from asympo.learner.settings import HEAD_ROWS, LearnerSettings
+from asympo.run.prepare.machine import KEEP_MEMORY, NO_SPINNING
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
-from asympo.bench.shapes import SHAPES, Shape, make_rollouts, num_true_tokens, parse_shape  # noqa: E402
-from asympo.bench.tables import peers_table  # noqa: E402
-from asympo.demo.model import prepare_model  # noqa: E402
-from asympo.learner.settings import HEAD_ROWS, LearnerSettings  # noqa: E402
-from asympo.run.prepare.machine import KEEP_MEMORY, NO_SPINNING  # noqa: E402
 
 _TIMEOUT_SECONDS = 1800
 _NLL_TOLERANCE = 0.01

@@ -51,7 +51,7 @@ class Expression:
     """One parsed expression."""
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError when Prometheus would refuse ``text``."""
+        """Raises ValueError when Prometheus would refuse `text`."""
         self._tree = promql_parser.parse(text)
 
     def at(self, store: SeriesStore, time: float) -> Vector:

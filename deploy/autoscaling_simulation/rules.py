@@ -22,7 +22,7 @@ class RecordingRules:
 
     @classmethod
     def load(cls, path: Path = RULES_PATH) -> "RecordingRules":
-        """The one group of recording rules in ``path``."""
+        """The one group of recording rules in `path`."""
         (group,) = yaml.safe_load(path.read_text())["groups"]
         return cls(
             interval_seconds=float(group["interval"].removesuffix("s")),
@@ -30,7 +30,7 @@ class RecordingRules:
         )
 
     def evaluate(self, store: SeriesStore, time: float) -> Vector:
-        """Records every rule at ``time``; the replicas wanted."""
+        """Records every rule at `time`; the replicas wanted."""
         found: Vector = {}
         for name, expression in self.rules:
             found = expression.at(store, time)

@@ -1,8 +1,8 @@
 """Writes the chart's generated files: values and their schema, README.md, default settings of the services,
 rendered examples.
 
-.venv/bin/python deploy/chart/generate.py            write them
-.venv/bin/python deploy/chart/generate.py --check    fail, with a difference, where one is not current
+.venv/bin/python -m deploy.chart.generate            write them
+.venv/bin/python -m deploy.chart.generate --check    fail, with a difference, where one is not current
 """
 
 import argparse
@@ -11,14 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+from deploy.chart import readme, rendering, service_settings, values_source
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "services"), str(ROOT / "deploy/chart")]
-
-import readme  # noqa: E402
-import rendering  # noqa: E402
-import service_settings  # noqa: E402
-import values_source  # noqa: E402
-
 CHART = ROOT / "helm/asympo"
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import values_source
+from deploy.chart import values_source
 
 _TEXT = Path(__file__).with_name("README.md.in")
 

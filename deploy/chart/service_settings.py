@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel
+from asympo.common.settings import ServiceSettings
 
 CHOSEN_BY_CHART = (
     *("run", "redis_url", "checkpoint_root", "object_store", "log_level", "log_format"),
@@ -15,7 +15,7 @@ CHOSEN_BY_CHART = (
 """Settings that follow from other values; giving them a second time could only contradict those."""
 
 
-def settings_class(service: str) -> type[BaseModel]:
+def settings_class(service: str) -> type[ServiceSettings]:
     """The class that `asympo <service>` loads."""
     module = import_module(f"asympo.{service}.settings")
     return getattr(module, f"{service.capitalize()}Settings")

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 from asympo.common.names import RUN_NAME
-from service_settings import settings_schema
+
+from deploy.chart.service_settings import settings_schema
 
 _WIDTH = 108
 

@@ -53,7 +53,7 @@ def task_flags(root: Path) -> tuple[str, ...]:
 
 
 def recorded_pieces(record: Path, *, root: Path) -> Iterator[CopiedPiece]:
-    """The run's keys as if ``root`` were where they were written."""
+    """The run's keys as if `root` were where they were written."""
     for line in (record / "broker.jsonl").read_text().splitlines():
         row = json.loads(line)
         items = tuple(

@@ -1,18 +1,14 @@
 """The chart, rendered with the real helm."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.chart import rendering
 from tests.conftest import require
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy/chart"))
-
-import rendering  # noqa: E402
-
 CHART = ROOT / "helm/asympo"
 CRDS = ROOT.parent / "shared/crds"
 

@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import pytest
-import rendering
 from asympo.common.rollout_log import RunConfig
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 
 from deploy.autoscaling_simulation.hpa import HpaSettings
 from deploy.autoscaling_simulation.simulation import Scenario
+from deploy.chart import rendering
 from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"

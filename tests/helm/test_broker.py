@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, CommitRecord, Lease, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.ports import free_port
 
+from deploy.chart import rendering
 from tests.conftest import require, valkey_binary
 from tests.helm.conftest import CHART
 from tests.integration.rollout_log.certificates import Authority
@@ -170,7 +170,7 @@ def test_strangers_are_turned_away_and_the_probe_is_not(embedded: Embedded) -> N
 
 
 def settings_and_files(values: str, tmp_path: Path) -> tuple[str, dict[str, str], dict[str, dict[str, str]]]:
-    """The learner's broker URL and environment, files moved below ``tmp_path``; Secret and keys by mount."""
+    """The learner's broker URL and environment, files moved below `tmp_path`; Secret and keys by mount."""
     result = rendering.template(CHART, values=[CHART / values])
     things = {(each["kind"], each["metadata"]["name"]): each for each in rendering.objects(result.stdout)}
     text = things["ConfigMap", "asympo-learner-settings"]["data"]["learner.toml"]

@@ -4,9 +4,9 @@ import tomllib
 from typing import Any
 
 import pytest
-import rendering
-from service_settings import settings_class
 
+from deploy.chart import rendering
+from deploy.chart.service_settings import settings_class
 from tests.helm.conftest import CHART
 
 EXAMPLE = "examples/external-redis/values.yaml"

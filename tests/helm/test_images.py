@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import rendering
 
+from deploy.chart import rendering
 from tests.helm.conftest import ROOT
 
 DOCKER = ROOT / "deploy/docker"

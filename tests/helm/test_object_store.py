@@ -6,11 +6,11 @@ import tomllib
 from typing import Any
 
 import pytest
-import rendering
 import yaml
 from asympo.common.object_store import ObjectStoreOptions
 from pydantic import ValidationError
 
+from deploy.chart import rendering
 from tests.helm.conftest import CHART
 
 VALUES = json.loads((CHART / "values.schema.json").read_text())["properties"]["checkpoints"]["properties"]

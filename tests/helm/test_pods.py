@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 
+from deploy.chart import rendering
 from tests.conftest import require
 from tests.helm.conftest import CHART, ROOT
 from tests.pods.images import missing_programs

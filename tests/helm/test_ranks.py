@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 
+from deploy.chart import rendering
 from tests.helm.conftest import CHART
 
 SEVERAL = {
@@ -117,7 +117,7 @@ def test_probe_asks_only_the_first_pod(rendered: dict[str, list[dict[str, Any]]]
 
 def test_notes_count_the_ranks() -> None:
     values = CHART / "examples/multi-node-learner/values.yaml"
-    command = [
+    command: list[str | Path] = [
         rendering.TOOLS / "bin/helm4",
         "install",
         "--dry-run=client",

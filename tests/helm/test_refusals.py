@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 
+from deploy.chart import rendering
 from tests.helm.conftest import CHART
 
 MODEL = "model.path=/checkpoints/models/base"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 
+from deploy.chart import rendering
 from tests.helm.conftest import CHART, CRDS, ROOT
 
 OLDEST, NEWEST = "1.25", "1.37"
@@ -79,7 +79,14 @@ def test_helm_3_renders_what_helm_4_renders(rendered: dict[str, list[dict[str, A
 def test_lint_is_clean() -> None:
     for helm in ("helm3", "helm4"):
         values = CHART / "examples/two-gpus/values.yaml"
-        command = [rendering.TOOLS / "bin" / helm, "lint", "--strict", CHART, "--values", values]
+        command: list[str | Path] = [
+            rendering.TOOLS / "bin" / helm,
+            "lint",
+            "--strict",
+            CHART,
+            "--values",
+            values,
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout
 
@@ -93,7 +100,14 @@ def test_generated_files_are_current() -> None:
 
 
 def test_notes_name_the_next_commands() -> None:
-    command = [rendering.TOOLS / "bin/helm4", "install", "--dry-run=client", "asympo", CHART, "--namespace"]
+    command: list[str | Path] = [
+        rendering.TOOLS / "bin/helm4",
+        "install",
+        "--dry-run=client",
+        "asympo",
+        CHART,
+        "--namespace",
+    ]
     values = CHART / "examples/laptop-cpu/values.yaml"
     command += ["training", "--values", values]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

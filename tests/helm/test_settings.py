@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 import yaml
-from service_settings import CHOSEN_BY_CHART, settings_class, settings_schema
 
+from deploy.chart import rendering
+from deploy.chart.service_settings import CHOSEN_BY_CHART, settings_class, settings_schema
 from tests.helm.conftest import CHART
 
 SERVICES = ("learner", "generator")

@@ -1,7 +1,6 @@
 """Values that were right for the release before are right for this one."""
 
-import rendering
-
+from deploy.chart import rendering
 from tests.helm.conftest import CHART, ROOT
 
 BEFORE = ROOT / "tests/compat/v0.1/values.yaml"

@@ -24,7 +24,6 @@ from asympo.common.checkpoints.names import (
     parse_temporary,
     temporary_name,
 )
-from asympo.common.checkpoints.retention import deletable
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -105,20 +104,6 @@ def test_step_name_has_one_spelling(name: str) -> None:
 )
 def test_closed_list_refuses_code_pickles_and_paths(name: str) -> None:
     assert POLICY_FILES.fullmatch(name) is None
-
-
-def test_retention_keeps_the_newest_those_in_use_and_the_ancestors_of_deltas() -> None:
-    chain = [
-        manifest(1),
-        manifest(2, kind="delta", parent="digest-1"),
-        manifest(3),
-        manifest(4),
-        manifest(5, kind="delta", parent="digest-4"),
-        manifest(6, kind="delta", parent="digest-5"),
-        manifest(7),
-    ]
-    spare = deletable(chain, keep=2, is_in_use=lambda one: one.step == 2)
-    assert [one.step for one in spare] == [3]
 
 
 def test_tensor_entries_are_read_from_the_bytes(tmp_path: Path) -> None:

@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.common.telemetry import (
-    JsonlWriter,
-    MetricsEndpoint,
-    new_registry,
-    read_jsonl,
-    read_steps,
-    set_up_logging,
-)
+from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client import Counter

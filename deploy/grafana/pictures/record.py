@@ -26,7 +26,7 @@ _NUM_POINTS = 240
 def record(config: Path, directory: Path, *, model: str | None, seconds: float) -> dict[str, Any]:
     """Every dashboard with the values of its panels, over at most `seconds` of a run.
 
-    ``model``: instead of the one that the file names; a tiny one for the file beside this.
+    `model`: instead of the one that the file names; a tiny one for the file beside this.
     """
     prometheus = Prometheus(directory / "prometheus", interval=f"{SCRAPE_SECONDS}s")
     if config.parent == Path(__file__).parent:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from asympo.bench.shapes import Rollout
+from asympo.learner.device import wait_for
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.fused import unfused
@@ -33,7 +34,7 @@ class Options:
     chunk_rows: int = 256
     share_prefixes: bool = True
     attention: str = "blocks"
-    """``blocks`` or ``flex``."""
+    """`blocks` or `flex`."""
     use_chunked_head: bool = True
     """Off: logits of the whole micro-batch and autograd's cross entropy."""
     use_fused_optimizer: bool = True
@@ -50,7 +51,7 @@ class LearnerCell:
         self._optimizers: dict[bool, torch.optim.Optimizer] = {}
 
     def step(self, rollouts: Sequence[Rollout], options: Options) -> StepResult:
-        """One optimizer step; ``seconds`` and ``optimizer_seconds`` last until the device has finished."""
+        """One optimizer step; `seconds` and `optimizer_seconds` last until the device has finished."""
         policy = make_policy(self.model, options)
         stepper = Stepper(
             policy=policy,
@@ -65,7 +66,7 @@ class LearnerCell:
         with nullcontext() if options.use_fused_layers else unfused(self.model):
             start = time.perf_counter()
             result = stepper.train(trained_groups(rollouts), step_scope(rollouts), step=1)
-            _synchronize(policy.device)
+            wait_for(policy.device)
             seconds = time.perf_counter() - start
         if not result.is_applied:
             raise FloatingPointError("the gradient is not finite: the measurement is void")
@@ -159,7 +160,7 @@ def alternate(
 ) -> dict[str, float]:
     """Median seconds of each arm; the arms take turns, so that a slow moment of the machine hits all.
 
-    Each arm runs once untimed first, or only those in ``warm``.
+    Each arm runs once untimed first, or only those in `warm`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for round_number in range(repeats + 1):
@@ -170,8 +171,3 @@ def alternate(
             if round_number:
                 seconds[name].append(taken)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,6 +5,8 @@ import time
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from asympo.learner.device import wait_for
+
 _SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -16,10 +18,10 @@ def matmul_peak_flops(device: torch.device, dtype: torch.dtype, *, repeats: int 
     torch.mm(left, right)
     best = float("inf")
     for _ in range(repeats):
-        _synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         torch.mm(left, right)
-        _synchronize(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
 
@@ -29,7 +31,7 @@ def step_flops(
 ) -> float:
     """Operations that forward and backward need: recomputation does not count.
 
-    ``num_attended`` is the number of (query, key) pairs that attention must look at.
+    `num_attended` is the number of (query, key) pairs that attention must look at.
     """
     config: PretrainedConfig = model.config.get_text_config()
     tables = {id(p): p.numel() for p in (_weight(model.get_input_embeddings()), _head_weight(model))}
@@ -48,8 +50,3 @@ def _weight(module: torch.nn.Module) -> torch.Tensor:
 
 def _head_weight(model: PreTrainedModel) -> torch.Tensor:
     return _weight(model.get_output_embeddings())
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

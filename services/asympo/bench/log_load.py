@@ -76,7 +76,7 @@ class LoadResult:
 
 
 class _Generator:
-    """One connection. ``expected`` holds what its outstanding commands are, oldest first."""
+    """One connection. `expected` holds what its outstanding commands are, oldest first."""
 
     def __init__(self, wire: Wire, name: str, rng: random.Random) -> None:
         self.wire, self.name, self._rng = wire, name, rng

@@ -34,7 +34,7 @@ class StalenessCase:
     num_generators: int = 12
     groups_per_step: int = 4
     work_seconds: float = 0.004
-    """Time for a usual group; a slow one takes ``SLOW_FACTOR`` times as long."""
+    """Time for a usual group; a slow one takes `SLOW_FACTOR` times as long."""
     step_seconds: float = 0.004
     """Time for an optimizer step."""
     seconds: float

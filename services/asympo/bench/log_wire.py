@@ -1,6 +1,6 @@
 """The protocol's commands as bytes, for load generators that must cost next to nothing themselves.
 
-Services use ``RunLog``. This sends the same scripts with the same keys, without a client library's work
+Services use `RunLog`. This sends the same scripts with the same keys, without a client library's work
 between the socket and the reply, so that what a benchmark measures is the broker.
 """
 
@@ -60,12 +60,12 @@ def pack(*parts: Any) -> bytes:
 
 
 def acquire_command(run: str, *, token: str, policy_step: int, holder: str) -> bytes:
-    """Asks for a lease; the reply is that of ``acquire.lua``."""
+    """Asks for a lease; the reply is that of `acquire.lua`."""
     return _script_command("acquire", run, token, policy_step, holder)
 
 
 def append_command(run: str, *, token: str, payload: bytes, producer: str) -> bytes:
-    """Appends a group; the reply is that of ``append.lua``."""
+    """Appends a group; the reply is that of `append.lua`."""
     return _script_command("append", run, token, payload, producer)
 
 

@@ -4,14 +4,13 @@
 way's; `measure` runs both in turn.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 NUM_TOKENS, VOCAB_SIZE, HIDDEN_SIZE = 4096, 49152, 576
@@ -102,15 +101,9 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
 
 def main() -> int:
     """The child's side."""
-    parser = argparse.ArgumentParser(prog="python -m asympo.bench.loss_stage")
-    parser.add_argument("way", choices=("chunked", "whole"))
-    parser.add_argument("device")
-    parser.add_argument("dtype")
-    parser.add_argument("num_tokens", type=int)
-    parser.add_argument("vocab_size", type=int)
-    given = parser.parse_args()
-    result = _run(given.way, given.device, given.dtype, given.num_tokens, given.vocab_size)
-    sys.stdout.write(json.dumps({"seconds": result.seconds, "memory_bytes": result.memory_bytes}))
+    way, device, dtype, num_tokens, vocab_size = sys.argv[1:]
+    result = _run(way, device, dtype, int(num_tokens), int(vocab_size))
+    sys.stdout.write(json.dumps(asdict(result)))
     return 0
 
 

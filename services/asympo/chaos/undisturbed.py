@@ -12,7 +12,7 @@ _REPLAY_SECONDS = 900.0
 async def weights_problem(system: System, *, final_state: str) -> str | None:
     """None when a fault-free replay of the archive ends with the same bits; else a sentence.
 
-    ``final_state``: the training state committed last; the replay has to reach it and the policy of its step.
+    `final_state`: the training state committed last; the replay has to reach it and the policy of its step.
     """
     command = [sys.executable, "-m", "asympo.cli", "log", "replay", "--run", RUN]
     command += ["--checkpoint-root", str(system.checkpoints), "--json"]

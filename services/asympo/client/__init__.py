@@ -11,8 +11,9 @@ appended once: every group has an id that is made when the client first sees it.
 """
 
 from asympo.client.blocking import Client
-from asympo.client.client import AsyncClient, Outcome
+from asympo.client.client import AsyncClient
 from asympo.client.groups import new_id, text_group
+from asympo.client.ways import Outcome
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 
 __all__ = [

@@ -6,8 +6,9 @@ from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from asympo.client.client import AsyncClient, Outcome
+from asympo.client.client import AsyncClient
 from asympo.client.groups import Answers
+from asympo.client.ways import Outcome
 from asympo.common.records import Prompt, RolloutGroup
 
 T = TypeVar("T")

@@ -13,8 +13,6 @@ from asympo.client.ways import Outcome, Way
 from asympo.common.errors import BadSetting
 from asympo.common.records import Prompt, RolloutGroup
 
-__all__ = ["AsyncClient", "Outcome"]
-
 
 class AsyncClient:
     """Submits groups. Use it as `async with AsyncClient(address) as client`."""

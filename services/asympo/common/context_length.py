@@ -15,7 +15,7 @@ _FINAL = frozenset({"gemma3", "gemma3_text"})
 def context_length(config: Any) -> int | None:
     """Most tokens in a row, prompt and response; None where nothing limits them.
 
-    ``config`` is transformers'. What scales rotary positions counts; under windows they have no limit, as
+    `config` is transformers'. What scales rotary positions counts; under windows they have no limit, as
     distances stay small; a table of learned positions ends where it ends.
     """
     text = config.get_text_config()

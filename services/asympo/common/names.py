@@ -17,7 +17,7 @@ def is_run_name(run: str) -> bool:
 
 
 def check_run_name(run: str) -> str:
-    """Returns ``run`` unchanged; raises BadSetting when it cannot be part of a key and a path."""
+    """Returns `run` unchanged; raises BadSetting when it cannot be part of a key and a path."""
     if not is_run_name(run):
         raise BadSetting(
             f"run name {run!r} is not usable: give 1 to {MAX_RUN_NAME_CHARS} letters, digits, '.', '_' "

@@ -15,7 +15,7 @@ _KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class ObjectStoreOptions(BaseModel):
     """Where checkpoints are shared when machines have no directory in common; off without a URL.
 
-    Credentials are none of these: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile file,
+    Credentials are not settings: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile file,
     or the identity that the cluster gives a pod, as in every client of S3.
     """
 

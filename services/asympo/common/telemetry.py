@@ -15,22 +15,9 @@ from typing import Any, Literal, TextIO
 import prometheus_client
 from prometheus_client import CollectorRegistry, Gauge
 
-from asympo.common.jsonl import JsonlWriter, read_jsonl, read_steps, to_json
+from asympo.common.jsonl import to_json
 from asympo.common.logs.watch import LogWatch
 from asympo.common.redaction import redact_text, redact_value
-
-__all__ = [
-    "DURATION_BUCKETS_SECONDS",
-    "JsonlWriter",
-    "LogFormat",
-    "LogWatch",
-    "MetricsEndpoint",
-    "new_registry",
-    "read_jsonl",
-    "read_steps",
-    "set_up_logging",
-    "to_json",
-]
 
 LogFormat = Literal["auto", "json", "text"]
 

@@ -127,7 +127,7 @@ def open_tracing(
 ) -> Tracing:
     """Tracing as the settings or OpenTelemetry's environment ask for it; off when neither does.
 
-    ``on_lost`` counts spans that did not get through. Raises BadSetting when the extra is not installed.
+    `on_lost` counts spans that did not get through. Raises BadSetting when the extra is not installed.
     """
     is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     endpoint = options.endpoint or next(filter(None, map(os.environ.get, _ENDPOINT_VARIABLES)), None)

@@ -49,7 +49,7 @@ class TrainedIds:
         return group_id in self._foreign or (own is not None and self.contains(*own))
 
     def contains(self, epoch: int, index: int) -> bool:
-        """Whether prompt ``index`` of ``epoch`` is in the set."""
+        """Whether prompt `index` of `epoch` is in the set."""
         if epoch < self._complete_below:
             return True
         bitmap = self._bitmaps.get(epoch)
@@ -74,7 +74,7 @@ class TrainedIds:
         return self._complete_below
 
     def partial_epochs(self) -> list[int]:
-        """Epochs with some ids that are not among ``complete_epochs``, in order."""
+        """Epochs with some ids that are not among `complete_epochs`, in order."""
         return sorted(self._bitmaps)
 
     def foreign(self) -> Iterator[str]:
@@ -101,7 +101,7 @@ class TrainedIds:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainedIds":
-        """Raises ValueError when ``data`` is not what ``to_bytes`` wrote."""
+        """Raises ValueError when `data` is not what `to_bytes` wrote."""
         digest, body = data[len(_MAGIC) : len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
         if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
             raise ValueError("these bytes are not an intact set of trained ids")

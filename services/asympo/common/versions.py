@@ -22,7 +22,7 @@ class Format:
     """What the release before wrote, and this build still reads."""
 
     def check(self, found: Any, *, what: str) -> int:
-        """``found`` when this build reads it; raises UnknownVersion naming ``what`` and what to do."""
+        """`found` when this build reads it; raises UnknownVersion naming `what` and what to do."""
         if type(found) is int and self.oldest <= found <= self.newest:
             return found
         reads = str(self.newest) if self.oldest == self.newest else f"{self.oldest} to {self.newest}"

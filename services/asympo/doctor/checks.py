@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from asympo.common.errors import AsympoError
+from asympo.common.checkpoints.bucket_check import try_reading, try_writing
+from asympo.common.errors import AsympoError, BadSetting
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import Broker
 from asympo.doctor.findings import Finding, kinds
-from asympo.doctor.object_store import check_object_store
 from asympo.local.broker import find_broker_binary
 from asympo.local.ports import is_free
 from asympo.ops.runs import local_runs
@@ -210,11 +210,30 @@ def check_storage(target: Target) -> Iterator[Finding]:
 
 
 def check_store(target: Target) -> Iterator[Finding]:
-    yield from check_object_store(target.object_store, is_reader=target.is_reader)
+    """Reachability, permissions and conditional writes; of a generator's identity only what it needs."""
+    if target.object_store is None:
+        return
+    from asympo.common.checkpoints.bucket import Bucket, StoreError
+
+    ok, note, wrong = kinds("object store")
+    bucket = Bucket(target.object_store)
+    try:
+        for sentence in [try_reading(bucket)] if target.is_reader else try_writing(bucket):
+            yield (note if sentence.startswith("unfinished uploads cannot") else ok)(sentence)
+    except BadSetting as error:
+        yield wrong(
+            str(error),
+            "fix what it names; with a generator's identity, which may only read, add --reads-only",
+        )
+    except StoreError as error:
+        yield wrong(
+            str(error.strerror),
+            "check endpoint, port and certificate authority, and network policies when this is a pod",
+        )
 
 
 def try_atomic_publish(directory: Path) -> float:
-    """Does what publishing a checkpoint does, in small; seconds it took. Raises OSError."""
+    """Publishes a tiny checkpoint; returns the seconds it took. Raises OSError."""
     work = Path(tempfile.mkdtemp(prefix=".asympo-doctor-", dir=directory))
     try:
         started = time.perf_counter()

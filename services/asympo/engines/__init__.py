@@ -1,1 +1,1 @@
-"""What samples: one protocol (``base``), and what fulfils it. Nothing here knows of leases or the log."""
+"""What samples: one protocol (`base`), and what fulfils it. Nothing here knows of leases or the log."""

@@ -86,7 +86,7 @@ class GroupEngine(ABC):
 
     def _require_usable(self) -> None:
         if self._failure is not None:
-            raise EngineBroken(f"The engine is broken: {self._failure}.")
+            raise EngineBroken(f"the engine is broken: {self._failure}")
 
     def _broken(self, failure: str) -> EngineBroken:
         """Remember the first failure and end every response in flight, which could only wait for ever."""

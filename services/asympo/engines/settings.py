@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EngineSettings(BaseModel):
-    """How an engine uses the machine; what it samples comes with each request."""
+    """How vLLM uses the machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asympo.common import errors
 from asympo.common.checkpoints.manifest import decode_manifest
+from asympo.common.errors import BadModel, CorruptCheckpoint
 from asympo.common.records import FinishReason
 from asympo.engines.base import Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.groups import GroupEngine
@@ -95,7 +95,7 @@ class SimulatedEngine(GroupEngine):
                         await asyncio.Event().wait()
                     await asyncio.sleep(self._settings.reload_seconds)
                 if step in faults.raising_steps:
-                    raise errors.CorruptCheckpoint(f"fault injected at step {step}")
+                    raise CorruptCheckpoint(f"fault injected at step {step}")
             except BaseException as error:
                 broken = self._broken(f"the reload of {policy_path} failed: {error!r}")
                 if not isinstance(error, Exception):
@@ -212,4 +212,4 @@ def _load_tokenizer(model_path: Path) -> Any:
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(model_path))
     except (ValueError, OSError) as error:
-        raise errors.BadModel(f"The tokenizer in {model_path} cannot be loaded: {error}") from error
+        raise BadModel(f"the tokenizer in {model_path} cannot be loaded: {error}") from error

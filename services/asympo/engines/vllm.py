@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asympo.common import errors
+from asympo.common.errors import PromptRefused
 from asympo.common.records import FinishReason
 from asympo.engines.base import (
     Readback,
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from asympo.common.checkpoints import Manifest
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 WORKER_EXTENSION = "asympo.engines.vllm_worker.PolicyWorkerExtension"
 
 NUM_COLUMNS = 16
-"""Columns of a layer that a reload reads back: half of them anywhere, and as many for each tensor of the file
-that is in it, from where the policy and the one before differ."""
+"""Columns of a layer that a reload reads back: half are drawn anywhere, and as many for each tensor of the
+file in that layer, from those that differ from the policy before."""
 _EXPECTED_POLL_SECONDS = 0.02
 _PROBE_PRIORITY = -1
 _RESPONSE_PRIORITY = 0
@@ -95,8 +95,8 @@ class VllmEngine(GroupEngine):
         if not 0 < num_prompt_tokens < len(token_ids):
             raise ValueError(f"{num_prompt_tokens} prompt tokens of {len(token_ids)}: none would be scored")
         if self._running().vllm_config.lora_config is not None:
-            # vLLM 0.32's engine dies of a prompt's log-probabilities beside other requests then.
-            raise errors.PromptRefused("an engine that serves adapters scores no prompts")
+            # With adapters, vLLM 0.32's engine crashes on prompt log-probabilities beside other requests.
+            raise PromptRefused("an engine that serves adapters scores no prompts")
         self._num_probes += 1
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         name = f"probe-{self._num_probes}"
@@ -255,7 +255,7 @@ class VllmEngine(GroupEngine):
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._broken(f"vLLM died while it served {name}: {_reason(error)}") from error
         except (ValueError, VLLMClientError) as error:
-            raise errors.PromptRefused(f"vLLM refused {name}: {first_line(error)}") from error
+            raise PromptRefused(f"vLLM refused {name}: {first_line(error)}") from error
         if final is None:
             raise self._broken(f"vLLM ended {name} without an answer")
         return final

@@ -9,14 +9,14 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from asympo.common import errors
+from asympo.common.errors import BadSetting
 
 SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 _NVCC_SECONDS = 20.0
 
 
 def require_gpu() -> None:
-    """Raise errors.BadSetting in one sentence where torch can use no GPU, and vLLM is not the CPU build."""
+    """Raise BadSetting in one sentence where torch can use no GPU, and vLLM is not the CPU build."""
     import torch
 
     if torch.cuda.is_available():
@@ -27,10 +27,10 @@ def require_gpu() -> None:
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).split("\n")), "").split(". ")[0].rstrip(".")
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU build"
-    raise errors.BadSetting(
-        f"The installed vLLM samples on GPUs only, and torch can use none here ({reason}; torch is {built}): "
+    raise BadSetting(
+        f"the installed vLLM samples on GPUs only, and torch can use none here ({reason}; torch is {built}): "
         "fix the driver (CUDA 13 needs 580 or newer), install the CPU build with `ASYMPO_DEVICE=cpu make "
-        "setup`, or choose the engine 'simulated'."
+        "setup`, or choose the engine 'simulated'"
     )
 
 

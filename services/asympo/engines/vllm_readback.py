@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_VALUES = 1 << 16
-"""Values of a tensor compared directly that a reload looks at, drawn likewise."""
+"""Values that a reload looks at in a tensor that is compared directly; drawn in the same way."""
 _NUM_MARKS = 200
 """Tensors of a file that are told apart inside one layer."""
 _LINEAR, _ROWS = "multiplied", "looked up"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from asympo.common import errors
+from asympo.common.errors import EngineBroken
 from asympo.engines.base import Readback
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MIN_MOVE = 1e-3
 """Mean NLL; the perturbation is half the tensor's own size, so a tensor in use moves it by far more."""
@@ -35,7 +35,7 @@ class TestedEngine(Protocol):
 
 
 async def self_test(engine: TestedEngine, model_path: Path) -> None:
-    """Reload the model once for each kind of tensor; errors.EngineBroken naming the kinds without effect.
+    """Reload the model once for each kind of tensor; EngineBroken naming the kinds without effect.
 
     A kind is a tensor name without its layer index. Costs one reload and one probe a kind, and finishes
     with the unchanged model, which must give the first answer again.
@@ -47,23 +47,23 @@ async def self_test(engine: TestedEngine, model_path: Path) -> None:
     for kind in await engine.list_tensor_kinds():
         await engine.load_perturbed(model_path, kind)
         moved = abs(await engine.mean_nll(token_ids, num_prompt_tokens=1) - before)
-        logger.info("self-test: %s moves the mean NLL by %.4f", kind, moved)
+        log.info("self-test: %s moves the mean NLL by %.4f", kind, moved)
         if not moved > _MIN_MOVE:
             without_effect.append(kind)
     await engine.load_weights(model_path, None)
     readback = await engine.read_weights_back(model_path, num_columns=None)
     after = await engine.mean_nll(token_ids, num_prompt_tokens=1)
     if without_effect:
-        raise errors.EngineBroken(
-            f"The self-test changed {', '.join(without_effect)} and the output stayed the same: "
-            "reloads of this model do not reach the engine."
+        raise EngineBroken(
+            f"the self-test changed {', '.join(without_effect)} and the output stayed the same: "
+            "reloads of this model do not reach the engine"
         )
     if readback.wrong:
-        raise errors.EngineBroken(
-            f"The self-test restored the model and {len(readback.wrong)} layers hold other values: "
-            f"{readback.wrong[0]}."
+        raise EngineBroken(
+            f"the self-test restored the model and {len(readback.wrong)} layers hold other values: "
+            f"{readback.wrong[0]}"
         )
     if not abs(after - before) <= _MIN_MOVE:
-        raise errors.EngineBroken(
-            f"The self-test restored the model and its mean NLL is {after:.4f} instead of {before:.4f}."
+        raise EngineBroken(
+            f"the self-test restored the model and its mean NLL is {after:.4f} instead of {before:.4f}"
         )

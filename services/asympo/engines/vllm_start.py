@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asympo.common import errors
 from asympo.common.checkpoints.digests import available_cores, tensor_spans
 from asympo.common.context_length import context_length
+from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 NUM_PROBE_SLOTS = 2
 """Sequences above max_num_seqs that only probes use, so that a probe never waits for a response to end."""
@@ -33,22 +33,22 @@ _GIB = 1 << 30
 
 
 def check_model_dir(model_path: Path) -> None:
-    """Raise errors.BadModel in one sentence for what vLLM would answer with a page of traceback."""
+    """Raise BadModel in one sentence for what vLLM would answer with a page of traceback."""
     if not (model_path / "config.json").is_file():
-        raise errors.BadModel(f"{model_path} holds no config.json; a Hugging Face model directory is needed.")
+        raise BadModel(f"{model_path} holds no config.json; a Hugging Face model directory is needed")
     try:
         json.loads((model_path / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise errors.BadModel(f"{model_path / 'config.json'} cannot be read: {error}.") from error
+        raise BadModel(f"{model_path / 'config.json'} cannot be read: {error}") from error
     weights = sorted(model_path.glob("*.safetensors"))
     if not weights:
-        raise errors.BadModel(f"{model_path} holds no *.safetensors file.")
+        raise BadModel(f"{model_path} holds no *.safetensors file")
     for path in weights:
         try:
             # Resolved because a Hugging Face cache keeps links to its blobs; policies are verified elsewhere.
             tensor_spans(path.resolve())
-        except errors.CorruptCheckpoint as error:
-            raise errors.BadModel(f"The model cannot be loaded: {error}") from error
+        except CorruptCheckpoint as error:
+            raise BadModel(f"the model cannot be loaded: {error}") from error
 
 
 def thread_environment(settings: EngineSettings) -> dict[str, str]:
@@ -92,7 +92,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cls: str) -> AsyncLLM:
-    """Start vLLM on a model directory; blocks for its whole start. Raises errors.BadSetting."""
+    """Start vLLM on a model directory; blocks for its whole start. Raises BadSetting."""
     check_model_dir(model_path)
     # Both are read when vllm is imported.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -101,9 +101,9 @@ def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cl
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
-        raise errors.BadSetting(
-            f"The engine 'vllm' needs vLLM, and importing it failed ({error}); install asympo[generator] or "
-            "choose the engine 'simulated'."
+        raise BadSetting(
+            f"the engine 'vllm' needs vLLM, and importing it failed ({error}); install asympo[generator] or "
+            "choose the engine 'simulated'"
         ) from error
 
     is_cpu = current_platform.is_cpu()
@@ -112,17 +112,17 @@ def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cl
     else:
         require_gpu()
         values, sentence = gpu_environment(os.environ)
-        logger.info("%s", sentence)
+        log.info("%s", sentence)
     with environment(values):
         try:
             config = engine_args(model_path, settings, worker_extension_cls, is_cpu).create_engine_config()
         except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
-            raise errors.BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
+            raise BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
         _log_choices(config, values)
         try:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except (RuntimeError, ValueError, OSError) as error:
-            raise errors.BadModel(
+            raise BadModel(
                 f"vLLM did not start on {model_path} (its own messages above say why): {first_line(error)}"
             ) from error
 
@@ -185,7 +185,7 @@ def has_native_bfloat16() -> bool:
 
 
 def _log_choices(config: Any, values: Mapping[str, str]) -> None:
-    logger.info(
+    log.info(
         "vLLM: %s, %s, at most %d responses at once, KV cache %s, %s",
         config.model_config.dtype,
         "eager" if config.model_config.enforce_eager else "compiled, with graphs",
@@ -197,4 +197,4 @@ def _log_choices(config: Any, values: Mapping[str, str]) -> None:
     )
     served, limit = config.model_config.max_model_len, context_length(config.model_config.hf_config)
     if limit is not None and served < limit:
-        logger.info("vLLM serves %d tokens in a row; vllm.max_model_len can be up to %d", served, limit)
+        log.info("vLLM serves %d tokens in a row; vllm.max_model_len can be up to %d", served, limit)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from asympo.common import errors
+from asympo.common.errors import CorruptCheckpoint, EngineBroken
 from asympo.engines.base import Readback
 from asympo.engines.vllm_blueprint import Blueprint, as_first_load
 from asympo.engines.vllm_readback import Expectation, changes_between, file_tensors
@@ -65,7 +65,7 @@ class PolicyWorkerExtension:
         """Replace all weights in place by the checkpoint directory `path`; returns the tensors handed over.
 
         With `tensors`, each tensor handed to the loader must match its row, and no row may be left over.
-        Raises errors.CorruptCheckpoint or errors.EngineBroken part-way: the weights are then unusable.
+        Raises CorruptCheckpoint or EngineBroken part-way: the weights are then unusable.
         """
         handed = _Handed(tensors)
         self._load(path, handed.checked(self._checkpoint_tensors(path)))
@@ -82,8 +82,8 @@ class PolicyWorkerExtension:
         self._loaded_path = Path(path)
         loaded = self.replace_weights(model, weights)
         if loaded is not None and (missing := sorted(self._parameter_names() - loaded)):
-            raise errors.EngineBroken(
-                f"{path} left {len(missing)} parameters of the model untouched, {missing[0]} first."
+            raise EngineBroken(
+                f"{path} left {len(missing)} parameters of the model untouched, {missing[0]} first"
             )
         self.refresh_tied_layers(model, ties, loaded)
 
@@ -209,26 +209,24 @@ class _Handed:
     def require_complete(self, is_unused: Any) -> None:
         left = sorted(name for name in self._left if is_unused is None or not is_unused(name))
         if left:
-            raise errors.CorruptCheckpoint(
-                f"{len(left)} tensors of the manifest never reached the engine, {left[0]} first."
+            raise CorruptCheckpoint(
+                f"{len(left)} tensors of the manifest never reached the engine, {left[0]} first"
             )
 
     def _check(self, name: str, tensor: torch.Tensor, rows: dict[str, TensorRow]) -> None:
         if name not in rows:
-            raise errors.CorruptCheckpoint(f"The engine was handed {name}, which the manifest does not list.")
+            raise CorruptCheckpoint(f"the engine was handed {name}, which the manifest does not list")
         if name not in self._left:
-            raise errors.CorruptCheckpoint(f"The engine was handed {name} twice.")
+            raise CorruptCheckpoint(f"the engine was handed {name} twice")
         _, dtype, shape, digest = rows[name]
         given = (_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
         if given != (dtype, tuple(shape)):
-            raise errors.CorruptCheckpoint(
-                f"The engine was handed {name} as {given[0]} {list(given[1])}; "
-                f"the manifest says {dtype} {list(shape)}."
+            raise CorruptCheckpoint(
+                f"the engine was handed {name} as {given[0]} {list(given[1])}; "
+                f"the manifest says {dtype} {list(shape)}"
             )
         if tensor_digest(tensor) != digest:
-            raise errors.CorruptCheckpoint(
-                f"The engine was handed other values for {name} than the manifest has."
-            )
+            raise CorruptCheckpoint(f"the engine was handed other values for {name} than the manifest has")
         self._left.discard(name)
 
 

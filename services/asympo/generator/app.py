@@ -15,9 +15,10 @@ from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
+from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Backoff, Calls, race
-from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import join

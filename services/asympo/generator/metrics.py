@@ -25,8 +25,6 @@ GROUP_OUTCOMES: tuple[GroupOutcome, ...] = (
         "prompt_failed",
     ),
 )
-WASTED_OUTCOMES = frozenset({"lease_lost", "too_stale", "too_large", "refused"})
-"""Ends of a group whose finished work nobody will train on."""
 
 
 @dataclass(slots=True)
@@ -54,44 +52,24 @@ class GeneratorMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.tally = Tally()
-        self._groups = Counter(
-            "asympo_generator_groups", "Leased groups by how they ended.", ["outcome"], registry=registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"asympo_generator_{name}", text, labels, registry=registry)
+
+        self._groups = counter("groups", "Leased groups by how they ended.", "outcome")
+        self._responses = counter("responses", "Responses sampled.", "finish_reason")
+        self._tokens = counter("tokens", "Tokens of sampled responses.")
+        self._reward_failures = counter("reward_failures", "Responses whose scoring raised or hung.")
+        self._leases_lost = counter("leases_lost", "Leases that expired while held.")
+        self._engine_failures = counter("engine_failures", "Generations that the engine failed.")
+        self._broker_errors = counter("broker_errors", "Calls that the broker did not answer.")
+        self._unexpected_errors = counter("unexpected_errors", "Groups given up on an error nobody foresaw.")
+        self._reloads = counter("reloads", "Reloads by verdict.", "verdict")
+        self._requests_lost = counter(
+            "requests_lost", "Responses in flight at a reload that ended without a full result."
         )
-        self._responses = Counter(
-            "asympo_generator_responses", "Responses sampled.", ["finish_reason"], registry=registry
-        )
-        self._tokens = Counter("asympo_generator_tokens", "Tokens of sampled responses.", registry=registry)
-        self._reward_failures = Counter(
-            "asympo_generator_reward_failures", "Responses whose scoring raised or hung.", registry=registry
-        )
-        self._leases_lost = Counter(
-            "asympo_generator_leases_lost", "Leases that expired while held.", registry=registry
-        )
-        self._engine_failures = Counter(
-            "asympo_generator_engine_failures", "Generations that the engine failed.", registry=registry
-        )
-        self._broker_errors = Counter(
-            "asympo_generator_broker_errors", "Calls that the broker did not answer.", registry=registry
-        )
-        self._unexpected_errors = Counter(
-            "asympo_generator_unexpected_errors",
-            "Groups given up on an error nobody foresaw.",
-            registry=registry,
-        )
-        self._reloads = Counter(
-            "asympo_generator_reloads", "Reloads by verdict.", ["verdict"], registry=registry
-        )
-        self._requests_lost = Counter(
-            "asympo_generator_requests_lost",
-            "Responses in flight at a reload that ended without a full result.",
-            registry=registry,
-        )
-        self._corrupt_policies = Counter(
-            "asympo_generator_corrupt_policies", "Policies that failed verification.", registry=registry
-        )
-        self._spans_lost = Counter(
-            "asympo_generator_spans_lost", "Spans of traces that did not get through.", registry=registry
-        )
+        self._corrupt_policies = counter("corrupt_policies", "Policies that failed verification.")
+        self._spans_lost = counter("spans_lost", "Spans of traces that did not get through.")
         self._declare_durations(registry)
         self._declare_gauges(registry)
         for outcome in GROUP_OUTCOMES:
@@ -103,53 +81,34 @@ class GeneratorMetrics:
 
     def _declare_durations(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str) -> Histogram:
+            name = f"asympo_generator_{name}_seconds"
             return Histogram(name, text, buckets=DURATION_BUCKETS_SECONDS, registry=registry)
 
-        self.generation_seconds = histogram(
-            "asympo_generator_generation_seconds", "Sampling all responses of a group."
-        )
-        self.score_seconds = histogram("asympo_generator_score_seconds", "Scoring all responses of a group.")
-        self.lease_wait_seconds = histogram(
-            "asympo_generator_lease_wait_seconds", "From wanting a lease to having it."
-        )
-        self.held_seconds = histogram(
-            "asympo_generator_held_seconds", "Finished groups waiting for the verdict of a reload."
-        )
-        self._pause_seconds = histogram(
-            "asympo_generator_reload_pause_seconds", "The engine scheduled nothing during a reload."
-        )
-        self._load_seconds = histogram("asympo_generator_reload_load_seconds", "Loading weights in a pause.")
-        self._readback_seconds = histogram(
-            "asympo_generator_reload_readback_seconds", "Reading weights back in a pause."
-        )
-        self._swap_seconds = histogram(
-            "asympo_generator_reload_seconds", "From the start of a reload to its verdict."
-        )
+        self.generation_seconds = histogram("generation", "Sampling all responses of a group.")
+        self.score_seconds = histogram("score", "Scoring all responses of a group.")
+        self.lease_wait_seconds = histogram("lease_wait", "From wanting a lease to having it.")
+        self.held_seconds = histogram("held", "Finished groups waiting for the verdict of a reload.")
+        self._pause_seconds = histogram("reload_pause", "The engine scheduled nothing during a reload.")
+        self._load_seconds = histogram("reload_load", "Loading weights in a pause.")
+        self._readback_seconds = histogram("reload_readback", "Reading weights back in a pause.")
+        self._swap_seconds = histogram("reload", "From the start of a reload to its verdict.")
 
     def _declare_gauges(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, registry=registry)
+            return Gauge(f"asympo_generator_{name}", text, registry=registry)
 
-        self.groups_in_flight = gauge("asympo_generator_groups_in_flight", "Leases held now.")
-        self.max_groups_in_flight = gauge(
-            "asympo_generator_max_groups_in_flight", "Most leases it holds at once."
-        )
-        self.groups_held = gauge("asympo_generator_groups_held", "Finished groups waiting for a verdict now.")
-        self.policy_step = gauge("asympo_generator_policy_step", "Step of the policy served; -1 for none.")
+        self.groups_in_flight = gauge("groups_in_flight", "Leases held now.")
+        self.max_groups_in_flight = gauge("max_groups_in_flight", "Most leases it holds at once.")
+        self.groups_held = gauge("groups_held", "Finished groups waiting for a verdict now.")
+        self.policy_step = gauge("policy_step", "Step of the policy served; -1 for none.")
         self.policy_step.set(-1)
-        self.ready = gauge("asympo_generator_ready", "1 while it can do useful work.")
-        self.probe_error = gauge(
-            "asympo_generator_probe_error_nats", "How far the newest probe's mean NLL is off, per token."
-        )
+        self.ready = gauge("ready", "1 while it can do useful work.")
+        self.probe_error = gauge("probe_error_nats", "How far the newest probe's mean NLL is off, per token.")
         self.probe_noise = gauge(
-            "asympo_generator_probe_noise_nats", "What the engine's arithmetic explains of the probe's error."
+            "probe_noise_nats", "What the engine's arithmetic explains of the probe's error."
         )
-        self.unproven_reloads = gauge(
-            "asympo_generator_unproven_reloads", "Reloads in a row that proved nothing."
-        )
-        self.unproven_alert = gauge(
-            "asympo_generator_unproven_alert", "1 when too many reloads in a row proved nothing."
-        )
+        self.unproven_reloads = gauge("unproven_reloads", "Reloads in a row that proved nothing.")
+        self.unproven_alert = gauge("unproven_alert", "1 when too many reloads in a row proved nothing.")
 
     def count_group(self, outcome: GroupOutcome) -> None:
         """One lease ended."""

@@ -10,7 +10,7 @@ _LONG_TAIL_LIMIT = 4
 
 
 def draw_age(rng: random.Random, *, kind: Staleness, mean: int) -> int:
-    """Age of one step's rollouts: ``mean`` itself, uniform on 0..2*mean, or log-normal with that mean.
+    """Age of one step's rollouts: `mean` itself, uniform on 0..2*mean, or log-normal with that mean.
 
     The long tail is cut at 4 * mean, which lowers its mean by a sixth.
     """

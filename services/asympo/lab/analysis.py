@@ -125,7 +125,7 @@ def moonshot(
 ) -> dict[str, Any] | None:
     """Current-policy-only settings at the greatest staleness against the best synchronous setting.
 
-    ``confirmed`` is the same comparison on fresh seeds, for every setting that passes: it counts only if it
+    `confirmed` is the same comparison on fresh seeds, for every setting that passes: it counts only if it
     passes there too. Empty while nothing passed, or what passed was not run again.
     """
     fresh, stale = _contenders(rows)

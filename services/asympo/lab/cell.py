@@ -11,8 +11,8 @@ import torch
 
 from asympo.lab.ages import Staleness, draw_age, oldest_age
 from asympo.lab.arms import Arm, find_arm
-from asympo.lab.sampling import Drawn
-from asympo.lab.start import Weights, set_weights, weights_of
+from asympo.lab.sampling import Drawn, set_weights
+from asympo.lab.start import Weights, weights_of
 from asympo.lab.variants import TokenLosses
 from asympo.lab.worlds import Question, World
 from asympo.learner.log.advantages import group_advantages, has_signal

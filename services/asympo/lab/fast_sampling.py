@@ -1,7 +1,7 @@
 """The same draws for a plain Llama of a few thousand parameters, where calls cost more than arithmetic.
 
-A test holds it against the product's own forward pass. Legend: ``_R`` responses, ``_B`` prompts, ``P`` prompt
-tokens, ``_D`` hidden, ``H`` heads, ``E`` head size.
+A test holds it against the product's own forward pass. Legend: `_R` responses, `_B` prompts, `P` prompt
+tokens, `_D` hidden, `H` heads, `E` head size.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class FastSampler:
     def draw(
         self, prompts: Sequence[TokenIds], *, num_samples: int, generator: torch.Generator
     ) -> list[list[Drawn]]:
-        """``num_samples`` responses to each prompt."""
+        """`num_samples` responses to each prompt."""
         ids_BP = torch.tensor(prompts)
         caches = self._empty_caches(len(prompts), num_tokens=ids_BP.shape[1] + self._max_tokens)
         logits = self._forward(ids_BP, caches, start=0)
@@ -112,7 +112,7 @@ def _half_turned(x: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """``[rows, tokens, heads, size]`` each; one query attends to everything, several to their past."""
+    """`[rows, tokens, heads, size]` each; one query attends to everything, several to their past."""
     scale = query.shape[-1] ** -0.5
     if query.shape[1] == 1:
         # Products of this size are cheaper one by one than as a batch of tiny matrices.

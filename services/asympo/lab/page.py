@@ -44,7 +44,7 @@ pre{background:#f4f4f4;padding:.7em;overflow-x:auto}img{max-width:100%}"""
 
 
 def to_markdown(blocks: Sequence[Block], *, beside: Path) -> str:
-    """Pictures are named relative to the folder ``beside``."""
+    """Pictures are named relative to the folder `beside`."""
     parts = []
     for block in blocks:
         match block:

@@ -36,17 +36,15 @@ class Sampler:
     def model(self) -> PreTrainedModel:
         return self._model
 
-    @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
         """Takes over a snapshot."""
-        for name, parameter in self._model.named_parameters():
-            parameter.copy_(weights[name])
+        set_weights(self._model, weights)
 
     @torch.no_grad()
     def draw(
         self, prompts: Sequence[TokenIds], *, num_samples: int, generator: torch.Generator
     ) -> list[list[Drawn]]:
-        """``num_samples`` responses to each prompt; prompts may differ in length."""
+        """`num_samples` responses to each prompt; prompts may differ in length."""
         ids_BT, mask_BT = _left_padded(prompts, device=self._model.device)
         is_even = bool(mask_BT.all())
         cache = DynamicCache(config=self._model.config)
@@ -83,6 +81,12 @@ class Sampler:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+@torch.no_grad()
+def set_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
 
 
 def _left_padded(prompts: Sequence[TokenIds], *, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -65,12 +65,6 @@ def weights_of(model: PreTrainedModel) -> Weights:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@torch.no_grad()
-def set_weights(model: PreTrainedModel, weights: Weights) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
-
-
 def sampled_accuracy(
     sampler: FastSampler, task: DigitAddition, *, seed: int, num_samples: int
 ) -> tuple[float, float]:
@@ -89,9 +83,9 @@ def sampled_accuracy(
 
 
 def warm_up(settings: TaskSettings, plan: WarmUp, *, say: Callable[[str], None]) -> tuple[Weights, float]:
-    """Supervised steps until the sampled accuracy reaches ``plan.target``; weights and that accuracy.
+    """Supervised steps until the sampled accuracy reaches `plan.target`; weights and that accuracy.
 
-    Raises AsympoError when ``plan.max_steps`` do not get there, or overshoot ``plan.ceiling``.
+    Raises AsympoError when `plan.max_steps` do not get there, or overshoot `plan.ceiling`.
     """
     task, model = digit_task(settings), tiny_model(settings)
     sampler = tiny_sampler(settings)

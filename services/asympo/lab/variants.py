@@ -1,6 +1,6 @@
 """Objectives that exist only here: behaviour-corrected arms, and variants that might be better.
 
-Shape legend: ``_R`` responses of a micro-batch, ``_N`` trained tokens. Signatures are the product's; what a
+Shape legend: `_R` responses of a micro-batch, `_N` trained tokens. Signatures are the product's; what a
 variant shares with an objective of the product, it takes from there.
 """
 
@@ -23,22 +23,22 @@ Scale = Callable[[Tensor], Tensor]
 
 
 def plain(mean_nll_R: Tensor) -> Tensor:
-    """1: what ``naive`` does."""
+    """1: what `naive` does."""
     return torch.ones_like(mean_nll_R)
 
 
 def normalised(floor: float = 1e-4) -> Scale:
-    """1 / max(m, floor): what ``asympo`` does."""
+    """1 / max(m, floor): what `asympo` does."""
     return lambda mean_nll_R: 1.0 / mean_nll_R.clamp(min=floor)
 
 
 def fixed(scale: float) -> Scale:
-    """A constant: what ``spo`` does to negatives."""
+    """A constant: what `spo` does to negatives."""
     return lambda mean_nll_R: torch.full_like(mean_nll_R, scale)
 
 
 def bounded(bound: float, floor: float = 1e-4) -> Scale:
-    """Normalised, and zero where the response is unlikelier than ``bound`` nats a token already."""
+    """Normalised, and zero where the response is unlikelier than `bound` nats a token already."""
     return lambda mean_nll_R: (mean_nll_R <= bound) / mean_nll_R.clamp(min=floor)
 
 
@@ -85,7 +85,7 @@ class TokenLosses(Policy):
         return replace(nll, mean_nll_R=sum_R / num_R)
 
     def clipped_ratio(self, clip: float) -> Objective:
-        """Response mean of -min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A): ``grpo``."""
+        """Response mean of -min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A): `grpo`."""
 
         def objective(
             mean_nll_R: Tensor, advantage_R: Tensor, scope: StepScope, options: ObjectiveOptions
@@ -110,9 +110,9 @@ class TokenLosses(Policy):
         return objective
 
     def token_sum(self, *, kind: Literal["naive", "asympo"], length: float) -> Objective:
-        """Sums over tokens instead of response means, in units of ``length`` tokens.
+        """Sums over tokens instead of response means, in units of `length` tokens.
 
-        ``asympo`` then divides by the mean NLL all the same: values are A_i * T_i / length, and a group's no
+        `asympo` then divides by the mean NLL all the same: values are A_i * T_i / length, and a group's no
         longer sum to zero.
         """
 

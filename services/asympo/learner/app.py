@@ -20,9 +20,10 @@ from asympo.common.errors import (
 )
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
+from asympo.common.logs.watch import LogWatch
 from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
-from asympo.common.telemetry import LogWatch, MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState

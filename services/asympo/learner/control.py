@@ -188,7 +188,7 @@ class LearnerControl:
     def wait_for_policy(
         self, after: PolicyAnnouncement | None, timeout_seconds: float
     ) -> PolicyAnnouncement | None:
-        """The newest policy once it is another than ``after``; None when the time passed or all is over."""
+        """The newest policy once it is another than `after`; None when the time passed or all is over."""
 
         def is_new() -> bool:
             return self._policy is not None and self._policy != after
@@ -200,7 +200,7 @@ class LearnerControl:
     # --- views -----------------------------------------------------------------------------------------
 
     def history(self, *, after: int) -> list[dict[str, Any]]:
-        """Rows of the steps above ``after``."""
+        """Rows of the steps above `after`."""
         with self._changed:
             return [row for row in self._rows if row["step"] > after]
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class DrainDeadline:
-    """Ends the process when it has not closed ``seconds`` after it was told to stop.
+    """Ends the process when it has not closed `seconds` after it was told to stop.
 
     Whatever it waits for then (the broker, a storage that hangs, a step) is left. To everybody else that is a
     kill: what is not committed does not count, and the next learner goes on from what is.
@@ -20,7 +20,7 @@ class DrainDeadline:
     def __init__(
         self, *, stop: StopSignal, seconds: float, exit_code: Callable[[], int], standing: Callable[[], str]
     ) -> None:
-        """``exit_code`` and ``standing``, a few words for the log, are asked at the end."""
+        """`exit_code` and `standing`, a few words for the log, are asked at the end."""
         self._stop = stop
         self._seconds = seconds
         self._exit_code = exit_code

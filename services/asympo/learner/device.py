@@ -1,4 +1,4 @@
-"""Which device the policy is trained on, said aloud where it is not the one that was meant."""
+"""Which device the policy is trained on, with a warning where a GPU was probably meant and cannot be used."""
 
 import logging
 
@@ -19,6 +19,12 @@ def choose_device(asked: str) -> str:
             raise BadSetting(f"device is cuda, and {problem}: fix that, or set device to cpu")
         log.warning("Training on the CPU, many times slower than on a GPU, since %s", problem)
     return "cpu" if asked == "auto" else asked
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns once a GPU has done all it was asked to; others have by then."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _problem() -> str:

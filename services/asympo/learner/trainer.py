@@ -68,7 +68,7 @@ class Trainer:
     def run(self, *, fenced: Callable[[], Fenced | None] = lambda: None) -> bool:
         """Trains; True when the run is finished, False when it was stopped before.
 
-        ``fenced`` tells of a fence that another thread found lost: nothing may be written any more.
+        `fenced` tells of a fence that another thread found lost: nothing may be written any more.
         """
         try:
             return self._run(fenced)
@@ -193,7 +193,7 @@ class Trainer:
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
         """Saves and commits what was consumed; None when storage failed, to be tried again.
 
-        ``retain``: pruning never deletes that state.
+        `retain`: pruning never deletes that state.
         """
         if not self._ledger.segments_since_commit and self._session.committed is not None:
             return self._retained(self._session.committed) if retain else self._session.committed

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
@@ -16,20 +15,12 @@ from asympo.run.directory import RunDirectory
 from asympo.run.settings import RUNS_DIRECTORY
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    return CommandParser(prog=f"asympo {prog}", description=description)
-
-
 def add_broker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redis-url", default=os.environ.get("REDIS_URL"), help="broker; default REDIS_URL")
-    add_directory_flag(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
-
-
-def add_directory_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
 
 
 def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:

@@ -25,13 +25,13 @@ from asympo.common.checkpoints.opening import open_files, open_policies, open_st
 from asympo.common.checkpoints.steps import Steps
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import verify_step
-from asympo.common.commands import write_json
+from asympo.common.commands import CommandParser, write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import CopiedPiece, RunLog
 from asympo.common.settings import object_store_of
-from asympo.ops.access import add_broker_flags, add_checkpoint_flags, make_parser, open_log
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
 
 _MAX_TRIES = 5
@@ -39,8 +39,9 @@ _MAX_TRIES = 5
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = make_parser(
-        "backup", "A copy of a run, taken while it goes on: log, newest policy and training state."
+    parser = CommandParser(
+        prog="asympo backup",
+        description="A copy of a run, taken while it goes on: log, newest policy and training state.",
     )
     add_broker_flags(parser)
     parser.add_argument("run", metavar="RUN")
@@ -66,14 +67,14 @@ def main(argv: Sequence[str]) -> int:
 def back_up(
     log: RunLog, run_directory: Path, out: Path, *, store: ObjectStoreOptions | None = None
 ) -> BackupManifest:
-    """Writes the backup ``out``.
+    """Writes the backup `out`.
 
     Raises BadSetting when it exists, PublishFailed, and what is wrong with the run: SequenceGap,
     CorruptArchive, CorruptCheckpoint, UnknownVersion. Nothing is left of a backup that failed.
     """
     if out.exists():
         raise BadSetting(f"{out} exists: give the backup a directory of its own")
-    with directory.storage_errors_as_publish_failed(f"The backup of {log.run}", out.parent):
+    with directory.storage_errors_as_publish_failed(f"the backup of {log.run}", out.parent):
         out.mkdir(parents=True)
         try:
             return _write(log, run_directory, out, store)
@@ -163,7 +164,7 @@ def _copy_state(heads: Steps[StateHead], target: Path) -> tuple[str | None, int,
             return str(name), head.sequence, head.archive
         if not heads.present():
             return None, 0, None
-    raise CorruptCheckpoint(f"No training state in {heads} could be copied whole.")
+    raise CorruptCheckpoint(f"no training state in {heads} could be copied whole")
 
 
 def _copy_decisions(files: Files, target: Path) -> None:
@@ -182,7 +183,7 @@ def _copy_decisions(files: Files, target: Path) -> None:
                 (target / name).unlink(missing_ok=True)
         else:
             return
-    raise CorruptCheckpoint(f"What the run has decided could not be copied from {files}.")
+    raise CorruptCheckpoint(f"what the run has decided could not be copied from {files}")
 
 
 def _copy_policy(store: PolicyStore, target: Path) -> str | None:
@@ -198,7 +199,7 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
             shutil.rmtree(target / newest.name, ignore_errors=True)
         else:
             return newest.name
-    raise CorruptCheckpoint(f"No policy in {store.path} could be copied whole.")
+    raise CorruptCheckpoint(f"no policy in {store.path} could be copied whole")
 
 
 def _copy_archive(archive: ArchiveStore, target: Path, tip: PartRef | None) -> None:

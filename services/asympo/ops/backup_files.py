@@ -79,7 +79,7 @@ def read_pieces(path: Path) -> Iterator[CopiedPiece]:
 
 
 def seal(backup: Path, **values: Any) -> BackupManifest:
-    """Makes ``backup`` durable and a backup: digests of all its files, then the manifest. Raises OSError."""
+    """Makes `backup` durable and a backup: digests of all its files, then the manifest. Raises OSError."""
     files = _describe(backup)
     manifest = BackupManifest(**values, files=files)
     for folder in sorted({(backup / entry.name).parent for entry in files}, reverse=True):
@@ -105,21 +105,21 @@ def open_backup(backup: Path) -> BackupManifest:
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             raise CorruptCheckpoint(
-                f"The manifest of {backup} names {entry.name!r}, which is not a file of a backup."
+                f"the manifest of {backup} names {entry.name!r}, which is not a file of a backup"
             )
     paths = [backup / entry.name for entry in manifest.files]
     for path, entry in zip(paths, manifest.files, strict=True):
         if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.size:
-            raise CorruptCheckpoint(f"{path} is missing or not as it was written.")
+            raise CorruptCheckpoint(f"{path} is missing or not as it was written")
     digests = digest_spans([Span(path=path, offset=0, size=path.stat().st_size) for path in paths])
     for path, entry, digest in zip(paths, manifest.files, digests, strict=True):
         if digest != entry.sha256:
-            raise CorruptCheckpoint(f"{path} is damaged: its digest is not the one in the manifest.")
+            raise CorruptCheckpoint(f"{path} is damaged: its digest is not the one in the manifest")
     return manifest
 
 
 def copy_storage(backup: Path, manifest: BackupManifest, target: Path) -> None:
-    """The files of the run's directory, durable, into an empty ``target``. Raises OSError."""
+    """The files of the run's directory, durable, into an empty `target`. Raises OSError."""
     for entry in manifest.files:
         parts = PurePosixPath(entry.name).parts
         if parts[0] != STORAGE:

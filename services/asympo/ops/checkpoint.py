@@ -12,13 +12,13 @@ from asympo.common.checkpoints.directory import step_names
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import read_manifest, verify_step
-from asympo.common.commands import write_json, write_table
+from asympo.common.commands import CommandParser, write_json, write_table
 from asympo.common.errors import BadSetting, CorruptCheckpoint
-from asympo.ops.access import add_checkpoint_root_flag, make_parser
+from asympo.ops.access import add_checkpoint_root_flag
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = make_parser("checkpoint", "The policies that a run has published.")
+    parser = CommandParser(prog="asympo checkpoint", description="The policies that a run has published.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in (
         ("list", "published policies; sizes are checked, contents are not"),

@@ -10,18 +10,18 @@ from itertools import islice
 from typing import Any
 
 from asympo.common.codec import WireLimits, decode_group
-from asympo.common.commands import write_json, write_table
+from asympo.common.commands import CommandParser, write_json, write_table
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.ops import export, follow, replay
-from asympo.ops.access import add_broker_flags, make_parser, open_log
+from asympo.ops.access import add_broker_flags, open_log
 
 _MAX_SHOWN_CHARS = 300
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = make_parser("log", "The rollout log of a run.")
+    parser = CommandParser(prog="asympo log", description="The rollout log of a run.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in (
         ("tail", "groups as they are appended"),

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asympo.common.checkpoints import directory
-from asympo.common.commands import write_json
+from asympo.common.commands import CommandParser, write_json
 from asympo.common.errors import BadSetting
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, make_parser, open_new_broker
+from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_new_broker
 from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, open_backup, read_pieces
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = make_parser("restore", "A backup of `asympo backup`, back into an empty broker and directory.")
+    parser = CommandParser(
+        prog="asympo restore",
+        description="A backup of `asympo backup`, back into an empty broker and directory.",
+    )
     add_broker_flags(parser)
     parser.add_argument("backup", type=given_path, metavar="DIR")
     add_checkpoint_root_flag(parser)
@@ -54,7 +57,7 @@ def restore(backup: Path, manifest: BackupManifest, broker: Broker, run_director
             f"the broker at {broker.url} has a run {manifest.run!r}: stop its services and delete it "
             f"(asympo runs delete {manifest.run}), or restore to another broker"
         )
-    what = f"The run {manifest.run}"
+    what = f"the run {manifest.run}"
     with (
         directory.storage_errors_as_publish_failed(what, run_directory.parent),
         _placed(backup, manifest, run_directory),

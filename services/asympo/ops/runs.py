@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asympo.common.commands import write_json, write_table
+from asympo.common.commands import CommandParser, write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import Broker, list_runs
 from asympo.local.broker import answers, broker_url
-from asympo.ops.access import add_broker_flags, make_parser, open_log
+from asympo.ops.access import add_broker_flags, open_log
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events
 from asympo.run.report.page import clock_of, command_to_go_on, how_it_ended
@@ -22,7 +22,9 @@ _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = make_parser("runs", "The runs known to a broker, or those of this machine.")
+    parser = CommandParser(
+        prog="asympo runs", description="The runs known to a broker, or those of this machine."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in (
         ("list", "one line for each run"),

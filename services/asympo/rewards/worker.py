@@ -15,7 +15,8 @@ from typing import IO, Any
 from asympo.common.errors import AsympoError
 from asympo.common.records import MAX_ABS_REWARD
 from asympo.tasks.base import Task
-from asympo.tasks.registry import TaskConfig, load_task
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.registry import load_task
 
 MAX_REASON_CHARS = 300
 

@@ -49,7 +49,7 @@ def encode_plain(text: str, tokenizer: Any) -> list[int]:
 def encode_prompt(text: str, tokenizer: Any, *, is_own: bool) -> list[int]:
     """Ids of a whole prompt, with what the tokenizer begins every text with, once. Raises TextRefused.
 
-    Control tokens count in our ``own`` prompts and in those that the model's chat template has rendered.
+    Control tokens count in our `own` prompts and in those that the model's chat template has rendered.
     """
     is_rendered = not is_own and was_rendered(text, tokenizer)
     begin = _begin(text, tokenizer)

@@ -125,7 +125,7 @@ def test_another_class_of_processor_is_refused_until_told_to_decide_anew(
         assert saved is not None
         assert moved.start().wait() == 2
         assert f"{here}" in moved.log
-        assert "which gives other bits: go on where it was, or give --decide-anew" in moved.log
+        assert "continue on a machine of the same class, or give --decide-anew" in moved.log
         # Lost in the broker, and there again with the next learner.
         run_log.broker.command("DEL", key(run_name, "decisions"))
         assert moved.start("--decide-anew").wait() == 0, moved.log

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from asympo.learner.page import mount_page
+from asympo.learner.page.mount import mount_page
 from fastapi import FastAPI, HTTPException
 
 

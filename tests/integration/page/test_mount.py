@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.learner.page import mount_page
+from asympo.learner.page.mount import mount_page
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 

@@ -12,7 +12,7 @@ PROGRAMS = ("redis-server", "redis-sentinel", "redis-cli", "chromium", "promtool
 
 
 def run_tools(root: Path, *, programs: tuple[str, ...], fetched: str) -> list[str]:
-    """Lines of the script where registries answer with ``fetched`` and these programs are installed."""
+    """Lines of the script where registries answer with `fetched` and these programs are installed."""
     for path in ("deploy/chart/tools.sh", "deploy/local/tools.sh"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(f"#!/bin/sh\n{fetched}\n")

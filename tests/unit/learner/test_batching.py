@@ -123,7 +123,7 @@ def nearer_than(window: int | None, *, is_known: bool = True) -> PositionRule | 
 
 
 def attended(batch: PackedBatch, *, max_block: int, window: int | None, is_known: bool = True) -> np.ndarray:
-    """Which keys the attention calls let each query see, ``[T, T]``."""
+    """Which keys the attention calls let each query see, `[T, T]`."""
     layout = plan_layout(batch, device=CPU, max_block=max_block)
     assert [q for block in layout.blocks for q in range(*block.query)] == list(range(batch.num_tokens))
     seen = np.zeros((batch.num_tokens, batch.num_tokens), dtype=bool)

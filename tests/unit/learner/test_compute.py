@@ -69,7 +69,7 @@ def test_another_class_of_device_is_refused_unless_told_to_decide_anew(
 ) -> None:
     first = choose({}).to_decisions()
     for was in ({**first, "device": "cuda"}, {**first, "processor": "x86_64 AMD AVX2"}):
-        with pytest.raises(BadSetting, match=r"was trained on .*: go on where it was, or give --decide-anew"):
+        with pytest.raises(BadSetting, match=r"was trained on .*: continue on .* or give --decide-anew"):
             choose(was)
     measured.clear()
     anew = choose({**first, "processor": "x86_64 AMD AVX2", "share_prefixes": True}, decide_anew=True)

@@ -35,7 +35,7 @@ GEMMA = (  # an answer ends with a token that is not the tokenizer's end of sequ
 def make_tokenizer(
     template: str | None, *, special: Sequence[str] = (), unmarked: Sequence[str] = (), begins: bool = True
 ) -> Any:
-    """Bytes with <s> and </s>; ``unmarked`` tokens are added ones that the splitter does not call special."""
+    """Bytes with <s> and </s>; `unmarked` tokens are added ones that the splitter does not call special."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import AddedToken, PreTrainedTokenizerFast
 

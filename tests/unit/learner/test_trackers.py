@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.common.telemetry import read_jsonl
+from asympo.common.jsonl import read_jsonl
 from asympo.learner.record import trackers as trackers_module
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.settings import TrackerSettings

@@ -35,7 +35,7 @@ def _gradients_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def allowed(batch: PackedBatch, window: int | None) -> np.ndarray:
-    """Which key each query attends to, ``[T, T]``."""
+    """Which key each query attends to, `[T, T]`."""
     key, query = np.meshgrid(np.arange(batch.num_tokens), np.arange(batch.num_tokens))
     dense = (key <= query) & (query < batch.subtree_end_T[key])
     if window is not None:
@@ -98,7 +98,7 @@ def test_no_needed_tile_is_skipped_and_none_is_whole_that_is_not(
 
 
 def listed(counts: Tensor | None, indexes: Tensor | None) -> np.ndarray:
-    """The tiles that a kernel visits, ``[I, J]``."""
+    """The tiles that a kernel visits, `[I, J]`."""
     assert counts is not None
     assert indexes is not None
     chosen = np.zeros(indexes.shape[2:], dtype=bool)

@@ -25,7 +25,7 @@ ReadBacklog = Callable[[int | None], Sequence[LogEntry]]
 
 
 def export(archive: ArchiveStore, out: Path, *, read_backlog: ReadBacklog | None) -> int:
-    """Writes ``out``, Parquet or JSON lines by its suffix, whole or not at all; returns the number of groups.
+    """Writes `out`, Parquet or JSON lines by its suffix, whole or not at all; returns the number of groups.
 
     Raises BadSetting when there is nothing to export or the suffix is another one, CorruptArchive and
     SequenceGap by name.
@@ -102,7 +102,7 @@ def _write_lines(path: Path, tables: Iterator[Any]) -> int:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    with directory.storage_errors_as_publish_failed(f"The export {path.name}", path.parent):
+    with directory.storage_errors_as_publish_failed(f"the export {path.name}", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary

@@ -49,7 +49,7 @@ class ArchiveStore:
         content = encode_part(rows, info)
         digest = hashlib.sha256(content).hexdigest()
         name = f"seq-{info.first:012d}-{info.last:012d}-f{info.fence:04d}-{digest[:8]}.parquet"
-        what = f"The archive of groups {info.first} to {info.last}"
+        what = f"the archive of groups {info.first} to {info.last}"
         with directory.storage_errors_as_publish_failed(what, self.path):
             # The name holds the content's digest: what is there under it is the same file.
             self._files.write(name, content, fence=info.fence)
@@ -73,7 +73,7 @@ class ArchiveStore:
             raise StorageUnavailable(f"{ref.name} cannot be fetched: {error.strerror or error}") from error
 
     def chain(self, tip: PartRef | None) -> list[Part]:
-        """Parts from the oldest to ``tip``; raises CorruptArchive naming the one that is missing or wrong."""
+        """Parts from the oldest to `tip`; raises CorruptArchive naming the one that is missing or wrong."""
         found: list[Part] = []
         while tip is not None:
             info = read_info(self.bring(tip))
@@ -110,10 +110,10 @@ class ArchiveStore:
         )
 
     def sweep(self, *, after_sequence: int, fence: int, kept: Collection[str]) -> list[str]:
-        """Deletes what no state of ours will name: parts that reach beyond ``after_sequence``, and torn ones.
+        """Deletes what no state of ours will name: parts that reach beyond `after_sequence`, and torn ones.
 
-        Only for the holder of ``fence``, once a training state under it is durable: from then on no state
-        of an earlier learner can become the newest. Names in ``kept`` stay. Returns what was deleted.
+        Only for the holder of `fence`, once a training state under it is durable: from then on no state
+        of an earlier learner can become the newest. Names in `kept` stay. Returns what was deleted.
         """
         deleted = self._files.sweep(fence=fence)
         for name in self._files.names("seq-"):
@@ -135,7 +135,7 @@ class ArchiveStore:
     def entries(self, *, after_sequence: int | None = None) -> Iterator[ArchivedEntry]:
         """Every entry that the run's learners consumed and made durable, in order; needs no broker.
 
-        ``after_sequence``: yields what follows it, and refuses an archive that begins later; None takes the
+        `after_sequence`: yields what follows it, and refuses an archive that begins later; None takes the
         archive from its own beginning. Raises SequenceGap where numbers are missing, CorruptArchive where a
         part is, and both name the file.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints on shared storage: manifest, atomic publish, verification, retention."""
+"""Checkpoints on shared storage: manifest, atomic publish, verification."""
 
 from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, ProbeSequence, TensorEntry
 from asympo.common.checkpoints.store import PolicyRef, PolicyStore

@@ -34,7 +34,7 @@ _NUM_CONFLICTS = 5
 
 
 class StoreError(OSError):
-    """The store did not do what it was asked; `strerror` is a sentence, `is_refusal` if trying again is vain.
+    """The store did not do what it was asked; `strerror` is a sentence, `is_refusal` if no retry can help.
 
     An OSError, so that whatever copes with a disk that fails copes with a store that fails.
     """
@@ -135,7 +135,7 @@ class Bucket:
     def create(self, key: str, content: bytes) -> bool:
         """Write a small object unless the key is taken, in one indivisible request; whether it was free.
 
-        After an answer that got lost the retry finds the key taken: who is told so compares what lies there.
+        When an answer was lost, the retry finds the key taken: compare what is there.
         """
         for _ in range(_NUM_CONFLICTS):
             try:

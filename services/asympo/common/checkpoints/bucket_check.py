@@ -4,8 +4,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-from asympo.common import errors
 from asympo.common.checkpoints.bucket import Bucket, StoreError
+from asympo.common.errors import BadSetting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def try_reading(bucket: Bucket) -> str:
 def try_writing(bucket: Bucket) -> Iterator[str]:
     """One sentence for each thing that works.
 
-    Raises errors.BadSetting when the store refuses or ignores what is needed, and StoreError, after which
+    Raises BadSetting when the store refuses or ignores what is needed, and StoreError, after which
     trying again may help, when it does not answer.
     """
     yield try_reading(bucket)
@@ -32,17 +32,17 @@ def try_writing(bucket: Bucket) -> Iterator[str]:
     _ask(bucket.create, key, _CONTENT)
     try:
         if _ask(bucket.create, key, _CONTENT):
-            raise errors.BadSetting(
+            raise BadSetting(
                 f"{bucket} overwrites an object although told to write it only if absent (If-None-Match: *):"
-                " checkpoints need a store with conditional writes."
+                " checkpoints need a store with conditional writes"
             )
         yield "it writes objects, and never over another when told so"
         if _ask(bucket.read, key, max_bytes=len(_CONTENT)) != _CONTENT:
-            raise errors.BadSetting(f"{bucket} returns other bytes than it was given.")
+            raise BadSetting(f"{bucket} returns other bytes than it was given")
         if key not in {found.key for found in _ask(bucket.find, _ROOM)}:
-            raise errors.BadSetting(
+            raise BadSetting(
                 f"{bucket} does not list what it has just stored: checkpoints need a store whose listings are"
-                " up to date."
+                " up to date"
             )
         yield "what was written is listed and read at once"
     finally:
@@ -61,7 +61,7 @@ def _ask(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return action(*args, **kwargs)
     except StoreError as error:
         if error.is_refusal:
-            raise errors.BadSetting(
-                f"{error.strerror}: check object_store.url, region, and what the credentials may do."
+            raise BadSetting(
+                f"{error.strerror}: check object_store.url, region, and what the credentials may do"
             ) from error
         raise

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
-from asympo.common import errors
 from asympo.common.checkpoints import cache, directory
 from asympo.common.checkpoints.bucket import Bucket, NoSuchObject, StoreError
 from asympo.common.checkpoints.manifest import open_sealed_json, sealed_json
@@ -36,10 +35,11 @@ from asympo.common.checkpoints.names import (
 )
 from asympo.common.checkpoints.steps import Kind, M, StepManifest, refuse_if_fenced
 from asympo.common.checkpoints.verify import verify_files, verify_step
+from asympo.common.errors import CorruptCheckpoint, Fenced, UnknownVersion
 from asympo.common.names import check_run_name
 from asympo.common.versions import Format
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _CLAIM_FORMAT = Format(name="schema_version", newest=1, oldest=1)
 """Of the record of who took over."""
@@ -96,7 +96,7 @@ class BucketSteps(Generic[M]):
             try:
                 yield self._complete(name, listing)
             except self._kind.passed_over as error:
-                logger.warning("%s passed over: %s", self._kind.noun, error)
+                log.warning("%s passed over: %s", self._kind.noun, error)
 
     def manifest(self, name: StepName) -> M:
         """As the bucket has it; its objects are not looked at."""
@@ -107,14 +107,14 @@ class BucketSteps(Generic[M]):
         final = self.path / str(name)
         if final.exists():
             return final
-        logger.info("Fetching the %s %s from %s", self._kind.noun, name, self)
+        log.info("Fetching the %s %s from %s", self._kind.noun, name, self)
         with cache.download_directory(self.path, name) as temporary:
             manifest, content = self._download(name, temporary)
             verify_files(temporary, manifest, self._kind, with_digests=True)
             try:
                 directory.seal(temporary, manifest=content)
             except FileExistsError:
-                logger.info("%s was fetched by another process at the same time", final)
+                log.info("%s was fetched by another process at the same time", final)
         return final
 
     def verify(self, name: StepName) -> M:
@@ -122,9 +122,9 @@ class BucketSteps(Generic[M]):
         path = self.path / str(name)
         try:
             manifest = verify_step(path, self._kind)
-        except errors.CorruptCheckpoint as error:
+        except CorruptCheckpoint as error:
             if path.exists():
-                logger.warning("a damaged copy is fetched again: %s", error)
+                log.warning("a damaged copy is fetched again: %s", error)
                 directory.delete_step(path)
             manifest = verify_step(self.bring(name), self._kind, with_digests=False)
         if self._cached is not None:
@@ -142,7 +142,7 @@ class BucketSteps(Generic[M]):
     def take_over(self, fence: int) -> None:
         """Write down what is visible now: nothing that an older fence adds later is.
 
-        Only for who holds the fence in the broker, before its first step is shared.
+        Only for the holder of the fence in the broker, before its first step is shared.
         """
         self._refuse_if_fenced(fence)
         _, visible = self._look()
@@ -157,13 +157,13 @@ class BucketSteps(Generic[M]):
             return
         found = self._read_claim(fence)
         if found.get("token") != self._token:
-            raise errors.Fenced(f"{self} was taken over by another learner with the same fence {fence}.")
+            raise Fenced(f"{self} was taken over by another learner with the same fence {fence}")
 
     def seal(self, temporary: Path, *, manifest: bytes) -> M:
         """In the bucket, and then as a copy here.
 
         The manifest is another one only where an earlier attempt at the same step, with the same files, got
-        through and its answer did not. Raises errors.Fenced as well.
+        through and its answer did not. Raises Fenced as well.
         """
         name = directory.step_of(temporary)
         found, content = self._share(name, temporary, manifest)
@@ -200,7 +200,7 @@ class BucketSteps(Generic[M]):
             )
         except StoreError as error:
             # Some stores keep no such list or do not show it; a rule of the bucket may do the same.
-            logger.warning("unfinished uploads below %s stay: %s", self, error.strerror)
+            log.warning("unfinished uploads below %s stay: %s", self, error.strerror)
         return swept
 
     def delete(self, name: StepName) -> bool:
@@ -247,7 +247,7 @@ class BucketSteps(Generic[M]):
         try:
             content = self._bucket.read(self._key(name, MANIFEST_NAME), max_bytes=MAX_MANIFEST_BYTES)
         except NoSuchObject as error:
-            raise errors.CorruptCheckpoint(f"{what} is gone, or was never complete.") from error
+            raise CorruptCheckpoint(f"{what} is gone, or was never complete") from error
         found = self._kind.open(content, name=name, what=what), content
         with self._lock:
             # A manifest never changes, so only memory limits how long it is remembered.
@@ -265,7 +265,7 @@ class BucketSteps(Generic[M]):
             )
         except NoSuchObject as error:
             self._forget(name)
-            raise errors.CorruptCheckpoint(f"{self}/{name} was deleted while it was read.") from error
+            raise CorruptCheckpoint(f"{self}/{name} was deleted while it was read") from error
         return found, content
 
     def _look(self) -> tuple[_Listing, list[StepName]]:
@@ -305,7 +305,7 @@ class BucketSteps(Generic[M]):
         content = self._bucket.read(key, max_bytes=MAX_MANIFEST_BYTES)
         try:
             claim = open_sealed_json(content, what=f"{self._bucket}/{key}")
-        except errors.CorruptCheckpoint as error:
+        except CorruptCheckpoint as error:
             # Without it nobody knows what is visible: as bad as a store that does not answer.
             raise StoreError(str(error)) from error
         _CLAIM_FORMAT.check(claim.get(_CLAIM_FORMAT.name), what=f"{self._bucket}/{key}")
@@ -315,7 +315,7 @@ class BucketSteps(Generic[M]):
         found, sizes = self.manifest(name), listing.steps[name]
         for entry in found.files:
             if sizes.get(f"{_payload(found)}/{entry.name}") != entry.size:
-                raise errors.CorruptCheckpoint(f"{self}/{name} lacks {entry.name}.")
+                raise CorruptCheckpoint(f"{self}/{name} lacks {entry.name}")
         return found
 
     def _refuse_if_fenced(self, fence: int) -> None:
@@ -325,7 +325,7 @@ class BucketSteps(Generic[M]):
         """Objects of a visible step that its manifest does not mean: of other attempts."""
         try:
             payload = _payload(self.manifest(name))
-        except (errors.CorruptCheckpoint, errors.UnknownVersion):
+        except (CorruptCheckpoint, UnknownVersion):
             return []
         return [
             key for key in listing.steps[name] if key != MANIFEST_NAME and not key.startswith(f"{payload}/")

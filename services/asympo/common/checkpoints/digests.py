@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common import errors
 from asympo.common.checkpoints.manifest import TensorEntry
+from asympo.common.errors import CorruptCheckpoint
 
 _CHUNK_BYTES = 4 << 20
 """Large enough that hashlib and read(2), which release the interpreter lock, dominate."""
@@ -47,19 +47,19 @@ class TensorSpan:
 
 
 def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file; errors.CorruptCheckpoint for a symlink or anything else."""
+    """A read-only descriptor of a regular file; CorruptCheckpoint for a symlink or anything else."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise errors.CorruptCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
+        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise errors.CorruptCheckpoint(f"{path} is not a regular file.")
+        raise CorruptCheckpoint(f"{path} is not a regular file")
     return descriptor
 
 
 def digest_span(span: Span) -> str:
-    """sha256 of a byte range; errors.CorruptCheckpoint when the file ends before it."""
+    """sha256 of a byte range; CorruptCheckpoint when the file ends before it."""
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(span.size, 1))))
     descriptor = open_regular(span.path)
@@ -68,11 +68,11 @@ def digest_span(span: Span) -> str:
         while left:
             num_read = os.preadv(descriptor, [buffer[: min(left, len(buffer))]], offset)
             if num_read == 0:
-                raise errors.CorruptCheckpoint(f"{span.path} is truncated: {left} bytes are missing.")
+                raise CorruptCheckpoint(f"{span.path} is truncated: {left} bytes are missing")
             hasher.update(buffer[:num_read])
             offset, left = offset + num_read, left - num_read
     except OSError as error:
-        raise errors.CorruptCheckpoint(f"{span.path} cannot be read: {error.strerror}.") from error
+        raise CorruptCheckpoint(f"{span.path} cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
     return hasher.hexdigest()
@@ -97,13 +97,13 @@ def available_cores() -> int:
 
 
 def tensor_spans(path: Path) -> list[TensorSpan]:
-    """Tensors of one safetensors file, in file order; errors.CorruptCheckpoint when its header is wrong."""
+    """Tensors of one safetensors file, in file order; CorruptCheckpoint when its header is wrong."""
     descriptor = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
         file_size = os.fstat(descriptor).st_size
         header_size = int.from_bytes(file.read(8), "little")
         if file_size < 8 or header_size > min(_MAX_HEADER_BYTES, file_size - 8):
-            raise errors.CorruptCheckpoint(f"{path} is truncated or no safetensors file.")
+            raise CorruptCheckpoint(f"{path} is truncated or no safetensors file")
         try:
             header = json.loads(file.read(header_size))
             header.pop("__metadata__", None)
@@ -111,17 +111,15 @@ def tensor_spans(path: Path) -> list[TensorSpan]:
                 _tensor_span(path, name, fields, start=8 + header_size) for name, fields in header.items()
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise errors.CorruptCheckpoint(f"{path} has no valid safetensors header: {error}.") from error
+            raise CorruptCheckpoint(f"{path} has no valid safetensors header: {error}") from error
     entries.sort(key=lambda entry: entry.span.offset)
     end = 8 + header_size
     for entry in entries:
         if entry.span.offset != end or entry.span.size < 0:
-            raise errors.CorruptCheckpoint(
-                f"{path} has overlapping or missing bytes at tensor {entry.name!r}."
-            )
+            raise CorruptCheckpoint(f"{path} has overlapping or missing bytes at tensor {entry.name!r}")
         end += entry.span.size
     if end != file_size:
-        raise errors.CorruptCheckpoint(f"{path} holds {file_size} bytes where its header says {end}.")
+        raise CorruptCheckpoint(f"{path} holds {file_size} bytes where its header says {end}")
     return entries
 
 
@@ -132,7 +130,7 @@ def tensor_entries(paths: Iterable[Path]) -> tuple[TensorEntry, ...]:
 
 
 def entries_of(tensors: Sequence[TensorSpan], digests: Sequence[str]) -> tuple[TensorEntry, ...]:
-    """Manifest entries of tensors, by name; errors.CorruptCheckpoint for a repeated name."""
+    """Manifest entries of tensors, by name; CorruptCheckpoint for a repeated name."""
     entries = [
         TensorEntry(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, sha256=digest)
         for tensor, digest in zip(tensors, digests, strict=True)
@@ -140,7 +138,7 @@ def entries_of(tensors: Sequence[TensorSpan], digests: Sequence[str]) -> tuple[T
     entries.sort(key=lambda entry: entry.name)
     for left, right in itertools.pairwise(entries):
         if left.name == right.name:
-            raise errors.CorruptCheckpoint(f"Tensor {left.name!r} is stored twice in one checkpoint.")
+            raise CorruptCheckpoint(f"tensor {left.name!r} is stored twice in one checkpoint")
     return tuple(entries)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from asympo.common import errors
 from asympo.common.checkpoints.names import (
     MANIFEST_NAME,
     StepName,
@@ -26,8 +25,9 @@ from asympo.common.checkpoints.names import (
     temporary_name,
     trash_name,
 )
+from asympo.common.errors import CorruptCheckpoint, PublishFailed
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _being_written: set[Path] = set()
 """Temporary directories of this process, so that sweeping spares them."""
@@ -113,7 +113,7 @@ def try_to_delete_step(path: Path) -> bool:
     try:
         delete_step(path)
     except OSError as error:
-        logger.warning("%s could not be deleted: %s", path, error)
+        log.warning("%s could not be deleted: %s", path, error)
         return False
     return True
 
@@ -134,21 +134,19 @@ def directory_names(parent: Path) -> list[str]:
 
 
 def check_files(path: Path, *, allowed: Callable[[str], bool]) -> list[str]:
-    """Names of the files in `path`, sorted; errors.CorruptCheckpoint unless all are regular and allowed."""
+    """Names of the files in `path`, sorted; CorruptCheckpoint unless all are regular and allowed."""
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
-            raise errors.CorruptCheckpoint(f"{path} is not a directory.")
+            raise CorruptCheckpoint(f"{path} is not a directory")
         with os.scandir(path) as entries:
             found = sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries)
     except OSError as error:
-        raise errors.CorruptCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
+        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
     for name, is_regular in found:
         if not is_regular:
-            raise errors.CorruptCheckpoint(
-                f"{path / name} is a link or a directory; only plain files belong there."
-            )
+            raise CorruptCheckpoint(f"{path / name} is a link or a directory; only plain files belong there")
         if not allowed(name):
-            raise errors.CorruptCheckpoint(f"{path / name} is not among the files a checkpoint may have.")
+            raise CorruptCheckpoint(f"{path / name} is not among the files a checkpoint may have")
     return [name for name, _ in found]
 
 
@@ -186,26 +184,26 @@ def flush_directory(path: Path) -> None:
 
 @contextmanager
 def storage_errors_as_publish_failed(what: str, path: Path) -> Iterator[None]:
-    """Turn failures of storage inside the block into errors.PublishFailed with one clear sentence."""
+    """Turn failures of storage inside the block into PublishFailed with one clear sentence."""
     try:
         yield
     except OSError as error:
-        raise errors.PublishFailed(_explain(what, path, error.errno, error.strerror or str(error))) from error
+        raise PublishFailed(_explain(what, path, error.errno, error.strerror or str(error))) from error
     except SafetensorError as error:
         # The library, written in Rust, gives the number only in its text.
         number = re.search(r"os error (\d+)", str(error))
         reason = str(error) if number is None else os.strerror(int(number[1]))
-        raise errors.PublishFailed(_explain(what, path, number and int(number[1]), reason)) from error
+        raise PublishFailed(_explain(what, path, number and int(number[1]), reason)) from error
 
 
 def _explain(what: str, path: Path, number: int | None, reason: str) -> str:
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{what} could not be written under {path}: {reason}."
+        return f"{what} could not be written under {path}: {reason}"
     try:
         free = f"{shutil.disk_usage(path).free / 2**30:.2f} GiB free"
     except OSError:
         free = "free space unknown"
     return (
-        f"{what} does not fit under {path} ({free}, {reason}):"
-        " free some space or set a checkpoint root on a larger volume."
+        f"{what} does not fit under {path} ({free}, {reason}): free some space, or set a "
+        "checkpoint root on a larger volume"
     )

@@ -11,7 +11,7 @@ from asympo.common.checkpoints.steps import Kind, M
 from asympo.common.checkpoints.verify import read_manifest, verify_step
 from asympo.common.names import check_run_name
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class DirectorySteps(Generic[M]):
@@ -36,7 +36,7 @@ class DirectorySteps(Generic[M]):
             try:
                 yield verify_step(self.path / str(name), self._kind, with_digests=False)
             except self._kind.passed_over as error:
-                logger.warning("%s passed over: %s", self._kind.noun, error)
+                log.warning("%s passed over: %s", self._kind.noun, error)
 
     def manifest(self, name: StepName) -> M:
         """As the directory has it; its files are not looked at."""

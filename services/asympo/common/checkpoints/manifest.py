@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from asympo.common import errors
 from asympo.common.checkpoints.names import StepName
+from asympo.common.errors import CorruptCheckpoint
 from asympo.common.versions import Format
 
 FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -128,28 +128,26 @@ def sealed_json(document: Mapping[str, Any]) -> bytes:
 
 
 def open_sealed_json(content: bytes, *, what: str) -> dict[str, Any]:
-    """The document inside `content`; errors.CorruptCheckpoint when its digest or form is wrong."""
+    """The document inside `content`; CorruptCheckpoint when its digest or form is wrong."""
     try:
         document = json.loads(content)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise errors.CorruptCheckpoint(f"The manifest of {what} is not JSON: {error}.") from error
+        raise CorruptCheckpoint(f"the manifest of {what} is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise errors.CorruptCheckpoint(f"The manifest of {what} is not a JSON object.")
+        raise CorruptCheckpoint(f"the manifest of {what} is not a JSON object")
     try:
         digest = canonical_digest(document)
     except ValueError as error:
-        raise errors.CorruptCheckpoint(
-            f"The manifest of {what} holds a number that is not finite."
-        ) from error
+        raise CorruptCheckpoint(f"the manifest of {what} holds a number that is not finite") from error
     if document.get("digest") != digest:
-        raise errors.CorruptCheckpoint(f"The manifest of {what} does not match its own digest.")
+        raise CorruptCheckpoint(f"the manifest of {what} does not match its own digest")
     return document
 
 
 def decode_sealed(content: bytes, adapter: TypeAdapter[DocumentT], *, layout: Format, what: str) -> DocumentT:
     """The document inside sealed file content, checked field by field; errors naming `what`.
 
-    errors.CorruptCheckpoint when anything is off, errors.UnknownVersion when another release wrote it.
+    CorruptCheckpoint when anything is off, UnknownVersion when another release wrote it.
     """
     document = open_sealed_json(content, what=what)
     layout.check(document.get(layout.name), what=f"the manifest of {what}")
@@ -158,9 +156,7 @@ def decode_sealed(content: bytes, adapter: TypeAdapter[DocumentT], *, layout: Fo
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise errors.CorruptCheckpoint(
-            f"The manifest of {what} is wrong at {where}: {first['msg']}."
-        ) from error
+        raise CorruptCheckpoint(f"the manifest of {what} is wrong at {where}: {first['msg']}") from error
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from asympo.common import errors
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import StepName
+from asympo.common.errors import AsympoError, CorruptCheckpoint, Fenced
 
 
 class StepManifest(Protocol):
@@ -43,18 +43,18 @@ class Kind(Generic[M_co]):
     """Names that their files may have."""
     decode: Callable[..., M_co]
     """Reads a manifest: `decode(content, what=...)`."""
-    passed_over: tuple[type[errors.AsympoError], ...]
+    passed_over: tuple[type[AsympoError], ...]
     """Errors of a manifest after which the next newest step is looked for."""
 
     def open(self, content: bytes, *, name: StepName | None, what: str) -> M_co:
-        """The manifest of the step `name`; errors.CorruptCheckpoint, errors.UnknownVersion naming `what`."""
+        """The manifest of the step `name`; CorruptCheckpoint, UnknownVersion naming `what`."""
         manifest = self.decode(content, what=what)
         if manifest.name != name:
-            raise errors.CorruptCheckpoint(f"The manifest of {what} is of another one, {manifest.name}.")
+            raise CorruptCheckpoint(f"the manifest of {what} is of another one, {manifest.name}")
         names = [entry.name for entry in manifest.files]
         if len(set(names)) != len(names) or not all(map(self.allowed.fullmatch, names)):
-            raise errors.CorruptCheckpoint(
-                f"The manifest of {what} lists a file twice, or one that a {self.noun} may not have."
+            raise CorruptCheckpoint(
+                f"the manifest of {what} lists a file twice, or one that a {self.noun} may not have"
             )
         return manifest
 
@@ -76,13 +76,13 @@ class Steps(Protocol[M_co]):
         """Manifests of the steps that have all they list; others are passed over with a warning."""
 
     def manifest(self, name: StepName) -> M_co:
-        """The manifest of a step; errors.CorruptCheckpoint when it is gone or damaged."""
+        """The manifest of a step; CorruptCheckpoint when it is gone or damaged."""
 
     def bring(self, name: StepName) -> Path:
         """The directory of a step, copied to this machine if it is not here; no digest is checked again."""
 
     def verify(self, name: StepName) -> M_co:
-        """The manifest once every byte of the directory here was checked; errors.CorruptCheckpoint."""
+        """The manifest once every byte of the directory here was checked; CorruptCheckpoint."""
 
     def seal(self, temporary: Path, *, manifest: bytes) -> M_co:
         """Make a finished temporary directory visible, durably; returns the manifest that is visible.
@@ -94,7 +94,7 @@ class Steps(Protocol[M_co]):
         """The highest fence in any name, damaged and unfinished ones included, or None without any."""
 
     def take_over(self, fence: int) -> None:
-        """From now on nothing more of older fences becomes visible. Raises errors.Fenced."""
+        """From now on nothing more of older fences becomes visible. Raises Fenced."""
 
     def sweep(self, *, fence: int) -> list[str]:
         """Delete what dead writers left behind; only for the holder of `fence`. Returns the names."""
@@ -110,9 +110,9 @@ class Steps(Protocol[M_co]):
 
 
 def refuse_if_fenced(where: object, *, fence: int, highest: int | None) -> None:
-    """Raises errors.Fenced when `where` holds something of a higher fence than the caller's."""
+    """Raises Fenced when `where` holds something of a higher fence than the caller's."""
     if highest is not None and highest > fence:
-        raise errors.Fenced(
+        raise Fenced(
             f"{where} belongs to fence {highest} and this learner has fence {fence}:"
-            " another learner owns the run, or an earlier run of the same name left that there."
+            " another learner owns the run, or an earlier run of the same name left that there"
         )

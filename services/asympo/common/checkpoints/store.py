@@ -5,25 +5,23 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from asympo.common import errors
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, decode_manifest, encode_manifest
 from asympo.common.checkpoints.names import POLICY_FILES, StepName
-from asympo.common.checkpoints.retention import deletable
 from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
 from asympo.common.checkpoints.verify import read_manifest
+from asympo.common.errors import BadModel, CorruptCheckpoint, PublishFailed, UnknownVersion
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 POLICIES = Kind(
     directory="policy",
     noun="policy",
     allowed=POLICY_FILES,
     decode=decode_manifest,
-    passed_over=(errors.CorruptCheckpoint, errors.UnknownVersion),
+    passed_over=(CorruptCheckpoint, UnknownVersion),
 )
 
 
@@ -65,29 +63,28 @@ class PolicyStore:
         fill: Callable[[Path], None],
         probe: Probe,
         parent: str | None = None,
-        kind: Literal["full", "delta"] = "full",
     ) -> PolicyRef:
         """Make the files that `fill` writes into the directory it is given visible as the policy of `step`.
 
         The tensor list is computed from the safetensors files. On any failure nothing is visible and what was
-        written is removed. Raises errors.PublishFailed when storage fails, the step exists already under this
-        fence or the probe is not finite, errors.Fenced when a higher fence has published, errors.BadModel
+        written is removed. Raises PublishFailed when storage fails, the step exists already under this
+        fence or the probe is not finite, Fenced when a higher fence has published, BadModel
         when `fill` writes files that a policy may not have, and whatever else `fill` raises.
         """
         name = StepName(step=step, fence=fence)
-        what = f"The policy of step {step}"
+        what = f"the policy of step {step}"
         if not all(math.isfinite(sequence.mean_nll) for sequence in probe.sequences):
-            raise errors.PublishFailed(f"{what} is not published: the mean NLL of its probe is not finite.")
+            raise PublishFailed(f"{what} is not published: the mean NLL of its probe is not finite")
         with directory.storage_errors_as_publish_failed(what, self.path):
             refuse_if_fenced(self.path, fence=fence, highest=self.highest_fence())
             if (self.path / str(name)).exists():
-                raise errors.PublishFailed(f"{what} is already published as {self.path / str(name)}.")
+                raise PublishFailed(f"{what} is already published as {self.path / str(name)}")
             self.sweep(fence=fence)
             temporary = directory.create_temporary(self.path, name)
             try:
                 fill(temporary)
                 content = encode_manifest(
-                    _describe(temporary, step=step, fence=fence, probe=probe, parent=parent, kind=kind)
+                    _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
                 )
                 return self._ref(self._steps.seal(temporary, manifest=content))
             except BaseException:
@@ -109,8 +106,8 @@ class PolicyStore:
             try:
                 if with_digests:
                     self.verify(ref)
-            except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
-                logger.warning("policy passed over: %s", error)
+            except (CorruptCheckpoint, UnknownVersion) as error:
+                log.warning("policy passed over: %s", error)
             else:
                 return ref
         return None
@@ -122,16 +119,16 @@ class PolicyStore:
             return None
         try:
             return self._ref(self._steps.manifest(name))
-        except (errors.CorruptCheckpoint, errors.UnknownVersion) as error:
-            logger.warning("policy not found: %s", error)
+        except (CorruptCheckpoint, UnknownVersion) as error:
+            log.warning("policy not found: %s", error)
             return None
 
     def load_manifest(self, ref: PolicyRef) -> Manifest:
-        """The manifest in the directory of `ref`; errors.CorruptCheckpoint when it is another, or damaged."""
+        """The manifest in the directory of `ref`; CorruptCheckpoint when it is another, or damaged."""
         return _same(ref, read_manifest(ref.path, POLICIES))
 
     def verify(self, ref: PolicyRef) -> Manifest:
-        """The manifest of `ref` once every byte on this machine was checked; errors.CorruptCheckpoint."""
+        """The manifest of `ref` once every byte on this machine was checked; CorruptCheckpoint."""
         return _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
 
     def highest_fence(self) -> int | None:
@@ -139,8 +136,8 @@ class PolicyStore:
         return self._steps.highest_fence()
 
     def take_over(self, fence: int) -> None:
-        """From now on nothing more of older fences is visible. Raises errors.Fenced, PublishFailed."""
-        with directory.storage_errors_as_publish_failed(f"The claim of fence {fence}", self.path):
+        """From now on nothing more of older fences is visible. Raises Fenced, PublishFailed."""
+        with directory.storage_errors_as_publish_failed(f"the claim of fence {fence}", self.path):
             self._steps.take_over(fence)
             self.sweep(fence=fence)
 
@@ -151,17 +148,18 @@ class PolicyStore:
     def prune(
         self, *, keep: int, is_in_use: Callable[[PolicyRef], bool] = lambda ref: False
     ) -> Sequence[PolicyRef]:
-        """Delete all but the `keep` newest policies, those in use, and what their deltas are built upon.
+        """Delete all but the `keep` newest policies and those in use.
 
-        `is_in_use` is asked right before each deletion as well, so a lease taken meanwhile still counts.
+        `is_in_use` is asked right before each deletion, so a claim made meanwhile still counts.
         Directories that do not verify and sort below the oldest kept one are deleted too. Returns the deleted
         policies; what cannot be deleted is logged and tried again next time.
         """
+        if keep < 1:
+            raise ValueError("keep must be at least 1")
         deleted: list[PolicyRef] = []
         try:
             found = self._manifests()
-            spare = deletable(found, keep=keep, is_in_use=lambda manifest: is_in_use(self._ref(manifest)))
-            for manifest in spare:
+            for manifest in found[:-keep]:
                 ref = self._ref(manifest)
                 if not is_in_use(ref) and self._steps.delete(manifest.name):
                     deleted.append(ref)
@@ -170,7 +168,7 @@ class PolicyStore:
                 if found and name.rank < found[-keep:][0].name.rank and name not in verified:
                     self._steps.delete(name)
         except OSError as error:
-            logger.warning("old policies stay for now: %s", error.strerror or error)
+            log.warning("old policies stay for now: %s", error.strerror or error)
         return deleted
 
     def _manifests(self) -> Sequence[Manifest]:
@@ -181,9 +179,7 @@ class PolicyStore:
         return PolicyRef(step=manifest.step, fence=manifest.fence, path=path, digest=manifest.digest)
 
 
-def _describe(
-    path: Path, *, step: int, fence: int, probe: Probe, parent: str | None, kind: Literal["full", "delta"]
-) -> Manifest:
+def _describe(path: Path, *, step: int, fence: int, probe: Probe, parent: str | None) -> Manifest:
     try:
         names = directory.check_files(path, allowed=lambda name: POLICY_FILES.fullmatch(name) is not None)
         weights = [path / name for name in names if name.endswith(".safetensors")]
@@ -192,16 +188,13 @@ def _describe(
         files = [Span(path=path / name, offset=0, size=(path / name).stat().st_size) for name in names]
         digests = digest_spans([*files, *(tensor.span for tensor in tensors)])
         entries = entries_of(tensors, digests[len(files) :])
-    except errors.CorruptCheckpoint as error:
-        raise errors.BadModel(f"The policy of step {step} cannot be published: {error}") from error
+    except CorruptCheckpoint as error:
+        raise BadModel(f"the policy of step {step} cannot be published: {error}") from error
     if not tensors:
-        raise errors.BadModel(
-            f"The policy of step {step} cannot be published: it has no safetensors weights."
-        )
+        raise BadModel(f"the policy of step {step} cannot be published: it has no safetensors weights")
     return Manifest(
         step=step,
         fence=fence,
-        kind=kind,
         parent=parent,
         files=tuple(
             FileEntry(name=span.path.name, size=span.size, sha256=digest)
@@ -214,5 +207,5 @@ def _describe(
 
 def _same(ref: PolicyRef, manifest: Manifest) -> Manifest:
     if manifest.digest != ref.digest:
-        raise errors.CorruptCheckpoint(f"{ref.path} does not hold the manifest that was announced.")
+        raise CorruptCheckpoint(f"{ref.path} does not hold the manifest that was announced")
     return manifest

@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from asympo.common import errors
 from asympo.common.checkpoints.digests import Span, digest_spans, open_regular
 from asympo.common.checkpoints.directory import check_files
 from asympo.common.checkpoints.names import MANIFEST_NAME, MAX_MANIFEST_BYTES, parse_name
 from asympo.common.checkpoints.steps import Kind, M
+from asympo.common.errors import CorruptCheckpoint
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """Content of the manifest in directory `path`; errors.CorruptCheckpoint when there is none."""
+    """Content of the manifest in directory `path`; CorruptCheckpoint when there is none."""
     descriptor = open_regular(path / MANIFEST_NAME)
     with open(descriptor, "rb") as file:
         content = file.read(MAX_MANIFEST_BYTES + 1)
     if len(content) > MAX_MANIFEST_BYTES:
-        raise errors.CorruptCheckpoint(f"The manifest in {path} is larger than {MAX_MANIFEST_BYTES} bytes.")
+        raise CorruptCheckpoint(f"the manifest in {path} is larger than {MAX_MANIFEST_BYTES} bytes")
     return content
 
 
@@ -27,7 +27,7 @@ def read_manifest(path: Path, kind: Kind[M]) -> M:
 def verify_step(path: Path, kind: Kind[M], *, with_digests: bool = True) -> M:
     """The manifest of `path`, once names, sizes and (unless told otherwise) digests of all files match it.
 
-    Raises errors.CorruptCheckpoint. Costs one read of every file; without digests, one stat.
+    Raises CorruptCheckpoint. Costs one read of every file; without digests, one stat.
     """
     manifest = read_manifest(path, kind)
     verify_files(path, manifest, kind, with_digests=with_digests)
@@ -35,24 +35,20 @@ def verify_step(path: Path, kind: Kind[M], *, with_digests: bool = True) -> M:
 
 
 def verify_files(path: Path, manifest: M, kind: Kind[M], *, with_digests: bool) -> None:
-    """Check that `path` holds exactly the files of `manifest`; errors.CorruptCheckpoint names the fault."""
+    """Check that `path` holds exactly the files of `manifest`; CorruptCheckpoint names the fault."""
     present = check_files(
         path, allowed=lambda name: name == MANIFEST_NAME or kind.allowed.fullmatch(name) is not None
     )
     listed = {entry.name for entry in manifest.files}
     for name in sorted(listed.symmetric_difference(present) - {MANIFEST_NAME}):
         fault = "missing" if name in listed else "not listed in the manifest"
-        raise errors.CorruptCheckpoint(f"{path / name} is {fault}.")
+        raise CorruptCheckpoint(f"{path / name} is {fault}")
     for entry in manifest.files:
         size = (path / entry.name).lstat().st_size
         if size != entry.size:
-            raise errors.CorruptCheckpoint(
-                f"{path / entry.name} has {size} bytes, its manifest says {entry.size}."
-            )
+            raise CorruptCheckpoint(f"{path / entry.name} has {size} bytes, its manifest says {entry.size}")
     if with_digests:
         spans = [Span(path=path / entry.name, offset=0, size=entry.size) for entry in manifest.files]
         for entry, digest in zip(manifest.files, digest_spans(spans), strict=True):
             if digest != entry.sha256:
-                raise errors.CorruptCheckpoint(
-                    f"{path / entry.name} does not match the digest in its manifest."
-                )
+                raise CorruptCheckpoint(f"{path / entry.name} does not match the digest in its manifest")

@@ -8,7 +8,7 @@ LARGEST = 10**15
 
 
 def parse_whole(value: str | bytes | int | None, *, largest: int = LARGEST) -> int | None:
-    """A whole number from 0 to ``largest`` in plain digits; None for anything else, however long."""
+    """A whole number from 0 to `largest` in plain digits; None for anything else, however long."""
     if isinstance(value, bytes):
         value = value[:20].decode("ascii", errors="replace")
     if isinstance(value, str):

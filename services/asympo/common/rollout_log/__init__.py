@@ -1,8 +1,8 @@
 """The rollout log: leases out, groups in, read in order, committed behind a fence.
 
-The only importer of redis. Start with ``Broker.connect(url)`` and ``RunLog(broker, run)``, with a part for
-each concern: ``leases``, ``reader``, ``fence``, ``commits``, ``policies``, ... The protocol itself is in
-``scripts/``: a part names a script's keys and gives its reply a type. ``broker/`` alone knows redis-py.
+The only importer of redis. Start with `Broker.connect(url)` and `RunLog(broker, run)`, with a part for
+each concern: `leases`, `reader`, `fence`, `commits`, `policies`, ... The protocol itself is in
+`scripts/`: a part names a script's keys and gives its reply a type. `broker/` alone knows redis-py.
 """
 
 from asympo.common.rollout_log.broker.connection import Broker

@@ -33,10 +33,10 @@ class Commits:
         group_ids: Sequence[str],
         num_consumed: int | None = None,
     ) -> CommitRecord:
-        """Records that everything up to ``sequence`` is in training state ``state_name``, and trims it.
+        """Records that everything up to `sequence` is in training state `state_name`, and trims it.
 
-        ``group_ids``: groups consumed since the last commit whose slots are freed; ``num_consumed`` counts
-        those as well that stay open until a policy frees them. Entries after ``sequence`` are never touched.
+        `group_ids`: groups consumed since the last commit whose slots are freed; `num_consumed` counts
+        those as well that stay open until a policy frees them. Entries after `sequence` are never touched.
         A run whose prompts are used up and all committed becomes finished.
         Whoever wants to keep the entries has put them into an archive before.
         """

@@ -25,7 +25,7 @@ class DeadLetters:
         self._run.call_fenced(fence, "dead_letter", *limits, *described)
 
     def newest(self, count: int = 100) -> list[DeadLetter]:
-        """The newest ``count``, newest first."""
+        """The newest `count`, newest first."""
         letters = []
         for letter_id, fields in self._run.broker.newest(self._run.key("dead"), max_count=count):
             letters.append(

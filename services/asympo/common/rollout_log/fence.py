@@ -16,11 +16,11 @@ class Fences:
     def take(
         self, holder: str, *, take_over: bool = False, heartbeat_seconds: float = 10.0, at_least: int = 0
     ) -> Fence:
-        """Becomes the run's learner with a number above every earlier one and above ``at_least``.
+        """Becomes the run's learner with a number above every earlier one and above `at_least`.
 
-        ``at_least``: the newest fence found in training states and checkpoints, so that a broker that lost
+        `at_least`: the newest fence found in training states and checkpoints, so that a broker that lost
         its memory cannot hand out an old number. Raises RunHasLearner while another's heartbeat is alive,
-        unless ``take_over``.
+        unless `take_over`.
         """
         token = secrets.token_hex(16)
         arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least)
@@ -40,7 +40,7 @@ class Fences:
         )
 
     def heartbeat(self, fence: Fence, *, trained_sequence: int = 0) -> None:
-        """Keeps ownership for another ``heartbeat_seconds``; ``trained_sequence`` feeds the backlog figure.
+        """Keeps ownership for another `heartbeat_seconds`; `trained_sequence` feeds the backlog figure.
 
         Raises Fenced when another learner has taken over, BrokerChanged when a reconcile is due.
         """

@@ -31,7 +31,7 @@ NOUNS = (
 
 
 def key(run: str, noun: str) -> str:
-    """The full key of one noun of ``NOUNS``."""
+    """The full key of one noun of `NOUNS`."""
     return f"{PREFIX}{{{run}}}:{noun}"
 
 

@@ -18,7 +18,7 @@ class Leases:
         self._run = run
 
     def acquire(self, *, holder: str, policy_step: int) -> Lease | Refused:
-        """Asks for one prompt. ``policy_step`` is the policy the holder serves now.
+        """Asks for one prompt. `policy_step` is the policy the holder serves now.
 
         Raises BrokerFull when the broker could not take the group either.
         """
@@ -45,8 +45,8 @@ class Leases:
     def wait_for_slot(self, timeout_seconds: float, *, refused: Refused | None = None) -> None:
         """Blocks until something happened that may let a refused asker succeed, or its time has come.
 
-        ``refused``: the refusal to wait on; events since then count, so none is missed. Without it only
-        events from now on count. Returns after its ``retry_after_seconds`` or the time-out at the latest.
+        `refused`: the refusal to wait on; events since then count, so none is missed. Without it only
+        events from now on count. Returns after its `retry_after_seconds` or the time-out at the latest.
         """
         after = {self._run.key("wake"): refused.wake_id if refused else self._newest_wake_id()}
         if refused and refused.reason in _POLICY_REASONS:
@@ -58,7 +58,7 @@ class Leases:
                 return
 
     def renew(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Extends leases by ``lease_seconds``, within ``max_lease_seconds`` of their grant.
+        """Extends leases by `lease_seconds`, within `max_lease_seconds` of their grant.
 
         Returns those that are lost: stop work on them.
         """
@@ -87,7 +87,7 @@ class Leases:
     def hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> bool:
         """Gives a prompt back to be issued again; returns False when the lease was lost already.
 
-        ``is_prompt_failure``: the prompt itself is at fault; after ``max_prompt_failures`` of those it is set
+        `is_prompt_failure`: the prompt itself is at fault; after `max_prompt_failures` of those it is set
         aside for its epoch.
         """
         return bool(number(self._run.call("hand_back", lease.token, int(is_prompt_failure), reason)[0]))

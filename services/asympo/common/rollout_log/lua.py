@@ -1,8 +1,8 @@
-"""Loads the Lua scripts: one file a script, with ``--!include name`` lines replaced by shared pieces.
+"""Loads the Lua scripts: one file a script, with `--!include name` lines replaced by shared pieces.
 
-They lie in a folder for each caller: ``generator``, ``learner``, ``producer``, or ``anyone`` (people too).
+They lie in a folder for each caller: `generator`, `learner`, `producer`, or `anyone` (people too).
 
-Scripts whose first line says ``flags=allow-oom`` free memory, or are needed to free it, and run when the
+Scripts whose first line says `flags=allow-oom` free memory, or are needed to free it, and run when the
 broker is over its memory limit. It refuses all others then before they have written anything.
 """
 
@@ -36,7 +36,7 @@ class Script:
 
 @functools.cache
 def load_script(name: str) -> Script:
-    """Reads ``scripts/<caller>/<name>.lua``."""
+    """Reads `scripts/<caller>/<name>.lua`."""
     source = "".join(_lines(_files()[name]))
     head = _KEYS.search(source)
     nouns = tuple(head[1].split(", ")) if head else ()

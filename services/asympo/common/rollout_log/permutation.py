@@ -1,8 +1,8 @@
 """The order of prompts: a seeded permutation per epoch, computed one draw at a time.
 
-A balanced Feistel network over the smallest even number of bits that holds ``num_prompts``, walked until the
+A balanced Feistel network over the smallest even number of bits that holds `num_prompts`, walked until the
 result is a valid index (fewer than four walks on average). Its round keys come from one SHA-1, its rounds are
-multiplications that doubles hold exactly, because that is what ``acquire.lua`` can do quickly. Script and
+multiplications that doubles hold exactly, because that is what `acquire.lua` can do quickly. Script and
 module must stay equal, and a test compares them.
 """
 
@@ -16,7 +16,7 @@ _WORD, _LOW_BITS = 1 << 32, 1 << 26
 
 
 def permuted_index(*, seed: int, epoch: int, position: int, num_prompts: int) -> int:
-    """The prompt index drawn at ``position`` of ``epoch``; both in [0, num_prompts)."""
+    """The prompt index drawn at `position` of `epoch`; both in [0, num_prompts)."""
     if not 0 <= position < num_prompts:
         raise ValueError(f"position {position} is outside [0, {num_prompts})")
     half_bits = max(1, ((num_prompts - 1).bit_length() + 1) // 2)

@@ -30,7 +30,7 @@ class Policies:
         return self._latest()[0]
 
     def wait(self, after: PolicyAnnouncement | None, timeout_seconds: float) -> PolicyAnnouncement | None:
-        """Blocks until the newest announcement is not ``after``; None when the time passed first."""
+        """Blocks until the newest announcement is not `after`; None when the time passed first."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             latest, entry_id = self._latest()
@@ -94,5 +94,5 @@ class Policies:
 
 
 def queue_staleness(appended_at_seconds: float, publish_times: Sequence[float]) -> int:
-    """Policies announced after an entry was appended; ``publish_times`` ascending."""
+    """Policies announced after an entry was appended; `publish_times` ascending."""
     return len(publish_times) - bisect.bisect_right(publish_times, appended_at_seconds)

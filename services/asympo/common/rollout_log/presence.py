@@ -13,11 +13,11 @@ class Presence:
         self._run = run
 
     def report(self, holder: str, status: dict[str, Any], *, ttl_seconds: float) -> None:
-        """Says that ``holder`` is alive for ``ttl_seconds``; a ttl of 0 says goodbye."""
+        """Says that `holder` is alive for `ttl_seconds`; a ttl of 0 says goodbye."""
         self._run.call("report_presence", holder, json.dumps(status), int(ttl_seconds * 1000))
 
     def generators(self) -> list[dict[str, Any]]:
-        """The status of everyone whose report is still true, with ``holder`` and ``expires_in_seconds``."""
+        """The status of everyone whose report is still true, with `holder` and `expires_in_seconds`."""
         flat = self._run.call("list_presence")
         found = []
         for holder, left_ms, status in zip(flat[::3], flat[1::3], flat[2::3], strict=True):

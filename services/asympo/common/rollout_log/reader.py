@@ -33,9 +33,9 @@ class Reader:
     def read(
         self, *, after_sequence: int, max_count: int, block_seconds: float, fence: Fence | None = None
     ) -> list[LogEntry]:
-        """Entries after ``after_sequence`` in order, without gaps; empty when none came in ``block_seconds``.
+        """Entries after `after_sequence` in order, without gaps; empty when none came in `block_seconds`.
 
-        At most ``max_count`` of them, with MAX_READ_BYTES together. The learner passes its ``fence``: then
+        At most `max_count` of them, with MAX_READ_BYTES together. The learner passes its `fence`: then
         Fenced and BrokerChanged are raised before anything is returned that belongs to another learner or to
         a broker that went back in time, and entries that no append wrote are taken out of the log. Raises
         SequenceGap when an entry is missing that no reconcile has declared lost.
@@ -75,7 +75,7 @@ class Reader:
         return [entries[sequence] for sequence in sequences]
 
     def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
-        """Every entry that is in the log now after ``after_sequence``; starts at the oldest one kept."""
+        """Every entry that is in the log now after `after_sequence`; starts at the oldest one kept."""
         while True:
             entries, _ = self._batch(after_sequence, max_count=batch)
             if not entries:

@@ -42,7 +42,7 @@ class _Survey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Repairs:
-    """What has to change. Sets of group ids; sequences for ``forked``."""
+    """What has to change. Sets of group ids; sequences for `forked`."""
 
     covered: set[str]
     lost_open: set[str]
@@ -64,8 +64,8 @@ class Reconciler:
     ) -> ReconcileReport:
         """Brings Redis up to what the learner knows; safe to repeat, safe while generators work.
 
-        ``committed``: the durable state the learner runs from. ``trained``: every id consumed so far, in
-        memory included. ``trained_sequence``: last entry consumed in memory, 0 on a start; a learner that
+        `committed`: the durable state the learner runs from. `trained`: every id consumed so far, in
+        memory included. `trained_sequence`: last entry consumed in memory, 0 on a start; a learner that
         reconciles in mid-run drops what it has read beyond that and reads it again. Raises Fenced when
         another learner has taken over, SequenceGap when the state is older than what was trimmed.
         """

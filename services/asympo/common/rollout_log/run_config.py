@@ -44,7 +44,7 @@ class RunConfig:
     max_staleness: int = 1
     """Queue staleness that capacity allows; 0 is synchronous."""
     max_generation_staleness: int | None = None
-    """Policies a holder may be behind when it appends; None leaves only ``max_lease_seconds``."""
+    """Policies a holder may be behind when it appends; None leaves only `max_lease_seconds`."""
     lease_seconds: float = 15.0
     """A lease that is not renewed for this long is given to someone else."""
     max_lease_seconds: float = 900.0
@@ -109,7 +109,7 @@ class RunConfig:
 
     @property
     def max_record_bytes(self) -> int:
-        """Of one record: a prompt, and ``group_size`` responses of ``max_tokens`` with ids, mask and text."""
+        """Of one record: a prompt, and `group_size` responses of `max_tokens` with ids, mask and text."""
         max_tokens = self.sampling.get("max_tokens")
         tokens = max_tokens if isinstance(max_tokens, int) else 0
         if tokens <= 0:
@@ -124,7 +124,7 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "RunConfig":
-        """Raises UnknownVersion and RunConfigMismatch when this build cannot keep to what ``text`` says.
+        """Raises UnknownVersion and RunConfigMismatch when this build cannot keep to what `text` says.
 
         Unlike elsewhere unknown settings are refused: everybody in a run must do what they say.
         """
@@ -150,7 +150,7 @@ class RunConfig:
             ) from None
 
     def differences(self, stored: "RunConfig") -> list[str]:
-        """One "name: given X, stored Y" for each setting that differs from ``stored``; versions are none."""
+        """One "name: given X, stored Y" for each setting that differs from `stored`; versions are none."""
         given, kept = json.loads(self.to_json()), json.loads(stored.to_json())
         return [
             f"{name}: given {given[name]!r}, stored {kept[name]!r}"

@@ -19,7 +19,7 @@ from asympo.common.rollout_log.types import RunSummary
 
 
 class RunLog:
-    """``RunLog(broker, run)``. Blocking; share it between threads, call it from ``asyncio.to_thread``."""
+    """`RunLog(broker, run)`. Blocking; share it between threads, call it from `asyncio.to_thread`."""
 
     def __init__(self, broker: Broker, run: str) -> None:
         self.access = RunAccess(broker, run)

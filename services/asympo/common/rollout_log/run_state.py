@@ -28,9 +28,9 @@ class RunStates:
     def create_or_join(
         self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
     ) -> RunConfig:
-        """Writes ``config`` if the run is new, else compares; returns what is stored.
+        """Writes `config` if the run is new, else compares; returns what is stored.
 
-        ``complete`` gives the settings of a run of the release before their values where that did not know
+        `complete` gives the settings of a run of the release before their values where that did not know
         them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
         """
         if config.run != self._run.name:
@@ -71,7 +71,7 @@ class RunStates:
         return None if stored is None else RunConfig.from_json(stored)
 
     def wait_for_config(self, timeout_seconds: float) -> RunConfig:
-        """Blocks until the run is created; raises NoProgress after ``timeout_seconds``."""
+        """Blocks until the run is created; raises NoProgress after `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             config = self.config()
@@ -89,7 +89,7 @@ class RunStates:
             )
 
     def get(self) -> RunState:
-        """Where the run is in its life; ``created`` also while it does not exist."""
+        """Where the run is in its life; `created` also while it does not exist."""
         stored = self._run.broker.command("HGET", self._run.key("run"), "state")
         return state_of(stored)
 

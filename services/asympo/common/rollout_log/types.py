@@ -58,7 +58,7 @@ class Refused:
     retry_after_seconds: float
     """Ask again after this long even if no event came."""
     wake_id: str
-    """Newest event at the time of refusal; ``wait_for_slot`` blocks for the next."""
+    """Newest event at the time of refusal; `wait_for_slot` blocks for the next."""
     policy_id: str
     """Newest announcement at that time; who was refused for want of a policy waits for the next as well."""
 
@@ -258,7 +258,7 @@ class LogStats:
     policies_published: int
     """Distinct policies announced."""
     generation_staleness_policies_total: int
-    """Sum over appended groups; divide by ``appended`` for the mean."""
+    """Sum over appended groups; divide by `appended` for the mean."""
     generation_staleness_steps_total: int
     """The same in optimizer steps."""
     generation_staleness_max: int
@@ -285,7 +285,7 @@ class LogStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """One line of ``asympo runs list``."""
+    """One line of `asympo runs list`."""
 
     run: str
     """Its name."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.masking_utils import sliding_window_causal_mask_function
 
 from asympo.doctor.gpu.steps import Found
+from asympo.learner.device import wait_for
 from asympo.learner.model.attention import packed_attention, plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.position_rule import PositionRule
@@ -135,17 +136,12 @@ def _times(device: str) -> dict[str, float]:
         best = math.inf
         for _ in range(4):
             leaves = [each.to(device, dtype).requires_grad_(device == "cuda") for each in inputs]
-            _wait(device)
+            wait_for(torch.device(device))
             begun = time.perf_counter()
             output = way(*leaves)
             if device == "cuda":
                 output.sum().backward()
-            _wait(device)
+            wait_for(torch.device(device))
             best = min(best, time.perf_counter() - begun)
         taken[name] = best
     return taken
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -40,7 +40,7 @@ def require_gpu(machine: Machine) -> None:
 
 
 def check_gpu(*, directory: Path, as_json: bool) -> int:
-    """The whole check, its report in ``directory``; 1 if something is wrong. BadSetting without a GPU."""
+    """The whole check, its report in `directory`; 1 if something is wrong. BadSetting without a GPU."""
     machine = look_at_machine()
     require_gpu(machine)
     say = (lambda text: None) if as_json else _say
@@ -80,7 +80,7 @@ def try_steps(
 
 
 def try_step(step: Step, *, device: str, directory: Path) -> Tried:
-    """One step, ended with all that it started when its time is over; its output is in ``NAME.log``."""
+    """One step, ended with all that it started when its time is over; its output is in `NAME.log`."""
     log, begun = directory / f"{step.name}.log", time.monotonic()
     command = [sys.executable, "-m", "asympo.doctor.gpu.steps", step.name, device, str(directory)]
     with log.open("wb") as errors:

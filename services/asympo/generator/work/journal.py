@@ -23,7 +23,7 @@ class AppendJournal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens ``path`` for appending; raises BadSetting when that cannot be, or another process has it."""
+        """Opens `path` for appending; raises BadSetting when that cannot be, or another process has it."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Before the writer, which cuts off a torn last line: that of a living process is not torn.

@@ -26,7 +26,7 @@ class HostWatch:
         self._thread = threading.Thread(target=self._turn, name="host-watch", daemon=True)
 
     def start(self) -> None:
-        """Looks at once and then every ``LOOK_SECONDS``."""
+        """Looks at once and then every `LOOK_SECONDS`."""
         self._thread.start()
 
     def stop(self) -> None:

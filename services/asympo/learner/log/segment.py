@@ -11,7 +11,7 @@ from asympo.common.foreign.text import printable
 from asympo.common.group_ids import is_issued
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
-from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.learner.log.advantages import group_advantages
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
 from asympo.learner.progress import Progress
@@ -127,7 +127,6 @@ class GroupReader:
         longest = len(prompt_ids) + max(map(len, response_ids))
         if self._max_tokens is not None and longest > self._max_tokens:
             raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_tokens}")
-        rewards = [response.reward for response in record.responses]
         return ReadGroup(
             record=record,
             sequence=entry.sequence,
@@ -135,7 +134,7 @@ class GroupReader:
             appended_at_seconds=entry.appended_at_seconds,
             prompt_ids=prompt_ids,
             response_ids=response_ids,
-            advantages=group_advantages(rewards) if has_signal(rewards) else (0.0,) * len(rewards),
+            advantages=group_advantages([response.reward for response in record.responses]),
         )
 
 
@@ -158,7 +157,7 @@ class SegmentReader:
     """Collects entries until they make a segment.
 
     A group without signal frees its slot at once, unless the segment could then end with fewer than
-    ``groups_per_step`` slots held until the next policy: a shorter step would let more groups wait than
+    `groups_per_step` slots held until the next policy: a shorter step would let more groups wait than
     max_staleness allows.
     """
 
@@ -190,7 +189,7 @@ class SegmentReader:
         return last[-1].sequence if last else self._log.progress.sequence
 
     def poll(self, *, block_seconds: float) -> Segment | None:
-        """The next segment, or None when the log holds no complete one after ``block_seconds``."""
+        """The next segment, or None when the log holds no complete one after `block_seconds`."""
         if not self._waiting:
             self._waiting.extend(
                 self._log.read(

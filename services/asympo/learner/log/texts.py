@@ -33,7 +33,7 @@ class RecordTexts:
         stop: Sequence[str] = (),
         max_tokens: int | None = None,
     ) -> None:
-        """``end_ids`` stop the model, ``stop`` are the run's stop strings, ``max_tokens`` fit in a row."""
+        """`end_ids` stop the model, `stop` are the run's stop strings, `max_tokens` fit in a row."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         own = tokenizer.eos_token_id

@@ -1,7 +1,7 @@
 """Attention over a packed row: subtree by subtree, so no mask is ever the square of a long row.
 
-Registered with transformers as ``asympo_packed``; the layout travels to every layer as a keyword argument.
-Legend: ``[1, H, T, D]`` heads, row tokens, head size; ``_Q`` queries and ``_K`` keys of one block.
+Registered with transformers as `asympo_packed`; the layout travels to every layer as a keyword argument.
+Legend: `[1, H, T, D]` heads, row tokens, head size; `_Q` queries and `_K` keys of one block.
 """
 
 from bisect import bisect_right
@@ -110,13 +110,13 @@ class _Trunks:
         self._begins = (np.flatnonzero(ends[1:] != ends[:-1]) + 1).tolist()
 
     def end_of(self, begin: int, *, limit: int) -> int:
-        """End of the run that ``begin`` is in."""
+        """End of the run that `begin` is in."""
         following = bisect_right(self._begins, begin)
         return min(limit, self._begins[following]) if following < len(self._begins) else limit
 
 
 def _pieces(begin: int, end: int, max_block: int) -> list[Range]:
-    """The range in as few parts of similar size as ``max_block`` allows."""
+    """The range in as few parts of similar size as `max_block` allows."""
     count = -(-(end - begin) // max_block)
     cuts = [begin + (end - begin) * index // count for index in range(count + 1)]
     return list(pairwise(cuts))
@@ -130,7 +130,7 @@ def _joined(ranges: tuple[Range, ...], added: Range) -> tuple[Range, ...]:
 
 
 def _runs(ends: IntArray, begin: int, end: int, max_block: int) -> list[Range]:
-    """Neighbouring trees joined up to ``max_block`` tokens; a larger tree stands alone."""
+    """Neighbouring trees joined up to `max_block` tokens; a larger tree stands alone."""
     runs: list[Range] = []
     position = begin
     while position < end:
@@ -163,14 +163,15 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the signature transformers expects; returns ``[1, T, H, D]``.
+    """Attention function with the signature transformers expects; returns `[1, T, H, D]`.
 
-    ``softcap`` bounds the scores, ``s_aux`` are scores of a key that every head has and that has no value.
+    `softcap` bounds the scores, `s_aux` are scores of a key that every head has and that has no value.
     """
     if packed_layout is None:
         raise BadModel("its layers are not told how the row is laid out")
     if isinstance(attention_mask, Tensor):
         raise BadModel("its layers make masks of their own")
+    # Rotary positions leave queries and keys in float32 under autocast, and the kernels want one type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     is_plain = softcap is None and s_aux is None
     if isinstance(packed_layout, TreeMask):
@@ -248,7 +249,7 @@ def block_masks(
 def _mask(
     block: Block, dtype: torch.dtype, rule: PositionRule | None, trunk_masks: dict[Range, Tensor]
 ) -> Tensor | None:
-    """``trunk_masks``: pieces of trunks of the same sizes have one mask together."""
+    """`trunk_masks`: pieces of trunks of the same sizes have one mask together."""
     sizes = (block.num_queries, block.num_ancestors)
     if rule is not None and (rule.window is None or sum(sizes) > rule.window):
         ancestors = torch.arange(block.num_ancestors, device=block.position_Q.device)
@@ -265,7 +266,7 @@ def _mask(
 
 
 def _whole_mask(block: Block, dtype: torch.dtype) -> Tensor:
-    """What to add to the scores ``[Q, K]``: ancestors are allowed to all."""
+    """What to add to the scores `[Q, K]`: ancestors are allowed to all."""
     num_queries, num_ancestors = block.num_queries, block.num_ancestors
     mask = torch.zeros(num_queries, num_ancestors + num_queries, dtype=dtype, device=block.position_Q.device)
     allowed = block.allowed_QQ

@@ -41,8 +41,8 @@ class TrainedGroup:
 class PackedBatch:
     """One micro-batch, in arrays of the host.
 
-    Suffixes: ``_T`` input tokens in depth-first order, ``_U`` distinct tokens that predict a trained token,
-    ``_N`` trained tokens ordered by the token that predicts them, ``_R`` responses.
+    Suffixes: `_T` input tokens in depth-first order, `_U` distinct tokens that predict a trained token,
+    `_N` trained tokens ordered by the token that predicts them, `_R` responses.
     """
 
     token_ids_T: IntArray
@@ -78,13 +78,13 @@ def pack(
     share_prefixes: bool,
     alone_above: int | None = None,
 ) -> list[PackedBatch]:
-    """Packs groups into rows of at most ``token_budget`` tokens: few rows, of similar size.
+    """Packs groups into rows of at most `token_budget` tokens: few rows, of similar size.
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
     single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
     gets rows of up to twice its own length: each part computes the prompt again, and would do little else.
     Rows come out in log order of their first group; ties keep log order. Prefixes shared between groups make
-    rows shorter than planned, never longer. Sequences of more than ``alone_above`` tokens follow, a row each.
+    rows shorter than planned, never longer. Sequences of more than `alone_above` tokens follow, a row each.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}: at least 1 is needed")

@@ -82,7 +82,7 @@ class Measured:
     gradients: list[Tensor]
 
     def minus(self, other: "Measured") -> Difference:
-        """Relative to ``other``."""
+        """Relative to `other`."""
         norms = [each.norm() for each in other.gradients]
         whole = torch.stack(norms).norm()
         shares = [
@@ -171,13 +171,13 @@ def own_forward(model: PreTrainedModel) -> Measured:
     if not is_causal:
         raise BadModel(f"{kind} is not causal: its logits depend on later tokens")
     if not torch.allclose(backwards.nll_R, measured.nll_R, rtol=1e-4, atol=1e-4):
-        raise BadModel(f"{kind} says of a sequence what depends on those that it computed before")
+        raise BadModel(f"{kind} gives results that depend on the sequences it computed before")
     return measured
 
 
 @torch.no_grad()
 def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> bool:
-    """Whether the logits of ``ids`` are the same before both endings."""
+    """Whether the logits of `ids` are the same before both endings."""
     first, second = (
         model(input_ids=torch.tensor([ids + each], device=model.device), use_cache=False).logits[
             0, : len(ids)

@@ -15,7 +15,7 @@ class ForwardPath:
     """One way; the default is the fastest."""
 
     attention: str = "blocks"
-    """``blocks`` or ``flex`` of packed rows; ``sdpa`` or ``eager`` is the model's own whole forward."""
+    """`blocks` or `flex` of packed rows; `sdpa` or `eager` is the model's own whole forward."""
     alone_above: int | None = None
     """Sequences of more tokens have a row of their own: 0 is all of them, None is no limit."""
 

@@ -56,7 +56,7 @@ def is_fused(module: nn.Module) -> bool:
 
 
 class _FusedNorm:
-    """Forward of ``weight * x / sqrt(mean(x ** 2) + epsilon)``."""
+    """Forward of `weight * x / sqrt(mean(x ** 2) + epsilon)`."""
 
     def __init__(self, module: nn.Module, epsilon: float) -> None:
         self._module, self._epsilon, self._own = module, epsilon, module.forward
@@ -72,7 +72,7 @@ class _FusedNorm:
 
 
 class _FusedMlp:
-    """Forward of ``down(silu(gate(x)) * up(x))``."""
+    """Forward of `down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._own = module, module.forward

@@ -28,7 +28,7 @@ FAMILY_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What the code of families that nobody here has seen may raise, RuntimeError being torch's."""
+"""What unfamiliar model code may raise; RuntimeError is torch's."""
 _MAX_LAYERS, _MAX_EXPERTS, _MAX_CHOSEN = 8, 16, 4
 _MAX_PARAMETERS = 24_000_000
 
@@ -63,7 +63,7 @@ class CannotTry(Exception):
 def make_miniature(config: PretrainedConfig, *, dtype: torch.dtype, is_narrow: bool) -> PreTrainedModel:
     """Random weights of which every feature shows; raises CannotTry.
 
-    ``is_narrow``: widths shrink too, which not every family's code stands.
+    `is_narrow`: widths shrink too, which not every family's code stands.
     """
     try:
         small = _shrunk(config, is_narrow=is_narrow, max_layers=_MAX_LAYERS)
@@ -91,7 +91,7 @@ def _outline(config: PretrainedConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def scatter_weights(model: PreTrainedModel) -> None:
-    """Weights at which nothing is nearly uniform, nearly zero or nearly linear, as freshly made ones are."""
+    """Fresh weights are nearly uniform, zero or linear somewhere, which hides faults; these are not."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(parameter: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Per-token NLL through the LM head in chunks: logits of the whole row never exist at once.
 
-Legend: ``_U`` distinct positions that predict a trained token, ``_N`` trained tokens ordered by their row in
-U, ``_V`` vocabulary, ``_D`` hidden size.
+Legend: `_U` distinct positions that predict a trained token, `_N` trained tokens ordered by their row in
+U, `_V` vocabulary, `_D` hidden size.
 """
 
 from collections.abc import Sequence
@@ -130,8 +130,8 @@ def token_nll(
 ) -> tuple[Tensor, Tensor]:
     """NLL of each trained token, differentiable in hidden states, weight and bias; entropy of each row.
 
-    ``row_N`` must be ascending; ``token_bounds[k]`` is the number of tokens whose row is below
-    ``k * chunk_rows`` (`chunk_bounds` makes it). NLL is float32 or better; targets may share a row.
+    `row_N` must be ascending; `token_bounds[k]` is the number of tokens whose row is below
+    `k * chunk_rows` (`chunk_bounds` makes it). NLL is float32 or better; targets may share a row.
     """
     nll_N, entropy_U = _ChunkedNll.apply(  # type: ignore[no-untyped-call]
         hidden_UD, weight_VD, bias_V, row_N, target_N, tuple(token_bounds), options
@@ -142,7 +142,7 @@ def token_nll(
 def chunk_bounds(row_N: Sequence[int] | IntArray, *, num_rows: int, chunk_rows: int) -> list[int]:
     """Where each chunk's tokens begin, and their total; computed on the host, so no device waits.
 
-    ``row_N`` is ascending.
+    `row_N` is ascending.
     """
     firsts = [*range(0, num_rows, chunk_rows), num_rows]
     bounds: list[int] = np.searchsorted(row_N, firsts).tolist()
@@ -171,7 +171,7 @@ def _log_sum_exp(logits: Tensor, probability: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + left @ right in ``dtype``, in place and without a second matrix where precisions agree."""
+    """total + left @ right in `dtype`, in place and without a second matrix where precisions agree."""
     if total is None:
         return (left @ right).to(dtype)
     if left.dtype == dtype:
@@ -183,7 +183,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch
 def _logits(
     hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wide: torch.dtype, options: HeadOptions
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits in ``wide`` precision, and d capped / d raw where the model caps them."""
+    """Logits in `wide` precision, and d capped / d raw where the model caps them."""
     logits = (hidden @ weight_VD.T).to(wide)
     if bias_V is not None:
         logits += bias_V.to(wide)

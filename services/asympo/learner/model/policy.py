@@ -44,7 +44,7 @@ class Policy:
         chunk_rows: int = 256,
         path: ForwardPath = FAST,
     ) -> None:
-        """Makes ``model`` compute the way that ``path`` says; raises BadModel where it cannot."""
+        """Makes `model` compute the way that `path` says; raises BadModel where it cannot."""
         path.apply(model)
         self.model = model
         self.path = path
@@ -97,7 +97,7 @@ class Policy:
         return ResponseNll(mean_nll_R=mean_nll_R, entropy_sum=entropy_sum)
 
     def compute_through(self, row: Callable[[PackedBatch], tuple[Tensor, Tensor]]) -> None:
-        """From now on rows go through ``row``, which makes sharded weights whole around `compute_nll`."""
+        """From now on rows go through `row`, which makes sharded weights whole around `compute_nll`."""
         self._row = row
 
     def compute_nll(self, batch: PackedBatch) -> ResponseNll:
@@ -201,7 +201,7 @@ def _backbone(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model with ``dtype`` weights, as it is; raises BadModel with one sentence."""
+    """The model with `dtype` weights, as it is; raises BadModel with one sentence."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

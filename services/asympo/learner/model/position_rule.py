@@ -23,7 +23,7 @@ class PositionRule:
     """The rule is: nearer than this. None: something else."""
 
     def hidden(self, position_Q: Tensor, position_K: Tensor) -> Tensor:
-        """Keys that queries must not see, ``[Q, K]``."""
+        """Keys that queries must not see, `[Q, K]`."""
         if self.window is not None:
             return position_Q[:, None] - position_K[None] >= self.window
         return ~self.is_visible(0, 0, position_Q[:, None], position_K[None])

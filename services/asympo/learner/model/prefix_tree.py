@@ -1,7 +1,7 @@
 """The prefix tree of a row: which tokens sequences have in common, laid out depth first.
 
 An edge of the tree is a run of tokens that nothing branches from, so building and numbering cost a few calls
-a sequence, however long it is. Legend: ``_T`` tokens of the row, ``_S`` tokens of one sequence.
+a sequence, however long it is. Legend: `_T` tokens of the row, `_S` tokens of one sequence.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Compiled for each length by default rules. Which kernel runs, and so how sums round, must depend neither on a
 race (tuning by trial) nor on the lengths that came before (shapes made dynamic when they first change).
 
-Legend: ``_T`` tokens of the row, filled up to whole tiles; ``_I`` tiles of queries, ``_J`` tiles of keys.
+Legend: `_T` tokens of the row, filled up to whole tiles; `_I` tiles of queries, `_J` tiles of keys.
 """
 
 from collections.abc import Callable
@@ -126,7 +126,7 @@ def tree_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """``[1, T, H, D]`` from ``[1, H, T, D]``; keys and values may have fewer heads."""
+    """`[1, T, H, D]` from `[1, H, T, D]`; keys and values may have fewer heads."""
     extra = mask.num_filled - mask.num_tokens
     query, key, value = (pad(part, (0, 0, 0, extra)) for part in (query, key, value))
     attend = _compiled() if value.device.type == "cuda" else flex_attention

@@ -20,7 +20,7 @@ class Weights:
     def values(self, *, dtype: torch.dtype) -> Iterator[Tensor]:
         """Every tensor once, in the model's order, one whole tensor at a time.
 
-        Only shards are rounded to ``dtype``: that halves what travels. The first rank calls, the others
+        Only shards are rounded to `dtype`: that halves what travels. The first rank calls, the others
         answer with `contribute`; all of it must be taken, because every rank takes part in each tensor.
         """
         if self._ranks is not None:

@@ -117,7 +117,7 @@ class BackgroundPublisher:
         )
 
     def settle(self, *, wait: bool) -> None:
-        """Takes note of a publish that has ended; with ``wait``, of the one in flight.
+        """Takes note of a publish that has ended; with `wait`, of the one in flight.
 
         Raises whatever stopped it other than storage, which is tried again later.
         """
@@ -162,7 +162,7 @@ class BackgroundPublisher:
         return len(self._times) - bisect.bisect_right(self._times, appended_at_seconds)
 
     def seconds_since(self, since: float) -> float:
-        """How much of the time since ``since`` a publish was in flight."""
+        """How much of the time since `since` a publish was in flight."""
         until = self._clock.monotonic_seconds() if self._is_in_flight else self._ended_at
         return max(0.0, until - since)
 

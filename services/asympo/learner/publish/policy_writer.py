@@ -80,7 +80,7 @@ class PolicyWriter:
     def prepare(
         self, weights: Weights, *, step: int, fence: int, probes: Sequence[ProbeText] = ()
     ) -> PreparedPolicy:
-        """Takes over the weights of ``step``, rounded, and scores the probe; they may change afterwards.
+        """Takes over the weights of `step`, rounded, and scores the probe; they may change afterwards.
 
         Only when no `write` is running.
         """
@@ -135,7 +135,7 @@ class PolicyWriter:
     def _require_finite(self, step: int) -> None:
         for name, parameter in self._shadow.model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise AsympoError(f"Step {step} is not published: {name} holds values that are not finite.")
+                raise AsympoError(f"step {step} is not published: {name} holds values that are not finite")
 
     def _pairs(self, weights: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ours = Weights(model=self._shadow.model, ranks=None).values(dtype=PUBLISHED_DTYPE)

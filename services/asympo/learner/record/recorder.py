@@ -24,7 +24,7 @@ class StepRecorder:
         decode: Callable[[Sequence[int]], str],
         wall_seconds: float,
     ) -> None:
-        """``wall_seconds``: how long the run was trained by learners before this one."""
+        """`wall_seconds`: how long the run was trained by learners before this one."""
         self._context = context
         self._trackers = trackers
         self._decode = decode
@@ -60,7 +60,7 @@ class StepRecorder:
         policy_step: int,
         stats: LogStats,
     ) -> None:
-        """A step was made of the segment; ``busy_seconds`` is what it took with all that goes with it."""
+        """A step was made of the segment; `busy_seconds` is what it took with all that goes with it."""
         context, step = self._context, self._context.progress.step
         row = step_row(
             step=step,

@@ -24,7 +24,7 @@ def step_row(
     seconds: dict[str, float],
     policy_step: int,
 ) -> dict[str, Any]:
-    """One JSON row. ``seconds`` has wall, wait, busy, publish and save; None is "nothing to measure"."""
+    """One JSON row. `seconds` has wall, wait, busy, publish and save; None is "nothing to measure"."""
     responses = [response for group in segment.groups for response in group.record.responses]
     lengths = [len(token_ids) for group in segment.groups for token_ids in group.response_ids]
     truncated = sum(response.finish_reason is FinishReason.LENGTH for response in responses)

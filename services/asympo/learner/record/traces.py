@@ -19,7 +19,7 @@ class GroupTraces:
         self._offset_seconds = min(_offset(clock) for _ in range(5))[1]
 
     def trained(self, segment: Segment, *, step: int, begun: float) -> None:
-        """A step on this segment has just ended; ``begun`` is monotonic."""
+        """A step on this segment has just ended; `begun` is monotonic."""
         if not self._tracing.is_on:
             return
         begun_ns, ended_ns = self._wall_ns(begun), self._wall_ns(self._clock.monotonic_seconds())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asympo.common.errors import BadSetting
-from asympo.common.telemetry import JsonlWriter
+from asympo.common.jsonl import JsonlWriter
 from asympo.learner.settings import TrackerName, TrackerSettings
 
 log = logging.getLogger(__name__)

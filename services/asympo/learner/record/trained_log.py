@@ -28,7 +28,7 @@ class TrainedLog:
         self._unwritten: list[dict[str, Any]] = []
 
     def add(self, segment: Segment, *, after_sequence: int, step: int | None, fence: int) -> None:
-        """One segment that was consumed when the cursor stood at ``after_sequence``."""
+        """One segment that was consumed when the cursor stood at `after_sequence`."""
         self._unwritten.append(
             {
                 "step": step,

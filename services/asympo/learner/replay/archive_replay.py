@@ -266,7 +266,7 @@ class Replay:
                 f"{first.step_before}; give --from-state with a state of that step"
             )
         if first.first <= start or (state and state.archive and state.archive != first.parent):
-            raise BadSetting(f"{what} was superseded: the run went on from another one; give that")
+            raise BadSetting(f"{what} was superseded: give the one that the run went on from")
 
 
 def segments_of(entries: Iterator[ArchivedEntry], *, after_sequence: int) -> Iterator[list[ArchivedEntry]]:

@@ -26,7 +26,7 @@ class LogConsumer:
     def advance(self, *, block_seconds: float = 0.0, is_last: bool = False) -> Segment | None:
         """Consumes the next segment; None when the log holds no complete one.
 
-        ``is_last``: no entry follows what can be read, so the rest makes a segment.
+        `is_last`: no entry follows what can be read, so the rest makes a segment.
         """
         segment = self._reader.poll(block_seconds=block_seconds)
         if segment is None and is_last:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class FollowedDecisions:
-    """Measures nothing. Rows that this machine's memory makes smaller still are kept in ``own``."""
+    """Measures nothing. Rows that this machine's memory makes smaller still are kept in `own`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class FollowedDecisions:
         self.refresh(step=0)
 
     def refresh(self, *, step: int) -> None:
-        """Looks for what was decided since, ``step`` steps having been made here."""
+        """Looks for what was decided since, `step` steps having been made here."""
         found = find_decisions(self._files, mirrored=self._run_log.decisions.read(), state=None)
         if not found.entries and not self._found.entries:
             found = Decisions(entries=tuple(_archived(self._archive)))

@@ -174,7 +174,7 @@ class SecondLearner:
     def run(self, *, until_step: int | None = None) -> SecondLearnerReport:
         """Trains; saves every save_every segments and at the end. Raises SequenceGap, PublishFailed.
 
-        Ends with the run, at its total_steps, or at ``until_step``.
+        Ends with the run, at its total_steps, or at `until_step`.
         """
         ends = (until_step, self._settings.total_steps)
         last_step = min((step for step in ends if step is not None), default=None)

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query
 from fastapi.responses import PlainTextResponse, Response
 
 from asympo.common.http_server import QuietServer, bind
-from asympo.common.telemetry import to_json
+from asympo.common.jsonl import to_json
 from asympo.learner.control import LearnerControl
 from asympo.learner.page.mount import mount_page
 

@@ -49,7 +49,7 @@ class Archive:
         sequence: int,
         step: int,
     ) -> None:
-        """``sequence`` and ``step``: of the state resumed from, whose archive ends with ``tip``."""
+        """`sequence` and `step`: of the state resumed from, whose archive ends with `tip`."""
         self._store = store
         self._is_on = is_on
         self._run = run
@@ -66,7 +66,7 @@ class Archive:
     def consumed(self, segment: Segment, *, step: int | None, row_limits: tuple[int, int]) -> None:
         """One segment, with the optimizer step it made, or None when it was passed over.
 
-        ``row_limits``: most tokens of a row and logits at once, as the step used them.
+        `row_limits`: most tokens of a row and logits at once, as the step used them.
         """
         if not self._is_on:
             return
@@ -75,7 +75,7 @@ class Archive:
             self._row_limits.append((step, *row_limits))
 
     def write(self, *, fence: int, sequence: int, step: int) -> WrittenPart:
-        """Puts everything consumed up to ``sequence`` on storage; raises PublishFailed."""
+        """Puts everything consumed up to `sequence` on storage; raises PublishFailed."""
         rows = list(self._rows)
         tip = self._tip
         if rows:
@@ -149,7 +149,7 @@ def _readable(group: ReadGroup) -> ReadableGroup:
 
 
 def _gaps(sequences: list[int], first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """Ranges of first..last that are not in ascending ``sequences``."""
+    """Ranges of first..last that are not in ascending `sequences`."""
     gaps = []
     for number in (*sequences, last + 1):
         if number > first:

@@ -26,11 +26,11 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from asympo.common import errors
 from asympo.common.checkpoints.directory import create_temporary
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.steps import Steps
+from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.learner.state.hashed_file import HashedFile
 from asympo.learner.state.manifest import StateChunk, StateManifest, StateTensor
 
@@ -84,7 +84,7 @@ class StateWriter(StorageWriter):
         """The plan as it is; tensors of unknown types are refused before anything is written."""
         for item in plan.items:
             if item.type is WriteItemType.BYTE_IO or _tensor_data(item).properties.dtype not in _DTYPE_NAMES:
-                raise errors.BadSetting(f"{item.index.fqn} is of a type that a training state cannot hold.")
+                raise BadSetting(f"{item.index.fqn} is of a type that a training state cannot hold")
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -217,10 +217,10 @@ class StateReader(StorageReader):
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """The safetensors name of the tensor's type; errors.BadSetting when it has none."""
+    """The safetensors name of the tensor's type; BadSetting when it has none."""
     name = _DTYPE_NAMES.get(tensor.dtype)
     if name is None:
-        raise errors.BadSetting(f"A training state cannot hold tensors of type {tensor.dtype}.")
+        raise BadSetting(f"a training state cannot hold tensors of type {tensor.dtype}")
     return name
 
 
@@ -270,7 +270,7 @@ def _read_into(path: Path, offset: int, tensor: Tensor) -> None:
         while buffer:
             num_read = file.readinto(buffer)
             if not num_read:
-                raise errors.CorruptCheckpoint(f"{path} is truncated.")
+                raise CorruptCheckpoint(f"{path} is truncated")
             buffer = buffer[num_read:]
 
 

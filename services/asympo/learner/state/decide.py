@@ -64,9 +64,9 @@ class DecisionLog:
     def begin(
         self, settings: LearnerSettings, *, step: int, num_ranks: int, find_path: Callable[[], ForwardPath]
     ) -> Compute:
-        """What holds from the step after ``step``, durable: as the run has decided, or as it decides now.
+        """What holds from the step after `step`, durable: as the run has decided, or as it decides now.
 
-        ``find_path`` tries which way of computing the model is right, where that is not known. Raises
+        `find_path` tries which way of computing the model is right, where that is not known. Raises
         BadSetting as choose_compute does, and PublishFailed when told to stop before storage took it.
         """
         known = self.at(step + 1)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asympo.common import errors
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.files import Files
 from asympo.common.checkpoints.names import DECISION_FILES, MAX_DECISION_BYTES
 from asympo.common.checkpoints.opening import open_files
+from asympo.common.errors import CorruptCheckpoint, Fenced, StorageUnavailable
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.learner.state.decisions import Decisions, decode_decisions, encode_decisions
 
@@ -31,7 +31,7 @@ class DecisionFiles:
                 with _reading():
                     content = self._files.read(_name(rank), max_bytes=MAX_DECISION_BYTES)
                 return decode_decisions(content, what=self._where(rank))
-            except errors.CorruptCheckpoint as error:
+            except CorruptCheckpoint as error:
                 log.warning("Decisions are passed over: %s", error)
         return None
 
@@ -41,10 +41,10 @@ class DecisionFiles:
 
     def seal(self, decisions: Decisions) -> None:
         """Makes the list durable, then deletes what it replaces. Raises PublishFailed, Fenced."""
-        with directory.storage_errors_as_publish_failed("What the run has decided", self._files.path):
+        with directory.storage_errors_as_publish_failed("what the run has decided", self._files.path):
             there = self._ranks()
             if there and max(there)[0] > decisions.fence:
-                raise errors.Fenced(
+                raise Fenced(
                     f"{self._where(max(there))} is of a higher fence than this learner's {decisions.fence}: "
                     "another learner owns the run"
                 )
@@ -53,7 +53,7 @@ class DecisionFiles:
                 self._files.write(_name(decisions.rank), encode_decisions(decisions), fence=decisions.fence)
             except FileExistsError as error:
                 # One fence, two contents: not a retry whose first answer was lost.
-                raise errors.Fenced(
+                raise Fenced(
                     f"{self._where(decisions.rank)} was written by another learner with the same fence"
                 ) from error
             for rank in there:
@@ -79,8 +79,8 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise errors.StorageUnavailable(
-            f"What the run has decided cannot be read: {error.strerror or error}"
+        raise StorageUnavailable(
+            f"what the run has decided cannot be read: {error.strerror or error}"
         ) from error
 
 

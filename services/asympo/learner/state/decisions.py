@@ -1,7 +1,7 @@
 """What a run has decided about its arithmetic: an append-only list, durable before the step that uses it.
 
-Whoever trains the run's log, the learner after a restart or anybody else, has the choices from here and
-measures nothing. An entry that comes later holds from its step on.
+Whoever trains the run's log (the learner after a restart, a replay, a second learner) takes the choices from
+here and measures nothing. A later entry holds from its step on.
 """
 
 from collections.abc import Mapping
@@ -68,5 +68,5 @@ def encode_decisions(decisions: Decisions) -> bytes:
 
 
 def decode_decisions(content: bytes, *, what: str) -> Decisions:
-    """The list inside file content; CorruptCheckpoint naming ``what``, UnknownVersion of another release."""
+    """The list inside file content; CorruptCheckpoint naming `what`, UnknownVersion of another release."""
     return decode_sealed(content, _ADAPTER, layout=_FORMAT, what=what)

@@ -50,4 +50,4 @@ def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:
         except StoreError as error:
             log.warning("Waiting for the object store: %s", error.strerror)
             if stop.wait(_RETRY_SECONDS):
-                raise StorageUnavailable(f"The object store never answered: {error.strerror}.") from error
+                raise StorageUnavailable(f"the object store never answered: {error.strerror}") from error

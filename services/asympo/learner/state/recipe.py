@@ -78,14 +78,15 @@ class Recipe:
         """Raises BadSetting when the tokenizer is not that of the run."""
         if self.config.tokenizer_digest and tokenizer_digest(tokenizer) != self.config.tokenizer_digest:
             raise BadSetting(
-                f"the tokenizer of {self.settings.model} is another one than the run {self.config.run} had"
+                f"the tokenizer of {self.settings.model} is not the one that run {self.config.run} was "
+                "trained with"
             )
 
 
 def check_device(compute: Compute, *, any_build: bool) -> None:
     """Raises BadSetting where this machine lacks the device, or its processor gives other bits."""
     if compute.device == "cuda" and not torch.cuda.is_available():
-        raise BadSetting("the run was trained on cuda, and there is none here")
+        raise BadSetting("the run was trained on cuda, and this machine has no usable GPU")
     here = processor_class(compute.device)
     if not any_build and compute.processor not in ("", here):
         raise BadSetting(
@@ -102,6 +103,6 @@ def _check_build(recorded: Mapping[str, str], here: Mapping[str, str]) -> None:
     ]
     if differences:
         raise BadSetting(
-            f"this build cannot give the bits of the run: {'; '.join(differences)}. Use the same one, or "
-            "give --any-build to train the same groups in the same order anyway"
+            f"this build cannot reproduce the bits of the run: {'; '.join(differences)}. Use the same "
+            "one, or give --any-build to train the same groups in the same order anyway"
         )

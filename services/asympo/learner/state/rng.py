@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from asympo.common import errors
+from asympo.common.errors import CorruptCheckpoint
 
 
 def capture_random_state() -> bytes:
@@ -24,7 +24,7 @@ def capture_random_state() -> bytes:
 
 
 def restore_random_state(content: bytes) -> None:
-    """Put the generators back; errors.CorruptCheckpoint when `content` is no such state."""
+    """Put the generators back; CorruptCheckpoint when `content` is no such state."""
     try:
         document: dict[str, Any] = json.loads(content)
         version, numbers, gauss = document["python"]
@@ -33,7 +33,7 @@ def restore_random_state(content: bytes) -> None:
         if torch.cuda.is_available() and len(document["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([_tensor(state) for state in document["cuda"]])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise errors.CorruptCheckpoint(f"The random state cannot be restored: {error}.") from error
+        raise CorruptCheckpoint(f"the random state cannot be restored: {error}") from error
 
 
 def _text(state: torch.Tensor) -> str:

@@ -45,8 +45,8 @@ def find_state(store: StateStore, *, commit: CommitRecord | None) -> tuple[str, 
         return commit.state_name, store.read(commit.state_name)
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(
-            f"{error} The run was committed with it at step {commit.step} and no other state covers that: "
-            "restore it, or start a new run."
+            f"{error}; the run was committed with it at step {commit.step} and no other state covers that: "
+            "restore it, or start a new run"
         ) from error
 
 

@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-from asympo.common import errors
 from asympo.common.archive import PartRef
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import STATE_FILES, StepName, parse_name
 from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
 from asympo.common.checkpoints.verify import verify_step
+from asympo.common.errors import (
+    AsympoError,
+    CorruptCheckpoint,
+    StorageUnavailable,
+)
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
 from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.state.manifest import (
@@ -43,7 +47,7 @@ from asympo.learner.state.tensors import (
     training_tensors,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _TRAINED_IDS = "trained_ids.bin"
 _T = TypeVar("_T")
@@ -53,7 +57,7 @@ STATES = Kind(
     noun="training state",
     allowed=STATE_FILES,
     decode=decode_state_manifest,
-    passed_over=(errors.CorruptCheckpoint,),
+    passed_over=(CorruptCheckpoint,),
 )
 
 
@@ -74,7 +78,7 @@ class TrainingState:
     counters: dict[str, int | float] = field(default_factory=dict)
     """Totals that metrics continue from."""
     archive: PartRef | None = None
-    """Newest part of the archive, which reaches up to ``sequence`` where groups were retained."""
+    """Newest part of the archive, which reaches up to `sequence` where groups were retained."""
 
 
 class StateStore:
@@ -104,11 +108,11 @@ class StateStore:
         """Make the state durable and return its name, which the commit record keeps.
 
         One that exists under the same step, fence and sequence is the same state and is not written again.
-        On any failure nothing is visible. Raises errors.PublishFailed when storage fails and errors.Fenced
+        On any failure nothing is visible. Raises PublishFailed when storage fails and Fenced
         when a learner with a higher fence has saved.
         """
         name = StepName(step=state.step, fence=state.fence, sequence=state.sequence)
-        what = f"The training state of step {state.step}"
+        what = f"the training state of step {state.step}"
         if self._on_coordinator(lambda: self._is_saved(name, what=what)):
             return str(name)
         groups = tuple(describe_groups(model, optimizer))
@@ -155,7 +159,7 @@ class StateStore:
         return str(name)
 
     def read(self, name: str) -> TrainingState:
-        """Everything but the tensors; errors.CorruptCheckpoint. Digests of files here are not checked."""
+        """Everything but the tensors; CorruptCheckpoint. Digests of files here are not checked."""
         path, manifest = self._here(name)
         content = (path / _TRAINED_IDS).read_bytes()
         return TrainingState(
@@ -169,14 +173,14 @@ class StateStore:
         )
 
     def verify(self, name: str) -> None:
-        """Checks the digest of every file; errors.CorruptCheckpoint. Reads all of them."""
+        """Checks the digest of every file; CorruptCheckpoint. Reads all of them."""
         with _fetching(name):
             self._steps.verify(_parsed(name))
 
     def load(self, name: str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
         """Verify all digests, then put weights, optimizer and random numbers back in place.
 
-        Raises errors.CorruptCheckpoint when files are damaged (nothing is changed then) and errors.BadSetting
+        Raises CorruptCheckpoint when files are damaged (nothing is changed then) and BadSetting
         when the state is of another model or optimizer (the optimizer must not be used then).
         """
         self._on_coordinator(lambda: self.verify(name))
@@ -189,17 +193,11 @@ class StateStore:
         rng_sizes = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.name == rng_name}
         if rng_sizes:
             tensors[rng_name] = torch.empty(rng_sizes[rng_name], dtype=torch.uint8)
-        with torch.no_grad(), _plain_errors():
-            dcp.load(
-                tensors,
-                storage_reader=StateReader(path=path, tensors=manifest.tensors),
-                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-                process_group=self._group,
-            )
+        self._read_into(tensors, path, manifest)
         if rng_sizes and manifest.world_size == self._world_size():
             restore_random_state(tensors[rng_name].numpy().tobytes())
         else:
-            logger.warning(
+            log.warning(
                 "training state %s was saved by %d ranks, not by %d: random numbers are not restored",
                 name,
                 manifest.world_size,
@@ -208,19 +206,13 @@ class StateStore:
         return self.read(name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Every tensor of a state, whole, in host memory, all digests verified; errors.CorruptCheckpoint."""
+        """Every tensor of a state, whole, in host memory, all digests verified; CorruptCheckpoint."""
         self.verify(name)
         path, manifest = self._here(name)
         tensors = {
             entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) for entry in manifest.tensors
         }
-        with torch.no_grad(), _plain_errors():
-            dcp.load(
-                dict(tensors),
-                storage_reader=StateReader(path=path, tensors=manifest.tensors),
-                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-                process_group=self._group,
-            )
+        self._read_into(tensors, path, manifest)
         return tensors
 
     def names(self) -> list[str]:
@@ -237,8 +229,8 @@ class StateStore:
         return max((fence for fence in fences if fence is not None), default=None)
 
     def take_over(self, fence: int) -> None:
-        """From now on nothing more of older fences is visible. Raises errors.Fenced, PublishFailed."""
-        with directory.storage_errors_as_publish_failed(f"The claim of fence {fence}", self.path):
+        """From now on nothing more of older fences is visible. Raises Fenced, PublishFailed."""
+        with directory.storage_errors_as_publish_failed(f"the claim of fence {fence}", self.path):
             self._steps.take_over(fence)
             self.sweep(fence=fence)
 
@@ -263,13 +255,22 @@ class StateStore:
                 if str(name) not in spared and self._steps.delete(name):
                     deleted.append(str(name))
         except OSError as error:
-            logger.warning("old training states stay for now: %s", error.strerror or error)
+            log.warning("old training states stay for now: %s", error.strerror or error)
         return deleted
 
     def retain(self, name: str) -> None:
-        """Keep a state for good: no prune deletes it. Raises errors.PublishFailed when storage fails."""
-        with directory.storage_errors_as_publish_failed(f"The mark of training state {name}", self.path):
+        """Keep a state for good: no prune deletes it. Raises PublishFailed when storage fails."""
+        with directory.storage_errors_as_publish_failed(f"the mark of training state {name}", self.path):
             self._steps.retain(_parsed(name))
+
+    def _read_into(self, tensors: dict[str, Tensor], path: Path, manifest: StateManifest) -> None:
+        with torch.no_grad(), _plain_errors():
+            dcp.load(
+                dict(tensors),
+                storage_reader=StateReader(path=path, tensors=manifest.tensors),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+            )
 
     def _is_saved(self, name: StepName, *, what: str) -> bool:
         with directory.storage_errors_as_publish_failed(what, self.path):
@@ -283,8 +284,8 @@ class StateStore:
             return False
         try:
             self._steps.verify(name)
-        except errors.CorruptCheckpoint as error:
-            logger.warning("damaged training state is replaced: %s", error)
+        except CorruptCheckpoint as error:
+            log.warning("damaged training state is replaced: %s", error)
             if path.exists():
                 directory.delete_step(path)
             return False
@@ -310,7 +311,7 @@ class StateStore:
         if self._rank() == 0:
             try:
                 outcome[0] = action()
-            except errors.AsympoError as error:
+            except AsympoError as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[1] is not None:
@@ -322,7 +323,7 @@ class StateStore:
 def _parsed(name: str) -> StepName:
     parsed = parse_name(name)
     if parsed is None:
-        raise errors.CorruptCheckpoint(f"{name!r} is not the name of a training state.")
+        raise CorruptCheckpoint(f"{name!r} is not the name of a training state")
     return parsed
 
 
@@ -332,8 +333,8 @@ def _fetching(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise errors.StorageUnavailable(
-            f"The training state {name} cannot be fetched: {error.strerror or error}."
+        raise StorageUnavailable(
+            f"the training state {name} cannot be fetched: {error.strerror or error}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asympo.common import errors
+from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.learner.state.dcp import DTYPES, dtype_name
 from asympo.learner.state.manifest import StateTensor
 from asympo.learner.step.muon import ADAMW, MUON
@@ -28,15 +28,13 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     for name, parameter in _named(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
-                raise errors.BadSetting(
-                    f"The optimizer keeps {key!r} of {name} in a form that cannot be saved."
-                )
+                raise BadSetting(f"the optimizer keeps {key!r} of {name} in a form that cannot be saved")
             tensors[f"optimizer.{name}.{key}"] = value
     return tensors
 
 
 def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups with names for parameters; errors.BadSetting for odd values."""
+    """The optimizer's parameter groups with names for parameters; BadSetting for odd values."""
     names = {id(parameter): name for name, parameter in _named(model, optimizer)}
     groups = []
     for group in optimizer.param_groups:
@@ -49,9 +47,7 @@ def describe_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
             elif isinstance(value, tuple) and all(isinstance(part, int | float) for part in value):
                 described[key] = list(value)
             else:
-                raise errors.BadSetting(
-                    f"The optimizer's {key}={value!r} cannot be saved; give a plain number."
-                )
+                raise BadSetting(f"the optimizer's {key}={value!r} cannot be saved; give a plain number")
         groups.append(described)
     return groups
 
@@ -66,19 +62,17 @@ def allocate_optimizer_state(
     """Give the optimizer uninitialised state tensors of the stored shapes, sharded like their parameters.
 
     Its own hyperparameters stay; where they are others than the stored ones the log says so. Raises
-    errors.BadSetting when the state is of another optimizer or of other parameters.
+    BadSetting when the state is of another optimizer or of other parameters.
     """
     given = describe_groups(model, optimizer)
     if (here := _optimizer_name(given)) != (there := _optimizer_name(groups)):
-        raise errors.BadSetting(
-            f"The training state is of the optimizer {there}, and the settings say {here}: its momenta mean"
-            f" something else. Set optimizer to {there}, or start a run with a name of its own."
+        raise BadSetting(
+            f"the training state is of the optimizer {there}, and the settings say {here}: its momenta mean"
+            f" something else; set optimizer to {there}, or start a run with a name of its own"
         )
     names = [list(group["params"]) for group in given]
     if names != [list(group["params"]) for group in groups]:
-        raise errors.BadSetting(
-            "The training state belongs to another model or optimizer: parameter groups differ."
-        )
+        raise BadSetting("the training state belongs to another model or optimizer: parameter groups differ")
     _log_changes(groups, given)
     parameters = dict(_named(model, optimizer))
     index = {name: position for position, name in enumerate(name for group in names for name in group)}
@@ -96,16 +90,16 @@ def allocate_optimizer_state(
 
 
 def check_tensors(tensors: Mapping[str, Tensor], stored: Mapping[str, StateTensor], *, what: str) -> None:
-    """errors.BadSetting naming the first difference in name, shape or type."""
+    """BadSetting naming the first difference in name, shape or type."""
     for name in sorted(tensors.keys() ^ stored.keys()):
         place = "the state" if name in stored else "this model and optimizer"
-        raise errors.BadSetting(f"{what} does not fit: only {place} has {name}.")
+        raise BadSetting(f"{what} does not fit: only {place} has {name}")
     for name, tensor in tensors.items():
         entry = stored[name]
         if tuple(tensor.shape) != entry.shape or dtype_name(tensor) != entry.dtype:
-            raise errors.BadSetting(
+            raise BadSetting(
                 f"{what} does not fit: {name} is {entry.dtype} {list(entry.shape)} there and"
-                f" {dtype_name(tensor)} {list(tensor.shape)} here."
+                f" {dtype_name(tensor)} {list(tensor.shape)} here"
             )
 
 
@@ -135,7 +129,7 @@ def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) not in names:
-                raise errors.BadSetting("The optimizer holds a parameter that the model does not have.")
+                raise BadSetting("the optimizer holds a parameter that the model does not have")
             found.append((names[id(parameter)], parameter))
     return found
 
@@ -143,7 +137,7 @@ def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str
 def _allocate(parameter: Tensor, entry: StateTensor) -> Tensor:
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
-        raise errors.CorruptCheckpoint(f"{entry.name} is of the unknown type {entry.dtype!r}.")
+        raise CorruptCheckpoint(f"{entry.name} is of the unknown type {entry.dtype!r}")
     if tuple(parameter.shape) == entry.shape:
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(entry.shape, dtype=dtype)

@@ -20,7 +20,7 @@ Sharing = Literal["auto", "always", "never"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _INSTRUCTIONS = re.compile(r"bf16|fp16|amx|sve")
-"""What processors of one capability may have or not, and matrix products use where they do."""
+"""Instructions that processors of one capability may or may not have, and that matrix products use."""
 _SWITCHES = {
     "cpu": ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
     "cuda": ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
@@ -43,7 +43,7 @@ class Compute:
     num_ranks: int = 1
     """Processes that share the work; another number sums in another order."""
     attention: str = "blocks"
-    """How a row attends: ``blocks`` or ``flex``."""
+    """How a row attends: `blocks` or `flex`."""
     processor: str = ""
     """What `processor_class` said; empty where nobody wrote it down."""
     path: dict[str, Any] | None = None
@@ -104,8 +104,8 @@ def choose_compute(
 ) -> Compute:
     """Settings first, then what the run has decided before, then a measurement; sets torch's threads.
 
-    Raises BadSetting for a choice that is not possible, and where ``decided`` is of another class of device
-    than this one and ``decide_anew`` does not allow that.
+    Raises BadSetting for a choice that is not possible, and where `decided` is of another class of device
+    than this one and `decide_anew` does not allow that.
     """
     device = choose_device(device)
     processor = processor_class(device)
@@ -116,7 +116,7 @@ def choose_compute(
     if compute_dtype == "auto":
         compute_dtype = known.get("compute_dtype") or _faster_dtype(torch.device(device))
     if attention == "auto":
-        # What does not say is of a time when there was one way.
+        # Decisions without this field were made when blocks were the only way.
         attention = known.get("attention", "blocks") if known else _faster_attention(device, compute_dtype)
     if attention == "flex" and device == "cpu":
         raise BadSetting("attention is flex: it has no gradients on CPUs; give blocks, auto or device = cuda")
@@ -155,8 +155,8 @@ def _is_fit(decided: Mapping[str, Any], device: str, processor: str, *, decide_a
     if not decide_anew:
         raise BadSetting(
             f"the run was trained on {was[0]} ({was[1]}) so far and this is {device} ({processor}), which "
-            "gives other bits: go on where it was, or give --decide-anew, and what is fastest here is chosen "
-            "for its next steps"
+            "gives other bits: continue on a machine of the same class, or give --decide-anew to choose what "
+            "is fastest here for the next steps"
         )
     return False
 

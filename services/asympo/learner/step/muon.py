@@ -17,9 +17,7 @@ _NUM_ITERATIONS, _EPSILON = 5, 1e-7
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon, the same for stacks of matrices, and torch's AdamW over one list of groups.
-
-    So that saving and clipping see one optimizer.
+    """torch's Muon, the same for stacks of matrices, and torch's AdamW: one optimizer to save and to clip.
 
     Muon's updates have the root mean square that AdamW's have, so learning rate and weight decay mean the
     same for both. Its orthogonalisation runs in bfloat16 on any device: quick on GPUs, slow on CPUs without

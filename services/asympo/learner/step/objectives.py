@@ -1,8 +1,8 @@
 """Training objectives: pure functions of mean NLL and advantage, chosen by name.
 
-Shape legend: ``_R`` one element per response of a micro-batch.
+Shape legend: `_R` one element per response of a micro-batch.
 
-Every objective returns the sum of its per-response terms divided by ``scope.num_responses``, the number of
+Every objective returns the sum of its per-response terms divided by `scope.num_responses`, the number of
 responses of the *whole* step (those of groups without signal included), so the micro-batches of a step add
 up to the step's loss. Minimising it raises the probability of responses with a positive advantage. All
 arithmetic is float32 (float64 inputs stay float64, for exactness tests).
@@ -69,7 +69,7 @@ def spo(
 ) -> ObjectiveResult:
     """A_i * m_i for A_i > 0, else c * A_i * m_i: a fixed scale on negative responses (arXiv 2606.03070).
 
-    c = 0.3 is our choice; the paper's constant is not known to us. c = 1 is ``naive``.
+    c = 0.3 is our choice; the paper's constant is not known to us. c = 1 is `naive`.
     """
     mean_nll_R, advantage_R = _checked(mean_nll_R, advantage_R)
     scale_R = torch.where(advantage_R > 0, 1.0, options.negative_scale).to(mean_nll_R.dtype)

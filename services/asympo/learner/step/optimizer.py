@@ -58,9 +58,9 @@ def learning_rate_at(
     total_steps: int | None,
     final_ratio: float,
 ) -> float:
-    """Learning rate of the ``step``-th optimizer step, counted from 1.
+    """Learning rate of the `step`-th optimizer step, counted from 1.
 
-    Linear warm-up to ``peak``, then constant, or a fall to ``final_ratio * peak`` at ``total_steps``.
+    Linear warm-up to `peak`, then constant, or a fall to `final_ratio * peak` at `total_steps`.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -72,7 +72,7 @@ def learning_rate_at(
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], *, max_norm: float) -> float:
-    """Scales the gradient down to ``max_norm`` and returns its norm before that; may be inf or nan.
+    """Scales the gradient down to `max_norm` and returns its norm before that; may be inf or nan.
 
     With sharded parameters it is the norm over all ranks, and every rank calls.
     """

@@ -50,7 +50,7 @@ def fixed_probes(tokenizer: Any, *, vocab_size: int) -> tuple[ProbeText, ...]:
 
 
 def _ids_of(text: str, tokenizer: Any, vocab_size: int) -> list[int]:
-    """None where the tokenizer cannot write the text, or writes it as something the model does not know."""
+    """Empty where the tokenizer cannot encode the text, or the model does not know the ids."""
     try:
         ids = encode_plain(text, tokenizer)
     except TextRefused:
@@ -79,7 +79,7 @@ def mean_nlls(policy: Policy, probes: Sequence[ProbeText]) -> list[float]:
 
 @contextmanager
 def _weights_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While a layer runs, its weights are widened to ``dtype``: exact, and one layer's worth of memory.
+    """While a layer runs, its weights are widened to `dtype`: exact, and one layer's worth of memory.
 
     For CPUs without bfloat16 products, where computing in the published precision would take seconds.
     """

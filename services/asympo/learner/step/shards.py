@@ -32,7 +32,7 @@ class Shards:
     ) -> list[TrainedGroup]:
         """The first rank tells the others to train their shares and gets its own.
 
-        ``groups``: entry number and responses that enter the loss. Payloads do not travel: every rank fetches
+        `groups`: entry number and responses that enter the loss. Payloads do not travel: every rank fetches
         its entries from the log.
         """
         shares = share_out(groups, num_ranks=self._ranks.num_ranks, share_prefixes=share_prefixes)

@@ -25,7 +25,7 @@ def share_out(
 ) -> list[tuple[Share, ...]]:
     """Shares by rank, balanced by input tokens: the largest first, each to the rank that has least.
 
-    ``groups``: entry number and responses that enter the loss. A group larger than a fair share is split
+    `groups`: entry number and responses that enter the loss. A group larger than a fair share is split
     between its responses, which is exact because the loss is per response. Ties go by entry number.
     """
     costs = [num_input_tokens(group, share_prefixes=share_prefixes) for _, group in groups]

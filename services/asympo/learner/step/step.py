@@ -58,7 +58,7 @@ class StepResult:
 
 
 class RowLimits(Protocol):
-    """Most tokens of a row and most logits at once: they round sums, so everybody has them from one place."""
+    """Most tokens of a row and most logits at once; they decide how sums round, so they have one home."""
 
     def row_limits(self, step: int) -> tuple[int, int]:
         """Those of a step."""
@@ -98,7 +98,7 @@ class Stepper:
         self._rows = rows
 
     def step(self, segment: "Segment", *, step: int) -> StepResult:
-        """Trains on a segment with at least one group with signal; ``step`` counts from 1."""
+        """Trains on a segment with at least one group with signal; `step` counts from 1."""
         scope = StepScope(
             num_responses=segment.num_responses,
             num_groups=len(segment.groups),

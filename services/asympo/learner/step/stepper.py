@@ -39,7 +39,7 @@ def build_step_parts(
     ranks: Ranks | None = None,
     rows: RowLimits | None = None,
 ) -> StepParts:
-    """Everything at the run's start, with ``ranks`` this rank's shard of it; raises BadModel."""
+    """Everything at the run's start, with `ranks` this rank's shard of it; raises BadModel."""
     # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
     device = compute.torch_device if ranks is None else torch.device("cpu")
     model = load_model(settings.model, dtype=torch.float32, device=device)

@@ -25,7 +25,7 @@ _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 def open_client(url: str, options: dict[str, Any]) -> Any:
     """The client; errors of redis-py for a server that cannot be reached, BadSetting for an unusable URL.
 
-    ``options``: of every connection. User and password of the servers come from the URL, else from
+    `options`: of every connection. User and password of the servers come from the URL, else from
     REDIS_USERNAME and REDIS_PASSWORD or the file REDIS_PASSWORD_FILE; those of Sentinels from the same
     variables beginning with REDIS_SENTINEL_. TLS files are in the URL's query.
     """

@@ -65,7 +65,7 @@ class _Retrying:
         self._backoff, self._max_retries = backoff, max_retries
 
     def call(self, send: Callable[[], Any]) -> Any:
-        """The result of ``send``; its last error after ``max_retries`` retries."""
+        """The result of `send`; its last error after `max_retries` retries."""
         failures = 0
         while True:
             try:
@@ -102,7 +102,7 @@ class Broker:
     ) -> "Broker":
         """Connects and checks the server.
 
-        ``url``: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service; see
+        `url`: redis://, rediss:// (TLS), unix:// or redis+sentinel://host:port,host:port/service; see
         open_client for TLS and passwords. A server in cluster mode is recognised. Raises BadSetting (URL),
         BrokerUnavailable (silent), BrokerRefused (too old, no access).
         """
@@ -135,7 +135,7 @@ class Broker:
     def info(self, *, key: str | None = None) -> BrokerInfo:
         """Server, version, durability and what may be lost with it. Raises BrokerRefused when too old.
 
-        Of a cluster it is the master of ``key``, else the first one with the warnings of all.
+        Of a cluster it is the master of `key`, else the first one with the warnings of all.
         """
         with _our_errors(self.url):
             described = self._retrying.call(lambda: [self._describe(node) for node in self._masters(key)])
@@ -193,9 +193,9 @@ class Broker:
     def blocking_read(
         self, stream_key: str, *, after_id: str, max_count: int, block_seconds: float
     ) -> list[Any]:
-        """XREAD of one stream: [(id, {field: value})], empty when nothing came in ``block_seconds``.
+        """XREAD of one stream: [(id, {field: value})], empty when nothing came in `block_seconds`.
 
-        A wait longer than ``block_slice_seconds`` returns early and empty; callers loop.
+        A wait longer than `block_slice_seconds` returns early and empty; callers loop.
         """
         parts: list[Any] = ["XREAD", "COUNT", max_count]
         if block_seconds > 0:
@@ -205,7 +205,7 @@ class Broker:
     def wait_for_entry(self, after: Mapping[str, str], *, block_seconds: float) -> bool:
         """Blocks until one of several streams has an entry after the id given for it; False when none came.
 
-        Returns False early when the wait is longer than ``block_slice_seconds``; callers loop.
+        Returns False early when the wait is longer than `block_slice_seconds`; callers loop.
         """
         block_ms = max(1, int(min(block_seconds, self.block_slice_seconds) * 1000))
         parts = ["XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *after, *after.values()]

@@ -96,7 +96,7 @@ def _warnings(*, aof: bool, appendfsync: str, policy: str) -> list[str]:
 
 
 def load_counters(info: Mapping[str, Any]) -> dict[str, float]:
-    """The counters of ``LOAD_COUNTERS``, and ``evalsha_calls``; 0 for those the server does not have."""
+    """The counters of `LOAD_COUNTERS`, and `evalsha_calls`; 0 for those the server does not have."""
     evalsha = info.get("cmdstat_evalsha")
     found = {name: float(info.get(name, 0)) for name in LOAD_COUNTERS}
     return {**found, "evalsha_calls": float(evalsha["calls"]) if evalsha else 0.0}

@@ -102,7 +102,7 @@ class Submissions:
     ) -> tuple[list[Submitted], Refused]:
         """Appends groups in order, each once; and what to wait on where one was refused for want of a slot.
 
-        ``max_slots``: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the
+        `max_slots`: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the
         broker is out of memory: send all of them again.
         """
         share = 2**53 if max_slots is None else max_slots
