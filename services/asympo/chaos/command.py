@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(list(argv))
     if arguments.kills < 1:
         raise BadSetting(f"--kills is {arguments.kills}: give at least 1")
+    if arguments.mode == "run":
+        return _end_a_run(arguments)
     kinds = _kinds(only=arguments.only, without=arguments.without)
     directory = _fresh(arguments.directory.resolve())
     from asympo.chaos.shim import build_shim
@@ -53,6 +56,23 @@ def main(argv: Sequence[str]) -> int:
     return 1 if report["problems"] else 0
 
 
+def _end_a_run(arguments: argparse.Namespace) -> int:
+    from asympo.chaos.lone_run import LoneRun
+
+    directory = _fresh(arguments.directory.resolve())
+    until = time.monotonic() + 3600 * arguments.hours if arguments.hours else None
+    run = LoneRun(directory=directory, seed=arguments.seed, say=_sayer(arguments.json))
+    report = run.endure(num_ends=arguments.kills, until=until).to_dict()
+    (directory / _MARK).write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.json:
+        write_json(report)
+    else:
+        write_table("a run that was ended", ("what", "value"), list(report.items()))
+    for problem in report["problems"]:
+        sys.stderr.write(f"asympo chaos: {problem}\n")
+    return 1 if report["problems"] or report["trained_twice"] else 0
+
+
 def _parser() -> CommandParser:
     parser = CommandParser(prog="asympo chaos", description=__doc__)
     parser.add_argument(
@@ -60,6 +80,18 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="decides which faults, when and where"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("fleet", "run"),
+        default="fleet",
+        help="fleet: faults of broker, generators and learner; run: every end of `asympo run`",
+    )
+    parser.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="run: as many ends as fit into the time, whatever --kills says",
     )
     names = ", ".join(kind.value for kind in Kind)
     parser.add_argument("--only", metavar="KINDS", help=f"comma-separated, of: {names}")

@@ -93,9 +93,10 @@ class LoneRun:
         self._root, self._say = directory, say
         self._random = random.Random(seed)
         self._parent = directory / "runs"
+        directory.mkdir(parents=True, exist_ok=True)
         self._model = write_tiny_model(directory / "model")
         self._server = directory / "bin" / "redis-server"
-        self._server.parent.mkdir()
+        self._server.parent.mkdir(parents=True)
         self._pretend_server("6.2.0")
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -116,7 +117,7 @@ class LoneRun:
             kinds = kinds or self._random.sample(list(End), len(End))
             kind = kinds.pop()
             self._say(f"end {sum(self.report.ends.values()) + 1}: {kind.value}")
-            self._meet(kind)
+            self.meet(kind)
             self.report.ends[kind.value] += 1
         twice, self.report.groups_trained = count_trained_twice(self.path / "trained.jsonl")
         self.report.trained_twice = twice
@@ -125,7 +126,8 @@ class LoneRun:
         self.report.wall_seconds = round(time.monotonic() - begun, 1)
         return self.report
 
-    def _meet(self, kind: End) -> None:
+    def meet(self, kind: End) -> None:
+        """One end, and what is seen of it."""
         if kind is End.NO_ROOM:
             self._refused("--run.keep-free-mb=1e12", said="free some")
         elif kind is End.UNWRITABLE:

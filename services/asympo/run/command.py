@@ -138,6 +138,9 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     summary = write_summary(outcome, directory.path, file.run.targets)
     problem = draw(directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}")
     write_page(directory.path, summary)
+    if outcome.failure is not None and not outcome.step:
+        # It never got going: its one sentence is all there is to tell.
+        raise outcome.failure
     print_summary(summary, directory.path)
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
         if text:
