@@ -3,6 +3,7 @@
 After each end: is anything left running, is anything lost that was committed, do the last lines say why?
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -160,8 +161,9 @@ class LoneRun:
         _, left = psutil.wait_procs(family, timeout=_END_SECONDS)
         self.report.orphans += len(left)
         for each in left:
-            self.report.problems.append(f"{kind.value}: left behind: {' '.join(each.cmdline())[:200]}")
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.report.problems.append(f"{kind.value}: left behind: {' '.join(each.cmdline())[:200]}")
+                each.kill()
         lost = committed - self._committed()
         if lost > 0:
             self.report.steps_lost += lost
@@ -182,18 +184,19 @@ class LoneRun:
         elif kind is End.SESSION:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 for each in family:
-                    if "server" not in each.name() and each.is_running():
-                        each.send_signal(number)
+                    # Whoever is quick has ended by the second one.
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if "server" not in each.name():
+                            each.send_signal(number)
         elif kind is End.GUARD:
-            guards = [each for each in family if "asympo.run.processes.guard" in each.cmdline()]
-            guards[0].kill()
+            _named(family, "asympo.run.processes.guard")[0].kill()
             log = self.path / "logs" / "supervisor.log"
             self._until(lambda: "guard of this run was killed" in log.read_text(), "notice", 60)
             family += psutil.Process(process.pid).children(recursive=True)
             process.kill()
         else:
             if kind is End.SERVICE:
-                self._random.choice([each for each in family[1:] if "asympo.cli" in each.cmdline()]).kill()
+                self._random.choice(_named(family[1:], "asympo.cli")).kill()
                 step = self._last_step()
                 self._until(lambda: self._last_step() > step + 1, "go on without it", _STEP_SECONDS)
                 family += psutil.Process(process.pid).children(recursive=True)
@@ -284,3 +287,12 @@ class LoneRun:
                     self._process.kill()
                 return
             time.sleep(_POLL_SECONDS)
+
+
+def _named(processes: list[psutil.Process], module: str) -> list[psutil.Process]:
+    found = []
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if module in each.cmdline():
+                found.append(each)
+    return found

@@ -7,6 +7,7 @@ import grpc
 
 from asympo.client.ways import RETRIED, Outcome, Patience, ProducerRefused, Unreachable, checked, each
 from asympo.common.codec import to_message
+from asympo.common.proxies import DIRECT_CHANNEL, is_own
 from asympo.common.records import RolloutGroup
 from asympo.v1 import rollout_ingest_service_pb2 as messages
 from asympo.v1.rollout_ingest_service_pb2_grpc import RolloutIngestServiceStub
@@ -19,7 +20,7 @@ class GrpcWay:
 
     def __init__(self, address: str, *, token: str) -> None:
         parts = urlsplit(address)
-        options = (("grpc.max_send_message_length", -1),)
+        options = (("grpc.max_send_message_length", -1), *(DIRECT_CHANNEL if is_own(address) else ()))
         if parts.scheme == "grpcs":
             self._channel = grpc.aio.secure_channel(parts.netloc, grpc.ssl_channel_credentials(), options)
         else:

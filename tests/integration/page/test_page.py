@@ -128,8 +128,16 @@ def test_page_shows_paused_warnings_failed_probe_and_a_lost_generator(
         "version": "7.4.1",
         "warnings": ["appendfsync is everysec"],
     }
+    learner.status["warnings"] = [
+        {"text": "The disk is full", "level": "error", "count": 1},
+        {"text": "Said once only", "level": "warning", "count": 1},
+        {"text": "No heartbeat", "level": "warning", "count": 1234},
+    ]
     soon(page, "document.querySelector('#state').textContent === 'paused'")
     assert "appendfsync is everysec" in page.text("#part-broker")
+    for text in ("learner: No heartbeat (1,234 times)", "learner: The disk is full (once)"):
+        assert text in page.text("#part-warnings")
+    assert "Said once only" not in page.text("#part-warnings")
     assert (
         page.run("document.querySelector('[data-generator=generator-1] [data-tone=bad]').textContent")
         == "failed"
@@ -231,6 +239,7 @@ def test_text_of_a_model_is_shown_and_never_executed(page: Browser, learner: Rec
         "generators": [generator(1, holder=HOSTILE, state=HOSTILE)],
     }
     learner.status["broker"] = {"server": HOSTILE, "version": HOSTILE, "warnings": [HOSTILE]}
+    learner.status["warnings"] = [{"text": HOSTILE, "level": "error", "count": 2}]
     soon(page, "document.querySelector('.response-text')?.textContent.includes('onerror')")
     assert page.run("document.querySelector('.response-text').textContent") == HOSTILE
     assert page.run("document.querySelector('.prompt').textContent") == HOSTILE

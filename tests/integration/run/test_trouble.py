@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from asympo.cli import main
 from asympo.common.errors import NoProgress
 from asympo.run.events import read_events
 from asympo.testing.run_process import RunProcess
@@ -56,3 +57,40 @@ def test_service_that_cannot_start_ends_the_run_with_its_own_last_sentence(
     run = start("--generator.simulated.faults.no-such-thing=1")
     assert run.wait(200) == 2
     assert "no_such_thing" in run.log.strip().splitlines()[-1]
+
+
+@pytest.mark.timeout(600)
+def test_run_behind_a_proxy_that_nobody_answers_measures_and_finishes(
+    start: Callable[..., RunProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    run = start("--learner.total-steps=3", "--learner.show-samples=true")
+    assert run.wait(400) == 0, run.log
+    directory = tmp_path / "runs" / "tiny"
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["held_out_accuracy_before"] is not None
+    assert summary["held_out_accuracy_after"] is not None
+    page = (directory / "report.html").read_text()
+    assert "finished at step 3" in page
+    assert "data:image/png;base64," in page
+    assert read_events(directory)[-1]["text"] == "finished at step 3"
+
+
+def test_dry_run_that_finds_an_error_fails(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_judge.py").write_text("def score(prompt, response_text):\n    raise KeyError('x')\n")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "say 1", "answer": "1"}\n{"prompt": "2", "answer": "2"}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = (
+        *("--run.task.name=jsonl", "--run.task.path=rows.jsonl"),
+        *("--run.task.scoring=python:broken_judge:score", "--generator.allow-python=true"),
+    )
+    assert main(["run", str(config), "--dry-run", *flags]) == 2
+    assert "cannot be scored: scoring raised KeyError: 'x'" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import { Charts, KEPT_KEYS } from "./charts.js";
 import { ago, byId, clock, isNumber } from "./format.js";
-import { showBroker, showGenerators, showLearner, showLog, showRun, showState, showTiles } from "./parts.js";
+import { showBroker, showGenerators, showLearner, showLog, showRun, showState, showTiles, showWarnings } from "./parts.js";
 import { SampleBrowser } from "./samples.js";
 
 const POLL_MS = 1000;
@@ -190,6 +190,7 @@ class Page {
     showLearner(status, history.last, isConnected);
     showBroker(status, isConnected);
     showGenerators(status, isConnected);
+    showWarnings(status);
   }
 
   showAge() {

@@ -112,6 +112,20 @@ export function showBroker(status, isConnected) {
   ]);
 }
 
+/** What services warn about: an error at once, a warning when it repeats, each as one line with its count. */
+export function showWarnings(status) {
+  const of = (who, warnings) => (Array.isArray(warnings) ? warnings : []).map((one) => ({ ...one, who }));
+  const all = [...of("learner", status.warnings), ...(status.generators || []).flatMap((one) => of(one.holder, one.warnings))];
+  const shown = all.filter((one) => one.count > 1 || one.level !== "warning").sort((a, b) => b.count - a.count);
+  const node = byId("part-warnings");
+  node.hidden = !shown.length;
+  const text = (one) => `${one.who}: ${one.text} (${one.count === 1 ? "once" : `${count(one.count)} times`})`;
+  replaceWhenChanged(node, JSON.stringify(shown.map(text)), () => [
+    partHead("Warnings", badge("warn", `${shown.length} kinds`)),
+    element("ul", { class: "warnings" }, ...shown.map((one) => element("li", {}, text(one)))),
+  ]);
+}
+
 /** Generators that were seen and are gone stay listed for a while: a lost one is what a reader looks for. */
 const seenGenerators = new Map();
 
