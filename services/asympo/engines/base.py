@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asympo.common.records import FinishReason
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from asympo.common.checkpoints import Manifest
 
 
@@ -89,6 +91,24 @@ class EngineStats:
     num_reloads: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoorTerms:
+    """What a generator asks of a door to its engine."""
+
+    model_name: str
+    """What the model is called in requests."""
+    tool_call_parser: str | None
+    """vLLM's name of the parser of the model's tool calls; None: tools are refused."""
+    opened: Callable[[], Awaitable[None]]
+    """Waits while the loaded weights have no verdict."""
+    passes: Callable[[], Awaitable[bool]]
+    """Waits for the verdict on what was sampled; False when the weights failed."""
+    cache_salt: Callable[[], str]
+    """Keeps cached prompts of different policies apart."""
+    policy_step: Callable[[], int | None]
+    """Step of the policy that is served; None for the bare model."""
+
+
 class Engine(Protocol):
     """An inference engine that swaps weights while it serves.
 
@@ -152,6 +172,9 @@ class Engine(Protocol):
 
     async def resume(self) -> None:
         """Undo pause(). Idempotent."""
+
+    async def build_door(self, terms: DoorTerms) -> FastAPI:
+        """An OpenAI-compatible application over this engine; BadSetting where there is none."""
 
     async def close(self) -> None:
         """Free the engine's processes and memory. Idempotent."""

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from asympo.common.checkpoints.manifest import decode_manifest
 from asympo.common.errors import BadModel, CorruptCheckpoint
 from asympo.common.records import FinishReason
-from asympo.engines.base import Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import DoorTerms, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.groups import GroupEngine
 from asympo.engines.settings import SimulatedSettings
 from asympo.engines.simulated_answers import Answers, ByteTokenizer, ResponseLength, answer_addition
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from asympo.common.checkpoints import Manifest
 
 
@@ -141,6 +143,9 @@ class SimulatedEngine(GroupEngine):
             self._require_usable()
             self._is_paused = False
             self._thaw()
+
+    async def build_door(self, terms: DoorTerms) -> FastAPI:
+        raise errors.BadSetting("the simulated engine has no door: leave door.port out, or choose vllm")
 
     async def close(self) -> None:
         self._failure = self._failure or "it is closed"

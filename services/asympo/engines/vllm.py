@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from asympo.common.errors import PromptRefused
 from asympo.common.records import FinishReason
 from asympo.engines.base import (
+    DoorTerms,
     Readback,
     Reloaded,
     ReloadTiming,
@@ -25,6 +26,7 @@ from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import build_engine, first_line
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -187,6 +189,19 @@ class VllmEngine(GroupEngine):
             self._require_usable()
             await self._limited(engine.resume_generation())
             self._is_paused = False
+
+    async def build_door(self, terms: DoorTerms) -> FastAPI:
+        from asympo.engines.vllm_door import GuardedEngine, build_door
+
+        engine = self._running()
+        guarded = GuardedEngine(
+            engine=engine,
+            slots=self._slots,
+            max_slots=self._settings.max_num_seqs,
+            in_engine=self._in_engine,
+            terms=terms,
+        )
+        return await build_door(guarded, terms, model_path=engine.vllm_config.model_config.model)
 
     async def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+
+from asympo.engines.base import DoorTerms
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -21,24 +22,6 @@ OURS = ("cache_salt", "priority", "request_id", "kv_transfer_params", "vllm_xarg
 """Fields of a request that the door sets itself or lets nobody set."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DoorPolicy:
-    """What the generator says about requests from outside."""
-
-    model_name: str
-    """What the model is called in requests."""
-    tool_call_parser: str | None
-    """vLLM's name of the parser of the model's tool calls; None: tools are refused."""
-    opened: Callable[[], Awaitable[None]]
-    """Waits while the loaded weights have no verdict."""
-    passes: Callable[[], Awaitable[bool]]
-    """Waits for the verdict on what was sampled; False when the weights failed."""
-    cache_salt: Callable[[], str]
-    """Keeps cached prompts of different policies apart."""
-    policy_step: Callable[[], int | None]
-    """Step of the policy that is served; None for the bare model."""
-
-
 class GuardedEngine:
     """The engine as vLLM's handlers see it: every request takes our slots, salt and priority."""
 
@@ -49,13 +32,13 @@ class GuardedEngine:
         slots: asyncio.Semaphore,
         max_slots: int,
         in_engine: set[str],
-        door: DoorPolicy,
+        terms: DoorTerms,
     ) -> None:
         self._engine = engine
         self._slots = slots
         self._max_slots = max_slots
         self._in_engine = in_engine
-        self._door = door
+        self._terms = terms
         self._several = asyncio.Lock()
 
     def __getattr__(self, name: str) -> Any:
@@ -65,6 +48,8 @@ class GuardedEngine:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """One request of a handler; the last output waits for the verdict on the weights behind it."""
+        from vllm.exceptions import RetryableRequestError
+
         if sampling_params.prompt_logprobs is not None:
             raise ValueError("log-probabilities of the prompt are not served here: leave them out")
         num_slots = sampling_params.n
@@ -73,13 +58,15 @@ class GuardedEngine:
         sampling_params.extra_args = None
         options["priority"] = DOOR_PRIORITY
         async with self._taken(num_slots):
-            await self._door.opened()
-            prompt = {**prompt, "cache_salt": self._door.cache_salt()}
+            await self._terms.opened()
+            prompt = {**prompt, "cache_salt": self._terms.cache_salt()}
             self._in_engine.add(request_id)
             try:
                 async for output in self._engine.generate(prompt, sampling_params, request_id, **options):
-                    if output.finished and not await self._door.passes():
-                        raise RuntimeError("the policy behind this answer failed its proof: ask again")
+                    if output.finished and not await self._terms.passes():
+                        raise RetryableRequestError(
+                            "the policy behind this answer failed its proof: ask again"
+                        )
                     yield output
             finally:
                 self._in_engine.discard(request_id)
@@ -99,7 +86,7 @@ class GuardedEngine:
                 self._slots.release()
 
 
-async def build_door(engine: GuardedEngine, door: DoorPolicy, *, model_path: str) -> FastAPI:
+async def build_door(engine: GuardedEngine, terms: DoorTerms, *, model_path: str) -> FastAPI:
     """The application: chat completions, completions, responses, models, and no other route."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -113,9 +100,9 @@ async def build_door(engine: GuardedEngine, door: DoorPolicy, *, model_path: str
     from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    flags = ["--model", model_path, "--served-model-name", door.model_name, "--disable-log-stats"]
-    if door.tool_call_parser:
-        flags += ["--enable-auto-tool-choice", "--tool-call-parser", door.tool_call_parser]
+    flags = ["--model", model_path, "--served-model-name", terms.model_name, "--disable-log-stats"]
+    if terms.tool_call_parser:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", terms.tool_call_parser]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.args = arguments
@@ -124,8 +111,8 @@ async def build_door(engine: GuardedEngine, door: DoorPolicy, *, model_path: str
 
     def serve(path: str, request_class: Any, handler: Any) -> None:
         async def answer(raw_request: Request) -> Any:
-            await door.opened()
-            step = door.policy_step()
+            await terms.opened()
+            step = terms.policy_step()
             request = request_class(**_asked(await raw_request.json(), request_class))
             response = await handler(request, raw_request=raw_request)
             response.headers["x-asympo-policy-step"] = "" if step is None else str(step)

@@ -25,6 +25,7 @@ from asympo.generator import join
 from asympo.generator.api import build_api
 from asympo.generator.context import GeneratorContext
 from asympo.generator.core import Generator, Parts
+from asympo.generator.door import open_door
 from asympo.generator.engine_choice import build_engine
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.model_files import local_model
@@ -99,6 +100,8 @@ class GeneratorProcess:
         self.rpc = RpcServer(generator=self.generator, settings=settings)
         self.http_port = 0
         """Bound port, once both servers answer."""
+        self.door_port: int | None = None
+        """Bound port of the door, where there is one, once the engine serves."""
 
     async def run(self) -> None:
         """Start, serve until told to stop, drain, stop. What is opened last is closed first."""
@@ -223,6 +226,9 @@ class GeneratorProcess:
             journal=journal,
         )
         self.generator.attach(parts)
+        self.door_port = await open_door(
+            settings.door, engine=engine, gate=parts.gate, reloader=parts.reloader, closing=closing
+        )
         await self._serve(parts, policy)
 
     def _open_journal(self, closing: AsyncExitStack) -> AppendJournal | None:

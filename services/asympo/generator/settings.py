@@ -2,12 +2,37 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asympo.common.control.settings import ControlSettings, Port
+from asympo.common.control.settings import ControlSettings, Port, is_loopback
 from asympo.common.names import MAX_HOLDER_CHARS
 from asympo.common.paths import OptionalPath, OptionalPathOrName
 from asympo.engines.settings import EngineSettings, SimulatedSettings
+
+
+class DoorOptions(BaseModel):
+    """Where programs may ask the engine, if they may."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    port: Port | None = Field(
+        default=None, description="port of the OpenAI-compatible door; if not given, there is none"
+    )
+    host: str = Field(default="127.0.0.1", description="its address; beyond loopback with tokens")
+    tokens: OptionalPath = Field(
+        default=None, description="file of tokens that callers show, one a line; none: no token is asked for"
+    )
+    model_name: str = Field(default="policy", min_length=1, description="what requests call the model")
+    tool_call_parser: str | None = Field(
+        default=None,
+        description="vLLM's parser of tool calls (hermes, …); none: tools are refused",
+    )
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.tokens is None and not is_loopback(self.host):
+            raise ValueError("beyond this machine callers show tokens: give tokens or a loopback address")
+        return self
 
 
 class GeneratorSettings(ControlSettings):
@@ -33,6 +58,8 @@ class GeneratorSettings(ControlSettings):
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
     http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
     grpc_port: Port = Field(default=50052, description="port of gRPC; 0 picks one")
+
+    door: DoorOptions = DoorOptions()
 
     reward_timeout_seconds: float = Field(
         default=10.0, gt=0.0, description="time limit for scoring one response"

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import pytest_asyncio
 from asympo.common import errors
 from asympo.common.records import FinishReason
-from asympo.engines.base import SamplingSettings
+from asympo.engines.base import DoorTerms, SamplingSettings
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.testing.tiny_model import write_tiny_model
@@ -25,6 +26,7 @@ from tests.integration.engines.policies import (
 )
 
 pytest.importorskip("vllm")
+openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 SETTINGS = EngineSettings(dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
@@ -205,3 +207,118 @@ async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path)
         await group
     assert engine.is_broken
     await engine.close()
+
+
+class Generator:
+    """What a generator says to its door, by hand."""
+
+    def __init__(self) -> None:
+        self.is_open, self.is_proven, self.salt = asyncio.Event(), True, "1"
+        self.is_open.set()
+
+    async def opened(self) -> None:
+        await self.is_open.wait()
+
+    async def passes(self) -> bool:
+        return self.is_proven
+
+
+def terms_of(generator: Generator) -> DoorTerms:
+    return DoorTerms(
+        model_name="policy",
+        tool_call_parser="hermes",
+        opened=generator.opened,
+        passes=generator.passes,
+        cache_salt=lambda: generator.salt,
+        policy_step=lambda: 7,
+    )
+
+
+CHAT: Any = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 12}
+
+
+async def test_door_serves_the_openai_package_from_the_engine_of_the_log(engine: VllmEngine) -> None:
+    generator = Generator()
+    transport = httpx.ASGITransport(app=await engine.build_door(terms_of(generator)))
+    http = httpx.AsyncClient(transport=transport, base_url="http://door", timeout=60)
+    client = openai.AsyncOpenAI(base_url="http://door/v1", api_key="any", http_client=http, max_retries=0)
+
+    answer = await client.chat.completions.with_raw_response.create(**CHAT)
+    assert answer.headers["x-asympo-policy-step"] == "7"
+    chat: Any = answer.parse()
+    assert len(chat.choices[0].token_ids) == 12
+    decoded = engine.tokenizer.decode(chat.choices[0].token_ids, skip_special_tokens=True)
+    assert decoded.startswith(chat.choices[0].message.content), (
+        "the text of these ids, whole characters of it"
+    )
+    stream = await client.chat.completions.create(**CHAT, stream=True, n=2)
+    streamed: dict[int, list[int]] = {0: [], 1: []}
+    async for chunk in stream:
+        for choice in chunk.choices:
+            streamed[choice.index] += getattr(choice, "token_ids", None) or []
+    assert [len(ids) for ids in streamed.values()] == [12, 12]
+    text: Any = await client.completions.create(model="policy", prompt="hi", max_tokens=3)
+    assert text.choices[0].prompt_token_ids == engine.tokenizer.encode("hi")
+    assert (await client.responses.create(model="policy", input="hi", max_output_tokens=16)).output
+    assert [model.id for model in (await client.models.list()).data] == ["policy"]
+    for path in ("/metrics", "/tokenize", "/invocations", "/v1/embeddings", "/version", "/docs"):
+        assert (await http.post(path, json={})).status_code == 404
+        assert (await http.get(path)).status_code == 404
+    for wrong in ({"prompt_logprobs": 1}, {"n": 9}):
+        refused = await http.post("/v1/completions", json={"model": "policy", "prompt": "hi", **wrong})
+        assert refused.status_code == 400
+    assert (await http.post("/v1/chat/completions", content=b"{")).status_code == 400
+
+
+async def test_door_takes_slots_waits_for_verdicts_and_lets_probes_by(engine: VllmEngine) -> None:
+    generator = Generator()
+    transport = httpx.ASGITransport(app=await engine.build_door(terms_of(generator)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://door", timeout=120) as http:
+        many = [
+            asyncio.create_task(
+                http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 60, "ignore_eos": True})
+            )
+            for _ in range(3 * SETTINGS.max_num_seqs)
+        ]
+        while len(engine._in_engine) < SETTINGS.max_num_seqs:
+            await asyncio.sleep(0.01)
+        await engine.mean_nll(PROBES[0], num_prompt_tokens=NUM_PROMPT_TOKENS)
+        assert not all(request.done() for request in many), "a probe overtakes what waits for a slot"
+        assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}
+        assert not engine._in_engine
+
+        generator.is_open.clear()
+        waiting = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
+        assert not (await asyncio.wait({waiting}, timeout=0.2))[0], "unproven weights answer nobody"
+        generator.is_open.set()
+        assert (await waiting).status_code == 200
+        generator.is_proven = False
+        failed = await http.post("/v1/chat/completions", json=CHAT)
+        assert failed.status_code == 503
+        assert "failed its proof" in failed.text
+
+
+async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, cached = Generator(), []
+    generate = engine._running().generate
+
+    async def watched(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        async for output in generate(*arguments, **options):
+            if output.finished:
+                cached.append(output.num_cached_tokens)
+            yield output
+
+    monkeypatch.setattr(engine._running(), "generate", watched)
+    transport = httpx.ASGITransport(app=await engine.build_door(terms_of(generator)))
+    question = {
+        "model": "policy",
+        "prompt": "many tokens " * 10,
+        "max_tokens": 1,
+        "cache_salt": "1",
+    }
+    async with httpx.AsyncClient(transport=transport, base_url="http://door", timeout=60) as http:
+        for generator.salt in ("x", "x", "y"):
+            assert (await http.post("/v1/completions", json=question)).status_code == 200
+    assert [bool(tokens) for tokens in cached] == [False, True, False]

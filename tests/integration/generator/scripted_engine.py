@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import EngineBroken
+from asympo.common.errors import BadSetting, EngineBroken
 from asympo.common.records import FinishReason
-from asympo.engines.base import EngineStats, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
+from asympo.engines.base import (
+    DoorTerms,
+    EngineStats,
+    Readback,
+    Reloaded,
+    ReloadTiming,
+    Sample,
+    SamplingSettings,
+)
 from asympo.engines.simulated_answers import ByteTokenizer
+from fastapi import FastAPI
 
 EOS = ByteTokenizer.eos_token_id
 
@@ -134,6 +143,9 @@ class ScriptedEngine:
 
     async def resume(self) -> None:
         self.flowing.set()
+
+    async def build_door(self, terms: DoorTerms) -> FastAPI:
+        raise BadSetting("a script has no door")
 
     async def close(self) -> None:
         self.num_closed += 1

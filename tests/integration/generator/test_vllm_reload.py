@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from asympo.common.checkpoints import PolicyRef, Probe, ProbeSequence
+from asympo.local.ports import free_port
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -18,6 +20,7 @@ from tests.integration.generator.processes import Processes, until
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
+TOKEN = "door-token-0123456789"
 VLLM = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 512, "kv_cache_gib": 0.05}
 
 
@@ -53,7 +56,10 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
     nlls = {policy: reference_mean_nll(policy) for policy in (tiny_model, child)}
     learner.create()
     processes = Processes(learner=learner, directory=tmp_path)
-    process = processes.start("one", engine="vllm", vllm=VLLM)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN}\n")
+    port = free_port()
+    process = processes.start("one", engine="vllm", vllm=VLLM, door={"port": port, "tokens": str(tokens)})
     try:
 
         def status() -> dict[str, Any]:
@@ -75,6 +81,12 @@ def test_vllm_generator_swaps_in_flight_and_proves_it(
             if swap["in_flight"]:
                 break
         assert swap["in_flight"], "not one of many swaps met a response"
+        door = f"http://127.0.0.1:{port}/v1/chat/completions"
+        question = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        assert httpx.post(door, json=question).status_code == 401
+        asked = httpx.post(door, json=question, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
+        assert asked.headers["x-asympo-policy-step"] == str(step)
+        assert len(asked.json()["choices"][0]["token_ids"]) == 5
         groups = until(learner.groups, timeout_seconds=120)
         assert all(len(response.token_ids) == 300 for group in groups for response in group.responses)
         assert status()["requests_lost"] == 0

@@ -1,0 +1,87 @@
+"""The OpenAI-compatible door of a generator: its engine, asked by programs that know nothing of the log."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.common.http_server import QuietServer, bind
+from asympo.engines.base import DoorTerms, Engine
+from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.reloader import Reloader
+from asympo.generator.settings import DoorOptions
+
+log = logging.getLogger(__name__)
+
+
+async def open_door(
+    options: DoorOptions, *, engine: Engine, gate: VerdictGate, reloader: Reloader, closing: AsyncExitStack
+) -> int | None:
+    """Serves until `closing` closes; the bound port, None when no door is asked for."""
+    if options.port is None:
+        return None
+
+    async def opened() -> None:
+        await gate.opened()
+
+    terms = DoorTerms(
+        model_name=options.model_name,
+        tool_call_parser=options.tool_call_parser,
+        opened=opened,
+        passes=gate.passes,
+        cache_salt=lambda: reloader.cache_salt,
+        policy_step=lambda: reloader.policy.step if reloader.policy else None,
+    )
+    app = await engine.build_door(terms)
+    app.add_middleware(BearerTokens, tokens=_read_tokens(options.tokens))
+    listener = bind(options.host, options.port)
+    closing.callback(listener.close)
+    http = QuietServer(app)
+    serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+
+    async def stop() -> None:
+        http.should_exit = True
+        await serving
+
+    closing.push_async_callback(stop)
+    port = int(listener.getsockname()[1])
+    log.info("OpenAI-compatible door on http://%s:%d/v1", options.host, port, extra={"door_port": port})
+    return port
+
+
+class BearerTokens:
+    """ASGI middleware: whoever shows none of the tokens is turned away before anything is read."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, tokens: tuple[str, ...] | None) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self._tokens is None or self._is_known(dict(scope["headers"])):
+            await self._app(scope, receive, send)
+            return
+        body = b'{"error":{"message":"show a valid token: Authorization: Bearer TOKEN","code":401}}'
+        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _is_known(self, headers: dict[bytes, bytes]) -> bool:
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        known = [hmac.compare_digest(given.strip(), token.encode()) for token in self._tokens or ()]
+        return kind.lower() == b"bearer" and any(known)
+
+
+def _read_tokens(path: Path | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    try:
+        tokens = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"the tokens of the door cannot be read from {path}: {error}") from None
+    if not tokens or min(map(len, tokens)) < 16:
+        raise BadSetting(f"{path} holds no token, or one of fewer than 16 characters: give longer ones")
+    return tokens
