@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asympo.common.checkpoints.manifest import decode_manifest
-from asympo.common.errors import BadModel, CorruptCheckpoint
+from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.common.records import FinishReason
 from asympo.engines.base import DoorTerms, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.groups import GroupEngine
@@ -145,7 +145,7 @@ class SimulatedEngine(GroupEngine):
             self._thaw()
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
-        raise errors.BadSetting("the simulated engine has no door: leave door.port out, or choose vllm")
+        raise BadSetting("the simulated engine has no door: leave door.port out, or choose vllm")
 
     async def close(self) -> None:
         self._failure = self._failure or "it is closed"
