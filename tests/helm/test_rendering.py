@@ -92,7 +92,7 @@ def test_lint_is_clean() -> None:
 
 
 def test_generated_files_are_current() -> None:
-    import generate
+    from deploy.chart import generate
 
     assert generate.write_or_check(generate.generated(), is_check=True) == 0, "repair: make chart-generate"
     examples = rendering.rendered_examples(CHART)

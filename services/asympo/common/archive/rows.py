@@ -1,7 +1,7 @@
 """What the archive holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,8 @@ FORMAT = Format(name="schema_version", newest=1, oldest=1)
 """Of a part: what it says of itself, and its columns."""
 
 _CHECKED = ConfigDict(extra="ignore")
+_KEPT = ("sequence", "group_id", "producer", "entry_id", "appended_at_seconds", "payload")
+"""Of a log's entry."""
 
 
 class Outcome(StrEnum):
@@ -61,12 +63,12 @@ class ArchivedEntry:
         cls, entry: LogEntry, *, outcome: Outcome, reason: str, segment_end: int = 0, step: int | None = None
     ) -> "ArchivedEntry":
         """An entry of the log, and what became of it."""
-        own = {field.name: getattr(entry, field.name) for field in fields(LogEntry)}
-        return cls(outcome=outcome, reason=reason, segment_end=segment_end, step=step, **own)
+        kept = {name: getattr(entry, name) for name in _KEPT}
+        return cls(outcome=outcome, reason=reason, segment_end=segment_end, step=step, **kept)
 
     def to_log_entry(self) -> LogEntry:
         """As it was in the log."""
-        return LogEntry(**{field.name: getattr(self, field.name) for field in fields(LogEntry)})
+        return LogEntry(**{name: getattr(self, name) for name in _KEPT})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
