@@ -7,6 +7,7 @@ from asympo.common.errors import Fenced, PublishFailed
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
+from asympo.learner.heap import return_free_pages
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.segment import Segment, SegmentReader
 from asympo.learner.log.session import LogSession
@@ -216,6 +217,7 @@ class Trainer:
         commit = self._ledger.commit(state_name=name)
         self._save_at = None
         self._saver.prune(committed=name)
+        return_free_pages()
         self._recorder.saved(self._clock.monotonic_seconds() - begun)
         return self._retained(commit) if retain else commit
 

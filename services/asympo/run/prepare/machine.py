@@ -26,6 +26,10 @@ KEEP_MEMORY = {
 }
 """glibc: serve large blocks from the heap and never give it back."""
 
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""oneDNN and torch: keep the kernels of a few shapes. Rows have ever new shapes, and the kernels of a
+thousand of them, which is the default, fill half a gigabyte."""
+
 NO_SPINNING = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 """OpenMP: a thread that waits gives its core away."""
 
@@ -212,7 +216,7 @@ def _share(
     # Empty hides the GPUs of a machine that were not to be used.
     environment |= {"CUDA_VISIBLE_DEVICES": gpu or "", **PCI_ORDER}
     if keep_memory:
-        environment |= KEEP_MEMORY
+        environment |= KEEP_MEMORY | FEW_KERNELS
     return Share(cores=cores if bind else (), num_threads=threads, environment=environment)
 
 
