@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 
 Take = Callable[[str, nn.Module], None]
 """Called with the name of a layer and the layer, while it holds all that the checkpoint has for it."""
+_LOADER = "vllm.model_executor.models.utils"
+"""The logger that warns of every tensor whose type is not the layer's own: marks are bytes."""
 
 
 class Blueprint:
@@ -73,7 +76,8 @@ class Blueprint:
         self._fill, self._dtype, self._take, self._num_loaded = background, dtype, take, {}
         self._taken: set[str] = set()
         try:
-            self.model.load_weights(weights)  # type: ignore[operator]
+            with _without_warnings(_LOADER) if dtype is not None else nullcontext():
+                self.model.load_weights(weights)  # type: ignore[operator]
             for name in self._layers:
                 self._hand_over(name)
             for name, module in self.model.named_modules():
@@ -159,6 +163,17 @@ class Blueprint:
 
     def _forget(self, parameter: nn.Parameter) -> None:
         parameter.data = torch.empty(0, dtype=self._dtypes[parameter])
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

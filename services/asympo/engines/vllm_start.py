@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,11 +179,28 @@ def _dtype(settings: EngineSettings, is_cpu: bool) -> str:
 
 
 def has_native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    """Whether matrices are multiplied in bfloat16 by hardware here.
+
+    A processor that can may have been told not to (`ONEDNN_MAX_CPU_ISA`), and then bfloat16 is emulated, many
+    times slower than float32: so what it says of itself counts only if a product agrees.
+    """
     import torch
 
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return False
+    wide = torch.ones(64, 512)
+    narrow = wide.to(torch.bfloat16)
+    weights = torch.ones(512, 512)
+    narrow_weights = weights.to(torch.bfloat16)
+    # The best of several turns: other work on the core can only add to a time.
+    best = [math.inf, math.inf]
+    for _ in range(5):
+        for kind, (left, right) in enumerate(((wide, weights), (narrow, narrow_weights))):
+            start = time.perf_counter()
+            torch.mm(left, right)
+            best[kind] = min(best[kind], time.perf_counter() - start)
+    return best[1] < best[0]
 
 
 def _log_choices(config: Any, values: Mapping[str, str]) -> None:

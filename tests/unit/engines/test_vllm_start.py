@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,15 @@ def test_directory_without_config_is_refused(tmp_path: Path) -> None:
 def test_first_line_is_the_one_that_says_something(text: str, line: str) -> None:
     assert first_line(RuntimeError(text)).startswith(line)
     assert "[type=" not in first_line(RuntimeError(text))
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_processor_told_not_to_use_its_bfloat16_has_none(isa: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "from asympo.engines.vllm_start import has_native_bfloat16 as h; print(h())"],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "False"
