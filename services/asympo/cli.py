@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
+        is_service = any(c.settings_class for c in COMMANDS if c.name in arguments[:1])
+        if error.errno not in _STORAGE_ERRORS or is_service:
+            # A service says more in its log, and what ails its storage may pass: it is started again.
             raise
         sys.stderr.write(f"asympo: {_storage_sentence(error)}\n")
         return BadSetting.exit_code

@@ -92,6 +92,18 @@ class RunDirectory:
         return self
 
     @property
+    def is_held(self) -> bool:
+        """Whether somebody works in it now, or still cleans up after a supervisor that was killed."""
+        try:
+            descriptor = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _is_locked(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @property
     def lock(self) -> int | None:
         """Descriptor that holds the directory for as long as any process has it open."""
         return self._lock

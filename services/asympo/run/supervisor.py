@@ -1,6 +1,7 @@
 """Keeps one run going on this machine, from the first process to the summary."""
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +83,7 @@ class Supervisor:
         is_finished, killed = False, list[str]()
         last_policy: LastPolicy | None = None
         try:
+            write_event(self._directory.path, f"begun by process {os.getpid()}", kind="begin")
             self._services.be_guarded(self._guard(), drain_seconds=self._drain_seconds)
             for text in (*self._services.description, *self._plan.notes):
                 self._note(text)

@@ -12,7 +12,7 @@ from asympo.learner.settings import LearnerSettings
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events, write_event
 from asympo.run.prepare.disk import check_disk, disk_need
-from asympo.run.report.page import write_page
+from asympo.run.report.page import how_it_ended, write_page
 from asympo.run.report.samples import keep_samples, read_samples
 
 
@@ -77,6 +77,17 @@ def test_runs_show_tells_of_a_run_whose_broker_is_gone(
     assert said.startswith("failed: failed at step 12: the disk is full\n")
     assert "The disk is full (3 times)" in said
     assert "go on with: cd '/home/of mine' && asympo run 'my run.toml'\n" in said
+
+
+def test_run_that_goes_on_or_ended_without_a_word_is_told_as_such(ended: Path) -> None:
+    write_event(ended, "begun by process 1", kind="begin")
+    write_event(ended, "the learner started again")
+    with RunDirectory(ended):
+        assert how_it_ended(ended) == ("going on", "the learner started again")
+    state, said = how_it_ended(ended)
+    assert state == "stopped"
+    assert said.startswith("it ended without a word")
+    assert said.endswith("after: the learner started again")
 
 
 def test_first_samples_stay_and_the_last_are_the_newest(ended: Path) -> None:

@@ -24,11 +24,18 @@ background:#f4f5f7;padding:.6rem;border-radius:.4rem;margin:.3rem 0}.failed,.err
 """
 
 
-def how_it_ended(directory: Path) -> tuple[str, str]:
-    """State in one word, and the sentence that was written at the end."""
-    mark = RunDirectory(directory).read_mark()
-    ends = [event["text"] for event in read_events(directory) if event.get("kind") == "end"]
-    last = str(ends[-1]) if ends else "it has not ended yet, or its machine was switched off"
+def how_it_ended(directory: Path, *, is_over: bool = False) -> tuple[str, str]:
+    """State in one word, and the sentence that was written at the end; `is_over` where that is known."""
+    held = RunDirectory(directory)
+    mark, events = held.read_mark(), read_events(directory)
+    last = str(events[-1]["text"]) if events else "nothing was noted"
+    if not is_over and held.is_held:
+        return "going on", last
+    begun = max((at for at, event in enumerate(events) if event.get("kind") == "begin"), default=-1)
+    ends = [str(event["text"]) for event in events[begun + 1 :] if event.get("kind") == "end"]
+    if not ends:
+        return "stopped", f"it ended without a word, as when a machine is switched off, after: {last}"
+    last = ends[-1]
     state = "failed" if mark.get("failure") else "finished" if mark.get("is_finished") else "stopped"
     return state, last
 
@@ -43,7 +50,7 @@ def command_to_go_on(directory: Path) -> str:
 
 
 def write_page(directory: Path, summary: Mapping[str, Any]) -> None:
-    state, last = how_it_ended(directory)
+    state, last = how_it_ended(directory, is_over=True)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>{_text(directory.name)}: {state}</title><style>{_STYLE}</style></head><body>",
