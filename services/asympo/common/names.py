@@ -1,6 +1,7 @@
 """Names that several parts must agree on: what a run may be called, and who works for it."""
 
 import re
+from pathlib import Path
 
 from asympo.common.errors import BadSetting
 
@@ -14,6 +15,11 @@ MAX_HOLDER_CHARS = 128
 def is_run_name(run: str) -> bool:
     """Whether a run may be called this."""
     return re.fullmatch(RUN_NAME, run) is not None
+
+
+def directory_of_run(root: Path, run: str) -> Path:
+    """Where a run's files are below ``root``: the one way from a run's name to a path. Raises BadSetting."""
+    return root / check_run_name(run)
 
 
 def check_run_name(run: str) -> str:

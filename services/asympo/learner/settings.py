@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
-from asympo.common.names import MAX_HOLDER_CHARS
+from asympo.common.names import MAX_HOLDER_CHARS, directory_of_run
 from asympo.common.paths import PathOrName
 from asympo.common.records import MAX_RESPONSES
 from asympo.tasks.config import TaskConfig
@@ -224,4 +224,4 @@ class LearnerSettings(ControlSettings):
     @property
     def run_directory(self) -> Path:
         """Policies, training states, metrics of this run."""
-        return self.checkpoint_root / self.run
+        return directory_of_run(self.checkpoint_root, self.run)

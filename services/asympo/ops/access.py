@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asympo.common.errors import BadSetting
+from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.settings import add_object_store_flags
@@ -41,7 +42,7 @@ def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator
     if redis_url:
         yield from _connected(redis_url)
         return
-    held = RunDirectory(directory / run)
+    held = RunDirectory(directory_of_run(directory, run))
     data = held.path / "broker"
     if not data.is_dir():
         raise BadSetting(
@@ -60,7 +61,7 @@ def open_new_broker(redis_url: str | None, *, directory: Path, run: str) -> Iter
     if redis_url:
         yield from _connected(redis_url)
         return
-    held = RunDirectory(directory / run)
+    held = RunDirectory(directory_of_run(directory, run))
     data = held.path / "broker"
     if data.is_dir():
         raise BadSetting(f"{data} holds a broker's data: move it away, or give --redis-url or --directory")

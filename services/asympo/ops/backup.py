@@ -27,6 +27,7 @@ from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import verify_step
 from asympo.common.commands import CommandParser, write_json
 from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
+from asympo.common.names import directory_of_run
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import CopiedPiece, RunLog
@@ -51,9 +52,8 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-        manifest = back_up(
-            log, arguments.checkpoint_root / arguments.run, arguments.out, store=object_store_of(arguments)
-        )
+        run_directory = directory_of_run(arguments.checkpoint_root, arguments.run)
+        manifest = back_up(log, run_directory, arguments.out, store=object_store_of(arguments))
     if arguments.json:
         write_json({"out": str(arguments.out), **_shown(manifest)})
     else:

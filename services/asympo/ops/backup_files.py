@@ -18,7 +18,10 @@ from asympo.common.checkpoints.manifest import FileEntry, decode_sealed, sealed_
 from asympo.common.checkpoints.names import MANIFEST_NAME
 from asympo.common.checkpoints.verify import read_manifest_bytes
 from asympo.common.errors import BadSetting, CorruptCheckpoint
+from asympo.common.foreign.documents import parse_object
+from asympo.common.names import is_run_name
 from asympo.common.rollout_log import CopiedPiece
+from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.versions import Format
 
 FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -29,6 +32,8 @@ TOP_FILES = re.compile(r"[A-Za-z0-9_.-]+\.(jsonl|json|toml)")
 """Kept from the top of the run's directory: records, and what a run on one machine was started with."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,3}")
 _CHECKED = ConfigDict(extra="ignore")
+_MAX_LINE_BYTES = 64 * 2**20
+_KINDS = ("string", "hash", "set", "list", "zset", "stream")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +75,18 @@ def write_pieces(path: Path, pieces: Iterable[CopiedPiece]) -> None:
 
 
 def read_pieces(path: Path) -> Iterator[CopiedPiece]:
-    """What was written; the file's digest is known to be right."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            items = tuple(base64.b64decode(item) for item in row["items"])
-            yield CopiedPiece(noun=row["noun"], kind=row["kind"], place=row["place"], items=items)
+    """What was written. Raises CorruptCheckpoint naming the line: digests do not say who wrote it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = parse_object(line, max_bytes=_MAX_LINE_BYTES)
+                items = tuple(base64.b64decode(item, validate=True) for item in row["items"])
+                piece = CopiedPiece(noun=row["noun"], kind=row["kind"], place=row["place"], items=items)
+            except (ValueError, TypeError, KeyError) as error:
+                raise CorruptCheckpoint(f"line {number} of {path} is damaged: {error!r}") from None
+            if piece.noun not in NOUNS or piece.kind not in _KINDS or type(piece.place) is not int:
+                raise CorruptCheckpoint(f"line {number} of {path} is of no key that a run has")
+            yield piece
 
 
 def seal(backup: Path, **values: Any) -> BackupManifest:
@@ -102,6 +113,8 @@ def open_backup(backup: Path) -> BackupManifest:
     manifest = decode_sealed(
         read_manifest_bytes(backup), _ADAPTER, layout=FORMAT, what=f"the backup {backup}"
     )
+    if not is_run_name(manifest.run):
+        raise CorruptCheckpoint(f"the manifest of {backup} calls its run {manifest.run!r}, which is no name")
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             raise CorruptCheckpoint(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from asympo.common.archive import open_archive
 from asympo.common.archive.export import ReadBacklog, export
 from asympo.common.commands import write_json
+from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.settings import object_store_of
@@ -34,7 +35,8 @@ def main(arguments: Namespace) -> int:
 
 
 def _export(arguments: Namespace, read_backlog: ReadBacklog | None) -> int:
-    archive = open_archive(arguments.checkpoint_root / arguments.run, object_store_of(arguments))
+    run_directory = directory_of_run(arguments.checkpoint_root, arguments.run)
+    archive = open_archive(run_directory, object_store_of(arguments))
     num_groups = export(archive, arguments.out, read_backlog=read_backlog)
     if arguments.json:
         write_json({"groups": num_groups, "out": str(arguments.out)})

@@ -13,6 +13,7 @@ from asympo.common.archive import open_archive
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.lifecycle import StopSignal
+from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import object_store_of, validate
@@ -41,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Trains until the run is over, and goes on from its own last state when started again."""
     set_up_logging(service="follow", log_format="text", level="warning" if arguments.json else "info")
-    run_directory = arguments.checkpoint_root / arguments.run
+    run_directory = directory_of_run(arguments.checkpoint_root, arguments.run)
     with (
         _held(arguments.out),
         open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as run_log,

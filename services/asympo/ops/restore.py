@@ -11,6 +11,7 @@ from pathlib import Path
 from asympo.common.checkpoints import directory
 from asympo.common.commands import CommandParser, write_json
 from asympo.common.errors import BadSetting
+from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_new_broker
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     add_checkpoint_root_flag(parser)
     arguments = parser.parse_args(argv)
     manifest = open_backup(arguments.backup)
-    run_directory = arguments.checkpoint_root / manifest.run
+    run_directory = directory_of_run(arguments.checkpoint_root, manifest.run)
     _refuse_checkpoints(run_directory)
     with open_new_broker(arguments.redis_url, directory=arguments.directory, run=manifest.run) as broker:
         restore(arguments.backup, manifest, broker, run_directory)
@@ -87,8 +88,11 @@ def _placed(backup: Path, manifest: BackupManifest, run_directory: Path) -> Iter
         temporary.mkdir()
         copy_storage(backup, manifest, temporary)
         for path in sorted(temporary.iterdir()):
-            os.rename(path, run_directory / path.name)
-            placed.append(run_directory / path.name)
+            target = run_directory / path.name
+            if os.path.lexists(target):
+                raise BadSetting(f"{target} exists: move it away, or give another --checkpoint-root")
+            os.rename(path, target)
+            placed.append(target)
         directory.flush_directory(run_directory)
         yield
     except BaseException:

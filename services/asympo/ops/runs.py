@@ -10,6 +10,7 @@ from typing import Any
 
 from asympo.common.commands import CommandParser, write_json, write_table
 from asympo.common.errors import BadSetting
+from asympo.common.names import directory_of_run
 from asympo.common.rollout_log import Broker, list_runs
 from asympo.local.broker import answers, broker_url
 from asympo.ops.access import add_broker_flags, open_log
@@ -161,7 +162,7 @@ def _fields(record: Any) -> dict[str, Any] | None:
 
 
 def _delete(arguments: Namespace) -> int:
-    held = RunDirectory(arguments.directory / arguments.run)
+    held = RunDirectory(directory_of_run(arguments.directory, arguments.run))
     is_local = not arguments.redis_url and held.exists
     if not arguments.yes:
         what = f"the directory {held.path}" if is_local else f"the log of {arguments.run}"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
-from asympo.common.names import RUN_NAME
+from asympo.common.names import RUN_NAME, directory_of_run
 from asympo.common.paths import SettingPath
 from asympo.common.settings import merge, nearest, read_toml, validate
 
@@ -131,7 +131,7 @@ class RunFile(_Section):
     @property
     def directory(self) -> Path:
         """Everything of this run on this machine."""
-        return self.run.directory / self.run.name
+        return directory_of_run(self.run.directory, self.run.name)
 
     @property
     def external_broker_url(self) -> str | None:

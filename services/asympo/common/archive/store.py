@@ -20,7 +20,7 @@ from asympo.common.object_store import ObjectStoreOptions
 
 log = logging.getLogger(__name__)
 
-_PART = re.compile(r"seq-(\d{12,})-(\d{12,})-f(\d{4,})-[0-9a-f]{8}\.parquet")
+_PART = re.compile(r"seq-([0-9]{12,15})-([0-9]{12,15})-f([0-9]{4,10})-[0-9a-f]{8}\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

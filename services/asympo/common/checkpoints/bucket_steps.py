@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _CLAIM_FORMAT = Format(name="schema_version", newest=1, oldest=1)
 """Of the record of who took over."""
-_CLAIM = re.compile(r"fence-(\d{8,})\.json")
+_CLAIM = re.compile(r"fence-([0-9]{8,10})\.json")
 _DIGEST_CHARACTERS = 16
 _MAX_MANIFESTS = 16
 _NUM_LOOKS = 5

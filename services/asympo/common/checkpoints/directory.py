@@ -5,6 +5,7 @@ at any point leaves either nothing visible or everything.
 """
 
 import errno
+import functools
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from asympo.common.checkpoints.names import (
     trash_name,
 )
 from asympo.common.errors import CorruptCheckpoint, PublishFailed
+from asympo.common.foreign.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +122,20 @@ def try_to_delete_step(path: Path) -> bool:
 
 def step_names(parent: Path) -> list[StepName]:
     """Steps that have a directory under `parent`, sorted so that the last one wins; nothing is verified."""
-    names = [parsed for name in directory_names(parent) if (parsed := parse_name(name)) is not None]
+    names = []
+    for name in directory_names(parent):
+        parsed = parse_name(name)
+        if parsed is not None:
+            names.append(parsed)
+        elif name.startswith("step-"):
+            _report_strange(parent, name)
     return sorted(names, key=lambda name: name.rank)
+
+
+@functools.lru_cache(maxsize=1000)
+def _report_strange(parent: Path, name: str) -> None:
+    """Once for each name."""
+    log.warning("%s in %s is ignored: no learner gives such a name", printable(name), parent)
 
 
 def directory_names(parent: Path) -> list[str]:

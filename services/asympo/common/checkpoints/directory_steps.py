@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Generic
 
 from asympo.common.checkpoints import directory
-from asympo.common.checkpoints.names import RETAINED, StepName
+from asympo.common.checkpoints.names import MANIFEST_NAME, RETAINED, StepName
 from asympo.common.checkpoints.steps import Kind, M
 from asympo.common.checkpoints.verify import read_manifest, verify_step
 from asympo.common.names import check_run_name
@@ -56,8 +56,9 @@ class DirectorySteps(Generic[M]):
         return self._kind.open(manifest, name=directory.step_of(temporary), what=str(final))
 
     def highest_fence(self) -> int | None:
-        """Of the directory that wins."""
-        return max((name.fence for name in self.present()), default=None)
+        """Of directories that a learner has sealed, however damaged: they get their names with a manifest."""
+        sealed = [name for name in self.present() if (self.path / str(name) / MANIFEST_NAME).exists()]
+        return max((name.fence for name in sealed), default=None)
 
     def take_over(self, fence: int) -> None:
         """Nothing: names with a higher fence win."""

@@ -12,7 +12,7 @@ from asympo.common.checkpoints import directory
 if TYPE_CHECKING:
     from asympo.common.checkpoints.bucket import Bucket
 
-_TEMPORARY = re.compile(r"\.tmp-f(\d{4,})-[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\.tmp-f([0-9]{4,10})-[0-9a-f]{16}")
 
 
 class Files(Protocol):

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from asympo.common.checkpoints.names import StepName
+from asympo.common.checkpoints.names import MAX_MANIFEST_BYTES, StepName
 from asympo.common.errors import CorruptCheckpoint
+from asympo.common.foreign.documents import parse_object
 from asympo.common.versions import Format
 
 FORMAT = Format(name="schema_version", newest=1, oldest=1)
@@ -130,15 +131,10 @@ def sealed_json(document: Mapping[str, Any]) -> bytes:
 def open_sealed_json(content: bytes, *, what: str) -> dict[str, Any]:
     """The document inside `content`; CorruptCheckpoint when its digest or form is wrong."""
     try:
-        document = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptCheckpoint(f"the manifest of {what} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CorruptCheckpoint(f"the manifest of {what} is not a JSON object")
-    try:
+        document = parse_object(content, max_bytes=MAX_MANIFEST_BYTES)
         digest = canonical_digest(document)
-    except ValueError as error:
-        raise CorruptCheckpoint(f"the manifest of {what} holds a number that is not finite") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"the manifest of {what} cannot be read: {error}") from error
     if document.get("digest") != digest:
         raise CorruptCheckpoint(f"the manifest of {what} does not match its own digest")
     return document

@@ -20,12 +20,17 @@ POLICY_FILES = re.compile(
 STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
 """Everything a durable training state may hold beside its manifest."""
 
-DECISION_FILES = re.compile(r"decisions-f(?P<fence>\d{4,})-n(?P<length>\d{4,})\.json")
+DECISION_FILES = re.compile(r"decisions-f(?P<fence>[0-9]{4,10})-n(?P<length>[0-9]{4,10})\.json")
 """Beside the training states: what the run has decided, by the fence that sealed it and its length."""
+
+MAX_FENCE = 10**9
+"""One for each start of a learner: nobody has started so many."""
 
 MAX_DECISION_BYTES = 16 << 20
 
-_DIRECTORY = re.compile(r"step-(?P<step>\d{8,})-f(?P<fence>\d{4,})(?:-n(?P<sequence>\d{12,}))?")
+_DIRECTORY = re.compile(
+    r"step-(?P<step>[0-9]{8,12})-f(?P<fence>[0-9]{4,10})(?:-n(?P<sequence>[0-9]{12,15}))?"
+)
 _TEMPORARY = re.compile(r"\.(?P<use>tmp|trash|get)-(?P<name>step-.+)-(?P<token>[0-9a-f]{16})")
 
 
@@ -61,7 +66,7 @@ def parse_name(name: str) -> StepName | None:
         fence=int(match["fence"]),
         sequence=None if sequence is None else int(sequence),
     )
-    return parsed if str(parsed) == name else None
+    return parsed if str(parsed) == name and parsed.fence <= MAX_FENCE else None
 
 
 def temporary_name(name: StepName) -> str:

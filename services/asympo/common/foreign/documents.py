@@ -36,9 +36,9 @@ def _bounded_int(digits: str) -> int:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError("it holds a number beyond what can be counted")
+        raise ValueError("it holds a number that is not finite")
     return value
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which JSON does not know")
+    raise ValueError(f"it holds {name}, which is not finite")
