@@ -258,6 +258,9 @@ def _owner(model: nn.Module, name: str) -> tuple[Any, str]:
 
 
 def _worked_out(expectation: Expectation, path: Path, before: Path | None, dtype: torch.dtype) -> Expectation:
+    # The thread began on the cores of the engine, where it would stand in the way of the responses.
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
     if before is not None and any(before.glob("*.safetensors")):
         expectation.note_changes(changes_between(path, before, dtype=dtype))
     expectation.note_values(file_tensors(path))

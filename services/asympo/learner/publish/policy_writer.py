@@ -88,7 +88,7 @@ class PolicyWriter:
         self._parent = None
         self._refresh(weights)
         self._require_finite(step)
-        texts = (*self._fixed, *probes)
+        texts = (self._fixed[0], *probes) if probes else self._fixed
         probe = Probe(
             sequences=tuple(
                 ProbeSequence(
