@@ -20,8 +20,8 @@ _FIXED_TEXTS = (
     "because they give water to drink, fish to eat, and a road for boats. In the end most of them reach the "
     "sea, where fresh water mixes with salt and the sand that was carried so far sinks to the ground.",
 )
-"""The last is long: the noise of an engine's arithmetic shows on many tokens only. Scoring it takes a tenth of
-a small step, so it goes only with policies that have no trained sequences, a run's first among them."""
+"""The last is long: the noise of an engine's arithmetic shows on many tokens only. Scoring it takes a
+tenth of a small step, so it goes with policies that have no trained sequences, a run's first among them."""
 _MAX_FIXED_TOKENS = 128
 _NUM_VOCABULARY_TOKENS = 16
 _MAX_PROBE_TOKENS = 512

@@ -132,7 +132,8 @@ def _service(
         name=name,
         command=[sys.executable, "-m", "asympo.cli", command, "--config", str(planned.settings_path)],
         log_path=logs / f"{name}.log",
-        cores=planned.share.cores,
+        # An engine binds the threads that compute; the rest, such as reading a policy, takes what is idle.
+        cores=planned.share.cores if command == "learner" else (),
         environment={**planned.share.environment, "REDIS_URL": plan.broker_url, SUPERVISED: "1"},
         policy=policy,
     )
