@@ -4,9 +4,12 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
 
 from asympo.common.codec import WireLimits
-from asympo.common.errors import BrokerUnavailable, NoProgress
+from asympo.common.errors import BadSetting, BrokerUnavailable, NoProgress
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
@@ -18,6 +21,7 @@ from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
 from asympo.gateway.producers import Producers
 from asympo.gateway.rpc import IngestRpc, RpcServer
+from asympo.gateway.sessions import Sessions
 from asympo.gateway.settings import GatewaySettings
 from asympo.gateway.work import Work
 
@@ -59,6 +63,9 @@ class GatewayProcess:
             metrics=self._metrics,
             slot_wait_seconds=settings.slot_wait_seconds,
         )
+        self._sessions = Sessions(
+            gateway=self.gateway, metrics=self._metrics, session_seconds=settings.session_seconds
+        )
         self.rpc = RpcServer(service=service, settings=settings, max_message_bytes=settings.max_body_bytes)
         self.http_port = 0
         """Bound port, once both servers answer."""
@@ -91,9 +98,9 @@ class GatewayProcess:
             max_body_bytes=settings.max_body_bytes,
             slot_wait_seconds=settings.slot_wait_seconds,
         )
-        http = QuietServer(
-            build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
-        )
+        app = build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
+        self._add_sessions(app, api, closing)
+        http = QuietServer(app)
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
         closing.push_async_callback(_stop_http, http, serving)
         await self.rpc.start()
@@ -105,6 +112,21 @@ class GatewayProcess:
             ", ".join(self._producers.names),
             extra={"http_port": self.http_port, "grpc_port": self.rpc.port},
         )
+
+    def _add_sessions(self, app: FastAPI, api: GatewayApi, closing: AsyncExitStack) -> None:
+        settings = self._settings
+        if not settings.doors:
+            return
+        from asympo.gateway.doors import Doors
+        from asympo.gateway.session_api import SessionApi, add_sessions
+
+        doors = Doors(
+            settings.doors, token=_read_token(settings.doors_token), timeout_seconds=settings.request_seconds
+        )
+        closing.push_async_callback(doors.close)
+        closing.push_async_callback(self._sessions.close)
+        sessions = SessionApi(api=api, sessions=self._sessions, doors=doors, model_name=settings.model_name)
+        add_sessions(app, sessions)
 
     async def _join(self, closing: AsyncExitStack) -> None:
         """Wait for broker and run, however long they take."""
@@ -133,6 +155,15 @@ class GatewayProcess:
                 return await self._calls.until_answered(run_log.state.wait_for_config, CONFIG_WAIT_SECONDS)
             except NoProgress:
                 log.debug("Run %s does not exist yet", run_log.run)
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text().split()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise BadSetting(f"doors_token: no token can be read from {path} ({error!r})") from None
 
 
 async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:

@@ -13,6 +13,12 @@ OUTCOMES = (
 """Ends of a submission."""
 
 
+SESSION_OUTCOMES = (
+    *("rewarded", "no_reward", "no_turns", "no_token_ids", "history_rewritten", "unknown_end"),
+)
+"""What becomes of a session: its response is trained, or why not."""
+
+
 class GatewayMetrics:
     """The metrics of one gateway over a registry of its own."""
 
@@ -42,6 +48,25 @@ class GatewayMetrics:
             "asympo_gateway_queued_groups", "Groups that wait for a slot.", registry=registry
         )
         self.leases = Gauge("asympo_gateway_leases", "Prompts leased to producers.", registry=registry)
+        self.open_sessions = Gauge(
+            "asympo_gateway_open_sessions", "Sessions of groups that have not ended.", registry=registry
+        )
+        self._sessions = Counter(
+            "asympo_gateway_sessions",
+            "Ended sessions by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._session_groups = Counter(
+            "asympo_gateway_session_groups",
+            "Groups of sessions by how they ended.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in SESSION_OUTCOMES:
+            self._sessions.labels(outcome)
+        for outcome in (*OUTCOMES, "not_enough", "failed"):
+            self._session_groups.labels(outcome)
         for producer in producers:
             for outcome in OUTCOMES:
                 self._groups.labels(producer, outcome)
@@ -49,6 +74,14 @@ class GatewayMetrics:
     def count_group(self, producer: str, outcome: str) -> None:
         """One submission has ended."""
         self._groups.labels(producer, outcome).inc()
+
+    def count_session(self, outcome: str) -> None:
+        """A session has ended."""
+        self._sessions.labels(outcome).inc()
+
+    def count_session_group(self, outcome: str) -> None:
+        """All sessions of a group have ended."""
+        self._session_groups.labels(outcome).inc()
 
     def count_refused_call(self) -> None:
         """A caller was turned away."""

@@ -1,14 +1,14 @@
 """Settings of one gateway. Capacity, group size and the task come from the run itself."""
 
-from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port, is_loopback
+from asympo.common.paths import OptionalPath
 
 
-class GatewaySettings(ControlSettings):
+class GatewaySettings(ControlSettings, protected_namespaces=()):
     """Everything one gateway can be told."""
 
     service: ClassVar[str] = "gateway"
@@ -16,7 +16,7 @@ class GatewaySettings(ControlSettings):
     http_host: str = Field(default="127.0.0.1", description="address of HTTP; beyond loopback with producers")
     http_port: Port = Field(default=8090, description="port of HTTP; 0 picks one")
     grpc_port: Port = Field(default=50053, description="port of gRPC; 0 picks one")
-    producers: Path | None = Field(
+    producers: OptionalPath = Field(
         default=None, description="TOML file of producers and their tokens; none: one producer, local"
     )
     model: str | None = Field(
@@ -32,6 +32,15 @@ class GatewaySettings(ControlSettings):
     slot_wait_seconds: float = Field(
         default=10.0, gt=0.0, le=60.0, description="how long a single submission waits for a slot"
     )
+    doors: tuple[str, ...] = Field(
+        default=(), description="addresses of generators' doors (http://HOST:PORT/v1); none: no sessions"
+    )
+    doors_token: OptionalPath = Field(default=None, description="file with the token that doors ask for")
+    model_name: str = Field(default="policy", min_length=1, description="what doors call the model")
+    session_seconds: float = Field(
+        default=600.0, gt=0.0, description="time limit of a session; at most 0.9 of max_lease_seconds"
+    )
+    request_seconds: float = Field(default=600.0, gt=0.0, description="time limit of one request of an agent")
     drain_seconds: float = Field(default=10.0, ge=0.0, description="time that calls in flight get at a stop")
 
     @model_validator(mode="after")

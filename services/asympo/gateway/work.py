@@ -120,6 +120,14 @@ class Work:
         self._metrics.leases.set(len(self._held))
         return [*lost, *gone]
 
+    async def fail(self, producer: Producer, lease: Lease, *, reason: str) -> None:
+        """Hands a prompt back and blames it: after a few of those it is set aside for its epoch."""
+        self._held.pop(lease.token, None)
+        self._metrics.leases.set(len(self._held))
+        await self._calls.until_answered(
+            self._run_log.leases.hand_back, lease, reason=reason[:500], is_prompt_failure=True
+        )
+
     async def close(self) -> None:
         """Hands back what is held, as long as the broker answers."""
         for _, lease, _ in tuple(self._held.values()):

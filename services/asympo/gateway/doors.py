@@ -1,0 +1,70 @@
+"""The generators' doors: which one a session asks, and the next one when it does not answer."""
+
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from asympo.common.errors import AsympoError
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+_RETRIED_STATUSES = frozenset({502, 503, 504})
+
+
+class NoDoor(AsympoError):
+    """No generator answers; ask again later."""
+
+
+class Doors:
+    """OpenAI-compatible addresses, asked in an order that each session keeps: there its prompt is cached."""
+
+    def __init__(self, addresses: Sequence[str], *, token: str, timeout_seconds: float) -> None:
+        self._addresses = tuple(address.rstrip("/") for address in addresses)
+        self._headers = {"content-type": "application/json"}
+        if token:
+            self._headers["authorization"] = f"Bearer {token}"
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS)
+        self._http: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def ask(self, session_id: str, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The first answer that is not of a generator that is gone; raises NoDoor when all are."""
+        payload = json.dumps(body, separators=(",", ":")).encode()
+        async with AsyncExitStack() as open_answers:
+            for address in self._order(session_id):
+                try:
+                    answer = await open_answers.enter_async_context(
+                        self._client().post(f"{address}/{path}", data=payload, headers=self._headers)
+                    )
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    log.warning("%s does not answer a session: %r", address, error)
+                    continue
+                if answer.status not in _RETRIED_STATUSES:
+                    yield answer
+                    return
+                log.warning("%s turns a session away: %d", address, answer.status)
+            raise NoDoor(f"none of {len(self._addresses)} generators answers: ask again")
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    def _order(self, session_id: str) -> list[str]:
+        def weight(address: str) -> bytes:
+            return hashlib.sha256(f"{session_id} {address}".encode()).digest()
+
+        return sorted(self._addresses, key=weight)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            # On the loop that uses it, and without a limit: slots are the engine's affair.
+            connector = aiohttp.TCPConnector(limit=0)
+            self._http = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
+        return self._http

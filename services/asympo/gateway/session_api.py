@@ -1,0 +1,175 @@
+"""HTTP of sessions: `/rl/…` for whoever drives the agents, `/sessions/{id}/v1/…` for the agents."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from asympo.gateway.api import GatewayApi, Refusal
+from asympo.gateway.capture import TurnReader
+from asympo.gateway.doors import Doors, NoDoor
+from asympo.gateway.producers import Scope
+from asympo.gateway.sessions import Session, SessionGroup, SessionRefused, Sessions
+from asympo.gateway.work import NoWork
+
+PATHS = ("chat/completions", "completions")
+"""What an agent may ask: those of which the engine says the token ids."""
+
+
+class SessionApi:
+    """Translates between HTTP and the sessions."""
+
+    def __init__(self, *, api: GatewayApi, sessions: Sessions, doors: Doors, model_name: str) -> None:
+        self._api = api
+        self._sessions = sessions
+        self._doors = doors
+        self._model_name = model_name
+
+    async def start(self, request: Request) -> JSONResponse:
+        """`POST /rl/start_session`: for a prompt of the task, or with `"own_prompt": true` for any."""
+        producer = self._api.admit(request, Scope.SESSIONS)
+        body = await self._api.read_json(request)
+        size, wait_seconds = body.get("num_sessions"), body.get("wait_seconds", 30)
+        if size is not None and not isinstance(size, int):
+            raise Refusal(400, "num_sessions: give a number")
+        if not isinstance(wait_seconds, int | float) or not 0 <= wait_seconds <= 60:
+            raise Refusal(400, "wait_seconds: give 0 to 60")
+        group = await self._sessions.start(
+            producer,
+            is_own_prompt=body.get("own_prompt") is True,
+            num_sessions=size,
+            wait_seconds=float(wait_seconds),
+        )
+        if isinstance(group, NoWork):
+            status = 410 if group.reason == "run_ended" else 429
+            answer = {"refusal": group.reason, "retry_after_seconds": group.retry_after_seconds}
+            return JSONResponse(answer, status_code=status)
+        return JSONResponse(self._started(request, group))
+
+    async def set_reward(self, request: Request) -> JSONResponse:
+        """`POST /rl/set_reward`: `{"session_id": …, "reward": 1.0}`."""
+        body = await self._api.read_json(request)
+        self._reward(_session_id(body), body)
+        return JSONResponse({})
+
+    async def end(self, request: Request) -> JSONResponse:
+        """`POST /rl/end_session`: `{"session_id": …}`."""
+        return self._end(_session_id(await self._api.read_json(request)))
+
+    async def complete(self, request: Request, session_id: str) -> JSONResponse:
+        """`POST /sessions/{id}/complete`: `{"reward": 1.0}`, and it is closed."""
+        self._reward(session_id, await self._api.read_json(request))
+        return self._end(session_id)
+
+    async def status(self, session_id: str) -> JSONResponse:
+        """`GET /sessions/{id}`: what became of it and its group."""
+        session = self._sessions.session(session_id)
+        group = session.group
+        return JSONResponse(
+            {
+                "turns": len(session.turns),
+                "reward": session.reward,
+                "closed": session.is_closed,
+                "group": {"outcome": group.outcome, "failures": group.failures},
+            }
+        )
+
+    async def ask(self, request: Request, session_id: str, path: str) -> Response:
+        """`POST /sessions/{id}/v1/chat/completions`: as the engine answers; the turn is noted."""
+        if path not in PATHS:
+            raise Refusal(404, f"a session answers {' and '.join(PATHS)}, not {path}")
+        session = self._sessions.open_session(session_id)
+        body = await self._api.read_json(request)
+        if body.get("n", 1) != 1:
+            raise Refusal(400, "n: a session has one answer to each request; open more sessions")
+        body["model"] = self._model_name
+        body["return_token_ids"] = True
+        if body.get("stream"):
+            return await self._stream(session, path, body)
+        async with self._doors.ask(session_id, path, body) as answer:
+            content = await answer.read()
+            if answer.status == 200:
+                reader = TurnReader()
+                reader.read(json.loads(content))
+                _note(session, reader)
+            return Response(content, status_code=answer.status, media_type="application/json")
+
+    async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> Response:
+        asking = self._doors.ask(session.session_id, path, body)
+        answer = await asking.__aenter__()
+        if answer.status != 200:
+            content = await answer.read()
+            await asking.__aexit__(None, None, None)
+            return Response(content, status_code=answer.status, media_type="application/json")
+        reader = TurnReader()
+
+        async def relay() -> AsyncIterator[bytes]:
+            try:
+                async for line in answer.content:
+                    if line.startswith(b"data:"):
+                        event = line.removeprefix(b"data:").strip()
+                        if event == b"[DONE]":
+                            # The engine says this only once the policy is proven: now the turn counts.
+                            _note(session, reader)
+                        elif event:
+                            reader.read(json.loads(event))
+                    yield line
+            finally:
+                await asking.__aexit__(None, None, None)
+
+        return StreamingResponse(relay(), media_type="text/event-stream")
+
+    def _started(self, request: Request, group: SessionGroup) -> dict[str, Any]:
+        base = str(request.base_url).rstrip("/")
+        work = group.work
+        return {
+            "sessions": [
+                {"session_id": each.session_id, "base_url": f"{base}/sessions/{each.session_id}/v1"}
+                for each in group.sessions
+            ],
+            "group_id": work.lease.group_id if work else "",
+            "prompt": work.text if work else "",
+            "messages": json.loads(work.messages_json or "[]") if work else [],
+        }
+
+    def _reward(self, session_id: str, body: dict[str, Any]) -> None:
+        reward = body.get("reward")
+        if isinstance(reward, bool) or not isinstance(reward, int | float):
+            raise Refusal(400, "reward: give a number")
+        self._sessions.set_reward(session_id, float(reward))
+
+    def _end(self, session_id: str) -> JSONResponse:
+        group = self._sessions.end(session_id)
+        return JSONResponse({"open": sum(not each.is_closed for each in group.sessions)})
+
+
+def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
+    """The routes of sessions, beside those that are there."""
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        status = error.status if isinstance(error, SessionRefused) else 503
+        return JSONResponse({"error": {"message": str(error)}}, status_code=status)
+
+    app.add_exception_handler(SessionRefused, refused)
+    app.add_exception_handler(NoDoor, refused)
+    app.add_api_route("/rl/start_session", sessions.start, methods=["POST"])
+    app.add_api_route("/rl/set_reward", sessions.set_reward, methods=["POST"])
+    app.add_api_route("/rl/end_session", sessions.end, methods=["POST"])
+    app.add_api_route("/sessions/{session_id}", sessions.status)
+    app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
+    app.add_api_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
+
+
+def _session_id(body: dict[str, Any]) -> str:
+    session_id = body.get("session_id")
+    if not isinstance(session_id, str):
+        raise Refusal(400, "session_id: give the session's id")
+    return session_id
+
+
+def _note(session: Session, reader: TurnReader) -> None:
+    turn = reader.turn
+    if turn is not None and not session.is_closed:
+        session.turns.append(turn)

@@ -1,0 +1,240 @@
+"""Sessions of agents: one prompt, some sessions, a reward each, and one group at the end."""
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from asympo.common.codec import to_message
+from asympo.common.errors import AsympoError, BrokerUnavailable
+from asympo.common.records import MAX_ABS_REWARD, Prompt, Response, RolloutGroup
+from asympo.common.rollout_log import RunConfig
+from asympo.gateway.capture import NotTrainable, Turn, conversation_of, shared_prompt
+from asympo.gateway.core import Gateway
+from asympo.gateway.metrics import GatewayMetrics
+from asympo.gateway.producers import Producer
+from asympo.gateway.work import Granted, NoWork
+
+log = logging.getLogger(__name__)
+
+MIN_RESPONSES = 2
+"""Fewer rewarded sessions than this have no advantage to speak of."""
+SUBMIT_SECONDS = 600.0
+"""How long a finished group without a lease waits for a slot."""
+KEPT_SECONDS = 600.0
+"""How long a group that has ended can be asked about."""
+
+
+class SessionRefused(AsympoError):
+    """The request is not possible for this session or run."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        """As HTTP says it."""
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One agent's try."""
+
+    session_id: str
+    """Secret: whoever knows it may use the session."""
+    group: "SessionGroup"
+    turns: list[Turn] = field(default_factory=list)
+    reward: float | None = None
+    is_closed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class SessionGroup:
+    """The sessions of one prompt."""
+
+    producer: Producer
+    work: Granted | None
+    """The leased prompt; None for one that the producer brought."""
+    deadline: float
+    """Of time.monotonic()."""
+    sessions: list[Session] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when every session is closed."""
+    outcome: str = "open"
+    """Then as of any submission, or `not_enough`."""
+    failures: list[str] = field(default_factory=list)
+    """Why sessions were left out, by name."""
+
+
+class Sessions:
+    """Every session of this gateway. Belongs to one event loop."""
+
+    def __init__(self, *, gateway: Gateway, metrics: GatewayMetrics, session_seconds: float) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._session_seconds = session_seconds
+        self._sessions: dict[str, Session] = {}
+        self._watching: set[asyncio.Task[None]] = set()
+
+    async def start(
+        self, producer: Producer, *, is_own_prompt: bool, num_sessions: int | None, wait_seconds: float
+    ) -> SessionGroup | NoWork:
+        """A group of sessions; for the producer's own prompt nothing is leased before it ends."""
+        config = self._gateway.parts.config
+        seconds = self._limit_seconds(config)
+        size = num_sessions or config.group_size
+        if not MIN_RESPONSES <= size <= 1024:
+            raise SessionRefused(400, f"num_sessions is {size}: give {MIN_RESPONSES} to 1024")
+        work: Granted | None = None
+        if not is_own_prompt:
+            found = await self._gateway.get_work(producer, wait_seconds=wait_seconds, policy_step=None)
+            if isinstance(found, NoWork):
+                return found
+            work = found
+        group = SessionGroup(producer=producer, work=work, deadline=time.monotonic() + seconds)
+        for _ in range(size):
+            session = Session(session_id=secrets.token_hex(16), group=group)
+            group.sessions.append(session)
+            self._sessions[session.session_id] = session
+        self._metrics.open_sessions.inc(size)
+        watching = asyncio.ensure_future(self._watch(group))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
+        return group
+
+    def open_session(self, session_id: str) -> Session:
+        """A session that takes requests; raises SessionRefused."""
+        session = self.session(session_id)
+        if session.is_closed:
+            raise SessionRefused(409, "the session is closed")
+        return session
+
+    def session(self, session_id: str) -> Session:
+        """Any session that is known; raises SessionRefused."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionRefused(404, "there is no such session: it has expired, or was opened elsewhere")
+        return session
+
+    def set_reward(self, session_id: str, reward: float) -> None:
+        """What the session earned; the last word before its end counts."""
+        session = self.open_session(session_id)
+        if not math.isfinite(reward) or abs(reward) > MAX_ABS_REWARD:
+            raise SessionRefused(400, f"reward is {reward}: give a finite number up to {MAX_ABS_REWARD:g}")
+        session.reward = reward
+
+    def end(self, session_id: str) -> SessionGroup:
+        """Closes a session; one without a reward counts as failed. Closing it again changes nothing."""
+        session = self.session(session_id)
+        session.is_closed = True
+        if all(each.is_closed for each in session.group.sessions):
+            session.group.closed.set()
+        return session.group
+
+    async def close(self) -> None:
+        """Gives up what is open: leases go back with the gateway's others."""
+        for watching in tuple(self._watching):
+            watching.cancel()
+        if self._watching:
+            await asyncio.wait(set(self._watching))
+
+    def _limit_seconds(self, config: RunConfig) -> float:
+        if config.max_staleness < 1:
+            raise SessionRefused(
+                409, "the run has max_staleness 0: one slow session would idle it; sessions need 1 or more"
+            )
+        # What is left of the lease is for the append.
+        return min(self._session_seconds, 0.9 * config.max_lease_seconds)
+
+    async def _watch(self, group: SessionGroup) -> None:
+        """From start to append: keeps the lease, ends at the last close or the deadline."""
+        config = self._gateway.parts.config
+        while not group.closed.is_set() and (left := group.deadline - time.monotonic()) > 0:
+            await _set_within(group.closed, min(left, config.lease_seconds / 3))
+            if not await self._keep_lease(group):
+                break
+        for session in group.sessions:
+            session.is_closed = True
+        try:
+            if group.outcome == "open":
+                group.outcome = await self._finish(group)
+        except Exception:
+            # The edge of one group: the gateway goes on, and the lease expires.
+            log.exception("A group of sessions met an error nobody foresaw")
+            group.outcome = "failed"
+        self._metrics.open_sessions.dec(len(group.sessions))
+        self._metrics.count_session_group(group.outcome)
+        log.info(
+            "%s: group of %d sessions: %s%s",
+            *(group.producer.name, len(group.sessions), group.outcome),
+            f" ({', '.join(sorted(set(group.failures)))})" if group.failures else "",
+        )
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, group)
+
+    async def _keep_lease(self, group: SessionGroup) -> bool:
+        if group.work is None:
+            return True
+        token = group.work.lease.token
+        try:
+            lost = await self._gateway.renew_work(group.producer, keep=[token], hand_back=[])
+        except BrokerUnavailable as error:
+            log.warning("The lease of a session group could not be renewed: %s", error)
+            return True
+        if lost:
+            group.outcome = "lease_lost"
+        return not lost
+
+    async def _finish(self, group: SessionGroup) -> str:
+        """Writes what the sessions made; how it ended."""
+        record = self._record(group)
+        if record is None:
+            if group.work is not None:
+                await self._gateway.parts.work.fail(
+                    group.producer, group.work.lease, reason=f"not enough sessions: {group.failures}"
+                )
+            return "not_enough"
+        token = group.work.lease.token if group.work else ""
+        answer = await self._gateway.submit(
+            group.producer, to_message(record), lease_token=token, wait_seconds=SUBMIT_SECONDS
+        )
+        if answer.reason:
+            group.failures.append(answer.reason)
+        return answer.outcome
+
+    def _record(self, group: SessionGroup) -> RolloutGroup | None:
+        """The group; None with fewer than two sessions that can be trained."""
+        usable = []
+        for session in group.sessions:
+            try:
+                if session.reward is None:
+                    raise NotTrainable("no_reward", "the session ended without a reward")
+                usable.append((conversation_of(session.turns), session.reward))
+            except NotTrainable as error:
+                group.failures.append(error.reason)
+                self._metrics.count_session(error.reason)
+            else:
+                self._metrics.count_session("rewarded")
+        if len(usable) < MIN_RESPONSES:
+            return None
+        prompt = shared_prompt([conversation for conversation, _ in usable])
+        responses: list[Response] = [
+            conversation.response(after=len(prompt), reward=reward) for conversation, reward in usable
+        ]
+        group_id = (
+            group.work.lease.group_id
+            if group.work
+            else f"{time.time_ns() // 1_000_000}-{secrets.token_hex(6)}"
+        )
+        return RolloutGroup(group_id=group_id, prompt=Prompt(token_ids=prompt), responses=tuple(responses))
+
+    def _forget(self, group: SessionGroup) -> None:
+        for session in group.sessions:
+            self._sessions.pop(session.session_id, None)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

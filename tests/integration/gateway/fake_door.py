@@ -1,0 +1,64 @@
+"""An engine's door without an engine: says of each answer which token ids it read and wrote."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asympo.common.http_server import QuietServer, bind
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+
+class FakeDoor:
+    """Answers "n" for the n-th request, a byte a token; a conversation is rendered as `role:content;`."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.has_token_ids = True
+        self.status = 200
+        app = FastAPI()
+        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        listener = bind("127.0.0.1", 0)
+        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        self._server = QuietServer(app)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._server.serve(sockets=[listener])), daemon=True
+        )
+        self._thread.start()
+
+    async def chat(self, request: Request) -> Response:
+        if self.status != 200:
+            return JSONResponse({"error": {}}, status_code=self.status)
+        body = await request.json()
+        self.bodies.append(body)
+        self.num_asked += 1
+        answer = str(self.num_asked)
+        shown = "".join(f"{each['role']}:{each['content']};" for each in body["messages"]) + "assistant:"
+        written = list(f"{answer};".encode())
+        ids = {"prompt_token_ids": list(shown.encode())} if self.has_token_ids else {}
+        if body.get("stream"):
+            return StreamingResponse(_stream(answer, ids, written), media_type="text/event-stream")
+        choice: dict[str, Any] = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": answer},
+        }
+        if self.has_token_ids:
+            choice["token_ids"] = written
+        return JSONResponse({"id": "x", "object": "chat.completion", "choices": [choice], **ids})
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+async def _stream(answer: str, ids: dict[str, Any], written: list[int]) -> AsyncIterator[bytes]:
+    first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], **ids}
+    text = {"choices": [{"index": 0, "delta": {"content": answer}, "token_ids": written}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "token_ids": []}]}
+    for event in (first, text, last):
+        yield f"data: {json.dumps({'id': 'x', 'object': 'chat.completion.chunk', **event})}\n\n".encode()
+    yield b"data: [DONE]\n\n"
