@@ -1,4 +1,4 @@
-"""What groups are called: a prompt's own id, or that of a record which a person has appended once more."""
+"""What groups are called: a prompt's own id, a producer's, or that of a record that is appended again."""
 
 import re
 
@@ -17,7 +17,9 @@ def retried_id(letter_id: str) -> str:
     return f"retry/{letter_id.replace('-', '.')}"
 
 
-def is_issued(group_id: str, *, num_prompts: int) -> bool:
-    """Whether a run of so many prompts can have asked for this group."""
+def is_issued(group_id: str, *, producer: str, num_prompts: int) -> bool:
+    """Whether a run of so many prompts asked for this group, or its producer may call one of its own so."""
     own = parse_own_id(group_id)
-    return own[1] < num_prompts if own else _RETRIED.fullmatch(group_id) is not None
+    if own is not None:
+        return own[1] < num_prompts
+    return group_id.startswith(f"{producer}/") or _RETRIED.fullmatch(group_id) is not None

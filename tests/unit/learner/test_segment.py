@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.common.codec import encode_group
+from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
@@ -218,3 +218,35 @@ def test_special_tokens_in_text_stay_text(tokenizer: Any) -> None:
 def test_trained_group_leaves_out_what_contributes_nothing(tokenizer: Any) -> None:
     group = group_reader(tokenizer).read(make_entry(1, (1.0, 0.5, 0.0)))
     assert [response.advantage for response in group.to_trained().responses] == [0.5, -0.5]
+
+
+def test_group_that_the_run_never_asked_for_is_refused(tokenizer: Any) -> None:
+    reader, good = group_reader(tokenizer), make_entry(1, SIGNAL)
+    reader.read(good)
+    for group_id in ("0-1000", "x/1", "retry/x", "x"):
+        entry = renamed(good, group_id)
+        with pytest.raises(InvalidRecord, match="none of this run's prompts"):
+            reader.read(entry)
+    for group_id in (f"{good.producer}/1", "retry/7.0", "9-999"):
+        reader.read(renamed(good, group_id))
+
+
+def test_group_with_more_responses_than_the_run_samples_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRecord, match="5 responses"):
+        group_reader(tokenizer).read(make_entry(1, (1.0, 0.0, 0.0, 0.0, 0.0)))
+
+
+def test_entry_with_a_problem_is_refused_whatever_its_payload_says(tokenizer: Any) -> None:
+    with pytest.raises(InvalidRecord, match="no producer"):
+        group_reader(tokenizer).read(replace(make_entry(1, SIGNAL), problem="entry has no producer"))
+
+
+def test_text_is_measured_before_it_is_tokenised(tokenizer: Any) -> None:
+    texts = RecordTexts(tokenizer=tokenizer, vocab_size=512, max_tokens=64)
+    with pytest.raises(InvalidRecord, match="4194304 characters"):
+        texts.prompt_ids(Prompt(text="x" * 2**22))
+
+
+def renamed(entry: LogEntry, group_id: str) -> LogEntry:
+    record = replace(decode_group(entry.payload, limits=WireLimits()), group_id=group_id)
+    return replace(entry, group_id=group_id, payload=encode_group(record))

@@ -8,7 +8,7 @@ from typing import Protocol
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.foreign.text import printable
-from asympo.common.group_ids import is_issued
+from asympo.common.group_ids import is_issued, parse_own_id
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.advantages import group_advantages
@@ -111,9 +111,10 @@ class GroupReader:
         record = decode_group(entry.payload, limits=self._limits)
         if record.group_id != entry.group_id:
             raise InvalidRecord(f"record says it is group {record.group_id}, its lease was {entry.group_id}")
-        if not is_issued(record.group_id, num_prompts=self._config.num_prompts):
+        num_prompts = self._config.num_prompts
+        if not is_issued(record.group_id, producer=entry.producer, num_prompts=num_prompts):
             raise InvalidRecord(f"group {record.group_id} is none of this run's prompts")
-        if len(record.responses) > self._config.group_size:
+        if parse_own_id(record.group_id) and len(record.responses) > self._config.group_size:
             raise InvalidRecord(
                 f"group has {len(record.responses)} responses, a group of this run {self._config.group_size}"
             )
