@@ -18,7 +18,7 @@ def is_run_name(run: str) -> bool:
 
 
 def directory_of_run(root: Path, run: str) -> Path:
-    """Where a run's files are below ``root``: the one way from a run's name to a path. Raises BadSetting."""
+    """Where a run's files are below `root`: the one way from a run's name to a path. Raises BadSetting."""
     return root / check_run_name(run)
 
 
