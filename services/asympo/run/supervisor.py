@@ -100,6 +100,9 @@ class Supervisor:
             failure = error
         except OSError as error:
             failure = AsympoError(f"the supervisor cannot go on: {error}")
+        except Exception as error:
+            failure = AsympoError(f"the supervisor met an error that nobody foresaw: {error!r}")
+            raise
         finally:
             if broker is not None:
                 broker.close()
