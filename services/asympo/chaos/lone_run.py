@@ -120,6 +120,8 @@ class LoneRun:
             self._say(f"end {sum(self.report.ends.values()) + 1}: {kind.value}")
             self.meet(kind)
             self.report.ends[kind.value] += 1
+            # Hours of it must not be lost with whoever waits for the end.
+            (self._root / "report.json").write_text(json.dumps(self.report.to_dict(), indent=1) + "\n")
         twice, self.report.groups_trained = count_trained_twice(self.path / "trained.jsonl")
         self.report.trained_twice = twice
         self.report.steps = self._last_step()

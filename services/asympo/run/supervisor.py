@@ -106,26 +106,7 @@ class Supervisor:
         finally:
             if broker is not None:
                 broker.close()
-            self._phase = "stopping"
-            self._poll()
-            section = self._plan.file.run
-            killed = self._services.stop(
-                note=self._note,
-                learner_seconds=section.learner_drain_seconds,
-                generator_seconds=section.generator_drain_seconds,
-            )
-            # The learner steps on while it drains.
-            written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
-            self._step = max(self._step, max(written, default=0))
-            self._memory.stop()
-            totals = self._totals()
-            self._say_how_it_ended(is_finished=is_finished, failure=failure)
-            self._directory.write_mark(
-                totals=totals.to_dict(),
-                step=self._step,
-                is_finished=is_finished,
-                failure=str(failure) if failure else None,
-            )
+            killed, totals = self._stop_all(is_finished=is_finished, failure=failure)
         return Outcome(
             failure=failure,
             warnings=tuple(self._warnings.lines),
@@ -136,6 +117,30 @@ class Supervisor:
             last_policy=last_policy,
             killed=tuple(killed),
         )
+
+    def _stop_all(self, *, is_finished: bool, failure: AsympoError | None) -> tuple[list[str], Totals]:
+        """In order; notes how the run ended. Names of those that had to be killed, and what was counted."""
+        self._phase = "stopping"
+        self._poll()
+        section = self._plan.file.run
+        killed = self._services.stop(
+            note=self._note,
+            learner_seconds=section.learner_drain_seconds,
+            generator_seconds=section.generator_drain_seconds,
+        )
+        # The learner steps on while it drains.
+        written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
+        self._step = max(self._step, max(written, default=0))
+        self._memory.stop()
+        totals = self._totals()
+        self._say_how_it_ended(is_finished=is_finished, failure=failure)
+        self._directory.write_mark(
+            totals=totals.to_dict(),
+            step=self._step,
+            is_finished=is_finished,
+            failure=str(failure) if failure else None,
+        )
+        return killed, totals
 
     def _watch(self, run_log: RunLog) -> bool:
         """Until the learner has finished (True) or a person stops the run (False)."""
