@@ -16,6 +16,24 @@ TRAINING = Board(
                     queries=(gauge("asympo_learner_reward", "{{run}}"),),
                 ),
                 Panel(
+                    title="Reward functions",
+                    description="Mean of each function's values, before its weight. Empty with one reward.",
+                    queries=(
+                        query("max by (run, function) (asympo_learner_reward_function{$s})", "{{function}}"),
+                    ),
+                ),
+                Panel(
+                    title="Spread of reward functions inside groups",
+                    description="At 0 a function ranks nothing: all responses to a prompt earn the same.",
+                    queries=(
+                        query(
+                            "max by (run, function) (asympo_learner_reward_function_spread{$s})",
+                            "{{function}}",
+                        ),
+                    ),
+                    min=0,
+                ),
+                Panel(
                     title="NLL by sign of the advantage",
                     description="Rising NLL of rewarded responses while reward falls is the early "
                     "warning of a collapse. The loss itself is about 0 by construction and says nothing.",

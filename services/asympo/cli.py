@@ -58,6 +58,16 @@ COMMANDS = (
         settings_class="GatewaySettings",
         summary="the door for other producers: finished groups, prompts, sessions for agents",
     ),
+    Command(
+        name="task",
+        module="asympo.ops.task",
+        summary="show, score, try: look at data and rewards before training on them",
+    ),
+    Command(
+        name="init",
+        module="asympo.ops.init",
+        summary="write a settings file and a reward file with its test, to start from",
+    ),
     Command(name="runs", module="asympo.ops.runs", summary="list, show or delete the runs known to a broker"),
     Command(
         name="log",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.rewards.scorer import ScoreFailure, Scorer
-from asympo.tasks.registry import TaskConfig
+from asympo.rewards.scorer import Score, ScoreFailure, Scorer
+from asympo.tasks.base import TaskPrompt
+from asympo.tasks.registry import TaskConfig, load_task
 
 TIMEOUT_SECONDS = 1.5
 
@@ -68,6 +69,14 @@ def scorer(task: TaskConfig) -> Iterator[Scorer]:
         yield scorer
 
 
+def own(answer: str = "a") -> TaskPrompt:
+    return TaskPrompt(index=0, text=f"say {answer}", answer=answer)
+
+
+def rewards(scores: list[Score]) -> list[float | ScoreFailure]:
+    return [score if isinstance(score, ScoreFailure) else score.reward for score in scores]
+
+
 def process_ids(scorer: Scorer) -> list[int]:
     return [worker.process_id for worker in scorer._workers if worker.process_id is not None]
 
@@ -100,8 +109,8 @@ def expect_failure(outcome: float | ScoreFailure, kind: str, reason: str) -> Non
     ("text", "kind", "reason"),
     [
         ("raise", "raised", "scoring raised ValueError: no such thing"),
-        ("none", "raised", "TypeError"),
-        ("text", "raised", "returned '1', which is not a number"),
+        ("none", "wrong_result", "returned None, which is not a number"),
+        ("text", "wrong_result", "returned '1', which is not a number"),
         ("exit", "raised", "SystemExit: 3"),
         ("nan", "not_finite", "reward is nan"),
         ("inf", "not_finite", "reward is inf"),
@@ -115,42 +124,39 @@ def expect_failure(outcome: float | ScoreFailure, kind: str, reason: str) -> Non
 def test_response_fails_alone_when_its_scoring_goes_wrong(
     scorer: Scorer, text: str, kind: str, reason: str
 ) -> None:
-    first, middle, last = scorer.score(0, ["a", text, "x"])
+    first, middle, last = rewards(scorer.score(own(), ["a", text, "x"]))
     assert (first, last) == (1.0, 0.0)
     expect_failure(middle, kind, reason)
 
 
 def test_what_scoring_prints_or_reads_does_not_disturb_the_replies(scorer: Scorer) -> None:
-    assert scorer.score(0, ["print", "read", "a", "long" * 500_000]) == [0.0, 0.0, 1.0, 0.0]
+    texts = ["print", "read", "a", "long" * 500_000]
+    assert rewards(scorer.score(own(), texts)) == [0.0, 0.0, 1.0, 0.0]
 
 
 def test_hanging_process_and_its_children_are_killed(scorer: Scorer) -> None:
     (process_id,) = process_ids(scorer)
-    (child_id,) = scorer.score(0, ["child"])
+    (child_id,) = rewards(scorer.score(own(), ["child"]))
     assert isinstance(child_id, float)
     assert is_alive(int(child_id))
-    scorer.score(0, ["hang"])
+    scorer.score(own(), ["hang"])
     assert wait_until_dead(process_id)
     assert wait_until_dead(int(child_id))
     assert process_ids(scorer) == []
-    assert scorer.score(0, ["a"]) == [1.0]
+    assert rewards(scorer.score(own(), ["a"])) == [1.0]
 
 
 def test_process_killed_between_two_calls_is_replaced(scorer: Scorer) -> None:
     os.kill(process_ids(scorer)[0], signal.SIGKILL)
-    expect_failure(scorer.score(0, ["a"])[0], "died", "killed by SIGKILL")
-    assert scorer.score(0, ["a"]) == [1.0]
+    expect_failure(rewards(scorer.score(own(), ["a"]))[0], "died", "killed by SIGKILL")
+    assert rewards(scorer.score(own(), ["a"])) == [1.0]
 
 
-def test_held_out_prompts_are_scored_with_their_own_answers(scorer: Scorer) -> None:
-    outcomes = [scorer.score(index, list("abcdefghij"), held_out=True) for index in range(2)]
-    assert [
-        sum(float(reward) for reward in rewards if not isinstance(reward, ScoreFailure))
-        for rewards in outcomes
-    ] == [1.0, 1.0]
-    assert outcomes[0] != outcomes[1]
-    expect_failure(scorer.score(2, ["a"], held_out=True)[0], "raised", "IndexError")
-    expect_failure(scorer.score(-1, ["a"], held_out=True)[0], "raised", "IndexError")
+def test_held_out_prompts_are_scored_with_their_own_answers(task: TaskConfig, scorer: Scorer) -> None:
+    held_out = load_task(task).held_out()
+    assert len(held_out) == 2
+    for prompt in held_out:
+        assert rewards(scorer.score(prompt, [prompt.answer, "x"])) == [1.0, 0.0]
 
 
 def test_two_workers_score_for_many_threads_in_parallel(task: TaskConfig) -> None:
@@ -158,7 +164,7 @@ def test_two_workers_score_for_many_threads_in_parallel(task: TaskConfig) -> Non
     with Scorer(task=task, timeout_seconds=30.0, num_workers=2, allow_python=True) as scorer:
 
         def score(number: int) -> None:
-            results[number] = scorer.score(number, ["abcdefghij"[number], "meet", "x"])
+            results[number] = rewards(scorer.score(own("abcd"[number]), ["abcd"[number], "meet", "x"]))
 
         threads = [threading.Thread(target=score, args=(number,)) for number in range(4)]
         for thread in threads:
@@ -173,25 +179,26 @@ def test_close_ends_a_scoring_that_hangs(task: TaskConfig) -> None:
     scorer = Scorer(task=task, timeout_seconds=60.0, allow_python=True)
     (process_id,) = process_ids(scorer)
     outcomes: list[float | ScoreFailure] = []
-    thread = threading.Thread(target=lambda: outcomes.extend(scorer.score(0, ["hang", "a"])))
+    thread = threading.Thread(target=lambda: outcomes.extend(rewards(scorer.score(own(), ["hang", "a"]))))
     thread.start()
     assert wait_until(Path("hanging").exists)
     scorer.close()
     thread.join(timeout=60)
     assert [outcome.kind for outcome in outcomes if isinstance(outcome, ScoreFailure)] == ["closed"] * 2
     assert wait_until_dead(process_id)
-    expect_failure(scorer.score(0, ["a"])[0], "closed", "closed")
+    expect_failure(rewards(scorer.score(own(), ["a"]))[0], "closed", "closed")
     scorer.close()
 
 
 PARENT = """
 import sys
 from asympo.rewards.scorer import Scorer
+from asympo.tasks.base import TaskPrompt
 from asympo.tasks.registry import TaskConfig
 task = TaskConfig(name="jsonl", path="rows.jsonl", scoring="python:my_rewards:score")
 scorer = Scorer(task=task, timeout_seconds=60.0, allow_python=True)
 print(scorer._workers[0].process_id, flush=True)
-scorer.score(0, [sys.argv[1]])
+scorer.score(TaskPrompt(index=0, text="say a", answer="a"), [sys.argv[1]])
 print("scored", flush=True)
 sys.stdin.read()
 """
@@ -249,4 +256,6 @@ def test_math_verify_scores_in_the_process(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "half?", "answer": "1/2"}))
     config = TaskConfig(name="jsonl", path=str(path), scoring="math-verify")
     with Scorer(task=config, timeout_seconds=10.0) as scorer:
-        assert scorer.score(0, ["\\boxed{0.5}", "$9^{9^{9^{9}}}$", "none"]) == [1.0, 0.0, 0.0]
+        half = TaskPrompt(index=0, text="half?", answer="1/2")
+        scores = scorer.score(half, ["\\boxed{0.5}", "$9^{9^{9^{9}}}$", "none"])
+        assert rewards(scores) == [1.0, 0.0, 0.0]

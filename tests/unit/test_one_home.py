@@ -31,6 +31,8 @@ DIFFERENT = {
     "exit_when_run_ends": "a learner ends with its run, generators are kept by who started them",
     "http_port": "two services of one machine",
     "grpc_port": "two services of one machine",
+    "pattern": "of the answer; of a response as a whole",
+    "timeout_seconds": "of a reward function, none: the generator's; of the end of the trackers",
     "probe_tolerance": "the run's; a generator's own instead of it",
     "start_timeout_seconds": "of an engine; of a whole run",
     "service": "each has its own",

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SCHEMAS = sorted((REPOSITORY / "proto" / "asympo" / "v1").glob("*.proto"))
-FIELD = re.compile(r"^  (?:optional |repeated )?[\w.]+ (\w+) = \d+;$")
+FIELD = re.compile(r"^  (?:optional |repeated )?(?:[\w.]+|map<\w+, \w+>) (\w+) = \d+;$")
 BEHAVIOUR = re.compile(r"log_?prob|policy_(?:step|version)|engine", re.IGNORECASE)
 
 

@@ -11,12 +11,14 @@ from google.protobuf.message import DecodeError
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import (
     MAX_ABS_REWARD,
+    MAX_FUNCTION_VALUES,
     MAX_PAYLOAD_BYTES,
     MAX_RESPONSES,
     FinishReason,
     Prompt,
     Response,
     RolloutGroup,
+    UnscoredResponse,
 )
 from asympo.v1 import rollout_pb2
 
@@ -80,9 +82,14 @@ def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
                     finish_reason=FINISH_REASON_TO_WIRE[response.finish_reason],
                     trained_token_mask=response.trained_token_mask or (),
                     stop_string=response.stop_string,
+                    function_values=response.function_values,
                 )
                 for response in group.responses
             ],
+            unscored=[
+                rollout_pb2.UnscoredResponse(text=each.text, reason=each.reason) for each in group.unscored
+            ],
+            columns_json=group.columns_json,
         )
     except (TypeError, ValueError) as error:  # lone surrogates in a text, a token id that is no integer
         raise InvalidRecord(f"group {group.group_id} cannot be serialised: {error}") from error
@@ -110,6 +117,8 @@ def decode_group(payload: bytes, *, limits: WireLimits) -> RolloutGroup:
         group_id=message.group_id,
         prompt=Prompt(token_ids=tuple(message.prompt.token_ids), text=message.prompt.text),
         responses=tuple(_response_from_wire(response) for response in message.responses),
+        unscored=tuple(UnscoredResponse(text=each.text, reason=each.reason) for each in message.unscored),
+        columns_json=message.columns_json,
     )
 
 
@@ -191,6 +200,7 @@ def _response_from_wire(
         finish_reason=FINISH_REASON_FROM_WIRE[message.finish_reason],
         trained_token_mask=tuple(message.trained_token_mask) or None,
         stop_string=message.stop_string,
+        function_values=dict(message.function_values),
     )
 
 
@@ -204,6 +214,8 @@ def _check_sizes(message: rollout_pb2.RolloutGroup, limits: WireLimits) -> None:
             name, response.token_ids, limits.max_response_tokens, response.text, limits.max_text_bytes
         )
         _check_mask_length(name, len(response.trained_token_mask), len(response.token_ids))
+    for index, unscored in enumerate(message.unscored):
+        _check_size(f"unscored response {index}", (), 0, unscored.text, limits.max_text_bytes)
 
 
 def _check_size(name: str, token_ids: Sequence[int], max_tokens: int, text: str, max_text_bytes: int) -> None:
@@ -245,6 +257,13 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
         raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
     if abs(response.reward) > MAX_ABS_REWARD:
         raise InvalidRecord(f"{name} has reward {response.reward}, beyond {MAX_ABS_REWARD:g}")
+    if len(response.function_values) > MAX_FUNCTION_VALUES:
+        raise InvalidRecord(
+            f"{name} has {len(response.function_values)} values of functions, more than {MAX_FUNCTION_VALUES}"
+        )
+    for function, value in response.function_values.items():
+        if not math.isfinite(value):
+            raise InvalidRecord(f"{name} has {value} of function {function[:40]!r}, which is not finite")
     if response.stop_string and response.finish_reason is not FinishReason.STOP:
         raise InvalidRecord(
             f"{name} has stop string {response.stop_string[:40]!r} and finish reason "

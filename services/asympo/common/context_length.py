@@ -1,6 +1,7 @@
 """How many tokens a model takes in a row; read from its config, without loading it."""
 
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 _WITHOUT_POSITIONS = frozenset({"bloom", "jamba", "kimi_linear", "nemotron_h", "rwkv", "zamba"})
@@ -10,6 +11,20 @@ _WINDOWED = frozenset({"sliding_attention", "chunked_attention", "linear_attenti
 """Layers in which no two tokens far from each other meet."""
 _FINAL = frozenset({"gemma3", "gemma3_text"})
 """Their factor is part of the length already."""
+
+
+class PlainConfig:
+    """A config.json as far as the length is concerned, without the seconds that transformers takes."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        text = dict(values.get("text_config") or values)
+        if "rope_parameters" not in text and ("rope_theta" in text or text.get("rope_scaling")):
+            text["rope_parameters"] = {"rope_type": "default", **(text.get("rope_scaling") or {})}
+        self._text = SimpleNamespace(**{"model_type": "", **text})
+
+    def get_text_config(self) -> Any:
+        """As transformers' configs have it."""
+        return self._text
 
 
 def context_length(config: Any) -> int | None:

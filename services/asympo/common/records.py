@@ -1,12 +1,15 @@
 """The one kind of record that producers hand to the learner: a prompt with all its responses and rewards."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 MAX_RESPONSES = 1024
 """Of one group."""
 MAX_PAYLOAD_BYTES = 16 * 2**20
 """Of a whole serialised record; a run's own limit follows from its sampling and is lower."""
+MAX_FUNCTION_VALUES = 64
+"""Of one response."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
 
@@ -48,6 +51,18 @@ class Response:
     """One flag for each token id, true where the token is trained; None trains them all."""
     stop_string: str = ""
     """What ended a text without token ids, when that was no end-of-sequence token."""
+    function_values: Mapping[str, float] = field(default_factory=dict)
+    """Value of each reward function that applies; of each number that it gave beside it as `name/number`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnscoredResponse:
+    """A response without a reward; for people, never trained."""
+
+    text: str
+    """Decoded text."""
+    reason: str
+    """One sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,3 +75,7 @@ class RolloutGroup:
     """What was asked."""
     responses: tuple[Response, ...]
     """At least one; a single response carries no signal."""
+    unscored: tuple[UnscoredResponse, ...] = ()
+    """Those that could not be scored."""
+    columns_json: str = ""
+    """The row's columns as one JSON object; long values are cut off."""

@@ -41,7 +41,7 @@ from asympo.generator.work.journal import AppendJournal
 from asympo.generator.work.worker import Worker
 from asympo.rewards.scorer import Scorer
 from asympo.tasks import of_run
-from asympo.tasks.base import Task
+from asympo.tasks.base import Task, columns_of
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,7 @@ class GeneratorProcess:
             timeout_seconds=settings.reward_timeout_seconds,
             num_workers=settings.reward_workers,
             allow_python=settings.allow_python,
+            columns=columns_of(task),
         )
         closing.callback(scorer.close)
         await join.wait_for_storage(settings.object_store, self._calls)

@@ -59,7 +59,9 @@ class GeneratorMetrics:
         self._groups = counter("groups", "Leased groups by how they ended.", "outcome")
         self._responses = counter("responses", "Responses sampled.", "finish_reason")
         self._tokens = counter("tokens", "Tokens of sampled responses.")
-        self._reward_failures = counter("reward_failures", "Responses whose scoring raised or hung.")
+        self._reward_failures = counter(
+            "reward_failures", "Responses whose scoring raised, hung or gave no number."
+        )
         self._leases_lost = counter("leases_lost", "Leases that expired while held.")
         self._engine_failures = counter("engine_failures", "Generations that the engine failed.")
         self._broker_errors = counter("broker_errors", "Calls that the broker did not answer.")

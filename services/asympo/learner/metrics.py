@@ -5,6 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from asympo.common.records import MAX_FUNCTION_VALUES
 from asympo.common.rollout_log import LogStats
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
 
@@ -46,6 +47,13 @@ class LearnerMetrics:
 
         self._gauges = {key: gauge(name, text) for key, (name, text) in _ROW_GAUGES.items()}
         self._nll = gauge("nll_nats", "Mean NLL by sign of the advantage, newest step.", ("sign",))
+        self._functions: set[str] = set()
+        self._function = gauge(
+            "reward_function", "Mean value of each reward function, newest step.", ("function",)
+        )
+        self._function_spread = gauge(
+            "reward_function_spread", "Mean spread of its values inside a group, newest step.", ("function",)
+        )
         self._nll_ratio = gauge("nll_ratio", "Negative over positive mean NLL of the newest step.")
         self._staleness = Histogram(
             "asympo_learner_group_queue_staleness_policies",
@@ -112,6 +120,10 @@ class LearnerMetrics:
         for key, gauge in self._gauges.items():
             if row.get(key) is not None:
                 gauge.set(row[key])
+        for key, value in row.items():
+            if key.startswith("reward/"):
+                name, _, kind = key.removeprefix("reward/").rpartition("/")
+                self._set_function(name, kind, value)
         for sign in ("positive", "negative"):
             if row[f"nll_{sign}"] is not None:
                 self._nll.labels(sign=sign).set(row[f"nll_{sign}"])
@@ -126,6 +138,12 @@ class LearnerMetrics:
         self._computed.inc(computed_tokens)
         self._step_seconds.observe(row["train_seconds"])
         self._wait_seconds.observe(row["wait_seconds"])
+
+    def _set_function(self, name: str, kind: str, value: float) -> None:
+        # Foreign producers may name their functions anew in every record.
+        if name in self._functions or len(self._functions) < MAX_FUNCTION_VALUES:
+            self._functions.add(name)
+            (self._function if kind == "mean" else self._function_spread).labels(function=name).set(value)
 
     def waited(self, seconds: float) -> None:
         """Some of a wait for groups has passed."""

@@ -146,9 +146,12 @@ def describe(entry: LogEntry) -> dict[str, Any]:
                 "reward": response.reward,
                 "advantage": response.reward - mean,
                 "finish_reason": response.finish_reason.value,
+                "functions": dict(response.function_values),
             }
             for response in group.responses
         ],
+        "unscored": [{"text": each.text, "reason": each.reason} for each in group.unscored],
+        "columns": group.columns_json,
     }
 
 

@@ -34,6 +34,8 @@ class WorkerProcess:
         self._lifeline: int | None = None
         self._received = b""
         self._is_closed = False
+        self.ready: list[dict[str, Any]] = []
+        """What the process said of each of its functions."""
         # While it is held the process is not reaped, so that its id cannot belong to another one.
         self._lock = threading.Lock()
 
@@ -62,6 +64,7 @@ class WorkerProcess:
         if "refused" in reply:
             self.stop()
             raise BadSetting(reply["refused"])
+        self.ready = reply["ready"]
 
     def _launch(self) -> None:
         lifeline_there, self._lifeline = os.pipe()
@@ -90,13 +93,28 @@ class WorkerProcess:
 
     def ask(self, request: dict[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
         """One request, one reply. Raises TimeoutError, or WorkerGone with the process reaped."""
-        deadline = time.monotonic() + timeout_seconds
         try:
-            self._write((json.dumps(request) + "\n").encode(), deadline)
+            self.tell(request, timeout_seconds=timeout_seconds)
+        except BrokenPipeError as error:
+            raise self.reap() from error
+        return self.hear(timeout_seconds=timeout_seconds)
+
+    def tell(self, request: dict[str, Any], *, timeout_seconds: float) -> None:
+        """One request. Raises TimeoutError, or BrokenPipeError when the process has ended."""
+        self._write((json.dumps(request) + "\n").encode(), time.monotonic() + timeout_seconds)
+
+    def hear(self, *, timeout_seconds: float | None) -> dict[str, Any]:
+        """The next reply. Raises TimeoutError, or WorkerGone with the process reaped."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        try:
             answer: dict[str, Any] = json.loads(self._read_line(deadline))
             return answer
-        except (EOFError, BrokenPipeError) as error:
-            raise WorkerGone(_describe_exit(self.stop(grace_seconds=EXIT_GRACE_SECONDS))) from error
+        except EOFError as error:
+            raise self.reap() from error
+
+    def reap(self) -> WorkerGone:
+        """Ends the process if it has not ended, and says how it did."""
+        return WorkerGone(_describe_exit(self.stop(grace_seconds=EXIT_GRACE_SECONDS)))
 
     def _write(self, data: bytes, deadline: float) -> None:
         assert self._process is not None
@@ -106,7 +124,7 @@ class WorkerProcess:
             _wait_until_ready(descriptor, select.POLLOUT, deadline)
             data = data[os.write(descriptor, data) :]
 
-    def _read_line(self, deadline: float) -> bytes:
+    def _read_line(self, deadline: float | None) -> bytes:
         assert self._process is not None
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -118,6 +136,11 @@ class WorkerProcess:
             self._received += received
         line, _, self._received = self._received.partition(b"\n")
         return line
+
+    def kill(self) -> None:
+        """Kill the process now; whoever reads from it reaps it."""
+        with self._lock:
+            self._kill_group()
 
     def close(self) -> None:
         """Kill the process now and never start it again; safe while another thread asks."""
@@ -154,9 +177,12 @@ class WorkerProcess:
                 log.debug("scoring process %d had ended: %s", self._process.pid, error)
 
 
-def _wait_until_ready(descriptor: int, event: int, deadline: float) -> None:
+def _wait_until_ready(descriptor: int, event: int, deadline: float | None) -> None:
     ready = select.poll()
     ready.register(descriptor, event)
+    if deadline is None:
+        ready.poll()
+        return
     remaining_seconds = deadline - time.monotonic()
     if remaining_seconds <= 0 or not ready.poll(remaining_seconds * 1000):
         raise TimeoutError

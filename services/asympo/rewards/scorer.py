@@ -1,24 +1,50 @@
-"""Guarded scoring: processes that can be killed, a time limit for each response."""
+"""Guarded scoring: processes that can be killed, a time limit for each call."""
 
+import dataclasses
 import queue
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from asympo.common.errors import BadSetting
+from asympo.rewards.concurrent import ConcurrentWorker
+from asympo.rewards.conventions.base import FailureKind, Outcome, failed
 from asympo.rewards.process import WorkerGone, WorkerProcess
+from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.reward_config import RewardConfig
+
+MAX_CALLS_AT_ONCE = 512
+"""Of `async` functions; more wait for their turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreFailure:
     """One response could not be scored; the others of its group can."""
 
-    kind: Literal["raised", "timed_out", "died", "not_finite", "closed"]
+    kind: FailureKind
     """A closed set, for metric labels."""
     reason: str
     """One sentence for people."""
+    functions: dict[str, float | None] = field(default_factory=dict)
+    """Values of those functions that have one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """What one response earned."""
+
+    reward: float
+    """The weighted sum of the functions that apply."""
+    functions: dict[str, float | None] = field(default_factory=dict)
+    """Value of each function, None where it does not apply; empty without functions of the settings."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What else the functions said of it, as `function/name`."""
+
+
+Score = Scored | ScoreFailure
 
 
 class Scorer:
@@ -26,49 +52,99 @@ class Scorer:
 
     The constructor waits until the processes are ready, and raises BadSetting when they refuse the task.
     `allow_python` comes from this process's own settings, never from the run: scoring that names Python
-    code is then loaded, in the scoring processes only.
+    code is then loaded, in the scoring processes only. With `columns`, those of the task's rows, functions
+    that need another one are refused.
     """
 
     def __init__(
-        self, *, task: TaskConfig, timeout_seconds: float, num_workers: int = 1, allow_python: bool = False
+        self,
+        *,
+        task: TaskConfig,
+        timeout_seconds: float,
+        num_workers: int = 1,
+        allow_python: bool = False,
+        columns: Sequence[str] | None = None,
     ) -> None:
         if timeout_seconds <= 0 or num_workers < 1:
             raise BadSetting("scoring needs a time limit above 0 and at least one worker")
-        self._timeout_seconds = timeout_seconds
+        self._rewards = task.rewards or (_OWN,)
+        self._has_functions = bool(task.rewards)
+        self._limits = [each.timeout_seconds or timeout_seconds for each in self._rewards]
         self._is_closed = False
-        settings = {"task": task.model_dump(mode="json"), "allow_python": allow_python}
+        settings: dict[str, Any] = {
+            "task": task.model_dump(mode="json"),
+            "allow_python": allow_python,
+            "columns": columns,
+            "concurrent": False,
+        }
         self._workers = [WorkerProcess(settings) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="scorer")
+        self._concurrent = ConcurrentWorker(settings)
+        self._waiting = ThreadPoolExecutor(MAX_CALLS_AT_ONCE, thread_name_prefix="scorer-async")
         try:
             list(self._threads.map(WorkerProcess.start, self._workers))
+            self._kinds = self._workers[0].ready
+            if any(kind["is_async"] for kind in self._kinds):
+                self._concurrent.start()
         except BaseException:
             self.close()
             raise
         for worker in self._workers:
             self._idle.put(worker)
 
+    @property
+    def wants_token_ids(self) -> bool:
+        """Whether a function looks at the token ids of a response."""
+        return any(kind["wants_token_ids"] for kind in self._kinds)
+
     def score(
-        self, prompt_index: int, texts: Sequence[str], *, held_out: bool = False
-    ) -> list[float | ScoreFailure]:
+        self, prompt: TaskPrompt, texts: Sequence[str], *, token_ids: Sequence[Sequence[int]] = ()
+    ) -> list[Score]:
         """Rewards of the responses to one prompt, in order; blocks. A response that fails fails alone."""
-        requests = [{"index": prompt_index, "held_out": held_out, "text": text} for text in texts]
+        request = {
+            "prompt": dataclasses.asdict(prompt),
+            "texts": list(texts),
+            "token_ids": [list(ids) for ids in token_ids] if self.wants_token_ids else [],
+        }
+        table: list[list[Outcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
         try:
-            return list(self._threads.map(self._score_one, requests))
+            for future in [future for jobs in self._start(request) for future in jobs]:
+                for number, places, outcomes in future.result():
+                    for place, outcome in zip(places, outcomes, strict=True):
+                        table[number][place] = outcome
         except RuntimeError:
-            # The pool takes no work once close() has begun.
+            # The pools take no work once close() has begun.
             if not self._is_closed:
                 raise
-            return [_CLOSED] * len(requests)
+        return [self._sum([row[place] for row in table]) for place in range(len(texts))]
+
+    def _start(self, request: dict[str, Any]) -> Iterator[list["Future[_Answers]"]]:
+        """Begins every call of a group: those that block split over the workers, the others at once."""
+        everybody = list(range(len(request["texts"])))
+        blocking: list[_Call] = []
+        for number, kind in enumerate(self._kinds):
+            calls = (
+                [(number, everybody)] if kind["takes_group"] else [(number, [place]) for place in everybody]
+            )
+            if kind["is_async"]:
+                yield [self._waiting.submit(self._ask_concurrent, request, call) for call in calls]
+            else:
+                blocking += calls
+        shares = [blocking[first :: len(self._workers)] for first in range(len(self._workers))]
+        yield [self._threads.submit(self._ask, request, share) for share in shares if share]
 
     def close(self) -> None:
         """Kill the processes; responses being scored fail. Idempotent."""
         self._is_closed = True
         for worker in self._workers:
             worker.close()
+        self._concurrent.close()
         self._threads.shutdown(wait=True)
+        self._waiting.shutdown(wait=True)
         for worker in self._workers:
             worker.stop()
+        self._concurrent.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -76,34 +152,108 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _score_one(self, request: dict[str, Any]) -> float | ScoreFailure:
+    # --- functions that block --------------------------------------------------------------------------
+
+    def _ask(self, request: dict[str, Any], calls: Sequence["_Call"]) -> "_Answers":
         # As many threads as workers: there is always one.
         worker = self._idle.get()
         try:
-            outcome = self._score_with(worker, request)
+            answers: _Answers = []
+            while len(answers) < len(calls):
+                answers += self._ask_worker(worker, request, calls[len(answers) :])
+            return answers
         finally:
             self._idle.put(worker)
-        return _CLOSED if self._is_closed and isinstance(outcome, ScoreFailure) else outcome
 
-    def _score_with(self, worker: WorkerProcess, request: dict[str, Any]) -> float | ScoreFailure:
+    def _ask_worker(
+        self, worker: WorkerProcess, request: dict[str, Any], calls: Sequence["_Call"]
+    ) -> "_Answers":
+        """Answers to these calls as far as the first that goes wrong, at least one."""
+        answers: _Answers = []
+
+        def fail(kind: FailureKind, reason: str) -> "_Answers":
+            number, places = calls[len(answers)]
+            return [*answers, (number, places, [self._failed(kind, reason)] * len(places))]
+
+        limit_seconds = self._limits[calls[0][0]]
         try:
             if not worker.is_running:
                 worker.start()
-            reply = worker.ask(request, timeout_seconds=self._timeout_seconds)
+            worker.tell({**request, "calls": calls}, timeout_seconds=limit_seconds)
+            for number, places in calls:
+                limit_seconds = self._limits[number]
+                reply = worker.hear(timeout_seconds=limit_seconds)
+                answers.append((number, places, [Outcome(**each) for each in reply["outcomes"]]))
         except TimeoutError:
             worker.stop()
-            return ScoreFailure(
-                kind="timed_out", reason=f"scoring took more than {self._timeout_seconds:g} s"
-            )
+            return fail("timed_out", f"scoring took more than {limit_seconds:g} s")
+        except BrokenPipeError:
+            return fail("died", f"the scoring process died ({worker.reap()})")
         except WorkerGone as error:
-            return ScoreFailure(kind="died", reason=f"the scoring process died ({error})")
+            return fail("died", f"the scoring process died ({error})")
         except (BadSetting, OSError) as error:
-            return ScoreFailure(kind="died", reason=f"the scoring process does not start again: {error}")
-        if "reward" in reply:
-            return float(reply["reward"])
-        if "raised" in reply:
-            return ScoreFailure(kind="raised", reason=f"scoring raised {reply['raised']}")
-        return ScoreFailure(kind="not_finite", reason=reply["not_finite"])
+            return fail("died", f"the scoring process does not start again: {error}")
+        return answers
+
+    # --- async functions -------------------------------------------------------------------------------
+
+    def _ask_concurrent(self, request: dict[str, Any], call: "_Call") -> "_Answers":
+        number, places = call
+        # Another call may have brought the process down: each gets a second one.
+        for _ in range(2):
+            started, limit_seconds = time.monotonic(), self._limits[number]
+            try:
+                reply = self._concurrent.ask({**request, "calls": [call]}, timeout_seconds=limit_seconds)
+                return [(number, places, [Outcome(**each) for each in reply["outcomes"]])]
+            except TimeoutError:
+                outcome = self._failed("timed_out", f"scoring took more than {limit_seconds:g} s and blocked")
+                break
+            except WorkerGone as error:
+                outcome = self._failed("died", f"the scoring process died ({error})")
+                if time.monotonic() - started > limit_seconds:
+                    outcome = self._failed("timed_out", f"scoring took more than {limit_seconds:g} s")
+                    break
+            except (BadSetting, OSError) as error:
+                outcome = self._failed("died", f"the scoring process does not start again: {error}")
+                break
+        return [(number, places, [outcome] * len(places))]
+
+    def _failed(self, kind: FailureKind, reason: str) -> Outcome:
+        return _CLOSED if self._is_closed else failed(kind, reason)
+
+    # --- the sum ---------------------------------------------------------------------------------------
+
+    def _sum(self, outcomes: Sequence[Outcome]) -> Score:
+        """The weighted sum of one response, or why it has none."""
+        titles = [reward.title for reward in self._rewards]
+        functions = (
+            {title: each.value for title, each in zip(titles, outcomes, strict=True)}
+            if self._has_functions
+            else {}
+        )
+        wrong = next((place for place, each in enumerate(outcomes) if each.kind is not None), None)
+        if wrong is not None:
+            outcome = outcomes[wrong]
+            assert outcome.kind is not None
+            reason = f"{titles[wrong]}: {outcome.reason}" if self._has_functions else outcome.reason
+            return ScoreFailure(kind=outcome.kind, reason=reason, functions=functions)
+        pairs = [(reward.weight, each.value) for reward, each in zip(self._rewards, outcomes, strict=True)]
+        applying = [weight * value for weight, value in pairs if value is not None]
+        if not applying:
+            return ScoreFailure(
+                kind="does_not_apply", reason="no reward function applies to it", functions=functions
+            )
+        extras = {
+            f"{title}/{name}": value
+            for title, each in zip(titles, outcomes, strict=True)
+            for name, value in each.extras.items()
+        }
+        return Scored(reward=sum(applying), functions=functions, extras=extras)
 
 
-_CLOSED = ScoreFailure(kind="closed", reason="scoring was closed")
+_Call = tuple[int, list[int]]
+"""Number of a function, and the places of the responses it is called about."""
+_Answers = list[tuple[int, list[int], list[Outcome]]]
+_OWN = RewardConfig(function="exact", name="own")
+"""Stands for the task's own scoring, of weight 1."""
+_CLOSED = failed("closed", "scoring was closed")

@@ -1,24 +1,27 @@
-"""The process that scores: reads one request a line, answers one line each. Started by the Scorer alone.
+"""The process that scores: reads one request a line, answers one line for each call. Started by the Scorer.
 
 It runs in its own process because scoring may hang, crash or be the user's own code, and because
-math-verify needs a main thread for its alarm.
+math-verify needs a main thread for its alarm. A process calls either the functions that block, one after
+the other, or those that are `async`, all at once.
 """
 
+import asyncio
+import dataclasses
 import fcntl
 import json
-import math
 import os
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from typing import IO, Any
 
 from asympo.common.errors import AsympoError
-from asympo.common.records import MAX_ABS_REWARD
-from asympo.tasks.base import Task
+from asympo.rewards.conventions.base import Asked, Notes, Outcome, failed
+from asympo.rewards.functions import RewardFunction, awaited, load_function, task_function
+from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
-
-MAX_REASON_CHARS = 300
 
 
 def main(lifeline: int) -> None:
@@ -30,14 +33,39 @@ def main(lifeline: int) -> None:
         return
     settings = json.loads(first_line)
     try:
-        task = load_task(TaskConfig(**settings["task"]))
-        task.prepare_scoring(allow_python=settings["allow_python"])
+        functions = load_functions(settings)
     except AsympoError as error:
         _send(replies, {"refused": str(error)})
         return
-    _send(replies, {"ready": True})
+    _send(replies, {"ready": [_description(function) for function in functions]})
+    if settings["concurrent"]:
+        asyncio.run(_serve_at_once(functions, requests, replies))
+        return
     for line in requests:
-        _send(replies, _score(task, json.loads(line)))
+        for reply in answers(functions, json.loads(line)):
+            _send(replies, reply)
+
+
+def load_functions(settings: dict[str, Any]) -> list[RewardFunction]:
+    """What the task is scored by. Raises BadSetting."""
+    config = TaskConfig(**settings["task"])
+    allow_python = settings["allow_python"]
+    if config.rewards:
+        return [
+            load_function(reward, columns=settings["columns"], allow_python=allow_python)
+            for reward in config.rewards
+        ]
+    task = load_task(config)
+    task.prepare_scoring(allow_python=allow_python)
+    return [task_function(task)]
+
+
+def _description(function: RewardFunction) -> dict[str, Any]:
+    return {
+        "takes_group": function.takes_group,
+        "is_async": function.is_async,
+        "wants_token_ids": function.wants_token_ids,
+    }
 
 
 def _die_with_parent(lifeline: int) -> None:
@@ -62,21 +90,70 @@ def _send(replies: IO[str], reply: dict[str, Any]) -> None:
     replies.flush()
 
 
-def _score(task: Task, request: dict[str, Any]) -> dict[str, Any]:
-    index = request["index"]
+def answers(functions: Sequence[RewardFunction], request: dict[str, Any]) -> Any:
+    """One reply for each call of the request, in its order."""
+    prompt = TaskPrompt(**request["prompt"])
+    for number, places in request["calls"]:
+        function, asked, notes = functions[number], _asked(prompt, request, places), Notes()
+        started = time.perf_counter()
+        try:
+            result = function.call(asked, notes)
+            if hasattr(result, "__await__"):
+                result = asyncio.run(awaited(result))
+            outcomes = function.outcomes(result, asked, notes)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
+            outcomes = function.raised(error, asked)
+        yield _reply(outcomes, notes, time.perf_counter() - started)
+
+
+def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -> Asked:
+    ids = request.get("token_ids") or ()
+    return Asked(
+        prompt=prompt,
+        texts=tuple(request["texts"][place] for place in places),
+        token_ids=tuple(tuple(ids[place]) for place in places) if ids else (),
+    )
+
+
+def _reply(outcomes: Sequence[Outcome], notes: Notes, seconds: float) -> dict[str, Any]:
+    shown = [
+        {field.name: value for field in dataclasses.fields(each) if (value := getattr(each, field.name))}
+        if each.value != 0
+        else {"value": each.value, "extras": each.extras}
+        for each in outcomes
+    ]
+    return {"outcomes": shown, "metrics": notes.metrics, "seconds": seconds}
+
+
+async def _serve_at_once(functions: Sequence[RewardFunction], requests: IO[str], replies: IO[str]) -> None:
+    """Every request is begun as it comes and answered when it is done, under its own number."""
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=2**28)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), requests)
+    running: set[asyncio.Task[None]] = set()
+    while line := await reader.readline():
+        task = asyncio.ensure_future(_answer_one(functions, json.loads(line), replies))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+
+async def _answer_one(functions: Sequence[RewardFunction], request: dict[str, Any], replies: IO[str]) -> None:
+    ((number, places),) = request["calls"]
+    function, notes = functions[number], Notes()
+    asked = _asked(TaskPrompt(**request["prompt"]), request, places)
+    started, limit_seconds = time.perf_counter(), request["timeout_seconds"]
     try:
-        if index < 0:
-            raise IndexError(index)
-        prompt = task.held_out()[index] if request["held_out"] else task.prompt(index)
-        value = task.score(prompt, request["text"])
-        if isinstance(value, str | bytes):
-            raise TypeError(f"scoring returned {value!r}, which is not a number")
-        reward = float(value)
+        async with asyncio.timeout(limit_seconds) as limit:
+            result = await function.call(asked, notes)
+        outcomes = function.outcomes(result, asked, notes)
+    except TimeoutError as error:
+        if limit.expired():
+            late = failed("timed_out", f"scoring took more than {limit_seconds:g} s")
+            outcomes = [late] * len(asked.texts)
+        else:
+            outcomes = function.raised(error, asked)
     except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
-        return {"raised": f"{type(error).__name__}: {error}"[:MAX_REASON_CHARS]}
-    if not math.isfinite(reward) or abs(reward) > MAX_ABS_REWARD:
-        return {"not_finite": f"reward is {reward}, not a finite number of at most {MAX_ABS_REWARD:g}"}
-    return {"reward": reward}
+        outcomes = function.raised(error, asked)
+    _send(replies, {"id": request["id"], **_reply(outcomes, notes, time.perf_counter() - started)})
 
 
 if __name__ == "__main__":

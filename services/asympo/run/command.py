@@ -123,6 +123,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             settings=plan.learner.settings,
             generator_address=first.grpc_address,
             max_prompts=file.run.max_evaluation_prompts,
+            allow_python=first.allow_python,
         )
     stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
     with log_path.open("a") as log_file, stopping as stop:

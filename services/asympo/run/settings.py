@@ -140,7 +140,38 @@ class RunFile(_Section):
 
 def read_run_file(path: Path, *, overrides: Mapping[str, Any] | None = None) -> RunFile:
     """The file with overrides on top, taken apart; BadSetting with one sentence."""
-    return take_apart(merge(read_toml(path), overrides or {}), source=str(path))
+    values = merge(_found_beside(read_toml(path), path.absolute().parent), overrides or {})
+    return take_apart(values, source=str(path))
+
+
+def _found_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the task's files that are not in the working directory looked for beside the settings file."""
+    for section in ("run", "learner"):
+        task = values.get(section, {}).get("task") if isinstance(values.get(section), Mapping) else None
+        if not isinstance(task, dict):
+            continue
+        for key in ("path", "data", "held_out_data"):
+            if (
+                isinstance(task.get(key), str)
+                and not Path(task[key]).exists()
+                and (folder / task[key]).exists()
+            ):
+                task[key] = str(folder / task[key])
+        rewards = task.get("rewards")
+        for reward in rewards if isinstance(rewards, list) else ():
+            file, colon, name = str(reward.get("function", "")).rpartition(":")
+            file = file if file.endswith(".py") or not colon else file.replace(".", "/") + ".py"
+            if colon and not Path(file).exists() and (folder / file).is_file():
+                reward["function"] = f"{folder / file}:{name}"
+    return values
+
+
+def names_python(learner_values: Mapping[str, Any]) -> bool:
+    """Whether the task is scored by functions of the user: the file that names them allows them here."""
+    task = learner_values.get("task")
+    rewards = task.get("rewards") if isinstance(task, Mapping) else None
+    functions = [each.get("function", "") for each in rewards or () if isinstance(each, Mapping)]
+    return any(":" in str(function) for function in functions)
 
 
 def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
@@ -152,14 +183,17 @@ def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
             raise BadSetting(f"{source} says {name} = {section!r}: [{name}] is a section")
     own_run, run_for_learner = _split(values.get("run", {}), RunSection)
     own_generator, for_generator = _split(values.get("generator", {}), GeneratorSection)
+    learner_values = merge(run_for_learner, values.get("learner", {}))
     return RunFile(
         run=_section(RunSection, own_run, source, "run"),
         generators=_section(GeneratorSection, own_generator, source, "generator"),
         broker=_section(BrokerSection, values.get("broker", {}), source, "broker"),
         view=_section(ViewSection, values.get("view", {}), source, "view"),
-        learner_values=merge(run_for_learner, values.get("learner", {})),
+        learner_values=learner_values,
         given_in_run=frozenset(run_for_learner.keys() - values.get("learner", {}).keys()),
-        generator_values=for_generator,
+        generator_values={"allow_python": True} | for_generator
+        if names_python(learner_values)
+        else for_generator,
         source=source,
     )
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from asympo.tasks.config import TaskConfig
 
+_MAX_COLUMNS_CHARS = 4000
 KeyT = TypeVar("KeyT", bound=Hashable)
-Message = dict[str, str]
-"""One chat message: `role` and `content`."""
+Message = dict[str, Any]
+"""One chat message: `role`, `content` (a text or a list of parts), tool calls if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,45 @@ class TaskPrompt:
     """The right answer."""
     row: int = 0
     """Where it comes from: line of the file, entry of the data set."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Everything that the row holds, for reward functions and the sample browser."""
+    tools: tuple[dict[str, Any], ...] | None = None
+    """Tools that the chat template tells the model of."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template."""
+    is_prefilled: bool = False
+    """Whether the last message is the beginning of the response."""
+
+
+def own_prompt(columns: Mapping[str, Any]) -> Any:
+    """What a row itself asks: a text, a list of messages, or None."""
+    return columns.get("prompt") if columns.get("prompt") is not None else columns.get("messages")
+
+
+def columns_of(task: "Task") -> list[str]:
+    """Names of the columns that every trainable row has."""
+    names = dict.fromkeys(task.prompt(0).columns)
+    for index in range(1, len(task)):
+        names = {name: None for name in names if name in task.prompt(index).columns}
+    return list(names)
+
+
+def columns_json(prompt: TaskPrompt) -> str:
+    """The columns that are not the prompt itself as one JSON object for people, long values cut off."""
+    shown = {name: value for name, value in prompt.columns.items() if name not in ("prompt", "messages")}
+    if not shown:
+        return ""
+    text = json.dumps(shown, ensure_ascii=False)
+    if len(text) <= _MAX_COLUMNS_CHARS:
+        return text
+    each = max(40, _MAX_COLUMNS_CHARS // len(shown))
+    cut = {name: _cut(value, each) for name, value in list(shown.items())[: _MAX_COLUMNS_CHARS // 40]}
+    return json.dumps(cut, ensure_ascii=False)
+
+
+def _cut(value: Any, limit: int) -> Any:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class Task(Protocol):
@@ -65,16 +105,19 @@ class SplitPrompts:
         self, rows: Sequence[tuple[Hashable, dict[str, Any]]], *, fraction: float, seed: int
     ) -> None:
         """`rows`: a key, the same for those that ask the same, and a TaskPrompt's arguments without index."""
-        chosen = held_out_keys([key for key, _ in rows], fraction=fraction, seed=seed)
+        self.place(rows, held_out_keys([key for key, _ in rows], fraction=fraction, seed=seed))
+
+    def place(self, rows: Sequence[tuple[Hashable, dict[str, Any]]], chosen: Collection[Hashable]) -> None:
+        """Those whose key is among the chosen are held out, the others are trained."""
         self._train: list[TaskPrompt] = []
         self._held_out: list[TaskPrompt] = []
         for key, parts in rows:
             side = self._held_out if key in chosen else self._train
             side.append(TaskPrompt(index=len(side), **parts))
 
-    def digest_with(self, settings: dict[str, Any]) -> str:
+    def digest_with(self, settings: dict[str, Any], *, with_columns: bool = False) -> str:
         """SHA-256 in hexadecimal over what decides what is asked and how it is scored."""
-        return content_digest(settings, [*self._train, *self._held_out])
+        return content_digest(settings, [*self._train, *self._held_out], with_columns=with_columns)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -111,10 +154,15 @@ def as_prompt_parts(question: str, *, system_prompt: str | None, config: TaskCon
     return {"messages": (*system, {"role": "user", "content": question})}
 
 
-def content_digest(settings: dict[str, Any], prompts: Sequence[TaskPrompt]) -> str:
+def content_digest(
+    settings: dict[str, Any], prompts: Sequence[TaskPrompt], *, with_columns: bool = False
+) -> str:
     """SHA-256 in hexadecimal over what decides what is asked and how it is scored."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for prompt in prompts:
-        content = [prompt.messages, prompt.text, prompt.answer]
+        content: list[Any] = [prompt.messages, prompt.text, prompt.answer]
+        # A task that has none of them keeps the digest it always had.
+        rest = (prompt.columns if with_columns else None, prompt.tools, prompt.chat_template_kwargs)
+        content += [value for value in (*rest, prompt.is_prefilled) if value]
         digest.update(json.dumps(content, ensure_ascii=False, sort_keys=True).encode())
     return digest.hexdigest()

@@ -12,15 +12,27 @@ from pydantic import (
 )
 
 from asympo.common.paths import OptionalPathOrName
+from asympo.tasks.reward_config import RewardConfig
 
 _ONLY_FOR = {
-    "path": "jsonl",
-    "scoring": "jsonl",
-    "pattern": "jsonl",
-    "dataset": "reasoning-gym",
-    "dataset_options": "reasoning-gym",
-    "size": "reasoning-gym",
+    "path": ("jsonl",),
+    "scoring": ("jsonl", "data"),
+    "pattern": ("jsonl", "data"),
+    "dataset": ("reasoning-gym",),
+    "dataset_options": ("reasoning-gym",),
+    "size": ("reasoning-gym",),
+    **dict.fromkeys(
+        ("data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"), ("data",)
+    ),
+    **dict.fromkeys(
+        ("prompt_template", "prefill", "chat_template_kwargs", "weight_column", "too_long"), ("data",)
+    ),
 }
+_NEW_SINCE_RUNS_EXIST = (
+    *("cue", "rewards", "data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"),
+    *("prompt_template", "prefill", "chat_template_kwargs", "weight_column", "left_out", "too_long"),
+)
+"""Left out where they say nothing, so that a run created before they existed reads as it did."""
 
 
 class TaskConfig(BaseModel):
@@ -28,15 +40,53 @@ class TaskConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["addition", "jsonl", "reasoning-gym"] = Field("addition", description="which task")
+    name: Literal["addition", "jsonl", "data", "reasoning-gym"] = Field(
+        "addition", description="which task; data where data is given"
+    )
+    rewards: tuple[RewardConfig, ...] = Field(
+        (), description="functions whose weighted sum is the reward; none: the task's own scoring"
+    )
     path: OptionalPathOrName = Field(None, description="jsonl: file with one JSON object a line")
+    data: OptionalPathOrName = Field(
+        None,
+        description="JSONL, CSV, Parquet, a folder of save_to_disk, or owner/name on the Hugging Face hub",
+    )
+    subset: str | None = Field(None, description="data: subset (configuration) of a data set on the hub")
+    split: str = Field("train", description="data: split of a data set that has several")
+    revision: str | None = Field(None, description="data: commit, tag or branch of a data set on the hub")
+    held_out_data: OptionalPathOrName = Field(
+        None, description="data: where held-out rows are, if not among the data"
+    )
+    held_out_split: str | None = Field(
+        None, description="data: split that is held out; none: a share of split"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="data: name of a column to where it comes from: a column, a.b inside one, or a template",
+    )
+    prompt_template: str | None = Field(
+        None, description="data: Jinja template of the prompt over the row's columns"
+    )
+    prefill: bool = Field(False, description="data: a last assistant message is how the response begins")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="data: arguments of the chat template, as enable_thinking"
+    )
+    weight_column: str | None = Field(
+        None, description="data: how often a row is asked in an epoch, a whole number; none: once"
+    )
+    too_long: Literal["leave-out", "refuse"] = Field(
+        "leave-out", description="data: prompts longer than the model's context less max_tokens"
+    )
+    left_out: tuple[int, ...] = Field(
+        (), description="trainable prompts, by number, that are not asked: the learner fills it in"
+    )
     scoring: str = Field(
         "exact",
         pattern=r"^(exact|regex|math-verify|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-        description="jsonl: exact, regex, math-verify, or python:module:function",
+        description="jsonl, data: exact, regex, math-verify, or python:module:function",
     )
     pattern: str | None = Field(
-        None, description="jsonl with scoring regex: what extracts the answer; first group or whole match"
+        None, description="with scoring regex: what extracts the answer; first group or whole match"
     )
     dataset: str | None = Field(None, description="reasoning-gym: name of the data set")
     dataset_options: dict[str, Any] = Field(
@@ -59,21 +109,38 @@ class TaskConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A task without a cue has the digest, and reads, as before there were any."""
         values: dict[str, Any] = handler(self)
-        if self.cue is None:
-            values.pop("cue", None)
+        for name in _NEW_SINCE_RUNS_EXIST:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                values.pop(name, None)
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_says_which_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("data") is not None and "name" not in values:
+            return {**values, "name": "data"}
         return values
 
     @model_validator(mode="after")
     def _options_belong_to_the_task(self) -> Self:
-        for option, task in _ONLY_FOR.items():
-            if self.name != task and getattr(self, option) != type(self).model_fields[option].get_default(
-                call_default_factory=True
-            ):
-                raise ValueError(f"{option} belongs to the {task} task, but name is {self.name}")
+        for option, tasks in _ONLY_FOR.items():
+            if self.name not in tasks and getattr(self, option) != type(self).model_fields[
+                option
+            ].get_default(call_default_factory=True):
+                raise ValueError(
+                    f"{option} belongs to the {' and '.join(tasks)} task, but name is {self.name}"
+                )
         if self.name == "jsonl" and self.path is None:
             raise ValueError("the jsonl task needs path, a file with one JSON object a line")
+        if self.name == "data" and self.data is None:
+            raise ValueError("the data task needs data, a file, a folder, or owner/name on the hub")
+        if self.held_out_data is not None and self.held_out_split is not None:
+            raise ValueError("held_out_data and held_out_split are two places for the same rows: give one")
+        titles = [reward.title for reward in self.rewards]
+        if len(set(titles)) < len(titles):
+            twice = next(title for title in titles if titles.count(title) > 1)
+            raise ValueError(f"two rewards are called {twice}: give each a name of its own")
         if self.name == "reasoning-gym" and self.dataset is None:
             raise ValueError("the reasoning-gym task needs dataset, the name of one of its data sets")
         if {"seed", "size"} & set(self.dataset_options):

@@ -17,7 +17,7 @@ def task_config_of(config: RunConfig, *, task_path: str | None) -> TaskConfig:
     """The run's task as settings of ours, its file looked for at `task_path` if given."""
     values = dict(config.task)
     if task_path is not None:
-        values["path"] = task_path
+        values["data" if values.get("name") == "data" else "path"] = task_path
     try:
         return TaskConfig(**values)
     except ValidationError as error:

@@ -20,6 +20,10 @@ def load_task(config: TaskConfig) -> Task:
             from asympo.tasks.jsonl import JsonlTask
 
             return JsonlTask(config)
+        case "data":
+            from asympo.tasks.data.task import DataTask
+
+            return DataTask(config)
         case "reasoning-gym":
             from asympo.tasks.reasoning_gym import ReasoningGymTask
 

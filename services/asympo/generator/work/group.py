@@ -2,13 +2,19 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
 from asympo.common.codec import encode_group
 from asympo.common.errors import EngineBroken, InvalidRecord, PromptRefused
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import (
+    MAX_FUNCTION_VALUES,
+    FinishReason,
+    Prompt,
+    Response,
+    RolloutGroup,
+    UnscoredResponse,
+)
 from asympo.common.rollout_log import AppendResult, Lease
 from asympo.engines.base import Sample, SamplingSettings
 from asympo.generator.context import GeneratorContext
@@ -16,8 +22,8 @@ from asympo.generator.metrics import GroupOutcome
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReason
 from asympo.generator.work.journal import AppendJournal
-from asympo.rewards.scorer import ScoreFailure, Scorer
-from asympo.tasks.base import Task
+from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
+from asympo.tasks.base import Task, TaskPrompt, columns_json
 from asympo.tasks.render import render_prompt
 
 log = logging.getLogger(__name__)
@@ -70,19 +76,29 @@ class GroupMaker:
         Raises GroupStopped, PromptFailed, EngineFailed for what the lease's holder must settle, EngineBroken
         when the process must end.
         """
-        prompt_ids = self._render(group.lease)
+        task_prompt = self._task.prompt(group.lease.index)
+        prompt_ids = self._render(task_prompt)
         with self._tracing.span(group.lease.group_id, "generate") as span:
             samples = await self._sample(group, prompt_ids)
             span["asympo.tokens"] = sum(len(sample.token_ids) for sample in samples)
         with self._tracing.span(group.lease.group_id, "reward") as span:
-            responses = await self._score(group, samples)
+            responses, unscored = await self._score(group, task_prompt, samples)
             span["asympo.responses"] = len(responses)
         if len(responses) < MIN_RESPONSES:
             raise PromptFailed(
                 f"only {len(responses)} of {group.num_samples} responses could be scored; "
-                f"a group needs {MIN_RESPONSES}"
+                f"a group needs {MIN_RESPONSES}" + (f": {unscored[0].reason}" if unscored else "")
             )
-        payload = self._encode(group.lease, prompt_ids, responses)
+        text = self._engine.tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        payload = self._encode(
+            RolloutGroup(
+                group_id=group.lease.group_id,
+                prompt=Prompt(token_ids=tuple(prompt_ids), text=text),
+                responses=tuple(responses),
+                unscored=tuple(unscored),
+                columns_json=columns_json(task_prompt),
+            )
+        )
         held_since = time.monotonic()
         if not await group.unless_stopped(self._gate.passes()):
             group.stop(StopReason.UNPROVEN)
@@ -93,12 +109,12 @@ class GroupMaker:
             span["asympo.outcome"] = outcome
         return outcome
 
-    def _render(self, lease: Lease) -> list[int]:
+    def _render(self, task_prompt: TaskPrompt) -> list[int]:
         try:
-            return render_prompt(self._task.prompt(lease.index), self._engine.tokenizer)
+            return render_prompt(task_prompt, self._engine.tokenizer)
         except Exception as error:
-            # A task is somebody's own code: what it raises is about this prompt, not about the process.
-            raise PromptFailed(f"prompt {lease.index} cannot be rendered: {error!r}") from error
+            # A template is somebody's own code: what it raises is about this prompt, not about the process.
+            raise PromptFailed(f"prompt {task_prompt.index} cannot be rendered: {error!r}") from error
 
     async def _sample(self, group: GroupInFlight, prompt_ids: list[int]) -> list[Sample]:
         # Weights without a verdict must not fill the prompt cache, nor be sampled from afresh.
@@ -151,47 +167,50 @@ class GroupMaker:
         if num_whole < group.num_samples:
             self._metrics.count_requests_lost(group.num_samples - num_whole)
 
-    async def _score(self, group: GroupInFlight, samples: Sequence[Sample]) -> list[Response]:
-        """Responses with their rewards, without those that were aborted, are empty or could not be scored."""
+    async def _score(
+        self, group: GroupInFlight, task_prompt: TaskPrompt, samples: Sequence[Sample]
+    ) -> tuple[list[Response], list[UnscoredResponse]]:
+        """Responses with their rewards, and those without; neither the aborted nor the empty ones."""
         usable = [s for s in samples if s.token_ids and s.finish_reason is not FinishReason.ABORT]
         overlong_reward = self._config.overlong_reward
         is_fixed = [overlong_reward is not None and s.finish_reason is FinishReason.LENGTH for s in usable]
-        texts = [sample.text for sample, fixed in zip(usable, is_fixed, strict=True) if not fixed]
+        asked = [sample for sample, fixed in zip(usable, is_fixed, strict=True) if not fixed]
         started = time.monotonic()
-        scores = iter(
-            await group.unless_stopped(self._calls.run(self._scorer.score, group.lease.index, texts))
-            if texts
-            else ()
+        scoring = self._calls.run(
+            self._scorer.score,
+            task_prompt,
+            [sample.text for sample in asked],
+            token_ids=[sample.token_ids for sample in asked],
         )
+        scores = iter(await group.unless_stopped(scoring))
         self._metrics.score_seconds.observe(time.monotonic() - started)
-        responses = []
+        responses: list[Response] = []
+        unscored: list[UnscoredResponse] = []
         for sample, fixed in zip(usable, is_fixed, strict=True):
-            reward = overlong_reward if fixed else next(scores)
-            if isinstance(reward, float) and math.isfinite(reward):
-                responses.append(
-                    Response(
-                        token_ids=sample.token_ids,
-                        text=sample.text,
-                        reward=reward,
-                        finish_reason=sample.finish_reason,
-                    )
+            score = Scored(reward=overlong_reward or 0.0) if fixed else next(scores)
+            if isinstance(score, ScoreFailure):
+                log.warning(
+                    "A response to prompt %d could not be scored: %s", task_prompt.index, score.reason
                 )
-            else:
-                why = reward.reason if isinstance(reward, ScoreFailure) else f"its reward is {reward!r}"
-                log.warning("A response to prompt %d could not be scored: %s", group.lease.index, why)
-        if len(responses) < len(usable):
-            self._metrics.count_reward_failures(len(usable) - len(responses))
-        return responses
-
-    def _encode(self, lease: Lease, prompt_ids: list[int], responses: Sequence[Response]) -> bytes:
-        text = self._engine.tokenizer.decode(prompt_ids, skip_special_tokens=False)
-        prompt = Prompt(token_ids=tuple(prompt_ids), text=text)
-        try:
-            return encode_group(
-                RolloutGroup(group_id=lease.group_id, prompt=prompt, responses=tuple(responses))
+                self._metrics.count_reward_failures(1)
+                unscored.append(UnscoredResponse(text=sample.text, reason=score.reason))
+                continue
+            responses.append(
+                Response(
+                    token_ids=sample.token_ids,
+                    text=sample.text,
+                    reward=score.reward,
+                    finish_reason=sample.finish_reason,
+                    function_values=_numbers_of(score),
+                )
             )
+        return responses, unscored
+
+    def _encode(self, record: RolloutGroup) -> bytes:
+        try:
+            return encode_group(record)
         except InvalidRecord as error:
-            raise PromptFailed(f"no valid record comes out of prompt {lease.index}: {error}") from error
+            raise PromptFailed(f"no valid record comes out of group {record.group_id}: {error}") from error
 
     async def _append(self, group: GroupInFlight, payload: bytes) -> GroupOutcome:
         """Append, waiting for the broker if need be: it decides whether the lease is still good."""
@@ -218,3 +237,10 @@ class GroupMaker:
             # The group is in the log and must count as answered, whatever its record's storage does.
             log.error("The append of group %s is not in the journal yet: %s", lease.group_id, error)
             self._metrics.count_unexpected_error()
+
+
+def _numbers_of(score: Scored) -> dict[str, float]:
+    """Values of the functions that apply, then the numbers that they gave beside."""
+    numbers = {name: value for name, value in score.functions.items() if value is not None}
+    numbers |= {name: float(value) for name, value in score.extras.items() if isinstance(value, int | float)}
+    return dict(list(numbers.items())[:MAX_FUNCTION_VALUES])

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from asympo.common.context_length import what_does_not_fit
-from asympo.common.errors import BadModel, RunConfigMismatch
+from asympo.common.context_length import context_length, what_does_not_fit
+from asympo.common.errors import BadModel, BadSetting, RunConfigMismatch
 from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.lengths import changes, too_long
 from asympo.tasks.registry import load_task
 from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer_digest import tokenizer_digest
@@ -47,7 +48,8 @@ def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> Ru
 
     Raises RunConfigMismatch naming each difference, BadSetting when the task cannot be loaded or rendered.
     """
-    task = load_task(settings.task)
+    task_config = without_too_long(settings, tokenizer)
+    task = load_task(task_config)
     problem = what_does_not_fit(
         read_config(settings.model),
         num_prompt_tokens=len(render_prompt(task.prompt(0), tokenizer)),
@@ -71,13 +73,36 @@ def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> Ru
         num_prompts=len(task),
         num_epochs=settings.num_epochs,
         model=_model_for_all(settings.model),
-        task=settings.task.model_dump(mode="json"),
+        task=task_config.model_dump(mode="json"),
         sampling=settings.sampling.to_run_config(),
         overlong_reward=settings.overlong_reward,
         task_digest=task.digest,
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
     return run_log.state.create_or_join(config, complete=_completed)
+
+
+def without_too_long(settings: LearnerSettings, tokenizer: Any) -> TaskConfig:
+    """Without prompts that leave no room for a response; says how many, and what a template changes."""
+    config = settings.task
+    if config.name != "data":
+        return config
+    task = load_task(config)
+    for sentence in changes(task, tokenizer):
+        log.warning("%s", sentence)
+    context = context_length(read_config(settings.model))
+    limit = None if context is None else context - settings.sampling.max_tokens
+    found = [] if limit is None else too_long(task, tokenizer, max_prompt_tokens=limit)
+    if not found:
+        return config
+    sentence = (
+        f"{len(found)} of {len(task)} prompts are longer than {limit} tokens, the model's context less "
+        f"sampling.max_tokens (the longest has {max(length for _, length in found)})"
+    )
+    if len(found) == len(task) or config.too_long == "refuse":
+        raise BadSetting(f"{sentence}: give shorter rows, or set sampling.max_tokens lower")
+    log.warning("%s: they are left out", sentence)
+    return config.model_copy(update={"left_out": tuple(index for index, _ in found)})
 
 
 def _completed(stored: RunConfig) -> RunConfig:

@@ -1,9 +1,10 @@
 """What a step is remembered by: the row of numbers, and its groups for people."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asympo.common.records import FinishReason
+from asympo.common.records import MAX_FUNCTION_VALUES, FinishReason
 from asympo.common.rollout_log import LogStats
 from asympo.learner.log.segment import ReadGroup, Segment
 from asympo.learner.step.step import StepResult
@@ -64,7 +65,28 @@ def step_row(
         "backlog": stats.last_sequence - segment.last_sequence,
         "sequence": segment.last_sequence,
         "policy_step": policy_step,
+        **function_numbers(segment),
     }
+
+
+def function_numbers(segment: Segment) -> dict[str, float]:
+    """Mean of each reward function's values, and its mean spread inside groups: 0 says it ranks nothing."""
+    means: dict[str, list[float]] = {}
+    spreads: dict[str, list[float]] = {}
+    for group in segment.groups:
+        values: dict[str, list[float]] = {}
+        for response in group.record.responses:
+            for name, value in response.function_values.items():
+                values.setdefault(name, []).append(value)
+        for name, each in values.items():
+            means.setdefault(name, []).extend(each)
+            spreads.setdefault(name, []).append(statistics.pstdev(each))
+    numbers = {}
+    # Foreign producers may name what they like.
+    for name in sorted(means)[:MAX_FUNCTION_VALUES]:
+        numbers[f"reward/{name}/mean"] = statistics.fmean(means[name])
+        numbers[f"reward/{name}/spread"] = statistics.fmean(spreads[name])
+    return numbers
 
 
 def sample_groups(
@@ -86,10 +108,16 @@ def _sample(group: ReadGroup, *, step: int, decode: Callable[[Sequence[int]], st
             {
                 "text": (response.text or decode(token_ids))[:_MAX_SHOWN_CHARS],
                 "reward": response.reward,
+                "functions": dict(response.function_values),
                 "advantage": advantage,
                 "finish_reason": str(response.finish_reason),
                 "num_tokens": len(token_ids),
             }
             for response, token_ids, advantage in responses
         ],
+        "unscored": [
+            {"text": each.text[:_MAX_SHOWN_CHARS], "reason": each.reason[:_MAX_SHOWN_CHARS]}
+            for each in record.unscored
+        ],
+        "columns": record.columns_json[:_MAX_SHOWN_CHARS],
     }

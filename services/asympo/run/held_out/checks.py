@@ -30,10 +30,12 @@ class HeldOutChecks:
         settings: Any,
         generator_address: str,
         max_prompts: int,
+        allow_python: bool = False,
     ) -> None:
         self._directory = directory
         self._learner_settings = learner_settings
         self._settings = settings
+        self._allow_python = allow_python
         self._generator_address = generator_address
         self._max_prompts = max_prompts
         self._held_out: HeldOut | None = None
@@ -67,7 +69,7 @@ class HeldOutChecks:
         except (AsympoError, OSError, subprocess.SubprocessError) as error:
             self._render_problem = str(error)
         else:
-            if not self._held_out.indexes:
+            if not self._held_out.prompts:
                 self._render_problem = "the task holds no prompts out"
 
     def hold_learner(self) -> None:
@@ -122,7 +124,10 @@ class HeldOutChecks:
 
     def _begin(self, held_out: HeldOut) -> Evaluation:
         self._evaluation = Evaluation(
-            address=self._generator_address, held_out=held_out, settings=self._settings
+            address=self._generator_address,
+            held_out=held_out,
+            settings=self._settings,
+            allow_python=self._allow_python,
         )
         self._evaluation.start()
         return self._evaluation

@@ -14,6 +14,7 @@ import grpc
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.local.process import run_helper
+from asympo.tasks.base import TaskPrompt
 from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1 import rollout_pb2
 from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
@@ -64,21 +65,22 @@ def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
 class HeldOut:
     """Rendered held-out prompts of a run."""
 
-    indexes: tuple[int, ...]
+    prompts: tuple[TaskPrompt, ...]
     token_ids: tuple[tuple[int, ...], ...]
 
 
 def load_held_out(path: Path) -> HeldOut:
     prompts: list[dict[str, Any]] = json.loads(path.read_text())["prompts"]
     return HeldOut(
-        indexes=tuple(prompt["index"] for prompt in prompts),
-        token_ids=tuple(tuple(prompt["token_ids"]) for prompt in prompts),
+        prompts=tuple(TaskPrompt(**each["prompt"]) for each in prompts),
+        token_ids=tuple(tuple(each["token_ids"]) for each in prompts),
     )
 
 
 def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> HeldOut:
     """The run's held-out prompts, rendered once and kept in `out`."""
-    if not out.exists():
+    # An earlier release kept the numbers of the prompts alone.
+    if not out.exists() or '"prompt":' not in out.read_text():
         command = [
             sys.executable,
             "-m",
@@ -98,12 +100,13 @@ def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> H
 
 def greedy_responses(
     address: str, token_ids: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str] = ()
-) -> tuple[list[str], int | None]:
-    """One greedy response text to each prompt, and the step of the one policy that gave them all.
+) -> tuple[list[str], list[tuple[int, ...]], int | None]:
+    """One greedy response to each prompt, as text and as token ids, and the step of the policy that gave all.
 
     Raises grpc.RpcError when the generator fails or goes away, NoProgress when its policy changed meanwhile.
     """
     texts: list[str] = []
+    response_ids: list[tuple[int, ...]] = []
     steps: set[int | None] = set()
     with grpc.insecure_channel(address, options=DIRECT_CHANNEL) as channel:
         stub = GeneratorServiceStub(channel)
@@ -117,24 +120,34 @@ def greedy_responses(
             )
             answer = stub.Generate(request, timeout=_CALL_SECONDS)
             texts += [group.responses[0].text for group in answer.groups]
+            response_ids += [tuple(group.responses[0].token_ids) for group in answer.groups]
             steps |= {
                 answer.policy_step if answer.HasField("policy_step") else None,
                 answer.last_policy_step if answer.HasField("last_policy_step") else None,
             }
     if len(steps) != 1:
         raise NoProgress(f"the policy changed during the evaluation (steps {sorted(map(str, steps))})")
-    return texts, steps.pop()
+    return texts, response_ids, steps.pop()
 
 
 class Evaluation(threading.Thread):
     """One measurement in a thread of its own, so that the supervisor goes on looking after its processes."""
 
-    def __init__(self, *, address: str, held_out: HeldOut, settings: Any, num_attempts: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        held_out: HeldOut,
+        settings: Any,
+        allow_python: bool = False,
+        num_attempts: int = 3,
+    ) -> None:
         """`settings` is the learner's: its task scores, its sampling limits the length."""
         super().__init__(name="evaluation", daemon=True)
         self._address = address
         self._held_out = held_out
         self._settings = settings
+        self._allow_python = allow_python
         self._num_attempts = num_attempts
         self.accuracy: Accuracy | None = None
         self.problem: str | None = None
@@ -154,18 +167,18 @@ class Evaluation(threading.Thread):
                 threading.Event().wait(2.0 * (attempt + 1))
 
     def _measure(self) -> Accuracy:
-        from asympo.rewards.scorer import Scorer
+        from asympo.rewards.scorer import Scored, Scorer
 
         sampling = self._settings.sampling
-        texts, step = greedy_responses(
+        texts, token_ids, step = greedy_responses(
             self._address, self._held_out.token_ids, max_tokens=sampling.max_tokens, stop=sampling.stop
         )
-        scorer = Scorer(task=self._settings.task, timeout_seconds=30.0)
+        scorer = Scorer(task=self._settings.task, timeout_seconds=30.0, allow_python=self._allow_python)
         try:
             rewards = [
-                score if isinstance(score, float) else 0.0
-                for index, text in zip(self._held_out.indexes, texts, strict=True)
-                for score in scorer.score(index, [text], held_out=True)
+                score.reward if isinstance(score, Scored) else 0.0
+                for prompt, text, ids in zip(self._held_out.prompts, texts, token_ids, strict=True)
+                for score in scorer.score(prompt, [text], token_ids=[ids])
             ]
         finally:
             scorer.close()

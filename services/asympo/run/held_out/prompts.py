@@ -3,6 +3,7 @@
 `python -m asympo.run.held_out.prompts SETTINGS OUT MAX`: SETTINGS is the learner's file, OUT gets JSON.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> int:
             # The same ones in every evaluation of every run of this task.
             chosen = sorted(random.Random(0).sample(chosen, max_prompts), key=lambda prompt: prompt.index)
         prompts = [
-            {"index": prompt.index, "token_ids": list(render_prompt(prompt, tokenizer))} for prompt in chosen
+            {"prompt": dataclasses.asdict(prompt), "token_ids": list(render_prompt(prompt, tokenizer))}
+            for prompt in chosen
         ]
     except AsympoError as error:
         sys.stderr.write(f"asympo: {error}\n")

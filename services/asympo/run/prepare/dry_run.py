@@ -3,6 +3,7 @@
 `python -m asympo.run.prepare.dry_run LEARNER_SETTINGS` prints one JSON object.
 """
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
         "does_not_fit": what_does_not_fit(
             config, num_prompt_tokens=len(token_ids), max_tokens=settings.sampling.max_tokens
         ),
+        "prompt": dataclasses.asdict(prompt),
         "answer": prompt.answer,
         "num_answer_tokens": len(tokenizer.encode(prompt.answer, add_special_tokens=False)) + 1,
     }

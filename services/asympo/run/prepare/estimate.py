@@ -182,19 +182,20 @@ def _gib(size: int) -> str:
 
 def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -> list[str]:
     """Sentences about what cannot be scored."""
-    from asympo.rewards.scorer import Scorer
+    from asympo.rewards.scorer import Scored, Scorer
+    from asympo.tasks.base import TaskPrompt
 
     with Scorer(
         task=settings.task,
         timeout_seconds=generator.reward_timeout_seconds,
         allow_python=getattr(generator, "allow_python", False),
     ) as scorer:
-        right, wrong = scorer.score(0, [shape["answer"], ""])
+        right, wrong = scorer.score(TaskPrompt(**shape["prompt"]), [shape["answer"], ""])
     sys.stdout.write(f"prompt 0 ({shape['num_prompt_tokens']} tokens):\n{shape['prompt_text']}\n")
     for response, reward in ((shape["answer"], right), ("", wrong)):
-        shown = reward if isinstance(reward, float) else reward.reason
+        shown = reward.reward if isinstance(reward, Scored) else reward.reason
         sys.stdout.write(f"response {response!r}: reward {shown}\n")
-    if isinstance(right, float):
+    if isinstance(right, Scored) or right.kind == "does_not_apply":
         return []
     return [f"the answer of the task's first prompt cannot be scored: {right.reason}"]
 

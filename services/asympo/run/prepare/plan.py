@@ -18,6 +18,7 @@ from asympo.local.ports import free_port, page_port, require_free
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
+from asympo.tasks.config import TaskConfig
 
 ALONE, BESIDE_LEARNER = 0.9, 0.4
 """Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
@@ -154,10 +155,29 @@ def check_inputs(file: RunFile) -> None:
             )
         if not os.access(config, os.R_OK):
             raise BadModel(f"the model {settings.model} cannot be read: check the permissions of {config}")
-    if settings.task.name in ("addition", "jsonl"):
-        from asympo.tasks.registry import load_task
+    if settings.task.rewards or settings.task.name in ("addition", "jsonl", "data"):
+        check_task(settings.task, validate(GeneratorSettings, file.generator_values))
 
-        load_task(settings.task)
+
+def check_task(config: TaskConfig, generator: GeneratorSettings) -> None:
+    """The data and the reward functions: what they are missing is said before anything heavy starts."""
+    from asympo.rewards.scorer import Scorer
+    from asympo.tasks.base import columns_of
+    from asympo.tasks.registry import load_task
+
+    task = load_task(config)
+    if config.name == "data" and config.held_out_fraction > 0 and not task.held_out():
+        raise BadSetting(
+            f"task.data {config.data} asks one question alone, so none can be held out: give more rows, "
+            "or set task.held_out_fraction to 0"
+        )
+    if config.rewards:
+        Scorer(
+            task=config,
+            timeout_seconds=generator.reward_timeout_seconds,
+            allow_python=generator.allow_python,
+            columns=columns_of(task),
+        ).close()
 
 
 def check_devices(file: RunFile, machine: Machine) -> None:

@@ -1,0 +1,1 @@
+"""How reward functions of other trainers are called, and what their results mean."""

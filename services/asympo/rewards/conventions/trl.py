@@ -1,0 +1,57 @@
+"""`f(prompts, completions, completion_ids, **columns) -> list[float | None]`: all responses in one call."""
+
+import dataclasses
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcomes_of_list, plain_extra
+
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids", "prompts", "completions")
+_STAND_INS = ("trainer_state", "log_extra", "log_metric")
+
+
+class Trl:
+    """Conversations are lists of messages, other prompts and responses are texts."""
+
+    takes_group = True
+    wants_token_ids = True
+
+    def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        number = len(asked.texts)
+        prompt: Any = asked.prompt_text
+        completions: list[Any] = list(asked.texts)
+        if asked.is_conversation:
+            prompt = [dict(message) for message in asked.prompt.messages or ()]
+            completions = [[{"role": "assistant", "content": text}] for text in asked.texts]
+        columns = {name: value for name, value in asked.columns.items() if name not in _NOT_COLUMNS}
+        return (), {
+            **{name: [value] * number for name, value in columns.items()},
+            "prompts": [prompt] * number,
+            "completions": completions,
+            "completion_ids": [list(ids) for ids in asked.token_ids] or [[] for _ in range(number)],
+            "trainer_state": trainer_state(),
+            "log_extra": notes.log_extra,
+            "log_metric": notes.log_metric,
+        }
+
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+        outcomes = outcomes_of_list(result, asked, may_be_none=True)
+        extras = [
+            {name: plain_extra(values[place]) for name, values in notes.extras.items() if place < len(values)}
+            for place in range(len(outcomes))
+        ]
+        return [
+            dataclasses.replace(outcome, extras=extra) if extra else outcome
+            for outcome, extra in zip(outcomes, extras, strict=True)
+        ]
+
+    def provided(self, columns: Sequence[str]) -> set[str] | None:
+        return {*columns, "answer", "prompts", "completions", "completion_ids", *_STAND_INS}
+
+
+def trainer_state() -> Any:
+    """What functions read of TRL's trainer: scoring knows of no step, so it is always the first."""
+    return SimpleNamespace(
+        global_step=0, max_steps=0, epoch=0.0, num_train_epochs=1, log_history=[], is_world_process_zero=True
+    )

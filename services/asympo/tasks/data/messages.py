@@ -1,0 +1,54 @@
+"""Messages of a row as TRL, verl and chat templates know them: checked, and otherwise left as they are."""
+
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.tasks.base import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple[Message, ...]:
+    """The messages, or BadSetting about the first that is none."""
+    if not isinstance(messages, list) or not messages:
+        raise BadSetting(f"{where} needs messages to be a list that is not empty")
+    checked = tuple(_without_none(message) for message in messages)
+    for message in checked:
+        if not _is_message(message):
+            raise BadSetting(
+                f"{where} has message {message!r}: needs role ({', '.join(ROLES)}) and content, a text or a "
+                "list of parts that each have a type"
+            )
+    is_answered = checked[-1]["role"] == "assistant"
+    if is_answered and not prefill:
+        raise BadSetting(
+            f"{where} ends with an assistant message: the policy writes that one; leave it out, or set "
+            "task.prefill where it is how the response begins"
+        )
+    if prefill and is_answered and not isinstance(checked[-1].get("content"), str):
+        raise BadSetting(
+            f"{where} ends with an assistant message that is no text: the response cannot begin so"
+        )
+    return checked
+
+
+def _without_none(message: Any) -> Any:
+    """Arrow gives every message the fields that any has; those that say nothing are not there."""
+    if isinstance(message, dict):
+        return {
+            key: _without_none(value)
+            for key, value in message.items()
+            if value is not None or key == "content"
+        }
+    return [_without_none(each) for each in message] if isinstance(message, list) else message
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        return False
+    content = message.get("content")
+    if content is None:
+        return bool(message.get("tool_calls"))
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+    return isinstance(content, str)

@@ -1,0 +1,225 @@
+"""Rows of a data set: from a file, a folder that `save_to_disk` wrote, or the Hugging Face hub."""
+
+import base64
+import csv
+import datetime
+import decimal
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+Row = dict[str, Any]
+
+
+def read_rows(
+    data: str, *, split: str = "train", subset: str | None = None, revision: str | None = None
+) -> list[Row]:
+    """Every row with values that JSON can hold. Raises BadSetting in one sentence."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        rows = _read_folder(path, split)
+    elif path.exists() or path.suffix in FILE_KINDS:
+        _refuse_hub_options(data, subset=subset, revision=revision)
+        rows = _read_file(path)
+    elif _HUB_NAME.fullmatch(data):
+        rows = _read_hub(data, split=split, subset=subset, revision=revision)
+    else:
+        raise BadSetting(
+            f"task.data {data} is no file here and no owner/name of the hub: give a file "
+            f"({', '.join(FILE_KINDS)}), a folder of save_to_disk, or owner/name"
+        )
+    if not rows:
+        raise BadSetting(f"task.data {data} has no rows: it needs at least one, two to hold one out")
+    return rows
+
+
+def _refuse_hub_options(data: str, **options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise BadSetting(
+                f"task.{name} {value} is for a data set on the hub, but task.data {data} is a file: "
+                "leave it out"
+            )
+
+
+def _read_file(path: Path) -> list[Row]:
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix, _read_arrow if path.suffix == ".arrow" else _read_jsonl)
+    try:
+        return list(reader(path))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadSetting(f"task.data {path} cannot be read: {reason}") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield parse_json_row(line, f"{path} line {number}")
+
+
+def parse_json_row(line: bytes, where: str) -> Row:
+    """One JSON object of text that is text; BadSetting says what it is instead."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(
+            row, ensure_ascii=False
+        ).encode()  # half of a surrogate pair passes as JSON, but is no text
+    except UnicodeError as error:
+        raise BadSetting(f"{where} is not UTF-8: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadSetting(f"{where} is not JSON: {error}") from error
+    return _as_row(row, where)
+
+
+def _as_row(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise BadSetting(f"{where} is {json.dumps(row)[:60]}, not a JSON object with a value for each column")
+    return row
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """A list of objects, or one object a line under another name."""
+    text = path.read_bytes()
+    if not text.lstrip().startswith(b"["):
+        yield from _read_jsonl(path)
+        return
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise BadSetting(f"task.data {path} is not JSON: {error}") from error
+    yield from (_as_row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1))
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    """Every value stays the text that is there: 007 is not 7."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for number, row in enumerate(reader, start=1):
+                if None in row or None in row.values():
+                    raise BadSetting(
+                        f"{path} row {number} has not as many values as there are columns "
+                        f"({len(reader.fieldnames or ())}): quote values that hold a comma"
+                    )
+                yield row
+    except (UnicodeError, csv.Error) as error:
+        raise BadSetting(f"task.data {path} is not CSV in UTF-8: {error}") from error
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadSetting(
+            "Parquet and Arrow data need the pyarrow library: pip install 'asympo[tasks]'"
+        ) from error
+    return pyarrow
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    pyarrow = _pyarrow()
+    try:
+        return _plain(pyarrow.parquet.read_table(path).to_pylist())
+    except pyarrow.ArrowException as error:
+        raise BadSetting(f"task.data {path} is not Parquet: {error}") from error
+
+
+def _read_arrow(path: Path) -> list[Row]:
+    """The stream format of `datasets`, or the file format of others."""
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                table = pyarrow.ipc.open_stream(source).read_all()
+            except pyarrow.ArrowInvalid:
+                table = pyarrow.ipc.open_file(source).read_all()
+            return _plain(table.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise BadSetting(f"task.data {path} is not Arrow: {error}") from error
+
+
+def _read_folder(path: Path, split: str) -> list[Row]:
+    """What `save_to_disk` wrote of a data set, or of several splits; else Parquet files named by split."""
+    splits = path / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text())["splits"]
+        if split not in names:
+            raise BadSetting(f"task.data {path} has no split {split}: choose from {', '.join(names)}")
+        path = path / split
+    state = path / "state.json"
+    if state.is_file():
+        files = [path / each["filename"] for each in json.loads(state.read_text())["_data_files"]]
+        return [row for file in files for row in _read_file(file)]
+    files = sorted(path.rglob(f"{split}*.parquet"))
+    if not files:
+        raise BadSetting(
+            f"task.data {path} is a folder without state.json, dataset_dict.json or {split}*.parquet: "
+            "give one that save_to_disk wrote"
+        )
+    return [row for file in files for row in _read_file(file)]
+
+
+def _read_hub(name: str, *, split: str, subset: str | None, revision: str | None) -> list[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadSetting(
+            f"task.data {name} is on the hub, which needs the datasets library: pip install 'asympo[tasks]'"
+        ) from error
+    try:
+        found = datasets.load_dataset(name, subset, split=split, revision=revision)
+    except Exception as error:
+        # The library and the hub client raise errors of a dozen unrelated classes.
+        raise BadSetting(_hub_sentence(name, split, subset, revision, error)) from error
+    return _plain(found.to_list())
+
+
+def _hub_sentence(name: str, split: str, subset: str | None, revision: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    what = f"task.data {name}"
+    what += "".join(
+        f", {key} {value}" for key, value in (("subset", subset), ("revision", revision)) if value
+    )
+    is_offline = any(
+        os.environ.get(key, "0") not in ("0", "") for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+    if is_offline or isinstance(error, ConnectionError):
+        return (
+            f"{what} (split {split}) is no file here, it is not in the cache, and the hub "
+            f"{'is switched off (HF_HUB_OFFLINE)' if is_offline else 'does not answer'}: load it once with a "
+            f"connection, or give a file or folder ({reason})"
+        )
+    return f"{what} (split {split}) cannot be loaded: {type(error).__name__}: {reason}"
+
+
+def _plain(rows: list[Any]) -> list[Row]:
+    return [{str(key): plain_value(value) for key, value in row.items()} for row in rows]
+
+
+def plain_value(value: Any) -> Any:
+    """The value as JSON can hold it: times as ISO text, bytes as base64."""
+    match value:
+        case dict():
+            return {str(key): plain_value(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain_value(each) for each in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case decimal.Decimal():
+            return float(value)
+        case bytes():
+            return base64.b64encode(value).decode()
+        case _:
+            return str(value)

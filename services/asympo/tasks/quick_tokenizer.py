@@ -1,0 +1,137 @@
+"""A tokenizer for looking at prompts: the model's files alone, without what transformers takes to load."""
+
+import datetime
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from asympo.common.errors import BadModel
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class QuickTokenizer:
+    """What rendering a prompt needs of a tokenizer; `open_tokenizer` says where it is not enough."""
+
+    def __init__(self, *, tokenizer: Any, config: dict[str, Any], chat_template: str | None) -> None:
+        self._tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._named = {name: token for name in _SPECIAL if (token := _content(config.get(name)))}
+        self.bos_token = self._named.get("bos_token")
+        self.unk_token = self._named.get("unk_token")
+        self.added_tokens_decoder = {
+            index: SimpleNamespace(content=token.content, special=token.special)
+            for index, token in tokenizer.get_added_tokens_decoder().items()
+        }
+        self.all_special_tokens = list(self._named.values())
+        self.all_special_ids = [tokenizer.token_to_id(token) for token in self.all_special_tokens]
+        self.bos_token_id = tokenizer.token_to_id(self.bos_token) if self.bos_token else None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, **_: bool) -> list[int]:
+        """As transformers' tokenizers do."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """With the control tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Spellings of the ids."""
+        return [self._tokenizer.id_to_token(index) for index in ids]
+
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **options: Any,
+    ) -> Any:
+        """The rendered text, or its ids."""
+        assert self.chat_template is not None
+        text = _compile(self.chat_template).render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            **{"tools": None, "documents": None, **self._named, **options},
+        )
+        if continue_final_message:
+            last = str(messages[-1]["content"]).strip()
+            text = text[: text.rindex(last) + len(last)]
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+def open_tokenizer(model: str) -> Any:
+    """The model's tokenizer from files on this machine, the quick one where they allow. Raises BadModel."""
+    folder = files_of(model)
+    if not folder.is_dir():
+        raise BadModel(f"the model {model} is not on this machine: give its directory, or download it first")
+    try:
+        import tokenizers
+
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # noqa: BLE001  the library raises Exception itself; transformers has the last word
+        return _transformers(model, folder)
+    return QuickTokenizer(tokenizer=tokenizer, config=config, chat_template=_template(folder, config))
+
+
+def files_of(model: str) -> Path:
+    """The model's directory, or where the hub's cache keeps it."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return folder
+    return Path(found).parent if isinstance(found, str) else folder
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return next((each["template"] for each in template if each["name"] == "default"), None)
+    return template
+
+
+def _transformers(model: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from None
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _compile(template: str) -> Any:
+    """As transformers compiles chat templates."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)

@@ -1,0 +1,158 @@
+"""Reward functions in their processes: groups, weights, async ones at once, and what hangs or blocks."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
+from asympo.tasks.base import TaskPrompt
+from asympo.tasks.config import TaskConfig
+
+CODE = """
+import asyncio, time
+
+async def judge(prompts, completions, **columns):
+    await asyncio.sleep(1.0)
+    return [1.0] * len(completions)
+
+async def one(solution_str, ground_truth):
+    if solution_str == "sleep":
+        await asyncio.sleep(60)
+    if solution_str == "block":
+        time.sleep(60)
+    if solution_str == "raise":
+        raise ValueError("no judge")
+    return {"score": float(solution_str == ground_truth), "length": len(solution_str)}
+
+def matches(completions, answer, **columns):
+    return [None if text == "skip" else float(text == right) for text, right in zip(completions, answer)]
+
+def hangs(response_text, **columns):
+    while response_text == "hang":
+        pass
+    return 2.0
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "own_functions.py"
+    path.write_text(CODE)
+    return path
+
+
+def scorer_of(file: Path, *rewards: dict[str, Any], timeout_seconds: float = 10.0) -> Scorer:
+    own = [{**each, "function": f"{file}:{each['function']}"} for each in rewards]
+    return Scorer(
+        task=TaskConfig.model_validate({"rewards": own}),
+        timeout_seconds=timeout_seconds,
+        allow_python=True,
+        columns=["answer"],
+    )
+
+
+@pytest.fixture
+def prompt() -> TaskPrompt:
+    return TaskPrompt(index=0, text="say a", answer="a", columns={"prompt": "say a", "answer": "a"})
+
+
+def test_reward_is_the_weighted_sum_of_what_applies(file: Path, prompt: TaskPrompt) -> None:
+    rewards = ({"function": "matches", "weight": 2.0}, {"function": "one", "name": "judge", "weight": 0.5})
+    with scorer_of(file, *rewards) as scorer:
+        first, second, third = scorer.score(prompt, ["a", "x", "skip"])
+    assert isinstance(first, Scored)
+    assert (first.reward, first.functions) == (2.5, {"matches": 1.0, "judge": 1.0})
+    assert first.extras == {"judge/length": 1}
+    assert isinstance(third, Scored)
+    assert (third.reward, third.functions) == (0.0, {"matches": None, "judge": 0.0})
+    assert isinstance(second, Scored)
+
+
+def test_response_without_any_value_has_no_reward(file: Path, prompt: TaskPrompt) -> None:
+    with scorer_of(file, {"function": "matches"}) as scorer:
+        skipped, other = scorer.score(prompt, ["skip", "a"])
+    assert isinstance(skipped, ScoreFailure)
+    assert skipped.kind == "does_not_apply"
+    assert isinstance(other, Scored)
+
+
+def test_function_that_hangs_costs_its_response_alone(file: Path, prompt: TaskPrompt) -> None:
+    rewards = ({"function": "matches"}, {"function": "hangs", "timeout_seconds": 0.5})
+    with scorer_of(file, *rewards) as scorer:
+        first, hanging, last = scorer.score(prompt, ["a", "hang", "x"])
+    assert isinstance(hanging, ScoreFailure)
+    assert (hanging.kind, hanging.reason) == ("timed_out", "hangs: scoring took more than 0.5 s")
+    assert hanging.functions["matches"] == 0.0
+    assert [each.reward for each in (first, last) if isinstance(each, Scored)] == [3.0, 2.0]
+
+
+def test_async_function_that_fails_costs_its_response_alone(file: Path, prompt: TaskPrompt) -> None:
+    with scorer_of(file, {"function": "one"}, timeout_seconds=1.0) as scorer:
+        scores = scorer.score(prompt, ["a", "sleep", "raise", "x"])
+        failed = [each for each in scores if isinstance(each, ScoreFailure)]
+        assert [each.kind for each in failed] == ["timed_out", "raised"]
+        assert "no judge" in failed[1].reason
+        blocked = scorer.score(prompt, ["block"])[0]
+        assert isinstance(blocked, ScoreFailure)
+        assert blocked.kind == "timed_out"
+        assert isinstance(scorer.score(prompt, ["a"])[0], Scored), "its process was replaced"
+
+
+def test_judge_calls_of_many_groups_are_in_flight_at_once(file: Path, prompt: TaskPrompt) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with scorer_of(file, {"function": "judge"}) as scorer, ThreadPoolExecutor(16) as threads:
+        started = time.monotonic()
+        groups = list(threads.map(lambda _: scorer.score(prompt, ["a"] * 8), range(16)))
+        seconds = time.monotonic() - started
+    assert all(isinstance(each, Scored) and each.reward == 1.0 for group in groups for each in group)
+    assert seconds < 16, "one after the other takes 16 s"
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Verify(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/verify":
+                text = asked["response"]["output"][0]["content"][0]["text"]
+                right, answer = asked["answer"], {**asked, "reward_components": {"right": 1.0, "form": 0.5}}
+                body = answer if text == right else {**asked, "reward": 0.0}
+            else:
+                body = {"reward": float(asked["response"] == asked["columns"]["answer"])}
+            payload = json.dumps(body).encode()
+            self.send_response(500 if asked.get("response") == "fail" else 200)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Not on the terminal."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Verify)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+
+
+def test_server_says_what_a_response_earns(server: str, prompt: TaskPrompt) -> None:
+    rewards = [
+        {"function": "http", "name": "plain", "options": {"url": f"{server}/score"}},
+        {"function": "http", "name": "gym", "options": {"url": f"{server}/verify", "shape": "nemo-gym"}},
+    ]
+    config = TaskConfig.model_validate({"rewards": rewards})
+    with Scorer(task=config, timeout_seconds=10.0) as scorer:
+        right, wrong, failing = scorer.score(prompt, ["a", "x", "fail"])
+    assert isinstance(right, Scored)
+    assert right.functions == {"plain": 1.0, "gym": 1.5}
+    assert right.extras == {"gym/right": 1.0, "gym/form": 0.5}
+    assert isinstance(wrong, Scored)
+    assert wrong.reward == 0.0
+    assert isinstance(failing, ScoreFailure)
+    assert "500" in failing.reason

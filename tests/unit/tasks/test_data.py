@@ -1,0 +1,213 @@
+"""Data sets as they lie: files, layouts of other trainers, columns, templates, one sentence for bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.errors import BadSetting
+from asympo.tasks.base import TaskPrompt
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.data.task import DataTask
+from asympo.tasks.registry import load_task
+
+ROWS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n), "level": n} for n in range(1, 11)]
+
+
+def load(config: TaskConfig) -> DataTask:
+    task = load_task(config)
+    assert isinstance(task, DataTask)
+    return task
+
+
+def everything(task: DataTask) -> list[TaskPrompt]:
+    return sorted([*map(task.prompt, range(len(task))), *task.held_out()], key=lambda prompt: prompt.row)
+
+
+def written(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def of_rows(tmp_path: Path, rows: list[Any], **options: Any) -> DataTask:
+    return load(TaskConfig(data=written(tmp_path / "rows.jsonl", rows), **options))
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": table, "test": table.select(range(2))}).save_to_disk(
+        str(tmp_path / "splits")
+    )
+    places = ["rows.jsonl", "rows.parquet", "saved", "splits"]
+    written(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    tasks = [load(TaskConfig(data=str(tmp_path / place))) for place in [*places, "rows.json"]]
+    assert [prompt.columns for prompt in everything(tasks[0])] == ROWS
+    assert {task.digest for task in tasks} == {tasks[0].digest}
+    test = load(TaskConfig(data=str(tmp_path / "splits"), split="test", held_out_fraction=0))
+    assert len(test) == 2
+    with pytest.raises(BadSetting, match="has no split dev: choose from train, test"):
+        load(TaskConfig(data=str(tmp_path / "splits"), split="dev"))
+
+
+def test_csv_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('prompt,answer\n"one, two",007\nthree,4\n')
+    task = load(TaskConfig(data=str(tmp_path / "rows.csv"), held_out_fraction=0))
+    assert task.prompt(0).columns == {"prompt": "one, two", "answer": "007"}
+    (tmp_path / "rows.csv").write_text("prompt,answer\none,two,three\n")
+    with pytest.raises(BadSetting, match=r"row 1 has not as many values as there are columns \(2\)"):
+        load(TaskConfig(data=str(tmp_path / "rows.csv")))
+
+
+def test_verl_layout_is_taken_as_it_is(tmp_path: Path) -> None:
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "2 + 2?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "4"},
+        "extra_info": {"split": "train", "index": 0},
+    }
+    prompt = of_rows(tmp_path, [row], held_out_fraction=0).prompt(0)
+    assert prompt.messages == ({"role": "user", "content": "2 + 2?"},)
+    assert (prompt.answer, prompt.columns) == ("4", row)
+
+
+def test_columns_and_template_fit_any_layout(tmp_path: Path) -> None:
+    rows = [{"question": "2 + 2?", "solution": "2 + 2 is\n#### 4", "meta": {"level": 1}}]
+    task = of_rows(
+        tmp_path,
+        rows,
+        held_out_fraction=0,
+        columns={"answer": "{{ solution.split('####')[-1] | trim }}", "level": "meta.level"},
+        prompt_template="Level {{ level }}: {{ question }}",
+        prompt_as="text",
+        cue="Solution:",
+    )
+    prompt = task.prompt(0)
+    assert (prompt.text, prompt.answer, prompt.columns["level"]) == ("Level 1: 2 + 2?\n\nSolution:", "4", 1)
+    assert prompt.columns["solution"] == "2 + 2 is\n#### 4"
+
+
+def test_template_reaches_nothing_but_the_row(tmp_path: Path) -> None:
+    for template in ("{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{{ missing }}"):
+        with pytest.raises(BadSetting, match="does not fit a row with columns prompt, answer"):
+            of_rows(tmp_path, [{"prompt": "a", "answer": "b"}], prompt_template=template)
+
+
+def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "add", "arguments": {}}}],
+        },
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is"},
+    ]
+    row = {"prompt": messages, "tools": [tool], "chat_template_kwargs": {"enable_thinking": False}}
+    options = {"prefill": True, "held_out_fraction": 0, "chat_template_kwargs": {"style": "short"}}
+    prompt = of_rows(tmp_path, [row], **options).prompt(0)
+    assert prompt.messages == tuple(messages)
+    assert prompt.tools == (tool,)
+    assert prompt.is_prefilled
+    assert prompt.chat_template_kwargs == {"style": "short", "enable_thinking": False}
+    assert prompt.answer == ""
+
+
+def test_rows_that_ask_the_same_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n % 5}?", "answer": str(n)} for n in range(20)]
+    task = of_rows(tmp_path, rows, held_out_fraction=0.4)
+    sides = [
+        {prompt.columns["prompt"] for prompt in side}
+        for side in (task.held_out(), map(task.prompt, range(len(task))))
+    ]
+    assert not sides[0] & sides[1]
+    assert (len(sides[0]), task.num_repeated) == (2, 15)
+
+
+def test_held_out_split_is_never_trained(tmp_path: Path) -> None:
+    held_out = written(tmp_path / "test.jsonl", [ROWS[0], {"prompt": "new?", "answer": "1"}])
+    task = of_rows(tmp_path, ROWS, held_out_data=held_out)
+    asked = {task.prompt(index).columns["prompt"] for index in range(len(task))}
+    assert asked == {row["prompt"] for row in ROWS[1:]}
+    assert {"new?", ROWS[0]["prompt"]} == {prompt.columns["prompt"] for prompt in task.held_out()}
+
+
+def test_weights_repeat_a_row_within_an_epoch(tmp_path: Path) -> None:
+    task = of_rows(tmp_path, ROWS[:3], held_out_fraction=0, weight_column="level")
+    assert [task.prompt(index).row for index in range(len(task))] == [1, 2, 2, 3, 3, 3]
+    with pytest.raises(BadSetting, match=r"weight_column answer is '2' in row 1: give a whole number"):
+        of_rows(tmp_path, ROWS[:3], weight_column="answer")
+
+
+def test_prompts_left_out_are_not_asked(tmp_path: Path) -> None:
+    task = of_rows(tmp_path, ROWS[:4], held_out_fraction=0, left_out=(1, 2))
+    assert [(task.prompt(index).index, task.prompt(index).row) for index in range(len(task))] == [
+        (0, 1),
+        (1, 4),
+    ]
+
+
+def test_settings_that_say_nothing_new_read_as_before() -> None:
+    assert set(TaskConfig().model_dump(mode="json")) == set(
+        TaskConfig(name="addition", rewards=()).model_dump(mode="json")
+    )
+    assert not {"rewards", "data", "left_out", "columns"} & set(TaskConfig().model_dump(mode="json"))
+    config = TaskConfig(data="a.jsonl", rewards=[{"function": "exact"}])
+    assert TaskConfig(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "reason"),
+    [
+        ([], {}, "has no rows"),
+        ([{"question": "a"}], {}, "has neither prompt nor messages, only question: set task.columns.prompt"),
+        ([{"prompt": 5}], {}, "row 1 has prompt 5: give a text, or a list of messages"),
+        ([{"prompt": "  "}], {}, "row 1 has an empty prompt"),
+        (["text"], {}, "line 1 is .*not a JSON object"),
+        (
+            [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
+            {},
+            "row 2 asks with messages and row 1",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+            {},
+            "assistant",
+        ),
+        ([{"prompt": [{"role": "robot", "content": "a"}]}], {}, "needs role"),
+        ([{"prompt": [{"role": "user", "content": "a"}]}], {"prompt_as": "text"}, "prompt_as is text"),
+        (
+            [{"prompt": "a"}],
+            {"columns": {"answer": "b.c"}},
+            "names column b.c, which .* does not have: it has prompt",
+        ),
+        ([{"prompt": "a"}], {"prompt_template": "{% if %}"}, "is not a Jinja template"),
+        ([{"prompt": "a", "tools": "{"}], {}, "has tools that are neither"),
+        ([{"prompt": "a"}], {"revision": "main"}, "revision main is for a data set on the hub"),
+    ],
+)
+def test_bad_rows_are_refused_in_one_sentence(
+    tmp_path: Path, rows: list[Any], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(BadSetting, match=reason) as raised:
+        of_rows(tmp_path, rows, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_data_that_is_nowhere_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadSetting, match=r"nowhere\.parquet cannot be read"):
+        load_task(TaskConfig(data="nowhere.parquet"))
+    with pytest.raises(BadSetting, match="is no file here and no owner/name of the hub"):
+        load_task(TaskConfig(data="nowhere"))
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadSetting, match=r"owner/name .split train. is no file here"):
+        load_task(TaskConfig(data="owner/name"))
