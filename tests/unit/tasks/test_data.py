@@ -169,7 +169,7 @@ def test_settings_that_say_nothing_new_read_as_before() -> None:
         ([{"question": "a"}], {}, "has neither prompt nor messages, only question: set task.columns.prompt"),
         ([{"prompt": 5}], {}, "row 1 has prompt 5: give a text, or a list of messages"),
         ([{"prompt": "  "}], {}, "row 1 has an empty prompt"),
-        (["text"], {}, "line 1 is .*not a JSON object"),
+        (["text"], {}, "line 1 is not a JSON object"),
         (
             [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
             {},

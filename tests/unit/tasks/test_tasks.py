@@ -118,17 +118,19 @@ def test_held_out_keys_do_not_depend_on_order_and_leave_one() -> None:
 
 def test_jsonl_reads_prompts_and_messages(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hauptstadt?"}]
-    path = write_rows(
-        tmp_path / "rows.jsonl",
-        [{"prompt": "2 + 2?", "answer": 4, "id": "extra"}, "", {"messages": messages, "answer": "Köln"}],
-    )
+    rows = [{"prompt": "2 + 2?", "answer": 4, "id": "extra"}, {"messages": messages, "answer": "Köln"}]
+    path = write_rows(tmp_path / "rows.jsonl", [rows[0], "", rows[1]])
     task = load_task(TaskConfig(name="jsonl", path=path, held_out_fraction=0, system_prompt="Be brief."))
     system = {"role": "system", "content": "Be brief."}
     assert [task.prompt(0), task.prompt(1)] == [
         TaskPrompt(
-            index=0, messages=(system, {"role": "user", "content": "2 + 2?"}), text=None, answer="4", row=1
+            index=0,
+            messages=(system, {"role": "user", "content": "2 + 2?"}),
+            answer="4",
+            row=1,
+            columns=rows[0],
         ),
-        TaskPrompt(index=1, messages=(system, messages[0]), text=None, answer="Köln", row=3),
+        TaskPrompt(index=1, messages=(system, messages[0]), answer="Köln", row=3, columns=rows[1]),
     ]
 
 

@@ -82,7 +82,7 @@ def parse_json_row(line: bytes, where: str) -> Row:
 
 def _as_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
-        raise BadSetting(f"{where} is {json.dumps(row)[:60]}, not a JSON object with a value for each column")
+        raise BadSetting(f"{where} is not a JSON object with a value for each column: {json.dumps(row)[:60]}")
     return row
 
 
