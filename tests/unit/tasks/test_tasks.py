@@ -118,7 +118,10 @@ def test_held_out_keys_do_not_depend_on_order_and_leave_one() -> None:
 
 def test_jsonl_reads_prompts_and_messages(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hauptstadt?"}]
-    rows = [{"prompt": "2 + 2?", "answer": 4, "id": "extra"}, {"messages": messages, "answer": "Köln"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "2 + 2?", "answer": 4, "id": "extra"},
+        {"messages": messages, "answer": "Köln"},
+    ]
     path = write_rows(tmp_path / "rows.jsonl", [rows[0], "", rows[1]])
     task = load_task(TaskConfig(name="jsonl", path=path, held_out_fraction=0, system_prompt="Be brief."))
     system = {"role": "system", "content": "Be brief."}
