@@ -43,6 +43,8 @@ def test_every_scraped_series_of_the_services_is_shown_or_alerted_on() -> None:
         for line in golden.lines()
         if (base := line.split(" ")[0].removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"))
         and base not in bases
+        # Not every run has a gateway, and the dashboards show what every run has.
+        and not base.startswith("asympo_gateway_")
     }
     # Shown in the status page only, or alike to one that is shown.
     assert unseen <= {

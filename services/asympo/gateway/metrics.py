@@ -35,9 +35,6 @@ class GatewayMetrics:
         self._broker_errors = Counter(
             "asympo_gateway_broker_errors", "Calls that the broker did not answer.", registry=registry
         )
-        self._spans_lost = Counter(
-            "asympo_gateway_spans_lost", "Spans of traces that did not get through.", registry=registry
-        )
         self.submit_seconds = Histogram(
             "asympo_gateway_submit_seconds",
             "From a group's arrival to its end, waiting for a slot included.",
@@ -90,7 +87,3 @@ class GatewayMetrics:
     def count_broker_error(self) -> None:
         """The broker did not answer."""
         self._broker_errors.inc()
-
-    def count_spans_lost(self, count: int) -> None:
-        """Spans of traces were lost."""
-        self._spans_lost.inc(count)
