@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from asympo import __version__
+from asympo.common.commands import say
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.common.proxies import pass_by
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except AsympoError as error:
-        sys.stderr.write(f"asympo: {error}\n")
+        say(f"asympo: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130

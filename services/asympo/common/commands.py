@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BadSetting
+from asympo.common.foreign.text import printable
 from asympo.common.redaction import redact_text
+
+MAX_LINE_CHARS = 4000
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -32,16 +35,27 @@ def write_json(value: Any) -> None:
 
 
 def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; as wide as its content where that is no terminal."""
+    """A table on standard output; as wide as its content where that is no terminal.
+
+    Cells may quote what others wrote: neither markup nor control characters mean anything.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+    heading = Text("\n".join(map(printable, title.split("\n"))))
+    table = Table(*columns, title=heading, title_justify="left", show_header=any(columns))
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def say(line: str) -> None:
     """A line on standard error, where nothing takes it for the answer."""
-    sys.stderr.write(redact_text(line) + "\n")
+    sys.stderr.write(redact_text(printable(line, max_chars=MAX_LINE_CHARS)) + "\n")
+
+
+def show(line: str) -> None:
+    """A line on standard output that may quote what others wrote."""
+    sys.stdout.write(printable(line, max_chars=MAX_LINE_CHARS) + "\n")
+    sys.stdout.flush()

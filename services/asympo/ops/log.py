@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show|export|replay|follow|purge`: only `purge` takes out of the log."""
+"""`asympo log tail|stats|show|export|replay|follow|purge|retry`: only the last two change anything."""
 
 import dataclasses
 import sys
@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from asympo.common.codec import WireLimits, decode_group
-from asympo.common.commands import CommandParser, write_json, write_table
+from asympo.common.codec import WireLimits, decode_group, encode_group
+from asympo.common.commands import CommandParser, show, write_json, write_table
 from asympo.common.errors import BadSetting, InvalidRecord
+from asympo.common.foreign.text import printable
+from asympo.common.group_ids import retried_id
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
+from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTERS
 from asympo.ops import export, follow, replay
 from asympo.ops.access import add_broker_flags, open_log
-
-_MAX_SHOWN_CHARS = 300
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
         ("tail", "groups as they are appended"),
         ("stats", "counts of the log"),
         ("show", "prompts, responses, rewards and advantages of groups in the log"),
-        ("purge", "take out what one producer appended and nobody has trained"),
+        ("purge", "take out what one producer appended and nobody has trained, or what was set aside"),
+        ("retry", "append records that were set aside once more, as groups of their own"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         add_broker_flags(verb)
@@ -35,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
         if name == "tail":
             verb.add_argument("--count", type=int, help="stop after this many groups")
         if name == "purge":
-            verb.add_argument("--producer", required=True, metavar="NAME", help="as the log shows it")
+            what = verb.add_mutually_exclusive_group(required=True)
+            what.add_argument("--producer", metavar="NAME", help="as the log shows it")
+            what.add_argument("--dead", action="store_true", help="the records set aside")
         if name == "show":
             verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
             verb.add_argument("--sequence", type=int, help="only the group with this number")
@@ -54,7 +58,30 @@ def main(argv: Sequence[str]) -> int:
         return _VERBS[arguments.verb](log, arguments)
 
 
+def _retry(log: RunLog, arguments: Namespace) -> int:
+    for letter in reversed(log.dead_letters.newest(MAX_DEAD_LETTERS)):
+        group_id = retried_id(letter.letter_id)
+        try:
+            group = decode_group(letter.payload, limits=WireLimits())
+            payload = encode_group(dataclasses.replace(group, group_id=group_id))
+        except InvalidRecord as error:
+            show(f"{letter.sequence} stays: {error}")
+            continue
+        sequence = log.dead_letters.retry(letter, payload, group_id=group_id)
+        show(
+            f"{letter.sequence} is gone" if sequence is None else f"{letter.sequence} is group {sequence} now"
+        )
+    return 0
+
+
 def _purge(log: RunLog, arguments: Namespace) -> int:
+    if arguments.dead:
+        num_letters = log.dead_letters.purge()
+        if arguments.json:
+            write_json({"purged": num_letters})
+        else:
+            show(f"{num_letters} records that were set aside are deleted")
+        return 0
     num_groups = log.submissions.purge(arguments.producer)
     if arguments.json:
         write_json({"producer": arguments.producer, "purged": num_groups})
@@ -80,8 +107,7 @@ def _tail(log: RunLog, arguments: Namespace) -> int:
         if arguments.json:
             write_json(describe(entry))
         else:
-            sys.stdout.write(one_line(entry) + "\n")
-            sys.stdout.flush()
+            show(one_line(entry))
         num_seen += 1
         if arguments.count is not None and num_seen >= arguments.count:
             break
@@ -95,7 +121,7 @@ def _show(log: RunLog, arguments: Namespace) -> int:
             if arguments.json:
                 write_json(values)
             else:
-                sys.stdout.write(f"{letter.sequence} from {letter.producer}: {letter.reason}\n")
+                show(f"{letter.sequence} from {letter.producer}: {letter.reason}")
         return 0
     if arguments.sequence is not None:
         entries = list(islice(log.reader.iter_entries(after_sequence=arguments.sequence - 1), 1))
@@ -173,9 +199,9 @@ def one_line(entry: LogEntry) -> str:
 def _print_group(entry: LogEntry) -> None:
     group = decoded(entry)
     if isinstance(group, str):
-        sys.stdout.write(one_line(entry) + "\n")
+        show(one_line(entry))
         return
-    prompt = _shortened(group.prompt.text) or f"({len(group.prompt.token_ids)} tokens)"
+    prompt = printable(group.prompt.text) or f"({len(group.prompt.token_ids)} tokens)"
     mean = mean_reward(group)
     rows = [
         [
@@ -183,23 +209,15 @@ def _print_group(entry: LogEntry) -> None:
             f"{response.reward - mean:+.3f}",
             response.finish_reason.value,
             len(response.token_ids),
-            _shortened(response.text),
+            response.text,
         ]
         for response in group.responses
     ]
     write_table(
-        f"group {entry.sequence} ({entry.group_id}, from {entry.producer})\n{prompt}",
+        f"group {entry.sequence} ({entry.group_id}, from {printable(entry.producer)})\n{prompt}",
         ("reward", "advantage", "end", "tokens", "response"),
         rows,
     )
 
 
-def _shortened(text: str) -> str:
-    """Fit for a terminal: no control characters, no markup, not too long."""
-    from rich.markup import escape
-
-    plain = "".join(char if char.isprintable() else " " for char in text)
-    return escape(plain if len(plain) <= _MAX_SHOWN_CHARS else plain[: _MAX_SHOWN_CHARS - 1] + "…")
-
-
-_VERBS = {"tail": _tail, "stats": _stats, "show": _show, "purge": _purge}
+_VERBS = {"tail": _tail, "stats": _stats, "show": _show, "purge": _purge, "retry": _retry}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asympo.common.commands import CommandParser, write_json, write_table
+from asympo.common.commands import CommandParser, show, write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.names import directory_of_run
 from asympo.common.rollout_log import Broker, list_runs
@@ -118,7 +118,7 @@ def _show(arguments: Namespace) -> int:
         "generators", columns, [[each.get(name) for name in columns] for each in values["generators"]]
     )
     for bad in values["bad_policies"]:
-        sys.stdout.write(f"bad policy: step {bad['step']} of fence {bad['fence']}: {bad['reason']}\n")
+        show(f"bad policy: step {bad['step']} of fence {bad['fence']}: {bad['reason']}")
     return 0
 
 
