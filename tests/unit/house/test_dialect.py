@@ -11,6 +11,7 @@ PACKAGE = ROOT / "services"
 PRODUCT = [path for path in SOURCES if PACKAGE in path.parents]
 FOREIGN_PATHS = {
     "services/asympo/rewards/scoring.py": "a task's own Python code lies where the process runs",
+    "services/asympo/rewards/functions.py": "the same, and what a reward file imports lies beside it",
 }
 """Files that change where Python looks for modules, each with its reason."""
 

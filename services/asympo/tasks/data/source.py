@@ -121,7 +121,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise BadSetting(
-            "Parquet and Arrow data need the pyarrow library: pip install 'asympo[tasks]'"
+            "data in Parquet or Arrow needs the pyarrow library: pip install 'asympo[tasks]'"
         ) from error
     return pyarrow
 
