@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.autoscaling_simulation.rules import RecordingRules
-from deploy.autoscaling_simulation.scenarios import SCENARIOS, SLOTS_SHORT, Measured, simulate
+from deploy.autoscaling_simulation.scenarios import POOLS, SCENARIOS, SLOTS_SHORT, Measured, simulate
 
 
 def _parse() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def main() -> None:
             "| changes an hour |\n|---|---|---|---|---|---|\n"
         )
     measured, pictures = [], []
-    for scenario in (*SCENARIOS, SLOTS_SHORT):
+    for scenario in (*SCENARIOS, *POOLS, SLOTS_SHORT):
         for seed in range(options.seeds):
             found, trace = simulate(scenario, seed=seed, rules=rules)
             measured.append(found)

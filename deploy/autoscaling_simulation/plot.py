@@ -37,6 +37,10 @@ def draw(runs: Sequence[tuple[Scenario, Trace]], path: Path) -> None:
         hours = [time / 3600 for time in trace.times]
         top, bottom = axes[row][column], axes[row + 1][column]
         top.step(hours, trace.replicas, where="post", label="replicas", color="#1f60c4", linewidth=1.6)
+        if len(trace.by_pool) > 1:
+            for pool, color in zip(trace.by_pool, ("#e0752d", "#ba43a9", "#705da0"), strict=False):
+                top.step(hours, trace.by_pool[pool], where="post", label=pool, color=color, linewidth=1.2)
+            top.legend(fontsize=7, loc="upper right")
         top.plot(hours, trace.ready, label="ready", color="#7eb26d", linewidth=0.9)
         top.axhline(scenario.max_replicas, color="#999999", linestyle=":", linewidth=1, label="limit")
         top.set_title(scenario.name, fontsize=10)

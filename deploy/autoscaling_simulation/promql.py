@@ -37,6 +37,7 @@ _AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "avg": lambda values: math.fsum(values) / len(values),
 }
 _OVER_TIME: dict[str, Callable[[Sequence[float]], float]] = {
+    "count_over_time": len,
     "avg_over_time": lambda values: math.fsum(values) / len(values),
     "max_over_time": max,
     "min_over_time": min,
@@ -88,9 +89,10 @@ def _require_plain(selector: Any) -> None:
 def _matches(selector: Any, labels: Labels) -> bool:
     found = dict(labels)
     for matcher in selector.matchers.matchers:
-        if matcher.op != promql_parser.MatchOp.Equal:
+        if matcher.op not in (promql_parser.MatchOp.Equal, promql_parser.MatchOp.NotEqual):
             raise UnknownPromql(f"matcher {matcher.op} is not implemented")
-        if found.get(matcher.name, "") != matcher.value:
+        is_equal = found.get(matcher.name, "") == matcher.value
+        if is_equal is not (matcher.op == promql_parser.MatchOp.Equal):
             return False
     return True
 
@@ -132,8 +134,9 @@ def _call(node: Any, store: SeriesStore, time: float) -> Vector:
                 found[labels] = _rate(times, values, start=time - seconds, end=time)
         return found
     vector = _vector(args[0], store, time)
-    if name == "ceil":
-        return {labels: float(math.ceil(v)) if math.isfinite(v) else v for labels, v in vector.items()}
+    if name in ("ceil", "floor"):
+        rounded = math.ceil if name == "ceil" else math.floor
+        return {labels: float(rounded(v)) if math.isfinite(v) else v for labels, v in vector.items()}
     if name in ("clamp_min", "clamp_max"):
         limit = _evaluate(args[1], store, time)
         choose = max if name == "clamp_min" else min
@@ -160,9 +163,9 @@ def _rate(times: Sequence[float], values: Sequence[float], *, start: float, end:
 def _binary(node: Any, store: SeriesStore, time: float) -> Vector | float:
     symbol, modifier = str(node.op), node.modifier
     is_set = symbol in ("and", "or", "unless")
-    if modifier is not None and (modifier.matching is not None or modifier.return_bool):
-        raise UnknownPromql("on, ignoring, bool and group_left are not implemented")
     left, right = (_evaluate(side, store, time) for side in (node.lhs, node.rhs))
+    if modifier is not None and (modifier.matching is not None or modifier.return_bool):
+        return _grouped(symbol, modifier, _as_vector(left), _as_vector(right))
     if is_set:
         if not isinstance(left, dict) or not isinstance(right, dict):
             raise UnknownPromql(f"{symbol} between numbers")
@@ -186,6 +189,23 @@ def _binary(node: Any, store: SeriesStore, time: float) -> Vector | float:
         kept = 0 if isinstance(left, dict) else 1
         return {labels: pair[kept] for labels, pair in pairs.items() if _COMPARISONS[symbol](*pair)}
     raise UnknownPromql(f"{symbol} is not implemented")
+
+
+def _grouped(symbol: str, modifier: Any, left: Vector, right: Vector) -> Vector:
+    """`on (...) group_left ()`: many series on the left, one on the right for each choice of those labels."""
+    matching = modifier.matching
+    is_on = matching is not None and matching.type == promql_parser.LabelModifierType.Include
+    is_left = modifier.card == promql_parser.VectorMatchCardinality.ManyToOne and not modifier.group_labels
+    if modifier.return_bool or not is_on or not is_left or symbol not in _ARITHMETIC:
+        raise UnknownPromql("ignoring, bool, and on without group_left () are not implemented")
+    names = set(matching.labels)
+
+    def key(labels: Labels) -> Labels:
+        return frozenset(pair for pair in labels if pair[0] in names)
+
+    one = {key(labels): value for labels, value in right.items()}
+    found = {labels: (value, one[key(labels)]) for labels, value in left.items() if key(labels) in one}
+    return {labels: _ARITHMETIC[symbol](a, b) for labels, (a, b) in found.items()}
 
 
 def _set_operation(symbol: str, left: Vector, right: Vector) -> Vector:

@@ -9,7 +9,7 @@ from deploy.autoscaling_simulation.promql import Expression, Vector
 from deploy.autoscaling_simulation.series import SeriesStore
 
 RULES_PATH = Path(__file__).parents[2] / "helm/asympo/rules/autoscaling.yaml"
-WANTED = "asympo:generators_wanted"
+WANTED = "asympo:pool_wanted"
 """What the KEDA trigger and the HPA read."""
 
 
@@ -30,7 +30,7 @@ class RecordingRules:
         )
 
     def evaluate(self, store: SeriesStore, time: float) -> Vector:
-        """Records every rule at `time`; the replicas wanted."""
+        """Records every rule at `time`; the replicas wanted of each pool."""
         found: Vector = {}
         for name, expression in self.rules:
             found = expression.at(store, time)

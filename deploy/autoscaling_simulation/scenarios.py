@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 from deploy.autoscaling_simulation.rules import RecordingRules
-from deploy.autoscaling_simulation.simulation import Load, Scenario, Simulation, Trace
+from deploy.autoscaling_simulation.simulation import Load, Pool, Scenario, Simulation, Trace
 
 SETTLED_AFTER_SECONDS = 3600.0
 """The first hour, in which a fleet grows from one generator, is reported apart."""
@@ -20,13 +20,38 @@ SCENARIOS = (
     Scenario(name="grow from 1, max_staleness 1", max_staleness=1, loads=_QUICK, without_signal_ratio=0.0),
     Scenario(name="grow from 1, max_staleness 2", max_staleness=2),
     Scenario(name="grow from 1, max_staleness 4", max_staleness=4),
-    Scenario(name="spot generators, one in two lost each hour", hours=8.0, preemptions_per_hour=0.5),
+    Scenario(
+        name="spot generators, one in two lost each hour", hours=8.0, pools=(Pool(preemptions_per_hour=0.5),)
+    ),
     Scenario(name="responses grow at 3 h, shrink at 6 h", hours=9.0, max_staleness=4, loads=_CHANGING),
     Scenario(
         name="the learner is the bottleneck",
-        first_replicas=24,
+        pools=(Pool(first_replicas=24),),
         max_staleness=4,
         loads=(Load(step_seconds=240.0, group_seconds=4.0),),
+    ),
+)
+POOLS = (
+    Scenario(
+        name="two pools, spot nodes for all, for 4, for all",
+        hours=9.0,
+        max_staleness=4,
+        pools=(
+            Pool(name="on-demand", first_replicas=2),
+            Pool(
+                name="spot",
+                weight=2.0,
+                first_replicas=2,
+                preemptions_per_hour=0.5,
+                room=((0.0, 40), (3 * 3600.0, 4), (6 * 3600.0, 40)),
+            ),
+        ),
+    ),
+    Scenario(
+        name="an autoscaled pool beside one of 6",
+        hours=6.0,
+        max_staleness=4,
+        pools=(Pool(name="fixed", weight=None, first_replicas=6), Pool(name="autoscaled")),
     ),
 )
 SLOTS_SHORT = Scenario(name="slots run out, max_staleness 1", hours=3.0, max_staleness=1)

@@ -29,6 +29,27 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """Generators of one kind."""
+
+    name: str = "generator"
+    weight: float | None = 1.0
+    """Its share; None keeps its first number for ever."""
+    first_replicas: int = 1
+    preemptions_per_hour: float = 0.0
+    """Of each generator."""
+    room: tuple[tuple[float, int], ...] = ()
+    """From when on the cluster has nodes for how many of them; without limit when empty."""
+
+    @property
+    def labels(self) -> Labels:
+        return RUN | {("pool", self.name)}
+
+    def room_at(self, now: float) -> int:
+        return [num for since, num in self.room if since <= now][-1] if self.room else 10**6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
     """One simulated run."""
 
@@ -46,12 +67,9 @@ class Scenario:
     """Standard deviation of the logarithm of a group's time."""
     without_signal_ratio: float = 0.1
     publish_seconds: float = 2.0
-    first_replicas: int = 1
+    pools: tuple[Pool, ...] = (Pool(),)
     start_seconds: float = 180.0
     """From the pod's creation to ready, give or take a third; scraped from the first third on."""
-    preemptions_per_hour: float = 0.0
-    """Of each generator."""
-    is_autoscaled: bool = True
 
     @property
     def capacity(self) -> int:
@@ -70,6 +88,7 @@ class Pod:
     """One generator."""
 
     name: str
+    pool: Pool
     scraped_at: float
     ready_at: float
     is_ready: bool = False
@@ -78,7 +97,7 @@ class Pod:
 
     @property
     def labels(self) -> Labels:
-        return RUN | {("pod", self.name)}
+        return self.pool.labels | {("pod", self.name)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,6 +106,8 @@ class Trace:
 
     times: list[float] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
+    by_pool: dict[str, list[int]] = field(default_factory=dict)
+    """Replicas of each pool."""
     ready: list[int] = field(default_factory=list)
     wanted: list[float] = field(default_factory=list)
     waited_seconds: list[float] = field(default_factory=list)
@@ -104,12 +125,14 @@ class Simulation:
         self._rules = rules
         self.store = SeriesStore()
         self._log = SimulatedLog(capacity=scenario.capacity)
-        self._hpa = Hpa(settings=HpaSettings(max_replicas=scenario.max_replicas))
+        self._hpas = {
+            pool: Hpa(settings=HpaSettings(max_replicas=scenario.max_replicas)) for pool in scenario.pools
+        }
         self._pods: list[Pod] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._num_events = self._num_pods = 0
         self._now = 0.0
-        self._replicas = scenario.first_replicas
+        self._replicas = {pool: pool.first_replicas for pool in scenario.pools}
         self._num_steps = 0
         self._segment: list[Group] = []
         self._waiting_since: float | None = 0.0
@@ -119,6 +142,9 @@ class Simulation:
     def run(self) -> Trace:
         """To the end of the scenario."""
         self._keep_replicas()
+        for pool in self._scenario.pools:
+            for since, _ in pool.room:
+                self._after(since, self._lose_nodes)
         self._after(0.0, self._scrape)
         end = self._scenario.hours * 3600
         while self._events[0][0] <= end:
@@ -161,29 +187,45 @@ class Simulation:
 
     def _keep_replicas(self) -> None:
         """The Deployment's controller: as many pods as wanted; those not ready go first, then the newest."""
-        while len(self._pods) < self._replicas:
-            self._num_pods += 1
-            seconds = self._scenario.start_seconds * self._random.uniform(2 / 3, 4 / 3)
-            pod = Pod(
-                name=f"generator-{self._num_pods}",
-                scraped_at=self._now + seconds / 3,
-                ready_at=self._now + seconds,
-            )
-            self._pods.append(pod)
-            self._after(seconds, partial(self._pod_ready, pod))
-        self._pods.sort(key=lambda pod: (not pod.is_ready, pod.ready_at))
-        while len(self._pods) > self._replicas:
-            self._stop(self._pods.pop())
+        for pool, replicas in self._replicas.items():
+            own = self._pods_of(pool)
+            while len(own) < min(replicas, pool.room_at(self._now)):
+                own.append(self._new_pod(pool))
+            own.sort(key=lambda pod: (not pod.is_ready, pod.ready_at))
+            while len(own) > replicas:
+                pod = own.pop()
+                self._pods.remove(pod)
+                self._stop(pod)
+
+    def _pods_of(self, pool: Pool) -> list[Pod]:
+        return [pod for pod in self._pods if pod.pool is pool]
+
+    def _new_pod(self, pool: Pool) -> Pod:
+        self._num_pods += 1
+        seconds = self._scenario.start_seconds * self._random.uniform(2 / 3, 4 / 3)
+        pod = Pod(
+            name=f"generator-{self._num_pods}",
+            pool=pool,
+            scraped_at=self._now + seconds / 3,
+            ready_at=self._now + seconds,
+        )
+        self._pods.append(pod)
+        self._after(seconds, partial(self._pod_ready, pod))
+        return pod
+
+    def _lose_nodes(self) -> None:
+        """Pods for which there are no longer nodes are killed."""
+        for pool in self._scenario.pools:
+            for pod in self._pods_of(pool)[pool.room_at(self._now) :]:
+                self._preempt(pod)
+        self._keep_replicas()
 
     def _pod_ready(self, pod: Pod) -> None:
         if pod.is_gone:
             return
         pod.is_ready = True
-        if self._scenario.preemptions_per_hour:
-            self._after(
-                self._random.expovariate(self._scenario.preemptions_per_hour / 3600),
-                partial(self._preempt, pod),
-            )
+        if rate := pod.pool.preemptions_per_hour:
+            self._after(self._random.expovariate(rate / 3600), partial(self._preempt, pod))
         self._lease()
 
     def _stop(self, pod: Pod) -> None:
@@ -252,15 +294,21 @@ class Simulation:
         record("asympo_generator_groups_in_flight", now, {p.labels: float(len(p.held)) for p in scraped})
         limit = float(self._scenario.groups_in_flight)
         record("asympo_generator_max_groups_in_flight", now, dict.fromkeys(ready, limit))
-        wanted = self._rules.evaluate(self.store, now).get(RUN)
-        if self._scenario.is_autoscaled:
-            self._replicas = self._hpa.replicas(now, current=self._replicas, metric=wanted)
-            self._keep_replicas()
+        weights = {pool.labels: pool.weight for pool in self._scenario.pools if pool.weight is not None}
+        record("asympo:pool_weight", now, weights)
+        wanted = self._rules.evaluate(self.store, now)
+        for pool in self._scenario.pools:
+            if pool.weight is not None:
+                self._replicas[pool] = self._hpas[pool].replicas(
+                    now, current=self._replicas[pool], metric=wanted.get(pool.labels)
+                )
+            self.trace.by_pool.setdefault(pool.name, []).append(self._replicas[pool])
+        self._keep_replicas()
         trace = self.trace
         trace.times.append(now)
-        trace.replicas.append(self._replicas)
+        trace.replicas.append(sum(self._replicas.values()))
         trace.ready.append(int(sum(ready.values())))
-        trace.wanted.append(math.nan if wanted is None else wanted)
+        trace.wanted.append(sum(wanted.values()) if wanted else math.nan)
         trace.waited_seconds.append(waited)
         trace.free_slots.append(log.num_free)
         trace.steps.append(self._num_steps)

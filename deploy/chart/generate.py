@@ -23,7 +23,7 @@ def generated() -> dict[Path, str]:
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
     return {
         CHART / "values.yaml": values_source.values_yaml(source),
-        CHART / "values.schema.json": json.dumps(values_source.json_schema(source), indent=1) + "\n",
+        CHART / "values.schema.json": values_source.schema_text(source),
         CHART / "README.md": readme.readme(source),
         CHART / "files/default-settings.json": json.dumps(defaults, indent=1, sort_keys=True) + "\n",
     }

@@ -8,21 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kubernetes_kinds
 import yaml
 from asympo.common.names import RUN_NAME
 
 from deploy.chart.service_settings import settings_schema
 
 _WIDTH = 108
+_LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+_NOT_OF_POOLS = ("enabled", "pools", "serviceAccount")
 
 
 def load(path: Path) -> dict[str, Any]:
     """The source with `use`, `include` and `settings` put in place: one schema object for all values."""
-    raw = yaml.safe_load(path.read_text().replace("RUN_NAME", f"'{RUN_NAME}'"))
-    return {
-        "type": "object",
-        "properties": {key: _expand(node, raw["definitions"]) for key, node in raw["values"].items()},
-    }
+    text = path.read_text()
+    for word, pattern in (("RUN_NAME", RUN_NAME), ("LABEL_KEY", _LABEL_KEY), ("LABEL_VALUE", _LABEL_VALUE)):
+        text = text.replace(word, f"'{pattern}'")
+    raw = yaml.safe_load(text)
+    properties = {key: _expand(node, raw["definitions"]) for key, node in raw["values"].items()}
+    for section in properties.values():
+        for node in section.get("properties", {}).values():
+            if "poolOf" in node:
+                node["mayHave"] = [name for name in section["properties"] if name not in _NOT_OF_POOLS]
+    return {"type": "object", "properties": properties}
 
 
 def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -47,28 +56,54 @@ def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
     return node
 
 
+def schema_text(source: dict[str, Any]) -> str:
+    """The JSON schema for people to read, with what is Kubernetes' own a line for each kind."""
+    schema = json_schema(source)
+    kinds = [f'  "{name}": {json.dumps(each)}' for name, each in schema.pop("definitions").items()]
+    return json.dumps(schema, indent=1)[:-2] + ',\n "definitions": {\n' + ",\n".join(kinds) + "\n }\n}\n"
+
+
 def json_schema(source: dict[str, Any]) -> dict[str, Any]:
     """What helm checks values against: closed, every key described."""
-    schema = _closed(source)
+    kinds: set[str] = set()
+    schema = _closed(source, kinds)
     # Helm passes the values of parent charts to sub-charts.
-    schema["properties"]["global"] = {"type": "object", "description": "Helm's own; not used by this chart."}
+    schema["properties"]["global"] = {
+        "type": "object",
+        "description": "Shared with other charts: imageRegistry and imagePullSecrets are read.",
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the asympo chart",
         **schema,
+        "definitions": kubernetes_kinds.schemas(kinds),
     }
 
 
-def _closed(node: Any) -> Any:
+def _closed(node: Any, kinds: set[str]) -> Any:
+    """Without what only this file reads; collects the `kinds` of Kubernetes that are named."""
     if isinstance(node, list):
-        return [_closed(item) for item in node]
+        return [_closed(item, kinds) for item in node]
     if not isinstance(node, dict):
         return node
-    schema = {key: _closed(value) for key, value in node.items() if key not in ("default", "properties")}
+    left_out = ("default", "properties", "kubernetes", "poolOf", "mayHave")
+    schema = {key: _closed(value, kinds) for key, value in node.items() if key not in left_out}
+    if "kubernetes" in node:
+        kinds.add(node["kubernetes"])
+        # Beside a reference nothing else is read.
+        schema = {"allOf": [{"$ref": kubernetes_kinds.reference(node["kubernetes"])}], **schema}
+    if "poolOf" in node:
+        schema["additionalProperties"] = _pool(node["poolOf"], node["mayHave"])
     if "properties" in node:
-        schema["properties"] = {key: _closed(each) for key, each in node["properties"].items()}
+        schema["properties"] = {key: _closed(each, kinds) for key, each in node["properties"].items()}
         schema["additionalProperties"] = False
     return schema
+
+
+def _pool(section: str, names: list[str]) -> dict[str, Any]:
+    """Any value of a section."""
+    properties = {name: {"$ref": f"#/properties/{section}/properties/{name}"} for name in names}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 @dataclass(frozen=True, kw_only=True)

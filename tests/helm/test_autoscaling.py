@@ -81,7 +81,9 @@ def test_behaviour_is_the_simulated_one_and_the_deployment_leaves_the_number_alo
 
 def test_trigger_asks_for_the_recorded_number_of_this_run_only() -> None:
     (trigger,) = _render(*KEDA, "run=math")["ScaledObject"]["spec"]["triggers"]
-    assert trigger["metadata"]["query"] == 'asympo:generators_wanted{namespace="training",run="math"}'
+    assert trigger["metadata"]["query"] == (
+        'asympo:pool_wanted{namespace="training",run="math",pool="asympo-generator"}'
+    )
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["threshold"] == "1"
 

@@ -15,7 +15,7 @@ from deploy.chart import rendering
 from tests.conftest import require
 from tests.helm.conftest import CHART, ROOT
 from tests.pods.images import missing_programs
-from tests.pods.manifests import ChartFault, Manifests
+from tests.pods.manifests import ChartFault, Manifests, broker_users
 from tests.pods.node import Node
 
 LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
@@ -24,7 +24,7 @@ LEARNER, BROKER = "asympo-learner", "asympo-redis"
 
 @pytest.fixture(scope="module")
 def laptop(chart_tools: Path) -> list[dict[str, Any]]:
-    return rendering.objects(rendering.template(CHART, values=[LAPTOP]).stdout)
+    return [*rendering.objects(rendering.template(CHART, values=[LAPTOP]).stdout), broker_users()]
 
 
 def find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:

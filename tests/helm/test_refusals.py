@@ -1,13 +1,12 @@
 """Values that cannot work are refused with a sentence that says what to set."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.chart import rendering
-from tests.helm.conftest import CHART
+from tests.helm.conftest import CHART, chart_on_cluster
 
 MODEL = "model.path=/checkpoints/models/base"
 STORE = "checkpoints.objectStore.url=s3://bucket/prefix"
@@ -162,7 +161,7 @@ REFUSED = {
 SCHEMA_REFUSED = {
     "unknown value": [MODEL, "generator.replica=2"],
     "mistyped": [MODEL, "generator.replicas=many"],
-    "zero generators": [MODEL, "generator.replicas=0"],
+    "fewer generators than none": [MODEL, "generator.replicas=-1"],
     "no ranks": [MODEL, "learner.ranks=0"],
     "unknown kind of learner": [MODEL, "learner.kind=Deployment"],
     "latest": [MODEL, "learner.image.tag=latest"],
@@ -210,14 +209,14 @@ def test_leader_worker_set_that_the_cluster_lacks_is_refused() -> None:
 
 
 def test_second_copy_of_the_rules_is_refused(tmp_path: Path) -> None:
-    # What the cluster holds is asked in one place, which is replaced here.
-    chart = tmp_path / "asympo"
-    shutil.copytree(CHART, chart)
-    refusals = chart / "templates/_refusals.tpl"
-    begin = '{{- define "asympo.releasesWithRules" -}}'
-    text = refusals.read_text()
-    assert text.count(begin) == 1
-    refusals.write_text(text.replace(begin, begin + "first{{- end }}" + begin.replace("With", "Without")))
+    labels = {"part-of": "asympo", "component": "monitoring", "instance": "first"}
+    labels = {f"app.kubernetes.io/{key}": value for key, value in labels.items()}
+    there = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"labels": labels},
+    }
+    chart = chart_on_cluster(tmp_path, {**there, "items": [there]})
     assert rendering.template(chart, sets=[MODEL]).returncode == 0
     result = rendering.template(chart, sets=[MODEL, "monitoring.prometheusRule.enabled=true"])
     assert result.returncode != 0

@@ -45,7 +45,7 @@ def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
     values.write_text(
         yaml.safe_dump(
             {
-                "model": {"path": "/models/a b"},
+                "model": {"path": "/checkpoints/models/a b"},
                 "learner": {
                     "settings": {
                         "learning_rate": 3e-7,
@@ -72,7 +72,7 @@ def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
     assert settings.overlong_reward == -0.5
     assert settings.sampling.stop == ("</a>", '"\\', "é\n", "\x7f")
     assert settings.task.dataset_options == {"max": {"digits": 3}}
-    assert settings.model == "/models/a b"
+    assert settings.model == "/checkpoints/models/a b"
     assert type(tomllib.loads(text)["total_steps"]) is int
 
 
@@ -155,7 +155,7 @@ def test_changed_settings_restart_the_pods(rendered: dict[str, list[dict[str, An
 
     def sums(*sets: str) -> set[str]:
         text = rendering.template(CHART, values=[values], sets=sets).stdout
-        return set(re.findall(r"checksum/settings: ([0-9a-f]{64})", text))
+        return set(re.findall(r'checksum/settings: "([0-9a-f]{64})"', text))
 
     before = sums()
     assert len(before) == 3

@@ -17,7 +17,7 @@ from deploy.autoscaling_simulation.promql import Expression, UnknownPromql
 from deploy.autoscaling_simulation.rules import WANTED, RecordingRules
 from deploy.autoscaling_simulation.scenarios import simulate
 from deploy.autoscaling_simulation.series import SeriesStore
-from deploy.autoscaling_simulation.simulation import Load, Scenario, Simulation
+from deploy.autoscaling_simulation.simulation import Load, Pool, Scenario, Simulation
 
 SLOW_LEARNER = (Load(step_seconds=240.0, group_seconds=4.0),)
 
@@ -39,7 +39,15 @@ def _quoted(labels: object) -> str:
 
 def test_rule_evaluates_as_in_prometheus(rules: RecordingRules, tmp_path: Path) -> None:
     """Promtool gets the simulation's scrapes and must record what our evaluator recorded."""
-    scenario = Scenario(name="compared", hours=1.0, first_replicas=6, preemptions_per_hour=3.0)
+    scenario = Scenario(
+        name="compared",
+        hours=1.0,
+        pools=(
+            Pool(name="a", first_replicas=5, preemptions_per_hour=3.0),
+            Pool(name="b", weight=2.0, room=((0.0, 2),)),
+            Pool(name="c", weight=None, first_replicas=1),
+        ),
+    )
     simulation = Simulation(scenario, seed=0, rules=rules)
     simulation.run()
     step, until = rules.interval_seconds, 3600.0
@@ -74,23 +82,25 @@ def test_rule_evaluates_as_in_prometheus(rules: RecordingRules, tmp_path: Path) 
 def test_fleet_settles_and_the_learner_hardly_waits_when_generators_are_preempted(
     rules: RecordingRules,
 ) -> None:
-    scenario = Scenario(name="spot", hours=4.0, preemptions_per_hour=0.5)
+    scenario = Scenario(name="spot", hours=4.0, pools=(Pool(preemptions_per_hour=0.5),))
     found, trace = simulate(scenario, seed=7, rules=rules)
     assert found.waiting_ratio < 0.05
     assert found.max_replicas <= scenario.max_replicas
     assert found.changes_per_hour < 6
-    assert trace.ready[-1] > scenario.first_replicas
+    assert trace.ready[-1] > 1
 
 
 def test_fleet_shrinks_to_the_floor_when_the_learner_is_the_bottleneck(rules: RecordingRules) -> None:
-    scenario = Scenario(name="slow", hours=4.0, first_replicas=16, max_staleness=4, loads=SLOW_LEARNER)
+    scenario = Scenario(
+        name="slow", hours=4.0, pools=(Pool(first_replicas=16),), max_staleness=4, loads=SLOW_LEARNER
+    )
     found, _ = simulate(scenario, seed=7, rules=rules)
     assert found.last_replicas <= 2
     assert found.waiting_ratio < 0.01
 
 
 def test_simulation_is_a_function_of_its_seed(rules: RecordingRules) -> None:
-    scenario = Scenario(name="again", hours=0.4, first_replicas=4, preemptions_per_hour=2.0)
+    scenario = Scenario(name="again", hours=0.4, pools=(Pool(first_replicas=4, preemptions_per_hour=2.0),))
     one, two, other = (Simulation(scenario, seed=seed, rules=rules).run() for seed in (1, 1, 2))
     assert one == two
     assert one != other

@@ -15,7 +15,7 @@ from deploy.chart import rendering
 from tests.cluster.cluster import Report
 from tests.cluster.scenario import CHART, LAPTOP, OVERLAY
 from tests.pods.images import missing_programs
-from tests.pods.manifests import ChartFault, Manifests
+from tests.pods.manifests import ChartFault, Manifests, broker_users
 from tests.pods.node import Node
 from tests.pods.scenario import Scenario
 
@@ -27,7 +27,7 @@ def render(values: list[Path], *, num_generators: int, total_steps: int | None) 
     result = rendering.template(CHART, values=values, sets=sets)
     if result.returncode != 0:
         raise ChartFault(result.stderr.strip())
-    return Manifests(objects=tuple(rendering.objects(result.stdout)))
+    return Manifests(objects=(*rendering.objects(result.stdout), broker_users()))
 
 
 def overlay(path: Path, *, hub_url: str) -> Path:
@@ -57,13 +57,9 @@ def run(values: list[Path], directory: Path, *, min_steps: int, limit_seconds: f
     with model_hub(values, directory / "hub") as url:
         values = [*values, overlay(directory / "overlay.yaml", hub_url=url)]
         first = render(values, num_generators=1, total_steps=None)
-        # Passwords are random at every rendering: what the first one made is kept, as a cluster keeps it.
-        secrets = {each["metadata"]["name"]: each for each in first.of_kind("Secret")}
 
         def rendered(num_generators: int, total_steps: int | None) -> Manifests:
-            objects = render(values, num_generators=num_generators, total_steps=total_steps).objects
-            kept = (secrets.get(e["metadata"]["name"], e) if e["kind"] == "Secret" else e for e in objects)
-            return Manifests(objects=tuple(kept))
+            return render(values, num_generators=num_generators, total_steps=total_steps)
 
         node = Node(manifests=first, directory=directory, namespace=rendering.NAMESPACE, tell=report.tell)
         try:

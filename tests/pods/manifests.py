@@ -77,3 +77,14 @@ def container_port(container: Object, port: int | str, *, wanted_by: str) -> int
     raise ChartFault(
         f"{wanted_by} names the port {port}, which the container {container['name']} does not have"
     )
+
+
+def broker_users() -> dict[str, Any]:
+    """The Secret with the broker's passwords, which Helm makes only where it reaches a cluster."""
+    passwords = {f"{role}-password": f"password-of-{role}" for role in ("learner", "generator", "operator")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "asympo-broker-users"},
+        "data": {key: base64.b64encode(text.encode()).decode() for key, text in passwords.items()},
+    }

@@ -1,50 +1,73 @@
-{{/* Names and labels. A component is one of learner, generator, redis, test. */}}
+{{/* Names and labels. A component is one of learner, generator, redis, test; .pool names a pool of generators. */}}
 
+{{/*
+At most 40 characters, so that every name made of it stays within what Kubernetes allows. A name that had to be changed
+for that, or that would be no name of a Service, ends in a digest of what it was: two of them never become one.
+*/}}
 {{- define "asympo.fullname" -}}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else }}
 {{- $name := default .Chart.Name .Values.nameOverride }}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" }}
+{{- $wanted := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) }}
+{{- $usable := regexReplaceAll "^([0-9])" ($wanted | replace "." "-") "r${1}" }}
+{{- if and (eq $usable $wanted) (le (len $wanted) 40) }}
+{{- $wanted }}
+{{- else }}
+{{- printf "%s-%s" ($usable | trunc 31 | trimSuffix "-") (sha256sum $wanted | trunc 8) }}
 {{- end }}
 {{- end }}
 
 {{- define "asympo.name" -}}
-{{- printf "%s-%s" (include "asympo.fullname" .root) .component }}
+{{- $name := printf "%s-%s" (include "asympo.fullname" .root) .component }}
+{{- with .pool }}{{ $name = printf "%s-%s" $name . }}{{ end }}
+{{- $name }}
 {{- end }}
 
 {{- define "asympo.selector" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+{{ include "asympo.releaseSelector" .root }}
+app.kubernetes.io/component: {{ .component | toJson }}
+{{- if .pool }}
+asympo/pool: {{ include "asympo.name" . | toJson }}
+{{- end }}
 {{- end }}
 
 {{- define "asympo.releaseSelector" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | toJson }}
+app.kubernetes.io/instance: {{ .Release.Name | toJson }}
 {{- end }}
 
 {{- define "asympo.labels" -}}
 {{ include "asympo.selector" . }}
 app.kubernetes.io/part-of: asympo
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | toJson }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service | toJson }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | toJson }}
 {{- with .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
 
+{{/*
+Name, labels and annotations of an object. Beside .root .component .pool: .name where it is not the component's, .more
+labels, .annotations, and .isClusterWide for what has no namespace.
+*/}}
 {{- define "asympo.metadata" -}}
-name: {{ include "asympo.name" . }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | default (include "asympo.name" .) | toJson }}
+{{- if not .isClusterWide }}
+namespace: {{ .root.Release.Namespace | toJson }}
+{{- end }}
 labels:
   {{- include "asympo.labels" . | nindent 2 }}
+  {{- with .more }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (deepCopy (.annotations | default dict)) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "asympo.serviceAccountName" -}}
 {{- $account := .values.serviceAccount }}
-{{- if $account.name }}{{ $account.name }}{{ else if $account.create }}{{ include "asympo.name" . }}{{ else }}default{{ end }}
+{{- if $account.name }}{{ $account.name }}{{ else if $account.create }}{{ include "asympo.name" (omit . "pool") }}{{ else }}default{{ end }}
 {{- end }}
 
 {{- define "asympo.checkpointsClaim" -}}
@@ -66,4 +89,20 @@ labels:
 {{- else if .root.Values.priorityClasses.create }}
 {{- printf "%s-%s-%s" .root.Release.Namespace (include "asympo.fullname" .root) .own }}
 {{- end }}
+{{- end }}
+
+{{/*
+The generators as a JSON list of (pool, values): one without a name, or one for each pool, whose values lie over those of
+`generator`.
+*/}}
+{{- define "asympo.generators" -}}
+{{- $all := list }}
+{{- $common := omit .Values.generator "pools" }}
+{{- if .Values.generator.enabled }}
+{{- range $pool, $own := .Values.generator.pools }}
+{{- $all = append $all (dict "pool" $pool "values" (mergeOverwrite (deepCopy $common) (deepCopy $own))) }}
+{{- end }}
+{{- $all = $all | default (list (dict "pool" "" "values" $common)) }}
+{{- end }}
+{{- $all | toJson }}
 {{- end }}

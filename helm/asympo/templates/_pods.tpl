@@ -3,7 +3,9 @@
 {{/* Image: .image, and .variant for the tag when none is given. */}}
 {{- define "asympo.image" -}}
 {{- $name := .image.repository }}
-{{- with .root.Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end }}
+{{- with .root.Values.image.registry | default (.root.Values.global | default dict).imageRegistry }}
+{{- $name = printf "%s/%s" (trimSuffix "/" .) $name }}
+{{- end }}
 {{- if .image.digest }}
 {{- printf "%s@%s" $name .image.digest }}
 {{- else }}
@@ -15,22 +17,36 @@
 {{- ternary "cpu" "cuda" (eq (int .gpus) 0) }}
 {{- end }}
 
-{{/* What every pod of ours says about itself. .component .values .own */}}
-{{- define "asympo.podBasics" -}}
-serviceAccountName: {{ include "asympo.serviceAccountName" . }}
-automountServiceAccountToken: false
-enableServiceLinks: false
-{{- with .root.Values.image.pullSecrets }}
+{{/* Names, or objects with a name as other charts' global.imagePullSecrets has them. */}}
+{{- define "asympo.pullSecrets" }}
+{{- with .Values.image.pullSecrets | default (.Values.global | default dict).imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ if kindIs "map" . }}{{ .name | toJson }}{{ else }}{{ . | toJson }}{{ end }}
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* What every pod of ours says about itself. .component .values .own */}}
+{{- define "asympo.podBasics" -}}
+serviceAccountName: {{ include "asympo.serviceAccountName" . | toJson }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with include "asympo.pullSecrets" .root | trim }}
+{{ . }}
+{{- end }}
 {{- with include "asympo.priorityClassName" . }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | toJson }}
 {{- end }}
 {{- with .values.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | toJson }}
+{{- end }}
+{{- with .values.schedulerName }}
+schedulerName: {{ . | toJson }}
+{{- end }}
+{{- if .values.hostNetwork }}
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
 {{- end }}
 {{- with .values.nodeSelector }}
 nodeSelector:
@@ -43,13 +59,19 @@ tolerations:
 {{ include "asympo.podSecurityContext" .root }}
 {{- end }}
 
+{{/* Ids that are null are left to the cluster, as OpenShift wants it. */}}
 {{- define "asympo.podSecurityContext" -}}
+{{- $own := .Values.podSecurity -}}
 securityContext:
   runAsNonRoot: true
-  runAsUser: {{ .Values.podSecurity.userId }}
-  runAsGroup: {{ .Values.podSecurity.groupId }}
-  fsGroup: {{ .Values.podSecurity.groupId }}
+  {{- if not (kindIs "invalid" $own.userId) }}
+  runAsUser: {{ $own.userId | toJson }}
+  {{- end }}
+  {{- if not (kindIs "invalid" $own.groupId) }}
+  runAsGroup: {{ $own.groupId | toJson }}
+  fsGroup: {{ $own.groupId | toJson }}
   fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- end }}
@@ -63,9 +85,14 @@ securityContext:
 {{- end }}
 
 {{/*
-Resources with the GPUs among the limits. Quantities are text: the server-side apply of older clusters, which
+Quantities are text, and a number is never written with an exponent: the server-side apply of older clusters, which
 Helm 4 uses, refuses numbers.
 */}}
+{{- define "asympo.quantity" -}}
+{{- ternary . (toJson .) (kindIs "string" .) | toJson }}
+{{- end }}
+
+{{/* Resources with the GPUs among the limits. */}}
 {{- define "asympo.resources" -}}
 {{- $resources := deepCopy .resources }}
 {{- if gt (int .gpus) 0 }}
@@ -74,7 +101,7 @@ Helm 4 uses, refuses numbers.
 {{- range list "requests" "limits" }}
 {{- $amounts := index $resources . | default dict }}
 {{- range $name, $amount := $amounts }}
-{{- $_ := set $amounts $name (toString $amount) }}
+{{- $_ := set $amounts $name (ternary $amount (toJson $amount) (kindIs "string" $amount)) }}
 {{- end }}
 {{- end -}}
 resources:
@@ -101,11 +128,11 @@ env:
   - name: REDIS_URL
     valueFrom:
       secretKeyRef:
-        name: {{ $external.urlFrom.secret }}
-        key: {{ $external.urlFrom.key }}
+        name: {{ $external.urlFrom.secret | toJson }}
+        key: {{ $external.urlFrom.key | toJson }}
   {{- else if include "asympo.usersSecret" .root }}
   - name: REDIS_USERNAME
-    value: {{ ternary .role .user (eq .root.Values.redis.mode "embedded") | quote }}
+    value: {{ ternary .role .user (eq .root.Values.redis.mode "embedded") | toJson }}
   {{- if eq .root.Values.redis.mode "external" }}
   - name: REDIS_PASSWORD_FILE
     value: /etc/asympo/broker-password/password
@@ -113,33 +140,75 @@ env:
   - name: REDIS_PASSWORD
     valueFrom:
       secretKeyRef:
-        name: {{ include "asympo.usersSecret" .root }}
-        key: {{ .role }}-password
+        name: {{ include "asympo.usersSecret" .root | toJson }}
+        key: {{ get .root.Values.redis.auth.keys .role | toJson }}
   {{- end }}
   {{- end }}
   {{- with $external.sentinel.user }}
   - name: REDIS_SENTINEL_USERNAME
-    value: {{ . | quote }}
+    value: {{ . | toJson }}
   {{- end }}
   {{- if $external.sentinel.passwordFrom.secret }}
   - name: REDIS_SENTINEL_PASSWORD_FILE
     value: /etc/asympo/sentinel-password/password
   {{- end }}
   {{- with .root.Values.checkpoints.objectStore.credentials.secret }}
-  - name: AWS_ACCESS_KEY_ID
+  {{- range $variable, $key := dict "AWS_ACCESS_KEY_ID" "access-key-id" "AWS_SECRET_ACCESS_KEY" "secret-access-key" }}
+  - name: {{ $variable | toJson }}
     valueFrom:
       secretKeyRef:
-        name: {{ . }}
-        key: {{ $.role }}-access-key-id
-  - name: AWS_SECRET_ACCESS_KEY
-    valueFrom:
-      secretKeyRef:
-        name: {{ . }}
-        key: {{ $.role }}-secret-access-key
+        name: {{ $.root.Values.checkpoints.objectStore.credentials.secret | toJson }}
+        key: {{ printf "%s-%s" $.role $key | toJson }}
+  {{- end }}
+  {{- end }}
+  {{- with include "asympo.pythonPath" . }}
+  - name: PYTHONPATH
+    value: {{ . | toJson }}
   {{- end }}
   {{- with .values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end }}
+
+{{/* Where Python finds the code among `data`; generators alone run it. */}}
+{{- define "asympo.pythonPath" -}}
+{{- $paths := list }}
+{{- if eq .role "generator" }}
+{{- range $name, $own := .root.Values.data }}
+{{- if $own.isCode }}{{ $paths = append $paths $own.mountPath }}{{ end }}
+{{- end }}
+{{- end }}
+{{- join ":" $paths }}
+{{- end }}
+
+{{/* Mounts of what the person who trains brings along: the same in every container that needs it. */}}
+{{- define "asympo.dataMounts" -}}
+{{- range $name, $own := .Values.data }}
+{{- if not $own.isInImage }}
+- name: {{ printf "data-%s" $name | toJson }}
+  mountPath: {{ $own.mountPath | toJson }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.dataVolumes" -}}
+{{- range $name, $own := .Values.data }}
+{{- if not $own.isInImage }}
+- name: {{ printf "data-%s" $name | toJson }}
+  {{- if $own.configMap }}
+  configMap:
+    name: {{ $own.configMap | toJson }}
+  {{- else if $own.claim }}
+  persistentVolumeClaim:
+    claimName: {{ $own.claim | toJson }}
+    readOnly: true
+  {{- else }}
+  image:
+    reference: {{ $own.image | toJson }}
+  {{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Secrets that say how to connect to the broker, as files: volume, secret, items by key. .role */}}
@@ -149,19 +218,19 @@ env:
 {{- $wanted = append $wanted (dict "volume" "sentinel-ca" "from" $external.sentinel.caFrom "path" "ca.crt") }}
 {{- $wanted = append $wanted (dict "volume" "sentinel-password" "from" $external.sentinel.passwordFrom "path" "password") }}
 {{- if and (eq .root.Values.redis.mode "external") .root.Values.redis.auth.existingSecret }}
-{{- $own := dict "secret" .root.Values.redis.auth.existingSecret "key" (printf "%s-password" .role) }}
+{{- $own := dict "secret" .root.Values.redis.auth.existingSecret "key" (get .root.Values.redis.auth.keys .role) }}
 {{- $wanted = append $wanted (dict "volume" "broker-password" "from" $own "path" "password") }}
 {{- end }}
 {{- range $wanted }}
 {{- if .from.secret }}
-- volume: {{ .volume }}
-  secret: {{ .from.secret }}
+- volume: {{ .volume | toJson }}
+  secret: {{ .from.secret | toJson }}
   items: {{ dict .from.key .path | toJson }}
 {{- end }}
 {{- end }}
 {{- with $external.clientCertificate.secret }}
 - volume: broker-client
-  secret: {{ . }}
+  secret: {{ . | toJson }}
   items: {tls.crt: tls.crt, tls.key: tls.key}
 {{- end }}
 {{- end }}
@@ -174,7 +243,7 @@ volumeMounts:
     readOnly: true
   - name: checkpoints
     mountPath: /checkpoints
-    readOnly: {{ and .isReadOnly (empty .root.Values.checkpoints.objectStore.url) }}
+    readOnly: {{ and .isReadOnly (empty .root.Values.checkpoints.objectStore.url) | toJson }}
   - name: temporary
     mountPath: /tmp
   - name: cache
@@ -182,8 +251,8 @@ volumeMounts:
   - name: shared-memory
     mountPath: /dev/shm
   {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
-  - name: {{ .volume }}
-    mountPath: /etc/asympo/{{ .volume }}
+  - name: {{ .volume | toJson }}
+    mountPath: {{ printf "/etc/asympo/%s" .volume | toJson }}
     readOnly: true
   {{- end }}
   {{- if .root.Values.checkpoints.objectStore.caFrom.secret }}
@@ -196,6 +265,9 @@ volumeMounts:
     mountPath: /etc/asympo/control-tls
     readOnly: true
   {{- end }}
+  {{- with include "asympo.dataMounts" .root | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- with .values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -205,45 +277,45 @@ volumeMounts:
 volumes:
   - name: settings
     configMap:
-      name: {{ include "asympo.name" . }}-settings
+      name: {{ printf "%s-settings" (include "asympo.name" .) | toJson }}
   - name: checkpoints
     {{- if and .isReadOnly .root.Values.checkpoints.objectStore.url }}
     # Copies of what the object store holds.
     emptyDir:
-      sizeLimit: {{ .root.Values.checkpoints.objectStore.cacheSize }}
+      sizeLimit: {{ include "asympo.quantity" .root.Values.checkpoints.objectStore.cacheSize }}
     {{- else }}
     persistentVolumeClaim:
-      claimName: {{ include "asympo.checkpointsClaim" .root }}
+      claimName: {{ include "asympo.checkpointsClaim" .root | toJson }}
     {{- end }}
   - name: temporary
     emptyDir:
-      sizeLimit: {{ .values.cacheSize }}
+      sizeLimit: {{ include "asympo.quantity" .values.cacheSize }}
   - name: cache
     emptyDir:
-      sizeLimit: {{ .values.cacheSize }}
+      sizeLimit: {{ include "asympo.quantity" .values.cacheSize }}
   - name: shared-memory
     emptyDir:
       medium: Memory
-      sizeLimit: {{ .values.sharedMemory }}
+      sizeLimit: {{ include "asympo.quantity" .values.sharedMemory }}
   {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
   # Not by subPath: what replaces the Secret is read at the next connect.
-  - name: {{ .volume }}
+  - name: {{ .volume | toJson }}
     secret:
-      secretName: {{ .secret }}
+      secretName: {{ .secret | toJson }}
       defaultMode: 0440
       items:
         {{- range $key, $path := .items }}
-        - key: {{ $key }}
-          path: {{ $path }}
+        - key: {{ $key | toJson }}
+          path: {{ $path | toJson }}
         {{- end }}
   {{- end }}
   {{- with .root.Values.checkpoints.objectStore.caFrom }}
   {{- if .secret }}
   - name: object-store-ca
     secret:
-      secretName: {{ .secret }}
+      secretName: {{ .secret | toJson }}
       items:
-        - key: {{ .key }}
+        - key: {{ .key | toJson }}
           path: ca.crt
   {{- end }}
   {{- end }}
@@ -251,8 +323,11 @@ volumes:
   # Whole, not by subPath: the services read a changed Secret.
   - name: control-tls
     secret:
-      secretName: {{ . }}
+      secretName: {{ . | toJson }}
       defaultMode: 0440
+  {{- end }}
+  {{- with include "asympo.dataVolumes" .root | trim }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- with .values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
@@ -285,7 +360,7 @@ kind: PodDisruptionBudget
 metadata:
   {{- include "asympo.metadata" . | nindent 2 }}
 spec:
-  maxUnavailable: {{ .values.pdb.maxUnavailable }}
+  maxUnavailable: {{ .values.pdb.maxUnavailable | toJson }}
   selector:
     matchLabels:
       {{- include "asympo.selector" . | nindent 6 }}
@@ -297,14 +372,35 @@ spec:
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: {{ include "asympo.serviceAccountName" . }}
-  namespace: {{ .root.Release.Namespace }}
-  labels:
-    {{- include "asympo.labels" . | nindent 4 }}
-  {{- with .values.serviceAccount.annotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "asympo.metadata" (merge (dict "name" (include "asympo.serviceAccountName" .) "annotations" .values.serviceAccount.annotations) .) | nindent 2 }}
 automountServiceAccountToken: false
+{{- end }}
+{{- end }}
+
+{{/* The pod template's metadata. .toml: its settings' text; .values .own as everywhere. */}}
+{{- define "asympo.podMetadata" -}}
+labels:
+  {{- include "asympo.labels" . | nindent 2 }}
+  {{- with .more }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- with .values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  checksum/settings: {{ .files | sha256sum | toJson }}
+  {{- with include "asympo.usersChecksum" .root }}
+  checksum/broker-users: {{ . | toJson }}
+  {{- end }}
+  {{- with merge (deepCopy .values.podAnnotations) .root.Values.commonAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Containers of the user before and beside ours, and where more of the environment comes from. */}}
+{{- define "asympo.envFrom" -}}
+{{- with .values.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}

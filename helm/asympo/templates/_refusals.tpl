@@ -7,12 +7,20 @@
 {{- include "asympo.refuseBroker" . }}
 {{- include "asympo.refuseStorage" . }}
 {{- include "asympo.refuseModel" . }}
-{{- include "asympo.refuseResources" . }}
+{{- include "asympo.refuseData" . }}
+{{- include "asympo.refuseLearner" . }}
+{{- include "asympo.refusePools" . }}
+{{- range include "asympo.generators" . | fromJsonArray }}
+{{- $generator := dict "root" $ "pool" .pool "values" .values "named" (ternary (printf "generator.pools.%s" .pool) "generator" (ne .pool "")) }}
+{{- include "asympo.refuseGenerator" $generator }}
+{{- include "asympo.refuseAutoscaling" $generator }}
+{{- end }}
 {{- include "asympo.refuseKinds" . }}
-{{- include "asympo.refuseAutoscaling" . }}
+{{- include "asympo.refusePage" . }}
 {{- include "asympo.refuseControl" . }}
 {{- include "asympo.refuseTracing" . }}
 {{- include "asympo.refuseSecrets" . }}
+{{- include "asympo.refuseImmutable" . }}
 {{- end }}
 
 {{- define "asympo.refuseBroker" -}}
@@ -37,7 +45,13 @@
 {{- end }}
 {{- end }}
 {{- include "asympo.refuseSentinel" . }}
+{{- if and .Values.networkPolicy.enabled $external.urlFrom.secret (not $external.port) }}
+{{- fail (printf "redis.external.urlFrom.secret is %s, and the network policies cannot read the broker's port from it: set redis.external.port" $external.urlFrom.secret) }}
+{{- end }}
 {{- else }}
+{{- if and (not $redis.auth.existingSecret) (include "asympo.isForCluster" .) (not (include "asympo.isOnline" .)) }}
+{{- fail (printf "the broker's passwords cannot be drawn here: this is rendered for a cluster that Helm may not ask, as Argo CD does, so every rendering would have other ones; create the Secret once, kubectl --namespace %s create secret generic broker-users --from-literal=learner-password=... --from-literal=generator-password=... --from-literal=operator-password=..., and set redis.auth.existingSecret=broker-users" .Release.Namespace) }}
+{{- end }}
 {{- if not .Values.learner.enabled }}
 {{- fail "learner.enabled is false and redis.mode is embedded: the generators would wait at a broker that no learner knows; set redis.mode=external and redis.external.url to the learner's broker" }}
 {{- end }}
@@ -74,7 +88,7 @@
 {{- include "asympo.refuseObjectStore" . }}
 {{- $modes := list $checkpoints.accessMode }}
 {{- if $checkpoints.existingClaim }}
-{{- $claim := lookup "v1" "PersistentVolumeClaim" .Release.Namespace $checkpoints.existingClaim }}
+{{- $claim := include "asympo.present" (dict "root" . "apiVersion" "v1" "kind" "PersistentVolumeClaim" "name" $checkpoints.existingClaim) | fromJson }}
 {{- $modes = ternary ($claim.spec | default dict).accessModes (list "ReadWriteMany") (not (empty $claim)) }}
 {{- if and (include "asympo.isOnline" .) (empty $claim) }}
 {{- fail (printf "checkpoints.existingClaim names %s, which namespace %s does not have: create it, or leave the value empty to have one created" $checkpoints.existingClaim .Release.Namespace) }}
@@ -135,42 +149,72 @@
 {{- end }}
 {{- end }}
 
+{{/* What learner and generators have in common. .named: where its values are. .root .values */}}
 {{- define "asympo.refuseResources" -}}
-{{- range $name := list "learner" "generator" }}
-{{- $service := index $.Values $name }}
-{{- if and $service.enabled (not (($service.resources.limits | default dict).memory)) }}
-{{- fail (printf "%s.resources.limits.memory is missing: set it, or a leak takes the node's other pods along" $name) }}
+{{- $own := .values }}
+{{- if not (($own.resources.limits | default dict).memory) }}
+{{- fail (printf "%s.resources.limits.memory is missing: set it, or a leak takes the node's other pods along" .named) }}
 {{- end }}
-{{- if hasKey ($service.resources.limits | default dict) $service.gpuResource }}
-{{- fail (printf "%s.resources.limits holds %s: set %s.gpus instead" $name $service.gpuResource $name) }}
+{{- if hasKey ($own.resources.limits | default dict) $own.gpuResource }}
+{{- fail (printf "%s.resources.limits holds %s: set %s.gpus instead" .named $own.gpuResource .named) }}
+{{- end }}
+{{- if and (gt (int $own.gpus) 0) (not (hasPrefix "nvidia.com/" $own.gpuResource)) (not (or $own.image.tag $own.image.digest)) }}
+{{- fail (printf "%s.gpuResource is %s, and the images of this project are for NVIDIA's GPUs: set %s.image.repository and .tag to an image of yours for that kind, or %s.gpus=0 for the CPU image" .named $own.gpuResource .named .named) }}
+{{- end }}
+{{- if and $own.hostNetwork .root.Values.networkPolicy.enabled }}
+{{- fail (printf "%s.hostNetwork is true and networkPolicy.enabled too: policies do not hold for pods on the node's network; set networkPolicy.enabled=false" .named) }}
 {{- end }}
 {{- end }}
-{{- $generator := .Values.generator }}
-{{- $gpus := int $generator.gpus }}
-{{- $settings := include "asympo.settings" (dict "root" . "service" "generator") | fromJson }}
-{{- $parallel := int $settings.vllm.tensor_parallel_size }}
-{{- if and (gt $gpus 0) (gt $parallel $gpus) }}
-{{- fail (printf "generator.settings.vllm.tensor_parallel_size is %d and generator.gpus is %d: set generator.gpus to %d" $parallel $gpus $parallel) }}
+
+{{- define "asympo.refuseLearner" -}}
+{{- $learner := .Values.learner }}
+{{- if $learner.enabled }}
+{{- include "asympo.refuseResources" (dict "root" . "values" $learner "named" "learner") }}
 {{- end }}
-{{- if and (gt $gpus 0) (eq $settings.engine "simulated") }}
-{{- fail (printf "generator.settings.engine is simulated and generator.gpus is %d: the simulated engine uses none; set generator.gpus=0" $gpus) }}
-{{- end }}
-{{- if and (eq (int .Values.learner.gpus) 0) (eq (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).device "cuda") }}
+{{- if and (eq (int $learner.gpus) 0) (eq (include "asympo.learnerSettings" . | fromJson).device "cuda") }}
 {{- fail "learner.settings.device is cuda and learner.gpus is 0: set learner.gpus=1, or the device to auto" }}
 {{- end }}
 {{- include "asympo.refuseRanks" . }}
-{{- $neededByLearner := include "asympo.neededLearnerGraceSeconds" . | int }}
-{{- $givenToLearner := .Values.learner.terminationGracePeriodSeconds }}
-{{- if and $givenToLearner (lt (int $givenToLearner) $neededByLearner) }}
-{{- fail (printf "learner.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make learner.settings.drain_seconds shorter" (int $givenToLearner) $neededByLearner) }}
+{{- $needed := include "asympo.neededLearnerGraceSeconds" . | int }}
+{{- $given := $learner.terminationGracePeriodSeconds }}
+{{- if and $given (lt (int $given) $needed) }}
+{{- fail (printf "learner.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make learner.settings.drain_seconds shorter" (int $given) $needed) }}
+{{- end }}
+{{- if .Values.networkPolicy.enabled }}
+{{- range $learner.extraEnv }}
+{{- if and (has .name (list "HF_ENDPOINT" "WANDB_BASE_URL")) .valueFrom }}
+{{- fail (printf "learner.extraEnv takes %s from elsewhere, and the network policies cannot read its port: give it as a value, or set networkPolicy.enabled=false" .name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refusePools" -}}
+{{- $generator := .Values.generator }}
+{{- if and $generator.pools (not $generator.enabled) }}
+{{- fail "generator.pools has pools and generator.enabled is false: set it to true, or leave the pools out" }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseGenerator" -}}
+{{- include "asympo.refuseResources" . }}
+{{- $own := .values }}
+{{- $gpus := int $own.gpus }}
+{{- $settings := include "asympo.settings" (merge (dict "service" "generator") .) | fromJson }}
+{{- $parallel := int $settings.vllm.tensor_parallel_size }}
+{{- if and (gt $gpus 0) (gt $parallel $gpus) }}
+{{- fail (printf "%s.settings.vllm.tensor_parallel_size is %d and %s.gpus is %d: set %s.gpus to %d" .named $parallel .named $gpus .named $parallel) }}
+{{- end }}
+{{- if and (gt $gpus 0) (eq $settings.engine "simulated") }}
+{{- fail (printf "%s.settings.engine is simulated and %s.gpus is %d: the simulated engine uses none; set %s.gpus=0" .named .named $gpus .named) }}
 {{- end }}
 {{- $needed := include "asympo.neededGraceSeconds" . | int }}
-{{- $given := $generator.terminationGracePeriodSeconds }}
+{{- $given := $own.terminationGracePeriodSeconds }}
 {{- if and $given (lt (int $given) $needed) }}
-{{- fail (printf "generator.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make generator.settings.drain_seconds shorter" (int $given) $needed) }}
+{{- fail (printf "%s.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make %s.settings.drain_seconds shorter" .named (int $given) $needed .named) }}
 {{- end }}
-{{- if and (eq (toString $generator.strategy.maxSurge) "0") (eq (toString $generator.strategy.maxUnavailable) "0") }}
-{{- fail "generator.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" }}
+{{- if and (eq (toString $own.strategy.maxSurge) "0") (eq (toString $own.strategy.maxUnavailable) "0") }}
+{{- fail (printf "%s.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" .named) }}
 {{- end }}
 {{- end }}
 
@@ -195,20 +239,20 @@
 
 {{/* drain_seconds, then 30 s that torchrun keeps to end ranks that are left, then 30 s for the rest. */}}
 {{- define "asympo.neededLearnerGraceSeconds" -}}
-{{- add (ceil (include "asympo.settings" (dict "root" . "service" "learner") | fromJson).drain_seconds) 60 }}
+{{- add (ceil (include "asympo.learnerSettings" . | fromJson).drain_seconds) 60 }}
 {{- end }}
 
 {{- define "asympo.learnerGraceSeconds" -}}
 {{- .Values.learner.terminationGracePeriodSeconds | default (include "asympo.neededLearnerGraceSeconds" .) }}
 {{- end }}
 
-{{/* drain_seconds, then 30 s in which the engine is closed, then 10 s for the rest. */}}
+{{/* drain_seconds, then 30 s in which the engine is closed, then 10 s for the rest. .root .values */}}
 {{- define "asympo.neededGraceSeconds" -}}
-{{- add (ceil (include "asympo.settings" (dict "root" . "service" "generator") | fromJson).drain_seconds) 40 }}
+{{- add (ceil (include "asympo.settings" (merge (dict "service" "generator") .) | fromJson).drain_seconds) 40 }}
 {{- end }}
 
 {{- define "asympo.generatorGraceSeconds" -}}
-{{- .Values.generator.terminationGracePeriodSeconds | default (include "asympo.neededGraceSeconds" .) }}
+{{- .values.terminationGracePeriodSeconds | default (include "asympo.neededGraceSeconds" .) }}
 {{- end }}
 
 {{- define "asympo.refuseKinds" -}}
@@ -230,31 +274,51 @@
 {{- end }}
 
 {{- define "asympo.releasesWithRules" -}}
-{{- range (lookup "monitoring.coreos.com/v1" "PrometheusRule" .Release.Namespace "").items }}
+{{- range (include "asympo.present" (dict "root" . "apiVersion" "monitoring.coreos.com/v1" "kind" "PrometheusRule" "name" "") | fromJson).items }}
 {{- $labels := .metadata.labels | default dict }}
-{{- if and (eq (get $labels "app.kubernetes.io/part-of") "asympo") (ne (get $labels "app.kubernetes.io/instance") $.Release.Name) }}
+{{- if and (eq (get $labels "app.kubernetes.io/part-of") "asympo") (eq (get $labels "app.kubernetes.io/component") "monitoring") (ne (get $labels "app.kubernetes.io/instance") $.Release.Name) }}
 {{- get $labels "app.kubernetes.io/instance" }}{{ break }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "asympo.refuseAutoscaling" -}}
-{{- $auto := .Values.generator.autoscaling }}
-{{- if and .Values.generator.enabled (ne $auto.kind "none") }}
-{{- if not (or $auto.maxReplicas .Values.learner.enabled) }}
-{{- fail "generator.autoscaling.maxReplicas is null and learner.enabled is false: the capacity of the run is not known here; set maxReplicas" }}
+{{- $auto := .values.autoscaling }}
+{{- if ne $auto.kind "none" }}
+{{- if not (or $auto.maxReplicas .root.Values.learner.enabled) }}
+{{- fail (printf "%s.autoscaling.maxReplicas is null and learner.enabled is false: the capacity of the run is not known here; set maxReplicas" .named) }}
 {{- end }}
 {{- if lt (include "asympo.maxGenerators" . | int) (int $auto.minReplicas) }}
-{{- fail (printf "generator.autoscaling.minReplicas is %v and maxReplicas %v: set minReplicas to at most maxReplicas" $auto.minReplicas $auto.maxReplicas) }}
+{{- fail (printf "%s.autoscaling.minReplicas is %v and maxReplicas %v: set minReplicas to at most maxReplicas" .named $auto.minReplicas $auto.maxReplicas) }}
 {{- end }}
 {{- if eq $auto.kind "keda" }}
 {{- if not $auto.prometheusUrl }}
-{{- fail "generator.autoscaling.kind is keda and prometheusUrl is empty: set it to where Prometheus answers, such as http://prometheus-operated.monitoring:9090" }}
+{{- fail (printf "%s.autoscaling.kind is keda and prometheusUrl is empty: set it to where Prometheus answers, such as http://prometheus-operated.monitoring:9090" .named) }}
 {{- end }}
-{{- if not (.Capabilities.APIVersions.Has "keda.sh/v1alpha1/ScaledObject") }}
-{{- fail "generator.autoscaling.kind is keda and the cluster has no kind ScaledObject: install KEDA, or set kind to hpa or none" }}
+{{- if not (.root.Capabilities.APIVersions.Has "keda.sh/v1alpha1/ScaledObject") }}
+{{- fail (printf "%s.autoscaling.kind is keda and the cluster has no kind ScaledObject: install KEDA, or set kind to hpa or none" .named) }}
+{{- end }}
+{{- if and $auto.authentication (not $auto.authModes) }}
+{{- fail (printf "%s.autoscaling.authentication is %s and authModes is empty: KEDA would send nothing of it; set authModes to what it holds, such as bearer or tls,basic, or to none for an identity of the pod" .named $auto.authentication) }}
+{{- end }}
+{{- if and $auto.authModes (not $auto.authentication) }}
+{{- fail (printf "%s.autoscaling.authModes is %s and authentication is empty: set authentication to the TriggerAuthentication that holds it" .named $auto.authModes) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refusePage" -}}
+{{- $page := .Values.learner.page }}
+{{- $isOutside := or $page.ingress.host $page.httpRoute.parentRefs }}
+{{- if and $isOutside .Values.networkPolicy.enabled (not $page.allowFrom) }}
+{{- fail "learner.page is brought out of the cluster and learner.page.allowFrom is empty: the network policies would let nobody through; set learner.page.allowFrom to where the ingress controller or the gateway runs" }}
+{{- end }}
+{{- if and $page.httpRoute.parentRefs (not $page.httpRoute.hostnames) }}
+{{- fail "learner.page.httpRoute.hostnames is empty: the page answers only for names that it knows; set hostnames" }}
+{{- end }}
+{{- if and $page.httpRoute.parentRefs (not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1/HTTPRoute")) }}
+{{- fail "learner.page.httpRoute.parentRefs is set and the cluster has no kind HTTPRoute: install the Gateway API, or use learner.page.ingress" }}
 {{- end }}
 {{- end }}
 
@@ -281,11 +345,6 @@
 {{- end }}
 {{- end }}
 
-{{/* Every namespace has this ConfigMap: whoever finds it is asking a real cluster. */}}
-{{- define "asympo.isOnline" -}}
-{{- if lookup "v1" "ConfigMap" .Release.Namespace "kube-root-ca.crt" }}yes{{ end }}
-{{- end }}
-
 {{- define "asympo.refuseSecrets" -}}
 {{- if include "asympo.isOnline" . }}
 {{- $external := .Values.redis.external }}
@@ -299,11 +358,13 @@
 {{- $store := .Values.checkpoints.objectStore }}
 {{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.caFrom" "name" $store.caFrom.secret "keys" (list $store.caFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.credentials.secret" "name" $store.credentials.secret "keys" (list "learner-access-key-id" "learner-secret-access-key" "generator-access-key-id" "generator-secret-access-key")) }}
-{{- $roles := ternary (list "learner-password" "generator-password" "operator-password") (list "learner-password" "generator-password") (eq .Values.redis.mode "embedded") }}
+{{- $keys := .Values.redis.auth.keys }}
+{{- $roles := list $keys.learner $keys.generator }}
+{{- if eq .Values.redis.mode "embedded" }}{{ $roles = append $roles $keys.operator }}{{ end }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}
 {{- if .name }}
-{{- $secret := lookup "v1" "Secret" $.Release.Namespace .name }}
+{{- $secret := include "asympo.present" (dict "root" $ "apiVersion" "v1" "kind" "Secret" "name" .name) | fromJson }}
 {{- if not $secret }}
 {{- fail (printf "%s names the Secret %s, which namespace %s does not have: create it first" .value .name $.Release.Namespace) }}
 {{- end }}
@@ -313,6 +374,41 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What Kubernetes does not let an upgrade change, said before it says it. */}}
+{{- define "asympo.refuseImmutable" -}}
+{{- $policy := (include "asympo.presentLearner" . | fromJson).podManagementPolicy }}
+{{- if and .Values.learner.enabled (gt (int .Values.learner.nodes) 1) (eq .Values.learner.kind "StatefulSet") (eq ($policy | default "Parallel") "OrderedReady") }}
+{{- $name := printf "%s-learner" (include "asympo.fullname" .) }}
+{{- fail (printf "learner.nodes is %d and the StatefulSet %s starts its pods one after the other, which Kubernetes does not let an upgrade change: kubectl --namespace %s delete statefulset %s --cascade=orphan, then upgrade again" (int .Values.learner.nodes) $name .Release.Namespace $name) }}
+{{- end }}
+{{- if eq .Values.redis.mode "embedded" }}
+{{- include "asympo.refuseBrokerVolume" . }}
+{{- end }}
+{{- if not .Values.checkpoints.existingClaim }}
+{{- $name := include "asympo.checkpointsClaim" . }}
+{{- $there := (include "asympo.present" (dict "root" . "apiVersion" "v1" "kind" "PersistentVolumeClaim" "name" $name) | fromJson).spec | default dict }}
+{{- $class := .Values.checkpoints.storageClassName }}
+{{- if and $there.accessModes (ne (first $there.accessModes) .Values.checkpoints.accessMode) }}
+{{- fail (printf "checkpoints.accessMode is %s and the claim %s has %s, which Kubernetes does not let an upgrade change: set it back, or copy what the claim holds into a new one and set checkpoints.existingClaim" .Values.checkpoints.accessMode $name (first $there.accessModes)) }}
+{{- end }}
+{{- if and $class $there.storageClassName (ne $class $there.storageClassName) }}
+{{- fail (printf "checkpoints.storageClassName is %s and the claim %s has %s, which Kubernetes does not let an upgrade change: set it back, or copy what the claim holds into a new one and set checkpoints.existingClaim" $class $name $there.storageClassName) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseBrokerVolume" -}}
+{{- $name := printf "%s-redis" (include "asympo.fullname" .) }}
+{{- $there := (include "asympo.present" (dict "root" . "apiVersion" "apps/v1" "kind" "StatefulSet" "name" $name) | fromJson).spec | default dict }}
+{{- range $there.volumeClaimTemplates }}
+{{- $size := toString .spec.resources.requests.storage }}
+{{- $wanted := include "asympo.quantity" $.Values.redis.embedded.persistence.size | trimAll "\"" }}
+{{- if ne $size $wanted }}
+{{- fail (printf "redis.embedded.persistence.size is %s and the StatefulSet %s has %s, which Kubernetes does not let an upgrade change: enlarge the claim itself, kubectl --namespace %s edit pvc data-%s-0, where its storage class allows that, then kubectl --namespace %s delete statefulset %s --cascade=orphan, and upgrade again" $wanted $name $size $.Release.Namespace $name $.Release.Namespace $name) }}
 {{- end }}
 {{- end }}
 {{- end }}

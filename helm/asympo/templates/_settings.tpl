@@ -18,36 +18,36 @@
 
 {{/* What the chart itself decides of every service's settings. */}}
 {{- define "asympo.commonSettings" -}}
-run: {{ .Values.run | quote }}
+run: {{ .Values.run | toJson }}
 {{- $url := include "asympo.brokerUrl" . }}
 {{- if $url }}
-redis_url: {{ $url | quote }}
+redis_url: {{ $url | toJson }}
 {{- end }}
 checkpoint_root: /checkpoints
 {{- with .Values.checkpoints.objectStore }}
 {{- if .url }}
 object_store:
-  url: {{ .url | quote }}
+  url: {{ .url | toJson }}
   {{- with .endpoint }}
-  endpoint: {{ . | quote }}
+  endpoint: {{ . | toJson }}
   {{- end }}
   {{- with .region }}
-  region: {{ . }}
+  region: {{ . | toJson }}
   {{- end }}
   {{- if .caFrom.secret }}
   ca_file: /etc/asympo/object-store-ca/ca.crt
   {{- end }}
-  cached_policies: {{ .cachedPolicies }}
+  cached_policies: {{ .cachedPolicies | toJson }}
 {{- end }}
 {{- end }}
-log_level: {{ .Values.logLevel }}
+log_level: {{ .Values.logLevel | toJson }}
 log_format: json
 http_host: 0.0.0.0
 {{- with .Values.tracing }}
 {{- if .endpoint }}
 tracing:
-  endpoint: {{ .endpoint | quote }}
-  share: {{ .share }}
+  endpoint: {{ .endpoint | toJson }}
+  share: {{ .share | toJson }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -56,7 +56,7 @@ tracing:
 {{- define "asympo.controlSettings" -}}
 {{- if .root.Values.control.tls.secret -}}
 grpc_host: 0.0.0.0
-grpc_port: {{ .port }}
+grpc_port: {{ .port | toJson }}
 grpc_tls:
   certificate: /etc/asympo/control-tls/tls.crt
   key: /etc/asympo/control-tls/tls.key
@@ -99,17 +99,21 @@ grpc_tls:
 {{- end }}
 {{- end }}
 
-{{/* The settings that a service has in the end: its values over the defaults of its code. */}}
+{{/* The settings that a service has in the end: those of .values over the defaults of its code. .root .service */}}
 {{- define "asympo.settings" -}}
 {{- $defaults := index (.root.Files.Get "files/default-settings.json" | fromJson) .service }}
-{{- mergeOverwrite $defaults (deepCopy (index .root.Values .service).settings) | toJson }}
+{{- mergeOverwrite $defaults (deepCopy .values.settings) | toJson }}
+{{- end }}
+
+{{- define "asympo.learnerSettings" -}}
+{{- include "asympo.settings" (dict "root" . "service" "learner" "values" .Values.learner) }}
 {{- end }}
 
 {{- define "asympo.learnerToml" -}}
 {{- $own := include "asympo.commonSettings" . | fromYaml }}
 {{- $_ := set $own "http_port" 8080 }}
 {{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) }}
-{{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromYamlArray) }}
+{{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromJsonArray) }}
 {{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
 {{- /* A node without a working driver is an error then, not a reason to train on its CPU. */}}
 {{- if and (gt (int .Values.learner.gpus) 0) (not (hasKey .Values.learner.settings "device")) }}
@@ -118,17 +122,18 @@ grpc_tls:
 {{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.learner.settings) $own) "path" "") | trim }}
 {{- end }}
 
-{{/* Names under which pods of the cluster ask for the learner's page. */}}
+{{/* Names under which the learner's page may be asked for: those of its Service, and those it has outside. */}}
 {{- define "asympo.pageHosts" -}}
 {{- $name := printf "%s-learner" (include "asympo.fullname" .) }}
-- {{ $name }}
-- {{ $name }}.{{ .Release.Namespace }}
-- {{ $name }}.{{ .Release.Namespace }}.svc
+{{- $page := .Values.learner.page }}
+{{- $hosts := list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) }}
+{{- concat $hosts $page.allowedHosts (compact (list $page.ingress.host)) $page.httpRoute.hostnames | uniq | toJson }}
 {{- end }}
 
+{{/* .root .values */}}
 {{- define "asympo.generatorToml" -}}
-{{- $own := include "asympo.commonSettings" . | fromYaml }}
+{{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8081 }}
-{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50052) | fromYaml) }}
-{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.generator.settings) $own) "path" "") | trim }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" .root "port" 50052) | fromYaml) }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .values.settings) $own) "path" "") | trim }}
 {{- end }}

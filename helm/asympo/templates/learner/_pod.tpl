@@ -5,70 +5,33 @@
 {{- $values := .Values.learner }}
 {{- $learner := dict "root" . "component" "learner" "values" $values "own" "learner" "role" "learner" "user" .Values.redis.auth.learnerUser "isReadOnly" false }}
 metadata:
-  labels:
-    {{- include "asympo.labels" $learner | nindent 4 }}
-    {{- with $values.podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  annotations:
-    checksum/settings: {{ include "asympo.learnerToml" . | sha256sum }}
-    {{- with include "asympo.usersChecksum" . }}
-    checksum/broker-users: {{ . }}
-    {{- end }}
-    {{- with $values.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  {{- include "asympo.podMetadata" (merge (dict "files" (include "asympo.learnerToml" .)) $learner) | nindent 2 }}
 spec:
   {{- include "asympo.podBasics" $learner | nindent 2 }}
-  terminationGracePeriodSeconds: {{ include "asympo.learnerGraceSeconds" . }}
+  terminationGracePeriodSeconds: {{ include "asympo.learnerGraceSeconds" . | int }}
   {{- with $values.affinity }}
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with .Values.model.download }}
-  {{- if .repository }}
+  {{- $hasModel := not (empty .Values.model.download.repository) }}
+  {{- if or $hasModel $values.extraInitContainers }}
   initContainers:
-    - name: fetch-model
-      image: {{ include "asympo.image" (dict "root" $.root "image" $values.image "variant" (include "asympo.variant" $values)) }}
-      imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
-      {{- include "asympo.containerSecurityContext" $.root | nindent 6 }}
-      command: [python, /etc/asympo/settings/fetch_model.py]
-      args:
-        - {{ .repository | quote }}
-        - {{ .revision | quote }}
-        - {{ include "asympo.modelPath" $.root }}
-      env:
-        - name: HOME
-          value: /tmp
-        {{- if .token.secret }}
-        - name: HF_TOKEN
-          valueFrom:
-            secretKeyRef:
-              name: {{ .token.secret }}
-              key: {{ .token.key }}
-        {{- end }}
-        {{- with $values.extraEnv }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      resources:
-        requests: {cpu: 500m, memory: 1Gi}
-        limits: {memory: 2Gi}
-      volumeMounts:
-        - name: settings
-          mountPath: /etc/asympo/settings
-          readOnly: true
-        - name: checkpoints
-          mountPath: /checkpoints
-        - name: temporary
-          mountPath: /tmp
-  {{- end }}
+    {{- if $hasModel }}
+    {{- include "asympo.fetchModel" $learner | nindent 4 }}
+    {{- end }}
+    {{- with $values.extraInitContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- end }}
   containers:
     - name: learner
-      image: {{ include "asympo.image" (dict "root" . "image" $values.image "variant" (include "asympo.variant" $values)) }}
-      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      image: {{ include "asympo.image" (dict "root" . "image" $values.image "variant" (include "asympo.variant" $values)) | toJson }}
+      imagePullPolicy: {{ .Values.image.pullPolicy | toJson }}
       {{- include "asympo.containerSecurityContext" . | nindent 6 }}
       {{- include "asympo.learnerCommand" . | nindent 6 }}
+      {{- with include "asympo.envFrom" $learner | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- include "asympo.environment" $learner | nindent 6 }}
         {{- if gt (int $values.nodes) 1 }}
         - name: POD_NAME
@@ -90,6 +53,57 @@ spec:
       {{- end }}
       {{- include "asympo.resources" $values | nindent 6 }}
       {{- include "asympo.mounts" $learner | nindent 6 }}
+    {{- with $values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- include "asympo.volumes" $learner | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* The container that brings the model. It sees what the learner's own sees, such as the certificates of a company. */}}
+{{- define "asympo.fetchModel" -}}
+{{- $download := .root.Values.model.download -}}
+- name: fetch-model
+  image: {{ include "asympo.image" (dict "root" .root "image" .values.image "variant" (include "asympo.variant" .values)) | toJson }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy | toJson }}
+  {{- include "asympo.containerSecurityContext" .root | nindent 2 }}
+  command: [python, /etc/asympo/settings/fetch_model.py]
+  args:
+    - {{ $download.repository | toJson }}
+    - {{ $download.revision | toJson }}
+    - {{ include "asympo.modelPath" .root | toJson }}
+  {{- with include "asympo.envFrom" . | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  env:
+    - name: HOME
+      value: /tmp
+    {{- with $download.endpoint }}
+    - name: HF_ENDPOINT
+      value: {{ . | toJson }}
+    {{- end }}
+    {{- if $download.token.secret }}
+    - name: HF_TOKEN
+      valueFrom:
+        secretKeyRef:
+          name: {{ $download.token.secret | toJson }}
+          key: {{ $download.token.key | toJson }}
+    {{- end }}
+    {{- with .values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  resources:
+    requests: {cpu: 500m, memory: 1Gi}
+    limits: {memory: 2Gi}
+  volumeMounts:
+    - name: settings
+      mountPath: /etc/asympo/settings
+      readOnly: true
+    - name: checkpoints
+      mountPath: /checkpoints
+    - name: temporary
+      mountPath: /tmp
+    {{- with .values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end }}

@@ -43,7 +43,7 @@ args: {{ concat (list "--master-addr" (printf "%s-0.%s-ranks" $name $name)) $sev
 {{- if eq .Values.learner.kind "LeaderWorkerSet" }}
 leaderworkerset.sigs.k8s.io/worker-index: "0"
 {{- else }}
-statefulset.kubernetes.io/pod-name: {{ include "asympo.fullname" . }}-learner-0
+statefulset.kubernetes.io/pod-name: {{ printf "%s-learner-0" (include "asympo.fullname" .) | toJson }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -10,7 +10,7 @@ broker.conf: |
   appendfsync always
   save ""
   # Unread groups are never evicted: appends are refused instead, and the learner frees.
-  maxmemory {{ div (mul .Values.redis.embedded.memoryMiB 6) 10 }}mb
+  maxmemory {{ div (mul (int64 .Values.redis.embedded.memoryMiB) 6) 10 }}mb
   maxmemory-policy noeviction
   tcp-keepalive 60
 users.acl: |

@@ -1,12 +1,13 @@
 {{/*
-Passwords of the broker's users. Random ones are made once and then read back from the cluster, so that an
-upgrade changes nothing.
+Passwords of the broker's users: random ones, made once, at the install, and from then on those of the Secret that the
+cluster has. Nothing where no cluster can be asked: every rendering would have other passwords and restart every pod.
 */}}
 {{- define "asympo.usersData" -}}
-{{- $old := (lookup "v1" "Secret" .Release.Namespace (include "asympo.usersSecret" .)).data | default dict }}
-{{- range $role := list "learner" "generator" "operator" }}
-{{- $key := printf "%s-password" $role }}
+{{- if and (eq .Values.redis.mode "embedded") (not .Values.redis.auth.existingSecret) (include "asympo.isOnline" .) }}
+{{- $old := (include "asympo.present" (dict "root" . "apiVersion" "v1" "kind" "Secret" "name" (include "asympo.usersSecret" .)) | fromJson).data | default dict }}
+{{- range $role, $key := .Values.redis.auth.keys }}
 {{ $key }}: {{ get $old $key | default (randAlphaNum 32 | b64enc) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -19,9 +20,7 @@ upgrade changes nothing.
 {{- end }}
 
 {{- define "asympo.usersChecksum" -}}
-{{- if and (eq .Values.redis.mode "embedded") (not .Values.redis.auth.existingSecret) }}
-{{- include "asympo.users" . | sha256sum }}
-{{- end }}
+{{- with include "asympo.users" . }}{{ sha256sum . }}{{ end }}
 {{- end }}
 
 {{/*

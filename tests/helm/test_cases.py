@@ -1,0 +1,127 @@
+"""Values that people give, as files under `cases/`, each with its right outcome in a file beside it.
+
+An outcome says with which words the values are `refused` (or at which path, `refused_by_schema`), or
+which part of which `objects` must be there, what is `absent`, and which words the text `contains` or `lacks`.
+`release`, `kube_version`, `api_versions` and what the `cluster` already holds are given to Helm.
+"""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rendering
+import yaml
+
+from tests.helm.conftest import CHART, chart_on_cluster
+from tests.helm.test_rendering import check_strictly
+
+CASES = Path(__file__).with_name("cases")
+NAMES = sorted(path.stem for path in CASES.glob("*.yaml") if not path.stem.endswith(".outcome"))
+MODEL = Path(__file__).with_name("model.yaml")
+
+
+def outcome_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CASES / f"{name}.outcome.yaml").read_text())
+    return found
+
+
+def render(name: str, helm: str, directory: Path) -> Any:
+    outcome = outcome_of(name)
+    chart, own = CHART, directory / helm / name
+    own.mkdir(parents=True)
+    if "cluster" in outcome:
+        chart = chart_on_cluster(own, *outcome["cluster"])
+    return rendering.template(
+        chart,
+        values=[MODEL, CASES / f"{name}.yaml"],
+        helm=helm,
+        release=outcome.get("release", rendering.RELEASE),
+        kube_version=outcome.get("kube_version", rendering.KUBE_VERSION),
+        api_versions=[*rendering.OPERATOR_KINDS, *outcome.get("api_versions", [])],
+    )
+
+
+def slashed(text: str) -> str:
+    """Helm 3 writes a.b.0 where Helm 4 writes /a/b/0."""
+    return re.sub(r"(?m)^- ([\w.]+)", lambda found: "/" + found[1].replace(".", "/"), text)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each helm says, by helm and case."""
+    directory = tmp_path_factory.mktemp("cases")
+    with ThreadPoolExecutor(4) as pool:
+        return {
+            helm: dict(
+                zip(NAMES, pool.map(partial(render, helm=helm, directory=directory), NAMES), strict=True)
+            )
+            for helm in ("helm4", "helm3")
+        }
+
+
+def missing(wanted: Any, found: Any, where: str = "") -> str:
+    """Where `found` lacks a part of `wanted`; of a list every wanted element has to be among those found."""
+    if isinstance(wanted, dict):
+        if not isinstance(found, dict):
+            return f"{where}: {found!r} is no object"
+        return next(
+            filter(None, (missing(each, found.get(key), f"{where}.{key}") for key, each in wanted.items())),
+            "",
+        )
+    if isinstance(wanted, list):
+        rest = found or []
+        lacking = [each for each in wanted if all(missing(each, other) for other in rest)]
+        return f"{where}: no {lacking[0]!r} among {rest!r}" if lacking else ""
+    return "" if wanted == found and type(wanted) is type(found) else f"{where}: {found!r}, not {wanted!r}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("helm", ["helm4", "helm3"])
+def test_case_has_its_outcome(name: str, helm: str, results: dict[str, dict[str, Any]]) -> None:
+    outcome, result = outcome_of(name), results[helm][name]
+    for key in ("refused", "refused_by_schema"):
+        if key in outcome:
+            assert result.returncode != 0, "it renders"
+            said = result.stderr if helm == "helm4" or key == "refused" else slashed(result.stderr)
+            assert outcome[key] in said
+            assert ("specifications of the schema" in result.stderr) == (key == "refused_by_schema")
+            return
+    assert result.returncode == 0, result.stderr
+    things = {f"{each['kind']}/{each['metadata']['name']}": each for each in rendering.objects(result.stdout)}
+    for key, wanted in outcome["objects"].items():
+        assert key in things, sorted(things)
+        assert not missing(wanted, things[key]), missing(wanted, things[key])
+    assert not set(outcome.get("absent", [])) & set(things)
+    assert all(words in result.stdout for words in outcome.get("contains", []))
+    assert not any(words in result.stdout for words in outcome.get("lacks", []))
+
+
+def test_what_the_cases_render_passes_the_strict_schemas(results: dict[str, dict[str, Any]]) -> None:
+    seen: dict[str, tuple[str, Any]] = {}
+    for name, result in results["helm4"].items():
+        for thing in rendering.objects(result.stdout):
+            newer = thing["kind"] == "HTTPRoute" or outcome_of(name).get("kube_version")
+            if not newer:
+                seen.setdefault(repr(thing), (name, thing))
+    assert check_strictly(list(seen.values())) == []
+
+
+def test_rendering_twice_gives_the_same_bytes() -> None:
+    values = CHART / "examples/laptop-cpu/values.yaml"
+    first, second = (rendering.template(CHART, values=[values]).stdout for _ in range(2))
+    assert first
+    assert first == second
+
+
+def test_two_long_releases_have_different_names() -> None:
+    found = set()
+    for last in "ab":
+        result = rendering.template(CHART, values=[MODEL], release="r" * 50 + last)
+        found |= {
+            each["metadata"]["name"] for each in rendering.objects(result.stdout) if each["kind"] == "Service"
+        }
+        assert all(len(name) <= 63 for name in found)
+    assert len(found) == 6
