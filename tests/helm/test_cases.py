@@ -1,4 +1,4 @@
-"""Values that people give, as files under `cases/`, each with its right outcome in a file beside it.
+"""Values that people give, as files under `cases/`, each with its outcome in the lines that begin with `#=`.
 
 An outcome says with which words the values are `refused` (or at which path, `refused_by_schema`), or
 which part of which `objects` must be there, what is `absent`, and which words the text `contains` or `lacks`.
@@ -19,12 +19,13 @@ from tests.helm.conftest import CHART, chart_on_cluster
 from tests.helm.test_rendering import check_strictly
 
 CASES = Path(__file__).with_name("cases")
-NAMES = sorted(path.stem for path in CASES.glob("*.yaml") if not path.stem.endswith(".outcome"))
-MODEL = Path(__file__).with_name("model.yaml")
+NAMES = sorted(str(path.relative_to(CASES).with_suffix("")) for path in CASES.glob("*/*.yaml"))
+MODEL = CASES / "model.yaml"
 
 
 def outcome_of(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((CASES / f"{name}.outcome.yaml").read_text())
+    lines = (CASES / f"{name}.yaml").read_text().splitlines()
+    found: dict[str, Any] = yaml.safe_load("\n".join(line[3:] for line in lines if line.startswith("#= ")))
     return found
 
 

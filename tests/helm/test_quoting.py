@@ -19,7 +19,7 @@ LOOKS = ("20261128", "1e6", "true", "null", "0x1f", "x1")
 """What a careless template turns into something else; the last where a name has to begin with a letter."""
 TEMPLATES = sorted((CHART / "templates").rglob("*.*"))
 _SCALAR = re.compile(r"^\s*(?:- )?(?:[\w./-]+: |- )(?=\S*\{\{ )(.*)$")
-_QUOTED = ("toJson }}", "quote }}", "| int }}", "}}{{ end }}", "| fromJson }}")
+_QUOTED = ("toJson }}", "toJson }}]", "quote }}", "| int }}", "}}{{ end }}", "| fromJson }}")
 _QUOTES_ITSELF = ('include "asympo.quantity"', "{{ div ", "{{ mul ", "{{ if ", "toYaml", "nindent")
 
 
@@ -56,7 +56,7 @@ def scalars(node: Any) -> Iterator[Any]:
 
 def everything() -> list[dict[str, Any]]:
     """Values that together give every text that the chart takes."""
-    return list(yaml.safe_load_all(Path(__file__).with_name("everything.yaml").read_text()))
+    return list(yaml.safe_load_all((Path(__file__).parent / "cases/everything.yaml").read_text()))
 
 
 def others_than_text(values: dict[str, Any], path: Path) -> Counter[str]:

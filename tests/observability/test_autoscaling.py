@@ -64,7 +64,7 @@ def test_rule_evaluates_as_in_prometheus(rules: RecordingRules, tmp_path: Path) 
             expression = f"group(abs({name}{{{_quoted(labels)}}} - {value!r}) < 0.000001)"
             expected.append(
                 {
-                    "expr": expression if is_there else f"group({name})",
+                    "expr": expression if is_there else f"group({name}{{{_quoted(labels)}}})",
                     "eval_time": f"{time:.0f}s",
                     "exp_samples": [{"labels": "{}", "value": 1}] if is_there else [],
                 }
