@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kubernetes_kinds
 import yaml
 from asympo.common.names import RUN_NAME
 
+from deploy.chart import kubernetes_kinds
 from deploy.chart.service_settings import settings_schema
 
 _WIDTH = 108

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
 import yaml
 
+from deploy.chart import rendering
 from tests.helm.conftest import CHART, chart_on_cluster
 from tests.helm.test_rendering import check_strictly
 

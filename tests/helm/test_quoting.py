@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rendering
-import values_source
 import yaml
 
+from deploy.chart import rendering, values_source
 from tests.helm.conftest import CHART, ROOT
 
 LOOKS = ("20261128", "1e6", "true", "null", "0x1f", "x1")

@@ -9,7 +9,7 @@ import yaml
 from tests.golden import metrics as golden
 from tests.observability.tools import DASHBOARDS, RULES
 
-TARGET_LABELS = {"namespace", "run", "pod", "instance", "job"}
+TARGET_LABELS = {"namespace", "run", "pod", "pool", "instance", "job"}
 """What scraping adds to every series."""
 _VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$run": ".*"}
 
@@ -42,9 +42,11 @@ def known_labels() -> dict[str, set[str]]:
         name, rest = line.split(" ")
         labels = rest[rest.index("{") + 1 : -1]
         found[name] = TARGET_LABELS | set(filter(None, labels.split(",")))
+    # The chart records how many generators each of its pools counts for.
+    found["asympo:pool_weight"] = {"namespace", "run", "pool"}
     for rule in rules():
         if "record" in rule:
-            found[rule["record"]] = {"namespace", "run"}
+            found[rule["record"]] = {"namespace", "run", "pool"}
     return found
 
 

@@ -36,6 +36,9 @@ class LiveRun:
 def live_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[LiveRun]:
     folder = tmp_path_factory.mktemp("live")
     config = folder / "run.toml"
+    (folder / "reward.py").write_text(
+        "def parity(response_text, **columns):\n    return float(sum(map(ord, response_text)) % 2)\n"
+    )
     with collector() as traces:
         config.write_text(
             f"""
@@ -44,6 +47,8 @@ def live_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
             directory = "{folder}/runs"
             model = "{tiny_model}"
             evaluate = false
+            [[run.task.rewards]]
+            function = "{folder}/reward.py:parity"
             [run.sampling]
             max_tokens = 6
             [learner]
