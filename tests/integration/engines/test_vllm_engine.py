@@ -171,25 +171,6 @@ async def test_impossible_prompt_is_refused_and_the_engine_lives(
     assert len(await probe(engine)) == len(PROBES)
 
 
-async def test_tensor_that_differs_from_the_manifest_breaks_the_engine_for_good(
-    engine: VllmEngine, policy_b: Path
-) -> None:
-    manifest = manifest_of(policy_b)
-    wrong = replace(manifest.tensors[-1], sha256="0" * 64)
-    group = asyncio.create_task(
-        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="b", cache_salt="b")
-    )
-    while not engine.stats.num_in_flight:
-        await asyncio.sleep(0.01)
-    with pytest.raises(errors.EngineBroken, match="other values for model"):
-        await engine.reload(policy_b, manifest=replace(manifest, tensors=(*manifest.tensors[:-1], wrong)))
-    with pytest.raises(errors.EngineBroken):
-        await group
-    with pytest.raises(errors.EngineBroken):
-        await engine.resume()
-    assert engine.is_broken
-
-
 async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path) -> None:
     engine = VllmEngine(settings=SETTINGS.model_copy(update={"self_test": True}))
     before = set(psutil.Process().children(recursive=True))
@@ -322,3 +303,22 @@ async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
         for generator.salt in ("x", "x", "y"):
             assert (await http.post("/v1/completions", json=question)).status_code == 200
     assert [bool(tokens) for tokens in cached] == [False, True, False]
+
+
+async def test_tensor_that_differs_from_the_manifest_breaks_the_engine_for_good(
+    engine: VllmEngine, policy_b: Path
+) -> None:
+    manifest = manifest_of(policy_b)
+    wrong = replace(manifest.tensors[-1], sha256="0" * 64)
+    group = asyncio.create_task(
+        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="b", cache_salt="b")
+    )
+    while not engine.stats.num_in_flight:
+        await asyncio.sleep(0.01)
+    with pytest.raises(errors.EngineBroken, match="other values for model"):
+        await engine.reload(policy_b, manifest=replace(manifest, tensors=(*manifest.tensors[:-1], wrong)))
+    with pytest.raises(errors.EngineBroken):
+        await group
+    with pytest.raises(errors.EngineBroken):
+        await engine.resume()
+    assert engine.is_broken
