@@ -224,7 +224,7 @@ class LoneRun:
             stderr=inside,
             env={**os.environ, "REDIS_URL": "", "PATH": f"{self._server.parent}:{os.environ['PATH']}"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_sit_at_terminal,
         )
         os.close(inside)
         self._is_read = threading.Event()
@@ -289,6 +289,12 @@ class LoneRun:
                     self._process.kill()
                 return
             time.sleep(_POLL_SECONDS)
+
+
+def _sit_at_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Ignored where this command itself runs under nohup, and a run would inherit that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _named(processes: list[psutil.Process], module: str) -> list[psutil.Process]:

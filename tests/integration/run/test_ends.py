@@ -80,6 +80,12 @@ def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind
     assert last_event(directory).startswith(f"stopped at step {mark['step']} by SIG")
 
 
+def sit_at_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Ignored where the tests run under nohup, and the run would inherit that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(600)
 def test_closed_terminal_stops_the_run_in_order(config: Path, tmp_path: Path) -> None:
     directory = tmp_path / "runs" / "tiny"
@@ -91,7 +97,7 @@ def test_closed_terminal_stops_the_run_in_order(config: Path, tmp_path: Path) ->
         stderr=inside,
         env={**os.environ, "REDIS_URL": ""},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=sit_at_terminal,
     )
     os.close(inside)
     deadline = time.monotonic() + 300
