@@ -24,7 +24,7 @@ def test_bench_log_reports_ratios_commands_and_the_queue_bound(tmp_path: Path) -
     assert report["throughput_ratio_to_bare"] > 0
     assert report["server_cpu_ratio_to_bare"] > 0
     assert report["knee_groups_per_second"] > 0
-    assert 0 < report["scaling_efficiency_32"] < 2
+    assert report["scaling_efficiency_32"] > 0
     assert set(report["commands_per_group"]) == {"1", "64"}
     assert min(report["commands_per_group"].values()) > 0
     assert report["is_queue_bound_kept"], report["staleness"]
