@@ -4,23 +4,28 @@ from pathlib import Path
 
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.settings import dump_toml
+from asympo.doctor.checks import Target, check_store
 from asympo.doctor.command import examined_store, parse
-from asympo.doctor.findings import Level
-from asympo.doctor.object_store import check_object_store
+from asympo.doctor.findings import Finding, Level
+
+
+def findings_of(options: ObjectStoreOptions | None, *, is_reader: bool = False) -> list[Finding]:
+    target = Target(directory=Path(), redis_url=None, ports=(), object_store=options, is_reader=is_reader)
+    return list(check_store(target))
 
 
 def test_doctor_finds_a_store_that_works_and_needs_less_of_a_reader(options: ObjectStoreOptions) -> None:
-    findings = list(check_object_store(options, is_reader=False))
+    findings = findings_of(options)
     assert [finding.level for finding in findings] == [Level.OK] * 5
-    assert len(list(check_object_store(options, is_reader=True))) == 1
-    assert list(check_object_store(None, is_reader=False)) == []
+    assert len(findings_of(options, is_reader=True)) == 1
+    assert findings_of(None) == []
 
 
 def test_doctor_names_the_fault_and_its_repair_when_the_bucket_is_missing(
     options: ObjectStoreOptions,
 ) -> None:
     absent = options.model_copy(update={"url": "s3://no-such-bucket/prefix"})
-    (finding,) = check_object_store(absent, is_reader=False)
+    (finding,) = findings_of(absent)
     assert (finding.level, "NoSuchBucket" in finding.text) == (Level.WRONG, True)
     assert finding.repair
 
