@@ -6,8 +6,6 @@ which part of which `objects` must be there, what is `absent`, and which words t
 """
 
 import re
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ def outcome_of(name: str) -> dict[str, Any]:
 
 def render(name: str, helm: str, directory: Path) -> Any:
     outcome = outcome_of(name)
-    chart, own = CHART, directory / helm / name
+    chart, own = CHART, directory / name
     own.mkdir(parents=True)
     if "cluster" in outcome:
         chart = chart_on_cluster(own, *outcome["cluster"])
@@ -48,19 +46,6 @@ def render(name: str, helm: str, directory: Path) -> Any:
 def slashed(text: str) -> str:
     """Helm 3 writes a.b.0 where Helm 4 writes /a/b/0."""
     return re.sub(r"(?m)^- ([\w.]+)", lambda found: "/" + found[1].replace(".", "/"), text)
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What each helm says, by helm and case."""
-    directory = tmp_path_factory.mktemp("cases")
-    with ThreadPoolExecutor(4) as pool:
-        return {
-            helm: dict(
-                zip(NAMES, pool.map(partial(render, helm=helm, directory=directory), NAMES), strict=True)
-            )
-            for helm in ("helm4", "helm3")
-        }
 
 
 def missing(wanted: Any, found: Any, where: str = "") -> str:
@@ -81,8 +66,8 @@ def missing(wanted: Any, found: Any, where: str = "") -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("helm", ["helm4", "helm3"])
-def test_case_has_its_outcome(name: str, helm: str, results: dict[str, dict[str, Any]]) -> None:
-    outcome, result = outcome_of(name), results[helm][name]
+def test_case_has_its_outcome(name: str, helm: str, tmp_path: Path) -> None:
+    outcome, result = outcome_of(name), render(name, helm, tmp_path)
     for key in ("refused", "refused_by_schema"):
         if key in outcome:
             assert result.returncode != 0, "it renders"
@@ -100,10 +85,10 @@ def test_case_has_its_outcome(name: str, helm: str, results: dict[str, dict[str,
     assert not any(words in result.stdout for words in outcome.get("lacks", []))
 
 
-def test_what_the_cases_render_passes_the_strict_schemas(results: dict[str, dict[str, Any]]) -> None:
+def test_what_the_cases_render_passes_the_strict_schemas(tmp_path: Path) -> None:
     seen: dict[str, tuple[str, Any]] = {}
-    for name, result in results["helm4"].items():
-        for thing in rendering.objects(result.stdout):
+    for name in NAMES:
+        for thing in rendering.objects(render(name, "helm4", tmp_path).stdout):
             newer = thing["kind"] == "HTTPRoute" or outcome_of(name).get("kube_version")
             if not newer:
                 seen.setdefault(repr(thing), (name, thing))

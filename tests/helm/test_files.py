@@ -85,17 +85,22 @@ def learner(broker_url: str, run_name: str) -> Iterator[tuple[LearnerControl, st
     broker.close()
 
 
-def check(url: str, min_generators: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CHART / "files/check_release.py"), url, str(min_generators), "0"]
+def check(url: str, min_generators: int, *paths: Path) -> subprocess.CompletedProcess[str]:
+    script = str(CHART / "files/check_release.py")
+    command = [sys.executable, script, url, str(min_generators), "0", *map(str, paths)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-def test_release_check_says_what_is_missing(learner: tuple[LearnerControl, str]) -> None:
+def test_release_check_says_what_is_missing(learner: tuple[LearnerControl, str], tmp_path: Path) -> None:
     core, url = learner
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "reward.py").write_text("x = 1")
+    for empty in (tmp_path / "empty", tmp_path / "gone"):
+        assert f"nothing lies at {empty}: look at" in check(url, 0, tmp_path / "reward.py", empty).stderr
     assert "does not answer" in check("http://127.0.0.1:1", 0).stderr
     assert "the learner is not ready: starting" in check(url, 0).stderr
     core.enter(LearnerState.WAITING)
     assert "0 of at least 1 generators report to the run" in check(url, 1).stderr
-    passed = check(url, 0)
+    passed = check(url, 0, tmp_path / "reward.py")
     assert passed.returncode == 0, passed.stderr
     assert "waiting, step 0, 0 generators" in passed.stdout

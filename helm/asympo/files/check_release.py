@@ -1,9 +1,10 @@
-"""`helm test`: the learner answers, is ready, and has generators.
+"""`helm test`: what was brought along is there; the learner answers, is ready, and has generators.
 
-check_release.py URL MIN_GENERATORS TIMEOUT_SECONDS
+check_release.py URL MIN_GENERATORS TIMEOUT_SECONDS [PATH ...]
 """
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -16,6 +17,14 @@ def ask(url: str) -> tuple[int, str]:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def missing(paths: list[str]) -> str:
+    """Which of the paths hold nothing, in one sentence; empty when all hold something."""
+    empty = [
+        path for path in paths if not os.path.exists(path) or (os.path.isdir(path) and not os.listdir(path))
+    ]
+    return f"nothing lies at {', '.join(empty)}: look at what data.NAME names" if empty else ""
 
 
 def problem(base: str, min_generators: int) -> str:
@@ -40,6 +49,8 @@ def problem(base: str, min_generators: int) -> str:
 
 
 if __name__ == "__main__":
+    if gone := missing(sys.argv[4:]):
+        sys.exit(gone)
     deadline = time.monotonic() + float(sys.argv[3])
     while found := problem(sys.argv[1], int(sys.argv[2])):
         if time.monotonic() > deadline:
