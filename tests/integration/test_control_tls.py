@@ -217,7 +217,7 @@ async def generator_behind(files: TlsFiles) -> AsyncIterator[str]:
     settings = GeneratorSettings(grpc_host="0.0.0.0", grpc_port=0, grpc_tls=files, debug=True)
     metrics = GeneratorMetrics(new_registry(service="generator", version="1"))
     core = Generator(run="r", holder="h", metrics=metrics, stop=StopSignal(), drain_seconds=1.0)
-    server = generator_rpc.RpcServer(generator=core, settings=settings)
+    server = generator_rpc.control_server(core, settings=settings)
     await server.start()
     yield f"localhost:{server.port}"
     await server.stop()

@@ -1,22 +1,70 @@
-"""The HTTP server of every service: on a socket that is bound beforehand, without signal handlers."""
+"""The HTTP server of every service: bounded, on a socket bound beforehand, without signal handlers."""
 
+import asyncio
 import contextlib
+import ipaddress
+import logging
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asympo.common.errors import BadSetting
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 512
+"""At a time, of one server: each costs a descriptor that storage and broker need as well."""
+HEADER_SECONDS = 10.0
+"""Within which a new connection has to have asked for something."""
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_ANY_HOST_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked by orchestrators and scrapers under the address of the pod; they hold nothing worth rebinding for."""
+
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)*\Z"
+)
+
+
+class _BoundedConnection(H11Protocol):
+    """A connection that is closed where there are too many, or when it asks for nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()
+        else:
+            self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class QuietServer(uvicorn.Server):
     """uvicorn in an event loop or thread that is not its own; stopped through `should_exit`."""
 
-    def __init__(self, api: FastAPI) -> None:
+    def __init__(self, api: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
                 api,
+                http=_BoundedConnection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -28,6 +76,19 @@ class QuietServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+    """The application answers on the bound socket meanwhile, in the running event loop."""
+    server = QuietServer(app)
+    with listener:
+        task = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -44,3 +105,68 @@ def bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror}): choose another http_host or http_port"
         ) from error
     return listener
+
+
+class HostCheck:
+    """Refuses requests whose Host is neither loopback nor allowed; adds the security headers to the others.
+
+    A stranger's page can point its own name at 127.0.0.1 and then read whatever a local server answers (DNS
+    rebinding); the Host header still holds the stranger's name.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str]) -> None:
+        self._app = app
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        host = _without_port(Headers(scope=scope).get("host", ""))
+        if scope["path"] not in _ANY_HOST_PATHS and not self._is_allowed(host):
+            log.warning("Refused a request for host %r", host)
+            text = f"host {host!r} is not allowed; use 127.0.0.1 or add the name to allowed_hosts\n"
+            await PlainTextResponse(text, status_code=421)(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+    def _is_allowed(self, host: str) -> bool:
+        if host == "localhost" or host.endswith(".localhost") or host in self._allowed_hosts:
+            return True
+        address = _address(host)
+        return address is not None and (address.is_loopback or str(address) in self._allowed_hosts)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+
+
+def _without_port(header: str) -> str:
+    """The host of a Host header in lower case, without port and final dot; brackets of IPv6 stay."""
+    host = re.sub(r":\d{0,5}\Z", "", header.strip().lower())
+    return host.removesuffix(".")
+
+
+def checked_host(host: str) -> str:
+    """A host name as it is compared; raises BadSetting for one that is none."""
+    name = host.strip().lower().removesuffix(".")
+    address = _address(name)
+    if address is not None:
+        return str(address)
+    if not _HOST_NAME.match(name):
+        raise BadSetting(
+            f"allowed_hosts holds {host!r}, which is not a host name; give the name alone, without scheme, "
+            "port or wildcard, such as 'asympo.example.com'"
+        )
+    return name

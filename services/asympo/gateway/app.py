@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from asympo.common.codec import WireLimits
 from asympo.common.errors import BadSetting, BrokerUnavailable, NoProgress
-from asympo.common.http_server import QuietServer, bind
+from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Backoff, Calls
@@ -20,7 +20,7 @@ from asympo.gateway.core import Gateway, Parts
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
 from asympo.gateway.producers import Producers
-from asympo.gateway.rpc import IngestRpc, RpcServer
+from asympo.gateway.rpc import IngestRpc, control_server
 from asympo.gateway.sessions import Sessions
 from asympo.gateway.settings import GatewaySettings
 from asympo.gateway.work import Work
@@ -66,7 +66,7 @@ class GatewayProcess:
         self._sessions = Sessions(
             gateway=self.gateway, metrics=self._metrics, session_seconds=settings.session_seconds
         )
-        self.rpc = RpcServer(service=service, settings=settings, max_message_bytes=settings.max_body_bytes)
+        self.rpc = control_server(service, settings=settings, max_message_bytes=settings.max_body_bytes)
         self.http_port = 0
         """Bound port, once both servers answer."""
 
@@ -89,7 +89,6 @@ class GatewayProcess:
     async def _start_servers(self, closing: AsyncExitStack) -> None:
         settings = self._settings
         listener = bind(settings.http_host, settings.http_port)
-        closing.callback(listener.close)
         api = GatewayApi(
             gateway=self.gateway,
             producers=self._producers,
@@ -100,12 +99,10 @@ class GatewayProcess:
         )
         app = build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
         self._add_sessions(app, api, closing)
-        http = QuietServer(app)
-        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-        closing.push_async_callback(_stop_http, http, serving)
+        self.http_port = int(listener.getsockname()[1])
+        await closing.enter_async_context(serving(app, listener))
         await self.rpc.start()
         closing.push_async_callback(self.rpc.stop, grace_seconds=settings.drain_seconds)
-        self.http_port = int(listener.getsockname()[1])
         log.info(
             "Gateway of run %s: http on %s:%d, grpc on %s, producers %s",
             *(settings.run, settings.http_host, self.http_port, self.rpc.port or settings.grpc_address),
@@ -164,8 +161,3 @@ def _read_token(path: Path | None) -> str:
         return path.read_text().split()[0]
     except (OSError, UnicodeDecodeError, IndexError) as error:
         raise BadSetting(f"doors_token: no token can be read from {path} ({error!r})") from None
-
-
-async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:
-    http.should_exit = True
-    await serving

@@ -4,12 +4,10 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from asympo.common.control.door import ControlDoor
+from asympo.common.control.server import ControlServer
 from asympo.common.control.settings import ControlSettings
 from asympo.common.errors import AsympoError, BrokerUnavailable
 from asympo.common.rollout_log import Submitted
@@ -178,47 +176,13 @@ def _add(total: messages.RolloutIngestServiceSubmitManyResponse, answer: Answer)
             total.refused.append(_response(answer))
 
 
-class RpcServer:
-    """The ingest server: our service, the standard health service, reflection only when debugging."""
-
-    def __init__(self, *, service: IngestRpc, settings: ControlSettings, max_message_bytes: int) -> None:
-        self._service = service
+def control_server(service: IngestRpc, *, settings: ControlSettings, max_message_bytes: int) -> ControlServer:
+    """The gateway's gRPC server, not yet started."""
+    return ControlServer(
+        name=SERVICE_NAME,
+        add=lambda server: add_RolloutIngestServiceServicer_to_server(service, server),
         # Whoever shows a certificate of ours may call everything: what for is said by its token.
-        viewing = tuple(f"/{SERVICE_NAME}/{method}" for method in METHODS)
-        self._door = ControlDoor(settings, viewing=viewing)
-        self._debug = settings.debug
-        self._max_message_bytes = max_message_bytes
-        self._health = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
-        self.port = 0
-        """Bound port, once started; 0 for a unix socket."""
-
-    async def start(self) -> None:
-        """Bind and serve; BadSetting when the address is taken or a certificate is wrong."""
-        options: tuple[tuple[str, Any], ...] = (
-            *self._door.options,
-            ("grpc.max_receive_message_length", self._max_message_bytes),
-        )
-        self._server = grpc.aio.server(options=options, interceptors=self._door.async_interceptors())
-        add_RolloutIngestServiceServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if self._debug:
-            from grpc_reflection.v1alpha import reflection
-
-            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
-        self.port = self._door.bind(self._server)
-        await self.set_serving(False)
-        await self._server.start()
-
-    async def set_serving(self, is_serving: bool) -> None:
-        """What the health service says of us."""
-        kinds = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, kinds.SERVING if is_serving else kinds.NOT_SERVING)
-
-    async def stop(self, *, grace_seconds: float) -> None:
-        """End, giving calls in flight a while."""
-        await self._health.enter_graceful_shutdown()
-        if self._server is not None:
-            await self._server.stop(grace=grace_seconds)
+        viewing=tuple(f"/{SERVICE_NAME}/{method}" for method in METHODS),
+        settings=settings,
+        max_message_bytes=max_message_bytes,
+    )

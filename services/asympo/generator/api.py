@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from asympo.common.http_server import HostCheck
 from asympo.generator.core import Generator
 
 
@@ -27,4 +28,5 @@ def build_api(*, generator: Generator, metrics_endpoint: Any) -> FastAPI:
         return JSONResponse(generator.status())
 
     api.add_route("/metrics", metrics_endpoint)
+    api.add_middleware(HostCheck, allowed_hosts=frozenset())
     return api

@@ -13,7 +13,7 @@ from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
-from asympo.common.http_server import QuietServer, bind
+from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
@@ -33,7 +33,7 @@ from asympo.generator.presence_reporter import PresenceReporter
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
 from asympo.generator.reload.watcher import PolicyWatcher
-from asympo.generator.rpc import RpcServer
+from asympo.generator.rpc import control_server
 from asympo.generator.settings import GeneratorSettings
 from asympo.generator.work.group import GroupMaker
 from asympo.generator.work.inflight import GroupsInFlight
@@ -97,7 +97,7 @@ class GeneratorProcess:
             on_broker_error=self._metrics.count_broker_error,
         )
 
-        self.rpc = RpcServer(generator=self.generator, settings=settings)
+        self.rpc = control_server(self.generator, settings=settings)
         self.http_port = 0
         """Bound port, once both servers answer."""
         self.door_port: int | None = None
@@ -137,14 +137,11 @@ class GeneratorProcess:
     async def _start_servers(self, closing: AsyncExitStack) -> None:
         """HTTP and gRPC, before anything slow: a probe must be able to ask how the start is going."""
         listener = bind(self._settings.http_host, self._settings.http_port)
-        closing.callback(listener.close)
         api = build_api(generator=self.generator, metrics_endpoint=MetricsEndpoint(self.registry))
-        http = QuietServer(api)
-        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-        closing.push_async_callback(_stop_http, http, serving)
+        address = listener.getsockname()
+        await closing.enter_async_context(serving(api, listener))
         await self.rpc.start()
         closing.push_async_callback(self.rpc.stop)
-        address = listener.getsockname()
         log.info(
             "Generator %s of run %s: http on %s:%d, grpc on %s",
             *(self._holder, self._settings.run, address[0], address[1]),
@@ -345,11 +342,6 @@ async def _watch_engine(engine: Engine) -> None:
     while not engine.is_broken:
         await asyncio.sleep(1.0)
     raise EngineBroken("the engine died")
-
-
-async def _stop_http(http: QuietServer, serving: "asyncio.Future[None]") -> None:
-    http.should_exit = True
-    await serving
 
 
 async def _close_engine(engine: Engine) -> None:

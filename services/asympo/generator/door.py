@@ -1,6 +1,5 @@
 """The OpenAI-compatible door of a generator: its engine, asked by programs that know nothing of the log."""
 
-import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.common.http_server import QuietServer, bind
+from asympo.common.http_server import bind, serving
 from asympo.engines.base import DoorTerms, Engine
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
@@ -39,16 +38,8 @@ async def open_door(
     app = await engine.build_door(terms)
     app.add_middleware(BearerTokens, tokens=_read_tokens(options.tokens))
     listener = bind(options.host, options.port)
-    closing.callback(listener.close)
-    http = QuietServer(app)
-    serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-
-    async def stop() -> None:
-        http.should_exit = True
-        await serving
-
-    closing.push_async_callback(stop)
     port = int(listener.getsockname()[1])
+    await closing.enter_async_context(serving(app, listener))
     log.info("OpenAI-compatible door on http://%s:%d/v1", options.host, port, extra={"door_port": port})
     return port
 

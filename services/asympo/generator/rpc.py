@@ -1,14 +1,14 @@
 """gRPC of a generator: control and evaluation, health, reflection when debugging."""
 
+import asyncio
 import logging
 import uuid
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
-from asympo.common.control.door import ControlDoor
+from asympo.common.control.server import ControlServer
 from asympo.common.control.settings import ControlSettings
 from asympo.common.errors import EngineBroken, PromptRefused
 from asympo.engines.base import Sample
@@ -27,6 +27,7 @@ VIEWING = (f"/{SERVICE_NAME}/Status",)
 """Calls that change nothing: a viewer may make them."""
 MAX_PROMPTS = 1024
 MAX_SAMPLES = 256
+MAX_PROMPT_CHARS = 2**18
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 _STATES = {state: f"GENERATOR_STATE_{state.name}" for state in GeneratorState}
@@ -89,7 +90,7 @@ class GeneratorRpc(GeneratorServiceServicer):
         self, request: messages.GeneratorServiceGenerateRequest, context: grpc.aio.ServicerContext
     ) -> messages.GeneratorServiceGenerateResponse:
         try:
-            prompts = self._prompt_ids(request)
+            prompts = await self._prompt_ids(request)
             num_samples = request.num_samples or 1
             if num_samples > MAX_SAMPLES:
                 raise ValueError(f"num_samples is {num_samples}: give at most {MAX_SAMPLES}")
@@ -113,13 +114,21 @@ class GeneratorRpc(GeneratorServiceServicer):
             last_policy_step=last.step if last else None,
         )
 
-    def _prompt_ids(self, request: messages.GeneratorServiceGenerateRequest) -> list[list[int]]:
+    async def _prompt_ids(self, request: messages.GeneratorServiceGenerateRequest) -> list[list[int]]:
         if not 1 <= len(request.prompts) <= MAX_PROMPTS:
             raise ValueError(f"there are {len(request.prompts)} prompts: give 1 to {MAX_PROMPTS}")
         if self._generator.parts is None:
             raise NotReady("the engine is not loaded yet")
         tokenizer = self._generator.parts.engine.tokenizer
-        prompts = [list(p.token_ids) or list(tokenizer.encode(p.text)) for p in request.prompts]
+        prompts = []
+        for p in request.prompts:
+            if len(p.text) > MAX_PROMPT_CHARS:
+                raise ValueError(
+                    f"a prompt has {len(p.text)} characters: give at most {MAX_PROMPT_CHARS}, or token ids"
+                )
+            prompts.append(list(p.token_ids) or list(tokenizer.encode(p.text)))
+            # Sampling goes on between two of them: each holds up the event loop for as long as it takes.
+            await asyncio.sleep(0)
         if not all(prompts):
             raise ValueError("a prompt is empty: give token ids or text")
         return prompts
@@ -164,43 +173,12 @@ def _response(sample: Sample) -> messages.GeneratedResponse:
     )
 
 
-class RpcServer:
-    """The control server: our service, the standard health service, reflection only when debugging."""
-
-    def __init__(self, *, generator: Generator, settings: ControlSettings) -> None:
-        self._generator = generator
-        self._door = ControlDoor(settings, viewing=VIEWING)
-        self._debug = settings.debug
-        self._health = health.aio.HealthServicer()
-        self._server: grpc.aio.Server | None = None
-        self.port = 0
-        """Bound port, once started; 0 for a unix socket."""
-
-    async def start(self) -> None:
-        """Bind and serve; BadSetting when the address is taken or a certificate is wrong."""
-        self._server = grpc.aio.server(
-            options=(*self._door.options, ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)),
-            interceptors=self._door.async_interceptors(),
-        )
-        add_GeneratorServiceServicer_to_server(GeneratorRpc(generator=self._generator), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if self._debug:
-            from grpc_reflection.v1alpha import reflection
-
-            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
-        self.port = self._door.bind(self._server)
-        await self.set_serving(False)
-        await self._server.start()
-
-    async def set_serving(self, is_serving: bool) -> None:
-        """What the health service says of us."""
-        kinds = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, kinds.SERVING if is_serving else kinds.NOT_SERVING)
-
-    async def stop(self) -> None:
-        """End, giving calls in flight a moment."""
-        await self._health.enter_graceful_shutdown()
-        if self._server is not None:
-            await self._server.stop(grace=1.0)
+def control_server(generator: Generator, *, settings: ControlSettings) -> ControlServer:
+    """The generator's gRPC server, not yet started."""
+    return ControlServer(
+        name=SERVICE_NAME,
+        add=lambda server: add_GeneratorServiceServicer_to_server(GeneratorRpc(generator=generator), server),
+        viewing=VIEWING,
+        settings=settings,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+    )

@@ -112,6 +112,10 @@ async def test_grpc_generates_outside_the_log_and_names_the_policy(learner: Lear
             "top_p is 0.0",
         ),
         (messages.GeneratorServiceGenerateRequest(prompts=[rollout_pb2.Prompt()]), "a prompt is empty"),
+        (
+            messages.GeneratorServiceGenerateRequest(prompts=[rollout_pb2.Prompt(text="x" * 300_000)]),
+            "a prompt has 300000 characters",
+        ),
     ],
 )
 async def test_grpc_refuses_bad_requests(

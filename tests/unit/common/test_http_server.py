@@ -1,0 +1,60 @@
+"""The server of every service closes what asks for nothing, and what is too many."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from asympo.common import http_server
+from asympo.common.http_server import HostCheck, QuietServer, bind
+from fastapi import FastAPI
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.5)
+    app = FastAPI()
+    app.add_api_route("/livez", lambda: "ok")
+    app.add_api_route("/v1/status", lambda: "ok")
+    app.add_middleware(HostCheck, allowed_hosts=frozenset())
+    listener = bind("127.0.0.1", 0)
+    server = QuietServer(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def ask(address: tuple[str, int], path: str, *, host: str = "127.0.0.1") -> bytes:
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return connection.recv(100)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\nHost: 127"])
+def test_connection_that_asks_for_nothing_is_closed_and_others_are_answered(
+    address: tuple[str, int], said: bytes
+) -> None:
+    with socket.create_connection(address, timeout=20) as silent:
+        silent.sendall(said)
+        assert ask(address, "/livez").startswith(b"HTTP/1.1 200")
+        assert silent.recv(1) == b""
+
+
+def test_connections_beyond_the_most_are_closed_at_once(address: tuple[str, int]) -> None:
+    begun = time.monotonic()
+    held = [socket.create_connection(address, timeout=20) for _ in range(5)]
+    assert held[-1].recv(1) == b"", "long before it would be closed as silent"
+    assert time.monotonic() - begun < 20
+    for each in held:
+        each.close()
+
+
+def test_stranger_s_name_is_refused_and_a_probe_is_not(address: tuple[str, int]) -> None:
+    assert ask(address, "/v1/status", host="evil.example").startswith(b"HTTP/1.1 421")
+    assert ask(address, "/livez", host="10.0.0.7:8080").startswith(b"HTTP/1.1 200")
+    assert ask(address, "/v1/status", host="localhost:8080").startswith(b"HTTP/1.1 200")
