@@ -126,3 +126,13 @@ def test_tensor_entries_are_refused_when_the_file_is_short(tmp_path: Path, size:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(errors.CorruptCheckpoint):
         tensor_entries([path])
+
+
+@pytest.mark.parametrize(
+    "header", ['{"a": ' + "[" * 100_000, '{"a": {"shape": [' + "9" * 5000 + "]}}", "[]", ""]
+)
+def test_header_that_is_no_header_is_a_corrupt_checkpoint(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(errors.CorruptCheckpoint, match="no valid safetensors header"):
+        tensor_entries([path])

@@ -142,6 +142,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadSetting(f"cannot read the settings file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSetting(f"the settings file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise BadSetting(f"the settings file {path} is nested too deeply") from None
 
 
 def dump_toml(values: Mapping[str, Any], *, comment: str = "") -> str:
@@ -286,7 +288,7 @@ def _from_text(text: str | list[str], field: FieldInfo) -> Any:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

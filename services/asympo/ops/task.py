@@ -217,7 +217,7 @@ def read_responses(path: Path, rows: dict[int, TaskPrompt]) -> dict[int, list[tu
         where = f"{path} line {number}"
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSetting(f"{where} is not JSON: {error}") from None
         row = value.get("row") if isinstance(value, dict) else None
         text = value.get("response") if isinstance(value, dict) else None

@@ -223,7 +223,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 def _toml_or_text(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -1,9 +1,12 @@
 """Data sets as they lie: files, layouts of other trainers, columns, templates, one sentence for bad input."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.tasks.base import TaskPrompt
@@ -163,6 +166,31 @@ def test_settings_that_say_nothing_new_read_as_before() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"prompt": ' + "[" * 100_000),
+        ("a.json", "[" * 100_000),
+        ("a.jsonl", '{"prompt": "a", "answer": ' + "9" * 5000 + "}"),
+        ("a.json", '[{"prompt": "a", "answer": Infinity}]'),
+    ],
+)
+def test_file_that_no_parser_takes_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadSetting, match="is not JSON") as raised:
+        load(TaskConfig(data=str(tmp_path / name)))
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_number_of_a_table_is_no_answer(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["a", "b"], "answer": [1.5, math.nan]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(BadSetting, match="row 2 has the answer nan, which is no number"):
+        load(TaskConfig(data=str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize(
     ("rows", "options", "reason"),
     [
         ([], {}, "has no rows"),
@@ -170,6 +198,8 @@ def test_settings_that_say_nothing_new_read_as_before() -> None:
         ([{"prompt": 5}], {}, "row 1 has prompt 5: give a text, or a list of messages"),
         ([{"prompt": "  "}], {}, "row 1 has an empty prompt"),
         (["text"], {}, "line 1 is not a JSON object"),
+        ([{"prompt": "a", "answer": math.nan}], {}, "line 1 is not JSON: it holds NaN, which is no number"),
+        ([{"prompt": "a", "level": -math.inf}], {}, "it holds -Infinity, which is no number"),
         (
             [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
             {},

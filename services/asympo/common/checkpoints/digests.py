@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from asympo.common.checkpoints.manifest import TensorEntry
 from asympo.common.errors import CorruptCheckpoint
+from asympo.common.foreign.documents import parse_object
 
 _CHUNK_BYTES = 4 << 20
 """Large enough that hashlib and read(2), which release the interpreter lock, dominate."""
@@ -105,7 +105,7 @@ def tensor_spans(path: Path) -> list[TensorSpan]:
         if file_size < 8 or header_size > min(_MAX_HEADER_BYTES, file_size - 8):
             raise CorruptCheckpoint(f"{path} is truncated or no safetensors file")
         try:
-            header = json.loads(file.read(header_size))
+            header = parse_object(file.read(header_size), max_bytes=_MAX_HEADER_BYTES)
             header.pop("__metadata__", None)
             entries = [
                 _tensor_span(path, name, fields, start=8 + header_size) for name, fields in header.items()

@@ -69,15 +69,21 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 def parse_json_row(line: bytes, where: str) -> Row:
     """One JSON object of text that is text; BadSetting says what it is instead."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-        json.dumps(
-            row, ensure_ascii=False
-        ).encode()  # half of a surrogate pair passes as JSON, but is no text
+        row = _parsed(line.decode("utf-8-sig"))
+        # Half of a surrogate pair passes as JSON, but is no text.
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise BadSetting(f"{where} is not UTF-8: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadSetting(f"{where} is not JSON: {error}") from error
     return _as_row(row, where)
+
+
+def _parsed(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise ValueError(f"it holds {name}, which is no number: leave the value out, or give null")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _as_row(row: Any, where: str) -> Row:
@@ -93,8 +99,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield from _read_jsonl(path)
         return
     try:
-        rows = json.loads(text)
-    except ValueError as error:
+        rows = _parsed(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise BadSetting(f"task.data {path} is not JSON: {error}") from error
     yield from (_as_row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1))
 

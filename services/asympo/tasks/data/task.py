@@ -100,7 +100,7 @@ def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
         columns["prompt"] = prompt
     else:
         prompt = _prompt_of(columns, where)
-    parts: dict[str, Any] = {"columns": columns, "answer": _answer_of(columns)}
+    parts: dict[str, Any] = {"columns": columns, "answer": _answer_of(columns, where)}
     if isinstance(prompt, str):
         if not prompt.strip():
             raise BadSetting(f"{where} has an empty prompt: leave the row out")
@@ -124,11 +124,18 @@ def _prompt_of(columns: Row, where: str) -> Any:
     )
 
 
-def _answer_of(columns: Row) -> str:
+def _answer_of(columns: Row, where: str) -> str:
     answer = next(
         (value for place in ANSWER_PLACES if (value := look_up(columns, place, None)) is not None), ""
     )
-    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    if isinstance(answer, str):
+        return answer
+    try:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise BadSetting(
+            f"{where} has the answer {answer}, which is no number: leave the row out, or give an answer"
+        ) from None
 
 
 def _chat_parts(prompt: list[Any], where: str, config: TaskConfig) -> dict[str, Any]:
