@@ -156,12 +156,12 @@ class Trainer:
     def _pass_over(self, segment: Segment) -> None:
         """A segment without signal moves the cursor and nothing else."""
         self._ledger.passed_over(segment, row_limits=self._stepper.row_limits)
-        log.warning(
+        is_many = self._ledger.empty_in_a_row >= self._settings.max_empty_segments
+        log.log(
+            logging.WARNING if is_many else logging.INFO,
             "Groups %d to %d have no signal: all rewards of each are equal (%d such segments in a row%s)",
             *(segment.first_sequence, segment.last_sequence, self._ledger.empty_in_a_row),
-            ": the task is too easy, too hard, or scored wrongly"
-            if self._ledger.empty_in_a_row >= self._settings.max_empty_segments
-            else "",
+            ": the task is too easy, too hard, or scored wrongly" if is_many else "",
         )
         if self._ledger.segments_since_commit >= self._settings.save_every:
             self._save()

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     plan = make_plan(file, machine)
     model = fetch_model(plan.learner.settings.model)
     check_room(plan, model)
-    directory.write_mark(command=["asympo", *map(redact_text, sys.argv[1:])])
+    directory.write_mark(command=[_program(), *map(redact_text, sys.argv[1:])])
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,3 +212,9 @@ def resolved_text(file: RunFile) -> str:
         "learner": learner,
     }
     return dump_toml(redacted(sections), comment=f"asympo run, from {file.source}")
+
+
+def _program() -> str:
+    """What to type: the name, or where it lies if the name alone would not be found."""
+    called = Path(sys.argv[0])
+    return "asympo" if called.name != "asympo" or shutil.which("asympo") else str(called.absolute())

@@ -225,7 +225,9 @@ class GroupMaker:
                 f"the record has {len(payload)} bytes, more than the run's {self._config.max_record_bytes}"
             )
         if outcome not in ("appended", "duplicate"):
-            log.warning("Group %s was not taken: %s", group.lease.group_id, outcome)
+            # A run that has ended takes no more, which happens to whatever is in flight then.
+            level = logging.INFO if outcome == "refused" else logging.WARNING
+            log.log(level, "Group %s was not taken: %s", group.lease.group_id, outcome)
         elif self._journal is not None:
             await self._note(self._journal, group.lease, payload, result)
         return outcome

@@ -41,8 +41,10 @@ def how_it_ended(directory: Path, *, is_over: bool = False) -> tuple[str, str]:
 
 
 def command_to_go_on(directory: Path) -> str:
-    """What a person types to go on, and where."""
+    """What a person types to go on, and where; empty for a run that is finished."""
     mark = RunDirectory(directory).read_mark()
+    if mark.get("is_finished"):
+        return ""
     words = [word for word in mark.get("command", []) if word != "--fresh"]
     if words[1:2] == ["demo"] and "--resume" not in words:
         words.append("--resume")
@@ -76,8 +78,12 @@ def write_page(directory: Path, summary: Mapping[str, Any]) -> None:
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in summary.items():
-        if key not in ("warnings", "broken_promises", "failure", "run") and value is not None:
-            yield key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if key not in ("warnings", "broken_promises", "failure", "run") and value not in (None, []):
+            yield key.replace("_", " "), ", ".join(map(_shown, value if isinstance(value, list) else [value]))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _events(directory: Path) -> list[tuple[str, str]]:
