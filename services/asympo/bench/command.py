@@ -37,9 +37,19 @@ def main(argv: Sequence[str]) -> int:
     text = "swaps with requests in flight, every one read back, and faults to catch; needs vLLM, no broker"
     verb = verbs.add_parser("reload", help=text, description=text)
     add_reload_flags(verb)
+    text = "what scoring costs beside the reward functions themselves; needs neither a broker nor an engine"
+    verb = verbs.add_parser("rewards", help=text, description=text)
+    verb.add_argument("--groups", type=int, default=500, help="timed groups, each scored by itself")
+    add_json_flag(verb)
     arguments = parser.parse_args(list(argv))
     if arguments.verb != "learner":
-        others = {"log": _log, "models": _models, "pipeline": _pipeline, "reload": _reload}
+        others = {
+            "log": _log,
+            "models": _models,
+            "pipeline": _pipeline,
+            "reload": _reload,
+            "rewards": _rewards,
+        }
         return others[arguments.verb](arguments)
     check_learner_flags(arguments)
     if sys.platform.startswith("linux") and not os.environ.get(_MARK):
@@ -196,6 +206,14 @@ def _reload(arguments: argparse.Namespace) -> int:
         os.dup2(answers, 1)
         os.close(answers)
     return _answer(report, arguments)
+
+
+def _rewards(arguments: argparse.Namespace) -> int:
+    from asympo.bench.rewards.overhead import measure_rewards
+
+    if arguments.groups < 1:
+        raise BadSetting(f"--groups is {arguments.groups}: at least 1 is needed")
+    return _answer(measure_rewards(num_groups=arguments.groups, say=say), arguments)
 
 
 def _in_the_learners_environment(argv: Sequence[str]) -> int:

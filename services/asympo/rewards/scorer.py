@@ -12,6 +12,7 @@ from asympo.common.errors import BadSetting
 from asympo.rewards.concurrent import ConcurrentWorker
 from asympo.rewards.conventions.base import FailureKind, Outcome, failed
 from asympo.rewards.process import WorkerGone, WorkerProcess
+from asympo.rewards.token_ids import pack_ids
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.reward_config import RewardConfig
@@ -103,9 +104,9 @@ class Scorer:
     ) -> list[Score]:
         """Rewards of the responses to one prompt, in order; blocks. A response that fails fails alone."""
         request = {
-            "prompt": dataclasses.asdict(prompt),
+            "prompt": {field.name: getattr(prompt, field.name) for field in dataclasses.fields(prompt)},
             "texts": list(texts),
-            "token_ids": [list(ids) for ids in token_ids] if self.wants_token_ids else [],
+            "token_ids": [pack_ids(ids) for ids in token_ids] if self.wants_token_ids else [],
         }
         table: list[list[Outcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
         try:
@@ -203,7 +204,7 @@ class Scorer:
         for _ in range(2):
             started, limit_seconds = time.monotonic(), self._limits[number]
             try:
-                reply = self._concurrent.ask({**request, "calls": [call]}, timeout_seconds=limit_seconds)
+                reply = self._concurrent.ask(_about(request, call), timeout_seconds=limit_seconds)
                 return [(number, places, [Outcome(**each) for each in reply["outcomes"]])]
             except TimeoutError:
                 outcome = self._failed("timed_out", f"scoring took more than {limit_seconds:g} s and blocked")
@@ -249,6 +250,15 @@ class Scorer:
             for name, value in each.extras.items()
         }
         return Scored(reward=sum(applying), functions=functions, extras=extras)
+
+
+def _about(request: dict[str, Any], call: "_Call") -> dict[str, Any]:
+    """The request with nothing but what this call is about: a group may begin many."""
+    number, places = call
+    own = {
+        name: [request[name][place] for place in places] for name in ("texts", "token_ids") if request[name]
+    }
+    return {**request, **own, "calls": [(number, list(range(len(places))))]}
 
 
 _Call = tuple[int, list[int]]

@@ -1,0 +1,1 @@
+"""What scoring costs beside the reward functions themselves, and whether it gives what they give."""
