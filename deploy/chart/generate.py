@@ -10,6 +10,9 @@ import difflib
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from asympo.common.rollout_log.broker.users import command_rules, key_rules
 
 from deploy.chart import readme, rendering, service_settings, values_source
 
@@ -20,13 +23,20 @@ CHART = ROOT / "helm/asympo"
 def generated() -> dict[Path, str]:
     """Every generated file but the rendered examples, which need the others on disk."""
     defaults = {service: service_settings.settings_defaults(service) for service in ("learner", "generator")}
+    users = {role: broker_user(role) for role in ("learner", "generator", "operator")}
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
     return {
         CHART / "values.yaml": values_source.values_yaml(source),
         CHART / "values.schema.json": values_source.schema_text(source),
         CHART / "README.md": readme.readme(source),
         CHART / "files/default-settings.json": json.dumps(defaults, indent=1, sort_keys=True) + "\n",
+        CHART / "files/broker-users.json": json.dumps(users, indent=1, sort_keys=True) + "\n",
     }
+
+
+def broker_user(role: str) -> dict[str, Any]:
+    """Rules of one role; `@run@` is the name of a run."""
+    return {"keys": key_rules(role, "@run@"), "commands": " ".join(command_rules(role))}
 
 
 def write_or_check(files: dict[Path, str], *, is_check: bool) -> int:

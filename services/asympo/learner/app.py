@@ -180,6 +180,8 @@ class LearnerProcess:
         while not self._stop.is_set:
             try:
                 broker = Broker.connect(self._settings.redis_url)
+                # Its heartbeat loads them again after a restart of the broker.
+                broker.load_scripts()
             except BrokerUnavailable as error:
                 log.warning("Waiting for the broker: %s", error)
                 self._stop.wait(_BROKER_RETRY_SECONDS)

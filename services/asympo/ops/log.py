@@ -1,4 +1,4 @@
-"""`asympo log tail|stats|show|export|replay|follow|purge|retry`: only the last two change anything."""
+"""`asympo log tail|stats|show|export|replay|follow|acl|purge|retry`: only the last two change anything."""
 
 import dataclasses
 import sys
@@ -17,7 +17,7 @@ from asympo.common.group_ids import retried_id
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTERS
-from asympo.ops import export, follow, replay
+from asympo.ops import broker_users, export, follow, replay
 from asympo.ops.access import add_broker_flags, open_log
 
 
@@ -50,8 +50,10 @@ def main(argv: Sequence[str]) -> int:
     export.add_flags(verbs.add_parser("export", help=text, description=text))
     text = "a second learner on this log, with its own cursor, objective and weights"
     follow.add_flags(verbs.add_parser("follow", help=text, description=text))
+    text = "print what a user of the broker may do, as a line of the server's ACL file"
+    broker_users.add_flags(verbs.add_parser("acl", help=text, description=text))
     arguments = parser.parse_args(argv)
-    others = {"export": export, "replay": replay, "follow": follow}
+    others = {"export": export, "replay": replay, "follow": follow, "acl": broker_users}
     if arguments.verb in others:
         return others[arguments.verb].main(arguments)
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:

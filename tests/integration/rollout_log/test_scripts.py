@@ -15,8 +15,8 @@ from asympo.common.rollout_log.lua import load_script, script_names
 
 from .conftest import Learner, must_append, must_lease, start_run
 
-ACQUIRE_KEYS = "run open leases deadlines reissue wake policy_steps"
-APPEND_KEYS = "run log open leases deadlines answers reissue wake policy_steps failures"
+ACQUIRE_KEYS = "run open leases deadlines reissue wake"
+APPEND_KEYS = "run log open leases deadlines answers reissue wake failures"
 COMMIT_KEYS = "run commit log open leases reissue holes wake"
 RECONCILE_KEYS = "run commit log holes open leases deadlines reissue set_aside wake"
 SURVEY_KEYS = "run commit holes open leases reissue set_aside"

@@ -24,15 +24,21 @@ cluster has. Nothing where no cluster can be asked: every rendering would have o
 {{- end }}
 
 {{/*
-What each role may do. Generators change what leasing and appending change and only read what the learner
-decides (config, policies). Nobody may flush, configure or stop the server.
+What each role may do, as files/broker-users.json says, which is generated from the code. `@run@` is each run that may use
+this broker; the operator's rules name none.
 */}}
 {{- define "asympo.acl" -}}
-{{- $common := "-@all +@connection +@read +@write +@scripting -@dangerous -@admin -script -function +info +time +config|get" }}
-{{- $changed := list "run" "log" "open" "leases" "deadlines" "answers" "reissue" "wake" "policy_steps" "failures" "set_aside" "bad_policies" "presence" "presence_until" }}
+{{- $runs := prepend .Values.redis.embedded.moreRuns .Values.run }}
+{{- $rules := .Files.Get "files/broker-users.json" | fromJson }}
 user default off
 user health on nopass resetkeys -@all +ping
-user learner on #@learner@ ~asympo:* {{ $common }}
-user operator on #@operator@ ~asympo:* {{ $common }} +cluster|info +memory|usage +slowlog|get +client|list
-user generator on #@generator@ {{ range $changed }}~asympo:{*}:{{ . }} {{ end }}%R~asympo:{*}:config %R~asympo:{*}:policies %R~asympo:{*}:commit {{ $common }}
+{{- range $role := list "learner" "generator" "operator" }}
+{{- $patterns := list }}
+{{- range $run := $runs }}
+{{- range $pattern := (get $rules $role).keys }}
+{{- $patterns = append $patterns (replace "@run@" $run $pattern) }}
+{{- end }}
+{{- end }}
+user {{ $role }} on #@{{ $role }}@ resetkeys resetchannels {{ $patterns | uniq | join " " }} {{ (get $rules $role).commands }}
+{{- end }}
 {{- end }}

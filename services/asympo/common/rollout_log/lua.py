@@ -18,6 +18,7 @@ from asympo.common.rollout_log.keys import NOUNS
 _CALLERS = ("generator", "learner", "producer", "anyone")
 _INCLUDE = "--!include "
 _KEYS = re.compile(r"^-- .*KEYS: ([a-z_]+(?:, [a-z_]+)*)\.", re.MULTILINE)
+_READS = re.compile(r"\bbeside\(run, '([a-z_]+)'\)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,25 +27,33 @@ class Script:
 
     name: str
     """File name without ending."""
+    caller: str
+    """Its folder."""
     source: str
     """Text with includes in place."""
     sha1: str
     """What the broker knows it by."""
     nouns: tuple[str, ...]
     """Its KEYS in order, as its head says; empty where each caller chooses other ones."""
+    reads: tuple[str, ...]
+    """Keys of the run that it reads beside them. Access rules take KEYS for written, so that what a caller
+    must not write cannot be one of them."""
 
 
 @functools.cache
 def load_script(name: str) -> Script:
     """Reads `scripts/<caller>/<name>.lua`."""
-    source = "".join(_lines(_files()[name]))
+    caller, file = _files()[name]
+    source = "".join(_lines(file))
     head = _KEYS.search(source)
     nouns = tuple(head[1].split(", ")) if head else ()
     return Script(
         name=name,
+        caller=caller,
         source=source,
         sha1=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(),
         nouns=nouns if set(nouns) <= set(NOUNS) else (),
+        reads=tuple(dict.fromkeys(_READS.findall(source))),
     )
 
 
@@ -58,8 +67,12 @@ def _folder(name: str) -> Traversable:
 
 
 @functools.cache
-def _files() -> dict[str, Traversable]:
-    return {file.name.removesuffix(".lua"): file for caller in _CALLERS for file in _folder(caller).iterdir()}
+def _files() -> dict[str, tuple[str, Traversable]]:
+    return {
+        file.name.removesuffix(".lua"): (caller, file)
+        for caller in _CALLERS
+        for file in _folder(caller).iterdir()
+    }
 
 
 def _lines(file: Traversable) -> list[str]:

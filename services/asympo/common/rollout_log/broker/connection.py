@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from redis import exceptions
@@ -22,7 +22,9 @@ from asympo.common.redaction import redact_url
 from asympo.common.rollout_log.broker.client import open_client
 from asympo.common.rollout_log.broker.server_info import BrokerInfo, describe, load_counters
 from asympo.common.rollout_log.keys import PREFIX, run_of_key
-from asympo.common.rollout_log.lua import load_script
+from asympo.common.rollout_log.lua import load_script, script_names
+
+T = TypeVar("T")
 
 _RETRIED = (
     exceptions.ConnectionError,
@@ -64,7 +66,7 @@ class _Retrying:
     def __init__(self, *, backoff: JitteredBackoff, max_retries: int) -> None:
         self._backoff, self._max_retries = backoff, max_retries
 
-    def call(self, send: Callable[[], Any]) -> Any:
+    def call(self, send: Callable[[], T]) -> T:
         """The result of `send`; its last error after `max_retries` retries."""
         failures = 0
         while True:
@@ -178,17 +180,42 @@ class Broker:
             return self._retrying.call(lambda: self.client.execute_command(*parts))
 
     def run_script(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Runs one of the scripts by digest, loading it where the server does not know it yet."""
+        """Runs one of the scripts by digest, loading all where the server does not know it yet.
+
+        Raises BrokerUnavailable when it does not, and this user may not load it.
+        """
         script = load_script(name)
 
         def send() -> Any:
+            parts = (len(keys), *keys, *arguments)
             try:
-                return self.client.execute_command("EVALSHA", script.sha1, len(keys), *keys, *arguments)
+                return self.client.execute_command("EVALSHA", script.sha1, *parts)
             except exceptions.NoScriptError:
-                return self.client.execute_command("EVAL", script.source, len(keys), *keys, *arguments)
+                if self._load_scripts():
+                    return self.client.execute_command("EVALSHA", script.sha1, *parts)
+            try:
+                return self.client.execute_command("EVAL", script.source, *parts)
+            except exceptions.NoPermissionError:
+                raise BrokerUnavailable(
+                    f"the broker at {self.url} does not know script {name} of this release, and this user "
+                    "may not load it: the learner does when it starts, and after a restart of the broker"
+                ) from None
 
         with _our_errors(self.url):
             return self._retrying.call(send)
+
+    def load_scripts(self) -> bool:
+        """Makes every script known, for users who may not load them; False where this user may not either."""
+        with _our_errors(self.url):
+            return self._retrying.call(self._load_scripts)
+
+    def _load_scripts(self) -> bool:
+        try:
+            for name in script_names():
+                self.client.execute_command("SCRIPT LOAD", load_script(name).source)
+        except exceptions.NoPermissionError:
+            return False
+        return True
 
     def blocking_read(
         self, stream_key: str, *, after_id: str, max_count: int, block_seconds: float
@@ -238,7 +265,8 @@ def _our_errors(url: str) -> Iterator[None]:
         raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
     except _REFUSALS as error:
         raise BrokerRefused(
-            f"the broker at {url} turned us away ({error}): check user, password and ACL"
+            f"the broker at {url} turned us away ({error}): check user, password and ACL, "
+            "which `asympo log acl` prints for each role of this release"
         ) from error
     except _RETRIED as error:
         raise BrokerUnavailable(

@@ -1,15 +1,15 @@
 #!lua
 -- Grants a lease while valid leases + open groups < capacity.
--- KEYS: run, open, leases, deadlines, reissue, wake, policy_steps. ARGV: new token, policy step of the
+-- KEYS: run, open, leases, deadlines, reissue, wake. ARGV: new token, policy step of the
 -- holder, holder. Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth
 -- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
 --!include time
 --!include wake
 --!include lease
 --!include expire
-local run, open, leases, deadlines, reissue, wake, policy_steps = unpack(KEYS)
--- Not among KEYS, which an access rule treats as written: generators may only read what the learner announces.
-local policies = string.gsub(run, ':run$', ':policies')
+--!include beside
+local run, open, leases, deadlines, reissue, wake = unpack(KEYS)
+local policies, policy_steps = beside(run, 'policies'), beside(run, 'policy_steps')
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 if #token > 64 or not policy_step or #holder > 512 or string.find(holder, '%c') then

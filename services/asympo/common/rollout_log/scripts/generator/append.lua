@@ -1,6 +1,6 @@
 #!lua
 -- Appends one group under the next dense number and ends its lease.
--- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures.
+-- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, failures.
 -- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps;
 -- or TOO_LARGE, bytes that a record of this run may have.
 -- Without allow-oom: a broker over its memory limit refuses it before it starts. XADD is the first write, so when
@@ -9,7 +9,9 @@
 --!include time
 --!include wake
 --!include lease
-local run, log, open, leases, deadlines, answers, reissue, wake, policy_steps, failures = unpack(KEYS)
+--!include beside
+local run, log, open, leases, deadlines, answers, reissue, wake, failures = unpack(KEYS)
+local policy_steps = beside(run, 'policy_steps')
 local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
 
 if #producer > 512 or string.find(producer, '%c') then

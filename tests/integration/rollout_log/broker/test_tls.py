@@ -17,9 +17,8 @@ from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
 
 from tests.conftest import start_broker
-
-from .certificates import Authority, Pair
-from .conftest import must_append, server_binary, start_run
+from tests.integration.rollout_log.certificates import Authority, Pair
+from tests.integration.rollout_log.conftest import must_append, server_binary, start_run
 
 
 class Secured:

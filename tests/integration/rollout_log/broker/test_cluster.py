@@ -11,7 +11,7 @@ from asympo.common.rollout_log.keys import key, run_of_key
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
 
-from .conftest import Learner, must_append, must_lease, start_run
+from tests.integration.rollout_log.conftest import Learner, must_append, must_lease, start_run
 
 NUM_SLOTS = 16384
 RUNS_PER_MASTER = 2

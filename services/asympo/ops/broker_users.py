@@ -1,0 +1,37 @@
+"""`asympo log acl`: the access rules of a broker's user, as a line of the server's ACL file."""
+
+import argparse
+import hashlib
+import sys
+from argparse import Namespace
+
+from asympo.common.errors import BadSetting
+from asympo.common.paths import given_path
+from asympo.common.rollout_log.broker.users import ROLES, acl_line
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument("--run", required=True, action="append", metavar="RUN", help="repeat it for several")
+    parser.add_argument("--role", required=True, choices=sorted(ROLES))
+    parser.add_argument("--user", metavar="NAME", help="default: as the role")
+    parser.add_argument(
+        "--password-file",
+        type=given_path,
+        metavar="FILE",
+        help="its digest is printed; without, none gets in",
+    )
+
+
+def main(arguments: Namespace) -> int:
+    """Needs no broker."""
+    user, file = arguments.user or arguments.role, arguments.password_file
+    digests = []
+    if file is not None:
+        try:
+            password = file.read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise BadSetting(f"--password-file {file} cannot be read: {error.strerror}") from None
+        digests.append(hashlib.sha256(password).hexdigest())
+    sys.stdout.write(acl_line(arguments.role, runs=arguments.run, user=user, digests=digests) + "\n")
+    return 0
