@@ -5,7 +5,7 @@ PY := .venv/bin/python
 .PHONY: help setup demo gpu-check check test lint types test-python format lock proto proto-check docs \
 	test-tools object-store-tools \
 	chart-tools chart chart-generate pods \
-	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-learner bench-models dashboards dashboard-pictures \
+	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-parity bench-learner bench-models dashboards dashboard-pictures \
 	images images-lock clean
 
 help:  ## List the commands
@@ -84,6 +84,10 @@ bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain l
 	@benchmarks/peers/setup.sh
 	@$(PY) -m benchmarks.peers.run $(ARGS)
 	@$(PY) -m asympo.bench.tables
+
+bench-parity: setup  ## Compare TRL's and verl's reward functions through our scoring with calls by hand
+	@benchmarks/peers/setup.sh
+	@$(PY) -m benchmarks.peers.parity
 
 bench-models: setup  ## Check every family of models against its own forward (a few minutes)
 	@$(PY) -m asympo.cli bench models --json >benchmarks/families.new

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asympo.common.errors import BadSetting
 from asympo.rewards import scoring
+from asympo.rewards.code import CodeOptions, CodeReward
 from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcome_of, plain_extra
 from asympo.rewards.http import HttpOptions, http_reward
 from asympo.tasks.reward_config import RewardConfig
@@ -77,8 +78,8 @@ class GymOptions(_Options):
     dataset: str | None = None
 
 
-def make_built_in(config: RewardConfig) -> Made:
-    """The function of this name with its options. Raises BadSetting."""
+def make_built_in(config: RewardConfig, *, columns: Sequence[str] | None = None) -> Made:
+    """The function of this name with its options, for rows with these columns. Raises BadSetting."""
     kinds: dict[str, tuple[type[BaseModel], Callable[[Any], Made]]] = {
         "exact": (NoOptions, lambda _: _of_answer(scoring.exact_match)),
         "regex": (RegexOptions, lambda options: _of_answer(scoring.regex_match(options.pattern))),
@@ -87,6 +88,7 @@ def make_built_in(config: RewardConfig) -> Made:
         "length": (LengthOptions, _length),
         "format": (FormatOptions, _format),
         "overlong": (OverlongOptions, _overlong),
+        "code": (CodeOptions, lambda options: CodeReward(options, columns)),
         "http": (HttpOptions, lambda options: http_reward(options)),
     }
     model, make = kinds[config.function]

@@ -101,7 +101,7 @@ def load_function(
     if not config.is_python:
         return RewardFunction(
             title=config.title,
-            function=make_built_in(config),
+            function=make_built_in(config, columns=columns),
             convention=BuiltIn(wants_token_ids=config.function in ("length", "overlong")),
             takes=None,
         )

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 ConventionName = Literal["trl", "verl", "openrlhf", "plain", "task-prompt"]
-BUILT_INS = ("exact", "regex", "math-verify", "reasoning-gym", "length", "format", "overlong", "http")
+BUILT_INS = ("exact", "regex", "math-verify", "reasoning-gym", "length", "format", "overlong", "code", "http")
 """Names that stand for a function of ours; `rewards/built_in.py` makes them."""
 
 _PYTHON = re.compile(r"(?:.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")

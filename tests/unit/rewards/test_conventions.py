@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.rewards.token_ids import pack_ids
 from asympo.rewards.worker import answers, load_functions
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
@@ -47,7 +48,7 @@ def scored(
             "prompt": dataclasses.asdict(prompt),
             "texts": texts,
             "calls": calls,
-            "token_ids": [[1, 2], [3]],
+            "token_ids": [pack_ids([1, 2]), pack_ids([3])],
         }
         request = json.loads(json.dumps(request))
         result.append([each for reply in answers(functions, request) for each in reply["outcomes"]])
@@ -191,6 +192,12 @@ def test_convention_given_by_name_decides(tmp_path: Path) -> None:
     assert values(outcomes) == [12.0, 15.0]
 
 
+def test_token_ids_alone_speak_of_trl(tmp_path: Path) -> None:
+    code = "def f(completion_ids, **columns): return [float(sum(ids)) for ids in completion_ids]"
+    (outcomes,) = scored(tmp_path, code)
+    assert values(outcomes) == [3.0, 3.0]
+
+
 def test_built_in_functions_score(tmp_path: Path) -> None:
     rows = [{"prompt": "2 + 2?", "answer": "4"}, {"prompt": "2 + 3?", "answer": "5"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -211,7 +218,7 @@ def test_built_in_functions_score(tmp_path: Path) -> None:
     request = {
         "prompt": dataclasses.asdict(prompt),
         "texts": ["it is 4"],
-        "token_ids": [[1, 2, 3]],
+        "token_ids": [pack_ids([1, 2, 3])],
         "calls": [[number, [0]] for number in range(len(functions))],
     }
     outcomes = [reply["outcomes"][0].get("value", 0.0) for reply in answers(functions, request)]

@@ -42,7 +42,7 @@ def recognise(function: Callable[..., Any], what: str) -> str:
     signature = signature_of(function, what)
     names = list(signature.parameters)
     found = []
-    if "completions" in names:
+    if {"completions", "completion_ids"} & set(names):
         found.append("trl")
     if "solution_str" in names:
         found.append("verl")

@@ -1,0 +1,96 @@
+"""The reward `code`: a response's last program, run in the sandbox against the tests of its row."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from asympo.common.errors import BadSetting
+from asympo.rewards.conventions.base import Asked
+from asympo.rewards.sandbox.proof import prove_isolation
+from asympo.rewards.sandbox.run import Limits, run_program
+
+COLUMNS = ("tests", "test_list")
+"""Where the tests of a row may be."""
+_BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+class CodeOptions(BaseModel):
+    """Limits of all runs of one response together, and what some of the tests are worth."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float = Field(5.0, gt=0)
+    memory_megabytes: int = Field(512, ge=64)
+    output_bytes: int = Field(65536, ge=1)
+    partial: bool = False
+
+
+class CodeReward:
+    """1 where every test passes, else 0; with `partial`, the share that passes."""
+
+    def __init__(self, options: CodeOptions, columns: Sequence[str] | None) -> None:
+        if columns is not None and not set(COLUMNS) & set(columns):
+            raise BadSetting(
+                f"reward code needs the tests of each row in a column tests or test_list, and the rows have "
+                f"{', '.join(columns) or 'none'}: name it in task.columns"
+            )
+        self._options = options
+        prove_isolation()
+
+    def __call__(self, asked: Asked) -> dict[str, Any]:
+        tests = next((asked.columns[name] for name in COLUMNS if asked.columns.get(name)), None)
+        if not tests:
+            raise ValueError(f"row {asked.prompt.row} has no tests")
+        source = last_program(asked.texts[0])
+        if source is None:
+            return {"reward": 0.0, "passed": 0, "error": "the response has no block of code"}
+        failures = self._cases(source, tests) if isinstance(tests, dict) else self._asserts(source, tests)
+        passed = sum(failure is None for failure in failures)
+        share = passed / len(failures)
+        first = next((failure for failure in failures if failure is not None), "")
+        return {
+            "reward": share if self._options.partial else float(share == 1.0),
+            "passed": passed,
+            "error": first,
+        }
+
+    def _asserts(self, source: str, tests: str | Sequence[str]) -> list[str | None]:
+        """Of each test why it failed: Python that runs after the program, in its namespace."""
+        lines = [tests] if isinstance(tests, str) else [str(test) for test in tests]
+        ended = run_program(source, limits=self._limits(self._options.seconds), tests=lines)
+        return ended.failures if ended.is_done else [ended.reason] * len(lines)
+
+    def _cases(self, source: str, tests: dict[str, Any]) -> list[str | None]:
+        """Of each case why it failed: what the program is given to read, and what it has to write."""
+        inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
+        if not inputs or len(inputs) != len(outputs):
+            raise ValueError(f"tests has {len(inputs)} inputs and {len(outputs)} outputs, not one for each")
+        deadline = time.monotonic() + self._options.seconds
+        failures: list[str | None] = []
+        for given, right in zip(inputs, outputs, strict=True):
+            remaining_seconds = max(0.001, deadline - time.monotonic())
+            ended = run_program(source, limits=self._limits(remaining_seconds), standard_input=str(given))
+            wrote = _lines(ended.output) == _lines(str(right))
+            failures.append(ended.reason or (None if wrote else f"wrote {ended.output.strip()[:100]!r}"))
+        return failures
+
+    def _limits(self, seconds: float) -> Limits:
+        return Limits(
+            seconds=seconds,
+            memory_bytes=self._options.memory_megabytes * 2**20,
+            output_bytes=self._options.output_bytes,
+        )
+
+
+def last_program(text: str) -> str | None:
+    """The last fenced block of Python, one that the response did not get to close included."""
+    blocks = _BLOCK.findall(text)
+    return blocks[-1] if blocks else None
+
+
+def _lines(text: str) -> list[str]:
+    """White space at the ends of lines and of the whole says nothing."""
+    return [line.rstrip() for line in text.strip().splitlines()]
