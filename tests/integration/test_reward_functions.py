@@ -30,6 +30,12 @@ async def one(solution_str, ground_truth):
 def matches(completions, answer, **columns):
     return [None if text == "skip" else float(text == right) for text, right in zip(completions, answer)]
 
+def tells(completions, log_extra, log_metric, **columns):
+    log_metric("share", 0.25)
+    log_extra("length", [len(text) for text in completions])
+    log_extra("text", list(completions))
+    return [1.0] * len(completions)
+
 def hangs(response_text, **columns):
     while response_text == "hang":
         pass
@@ -69,6 +75,16 @@ def test_reward_is_the_weighted_sum_of_what_applies(file: Path, prompt: TaskProm
     assert isinstance(third, Scored)
     assert (third.reward, third.functions) == (0.0, {"matches": None, "judge": 0.0})
     assert isinstance(second, Scored)
+
+
+def test_what_a_function_logs_comes_with_each_response(file: Path, prompt: TaskPrompt) -> None:
+    with scorer_of(file, {"function": "tells"}) as scorer:
+        scores = scorer.score(prompt, ["a", "abc"])
+    extras = [each.extras for each in scores if isinstance(each, Scored)]
+    assert extras == [
+        {"tells/share": 0.25, "tells/length": 1, "tells/text": "a"},
+        {"tells/share": 0.25, "tells/length": 3, "tells/text": "abc"},
+    ]
 
 
 def test_response_without_any_value_has_no_reward(file: Path, prompt: TaskPrompt) -> None:

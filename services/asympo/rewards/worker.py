@@ -104,7 +104,7 @@ def answers(functions: Sequence[RewardFunction], request: dict[str, Any]) -> Any
             outcomes = function.outcomes(result, asked, notes)
         except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
             outcomes = function.raised(error, asked)
-        yield _reply(outcomes, notes, time.perf_counter() - started)
+        yield _reply(outcomes, time.perf_counter() - started)
 
 
 def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -> Asked:
@@ -116,14 +116,14 @@ def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -
     )
 
 
-def _reply(outcomes: Sequence[Outcome], notes: Notes, seconds: float) -> dict[str, Any]:
+def _reply(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     shown = [
         {field.name: value for field in dataclasses.fields(each) if (value := getattr(each, field.name))}
         if each.value != 0
         else {"value": each.value, "extras": each.extras}
         for each in outcomes
     ]
-    return {"outcomes": shown, "metrics": notes.metrics, "seconds": seconds}
+    return {"outcomes": shown, "seconds": seconds}
 
 
 async def _serve_at_once(functions: Sequence[RewardFunction], requests: IO[str], replies: IO[str]) -> None:
@@ -154,7 +154,7 @@ async def _answer_one(functions: Sequence[RewardFunction], request: dict[str, An
             outcomes = function.raised(error, asked)
     except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
         outcomes = function.raised(error, asked)
-    _send(replies, {"id": request["id"], **_reply(outcomes, notes, time.perf_counter() - started)})
+    _send(replies, {"id": request["id"], **_reply(outcomes, time.perf_counter() - started)})
 
 
 if __name__ == "__main__":

@@ -229,6 +229,42 @@ def test_sample_browser_keeps_a_chosen_group_when_newer_ones_arrive(
     assert page.text("#group-detail h3") != chosen
 
 
+def test_page_draws_each_reward_function_by_itself(page: Browser, learner: RecordedLearner) -> None:
+    assert page.run("document.querySelectorAll('[data-chart=functions]').length") == 0
+    for row in (rows := recorded_rows(44))[20:]:
+        row |= {"reward/accuracy/mean": row["reward_mean"], "reward/accuracy/spread": 0.2}
+        row |= {
+            "reward/judge/mean": -row["step"],
+            "reward/judge/spread": 0.0,
+            "reward/judge/length/mean": 9.0,
+        }
+    learner.rows = rows
+    learner.status |= {"step": 44, "fence": 2}
+    soon(page, "document.querySelector('[data-chart=functions]')?.dataset.points === '44'")
+    for chart in ("functions", "spreads"):
+        assert page.run(f"document.querySelector('[data-chart={chart}]').dataset.series") == "2"
+        assert "accuracy" in page.text(f"[data-chart={chart}] .legend")
+    assert "judge-44" in page.text("[data-chart=functions] .legend").replace("\n", "")
+    assert page.run("document.querySelectorAll('figure.chart').length") == len(CHARTS) + 2
+
+
+def test_sample_browser_shows_functions_unscored_responses_and_the_row(
+    page: Browser, learner: RecordedLearner
+) -> None:
+    group = recorded_group(9001)
+    group["responses"][0]["functions"] = {"accuracy": 1.0, "judge/length": 17.0}
+    group["unscored"] = [{"text": HOSTILE, "reason": "judge: scoring took more than 10 s"}]
+    group["columns"] = '{"answer": "4", "levels": [1, 2], "note": "<b>bold</b>"}'
+    learner.groups = [group]
+    soon(page, "document.querySelector('.unscored') !== null")
+    assert page.text(".response-functions").split() == ["accuracy", "1", "judge/length", "17"]
+    assert "judge: scoring took more than 10 s" in page.text(".unscored")
+    assert page.run("document.querySelector('.unscored pre').textContent") == HOSTILE
+    assert page.text(".row-columns").split("\n") == ["answer", "4", "levels", "[1,2]", "note", "<b>bold</b>"]
+    learner.groups = [recorded_group(9002) | {"columns": '{"answer": "cut'}]
+    soon(page, "document.querySelector('.row-columns')?.textContent.includes('cut off')")
+
+
 def test_text_of_a_model_is_shown_and_never_executed(page: Browser, learner: RecordedLearner) -> None:
     hostile = recorded_group(9000, texts=[(HOSTILE, 1.0, "stop"), ("  ", 0.0, HOSTILE)])
     hostile |= {"prompt": HOSTILE, "group_id": HOSTILE}

@@ -71,8 +71,8 @@ def f(prompts, completions, completion_ids, answer, level, trainer_state, log_ex
     return [1.0 if each[0]["content"] == right else None for each, right in zip(completions, answer)]
 """
     ((first, second),) = scored(tmp_path, code)
-    assert first == {"value": 1.0, "extras": {"seen": "4"}}
-    assert second == {"extras": {"seen": "5"}}
+    assert first == {"value": 1.0, "extras": {"seen": "4", "rate": 0.5}}
+    assert second == {"extras": {"seen": "5", "rate": 0.5}}
 
 
 def test_trl_function_gets_texts_where_the_row_has_a_text(tmp_path: Path) -> None:

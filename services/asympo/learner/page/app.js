@@ -1,6 +1,6 @@
 // Asks the learner for its state once a second and hands the answers to the views.
 
-import { Charts, KEPT_KEYS } from "./charts.js";
+import { Charts, columnsFor } from "./charts.js";
 import { ago, byId, clock, isNumber } from "./format.js";
 import { showBroker, showGenerators, showLearner, showLog, showRun, showState, showTiles, showWarnings } from "./parts.js";
 import { SampleBrowser } from "./samples.js";
@@ -49,7 +49,7 @@ class History {
 
   clear() {
     this.steps = [];
-    this.columns = Object.fromEntries(KEPT_KEYS.map((key) => [key, []]));
+    this.columns = columnsFor({}, {}, 0);
     this.first = null;
     this.last = null;
   }
@@ -57,8 +57,9 @@ class History {
   append(rows, generatorTokensPerSecond) {
     for (const row of rows) {
       if (!isNumber(row.step) || (this.last && row.step <= this.last.step)) continue;
+      columnsFor(row, this.columns, this.steps.length);
       this.steps.push(row.step);
-      for (const key of KEPT_KEYS) this.columns[key].push(isNumber(row[key]) ? row[key] : null);
+      for (const key of Object.keys(this.columns)) this.columns[key].push(isNumber(row[key]) ? row[key] : null);
       this.first ??= row;
       this.last = row;
     }

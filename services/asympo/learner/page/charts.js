@@ -27,7 +27,28 @@ const CHARTS = [
 ];
 
 /** Keys of a history row that the page keeps; the rest is dropped to save memory on long runs. */
-export const KEPT_KEYS = CHARTS.flatMap((chart) => chart.series.map((series) => series.key));
+const KEPT_KEYS = CHARTS.flatMap((chart) => chart.series.map((series) => series.key));
+const OF_FUNCTION = /^reward\/([^/]+)\/mean$/;
+const MAX_FUNCTIONS = 10;
+const FUNCTION_COLORS = ["accent", "teal", "positive", "negative", "grey"];
+
+/** One column for each key that is kept, those of the reward functions of this row included, over the columns there are. */
+export function columnsFor(row, columns, length) {
+  const functions = Object.keys(row).filter((key) => OF_FUNCTION.test(key)).slice(0, MAX_FUNCTIONS);
+  const keys = [...KEPT_KEYS, ...functions.flatMap((key) => [key, key.replace(/mean$/, "spread")])];
+  for (const key of keys) columns[key] ??= Array(length).fill(null);
+  return columns;
+}
+
+/** Two charts of the reward functions that the columns are about, none where the run has no functions. */
+function functionCharts(columns) {
+  const names = Object.keys(columns).flatMap((key) => OF_FUNCTION.exec(key)?.[1] ?? []).slice(0, MAX_FUNCTIONS);
+  const series = (part) => names.map((name, index) => ({
+    key: `reward/${name}/${part}`, label: name, color: FUNCTION_COLORS[index % FUNCTION_COLORS.length], dash: index < FUNCTION_COLORS.length ? undefined : [4, 4] }));
+  return names.length === 0 ? [] : [
+    { id: "functions", title: "Reward functions", note: "mean of each, before its weight", size: "half", range: fromZero, series: series("mean") },
+    { id: "spreads", title: "Spread inside groups", note: "of each function; at 0 it ranks nothing", size: "half", range: fromZero, series: series("spread") }];
+}
 
 const PALETTE = ["accent", "positive", "negative", "teal", "grey", "grid", "axis", "surface"];
 let palette = {};
@@ -96,10 +117,17 @@ class Chart {
       cursor: { y: false, sync: { key: "steps" }, drag: { x: false, y: false, setScale: false }, points: { size: 7, show: true } },
       hooks: { setCursor: [() => this.showValues()], draw: [() => { this.node.dataset.drawn = String(Number(this.node.dataset.drawn || 0) + 1); }] },
     }, [[]].concat(spec.series.flatMap(() => [[], []])), this.plotNode);
-    new ResizeObserver(() => {
+    this.observer = new ResizeObserver(() => {
       const width = this.plotNode.clientWidth;
       if (width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: 190 });
-    }).observe(this.plotNode);
+    });
+    this.observer.observe(this.plotNode);
+  }
+
+  remove() {
+    this.observer.disconnect();
+    this.plot.destroy();
+    this.node.remove();
   }
 
   setData(steps, columns) {
@@ -147,7 +175,8 @@ export class Charts {
     readPalette();
     for (const chart of this.charts) chart.mount();
     this.steps = [];
-    this.columns = Object.fromEntries(KEPT_KEYS.map((key) => [key, []]));
+    this.columns = columnsFor({}, {}, 0);
+    this.functions = [];
     for (const name of ["smoothing", "range"]) {
       byId(name).addEventListener("change", (event) => { this.view[name] = Number(event.target.value); this.draw(); });
     }
@@ -156,12 +185,26 @@ export class Charts {
   setHistory(steps, columns) {
     this.steps = steps;
     this.columns = columns;
+    this.chartFunctions();
     this.draw();
+  }
+
+  /** The functions are known from the rows alone; a run that was resumed may have others. */
+  chartFunctions() {
+    const specs = functionCharts(this.columns);
+    if (JSON.stringify(specs) === this.drawnFunctions) return;
+    this.drawnFunctions = JSON.stringify(specs);
+    for (const chart of this.functions) chart.remove();
+    this.functions = specs.map((spec) => new Chart(spec, this.view));
+    const fixed = this.charts.filter((chart) => CHARTS.includes(chart.spec));
+    this.view.charts = this.charts = [...fixed, ...this.functions];
+    fixed.find((chart) => chart.spec.id === "nll").node.after(...this.functions.map((chart) => chart.node));
+    for (const chart of this.functions) chart.mount();
   }
 
   draw() {
     const from = this.view.range > 0 ? Math.max(0, this.steps.length - this.view.range) : 0;
-    const columns = Object.fromEntries(KEPT_KEYS.map((key) => [key, this.columns[key].slice(from)]));
+    const columns = Object.fromEntries(Object.entries(this.columns).map(([key, values]) => [key, values.slice(from)]));
     for (const chart of this.charts) chart.setData(this.steps.slice(from), columns);
   }
 

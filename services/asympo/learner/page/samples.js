@@ -100,7 +100,42 @@ function detail(group) {
     element("h4", {}, "Prompt"), textBlock(group.prompt, "prompt"),
     element("h4", {}, `${group.responses.length} responses`),
     element("ol", { class: "responses" }, ...group.responses.map((one, index) => response(one, index, largest))),
+    ...unscored(group.unscored || []),
+    ...columns(group.columns),
   ];
+}
+
+/** Responses without a reward, which are not trained, and why. */
+function unscored(responses) {
+  if (responses.length === 0) return [];
+  return [
+    element("h4", {}, `${responses.length} without a reward`),
+    element("ol", { class: "responses unscored" }, ...responses.map((one) => element("li", { class: "response zero" },
+      element("div", { class: "response-head" }, element("span", { class: "badge", "data-tone": "warn" }, "not scored"), element("span", {}, one.reason)),
+      textBlock(one.text, "response-text")))),
+  ];
+}
+
+/** What else the row of the data holds. */
+function columns(text) {
+  if (!text) return [];
+  let values;
+  try {
+    values = Object.entries(JSON.parse(text));
+  } catch {
+    values = [["cut off", text]];
+  }
+  return [
+    element("h4", {}, "Row"),
+    element("dl", { class: "row-columns" }, ...values.flatMap(([name, value]) => [element("dt", { class: "muted" }, name), element("dd", {}, typeof value === "string" ? value : JSON.stringify(value))])),
+  ];
+}
+
+/** What each reward function said, and the numbers that it gave beside. */
+function functions(values) {
+  const entries = Object.entries(values || {});
+  if (entries.length === 0) return null;
+  return element("div", { class: "response-functions" }, ...entries.map(([name, value]) => element("span", {}, element("span", { class: "muted" }, name), ` ${number(value, 3)}`)));
 }
 
 function response(one, index, largest) {
@@ -109,6 +144,7 @@ function response(one, index, largest) {
   return element("li", { class: `response ${sign(one.advantage)}`, "data-advantage": sign(one.advantage) },
     element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), advantage, element("span", {}, `reward ${number(one.reward, 2)}`),
       element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
+    functions(one.functions),
     textBlock(one.text, "response-text"));
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcomes_of_list, plain_extra
+from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcomes_of_list
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "prompts", "completions")
 _STAND_INS = ("trainer_state", "log_extra", "log_metric")
@@ -37,8 +37,12 @@ class Trl:
 
     def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
         outcomes = outcomes_of_list(result, asked, may_be_none=True)
+        # A number about the whole call is one about each of its responses.
         extras = [
-            {name: plain_extra(values[place]) for name, values in notes.extras.items() if place < len(values)}
+            {
+                **notes.metrics,
+                **{name: values[place] for name, values in notes.extras.items() if place < len(values)},
+            }
             for place in range(len(outcomes))
         ]
         return [
