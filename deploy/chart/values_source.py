@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from asympo.common.names import RUN_NAME
 
-from deploy.chart import kubernetes_kinds
+from deploy.chart import alerts, kubernetes_kinds
 from deploy.chart.service_settings import settings_schema
 
 _WIDTH = 108
@@ -46,6 +46,8 @@ def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
     if "settings" in node:
         schema = settings_schema(node.pop("settings"))
         return {**schema, **node, "default": node.get("default", {})}
+    if "alertsOf" in node:
+        node = {**node, "default": {}, "properties": alerts.changes(node.pop("alertsOf"))}
     if "properties" in node:
         node["type"] = "object"
         node["properties"] = {key: _expand(each, definitions) for key, each in node["properties"].items()}
@@ -76,7 +78,7 @@ def json_schema(source: dict[str, Any]) -> dict[str, Any]:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the asympo chart",
         **schema,
-        "definitions": kubernetes_kinds.schemas(kinds),
+        "definitions": kubernetes_kinds.schemas(kinds) | alerts.definitions(),
     }
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from asympo.common.telemetry import new_registry
+from asympo.common.telemetry import add_certificate_ends, new_registry
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.learner.metrics import LearnerMetrics
@@ -20,6 +20,7 @@ _SAMPLES = {
 def lines() -> list[str]:
     """One line for each series that a scrape brings: name, type, labels."""
     registry = new_registry(service="any", version="0")
+    add_certificate_ends(registry, service="any", ends={})
     LearnerMetrics(registry)
     GeneratorMetrics(registry)
     GatewayMetrics(registry)

@@ -41,4 +41,5 @@ def test_host_is_measured_though_the_run_has_no_folder_yet(broker_url: str, tmp_
     host.stop()
     total = registry.get_sample_value("asympo_learner_storage_total_bytes")
     assert total == shutil.disk_usage(tmp_path).total
+    assert registry.get_sample_value("asympo_learner_broker_up") == 1
     broker.close()

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -173,6 +174,20 @@ def new_registry(*, service: str, version: str) -> CollectorRegistry:
     )
     build.labels(service=service, version=version).set(1)
     return registry
+
+
+def add_certificate_ends(
+    registry: CollectorRegistry, *, service: str, ends: Mapping[str, Callable[[], float]]
+) -> None:
+    """When each certificate of a service ends, asked anew at every scrape."""
+    gauge = Gauge(
+        "asympo_certificate_expires_timestamp_seconds",
+        "When a certificate of the service ends; not a number while its file cannot be read.",
+        ["service", "certificate"],
+        registry=registry,
+    )
+    for use, end in ends.items():
+        gauge.labels(service=service, certificate=use).set_function(end)
 
 
 class MetricsEndpoint:

@@ -12,13 +12,14 @@ from pathlib import Path
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
+from asympo.common.control.certificate_ends import certificate_ends
 from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Backoff, Calls, race
-from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.generator import join
@@ -74,6 +75,15 @@ class GeneratorProcess:
         self._stop = stop
         self._clock = clock
         self.registry = new_registry(service="generator", version=version("asympo"))
+        add_certificate_ends(
+            self.registry,
+            service="generator",
+            ends=certificate_ends(
+                redis_url=settings.redis_url,
+                grpc_tls=settings.grpc_tls,
+                object_store=settings.object_store,
+            ),
+        )
         self._metrics = GeneratorMetrics(self.registry)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
         self._tracing = open_tracing(

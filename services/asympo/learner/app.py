@@ -10,6 +10,7 @@ from asympo import __version__
 from asympo.common.archive import open_archive
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.clock import Clock, SystemClock
+from asympo.common.control.certificate_ends import certificate_ends
 from asympo.common.errors import (
     AsympoError,
     BrokerUnavailable,
@@ -23,7 +24,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
-from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
@@ -108,6 +109,15 @@ class LearnerProcess:
         self._clock = clock
         self._registry = new_registry(service="learner", version=__version__)
         self._holder = settings.holder or f"{socket.gethostname()}-{os.getpid()}"
+        add_certificate_ends(
+            self._registry,
+            service="learner",
+            ends=certificate_ends(
+                redis_url=settings.redis_url,
+                grpc_tls=settings.grpc_tls,
+                object_store=settings.object_store,
+            ),
+        )
         metrics = LearnerMetrics(self._registry)
         self._context = LearnerContext(
             settings=settings,

@@ -109,6 +109,8 @@ class LearnerMetrics:
         self._totals: dict[str, int] = {}
         self._storage_free = gauge("storage_free_bytes", "Room on the storage of checkpoints.")
         self._storage_total = gauge("storage_total_bytes", "Size of the storage of checkpoints.")
+        self._broker_up = gauge("broker_up", "1 while the broker answers the learner.")
+        self._broker_up.set(1)
         self._broker_used = gauge("broker_used_bytes", "Memory that the broker uses.")
         self._broker_max = gauge("broker_max_bytes", "Memory that the broker may use; 0 without a limit.")
         self._broker_durable = gauge(
@@ -211,6 +213,11 @@ class LearnerMetrics:
 
     def broker_seen(self, *, used_bytes: int, max_bytes: int, is_durable: bool) -> None:
         """What the broker says about itself."""
+        self._broker_up.set(1)
         self._broker_used.set(used_bytes)
         self._broker_max.set(max_bytes)
         self._broker_durable.set(is_durable)
+
+    def broker_lost(self) -> None:
+        """It does not answer."""
+        self._broker_up.set(0)

@@ -39,7 +39,11 @@ def main() -> int:
                 {"name": "HF_ENDPOINT", "value": url},
             ]
             overlay = directory / "hub.yaml"
-            overlay.write_text(yaml.safe_dump({"learner": {"extraEnv": environment}}))
+            # Nothing is sampled: the learner's image has all that a simulated generator needs.
+            image = {"repository": "asympo-learner"}
+            overlay.write_text(
+                yaml.safe_dump({"learner": {"extraEnv": environment}, "generator": {"image": image}})
+            )
             try_chart(node.cluster(NAMESPACE), report, values=[overlay])
     except ClusterFault as fault:
         report.claim("the cluster holds", str(fault))

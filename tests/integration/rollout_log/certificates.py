@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import require
 
-_EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+_EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class Pair:
 class Authority:
     """Signs certificates for 127.0.0.1."""
 
-    def __init__(self, folder: Path, name: str = "ca") -> None:
+    def __init__(self, folder: Path, name: str = "ca", *, days: int = 2) -> None:
         require(shutil.which("openssl") is not None, "openssl")
-        self._folder = folder
+        self._folder, self._days = folder, days
         self.ca = self._request(name, "-x509", "-subj", f"/CN={name}")
 
     @property
@@ -36,5 +36,9 @@ class Authority:
     def _request(self, name: str, *flags: str) -> Pair:
         pair = Pair(certificate=self._folder / f"{name}.crt", key=self._folder / f"{name}.key")
         files = ("-keyout", str(pair.key), "-out", str(pair.certificate))
-        subprocess.run(["openssl", "req", *_EC, *flags, *files], check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", "req", *_EC, "-days", str(self._days), *flags, *files],
+            check=True,
+            capture_output=True,
+        )
         return pair

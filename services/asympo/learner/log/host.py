@@ -50,6 +50,7 @@ class HostWatch:
             info = self._broker.info()
         except BrokerUnavailable as error:
             log.debug("The broker does not describe itself: %s", error)
+            self._metrics.broker_lost()
         else:
             self._metrics.broker_seen(
                 used_bytes=info.used_memory_bytes,
