@@ -24,7 +24,9 @@ def read_rows(
     """Every row with values that JSON can hold. Raises BadSetting in one sentence."""
     path = Path(data).expanduser()
     if path.is_dir():
-        rows = _read_folder(path, split)
+        # A data set of the hub that was downloaded as it is has a folder for each subset.
+        of_subset = path / subset if subset else path
+        rows = _read_folder(of_subset if of_subset.is_dir() else path, split)
     elif path.exists() or path.suffix in FILE_KINDS:
         _refuse_hub_options(data, subset=subset, revision=revision)
         rows = _read_file(path)
