@@ -3,12 +3,14 @@
 import re
 
 
-def correctness(completions, answer, log_metric=None, **kwargs):
+def correctness(completions, answer, log_metric=None, log_extra=None, **kwargs):
     """1 where the last number of a response is the answer."""
     numbers = [re.findall(r"-?\d[\d,]*\.?\d*", completion) for completion in completions]
     given = [found[-1].replace(",", "").rstrip(".") if found else None for found in numbers]
     if log_metric is not None:
         log_metric("without_a_number", given.count(None) / len(given))
+    if log_extra is not None:
+        log_extra("given", [str(one) for one in given])
     return [float(one == right.replace(",", "")) for one, right in zip(given, answer, strict=True)]
 
 

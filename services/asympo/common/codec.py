@@ -83,6 +83,7 @@ def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
                     trained_token_mask=response.trained_token_mask or (),
                     stop_string=response.stop_string,
                     function_values=response.function_values,
+                    function_notes=response.function_notes,
                 )
                 for response in group.responses
             ],
@@ -201,6 +202,7 @@ def _response_from_wire(
         trained_token_mask=tuple(message.trained_token_mask) or None,
         stop_string=message.stop_string,
         function_values=dict(message.function_values),
+        function_notes=dict(message.function_notes),
     )
 
 
@@ -257,10 +259,11 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
         raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
     if abs(response.reward) > MAX_ABS_REWARD:
         raise InvalidRecord(f"{name} has reward {response.reward}, beyond {MAX_ABS_REWARD:g}")
-    if len(response.function_values) > MAX_FUNCTION_VALUES:
-        raise InvalidRecord(
-            f"{name} has {len(response.function_values)} values of functions, more than {MAX_FUNCTION_VALUES}"
-        )
+    for what, entries in (("values", response.function_values), ("notes", response.function_notes)):
+        if len(entries) > MAX_FUNCTION_VALUES:
+            raise InvalidRecord(
+                f"{name} has {len(entries)} {what} of functions, more than {MAX_FUNCTION_VALUES}"
+            )
     for function, value in response.function_values.items():
         if not math.isfinite(value):
             raise InvalidRecord(f"{name} has {value} of function {function[:40]!r}, which is not finite")

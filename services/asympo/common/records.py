@@ -9,7 +9,7 @@ MAX_RESPONSES = 1024
 MAX_PAYLOAD_BYTES = 16 * 2**20
 """Of a whole serialised record; a run's own limit follows from its sampling and is lower."""
 MAX_FUNCTION_VALUES = 64
-"""Of one response."""
+"""Of one response; of its notes as well."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
 
@@ -53,6 +53,8 @@ class Response:
     """What ended a text without token ids, when that was no end-of-sequence token."""
     function_values: Mapping[str, float] = field(default_factory=dict)
     """Value of each reward function that applies; of each number that it gave beside it as `name/number`."""
+    function_notes: Mapping[str, str] = field(default_factory=dict)
+    """What reward functions noted of the response in words, as `name/note`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

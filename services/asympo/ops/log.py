@@ -175,6 +175,7 @@ def describe(entry: LogEntry) -> dict[str, Any]:
                 "advantage": response.reward - mean,
                 "finish_reason": response.finish_reason.value,
                 "functions": dict(response.function_values),
+                "notes": dict(response.function_notes),
             }
             for response in group.responses
         ],

@@ -48,7 +48,7 @@ class Prompt(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask", "stop_string", "function_values")
+    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask", "stop_string", "function_values", "function_notes")
     class FunctionValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,13 @@ class Response(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class FunctionNotesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +70,7 @@ class Response(_message.Message):
     TRAINED_TOKEN_MASK_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_VALUES_FIELD_NUMBER: _ClassVar[int]
+    FUNCTION_NOTES_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     reward: float
@@ -70,4 +78,5 @@ class Response(_message.Message):
     trained_token_mask: _containers.RepeatedScalarFieldContainer[bool]
     stop_string: str
     function_values: _containers.ScalarMap[str, float]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ..., stop_string: _Optional[str] = ..., function_values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    function_notes: _containers.ScalarMap[str, str]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ..., stop_string: _Optional[str] = ..., function_values: _Optional[_Mapping[str, float]] = ..., function_notes: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -253,11 +253,14 @@ def test_sample_browser_shows_functions_unscored_responses_and_the_row(
 ) -> None:
     group = recorded_group(9001)
     group["responses"][0]["functions"] = {"accuracy": 1.0, "judge/length": 17.0}
+    group["responses"][0]["notes"] = {"judge/why": HOSTILE}
     group["unscored"] = [{"text": HOSTILE, "reason": "judge: scoring took more than 10 s"}]
     group["columns"] = '{"answer": "4", "levels": [1, 2], "note": "<b>bold</b>"}'
     learner.groups = [group]
     soon(page, "document.querySelector('.unscored') !== null")
     assert page.text(".response-functions").split() == ["accuracy", "1", "judge/length", "17"]
+    notes = "document.querySelectorAll('.response-functions')[1].textContent"
+    assert page.run(notes) == f"judge/why {HOSTILE}"
     assert "judge: scoring took more than 10 s" in page.text(".unscored")
     assert page.run("document.querySelector('.unscored pre').textContent") == HOSTILE
     assert page.text(".row-columns").split("\n") == ["answer", "4", "levels", "[1,2]", "note", "<b>bold</b>"]

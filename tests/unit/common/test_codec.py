@@ -71,6 +71,8 @@ def responses(draw: st.DrawFn) -> Response:
         reward=draw(st.floats(-1e6, 1e6)),
         finish_reason=draw(st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])),
         trained_token_mask=mask,
+        function_values=draw(st.dictionaries(texts, st.floats(-1e6, 1e6), max_size=3)),
+        function_notes=draw(st.dictionaries(texts, texts, max_size=3)),
     )
 
 
@@ -137,6 +139,9 @@ NOT_VALID_RESPONSES = [
     ({"trained_token_mask": [True]}, "1 flags for 2 token ids"),
     ({"trained_token_mask": [False, False]}, "trains nothing"),
     ({"token_ids": [], "text": "x", "trained_token_mask": [True]}, "1 flags for 0 token ids"),
+    ({"function_values": {"judge": math.nan}}, "nan of function 'judge', which is not finite"),
+    ({"function_values": dict.fromkeys(map(str, range(65)), 0.0)}, "65 values of functions, more than 64"),
+    ({"function_notes": dict.fromkeys(map(str, range(65)), "")}, "65 notes of functions, more than 64"),
 ]
 
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MIN_RESPONSES = 2
 """Fewer scored responses than this have no advantage to speak of."""
+MAX_NOTES_CHARS = 800
+"""Of what reward functions say of one response in words, their names included."""
 ABORT_GRACE_SECONDS = 5.0
 """How long an aborted generation may take to return before it is cancelled."""
 
@@ -202,6 +204,7 @@ class GroupMaker:
                     reward=score.reward,
                     finish_reason=sample.finish_reason,
                     function_values=_numbers_of(score),
+                    function_notes=notes_of(score),
                 )
             )
         return responses, unscored
@@ -246,3 +249,13 @@ def _numbers_of(score: Scored) -> dict[str, float]:
     numbers = {name: value for name, value in score.functions.items() if value is not None}
     numbers |= {name: float(value) for name, value in score.extras.items() if isinstance(value, int | float)}
     return dict(list(numbers.items())[:MAX_FUNCTION_VALUES])
+
+
+def notes_of(score: Scored) -> dict[str, str]:
+    """What the functions said in words, as far as a record has room for it."""
+    notes, room = {}, MAX_NOTES_CHARS
+    for name, value in score.extras.items():
+        if isinstance(value, str) and value and room > len(name):
+            notes[name] = value[: room - len(name)]
+            room -= len(name) + len(notes[name])
+    return dict(list(notes.items())[:MAX_FUNCTION_VALUES])

@@ -131,11 +131,11 @@ function columns(text) {
   ];
 }
 
-/** What each reward function said, and the numbers that it gave beside. */
-function functions(values) {
+/** What the reward functions said of a response: values, or notes. */
+function said(values, show) {
   const entries = Object.entries(values || {});
   if (entries.length === 0) return null;
-  return element("div", { class: "response-functions" }, ...entries.map(([name, value]) => element("span", {}, element("span", { class: "muted" }, name), ` ${number(value, 3)}`)));
+  return element("div", { class: "response-functions" }, ...entries.map(([name, value]) => element("span", {}, element("span", { class: "muted" }, name), ` ${show(value)}`)));
 }
 
 function response(one, index, largest) {
@@ -144,7 +144,8 @@ function response(one, index, largest) {
   return element("li", { class: `response ${sign(one.advantage)}`, "data-advantage": sign(one.advantage) },
     element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), advantage, element("span", {}, `reward ${number(one.reward, 2)}`),
       element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
-    functions(one.functions),
+    said(one.functions, (value) => number(value, 3)),
+    said(one.notes, String),
     textBlock(one.text, "response-text"));
 }
 

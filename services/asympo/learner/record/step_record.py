@@ -109,6 +109,7 @@ def _sample(group: ReadGroup, *, step: int, decode: Callable[[Sequence[int]], st
                 "text": (response.text or decode(token_ids))[:_MAX_SHOWN_CHARS],
                 "reward": response.reward,
                 "functions": dict(response.function_values),
+                "notes": {name: text[:_MAX_SHOWN_CHARS] for name, text in response.function_notes.items()},
                 "advantage": advantage,
                 "finish_reason": str(response.finish_reason),
                 "num_tokens": len(token_ids),
