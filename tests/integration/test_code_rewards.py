@@ -1,5 +1,6 @@
 """Programs of a model run shut in: what they try against the machine fails, and is tried before any runs."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -162,7 +163,9 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
     assert scored(tests, *texts) == [1.0, 0.0, 0.0, 0.0]
     assert scored(tests, right, wrong, partial=True) == [1.0, 0.5]
     cases = {"inputs": ["1 2\n", "2 2\n"], "outputs": ["3", "4\n"]}
-    assert scored(cases, block("print(sum(map(int, input().split())))"), wrong) == [1.0, 0.0]
+    adds = block("print(sum(map(int, input().split())))")
+    assert scored(cases, adds, wrong) == [1.0, 0.0]
+    assert scored(json.dumps(cases), adds, wrong) == [1.0, 0.0]
 
 
 def test_row_without_tests_has_no_reward_and_rows_without_the_column_are_refused() -> None:
