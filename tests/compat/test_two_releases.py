@@ -3,15 +3,17 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from asympo.common.rollout_log import Broker, Lease, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
-from tests.compat.release_before import OldGenerator, OldLearner
+from tests.compat.release_before import RECORD, OldGenerator, OldLearner
 from tests.integration.rollout_log.conftest import config_of
 
 NUM_PROMPTS = 50
+LIMITS = "capacity max_staleness max_prompt_failures seed num_prompts num_epochs model"
 
 
 @pytest.fixture
@@ -19,6 +21,18 @@ def log(broker_url: str, run_name: str) -> Iterator[RunLog]:
     broker = Broker.connect(broker_url)
     yield RunLog(broker, run_name)
     broker.close()
+
+
+def create_as_before(log: RunLog, **settings: Any) -> None:
+    """A run of the release before, as its learner creates it."""
+    config = config_of(log.run, script_version=2, **settings)
+    fields = {name: getattr(config, name) for name in LIMITS.split()}
+    lease_ms, max_lease_ms = (int(1000 * each) for each in (config.lease_seconds, config.max_lease_seconds))
+    fields |= {"lease_ms": lease_ms, "max_lease_ms": max_lease_ms, "max_generation_staleness": -1}
+    keys = [log.access.key(noun) for noun in ("config", "run", "wake")]
+    source = (RECORD / "scripts/create.lua").read_text()
+    flat = [part for field in fields.items() for part in field]
+    assert log.broker.command("EVAL", source, 3, *keys, config.to_json(), *flat)[0] == b"CREATED"
 
 
 class NewGenerator:
@@ -127,6 +141,7 @@ class NewLearning:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, seed: int) -> None:
     rng = random.Random(seed)
+    create_as_before(log, num_prompts=NUM_PROMPTS, num_epochs=1, lease_seconds=600.0)
     log.state.create_or_join(config_of(log.run, num_prompts=NUM_PROMPTS, num_epochs=1, lease_seconds=600.0))
     log.broker.command("HSET", f"asympo:{{{log.run}}}:run", "of_a_later_release", "1")
     reading = Reading(NUM_PROMPTS)
@@ -162,7 +177,7 @@ def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, s
 
 
 def test_zombie_of_the_release_before_is_refused(log: RunLog) -> None:
-    log.state.create_or_join(config_of(log.run))
+    create_as_before(log)
     reading = Reading(NUM_PROMPTS)
     old = OldLearning(log, reading)
     NewLearning(log, reading)

@@ -10,7 +10,7 @@ from asympo.local.broker import LocalBroker
 
 from .conftest import Learner, must_append, must_lease, start_run
 
-CHANGED = {"run", "leases", "deadlines", "reissue", "presence", "presence_until"}
+CHANGED = {"learner", "leases", "deadlines", "reissue", "presence", "presence_until"}
 
 
 @pytest.fixture

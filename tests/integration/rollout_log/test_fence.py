@@ -5,7 +5,7 @@ from asympo.common.errors import BrokerChanged, Fenced, RunHasLearner
 from asympo.common.rollout_log import CommitRecord, Fence, LogEntry, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
-from .conftest import must_append, start_run
+from .conftest import config_of, must_append, start_run
 
 ENTRY = LogEntry(
     sequence=1, group_id="0-1", producer="p", payload=b"x", entry_id="1-0", appended_at_seconds=0.0
@@ -43,10 +43,11 @@ def test_fence_grows_with_every_owner(log: RunLog) -> None:
 
 
 def let_heartbeat_expire(log: RunLog) -> None:
-    log.broker.command("HSET", log.access.key("run"), "fence_deadline_ms", 1)
+    log.broker.command("HSET", log.access.key("learner"), "fence_deadline_ms", 1)
 
 
 def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
+    log.state.create_or_join(config_of(log.run))
     log.fence.take("learner-0", heartbeat_seconds=30.0)
     with pytest.raises(RunHasLearner):
         log.fence.take("learner-1")
@@ -55,6 +56,7 @@ def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
 
 
 def test_fence_is_kept_by_heartbeats(log: RunLog) -> None:
+    log.state.create_or_join(config_of(log.run))
     fence = log.fence.take("learner-0", heartbeat_seconds=30.0)
     let_heartbeat_expire(log)
     log.fence.heartbeat(fence)

@@ -152,7 +152,7 @@ def test_leases_that_do_not_parse_end(log: RunLog, learner: Learner, value: byte
 
 
 def test_state_of_a_later_release_counts_as_not_running(log: RunLog, learner: Learner) -> None:
-    put(log, "HSET", "run", "state", b"hibernating\xff")
+    put(log, "HSET", "learner", "state", b"hibernating\xff")
     assert log.state.get() is RunState.CREATED
     assert log.stats.read().state is RunState.CREATED
 

@@ -61,10 +61,10 @@ def twice(log: RunLog, script: str, nouns: str, *arguments: Any, without: str = 
 
 
 def test_create_writes_the_run_once_and_lets_others_join(log: RunLog) -> None:
-    first, again = twice(log, "create", "config run wake", "{}", "capacity", 3)
+    first, again = twice(log, "create", "config run learner wake", "{}", "capacity", 3)
     assert (first, again) == ([b"CREATED", b"{}"], [b"JOINED", b"{}"])
-    assert call(log, "create", "config run wake", "other", "capacity", 9) == [b"JOINED", b"{}"]
-    assert log.broker.command("HGET", key(log.run, "run"), "capacity") == b"3"
+    assert call(log, "create", "config run learner wake", "other", "capacity", 9) == [b"JOINED", b"{}"]
+    assert log.broker.command("HGET", key(log.run, "learner"), "capacity") == b"3"
 
 
 def test_acquire_grants_one_prompt_for_one_token(log: RunLog, learner: Learner) -> None:
@@ -170,9 +170,9 @@ def test_check_fence_reads_who_owns_the_run(log: RunLog, learner: Learner) -> No
 def test_heartbeat_keeps_the_run(log: RunLog, learner: Learner) -> None:
     for _ in range(2):
         assert call(log, "heartbeat", "run", *fenced(learner), 90_000, 3) == [b"OK"]
-    left = int(log.broker.command("HGET", key(log.run, "run"), "fence_deadline_ms"))
+    left = int(log.broker.command("HGET", key(log.run, "learner"), "fence_deadline_ms"))
     assert left - log.stats.read().server_time_seconds * 1000 > 60_000
-    assert log.broker.command("HGET", key(log.run, "run"), "trained_sequence") == b"3"
+    assert log.broker.command("HGET", key(log.run, "learner"), "trained_sequence") == b"3"
 
 
 def test_release_gives_up_what_is_ours_once(log: RunLog, learner: Learner) -> None:

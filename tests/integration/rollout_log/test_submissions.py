@@ -129,7 +129,7 @@ def test_producer_whose_ids_could_be_taken_for_others_is_refused(producer: str) 
 
 def test_record_larger_than_the_run_takes_is_refused_and_its_sibling_is_kept(log: RunLog) -> None:
     start_run(log)
-    log.broker.command("HSET", log.access.key("run"), "max_record_bytes", 100)
+    log.broker.command("HSET", log.access.key("learner"), "max_record_bytes", 100)
     large = Submission(group_id="agents/1", payload=b"x" * 101)
     answers, _ = log.submissions.submit("agents", [large, *groups("2")])
     assert [str(answer.outcome) for answer in answers] == ["too_large", "appended"]

@@ -48,6 +48,14 @@ class RunAccess:
             self.raise_refused(status, fence, reply)
         return reply
 
+    def learner_fields(self, *names: str) -> list[bytes | None]:
+        """Fields that only the learner writes; None for those that are not there."""
+        state, *values = self.broker.command("HMGET", self.key("learner"), "state", *names)
+        if state is None:
+            # A run of script version 2, or none.
+            values = self.broker.command("HMGET", self.key("run"), *names)
+        return values
+
     def read_object(self, noun: str, value: Any) -> dict[str, Any] | None:
         """A JSON object that somebody wrote, unknown fields included; None, and counted, if it is none."""
         try:

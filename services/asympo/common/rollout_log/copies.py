@@ -81,7 +81,7 @@ class Copies:
                 num_queued = piece.place + len(piece.items)
                 self._put(piece)
             elif piece.noun != "deadlines":
-                self._put(_unowned(piece) if piece.noun == "run" else piece)
+                self._put(_unowned(piece))
         if config is None:
             raise BadSetting(f"the copy of run {self._run.name!r} has no config: it is incomplete")
         for piece in _pieces("reissue", "list", taken_back):
@@ -128,7 +128,9 @@ def _bytes(value: object) -> bytes:
 
 
 def _unowned(piece: CopiedPiece) -> CopiedPiece:
-    """The run's hash without its learner; the number stays used."""
+    """The hash that names the run's owner without it, its number stays used; any other piece as it is."""
+    if piece.noun not in ("run", "learner") or b"fence_token" not in piece.items[::2]:
+        return piece
     fields = dict(zip(piece.items[::2], piece.items[1::2], strict=True))
     fields |= {b"fence_token": b"", b"fence_deadline_ms": b"0"}
     return replace(piece, items=tuple(part for field in fields.items() for part in field))

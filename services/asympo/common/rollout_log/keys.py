@@ -6,7 +6,8 @@ PREFIX = "asympo:"
 
 NOUNS = (
     "config",  # string: RunConfig as JSON, written once
-    "run",  # hash: state, sequence numbers, prompt cursor, fence, limits, newest policy, counters
+    "run",  # hash: what generators write: last sequence number, prompt cursor, counters
+    "learner",  # hash: what only the learner writes: state, limits, fence, newest policy, cursor, counters
     "log",  # stream: one entry a group, id = "<sequence>-0"
     "open",  # set: ids of groups appended and not yet freed
     "leases",  # hash: token -> group id, policy step, grant time, holder

@@ -81,7 +81,7 @@ class Policies:
 
     def _latest(self) -> tuple[PolicyAnnouncement | None, str]:
         names = ("policy_step", "policy_fence", "policy_digest", "policy_at_ms", "policy_entry")
-        step, fence, digest, at_ms, entry_id = self._run.broker.command("HMGET", self._run.key("run"), *names)
+        step, fence, digest, at_ms, entry_id = self._run.learner_fields(*names)
         if step is None:
             return None, "0"
         announcement = PolicyAnnouncement(

@@ -14,7 +14,7 @@ from asympo.common.versions import Format
 
 SCHEMA = Format(name="schema_version", newest=1, oldest=1)
 """Of the records and of this config."""
-SCRIPTS = Format(name="script_version", newest=2, oldest=2)
+SCRIPTS = Format(name="script_version", newest=3, oldest=2)
 """Of the protocol that the Lua scripts speak on a run's keys. A run keeps the numbers it was created with, as
 scripts of two releases work on its keys at the same time while one replaces the other."""
 _FORMATS = (SCHEMA, SCRIPTS)

@@ -45,7 +45,7 @@ def list_runs(broker: Broker) -> list[RunSummary]:
     for name in broker.run_names():
         log = RunLog(broker, name)
         stats, commit = log.stats.read(), log.commits.last()
-        model = broker.command("HGET", log.access.key("run"), "model")
+        [model] = log.access.learner_fields("model")
         found.append(
             RunSummary(
                 run=name,

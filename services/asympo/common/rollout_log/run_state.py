@@ -90,8 +90,7 @@ class RunStates:
 
     def get(self) -> RunState:
         """Where the run is in its life; `created` also while it does not exist."""
-        stored = self._run.broker.command("HGET", self._run.key("run"), "state")
-        return state_of(stored)
+        return state_of(self._run.learner_fields("state")[0])
 
     def set(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
         """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""

@@ -45,13 +45,13 @@ ROLES = {
         callers=("generator",),
         more_scripts=("list_bad_policies",),
         commands=("get", "hmget", "xread", "xrevrange"),
-        reads=("config", "run", "policies", "wake"),
+        reads=("config", "run", "learner", "policies", "wake"),
     ),
     "gateway": Role(
         callers=("producer",),
         more_scripts=_LEASES,
         commands=("get", "hmget", "xread", "xrevrange"),
-        reads=("config", "run", "policies", "wake"),
+        reads=("config", "run", "learner", "policies", "wake"),
     ),
     "producer": Role(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
     "learner": Role(

@@ -5,8 +5,9 @@
 -- are issued again. Twice: they are gone.
 --!include time
 --!include wake
+--!include beside
 local run, log, open, reissue, holes, wake = unpack(KEYS)
-local at = redis.call('HMGET', run, 'committed_sequence', 'trained_sequence')
+local at = redis.call('HMGET', learner_hash(run), 'committed_sequence', 'trained_sequence')
 local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), tonumber(at[2] or '0'))
 local last, taken = 0, 0
 for _, entry in ipairs(redis.call('XRANGE', log, '(' .. plain(after) .. '-0', '+', 'COUNT', ARGV[3])) do

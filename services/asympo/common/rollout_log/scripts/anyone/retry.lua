@@ -2,6 +2,7 @@
 -- Appends a record that was set aside once more, under an id and a payload of its own. KEYS: run, log, open, dead.
 -- ARGV: id of the letter, group id, payload, producer. Replies OK, sequence; or MISSING. Twice: the letter is gone.
 --!include time
+--!include beside
 local run, log, open, dead = unpack(KEYS)
 local letter = redis.call('XRANGE', dead, ARGV[1], ARGV[1])[1]
 if not letter then
@@ -18,5 +19,5 @@ local size = 0
 for i = 2, #letter[2], 2 do
   size = size + #letter[2][i]
 end
-redis.call('HINCRBY', run, 'dead_letter_bytes', -size)
+redis.call('HINCRBY', learner_hash(run), 'dead_letter_bytes', -size)
 return {'OK', sequence}

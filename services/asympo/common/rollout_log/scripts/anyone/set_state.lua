@@ -9,9 +9,10 @@ if ARGV[1] ~= '0' then
     return problem
   end
 end
-if redis.call('HEXISTS', KEYS[1], 'capacity') == 0 then
+local learner = learner_hash(KEYS[1])
+if redis.call('HEXISTS', learner, 'capacity') == 0 then
   return {'MISSING'}
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[4], 'state_reason', ARGV[5])
+redis.call('HSET', learner, 'state', ARGV[4], 'state_reason', ARGV[5])
 wake_all(KEYS[2], ARGV[4])
 return {'OK'}

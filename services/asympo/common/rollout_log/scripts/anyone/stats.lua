@@ -1,10 +1,14 @@
 #!lua flags=no-writes
 -- Figures of one instant. KEYS: run, open, leases, deadlines, reissue, set_aside. Replies name, value, ...
 --!include time
+--!include beside
 local run, open, leases, deadlines, reissue, set_aside = unpack(KEYS)
-local fields, flat, now = {}, redis.call('HGETALL', run), now_ms()
-for i = 1, #flat, 2 do
-  fields[flat[i]] = flat[i + 1]
+local fields, now = {}, now_ms()
+for _, hash in ipairs({run, learner_hash(run)}) do
+  local flat = redis.call('HGETALL', hash)
+  for i = 1, #flat, 2 do
+    fields[flat[i]] = flat[i + 1]
+  end
 end
 local function field(name)
   return tonumber(fields[name] or '0') or 0

@@ -89,11 +89,13 @@ if granted and is_own_id((parse_lease(granted))) then
 end
 
 local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
-  'num_epochs', 'epoch', 'position', 'policy_step', 'leases_granted'}
+  'num_epochs', 'policy_step'}
 local limits = {}
-for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
   limits[names[i]] = value
 end
+local cursor = redis.call('HMGET', run, 'epoch', 'position', 'leases_granted')
+limits.epoch, limits.position = cursor[1], cursor[2]
 
 if limits.state == 'finished' or limits.state == 'failed' then
   return refuse('run_ended', 30000)
@@ -127,5 +129,5 @@ local lease_ms = tonumber(limits.lease_ms)
 redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .. plain(now) .. '|' .. holder)
 redis.call('ZADD', deadlines, now + lease_ms, token)
 redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
-  plain(tonumber(limits.leases_granted or '0') + 1))
+  plain((tonumber(cursor[3] or '0') or 0) + 1))
 return {'GRANTED', group_id, lease_ms}

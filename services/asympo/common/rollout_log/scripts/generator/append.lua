@@ -11,13 +11,13 @@
 --!include lease
 --!include beside
 local run, log, open, leases, deadlines, answers, reissue, wake, failures = unpack(KEYS)
-local policy_steps = beside(run, 'policy_steps')
+local learner, policy_steps = learner_hash(run), beside(run, 'policy_steps')
 local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
 
 if #producer > 512 or string.find(producer, '%c') then
   return redis.error_reply('ERR the name of a producer is needed')
 end
-local max_bytes = tonumber(redis.call('HGET', run, 'max_record_bytes') or '16777216') or 16777216
+local max_bytes = tonumber(redis.call('HGET', learner, 'max_record_bytes') or '16777216') or 16777216
 if #payload > max_bytes then
   return {'TOO_LARGE', max_bytes, 0, 0}
 end
@@ -36,14 +36,15 @@ end
 
 local now = now_ms()
 local group_id, policy_step = parse_lease(stored)
-local names = {'state', 'last_sequence', 'capacity', 'max_generation_staleness', 'policy_step', 'prompt_failures',
-  'appended', 'generation_staleness_policies_total', 'generation_staleness_steps_total', 'generation_staleness_max'}
+local limits = redis.call('HMGET', learner, 'state', 'capacity', 'max_generation_staleness', 'policy_step')
+local names = {'last_sequence', 'prompt_failures', 'appended', 'generation_staleness_policies_total',
+  'generation_staleness_steps_total', 'generation_staleness_max'}
 local fields = {}
 for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
   fields[names[i]] = value
 end
-local state, max_generation = fields.state, tonumber(fields.max_generation_staleness)
-local staleness_steps = math.max(0, tonumber(fields.policy_step or policy_step) - policy_step)
+local state, max_generation = limits[1], tonumber(limits[3])
+local staleness_steps = math.max(0, tonumber(limits[4] or policy_step) - policy_step)
 local staleness = 0
 if staleness_steps > 0 then
   staleness = redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf')
@@ -84,7 +85,7 @@ redis.call('HDEL', leases, token)
 redis.call('ZREM', deadlines, token)
 redis.call('ZADD', answers, sequence, token)
 if sequence % 64 == 0 then
-  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(fields.capacity)))
+  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(limits[2])))
 end
 if fields.prompt_failures then
   redis.call('HDEL', failures, group_id)

@@ -4,6 +4,7 @@
 -- Twice: the second call finds no lease and changes nothing.
 --!include wake
 --!include lease
+--!include beside
 local run, leases, deadlines, reissue, wake, failures, set_aside = unpack(KEYS)
 local stored = redis.call('HGET', leases, ARGV[1])
 if not stored then
@@ -14,7 +15,7 @@ local is_given_up = false
 if ARGV[2] == '1' and is_own_id(group_id) then
   redis.call('HINCRBY', run, 'prompt_failures', 1)
   local count = redis.call('HINCRBY', failures, group_id, 1)
-  is_given_up = count >= tonumber(redis.call('HGET', run, 'max_prompt_failures'))
+  is_given_up = count >= tonumber(redis.call('HGET', learner_hash(run), 'max_prompt_failures'))
 end
 if is_given_up and is_own_id(group_id) then
   redis.call('HSET', set_aside, group_id, string.sub(ARGV[3], 1, 1000))

@@ -3,9 +3,10 @@
 -- Twice: extended from the later call, never beyond max_lease_seconds after the grant.
 --!include time
 --!include lease
+--!include beside
 local run, leases, deadlines = unpack(KEYS)
 local now = now_ms()
-local limits = redis.call('HMGET', run, 'lease_ms', 'max_lease_ms')
+local limits = redis.call('HMGET', learner_hash(run), 'lease_ms', 'max_lease_ms')
 local kept = {}
 for i, token in ipairs(ARGV) do
   local stored, deadline = redis.call('HGET', leases, token), redis.call('ZSCORE', deadlines, token)

@@ -3,3 +3,10 @@
 local function beside(run, noun)
   return (string.gsub(run, ':run$', ':' .. noun))
 end
+
+-- The hash of what only the learner writes: state, limits, owner, newest policy, how far it has trained. In a run of
+-- script version 2 it is the hash that everybody writes.
+local function learner_hash(run)
+  local learner = beside(run, 'learner')
+  return redis.call('EXISTS', learner) == 1 and learner or run
+end

@@ -1,3 +1,4 @@
+--!include beside
 -- Who this broker is: its process and the history it continues. A restart or a fail-over changes it.
 local function server_id()
   local info = redis.call('INFO', 'server', 'replication')
@@ -8,7 +9,7 @@ end
 -- A stored number below ours means the broker went back in time: numbers only grow. Our own token under another
 -- number means that a reconcile of ours has just raised it, and this call still carries the old one.
 local function fence_problem(run)
-  local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder')
+  local held = redis.call('HMGET', learner_hash(run), 'fence', 'fence_token', 'fence_holder')
   local stored, ours = tonumber(held[1] or '0'), tonumber(ARGV[1])
   if stored >= ours and held[2] ~= ARGV[2] then
     return {'FENCED', stored, held[3] or ''}

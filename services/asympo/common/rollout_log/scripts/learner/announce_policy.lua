@@ -9,7 +9,8 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
-local newest = redis.call('HMGET', run, 'policy_step', 'policy_digest', 'policy_at_ms', 'policy_fence')
+local learner = learner_hash(run)
+local newest = redis.call('HMGET', learner, 'policy_step', 'policy_digest', 'policy_at_ms', 'policy_fence')
 if newest[1] == ARGV[4] and newest[2] == ARGV[5] then
   return {'OK', newest[3], newest[4]}
 end
@@ -19,9 +20,9 @@ local entry = redis.call('XADD', policies, 'MAXLEN', '4096', '*', 'step', ARGV[4
 -- A learner that resumed from an older state takes the steps after it back.
 redis.call('ZREMRANGEBYSCORE', policy_steps, '(' .. ARGV[4], '+inf')
 if redis.call('ZADD', policy_steps, ARGV[4], ARGV[4]) == 1 then
-  redis.call('HINCRBY', run, 'policies_published', 1)
+  redis.call('HINCRBY', learner, 'policies_published', 1)
 end
 redis.call('ZREMRANGEBYRANK', policy_steps, 0, -4097)
-redis.call('HSET', run, 'policy_step', ARGV[4], 'policy_fence', ARGV[1], 'policy_digest', ARGV[5], 'policy_at_ms', now,
+redis.call('HSET', learner, 'policy_step', ARGV[4], 'policy_fence', ARGV[1], 'policy_digest', ARGV[5], 'policy_at_ms', now,
   'policy_entry', entry)
 return {'OK', now, ARGV[1]}

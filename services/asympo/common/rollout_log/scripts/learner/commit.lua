@@ -11,11 +11,14 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
-local names = {'last_sequence', 'committed_sequence', 'state', 'num_prompts', 'num_epochs', 'epoch', 'position'}
-local fields = {}
-for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
-  fields[names[i]] = value
+local learner, fields = learner_hash(run), {}
+local function read(key, names)
+  for i, value in ipairs(redis.call('HMGET', key, unpack(names))) do
+    fields[names[i]] = value
+  end
 end
+read(learner, {'committed_sequence', 'state', 'num_prompts', 'num_epochs'})
+read(run, {'last_sequence', 'epoch', 'position'})
 local sequence, committed = tonumber(ARGV[4]), tonumber(fields.committed_sequence)
 if sequence > tonumber(fields.last_sequence) then
   return {'CHANGED'}
@@ -23,10 +26,10 @@ end
 if sequence >= committed then
   redis.call('HSET', commit, 'sequence', plain(sequence), 'state_name', ARGV[5], 'step', ARGV[6], 'fence', ARGV[1],
     'at_ms', plain(now_ms()))
-  redis.call('HSET', run, 'committed_sequence', plain(sequence))
+  redis.call('HSET', learner, 'committed_sequence', plain(sequence))
 end
 if sequence > committed then
-  redis.call('HINCRBY', run, 'trained', ARGV[7])
+  redis.call('HINCRBY', learner, 'trained', ARGV[7])
 end
 local freed = 0
 for i = 8, #ARGV do
@@ -47,7 +50,7 @@ local is_last_issued = num_epochs > 0 and (epoch >= num_epochs
   or (epoch == num_epochs - 1 and tonumber(fields.position) >= tonumber(fields.num_prompts)))
 if is_last_issued and sequence == tonumber(fields.last_sequence) and fields.state ~= 'failed'
   and redis.call('HLEN', leases) == 0 and redis.call('LLEN', reissue) == 0 and redis.call('SCARD', open) == 0 then
-  redis.call('HSET', run, 'state', 'finished', 'state_reason', 'every prompt of every epoch was answered')
+  redis.call('HSET', learner, 'state', 'finished', 'state_reason', 'every prompt of every epoch was answered')
   wake_all(wake, 'finished')
 end
 return {'OK'}

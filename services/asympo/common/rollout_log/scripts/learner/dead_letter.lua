@@ -12,10 +12,11 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
-if tonumber(ARGV[6]) > newest_letter(run, dead) then
-  add_letter(run, dead, ARGV[6] .. '-0', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', ARGV[7],
+local learner = learner_hash(run)
+if tonumber(ARGV[6]) > newest_letter(learner, dead) then
+  add_letter(learner, dead, ARGV[6] .. '-0', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', ARGV[7],
     'producer', ARGV[8], 'reason', ARGV[9], 'payload', ARGV[10], 'at_ms', plain(now_ms())})
-  redis.call('HSET', run, 'dead_letter_sequence', ARGV[6])
+  redis.call('HSET', learner, 'dead_letter_sequence', ARGV[6])
 end
 if redis.call('SREM', open, ARGV[7]) == 1 then
   wake_all(wake, 'freed')

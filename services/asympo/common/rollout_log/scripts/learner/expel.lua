@@ -10,14 +10,14 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
-local is_top_beyond = false
+local learner, is_top_beyond = learner_hash(run), false
 local last = tonumber(redis.call('HGET', run, 'last_sequence') or '0')
 for i = 7, #ARGV do
   local number, part = string.match(ARGV[i], '^(%d+)-(%d+)$')
   local entry = redis.call('XRANGE', log, ARGV[i], ARGV[i])[1]
   if entry and (part ~= '0' or tonumber(number) > last) then
     local content = table.concat(entry[2], ' ')
-    add_letter(run, dead, plain(newest_letter(run, dead)) .. '-*', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', '',
+    add_letter(learner, dead, plain(newest_letter(learner, dead)) .. '-*', {count = tonumber(ARGV[4]), bytes = tonumber(ARGV[5])}, {'group_id', '',
       'producer', '', 'reason', ARGV[6], 'payload', content, 'at_ms', plain(now_ms())})
     redis.call('XDEL', log, ARGV[i])
     is_top_beyond = is_top_beyond or tonumber(number) > last

@@ -12,7 +12,7 @@ for i = 5, #ARGV do
   freed = freed + redis.call('SREM', KEYS[2], ARGV[i])
 end
 if ARGV[4] ~= '0' then
-  redis.call('HSET', KEYS[1], 'trained_sequence', ARGV[4])
+  redis.call('HSET', learner_hash(KEYS[1]), 'trained_sequence', ARGV[4])
 end
 if freed > 0 then
   wake_all(KEYS[3], 'freed')

@@ -7,8 +7,9 @@ local problem = fence_problem(KEYS[1])
 if problem then
   return problem
 end
-redis.call('HSET', KEYS[1], 'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[4])))
+local learner = learner_hash(KEYS[1])
+redis.call('HSET', learner, 'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[4])))
 if ARGV[5] ~= '0' then
-  redis.call('HSET', KEYS[1], 'trained_sequence', ARGV[5])
+  redis.call('HSET', learner, 'trained_sequence', ARGV[5])
 end
 return {'OK'}

@@ -14,7 +14,7 @@ local problem = fence_problem(run)
 if problem then
   return problem
 end
-local cursor = redis.call('HMGET', run, 'epoch', 'position', 'committed_sequence')
+local cursor = redis.call('HMGET', run, 'epoch', 'position')
 if cursor[1] ~= ARGV[4] or cursor[2] ~= ARGV[5] then
   return {'RETRY'}
 end
@@ -72,7 +72,7 @@ local sequence, known_sequence = tonumber(ARGV[8]), tonumber(known[1] or '0')
 if sequence > known_sequence or (sequence > 0 and sequence == known_sequence
   and tonumber(ARGV[11]) > tonumber(known[2] or '0')) then
   redis.call('HSET', commit, 'sequence', ARGV[8], 'state_name', ARGV[9], 'step', ARGV[10], 'fence', ARGV[11])
-  redis.call('HSET', run, 'committed_sequence', ARGV[8])
+  redis.call('HSET', learner_hash(run), 'committed_sequence', ARGV[8])
 end
 wake_all(wake, 'reconciled')
 return {'OK'}

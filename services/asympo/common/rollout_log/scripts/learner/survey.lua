@@ -9,20 +9,20 @@
 --!include lease
 --!include fence
 local run, commit, holes, open, leases, reissue, set_aside = unpack(KEYS)
-local names = {'fence', 'fence_token', 'fence_holder', 'last_sequence', 'seed', 'num_prompts', 'epoch', 'position'}
-local fields = {}
-for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+local names, learner, fields = {'fence', 'fence_token', 'fence_holder', 'seed', 'num_prompts'}, learner_hash(run), {}
+for i, value in ipairs(redis.call('HMGET', learner, unpack(names))) do
   fields[names[i]] = value
 end
+local cursor = redis.call('HMGET', run, 'last_sequence', 'epoch', 'position')
 local stored, ours, consumed = tonumber(fields.fence or '0'), tonumber(ARGV[1]), tonumber(ARGV[4])
 if stored >= ours and fields.fence_token ~= ARGV[2] then
   return {'FENCED', stored, fields.fence_holder or ''}
 end
 local number = math.max(stored, ours, tonumber(ARGV[3]))
-redis.call('HSET', run, 'fence', plain(number), 'fence_token', ARGV[2], 'fence_holder', ARGV[5],
+redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[2], 'fence_holder', ARGV[5],
   'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[6])))
 
-local last = tonumber(fields.last_sequence or '0')
+local last = tonumber(cursor[1] or '0')
 if consumed > last then
   redis.call('HSET', holes, plain(last + 1), plain(consumed))
   redis.call('HSET', run, 'last_sequence', plain(consumed))
@@ -39,8 +39,8 @@ for _, stored_lease in ipairs(redis.call('HVALS', leases)) do
 end
 return {
   'OK',
-  {number, last, lost, (stored < ours or lost > 0) and 1 or 0, fields.seed, fields.num_prompts, fields.epoch,
-    fields.position, server_id()},
+  {number, last, lost, (stored < ours or lost > 0) and 1 or 0, fields.seed, fields.num_prompts, cursor[2], cursor[3],
+    server_id()},
   redis.call('HMGET', commit, 'sequence', 'state_name', 'step', 'fence'),
   redis.call('SMEMBERS', open),
   leased,

@@ -4,14 +4,14 @@
 -- Twice with one token: the second call returns what the first took.
 --!include time
 --!include fence
-local run, now = KEYS[1], now_ms()
-local held = redis.call('HMGET', run, 'fence', 'fence_token', 'fence_holder', 'fence_deadline_ms')
+local learner, now = learner_hash(KEYS[1]), now_ms()
+local held = redis.call('HMGET', learner, 'fence', 'fence_token', 'fence_holder', 'fence_deadline_ms')
 local stored, left = tonumber(held[1] or '0'), tonumber(held[4] or '0') - now
 local is_ours = held[2] == ARGV[1]
 if not is_ours and ARGV[4] ~= '1' and (held[2] or '') ~= '' and left > 0 then
   return {'HELD', stored, held[3] or '', left}
 end
 local number = is_ours and stored or math.max(stored, tonumber(ARGV[5])) + 1
-redis.call('HSET', run, 'fence', plain(number), 'fence_token', ARGV[1], 'fence_holder', ARGV[2],
+redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[1], 'fence_holder', ARGV[2],
   'fence_deadline_ms', plain(now + tonumber(ARGV[3])))
 return {'TAKEN', number, server_id()}

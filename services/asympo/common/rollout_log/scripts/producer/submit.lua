@@ -9,12 +9,13 @@
 --!include wake
 --!include lease
 --!include expire
+--!include beside
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
-local names = {'state', 'capacity', 'last_sequence', 'max_record_bytes'}
-local fields = {}
-for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
+local names = {'state', 'capacity', 'max_record_bytes'}
+local fields = {last_sequence = redis.call('HGET', run, 'last_sequence')}
+for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
   fields[names[i]] = value
 end
 expire_leases(now, run, leases, deadlines, reissue, wake)
