@@ -76,6 +76,13 @@ ROLLOUT_LOG = Board(
                     colours=((0, "green"), (1, "red")),
                 ),
                 Panel(
+                    title="Unreadable values on the broker",
+                    description="Reports and entries that nobody can read, at each reading, by key.",
+                    queries=(rate("asympo_learner_unreadable_values_total", "{{key}}", "key"),),
+                    unit="cps",
+                    min=0,
+                ),
+                Panel(
                     title="Owner",
                     description="Fence of the learner; a change means that another one took over.",
                     queries=(gauge("asympo_learner_fence", "{{run}}"),),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
+from asympo.common.records import MAX_PAYLOAD_BYTES
 from asympo.common.rollout_log import Broker, CommitRecord, Lease, RunConfig, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.ports import free_port
@@ -91,6 +92,8 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     learner = RunLog(embedded.connect("learner"), "run-a")
     generator = RunLog(embedded.connect("generator"), "run-a")
     assert learner.broker.info().warnings == ()
+    largest = learner.broker.command("CONFIG GET", "proto-max-bulk-len")
+    assert int(largest["proto-max-bulk-len"]) == 2 * MAX_PAYLOAD_BYTES
     config = RunConfig(
         run="run-a", group_size=2, groups_per_step=1, max_groups_per_step=2, num_prompts=9, seed=1, model="m"
     )

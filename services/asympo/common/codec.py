@@ -65,7 +65,10 @@ def encode_group(group: RolloutGroup) -> bytes:
     _check_group_id(group.group_id)
     _check_prompt(group.prompt)
     _check_responses(group.responses)
-    return to_message(group).SerializeToString(deterministic=True)
+    payload = to_message(group).SerializeToString(deterministic=True)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise InvalidRecord(f"group has {len(payload)} bytes, more than {MAX_PAYLOAD_BYTES}")
+    return payload
 
 
 def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:

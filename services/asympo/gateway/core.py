@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asympo.common.codec import WireLimits, check_group
 from asympo.common.errors import AsympoError, BrokerUnavailable, InvalidRecord
@@ -67,6 +67,7 @@ class Gateway:
     def attach(self, parts: Parts) -> None:
         """The run is joined: from now on there is something to do."""
         self._parts = parts
+        self._limits = replace(self._limits, max_responses=parts.config.group_size)
 
     @property
     def parts(self) -> Parts:

@@ -83,8 +83,11 @@ class Sessions:
         config = self._gateway.parts.config
         seconds = self._limit_seconds(config)
         size = num_sessions or config.group_size
-        if not MIN_RESPONSES <= size <= 1024:
-            raise SessionRefused(400, f"num_sessions is {size}: give {MIN_RESPONSES} to 1024")
+        if not MIN_RESPONSES <= size <= config.group_size:
+            raise SessionRefused(
+                400,
+                f"num_sessions is {size}: give {MIN_RESPONSES} to {config.group_size}, the run's group_size",
+            )
         work: Granted | None = None
         if not is_own_prompt:
             found = await self._gateway.get_work(producer, wait_seconds=wait_seconds, policy_step=None)

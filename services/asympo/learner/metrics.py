@@ -106,6 +106,13 @@ class LearnerMetrics:
             ),
             "prompt_failures": counter("prompt_failures", "Leases handed back because of their prompt."),
         }
+        self._unreadable = counter(
+            "unreadable_values",
+            "What somebody wrote on the broker and nobody can read, by its key.",
+            ("key",),
+        )
+        for key in ("log", "presence"):
+            self._unreadable.labels(key=key)
         self._totals: dict[str, int] = {}
         self._storage_free = gauge("storage_free_bytes", "Room on the storage of checkpoints.")
         self._storage_total = gauge("storage_total_bytes", "Size of the storage of checkpoints.")
@@ -189,6 +196,12 @@ class LearnerMetrics:
     def spans_lost(self, count: int) -> None:
         """The collector of traces did not take them."""
         self._spans_lost.inc(count)
+
+    def unreadable(self, counts: Mapping[str, int]) -> None:
+        """Values set aside since this process began, by key."""
+        for key, now in dict(counts).items():
+            self._unreadable.labels(key=key).inc(now - self._totals.get(f"unreadable/{key}", 0))
+            self._totals[f"unreadable/{key}"] = now
 
     def watched(self, stats: LogStats, *, fence: int, is_paused: bool, is_finished: bool) -> None:
         """What the broker says, read every second or so."""

@@ -18,6 +18,7 @@ from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
+from asympo.common.records import MAX_PAYLOAD_BYTES
 from asympo.local.service import Service
 
 MIN_REDIS_MAJOR, MIN_VALKEY_MAJOR = 7, 8
@@ -128,6 +129,8 @@ def broker_command(
     command = [binary, "--dir", str(directory.resolve()), "--port", str(port or 0), "--bind", "127.0.0.1"]
     if not port:
         command += ["--unixsocket", str(socket_path(directory)), "--unixsocketperm", "700"]
+    # No value that anybody sends is larger than the largest record.
+    command += ["--proto-max-bulk-len", str(2 * MAX_PAYLOAD_BYTES)]
     # Only `always` keeps every acknowledged group when the machine or the broker dies.
     command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
     return [*command, "--maxmemory-policy", "noeviction", "--daemonize", "no", *extra]

@@ -123,8 +123,9 @@ def test_own_beginnings_of_agents_are_context_behind_the_prompt_they_share(
 def test_session_that_rewrote_its_history_is_left_out_by_name(
     log: RunLog, door: FakeDoor, start_gateway: StartGateway
 ) -> None:
-    learner = start_run(log)
+    learner = start_run(log, group_size=5)
     gateway = start_gateway(doors=(door.address,))
+    assert post(gateway, {"own_prompt": True, "num_sessions": 6}, path="/rl/start_session").status_code == 400
     sessions = start(gateway, num_sessions=5)
     for session in sessions[:4]:
         say(session, "a")
@@ -163,7 +164,7 @@ def test_leased_prompt_is_answered_by_sessions_or_given_back_at_the_deadline(
 def test_session_is_asked_elsewhere_when_its_generator_is_gone(
     log: RunLog, door: FakeDoor, start_gateway: StartGateway
 ) -> None:
-    start_run(log)
+    start_run(log, group_size=8)
     dead, gone = FakeDoor(), FakeDoor()
     gone.stop()
     dead.status = 503

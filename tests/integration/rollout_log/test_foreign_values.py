@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BrokerRefused, SequenceGap
-from asympo.common.rollout_log import AppendOutcome, Lease, RunLog, RunState
+from asympo.common.rollout_log import AppendOutcome, Lease, Refused, RunLog, RunState
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTER_BYTES
 from asympo.common.rollout_log.keys import key
 from asympo.common.rollout_log.reader import MAX_READ_BYTES
@@ -112,7 +112,7 @@ def test_values_too_large_are_refused_before_they_are_stored(log: RunLog, learne
     lease = must_lease(log)
     keys = [key(log.run, "presence"), key(log.run, "presence_until")]
     with pytest.raises(BrokerRefused):
-        log.broker.run_script("report_presence", keys, ["h", b"x" * 60_000_000, 1000])
+        log.broker.run_script("report_presence", keys, ["h", b"x" * 20_000_000, 1000])
     with pytest.raises(BrokerRefused):
         log.leases.acquire(holder="h" * 600, policy_step=0)
     for producer in ("p" * 600, "a\x1b[31m", "a\nb"):
@@ -170,3 +170,17 @@ def test_reading_and_dead_letters_are_bounded_by_bytes(log: RunLog, learner: Lea
     assert sum(len(letter.payload) for letter in kept) <= MAX_DEAD_LETTER_BYTES
     assert log.stats.read().dead_letters == 4
     assert log.dead_letters.purge() == 1
+
+
+@pytest.mark.parametrize("written", [b"nan", b"-1", b"0.5", b"1e300", b"x", b"", b"9" * 400])
+@pytest.mark.parametrize("field", ["position", "epoch"])
+def test_cursor_that_somebody_wrote_over_holds_nobody_up_for_longer_than_a_reconcile(
+    log: RunLog, learner: Learner, field: str, written: bytes
+) -> None:
+    must_append(log)
+    put(log, "HSET", "run", field, written)
+    refused = log.leases.acquire(holder="gen-0", policy_step=0)
+    assert isinstance(refused, Refused)
+    learner.consume(1)
+    log.reconciler.reconcile(learner.fence, committed=None, trained=learner.trained, trained_sequence=1)
+    assert must_lease(log).group_id not in learner.trained

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from asympo.common.errors import InvalidRecord
+from asympo.common.errors import BrokerRefused, InvalidRecord
 from asympo.common.rollout_log import (
     REMEMBERED_IDS,
     RunLog,
@@ -151,3 +151,26 @@ def test_purge_takes_out_what_one_producer_appended_and_nobody_trained(log: RunL
     assert must_lease(log).group_id == lease.group_id
     assert submit(log, "2", "4") == ["duplicate", "appended"]
     assert [entry.group_id for entry in learner.consume(10)] == ["agents/4"]
+
+
+@pytest.mark.parametrize(
+    ("producer", "group_id"),
+    [
+        ("agents", "0-1"),
+        ("agents", "others/1"),
+        ("agents", "agents"),
+        ("agents", "agents/" + "1" * 200),
+        ("0", "0/1"),
+        ("", "/1"),
+        ("agents\n", "agents\n/1"),
+        ("a" * 33, "a" * 33 + "/1"),
+    ],
+)
+def test_script_stores_no_group_under_a_name_that_is_not_its_producers(
+    log: RunLog, producer: str, group_id: str
+) -> None:
+    start_run(log)
+    sound = Submission(group_id=f"{producer}/1", payload=b"p")
+    with pytest.raises(BrokerRefused, match="begin with its name"):
+        log.submissions.submit(producer, [sound, Submission(group_id=group_id, payload=b"p")])
+    assert log.stats.read().appended == 0

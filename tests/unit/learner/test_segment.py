@@ -232,8 +232,10 @@ def test_group_that_the_run_never_asked_for_is_refused(tokenizer: Any) -> None:
 
 
 def test_group_with_more_responses_than_the_run_samples_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InvalidRecord, match="5 responses"):
-        group_reader(tokenizer).read(make_entry(1, (1.0, 0.0, 0.0, 0.0, 0.0)))
+    large = make_entry(1, (1.0, 0.0, 0.0, 0.0, 0.0))
+    for entry in (large, renamed(large, f"{large.producer}/1"), renamed(large, "retry/7.0")):
+        with pytest.raises(InvalidRecord, match="5 responses, more than 4"):
+            group_reader(tokenizer).read(entry)
 
 
 def test_entry_with_a_problem_is_refused_whatever_its_payload_says(tokenizer: Any) -> None:

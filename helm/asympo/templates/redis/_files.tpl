@@ -13,6 +13,8 @@ broker.conf: |
   maxmemory {{ div (mul (int64 .Values.redis.embedded.memoryMiB) 6) 10 }}mb
   maxmemory-policy noeviction
   tcp-keepalive 60
+  # No value that anybody sends is larger than the largest record.
+  proto-max-bulk-len 32mb
 users.acl: |
   {{- include "asympo.acl" . | trim | nindent 2 }}
 start_broker.sh: |

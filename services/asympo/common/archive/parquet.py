@@ -13,10 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from asympo.common.archive.rows import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
 from asympo.common.errors import BadSetting, CorruptArchive
+from asympo.common.foreign.documents import parse_object
 
 _METADATA_KEY = b"asympo.archive"
 _ENTRY_COLUMNS = tuple(item.name for item in dataclasses.fields(ArchivedEntry))
 _ROWS_PER_GROUP = 1024
+_MAX_INFO_BYTES = 16 * 2**20
 _INFO: TypeAdapter[PartInfo] = TypeAdapter(PartInfo)
 
 
@@ -69,7 +71,7 @@ def read_info(path: Path) -> PartInfo:
     pa, pq = _arrow()
     try:
         metadata = pq.read_schema(path).metadata or {}
-        document = json.loads(metadata[_METADATA_KEY])
+        document = parse_object(metadata[_METADATA_KEY], max_bytes=_MAX_INFO_BYTES)
         FORMAT.check(document.get(FORMAT.name), what=str(path))
         return _INFO.validate_python(document)
     except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError, ValidationError) as error:

@@ -87,6 +87,7 @@ class Heartbeat:
             version=view.version,
             warnings=view.warnings,
         )
+        self._metrics.unreadable(self._run_log.access.unreadable)
         self._metrics.watched(
             stats,
             fence=fence_number,

@@ -8,7 +8,7 @@ from typing import Protocol
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.foreign.text import printable
-from asympo.common.group_ids import is_issued, parse_own_id
+from asympo.common.group_ids import is_issued
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.advantages import group_advantages
@@ -100,7 +100,7 @@ class GroupReader:
     ) -> None:
         self._texts = texts
         self._config = config
-        self._limits = WireLimits(vocab_size=vocab_size)
+        self._limits = WireLimits(vocab_size=vocab_size, max_responses=config.group_size)
         self._max_tokens = max_tokens
         self._is_trained = is_trained
 
@@ -114,10 +114,6 @@ class GroupReader:
         num_prompts = self._config.num_prompts
         if not is_issued(record.group_id, producer=entry.producer, num_prompts=num_prompts):
             raise InvalidRecord(f"group {record.group_id} is none of this run's prompts")
-        if parse_own_id(record.group_id) and len(record.responses) > self._config.group_size:
-            raise InvalidRecord(
-                f"group has {len(record.responses)} responses, a group of this run {self._config.group_size}"
-            )
         if self._is_trained(record.group_id):
             raise InvalidRecord(f"group {record.group_id} was trained before")
         prompt_ids = record.prompt.token_ids or self._texts.prompt_ids(record.prompt)

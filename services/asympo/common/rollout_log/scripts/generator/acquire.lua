@@ -69,7 +69,11 @@ local function next_group_id(limits)
     -- Issued before: the prompt cursor stays where it is.
     return queued, limits.epoch, limits.position
   end
-  local epoch, position = tonumber(limits.epoch), tonumber(limits.position)
+  local epoch, position = whole(limits.epoch), whole(limits.position)
+  if not epoch or not position then
+    -- Somebody wrote over the cursor; the next reconcile finds it again.
+    return nil
+  end
   local num_prompts, num_epochs = tonumber(limits.num_prompts), tonumber(limits.num_epochs)
   if position >= num_prompts then
     epoch, position = epoch + 1, 0
@@ -95,7 +99,7 @@ for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
   limits[names[i]] = value
 end
 local cursor = redis.call('HMGET', run, 'epoch', 'position', 'leases_granted')
-limits.epoch, limits.position = cursor[1], cursor[2]
+limits.epoch, limits.position = cursor[1] or '', cursor[2] or ''
 
 if limits.state == 'finished' or limits.state == 'failed' then
   return refuse('run_ended', 30000)

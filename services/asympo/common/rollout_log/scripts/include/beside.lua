@@ -4,6 +4,11 @@ local function beside(run, noun)
   return (string.gsub(run, ':run$', ':' .. noun))
 end
 
+-- A stored number that everybody may write; nil for what is none. Lua would take "nan" and "-1" for numbers as well.
+local function whole(stored)
+  return #(stored or '') <= 15 and tonumber(string.match(stored or '', '^%d+$')) or nil
+end
+
 -- The hash of what only the learner writes: state, limits, owner, newest policy, how far it has trained. In a run of
 -- script version 2 it is the hash that everybody writes.
 local function learner_hash(run)

@@ -18,11 +18,17 @@ local stored, ours, consumed = tonumber(fields.fence or '0'), tonumber(ARGV[1]),
 if stored >= ours and fields.fence_token ~= ARGV[2] then
   return {'FENCED', stored, fields.fence_holder or ''}
 end
+for i, name in ipairs({'last_sequence', 'epoch', 'position'}) do
+  if not whole(cursor[i]) then
+    cursor[i] = '0'
+    redis.call('HSET', run, name, cursor[i])
+  end
+end
 local number = math.max(stored, ours, tonumber(ARGV[3]))
 redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[2], 'fence_holder', ARGV[5],
   'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[6])))
 
-local last = tonumber(cursor[1] or '0')
+local last = tonumber(cursor[1])
 if consumed > last then
   redis.call('HSET', holes, plain(last + 1), plain(consumed))
   redis.call('HSET', run, 'last_sequence', plain(consumed))

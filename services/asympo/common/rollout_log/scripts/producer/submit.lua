@@ -12,6 +12,20 @@
 --!include beside
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local prefix = producer .. '/'
+local function is_its_own(id)
+  return string.sub(id, 1, #prefix) == prefix and #id <= 160
+end
+-- Whatever a caller says: a name that begins like a leased prompt's id, or an id outside of the producer's own
+-- names, is stored nowhere.
+local is_named = #producer <= 32 and string.match(producer, '^[a-z][a-z0-9-]*$')
+for i = 4, #ARGV, 3 do
+  is_named = is_named and is_its_own(ARGV[i]) and is_its_own(ARGV[i + 1])
+end
+if not is_named then
+  return redis.error_reply('ERR a producer, and ids that begin with its name and a slash, are needed')
+end
+
 local now = now_ms()
 local names = {'state', 'capacity', 'max_record_bytes'}
 local fields = {last_sequence = redis.call('HGET', run, 'last_sequence')}
@@ -20,7 +34,6 @@ for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
 end
 expire_leases(now, run, leases, deadlines, reissue, wake)
 
-local prefix = producer .. '/'
 local first, last = '[' .. prefix, '(' .. producer .. '0' -- '0' is the character after '/'
 local used = redis.call('HLEN', leases) + redis.call('SCARD', open)
 
