@@ -10,7 +10,6 @@ import os
 import pty
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,16 +25,26 @@ from typing import Any
 
 import psutil
 
+from asympo.chaos.volume import Volume
 from asympo.common.checkpoints.names import parse_name
 from asympo.local.ports import free_port
 from asympo.run.audit import count_trained_twice, effective_steps, read_rows
+from asympo.run.report.page import how_it_ended
 from asympo.testing.tiny_model import write_tiny_model
 
 _STEP_SECONDS = 300.0
 _END_SECONDS = 300.0
 _POLL_SECONDS = 0.1
 _LAST_LINES = 5
-_EXPLAINED = ("stopped at step", "failed at step", "finished at step", "all of its services have ended")
+_EXPLAINED = (
+    "stopped at step",
+    "failed at step",
+    "finished at step",
+    "all of its services have ended",
+    "without a word",
+    "MB left",
+    "Input/output error",
+)
 
 
 class End(StrEnum):
@@ -51,8 +60,12 @@ class End(StrEnum):
     TWICE = "twice"
     SESSION = "session"
     GUARD = "guard"
+    BOTH = "guard-and-supervisor"
     SERVICE = "service"
     MOVED = "moved"
+    FULL = "full-disk"
+    FAILED = "failed-disk"
+    READ_ONLY = "read-only-disk"
     NO_ROOM = "no-room"
     UNWRITABLE = "unwritable"
     OTHER_BROKER = "other-broker"
@@ -66,6 +79,9 @@ _SIGNALS = {
     End.SIGSEGV: signal.SIGSEGV,
     End.SIGQUIT: signal.SIGQUIT,
 }
+_TO_SERVICES = (*_SIGNALS.values(), signal.SIGABRT, signal.SIGUSR1, signal.SIGPIPE)
+_ON_VOLUME = frozenset({End.FULL, End.FAILED, End.READ_ONLY})
+_VOLUME_MB = 320
 
 
 @dataclass(kw_only=True)
@@ -82,6 +98,8 @@ class Report:
     log_bytes: int = 0
     wall_seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """What this machine does not allow, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"mode": "run", "num_ends": sum(self.ends.values()), **vars(self), "ends": dict(self.ends)}
@@ -99,12 +117,17 @@ class LoneRun:
         self._server = directory / "bin" / "redis-server"
         self._server.parent.mkdir(parents=True)
         self._pretend_server("6.2.0")
+        why_not = Volume.why_not(directory / "probe")
+        self._volume = None if why_not else Volume(directory, size_mb=_VOLUME_MB)
+        self._kinds = [kind for kind in End if self._volume or kind not in _ON_VOLUME]
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._terminal = -1
         self._reader: threading.Thread | None = None
         self._is_read = threading.Event()
         self.report = Report(seed=seed)
+        if why_not:
+            self.report.left_out = [f"{kind.value}: {why_not}" for kind in sorted(_ON_VOLUME)]
 
     @property
     def path(self) -> Path:
@@ -115,7 +138,7 @@ class LoneRun:
         begun, kinds = time.monotonic(), list[End]()
         while time.monotonic() < until if until else sum(self.report.ends.values()) < num_ends:
             # Each kind once, in an order of its own, before any comes again.
-            kinds = kinds or self._random.sample(list(End), len(End))
+            kinds = kinds or self._random.sample(self._kinds, len(self._kinds))
             kind = kinds.pop()
             self._say(f"end {sum(self.report.ends.values()) + 1}: {kind.value}")
             self.meet(kind)
@@ -135,18 +158,44 @@ class LoneRun:
             self._refused("--run.keep-free-mb=1e12", said="free some")
         elif kind is End.UNWRITABLE:
             self._refused(f"--run.directory={self._server}/runs", said="give another path")
+        elif kind in _ON_VOLUME:
+            self._meet_volume(kind)
         elif kind is End.MOVED:
-            moved = self._root / f"moved {self._random.randrange(10**6)} 100% #?é"
-            moved.mkdir()
-            if self.path.exists():
-                shutil.move(self.path, moved / "run")
-            self._parent = moved
+            self._move(self._root / f"moved {self._random.randrange(10**6)} 100% #?é")
             self._live_and_end(End.SIGTERM)
         else:
-            if kind is End.OTHER_BROKER:
+            if kind is End.OTHER_BROKER and self.path.exists():
                 self._pretend_server("7.0.15")
             self._live_and_end(kind)
             self._pretend_server("6.2.0")
+
+    def _meet_volume(self, kind: End) -> None:
+        """On a disk of its own, moved there for this end and away from it afterwards."""
+        volume, before = self._volume, self._parent
+        assert volume is not None
+        volume.mount()
+        try:
+            self._move(volume.path / "runs")
+            if kind is End.READ_ONLY:
+                volume.unmount()
+                volume.mount(is_read_only=True)
+                self._refused(said="give another")
+                volume.unmount()
+                volume.mount()
+            else:
+                self._live_and_end(kind)
+            self._move(before)
+        finally:
+            volume.unmount()
+
+    def _move(self, parent: Path) -> None:
+        parent.mkdir(exist_ok=True)
+        if self.path.exists():
+            # Unlike shutil, it moves the broker's socket to another disk as well.
+            subprocess.run(["mv", self.path, parent / "run"], check=True)
+            # Nobody else syncs what was copied, and a disk that fails keeps only what was.
+            os.sync()
+        self._parent = parent
 
     def _live_and_end(self, kind: End) -> None:
         committed, aim = self._committed(), self._last_step() + self._random.randint(1, 5)
@@ -166,17 +215,36 @@ class LoneRun:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.report.problems.append(f"{kind.value}: left behind: {' '.join(each.cmdline())[:200]}")
                 each.kill()
+        psutil.wait_procs(left)
+        self._mend(kind)
         lost = committed - self._committed()
         if lost > 0:
             self.report.steps_lost += lost
             self.report.problems.append(f"{kind.value}: {lost} committed steps are gone")
         lines = self._last_lines()
+        if kind in _ON_VOLUME:
+            # A disk that holds nothing more holds no last words either.
+            lines = self._console().splitlines()[-_LAST_LINES:]
+        elif kind is End.BOTH:
+            # Nobody was left to write any: whoever asks is told so.
+            lines = [how_it_ended(self.path)[1]]
         if not any(said in line for line in lines for said in _EXPLAINED):
             self.report.problems.append(f"{kind.value}: its last lines do not say why it ended: {lines}")
+
+    def _mend(self, kind: End) -> None:
+        if self._volume is not None and kind is End.FULL:
+            self._volume.make_room()
+        elif self._volume is not None and kind is End.FAILED:
+            self._volume.unmount()
+            self._volume.mount()
 
     def _end(self, kind: End, process: subprocess.Popen[bytes], family: list[psutil.Process]) -> None:
         if kind in _SIGNALS:
             process.send_signal(_SIGNALS[kind])
+        elif self._volume is not None and kind is End.FULL:
+            self._volume.fill()
+        elif self._volume is not None and kind is End.FAILED:
+            self._volume.fail()
         elif kind is End.TERMINAL:
             self._close_terminal()
         elif kind is End.TWICE:
@@ -188,8 +256,10 @@ class LoneRun:
                 for each in family:
                     # Whoever is quick has ended by the second one.
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        if "server" not in each.name():
-                            each.send_signal(number)
+                        each.send_signal(number)
+        elif kind is End.BOTH:
+            _named(family, "asympo.run.processes.guard")[0].kill()
+            process.kill()
         elif kind is End.GUARD:
             _named(family, "asympo.run.processes.guard")[0].kill()
             log = self.path / "logs" / "supervisor.log"
@@ -198,9 +268,20 @@ class LoneRun:
             process.kill()
         else:
             if kind is End.SERVICE:
-                self._random.choice(_named(family[1:], "asympo.cli")).kill()
+                number = self._random.choice(_TO_SERVICES)
+                named = [each for each in family[1:] if _is_service(each)]
+                victim = self._random.choice(named)
+                self._say(f"{number.name} to {' '.join(victim.cmdline())[-80:]}")
+                victim.send_signal(number)
                 step = self._last_step()
-                self._until(lambda: self._last_step() > step + 1, "go on without it", _STEP_SECONDS)
+                # One that was asked to stop does, and the run with it.
+                self._until(
+                    lambda: self._last_step() > step + 1 or process.poll() is not None,
+                    "go on without it",
+                    _STEP_SECONDS,
+                )
+                if process.poll() is not None:
+                    return
                 family += psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
 
@@ -293,8 +374,16 @@ class LoneRun:
 
 def _sit_at_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # Ignored where this command itself runs under nohup, and a run would inherit that.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Ignored where this command itself runs under nohup or in the background, and a run would inherit that.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _is_service(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        words = process.cmdline()
+        return "asympo.cli" in words or process.name().endswith("-server")
+    return False
 
 
 def _named(processes: list[psutil.Process], module: str) -> list[psutil.Process]:

@@ -142,14 +142,14 @@ class LocalBroker(Service):
 
     command: Sequence[str] = field(init=False)
     name: str = "broker"
-    # A killed supervisor must not take the broker from services that are still draining.
-    outlives_parent: bool = True
     binary: str
     directory: Path
     """Of its data."""
     port: int | None = None
     """None for the socket."""
     extra: Sequence[str] = ()
+    # Its codes are not ours, and when a session ends it is asked to stop before those who need it have.
+    final_exit_codes: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.command = broker_command(self.binary, self.directory, port=self.port, extra=self.extra)

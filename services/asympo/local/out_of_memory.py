@@ -1,17 +1,37 @@
-"""Whether the kernel killed something here because memory ran out."""
+"""How often the kernel killed something here because memory ran out."""
 
 from pathlib import Path
 
-_COUNTERS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def num_oom_kills() -> int:
-    """Kills so far, of the machine or of this container; 0 where the kernel does not tell."""
-    total = 0
-    for path in _COUNTERS:
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return total
+    """Kills so far: in this process's control group where that is counted, else on the whole machine.
+
+    0 where the kernel does not tell.
+    """
+    counts = [_counted(path) for path in (*_own_counters(), Path("/proc/vmstat"))]
+    return next((count for count in counts if count is not None), 0)
+
+
+def _own_counters() -> list[Path]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            found.append(_CGROUPS / path.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            found.append(_CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control")
+    return found
+
+
+def _counted(path: Path) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

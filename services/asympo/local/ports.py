@@ -2,6 +2,8 @@
 
 import errno
 import socket
+import sys
+from dataclasses import dataclass
 
 from asympo.common.errors import BadSetting
 
@@ -31,21 +33,43 @@ def free_port(*, avoid: frozenset[int] = frozenset()) -> int:
             return port
 
 
-def page_port(preferred: int, *, is_chosen: bool) -> tuple[int, str | None]:
-    """The port of the status page, and a sentence if it is not the preferred one.
+@dataclass(frozen=True, kw_only=True)
+class PagePort:
+    """Where a status page will be."""
 
-    A port that a person chose is not replaced: BadSetting names it and its setting.
-    """
-    if is_free(preferred):
-        return preferred, None
+    number: int
+    note: str | None
+    """A sentence if it is not the preferred one."""
+    hold: socket.socket | None
+    """Open for as long as no other run of this machine may choose it: its learner listens only later."""
+
+
+def page_port(preferred: int, *, is_chosen: bool) -> PagePort:
+    """The port of the status page. One that a person chose is not replaced: BadSetting names its setting."""
+    last = preferred if is_chosen else preferred + _NUM_FALLBACKS
+    for port in range(preferred, last + 1):
+        is_ours, hold = _hold(port)
+        if is_ours and is_free(port):
+            moved = f"port {preferred} is in use, the status page is on port {port}"
+            return PagePort(number=port, note=moved if port != preferred else None, hold=hold)
+        if hold is not None:
+            hold.close()
     if is_chosen:
         raise BadSetting(f"port {preferred} is in use: free it or give another one as learner.http_port")
-    for port in range(preferred + 1, preferred + 1 + _NUM_FALLBACKS):
-        if is_free(port):
-            return port, f"port {preferred} is in use, the status page is on port {port}"
-    raise BadSetting(
-        f"ports {preferred} to {preferred + _NUM_FALLBACKS} are in use: give a free one as learner.http_port"
-    )
+    raise BadSetting(f"ports {preferred} to {last} are in use: give a free one as learner.http_port")
+
+
+def _hold(port: int) -> tuple[bool, socket.socket | None]:
+    """Whether no other run holds it, by a name in the network's own namespace that dies with us (Linux)."""
+    if sys.platform != "linux":
+        return True, None
+    hold = socket.socket(socket.AF_UNIX)
+    try:
+        hold.bind(f"\0asympo-page-{port}")
+    except OSError:
+        hold.close()
+        return False, None
+    return True, hold
 
 
 def require_free(port: int, *, setting: str) -> None:

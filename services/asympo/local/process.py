@@ -20,12 +20,17 @@ ValueT = TypeVar("ValueT")
 
 
 def launched(
-    command: Sequence[str], *, cores: Sequence[int] = (), outlives_parent: bool = False
+    command: Sequence[str],
+    *,
+    cores: Sequence[int] = (),
+    outlives_parent: bool = False,
+    while_held: Path | None = None,
 ) -> list[str]:
-    """The command behind our launcher, which binds cores and ties its life to ours."""
+    """The command behind our launcher, which binds cores and ties its life to ours, or to a lock."""
     options = ["--parent", str(os.getpid())]
     options += ["--cores", ",".join(map(str, cores))] if cores else []
     options += ["--outlive"] if outlives_parent else []
+    options += ["--while-held", str(while_held)] if while_held else []
     return [sys.executable, "-m", "asympo.local.launch", *options, "--", *command]
 
 
@@ -67,6 +72,10 @@ class Process:
     """It is bound to them; empty binds nothing."""
     outlives_parent: bool = False
     """Else it is asked to stop when the thread that started it ends."""
+    while_held: Path | None = None
+    """A locked file instead: it is asked to stop when no process holds that lock any more."""
+    inherits: Sequence[int] = ()
+    """Descriptors that it keeps open, such as that of a lock."""
     on_started: Callable[[Self], None] | None = None
     """Hears of every start at once."""
     exit_code: int | None = None
@@ -92,13 +101,19 @@ class Process:
         with self.log_path.open("ab") as output:
             self._log_begin = output.tell()
             self._process = subprocess.Popen(
-                launched([*self.command, *more], cores=self.cores, outlives_parent=self.outlives_parent),
+                launched(
+                    [*self.command, *more],
+                    cores=self.cores,
+                    outlives_parent=self.outlives_parent,
+                    while_held=self.while_held,
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "PYTHONPATH": import_path(), **self.environment},
                 # Ctrl-C in the terminal is for us alone, and a kill has to reach what the process started.
                 start_new_session=True,
+                pass_fds=self.inherits,
             )
         if self.on_started is not None:
             self.on_started(self)
@@ -178,7 +193,8 @@ class Process:
                 begin = self._log_begin if self._log_begin <= end else 0
                 log.seek(max(begin, end - _LAST_BYTES))
                 return redact_text(last_sentence(log.read().decode(errors="replace")))
-        except FileNotFoundError:
+        except OSError:
+            # Not there, or on a disk that is gone: then there are no last words.
             return ""
 
     def _clean_up(self, code: int) -> None:

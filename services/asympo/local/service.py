@@ -51,6 +51,8 @@ class Service(Process):
     restart_arguments: Sequence[str] = ()
     """Added to the command when it is started again."""
     policy: RestartPolicy = field(default_factory=RestartPolicy)
+    final_exit_codes: frozenset[int] = FINAL_EXIT_CODES
+    """It is not started again after these."""
 
     num_restarts: int = 0
     _starts: deque[float] = field(default_factory=deque)
@@ -94,13 +96,17 @@ class Service(Process):
         if code is None:
             return None
         self._clean_up(code)
-        if code in FINAL_EXIT_CODES:
+        if code in self.final_exit_codes:
             return None if code == 0 else f"{self.name} ended with exit code {code}{self.last_words()}"
         return self._plan_restart(code, now)
 
     def _plan_restart(self, code: int, now: float) -> str:
-        ran_out = code == -signal.SIGKILL and num_oom_kills() > self._oom_kills_before
-        why = "was killed because memory ran out" if ran_out else _reason(code)
+        oom_kills = num_oom_kills() - self._oom_kills_before if code == -signal.SIGKILL else 0
+        ran_out = oom_kills > 0
+        why = _reason(code)
+        if ran_out:
+            # Whom it killed the kernel does not count: it may have been someone else.
+            why += f" in a time in which the kernel killed {oom_kills}x for lack of memory"
         if self._is_same_end_again(code, why, is_own_doing=ran_out):
             return (
                 f"{self.name} {why}; given up after {self._same_ends} starts in a row that ended the same way"

@@ -100,6 +100,7 @@ def delete_run(directory: Any, file: RunFile) -> None:
 def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.common.lifecycle import StopSignal
     from asympo.common.telemetry import set_up_logging
+    from asympo.run.console.terminal import SteadyStream
     from asympo.run.console.view import make_view
     from asympo.run.held_out.checks import HeldOutChecks
     from asympo.run.prepare.plan import make_plan
@@ -128,7 +129,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         )
     stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
     with log_path.open("a") as log_file, stopping as stop:
-        set_up_logging(service="run", log_format="text", stream=log_file)
+        set_up_logging(service="run", log_format="text", stream=SteadyStream(log_file))
         view = make_view(file.view.kind)
         try:
             outcome = Supervisor(
@@ -137,9 +138,17 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         finally:
             view.close()
             logging.getLogger().handlers.clear()
-    summary = write_summary(outcome, directory.path, file.run.targets)
-    problem = draw(directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}")
-    write_page(directory.path, summary)
+    try:
+        summary = write_summary(outcome, directory.path, file.run.targets)
+        problem = draw(
+            directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}"
+        )
+        write_page(directory.path, summary)
+    except OSError as error:
+        if outcome.failure is None:
+            raise
+        sys.stderr.write(f"asympo: the report of the run cannot be written: {error}\n")
+        raise outcome.failure from error
     if outcome.failure is not None and not outcome.step:
         # It never got going: its one sentence is all there is to tell.
         raise outcome.failure
@@ -180,6 +189,7 @@ def check_room(plan: Any, model: Path) -> None:
         num_generators=len(plan.generators),
         max_log_bytes=int(run.max_log_mb * 1e6),
         broker_bytes=int(plan.file.broker.rewrite_mb * 2**20) if plan.is_broker_embedded else 0,
+        max_archive_bytes=int(run.max_archive_gb * 1e9),
     )
     check_disk(plan.directory, need, keep_free_bytes=int(run.keep_free_mb * 1e6))
 

@@ -69,8 +69,11 @@ class RunDirectory:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK | os.X_OK):
-            raise BadSetting(f"{self.path} cannot be written: change its permissions, or give run.directory")
-        self._lock = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            raise BadSetting(
+                f"{self.path} cannot be written (permissions, or a read-only disk): mend that, or give "
+                "another run.directory"
+            )
+        self._lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline, is_said = time.monotonic() + _STOPPING_SECONDS, False
         while not _is_locked(self._lock):
             owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
@@ -95,13 +98,17 @@ class RunDirectory:
     def is_held(self) -> bool:
         """Whether somebody works in it now, or still cleans up after a supervisor that was killed."""
         try:
-            descriptor = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             return False
         try:
             return not _is_locked(descriptor)
         finally:
             os.close(descriptor)
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "supervisor.lock"
 
     @property
     def lock(self) -> int | None:

@@ -71,6 +71,11 @@ class RunSection(_Section):
     keep_free_mb: float = Field(
         default=64.0, ge=0, description="a run whose disk has less room left stops in order, as failed"
     )
+    max_archive_gb: float = Field(
+        default=10.0,
+        gt=0,
+        description="a run whose archive (learner.retain) is larger stops in order, as failed",
+    )
     notify_command: tuple[str, ...] = Field(
         default=(), description="program that gets a JSON object when the run ends or stalls"
     )

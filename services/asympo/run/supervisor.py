@@ -17,7 +17,7 @@ from asympo.run.directory import RunDirectory
 from asympo.run.events import write_event
 from asympo.run.held_out.checks import HeldOutChecks
 from asympo.run.notify import notify
-from asympo.run.prepare.disk import free_bytes
+from asympo.run.prepare.disk import check_room_left
 from asympo.run.prepare.plan import Plan
 from asympo.run.processes.guard import Guard
 from asympo.run.processes.memory import MemoryWatch
@@ -128,18 +128,27 @@ class Supervisor:
             learner_seconds=section.learner_drain_seconds,
             generator_seconds=section.generator_drain_seconds,
         )
-        # The learner steps on while it drains.
-        written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
-        self._step = max(self._step, max(written, default=0))
         self._memory.stop()
-        totals = self._totals()
+        earlier = Totals.from_dict({})
+        try:
+            earlier = Totals.from_dict(self._directory.read_mark().get("totals", {}))
+            # The learner steps on while it drains.
+            written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
+            self._step = max(self._step, max(written, default=0))
+        except OSError as error:
+            self._note(f"the directory of the run cannot be read: {error}")
+        totals = self._totals(earlier)
         self._say_how_it_ended(is_finished=is_finished, failure=failure)
-        self._directory.write_mark(
-            totals=totals.to_dict(),
-            step=self._step,
-            is_finished=is_finished,
-            failure=str(failure) if failure else None,
-        )
+        try:
+            self._directory.write_mark(
+                totals=totals.to_dict(),
+                step=self._step,
+                is_finished=is_finished,
+                failure=str(failure) if failure else None,
+            )
+        except OSError as error:
+            # A full disk is why it ends, most likely: that reason must not be lost over this one.
+            self._note(f"how the run ended cannot be written down: {error}")
         return killed, totals
 
     def _watch(self, run_log: RunLog) -> bool:
@@ -180,12 +189,11 @@ class Supervisor:
         if text:
             self._note(text)
             self._notify("stalled", text)
-        room = free_bytes(self._directory.path)
-        if room < section.keep_free_mb * 1e6:
-            raise AsympoError(
-                f"the disk of {self._directory.path} has {room / 1e6:.0f} MB left (run.keep_free_mb is "
-                f"{section.keep_free_mb:g}): free some"
-            )
+        check_room_left(
+            self._directory.path,
+            keep_free_bytes=section.keep_free_mb * 1e6,
+            max_archive_bytes=section.max_archive_gb * 1e9,
+        )
         if time.monotonic() >= self._samples_at:
             self._samples_at = time.monotonic() + _SAMPLES_SECONDS
             shown = self._learner_http.get("/v1/samples?limit=4") or {}
@@ -283,7 +291,7 @@ class Supervisor:
         if self._services.learner.is_running:
             step = max(int(self._status.get("step") or 0), max(self._history.rows, default=0))
             if step > self._step:
-                self._services.learner.note_progress()
+                self._services.note_progress(self._services.learner)
             self._step = step
             self._warn(self._services.learner, self._status)
         for number, http in enumerate(self._generator_http):
@@ -293,7 +301,7 @@ class Supervisor:
             self._generator_totals.note(service.name, service.num_restarts, status)
             self._warn(service, status)
             if status.get("groups_appended"):
-                service.note_progress()
+                self._services.note_progress(service)
         self._view.update(self._snapshot(), new_rows)
 
     def _snapshot(self) -> Snapshot:
@@ -309,8 +317,7 @@ class Supervisor:
             warnings=self._warnings.lines,
         )
 
-    def _totals(self) -> Totals:
-        earlier = Totals.from_dict(self._directory.read_mark().get("totals", {}))
+    def _totals(self, earlier: Totals) -> Totals:
         return earlier.plus(
             wall_seconds=time.monotonic() - self._started_at,
             peak_memory_bytes=self._memory.peak_bytes,
@@ -360,6 +367,7 @@ class Supervisor:
             directory=self._directory.path,
             broker_url=plan.broker_url if plan.is_broker_embedded else None,
             lock=self._directory.lock,
+            lock_path=self._directory.lock_path,
         )
 
     def _drain_seconds(self, service: Service) -> float:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from asympo.cli import main
-from asympo.common.errors import BadSetting
+from asympo.common.errors import AsympoError, BadSetting
 from asympo.learner.settings import LearnerSettings
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events, write_event
-from asympo.run.prepare.disk import check_disk, disk_need
+from asympo.run.prepare.disk import check_disk, check_room_left, disk_need
 from asympo.run.report.page import how_it_ended, write_page
 from asympo.run.report.samples import keep_samples, read_samples
 
@@ -110,14 +110,32 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     def need(**settings: Any) -> Any:
         learner = LearnerSettings.model_validate(settings)
         return disk_need(
-            learner, tiny_model, num_generators=1, max_log_bytes=2_000_000, broker_bytes=16_000_000
+            learner,
+            tiny_model,
+            num_generators=1,
+            max_log_bytes=2_000_000,
+            broker_bytes=16_000_000,
+            max_archive_bytes=10**10,
         )
 
     weights = sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
     assert need(keep_states=3).states - need(keep_states=2).states == pytest.approx(6 * weights, rel=0.2)
     assert need(total_steps=1, save_every=10).states < need().states
+    assert need().archive == 0
+    assert need(retain=True).archive == 10**10
+    assert 0 < need(retain=True, total_steps=10).archive < 10**8
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6_000_000))
     with pytest.raises(BadSetting, match=r"has 6.0 MB free, and the run keeps up to .* MB there \(policies"):
         check_disk(tmp_path, need(), keep_free_bytes=0)
     (tmp_path / "old").write_bytes(b"x" * (need().total - 5_000_000))
     check_disk(tmp_path, need(), keep_free_bytes=0)
+
+
+def test_archive_that_outgrows_its_bound_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "part.parquet").write_bytes(b"x" * 2000)
+    check_room_left(tmp_path, keep_free_bytes=0, max_archive_bytes=2000)
+    with pytest.raises(
+        AsympoError, match=r"max_archive_gb is 1e-06\): raise it, or go on without learner.retain"
+    ):
+        check_room_left(tmp_path, keep_free_bytes=0, max_archive_bytes=1000)

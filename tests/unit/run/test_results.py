@@ -2,11 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.local.ports import is_free, page_port
+from asympo.local.ports import free_port, is_free, page_port
 from asympo.run.audit import count_trained_twice, effective_steps
 from asympo.run.console.view import Snapshot, duration, last_reload, panel, sparkline, step_line
 from asympo.run.directory import RunDirectory
@@ -182,12 +184,30 @@ def test_page_port_falls_back_unless_a_person_chose_it() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert not is_free(port)
-        other, note = page_port(port, is_chosen=False)
-        assert other > port
-        assert note is not None
-        assert str(port) in note
+        page = page_port(port, is_chosen=False)
+        assert page.number > port
+        assert page.note is not None
+        assert str(port) in page.note
         with pytest.raises(BadSetting, match=f"port {port} is in use.*learner.http_port"):
             page_port(port, is_chosen=True)
+
+
+def test_runs_that_start_together_do_not_choose_the_same_port() -> None:
+    """The learner of the first listens only once it has loaded its libraries."""
+    wanted = free_port()
+    first = page_port(wanted, is_chosen=False)
+    choose = f"from asympo.local.ports import page_port; print(page_port({wanted}, is_chosen=False).number)"
+
+    def second() -> int:
+        return int(subprocess.run([sys.executable, "-c", choose], capture_output=True, check=True).stdout)
+
+    assert first.number == wanted
+    assert second() > wanted
+    with pytest.raises(BadSetting, match=f"port {wanted} is in use"):
+        page_port(wanted, is_chosen=True)
+    assert first.hold is not None
+    first.hold.close()
+    assert second() == wanted
 
 
 def test_memory_of_this_process_is_found() -> None:

@@ -1,4 +1,4 @@
-"""A terminal that may go away: a run goes on, or stops in order, without it."""
+"""A terminal that may go away, a log whose disk is full: a run goes on, or stops in order, without it."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class SteadyStream:
-    """A text stream that falls silent where nobody can read it any more: closed terminal, ended pipe."""
+    """A text stream that falls silent where it leads nowhere any more: closed terminal, full disk."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

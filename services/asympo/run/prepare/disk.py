@@ -1,5 +1,6 @@
 """Whether the disk holds what a run keeps: looked at before anything starts, from sizes on the disk."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import BadSetting
+from asympo.common.errors import AsympoError, BadSetting
 
 _STATE_BYTES, _POLICY_BYTES = 12, 2
 """Of one parameter: a state holds it and two numbers of the optimizer in float32, a policy is in bfloat16."""
@@ -26,16 +27,22 @@ class DiskNeed:
     states: int
     logs: int
     broker: int
+    archive: int
 
     @property
     def total(self) -> int:
-        return self.policies + self.states + self.logs + self.broker + _SMALL_BYTES
+        return self.policies + self.states + self.logs + self.broker + self.archive + _SMALL_BYTES
 
 
 def disk_need(
-    settings: Any, model: Path, *, num_generators: int, max_log_bytes: int, broker_bytes: int
+    settings: Any,
+    model: Path,
+    *,
+    num_generators: int,
+    max_log_bytes: int,
+    broker_bytes: int,
+    max_archive_bytes: int,
 ) -> DiskNeed:
-    """Archives of consumed groups are not in it: they grow with the run, and only where `retain` asks."""
     num_parameters = 0 if settings.object_store.is_given else _num_parameters(model)
     total = settings.total_steps or float("inf")
     # One more of each exists while it is written.
@@ -43,12 +50,15 @@ def disk_need(
     num_states = min(settings.keep_states, total // settings.save_every + 1) + 1
     capacity = (1 + settings.max_staleness) * settings.publish_every * settings.groups_per_step
     group = settings.group_size * settings.sampling.max_tokens * _BYTES_OF_A_TOKEN
+    archived = total * settings.groups_per_step * group
+    keeps_archive = settings.retain and not settings.object_store.is_given
     return DiskNeed(
         policies=int(num_policies) * _POLICY_BYTES * num_parameters,
         states=int(num_states) * _STATE_BYTES * num_parameters,
         logs=2 * max_log_bytes * (_NUM_LOGS + num_generators),
         # Rewritten once it has doubled and is larger than that; both files exist then.
         broker=3 * max(capacity * group, broker_bytes),
+        archive=int(min(archived, max_archive_bytes)) if keeps_archive else 0,
     )
 
 
@@ -65,21 +75,41 @@ def _num_parameters(model: Path) -> int:
 def check_disk(directory: Path, need: DiskNeed, *, keep_free_bytes: int) -> None:
     """BadSetting where the volume of the run's directory holds less than what the run may add to it."""
     free = shutil.disk_usage(directory).free
-    files = (path for path in directory.rglob("*") if "archive" not in path.parts)
-    there = sum(path.lstat().st_size for path in files if path.is_file())
+    there = size_of(directory) - (0 if need.archive else size_of(directory / "archive"))
     if free + min(there, need.total) >= need.total + keep_free_bytes:
         return
     raise BadSetting(
         f"{directory} has {_size(free)} free, and the run keeps up to {_size(need.total)} there (policies "
         f"{_size(need.policies)}, training states {_size(need.states)}, logs {_size(need.logs)}, broker "
-        f"{_size(need.broker)}), {_size(keep_free_bytes)} besides: free some, give another run.directory, or "
-        "lower learner.keep_policies, learner.keep_states, run.max_log_mb, broker.rewrite_mb or "
-        "run.keep_free_mb"
+        f"{_size(need.broker)}, archive {_size(need.archive)}), {_size(keep_free_bytes)} besides: free some, "
+        "give another run.directory, or lower learner.keep_policies, learner.keep_states, run.max_log_mb, "
+        "broker.rewrite_mb, run.max_archive_gb or run.keep_free_mb"
     )
 
 
-def free_bytes(directory: Path) -> int:
-    return shutil.disk_usage(directory).free
+def check_room_left(directory: Path, *, keep_free_bytes: float, max_archive_bytes: float) -> None:
+    """AsympoError where a run that goes on has to stop, as long as it can still stop in order."""
+    free = shutil.disk_usage(directory).free
+    if free < keep_free_bytes:
+        raise AsympoError(
+            f"the disk of {directory} has {_size(free)} left (run.keep_free_mb is "
+            f"{keep_free_bytes / 1e6:g}): free some"
+        )
+    archived = size_of(directory / "archive")
+    if archived > max_archive_bytes:
+        raise AsympoError(
+            f"the archive in {directory} has {_size(archived)} (run.max_archive_gb is "
+            f"{max_archive_bytes / 1e9:g}): raise it, or go on without learner.retain"
+        )
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the files below; what goes while it is looked at does not count."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def _size(size: int) -> str:

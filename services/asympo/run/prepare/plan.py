@@ -14,7 +14,7 @@ from asympo.common.settings import dump_toml, iter_options, merge, validate
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
-from asympo.local.ports import free_port, page_port, require_free
+from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
@@ -49,6 +49,8 @@ class Plan:
     generators: tuple[ServicePlan, ...]
     notes: tuple[str, ...]
     """Sentences a person should see before the start."""
+    page: PagePort
+    """Held for as long as the plan is."""
 
     @property
     def page_url(self) -> str:
@@ -83,7 +85,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
     if not file.external_broker_url:
         # A given URL may hold a password: it travels in the environment only.
         common["redis_url"] = url
-    ports, notes = _learner_ports(file)
+    page, ports = _learner_ports(file)
     # It ends by itself, with words, before the supervisor kills it.
     drain = {"drain_seconds": round(0.9 * file.run.learner_drain_seconds, 1)}
     device = {"device": "cuda"} if learner_share.gpu else {}
@@ -103,8 +105,9 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         is_broker_embedded=not file.external_broker_url,
         learner=learner,
         generators=tuple(generators),
+        page=page,
         notes=(
-            *notes,
+            *([page.note] if page.note else ()),
             *([machine.gpu_problem] if machine.gpu_problem else ()),
             *odd_sampling(learner.settings),
         ),
@@ -238,16 +241,16 @@ def _plan_service(
         return ServicePlan(settings_path=path, settings=model.load(["--config", str(path)]), share=share)
 
 
-def _learner_ports(file: RunFile) -> tuple[dict[str, int], list[str]]:
+def _learner_ports(file: RunFile) -> tuple[PagePort, dict[str, int]]:
     chosen = file.learner_values.get("http_port")
     wanted = LearnerSettings.model_fields["http_port"].default if chosen is None else chosen
-    port, note = page_port(wanted, is_chosen=chosen is not None)
-    ports = {"http_port": port}
+    page = page_port(wanted, is_chosen=chosen is not None)
+    ports = {"http_port": page.number}
     if "grpc_port" in file.learner_values:
         require_free(file.learner_values["grpc_port"], setting="learner.grpc_port")
     else:
-        ports["grpc_port"] = free_port(avoid=frozenset({port}))
-    return ports, [note] if note else []
+        ports["grpc_port"] = free_port(avoid=frozenset({page.number}))
+    return page, ports
 
 
 def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: set[int]) -> dict[str, Any]:

@@ -28,9 +28,10 @@ _FAREWELL = b"farewell\n"
 class Guard:
     """The supervisor's end of it."""
 
-    def __init__(self, *, directory: Path, broker_url: str | None, lock: int | None) -> None:
+    def __init__(self, *, directory: Path, broker_url: str | None, lock: int | None, lock_path: Path) -> None:
         """`broker_url` is of a broker that is ours; `lock` holds the directory, and the guard holds it on."""
-        self._directory, self._broker_url, self._lock = directory, broker_url, lock
+        self._directory, self._broker_url = directory, broker_url
+        self.lock, self.lock_path = lock, lock_path
         self._known: dict[str, bytes] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,7 +45,7 @@ class Guard:
                 stderr=output,
                 env={**os.environ, "PYTHONPATH": import_path()},
                 start_new_session=True,
-                pass_fds=() if self._lock is None else (self._lock,),
+                pass_fds=() if self.lock is None else (self.lock,),
             )
         for line in self._known.values():
             self._write(line)

@@ -1,10 +1,12 @@
 """The processes of one run: built from the plan, started and stopped in order."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from asympo.common.errors import AsympoError
 from asympo.common.lifecycle import SUPERVISED
 from asympo.local.broker import LocalBroker, find_broker_binary
 from asympo.local.log_file import keep_small
@@ -13,6 +15,7 @@ from asympo.run.prepare.plan import Plan, ServicePlan
 from asympo.run.processes.guard import Guard
 
 _BROKER_STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(kw_only=True)
@@ -35,12 +38,20 @@ class Services:
         yield from self.generators
 
     def be_guarded(self, guard: Guard, *, drain_seconds: Callable[[Service], float]) -> None:
-        """From now on; called before anything is started."""
+        """From now on; called before anything is started.
+
+        Whatever happens to supervisor and guard, the directory stays held until the last service has ended,
+        and then the broker ends too.
+        """
         for service in self:
+            if guard.lock is not None and service is not self.broker:
+                service.inherits = (guard.lock,)
             seconds = drain_seconds(service)
             service.on_started = lambda process, name=service.name, seconds=seconds: guard.watch(
                 name, process, drain_seconds=seconds
             )
+        if self.broker is not None and guard.lock is not None:
+            self.broker.while_held = guard.lock_path
         self.guard = guard
         guard.start()
 
@@ -69,20 +80,40 @@ class Services:
         killed = []
         if self.learner.is_running:
             note("stopping the learner: it finishes its step, publishes, saves and commits")
-        if not self.learner.stop(deadline_seconds=learner_seconds):
+        self.learner.ask_to_stop()
+        if not self._stop(self.learner, learner_seconds, note):
             killed.append(self.learner.name)
         if any(service.is_running for service in self.generators):
             note("stopping the generators")
         for service in self.generators:
             service.ask_to_stop()
         for service in self.generators:
-            if not service.stop(deadline_seconds=generator_seconds):
+            if not self._stop(service, generator_seconds, note):
                 killed.append(service.name)
         if self.broker is not None and not self.broker.stop(deadline_seconds=_BROKER_STOP_SECONDS):
             killed.append(self.broker.name)
         if self.guard is not None:
             self.guard.end()
         return killed
+
+    def _stop(self, service: Service, seconds: float, note: Callable[[str], None]) -> bool:
+        """Waits for one that was asked to. Meanwhile the broker, which may have been asked too, is kept."""
+        deadline = time.monotonic() + seconds
+        broker = self.broker
+        while service.is_running and (left := deadline - time.monotonic()) > 0:
+            try:
+                text = broker.check() if broker is not None else None
+            except (OSError, AsympoError) as error:
+                text, broker = f"the broker cannot be started again: {error}", None
+            if text:
+                note(text)
+            time.sleep(min(left, _POLL_SECONDS))
+        return service.stop(deadline_seconds=max(0.0, deadline - time.monotonic()))
+
+    def note_progress(self, service: Service) -> None:
+        """It achieved something, and so did the broker."""
+        for each in filter(None, (service, self.broker)):
+            each.note_progress()
 
     def kill_at_once(self) -> None:
         for service in self:
