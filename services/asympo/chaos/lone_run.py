@@ -262,8 +262,7 @@ class LoneRun:
             process.kill()
         elif kind is End.GUARD:
             _named(family, "asympo.run.processes.guard")[0].kill()
-            log = self.path / "logs" / "supervisor.log"
-            self._until(lambda: "guard of this run was killed" in log.read_text(), "notice", 60)
+            self._until(lambda: "guard of this run was killed" in self._console(), "notice", 60)
             family += psutil.Process(process.pid).children(recursive=True)
             process.kill()
         else:
