@@ -62,7 +62,8 @@ def _run_while_held(lock: str, program: list[str]) -> int:
     threading.Thread(target=end_when_free, daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(me, -code)
     os._exit(code)
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from asympo.common.commands import CommandParser
 from asympo.common.paths import given_path
@@ -129,7 +129,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         )
     stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
     with log_path.open("a") as log_file, stopping as stop:
-        set_up_logging(service="run", log_format="text", stream=SteadyStream(log_file))
+        set_up_logging(service="run", log_format="text", stream=cast(TextIO, SteadyStream(log_file)))
         view = make_view(file.view.kind)
         try:
             outcome = Supervisor(

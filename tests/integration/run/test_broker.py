@@ -69,6 +69,17 @@ def test_what_was_written_survives_a_kill_of_the_broker(running: LocalBroker) ->
     broker.close()
 
 
+def test_broker_that_somebody_else_stopped_is_started_again(running: LocalBroker) -> None:
+    """The end of a session asks it to stop before the services that still need it have."""
+    running.send(signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while not (running.num_restarts and embedded.answers(running.url)):
+        running.check()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert running.stop(deadline_seconds=10)
+
+
 def test_broker_left_by_a_killed_supervisor_is_replaced(running: LocalBroker, tmp_path: Path) -> None:
     ours = LocalBroker(
         binary=running.binary, directory=running.directory, log_path=tmp_path / "second.log"

@@ -1,5 +1,6 @@
 """Every way a supervisor can end leaves no process behind and a run that goes on."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from asympo.run.events import read_events
+from asympo.run.report.page import how_it_ended
 from asympo.testing.run_process import RunProcess
 
 from tests.integration.run.conftest import last_step
@@ -66,12 +68,25 @@ def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind
     assert drained >= 3, "what was trained was saved on the way out"
     again.until(lambda: last_step(directory) > drained + 2, seconds=300)
 
-    # A session that ends: SIGTERM to all of them, SIGHUP, SIGTERM again by the supervisor.
+    # Supervisor and guard at once: the services drain by themselves, and the broker ends after them.
+    assert again.pid is not None
+    all_of_it = family(again.pid)
+    guard = next(each for each in all_of_it if "asympo.run.processes.guard" in each.cmdline())
+    guard.kill()
+    os.kill(again.pid, signal.SIGKILL)
+    wait_until_gone(all_of_it)
+    assert commit_of(directory) > drained, "what was trained was saved on the way out"
+    drained = commit_of(directory)
+    assert how_it_ended(directory)[1].startswith("it ended without a word")
+    again = start("--run.evaluate=false")
+    again.until(lambda: last_step(directory) > drained + 2, seconds=300)
+
+    # A session that ends: SIGTERM to all of them, the broker too, SIGHUP, SIGTERM again by the supervisor.
     assert again.pid is not None
     all_of_it = family(again.pid)
     for number in (signal.SIGTERM, signal.SIGHUP):
         for each in all_of_it:
-            if "valkey" not in each.name() and "redis" not in each.name():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 each.send_signal(number)
     assert again.wait(300) == 130, again.log
     wait_until_gone(all_of_it)

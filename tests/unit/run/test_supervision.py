@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from asympo.common.errors import Fenced
+from asympo.local.process import Process
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.prepare.machine import FEW_KERNELS, KEEP_MEMORY, Machine, split_machine
 
@@ -151,3 +152,43 @@ def test_every_process_gets_a_core_however_few_there_are(num_cores: int, num_gen
     assert all(share.cores and share.num_threads == len(share.cores) for share in (learner, *generators))
     if num_cores > 1:
         assert not set(learner.cores) & {core for share in generators for core in share.cores}
+
+
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def start_while_held(tmp_path: Path) -> tuple[Process, psutil.Process, subprocess.Popen[str]]:
+    """A program's keeper, the program, and whoever holds the lock."""
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    keeper = Process(command=["sleep", "60"], log_path=tmp_path / "log", while_held=lock).start()
+    children = psutil.Process(keeper.pid).children
+    named = keeper.until(lambda: [each for each in children() if each.name() == "sleep"], seconds=20)
+    return keeper, named[0], holder
+
+
+def test_program_ends_once_nobody_holds_its_lock_and_not_before(tmp_path: Path) -> None:
+    keeper, program, holder = start_while_held(tmp_path)
+    assert program.is_running()
+    holder.kill()
+    assert keeper.wait(20) == -signal.SIGTERM
+    assert not program.is_running()
+    holder.wait()
+
+
+@pytest.mark.parametrize("victim", ["keeper", "program"])
+def test_program_and_its_keeper_end_together(victim: str, tmp_path: Path) -> None:
+    keeper, program, holder = start_while_held(tmp_path)
+    os.kill(program.ppid() if victim == "keeper" else program.pid, signal.SIGKILL)
+    assert keeper.wait(20) == -signal.SIGKILL
+    wait_for(lambda: not program.is_running())
+    holder.kill()
+    holder.wait()
