@@ -235,8 +235,7 @@ class LoneRun:
         if self._volume is not None and kind is End.FULL:
             self._volume.make_room()
         elif self._volume is not None and kind is End.FAILED:
-            self._volume.unmount()
-            self._volume.mount()
+            self._volume.replace()
 
     def _end(self, kind: End, process: subprocess.Popen[bytes], family: list[psutil.Process]) -> None:
         if kind in _SIGNALS:

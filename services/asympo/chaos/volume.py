@@ -57,12 +57,20 @@ class Volume:
         self._filler.unlink()
 
     def fail(self) -> None:
-        """From now on nothing can be read or written; mounted again, it holds what was synced."""
+        """From now on nothing can be read or written; `replace` brings back what was synced."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(descriptor, _SHUT_DOWN, struct.pack("I", _WITHOUT_FLUSH))
         finally:
             os.close(descriptor)
+
+    def replace(self) -> None:
+        """What the failed disk holds, in a new one: a failed one that others have mounted stays alive."""
+        self.unmount()
+        copy = self._image.with_suffix(".copy")
+        _call("cp", "--sparse=always", str(self._image), str(copy))
+        copy.replace(self._image)
+        self.mount()
 
 
 def _call(*command: str) -> None:
