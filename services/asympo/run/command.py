@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 from asympo.common.commands import CommandParser
 from asympo.common.paths import given_path
 from asympo.common.redaction import redact_text
-from asympo.run.settings import RunFile, parse_overrides, read_run_file
+from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
 _SAME_SIGNAL_SECONDS = 1.0
 
@@ -105,8 +105,6 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.held_out.checks import HeldOutChecks
     from asympo.run.prepare.plan import make_plan
     from asympo.run.processes.services import build_services
-    from asympo.run.report.page import write_page
-    from asympo.run.report.summary import draw, print_promises, print_summary, write_summary
     from asympo.run.supervisor import Supervisor
 
     plan = make_plan(file, machine)
@@ -138,12 +136,19 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         finally:
             view.close()
             logging.getLogger().handlers.clear()
+    title = f"{directory.path.name}: {Path(plan.learner.settings.model).name}"
+    return _report(outcome, directory.path, title=title, targets=file.run.targets)
+
+
+def _report(outcome: Any, path: Path, *, title: str, targets: TargetsSection | None) -> int:
+    """Writes and prints what became of the run; its exit code, or its failure."""
+    from asympo.run.report.page import write_page
+    from asympo.run.report.summary import draw, print_promises, print_summary, write_summary
+
     try:
-        summary = write_summary(outcome, directory.path, file.run.targets)
-        problem = draw(
-            directory.path, title=f"{directory.path.name}: {Path(plan.learner.settings.model).name}"
-        )
-        write_page(directory.path, summary)
+        summary = write_summary(outcome, path, targets)
+        problem = draw(path, title=title)
+        write_page(path, summary)
     except OSError as error:
         if outcome.failure is None:
             raise
@@ -152,7 +157,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     if outcome.failure is not None and not outcome.step:
         # It never got going: its one sentence is all there is to tell.
         raise outcome.failure
-    print_summary(summary, directory.path)
+    print_summary(summary, path)
     for text in (problem, *(f"{name} had to be killed" for name in outcome.killed)):
         if text:
             sys.stderr.write(f"asympo: {text}\n")
@@ -164,7 +169,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         sys.stdout.write(f"The run can go on from step {outcome.step}: start it again the same way.\n")
         return 130
     print_promises(summary)
-    return 1 if summary["broken_promises"] and file.run.targets is not None else 0
+    return 1 if summary["broken_promises"] and targets is not None else 0
 
 
 def fetch_model(model: str) -> Path:
