@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.common.errors import BadSetting
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
+from asympo.rewards.sandbox.proof import prove_isolation
 from asympo.testing.tiny_model import write_tiny_model
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -116,6 +118,15 @@ def own_broker(broker_binary: str, tmp_path: Path) -> Iterator[LocalBroker]:
 @pytest.fixture
 def run_name() -> str:
     return f"test-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """A machine on which programs of a model can be shut in."""
+    try:
+        prove_isolation()
+    except BadSetting as error:
+        require(False, f"a sandbox ({error})")
 
 
 @pytest.fixture(scope="session")

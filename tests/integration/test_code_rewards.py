@@ -16,17 +16,10 @@ from asympo.rewards.scorer import Scored, Scorer
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
 
-from tests.conftest import require
-
 LIMITS = Limits(seconds=10.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sandbox() -> None:
-    try:
-        prove_isolation()
-    except BadSetting as error:
-        require(False, str(error))
+pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 def ended_with(source: str, limits: Limits = LIMITS) -> str:

@@ -109,7 +109,7 @@ def test_llm_judge(runs: Runs, judge: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_code_reward(runs: Runs, tmp_path: Path) -> None:
+def test_code_reward(runs: Runs, tmp_path: Path, sandbox: None) -> None:
     rows = [
         {"text": f"Add {n}.", "test_list": [f"assert add(1) == {n + 1}", "assert add(0) != 0"]}
         for n in range(1, 9)
