@@ -57,6 +57,17 @@ def test_a_warning_that_repeats_fills_no_log_and_is_counted(
     assert warned["last_at_seconds"] > warned["first_at_seconds"]
 
 
+def test_clock_that_is_set_back_silences_nothing(
+    written: tuple[logging.Logger, LogWatch, list[str], Clock],
+) -> None:
+    log, _, lines, clock = written
+    log.warning("%s", "it is late")
+    clock.now -= 86_400
+    for _ in range(5):
+        log.warning("%s", "it is late")
+    assert lines == ["it is late"] * 6
+
+
 def test_other_warnings_are_not_hidden_by_one_that_repeats(
     written: tuple[logging.Logger, LogWatch, list[str], Clock],
 ) -> None:

@@ -55,7 +55,9 @@ class LogWatch(logging.Filter):
             if kind is None:
                 self._forget_oldest()
                 kind = self._kinds[key] = _Kind(text, record.levelno, now, now, float(burst))
-            kind.tokens = min(float(burst), kind.tokens + (now - kind.last_at) / every)
+            # A clock that is set back must not silence what comes until it is as late again.
+            passed = max(0.0, now - kind.last_at)
+            kind.tokens = min(float(burst), kind.tokens + passed / every)
             kind.text, kind.last_at, kind.count = text[:_MAX_TEXT], now, kind.count + 1
             if kind.tokens < 1:
                 kind.num_left_out += 1
