@@ -83,8 +83,9 @@ class ChaosBroker:
         """A number of the run's hash; 0 when absent."""
         return int(await self.ask("HGET", key(self._run, "run"), field) or 0)
 
-    async def run_text(self, field: str) -> str:
-        return (await self.ask("HGET", key(self._run, "run"), field) or b"").decode()
+    async def state(self) -> str:
+        """Of the run; empty when there is none."""
+        return (await self.ask("HGET", key(self._run, "learner"), "state") or b"").decode()
 
     async def committed_state(self) -> str:
         """Name of the training state that was committed last."""

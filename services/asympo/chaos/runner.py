@@ -172,7 +172,7 @@ class ChaosRun:
                 lambda client=client: client.process.life.exit_code == 0,  # type: ignore[misc]
                 timeout_seconds=60.0,
             )
-        state = await system.broker.run_text("state")
+        state = await system.broker.state()
         self._final_state = await system.broker.committed_state()
         if state != "finished":
             self.outcome.problems.append(f"the learner ended and the run is {state or 'gone'}, not finished")

@@ -55,10 +55,10 @@ class LearnerSide:
             "tokenizer_digest": tokenizer_digest(ByteTokenizer()),
         }
         self.config = RunConfig(run=run, **(values | config))
-        self.fence = self.run_log.fence.take("learner", heartbeat_seconds=60.0)
 
     def create(self) -> "LearnerSide":
         self.run_log.state.create_or_join(self.config)
+        self.fence = self.run_log.fence.take("learner", heartbeat_seconds=60.0)
         self.run_log.state.set(RunState.RUNNING, fence=self.fence)
         return self
 
