@@ -259,12 +259,14 @@ CASES = {
         firing={_learner("storage_free_bytes"): _still(0.9e11)},
         quiet={_learner("storage_free_bytes"): _still(1.1e11)},
     ),
-    "AsympoCollapseWarning": Case(
-        firing={
-            _learner("nll_nats", 'sign="positive"'): "0.5+0.01x149",
-            _learner("reward"): "0.9-0.004x149",
-        },
-        quiet={_learner("nll_nats", 'sign="positive"'): "0.5+0.01x149"},
+    "AsympoCollapse": Case(
+        firing={_learner("reward"): "0.9-0.005x149"},
+        # Close to zero, where single steps differ by as much.
+        quiet={_learner("reward"): ("0.02 -0.02 " * 50 + "0.01 -0.015 " * 25).strip()},
+    ),
+    "AsympoNllRising": Case(
+        firing={_learner("nll_nats", 'sign="positive"'): "0.5+0.01x149"},
+        quiet={_learner("nll_nats", 'sign="positive"'): "0.5+0.001x149"},
     ),
     "AsympoGradientsNotFinite": _counted(_learner("skipped_steps_total")),
     "AsympoNoSignal": Case(
