@@ -39,7 +39,10 @@ def changes(folder: str) -> dict[str, Any]:
     files = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / folder).glob("*.yaml"))]
     rules = [rule for each in files for group in each["groups"] for rule in group["rules"]]
     return {
-        rule["alert"]: {"$ref": "#/definitions/alert" + "WithThreshold" * (THRESHOLD in rule["expr"])}
+        rule["alert"]: {
+            "description": f"{rule['alert']}, {rule['labels']['severity']}.",
+            "allOf": [{"$ref": "#/definitions/alert" + "WithThreshold" * (THRESHOLD in rule["expr"])}],
+        }
         for rule in rules
         if "alert" in rule
     }

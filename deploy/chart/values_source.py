@@ -47,7 +47,7 @@ def _expand(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
         schema = settings_schema(node.pop("settings"))
         return {**schema, **node, "default": node.get("default", {})}
     if "alertsOf" in node:
-        node = {**node, "default": {}, "properties": alerts.changes(node.pop("alertsOf"))}
+        node |= {"default": {}, "properties": alerts.changes(node.pop("alertsOf"))}
     if "properties" in node:
         node["type"] = "object"
         node["properties"] = {key: _expand(each, definitions) for key, each in node["properties"].items()}

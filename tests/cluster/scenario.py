@@ -1,4 +1,4 @@
-"""The claims: installed, tested, scaled, upgraded in vain, rolled back, uninstalled, installed again."""
+"""The claims: installed, scaled, broken, upgraded, uninstalled; on the release before, and on from it."""
 
 import json
 import urllib.request
@@ -9,11 +9,14 @@ from typing import Any
 from asympo.local.ports import free_port
 
 from deploy.chart import rendering
+from tests.cluster.charts import Charts
 from tests.cluster.cluster import Cluster, ClusterFault, Report
 
 CHART = rendering.ROOT / "helm/asympo"
 LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
 OVERLAY = Path(__file__).with_name("values.yaml")
+POOLS = Path(__file__).with_name("pools.yaml")
+ONE_IMAGE = Path(__file__).with_name("one_image.yaml")
 NAMESPACE = "asympo-e2e"
 _RELEASE = rendering.RELEASE
 _LEARNER, _GENERATOR = "statefulset/asympo-learner", "deployment/asympo-generator"
@@ -21,11 +24,11 @@ _ABSENT = "absent"
 _ASK = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
-def try_chart(cluster: Cluster, report: Report, *, values: Sequence[Path]) -> None:
+def try_chart(cluster: Cluster, report: Report, *, charts: Charts, values: Sequence[Path]) -> None:
     """Every claim, in a namespace that is made for it and deleted with all that is in it."""
     cluster.run("kubectl", "create", "namespace", cluster.namespace)
     try:
-        Scenario(cluster=cluster, report=report, values=[LAPTOP, OVERLAY, *values]).run()
+        Scenario(cluster=cluster, report=report, charts=charts, values=[LAPTOP, OVERLAY, *values]).run()
     finally:
         cluster.run("kubectl", "delete", "namespace", cluster.namespace, "--wait=false")
 
@@ -33,8 +36,8 @@ def try_chart(cluster: Cluster, report: Report, *, values: Sequence[Path]) -> No
 class Scenario:
     """One release from nothing to nothing and back."""
 
-    def __init__(self, *, cluster: Cluster, report: Report, values: Sequence[Path]) -> None:
-        self._cluster, self._report = cluster, report
+    def __init__(self, *, cluster: Cluster, report: Report, charts: Charts, values: Sequence[Path]) -> None:
+        self._cluster, self._report, self._charts = cluster, report, charts
         self._values = [f"--values={path}" for path in values]
 
     def run(self) -> None:
@@ -60,9 +63,14 @@ class Scenario:
         self._claim("with the image of before the run goes on", self._check_progress)
         self._claim("an upgrade of the learner's settings reaches its pod", self._upgrade)
         self._claim("helm uninstall leaves the claims of the volumes", self._uninstall)
-        self._claim(
-            "helm install on the claims that were left: the run goes on from its last step", self._reinstall
-        )
+        if self._claim(
+            "the release before installed on the claims that were left: the run goes on from its last step",
+            self._reinstall,
+        ):
+            self._claim(
+                "helm upgrade from the release before: the run goes on, with two pools", self._move_on
+            )
+            self._claim("kubectl scale of both pools: all four report to the run", self._scale_pools)
 
     def _claim(self, sentence: str, check: Callable[[], str | None]) -> bool:
         """A check returns what is worth telling, or raises."""
@@ -75,12 +83,15 @@ class Scenario:
     # --- the claims ------------------------------------------------------------------------------------
 
     def _install(self) -> None:
-        self._cluster.helm("install", _RELEASE, str(CHART), *self._values, "--wait", "--timeout=8m")
+        self._install_chart(self._charts.now)
+
+    def _install_chart(self, chart: Path) -> None:
+        self._cluster.helm("install", _RELEASE, str(chart), *self._values, "--wait", "--timeout=8m")
 
     def _upgrade_to(self, *arguments: str) -> None:
         """With the values of before and those given; back to before when not every pod turns ready."""
         kept = ("--reset-then-reuse-values", "--rollback-on-failure", "--wait")
-        self._cluster.helm("upgrade", _RELEASE, str(CHART), *kept, *arguments)
+        self._cluster.helm("upgrade", _RELEASE, str(self._charts.now), *kept, *arguments)
 
     def _check_model(self) -> str:
         log = self._kubectl("logs", _LEARNER, "--container=fetch-model").strip()
@@ -196,11 +207,25 @@ class Scenario:
         _expect(left == {"asympo-checkpoints": "Bound", "data-asympo-redis-0": "Bound"}, f"claims: {left}")
 
     def _reinstall(self) -> str:
-        self._install()
+        self._install_chart(self._charts.before)
         self._until("another step", lambda: self._status()["step"] > self._last_step)
         rows = self._ask("/v1/history")["rows"]
         _expect([row["step"] for row in rows] == list(range(1, len(rows) + 1)), "its history has a gap")
         return f"from step {self._last_step} to {self._status()['step']}"
+
+    def _move_on(self) -> str:
+        before = self._status()["step"]
+        self._upgrade_to(f"--values={POOLS}", "--timeout=5m")
+        self._until("another step", lambda: self._status()["step"] > before)
+        self._until("both pools to report", lambda: self._num_reporting() == {"near": 1, "far": 1})
+        return f"from step {before} to {self._status()['step']}"
+
+    def _scale_pools(self) -> None:
+        for pool in ("near", "far"):
+            self._kubectl("scale", f"{_GENERATOR}-{pool}", "--replicas=2")
+        for pool in ("near", "far"):
+            self._rolled_out(f"{_GENERATOR}-{pool}")
+        self._until("four generators", lambda: self._num_reporting() == {"near": 2, "far": 2})
 
     # --- looking ---------------------------------------------------------------------------------------
 
@@ -237,6 +262,11 @@ class Scenario:
 
     def _status(self) -> dict[str, Any]:
         return self._ask("/v1/status")
+
+    def _num_reporting(self) -> dict[str, int]:
+        """Generators that the run knows, by their pool."""
+        names = [each["holder"] for each in self._status()["generators"]]
+        return {pool: sum(f"-generator-{pool}-" in name for name in names) for pool in ("near", "far")}
 
     def _until(self, what: str, condition: Callable[[], object]) -> None:
         self._cluster.until(what, condition)

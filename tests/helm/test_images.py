@@ -2,13 +2,17 @@
 
 import re
 import subprocess
+import tarfile
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.chart import rendering
-from tests.helm.conftest import ROOT
+from deploy.chart.package import package
+from tests.helm.conftest import CHART, ROOT
+from tests.helm.test_rendering import OLDEST
 
 DOCKER = ROOT / "deploy/docker"
 SERVICES = ("learner", "generator")
@@ -58,3 +62,31 @@ def pins_of(path: Path) -> set[tuple[str, str]]:
     """(name, version) of every line; the laptop's lock has several versions where Pythons differ."""
     found = re.findall(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", path.read_text(), re.MULTILINE)
     return {(name.lower(), version) for name, version in found}
+
+
+def test_package_has_what_its_pages_link_to_and_names_its_images(tmp_path: Path) -> None:
+    repository = "https://git.example/team/asympo"
+    image = "registry.example.com/team/asympo-learner:0.1.0-cpu@sha256:" + "0" * 64
+    package(tmp_path, repository=repository, revision="v0.1.0", images=[image])
+    with tarfile.open(next(tmp_path.glob("asympo-*.tgz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    chart = tmp_path / "asympo"
+    for page in (chart / "README.md", chart / "UPGRADING.md", *chart.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            is_there = (page.parent / target).exists()
+            inside = target.removeprefix(f"{repository}/blob/v0.1.0/")
+            assert is_there or (inside != target and (ROOT / inside).exists()), f"{page.name}: {target}"
+    described = yaml.safe_load((chart / "Chart.yaml").read_text())
+    assert described["sources"] == [repository]
+    assert image in described["annotations"]["artifacthub.io/images"]
+    assert (ROOT / described["icon"].partition("/raw/v0.1.0/")[2]).exists()
+    examples = rendering.example_values(CHART)
+    assert len(examples) == len(rendering.example_values(chart)) > 5
+    assert rendering.template(chart, values=examples[:1]).returncode == 0
+
+
+def test_version_that_the_chart_needs_is_the_one_that_is_checked_and_documented() -> None:
+    needed = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"]
+    assert needed == f">={OLDEST}.0-0"
+    for page in ("docs/kubernetes.md", "helm/asympo/README.md"):
+        assert f"Kubernetes {OLDEST} or newer" in (ROOT / page).read_text()

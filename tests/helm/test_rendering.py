@@ -172,3 +172,10 @@ def test_every_value_has_a_description_and_every_object_is_closed() -> None:
 def test_examples_named_in_the_readme_exist() -> None:
     named = set(re.findall(r"`examples/([a-z-]+)`", (CHART / "README.md").read_text()))
     assert named == {path.parent.name for path in rendering.example_values(CHART)}
+
+
+def test_every_value_of_the_release_before_is_still_one() -> None:
+    model = "model.path=/checkpoints/models/any"
+    result = rendering.template(CHART, values=[ROOT / "tests/compat/v0.1/values.yaml"], sets=[model])
+    assert result.returncode == 0, result.stderr
+    assert rendering.objects(result.stdout)

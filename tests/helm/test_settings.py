@@ -46,6 +46,7 @@ def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
         yaml.safe_dump(
             {
                 "model": {"path": "/checkpoints/models/a b"},
+                "generator": {"settings": {"allow_python": True}},
                 "learner": {
                     "settings": {
                         "learning_rate": 3e-7,
@@ -55,7 +56,11 @@ def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
                         "task": {
                             "name": "reasoning-gym",
                             "dataset": "x",
-                            "dataset_options": {"max": {"digits": 3}},
+                            "dataset_options": {"max": {"digits": 3}, "a key": [{"b": [1]}, {}]},
+                            "rewards": [
+                                {"function": "a.b:c", "options": {"x": {"y z": ['"', 1e-7]}}, "weight": 0.5},
+                                {"function": "length"},
+                            ],
                         },
                         "take_over": False,
                     }
@@ -71,7 +76,9 @@ def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
     assert settings.total_steps == 2_000_000
     assert settings.overlong_reward == -0.5
     assert settings.sampling.stop == ("</a>", '"\\', "é\n", "\x7f")
-    assert settings.task.dataset_options == {"max": {"digits": 3}}
+    assert settings.task.dataset_options == {"max": {"digits": 3}, "a key": [{"b": [1]}, {}]}
+    assert [each.function for each in settings.task.rewards] == ["a.b:c", "length"]
+    assert settings.task.rewards[0].options == {"x": {"y z": ['"', 1e-7]}}
     assert settings.model == "/checkpoints/models/a b"
     assert type(tomllib.loads(text)["total_steps"]) is int
 

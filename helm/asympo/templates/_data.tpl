@@ -11,9 +11,20 @@
 {{- end }}
 {{- end }}
 {{- $task := (include "asympo.learnerSettings" . | fromJson).task }}
-{{- $python := hasPrefix "python:" $task.scoring }}
+{{- $code := ternary (printf "task.scoring is %s" $task.scoring) "" (hasPrefix "python:" $task.scoring) }}
+{{- range $i, $reward := $task.rewards }}
+{{- if contains ":" $reward.function }}{{ $code = $code | default (printf "task.rewards[%d].function is %s" $i $reward.function) }}{{ end }}
+{{- end }}
 {{- if .Values.learner.enabled }}
-{{- include "asympo.refusePath" (dict "root" . "values" .Values.learner "named" "learner" "setting" "learner.settings.task.path" "path" $task.path) }}
+{{- range $setting := list "data" "held_out_data" }}
+{{- $path := get $task $setting | default "" }}
+{{- if and (not (hasPrefix "/" $path)) (regexMatch "^\\.|\\.(jsonl?|csv|parquet)$|/.*/" $path) }}
+{{- fail (printf "learner.settings.task.%s is %s, which is neither a path of the pods (/data/...) nor owner/name on the hub" $setting $path) }}
+{{- end }}
+{{- end }}
+{{- range $setting := list "path" "data" "held_out_data" }}
+{{- include "asympo.refusePath" (dict "root" $ "values" $.Values.learner "named" "learner" "setting" (printf "learner.settings.task.%s" $setting) "path" (get $task $setting)) }}
+{{- end }}
 {{- include "asympo.refusePath" (dict "root" . "values" .Values.learner "named" "learner" "setting" "model.path" "path" .Values.model.path) }}
 {{- end }}
 {{- range include "asympo.generators" . | fromJsonArray }}
@@ -23,12 +34,47 @@
 {{- include "asympo.refusePath" (merge (dict "setting" (printf "%s.settings.task_path" $named) "path" $settings.task_path) $where) }}
 {{- include "asympo.refusePath" (merge (dict "setting" (printf "%s.settings.model" $named) "path" $settings.model) $where) }}
 {{- if and $.Values.learner.enabled (not $settings.task_path) }}
-{{- include "asympo.refusePath" (merge (dict "setting" "learner.settings.task.path" "path" $task.path) $where) }}
-{{- end }}
-{{- if and $.Values.learner.enabled $python (not $settings.allow_python) }}
-{{- fail (printf "learner.settings.task.scoring is %s and %s.settings.allow_python is false: the generators run that code; set %s.settings.allow_python=true" $task.scoring $named $named) }}
+{{- range $setting := list "path" "data" "held_out_data" }}
+{{- include "asympo.refusePath" (merge (dict "setting" (printf "learner.settings.task.%s" $setting) "path" (get $task $setting)) $where) }}
 {{- end }}
 {{- end }}
+{{- if $.Values.learner.enabled }}
+{{- if and $code (not $settings.allow_python) }}
+{{- fail (printf "learner.settings.%s and %s.settings.allow_python is false: the generators run that code; set %s.settings.allow_python=true" $code $named $named) }}
+{{- end }}
+{{- range $i, $reward := $task.rewards }}
+{{- include "asympo.refuseRewardFile" (merge (dict "setting" (printf "learner.settings.task.rewards[%d].function" $i) "function" $reward.function) $where) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* "true" where the task's rows come from a hub: then the services are not offline, and reach it. */}}
+{{- define "asympo.isDataOfHub" -}}
+{{- $task := (include "asympo.learnerSettings" . | fromJson).task }}
+{{- $found := false }}
+{{- range $path := list $task.data $task.held_out_data }}
+{{- if and $path (not (hasPrefix "/" $path)) }}{{ $found = true }}{{ end }}
+{{- end }}
+{{- $found }}
+{{- end }}
+
+{{/* The file of .function, if it is one, where the pods of .named have it. */}}
+{{- define "asympo.refuseRewardFile" -}}
+{{- $file := regexReplaceAll ":[^:]*$" .function "" }}
+{{- if hasSuffix ".py" $file }}
+{{- if not (hasPrefix "/" $file) }}
+{{- fail (printf "%s is %s, which is relative to a folder that the pods do not have: give its path there, such as %s/%s" .setting .function (include "asympo.codeFolder" .root) (base $file)) }}
+{{- end }}
+{{- include "asympo.refusePath" (merge (dict "path" $file) .) }}
+{{- end }}
+{{- end }}
+
+{{/* Where code lies, or would. */}}
+{{- define "asympo.codeFolder" -}}
+{{- $found := "" }}
+{{- range .Values.data }}{{ if .isCode }}{{ $found = $found | default .mountPath }}{{ end }}{{ end }}
+{{- $found | default "/data/reward" }}
 {{- end }}
 
 {{/* .path of .setting has to lie in a volume of the pods of .named, whose values are .values; a relative one is within the image. */}}

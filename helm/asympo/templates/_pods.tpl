@@ -118,8 +118,24 @@ env:
     value: /cache
   - name: HF_HOME
     value: /cache/huggingface
+  {{- if eq (include "asympo.isDataOfHub" .root) "true" }}
+  {{- with .root.Values.model.download.endpoint }}
+  - name: HF_ENDPOINT
+    value: {{ . | toJson }}
+  {{- end }}
+  {{- with .root.Values.model.download.token }}
+  {{- if .secret }}
+  - name: HF_TOKEN
+    valueFrom:
+      secretKeyRef:
+        name: {{ .secret | toJson }}
+        key: {{ .key | toJson }}
+  {{- end }}
+  {{- end }}
+  {{- else }}
   - name: HF_HUB_OFFLINE
     value: "1"
+  {{- end }}
   - name: TORCHINDUCTOR_CACHE_DIR
     value: /cache/inductor
   - name: TRITON_CACHE_DIR

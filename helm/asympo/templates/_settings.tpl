@@ -1,18 +1,40 @@
-{{/* TOML of a settings map: plain keys first, then one table for each map. A JSON scalar or array of scalars is TOML. */}}
+{{/* TOML of a settings map: plain keys first, then one table for each map. */}}
 {{- define "asympo.toml" -}}
 {{- $path := .path }}
 {{- range $key, $value := .values }}
 {{- if not (or (kindIs "map" $value) (kindIs "invalid" $value)) }}
-{{ $key }} = {{ toJson $value | replace "\u007f" "\\u007f" }}
+{{ include "asympo.tomlKey" $key }} = {{ include "asympo.tomlValue" $value }}
 {{- end }}
 {{- end }}
 {{- range $key, $value := .values }}
 {{- if kindIs "map" $value }}
-{{- $name := ternary $key (printf "%s.%s" $path $key) (empty $path) }}
+{{- $name := ternary (include "asympo.tomlKey" $key) (printf "%s.%s" $path (include "asympo.tomlKey" $key)) (empty $path) }}
 
 [{{ $name }}]
 {{- include "asympo.toml" (dict "values" $value "path" $name) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.tomlKey" -}}
+{{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ include "asympo.tomlValue" . }}{{ end }}
+{{- end }}
+
+{{/* On one line: a map within a list is an inline table, and a JSON scalar is TOML. */}}
+{{- define "asympo.tomlValue" -}}
+{{- $parts := list }}
+{{- if kindIs "slice" . }}
+{{- range . }}{{ $parts = append $parts (include "asympo.tomlValue" .) }}{{ end }}
+{{- printf "[%s]" (join "," $parts) }}
+{{- else if kindIs "map" . }}
+{{- range $key, $value := . }}
+{{- if not (kindIs "invalid" $value) }}
+{{- $parts = append $parts (printf "%s = %s" (include "asympo.tomlKey" $key) (include "asympo.tomlValue" $value)) }}
+{{- end }}
+{{- end }}
+{{- printf "{%s}" (join ", " $parts) }}
+{{- else }}
+{{- toJson . | replace "\u007f" "\\u007f" }}
 {{- end }}
 {{- end }}
 

@@ -33,8 +33,9 @@
 {{- with .change.severity }}{{ $_ := set $labels "severity" . }}{{ end }}
 {{- with get .change "for" }}{{ $_ := set $rule "for" . }}{{ end }}
 {{- $_ := set $rule "labels" $labels }}
-{{- $url := .rule.annotations.runbook_url | replace "docs/runbooks.md" .root.Values.monitoring.prometheusRule.runbooks }}
-{{- $_ := set .rule.annotations "runbook_url" $url }}
+{{- with .rule.annotations }}
+{{- $_ := set . "runbook_url" (.runbook_url | default "" | replace "docs/runbooks.md" $.root.Values.monitoring.prometheusRule.runbooks) }}
+{{- end }}
 {{- end }}
 {{- toYaml $rule }}
 {{- end }}

@@ -100,7 +100,7 @@ is opened as well, for what no address tells.
 {{/* What only the learner talks to: the model's hub, and the trackers that are turned on. Their addresses change. */}}
 {{- define "asympo.learnerPorts" -}}
 {{- $ports := list }}
-{{- if .Values.model.download.repository }}
+{{- if or .Values.model.download.repository (eq (include "asympo.isDataOfHub" .) "true") }}
 {{- $ports = list "443" (include "asympo.webPortOf" (include "asympo.hubUrl" .)) }}
 {{- end }}
 {{- $trackers := (include "asympo.learnerSettings" . | fromJson).trackers }}
