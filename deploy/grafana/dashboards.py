@@ -24,13 +24,24 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
     VariableSort,
 )
-from panels import Board, Panel
+from panels import SELECTOR, Board, Panel
 from rollout_log import ROLLOUT_LOG
 from training import TRAINING
 
 BOARDS = (TRAINING, FLEET, ROLLOUT_LOG)
 FOLDER = Path(__file__).parents[2] / "helm/asympo/dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+EVENTS = (
+    ("Publish", "changes(asympo_learner_last_publish_timestamp_seconds{$s}[15s]) > 0", "blue", False),
+    ("Take-over", "changes(asympo_learner_fence{$s}[1m]) > 0", "orange", True),
+    (
+        "Reload that failed",
+        'sum by (run) (increase(asympo_generator_reloads_total{$s,verdict="failed"}[1m])) > 0',
+        "red",
+        True,
+    ),
+)
+"""Name, when it happened, colour, and whether it is shown unasked."""
 _HEIGHT, _NUM_BESIDE = 8, 3
 _GRID_WIDTH = 24
 
@@ -101,6 +112,20 @@ def _panel(panel: Panel, *, width: int) -> Any:
     return builder
 
 
+def _annotation(name: str, expr: str, colour: str, is_shown: bool) -> dict[str, Any]:
+    """Marks of what happened, on every panel."""
+    return {
+        "name": name,
+        "datasource": {"type": SOURCE.type_val, "uid": SOURCE.uid},
+        "enable": is_shown,
+        "iconColor": colour,
+        "expr": expr.replace("$s", SELECTOR),
+        "step": "15s",
+        "titleFormat": name,
+        "textFormat": "run {{run}}",
+    }
+
+
 def build(board: Board) -> str:
     """The dashboard as JSON text."""
     builder = (
@@ -122,6 +147,7 @@ def build(board: Board) -> str:
     tree = json.loads(JSONEncoder(sort_keys=True).encode(builder.build()))
     for number, panel in enumerate(tree["panels"], start=1):
         panel["id"] = number
+    tree["annotations"] = {"list": [_annotation(*each) for each in EVENTS]}
     for variable in tree["templating"]["list"]:
         # Keys of ad-hoc intervals that Grafana's own schema does not know here.
         for key in ("auto", "auto_count", "auto_min"):

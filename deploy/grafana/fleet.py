@@ -2,6 +2,9 @@
 
 from panels import Board, Panel, gauge, quantile, quantiles, query, rate
 
+EACH = "{{pod}} {{instance}}"
+"""Of a generator: the pod where there is one."""
+
 FLEET = Board(
     name="fleet",
     title="ASymPO / Fleet",
@@ -46,7 +49,7 @@ FLEET = Board(
                 Panel(
                     title="Tokens a second",
                     description="Sampled by each generator.",
-                    queries=(rate("asympo_generator_tokens_total", "{{instance}}", "instance"),),
+                    queries=(rate("asympo_generator_tokens_total", EACH, "pod, instance"),),
                     is_stacked=True,
                     min=0,
                 ),
@@ -62,7 +65,8 @@ FLEET = Board(
                     description="Leases that each generator holds.",
                     queries=(
                         query(
-                            "sum by (run, instance) (asympo_generator_groups_in_flight{$s})", "{{instance}}"
+                            "sum by (run, pod, instance) (asympo_generator_groups_in_flight{$s})",
+                            EACH,
                         ),
                     ),
                     is_stacked=True,
@@ -91,9 +95,9 @@ FLEET = Board(
                 ),
                 Panel(
                     title="Failures",
-                    description="Since each generator started.",
+                    description="A second, of all generators.",
                     queries=tuple(
-                        query(f"sum by (run) (asympo_generator_{noun}_total{{$s}})", legend)
+                        rate(f"asympo_generator_{noun}_total", legend)
                         for noun, legend in (
                             ("reward_failures", "scoring"),
                             ("engine_failures", "engine"),
@@ -103,6 +107,7 @@ FLEET = Board(
                             ("unexpected_errors", "unexpected"),
                         )
                     ),
+                    unit="cps",
                     min=0,
                 ),
             ),
@@ -114,7 +119,10 @@ FLEET = Board(
                     title="Policy served",
                     description="Step of the policy of each generator.",
                     queries=(
-                        query("max by (run, instance) (asympo_generator_policy_step{$s})", "{{instance}}"),
+                        query(
+                            "max by (run, pod, instance) (asympo_generator_policy_step{$s})",
+                            EACH,
+                        ),
                         gauge("asympo_learner_step", "learner"),
                     ),
                 ),
@@ -143,11 +151,12 @@ FLEET = Board(
                     description="Distance to the learner's mean NLL in nats per token, and its noise.",
                     queries=(
                         query(
-                            "max by (run, instance) (asympo_generator_probe_error_nats{$s})", "{{instance}}"
+                            "max by (run, pod, instance) (asympo_generator_probe_error_nats{$s})",
+                            EACH,
                         ),
                         query(
-                            "max by (run, instance) (asympo_generator_probe_noise_nats{$s})",
-                            "{{instance}}, noise",
+                            "max by (run, pod, instance) (asympo_generator_probe_noise_nats{$s})",
+                            f"{EACH}, noise",
                         ),
                     ),
                     min=0,
@@ -157,7 +166,8 @@ FLEET = Board(
                     description="The policies do not change, or some layers cannot be read back.",
                     queries=(
                         query(
-                            "max by (run, instance) (asympo_generator_unproven_reloads{$s})", "{{instance}}"
+                            "max by (run, pod, instance) (asympo_generator_unproven_reloads{$s})",
+                            EACH,
                         ),
                     ),
                     min=0,

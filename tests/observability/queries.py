@@ -28,11 +28,23 @@ def panel_queries() -> list[tuple[str, str]]:
     for path in sorted(DASHBOARDS.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
-                expression = target["expr"]
-                for name, value in _VARIABLES.items():
-                    expression = expression.replace(name, value)
-                found.append((f"{path.stem}: {panel['title']} {target['refId']}", expression))
+                found.append((f"{path.stem}: {panel['title']} {target['refId']}", _filled(target["expr"])))
     return found
+
+
+def annotation_queries() -> list[tuple[str, str]]:
+    """The same of the marks for what happened."""
+    return [
+        (f"{path.stem}: {each['name']}", _filled(each["expr"]))
+        for path in sorted(DASHBOARDS.glob("*.json"))
+        for each in json.loads(path.read_text())["annotations"]["list"]
+    ]
+
+
+def _filled(expression: str) -> str:
+    for name, value in _VARIABLES.items():
+        expression = expression.replace(name, value)
+    return expression
 
 
 def rules() -> list[dict[str, Any]]:

@@ -7,7 +7,14 @@ import subprocess
 import pytest
 
 from tests.golden import metrics as golden
-from tests.observability.queries import grouping_labels, known_labels, panel_queries, rules, selectors
+from tests.observability.queries import (
+    annotation_queries,
+    grouping_labels,
+    known_labels,
+    panel_queries,
+    rules,
+    selectors,
+)
 from tests.observability.tools import DASHBOARDS, ROOT, promql
 
 
@@ -18,7 +25,11 @@ def test_golden_metrics_are_those_of_the_services() -> None:
 @pytest.mark.parametrize("kind", ["panels", "rules"])
 def test_queries_parse_and_ask_for_what_exists(kind: str) -> None:
     parser, known = promql(), known_labels()
-    named = panel_queries() if kind == "panels" else [(str(rule), rule["expr"]) for rule in rules()]
+    named = (
+        panel_queries() + annotation_queries()
+        if kind == "panels"
+        else [(str(rule), rule["expr"]) for rule in rules()]
+    )
     assert len(named) > 40
     for where, expression in named:
         tree = parser.parse(expression)
