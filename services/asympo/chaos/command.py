@@ -11,15 +11,16 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asympo.chaos.schedule import NEEDS_SHIM, Kind, make_schedule
 from asympo.common.commands import CommandParser, add_json_flag, say, write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.paths import given_path
 
+T = TypeVar("T")
 _MARK = "chaos.json"
 _DEFAULT_DIRECTORY = Path("runs/chaos")
 
@@ -29,19 +30,42 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(list(argv))
     if arguments.kills < 1:
         raise BadSetting(f"--kills is {arguments.kills}: give at least 1")
+    if arguments.cases < 1:
+        raise BadSetting(f"--cases is {arguments.cases}: give at least 1")
     if arguments.mode == "run":
         return _end_a_run(arguments)
+    if arguments.mode == "hostile":
+        return _attack(arguments)
     kinds = _kinds(only=arguments.only, without=arguments.without)
     directory = _fresh(arguments.directory.resolve())
     from asympo.chaos.shim import build_shim
-    from asympo.local.broker import check_broker_binary, find_broker_binary
 
     shim = build_shim(directory)
     if shim is None and NEEDS_SHIM & set(kinds):
         names = ",".join(sorted(kind.value for kind in NEEDS_SHIM & set(kinds)))
         raise BadSetting(f"{names} need a C compiler (cc): install one, or give --without {names}")
-    binary = check_broker_binary(arguments.broker) if arguments.broker else find_broker_binary()
-    report = asyncio.run(_run(arguments, kinds, directory, shim, binary.path))
+    report = asyncio.run(_run(arguments, kinds, directory, shim, _broker_binary(arguments)))
+    return _tell(arguments, directory, report)
+
+
+def _broker_binary(arguments: argparse.Namespace) -> str:
+    from asympo.local.broker import check_broker_binary, find_broker_binary
+
+    return (check_broker_binary(arguments.broker) if arguments.broker else find_broker_binary()).path
+
+
+def _attack(arguments: argparse.Namespace) -> int:
+    from asympo.chaos.hostile.run import HostileRun
+    from asympo.chaos.hostile.system import HostileSystem
+
+    directory = _fresh(arguments.directory.resolve())
+    system = HostileSystem(directory=directory, seed=arguments.seed, broker_binary=_broker_binary(arguments))
+    say = _sayer(arguments.json)
+    run = HostileRun(system=system, seed=arguments.seed, num_cases=arguments.cases, say=say)
+    return _tell(arguments, directory, asyncio.run(_interruptible(run.run())).to_dict())
+
+
+def _tell(arguments: argparse.Namespace, directory: Path, report: dict[str, Any]) -> int:
     (directory / _MARK).write_text(json.dumps(report, indent=1) + "\n")
     if arguments.json:
         write_json(report)
@@ -83,9 +107,13 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--mode",
-        choices=("fleet", "run"),
+        choices=("fleet", "run", "hostile"),
         default="fleet",
-        help="fleet: faults of broker, generators and learner; run: every end of `asympo run`",
+        help="fleet: faults of broker, generators and learner; run: every end of `asympo run`; "
+        "hostile: garbage through every door",
+    )
+    parser.add_argument(
+        "--cases", type=int, default=1000, metavar="N", help="hostile: number of cases, over all doors"
     )
     parser.add_argument(
         "--hours",
@@ -162,12 +190,16 @@ async def _run(
         seed=arguments.seed,
         say=_sayer(arguments.json),
     )
-    task = asyncio.ensure_future(run.run())
+    return (await _interruptible(run.run())).to_dict()
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     try:
-        return (await task).to_dict()
+        return await task
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 

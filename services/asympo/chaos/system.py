@@ -95,7 +95,7 @@ class System:
     async def start(self) -> None:
         """Everything, until groups are trained on. Raises TimeoutError, AsympoError."""
         write_tiny_model(self.directory / "model", seed=self.seed)
-        _write_prompts(self.directory / "prompts.jsonl", num_prompts=self.num_prompts, seed=self.seed)
+        write_prompts(self.directory / "prompts.jsonl", num_prompts=self.num_prompts, seed=self.seed)
         await self.broker.start()
         for number in range(NUM_GENERATORS):
             self.generators.append(await self._client(f"generator-{number}"))
@@ -203,7 +203,7 @@ class System:
         }
         # What it consumed is kept for the auditor and the replay.
         # An orchestrator that starts it again knows that the one before is dead.
-        return [*_flags(values), "--retain", "--take-over"]
+        return [*flags_of(values), "--retain", "--take-over"]
 
     def _generator_flags(self, name: str) -> list[str]:
         values = {
@@ -217,10 +217,10 @@ class System:
             "policy-poll-seconds": 2,
             "presence-seconds": 2,
         }
-        return [*_flags(values), "--exit-when-run-ends"]
+        return [*flags_of(values), "--exit-when-run-ends"]
 
 
-def _flags(values: Mapping[str, object]) -> list[str]:
+def flags_of(values: Mapping[str, object]) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
@@ -243,7 +243,7 @@ def client_environment() -> dict[str, str]:
     }
 
 
-def _write_prompts(path: Path, *, num_prompts: int, seed: int) -> None:
+def write_prompts(path: Path, *, num_prompts: int, seed: int) -> None:
     rng = random.Random(f"prompts/{seed}")
     with path.open("w") as file:
         for number in range(num_prompts):

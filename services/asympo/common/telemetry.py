@@ -114,6 +114,14 @@ class TextFormatter(logging.Formatter):
         return line
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """gRPC's word on bytes that are no message: the caller's mistake, of which a traceback tells nothing."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = "Refused a call: %s", (str(record.exc_info[1]),)
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+    return True
+
+
 def set_up_logging(
     *, service: str, log_format: LogFormat = "auto", level: str = "INFO", stream: TextIO | None = None
 ) -> LogWatch:
@@ -134,6 +142,7 @@ def set_up_logging(
         handler.setFormatter(
             TextFormatter(service, is_coloured=is_terminal and not os.environ.get("NO_COLOR"))
         )
+    logging.getLogger("grpc._common").addFilter(_in_one_line)
     root = logging.getLogger()
     root.setLevel(level.upper())
     for old in root.handlers[:]:

@@ -10,6 +10,8 @@ from asympo.common.checkpoints.names import parse_name, parse_temporary
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.common.names import directory_of_run
+from asympo.learner.state.decision_files import open_decisions
+from asympo.learner.state.decisions import Decisions
 
 NINES = "9" * 5000
 
@@ -50,6 +52,21 @@ def test_empty_directory_is_nobodys_fence(tmp_path: Path) -> None:
     damaged.mkdir()
     (damaged / "manifest.json").write_text("{")
     assert steps.highest_fence() == 7
+    assert steps.sealed_fence() is None, "no learner stops for what it cannot read"
+    made_up = steps.path / "step-00000001-f1000000000"
+    made_up.mkdir()
+    (made_up / "manifest.json").write_text("{}")
+    assert steps.highest_fence() == 7
+
+
+def test_decisions_of_a_higher_fence_that_cannot_be_read_are_nobodys(tmp_path: Path) -> None:
+    files = open_decisions(tmp_path / "r")
+    (tmp_path / "r" / "train" / "decisions-f0009-n0001.json").mkdir(parents=True)
+    (tmp_path / "r" / "train" / "decisions-f0008-n0001.json").write_text("{}")
+    (tmp_path / "r" / "train" / "decisions-f0007-n0001.json").symlink_to("/dev/zero")
+    assert (files.highest_fence(), files.sealed_fence(), files.newest()) == (8, None, None)
+    files.seal(Decisions(fence=2))
+    assert files.sealed_fence() == 2
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,10 @@ class BucketSteps(Generic[M]):
         listing = self._list()
         return max({*listing.fences, *(name.fence for name in listing.steps)}, default=None)
 
+    def sealed_fence(self) -> int | None:
+        """The same: whoever takes over says so in an object of its own."""
+        return self.highest_fence()
+
     # --- the learner -----------------------------------------------------------------------------------
 
     def take_over(self, fence: int) -> None:

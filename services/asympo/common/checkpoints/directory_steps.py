@@ -9,8 +9,11 @@ from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.names import MANIFEST_NAME, RETAINED, StepName
 from asympo.common.checkpoints.steps import Kind, M
 from asympo.common.checkpoints.verify import read_manifest, verify_step
+from asympo.common.errors import CorruptCheckpoint, UnknownVersion
 from asympo.common.names import check_run_name
 
+_MAX_DAMAGED_FENCE = 10**6
+"""What says that it is of a later one and cannot be read was made by nobody."""
 log = logging.getLogger(__name__)
 
 
@@ -57,8 +60,23 @@ class DirectorySteps(Generic[M]):
 
     def highest_fence(self) -> int | None:
         """Of directories that a learner has sealed, however damaged: they get their names with a manifest."""
+        read = self.sealed_fence() or 0
+        limit = max(read, _MAX_DAMAGED_FENCE)
         sealed = [name for name in self.present() if (self.path / str(name) / MANIFEST_NAME).exists()]
-        return max((name.fence for name in sealed), default=None)
+        return max((name.fence for name in sealed if name.fence <= limit), default=None)
+
+    def sealed_fence(self) -> int | None:
+        """Of the newest directory whose manifest can be read."""
+        for name in reversed(self.present()):
+            try:
+                self.manifest(name)
+            except CorruptCheckpoint:
+                continue
+            except UnknownVersion:
+                # Of a later release, and sealed.
+                pass
+            return name.fence
+        return None
 
     def take_over(self, fence: int) -> None:
         """Nothing: names with a higher fence win."""

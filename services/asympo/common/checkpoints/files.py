@@ -53,9 +53,12 @@ class DirectoryFiles:
     def names(self, start: str) -> list[str]:
         """Of the files there."""
         try:
-            return sorted(name for name in os.listdir(self.path) if name.startswith(start))
+            with os.scandir(self.path) as entries:
+                found = [each for each in entries if each.name.startswith(start)]
         except FileNotFoundError:
             return []
+        # A directory or a link of such a name is none of ours, and would not be read as one.
+        return sorted(each.name for each in found if each.is_file(follow_symlinks=False))
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """No more than `max_bytes` of it."""

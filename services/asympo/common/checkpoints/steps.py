@@ -93,6 +93,9 @@ class Steps(Protocol[M_co]):
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged and unfinished ones included, or None without any."""
 
+    def sealed_fence(self) -> int | None:
+        """The highest fence of what can be read: only that shows that there is another learner."""
+
     def take_over(self, fence: int) -> None:
         """From now on nothing more of older fences becomes visible. Raises Fenced."""
 

@@ -76,7 +76,7 @@ class PolicyStore:
         if not all(math.isfinite(sequence.mean_nll) for sequence in probe.sequences):
             raise PublishFailed(f"{what} is not published: the mean NLL of its probe is not finite")
         with directory.storage_errors_as_publish_failed(what, self.path):
-            refuse_if_fenced(self.path, fence=fence, highest=self.highest_fence())
+            refuse_if_fenced(self.path, fence=fence, highest=self._steps.sealed_fence())
             if (self.path / str(name)).exists():
                 raise PublishFailed(f"{what} is already published as {self.path / str(name)}")
             self.sweep(fence=fence)

@@ -134,6 +134,16 @@ def _replaced(
     """The handler with its behaviour guarded; None for methods that do not exist."""
     if handler is None:
         return None
+    return replaced(handler, guarded, request_deserializer=handler.request_deserializer)
+
+
+def replaced(
+    handler: grpc.RpcMethodHandler,
+    guarded: Callable[[Callable[..., Any]], Callable[..., Any]],
+    *,
+    request_deserializer: Callable[[bytes], Any] | None,
+) -> grpc.RpcMethodHandler:
+    """A handler of the same kind with another behaviour; it gets bytes where nothing is to parse them."""
     kinds = {
         (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
         (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -143,6 +153,6 @@ def _replaced(
     name, make = kinds[handler.request_streaming, handler.response_streaming]
     return make(
         guarded(getattr(handler, name)),
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=request_deserializer,
         response_serializer=handler.response_serializer,
     )

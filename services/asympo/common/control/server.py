@@ -7,6 +7,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from asympo.common.control.door import ControlDoor
+from asympo.common.control.messages import MessageInterceptor
 from asympo.common.control.settings import ControlSettings
 
 
@@ -39,7 +40,9 @@ class ControlServer:
             *self._door.options,
             ("grpc.max_receive_message_length", self._max_message_bytes),
         )
-        self._server = grpc.aio.server(options=options, interceptors=self._door.async_interceptors())
+        self._server = grpc.aio.server(
+            options=options, interceptors=(*self._door.async_interceptors(), MessageInterceptor())
+        )
         self._add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._debug:

@@ -39,13 +39,19 @@ class DecisionFiles:
         """Of any file, damaged ones included."""
         return max((fence for fence, _ in self._ranks()), default=None)
 
+    def sealed_fence(self) -> int | None:
+        """Of the newest list that can be read."""
+        newest = self.newest()
+        return newest.fence if newest else None
+
     def seal(self, decisions: Decisions) -> None:
         """Makes the list durable, then deletes what it replaces. Raises PublishFailed, Fenced."""
         with directory.storage_errors_as_publish_failed("what the run has decided", self._files.path):
             there = self._ranks()
-            if there and max(there)[0] > decisions.fence:
+            newest = self.newest()
+            if newest and newest.fence > decisions.fence:
                 raise Fenced(
-                    f"{self._where(max(there))} is of a higher fence than this learner's {decisions.fence}: "
+                    f"{self._where(newest.rank)} is of a higher fence than this learner's {decisions.fence}: "
                     "another learner owns the run"
                 )
             self._files.sweep(fence=decisions.fence)

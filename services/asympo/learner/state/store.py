@@ -274,7 +274,9 @@ class StateStore:
 
     def _is_saved(self, name: StepName, *, what: str) -> bool:
         with directory.storage_errors_as_publish_failed(what, self.path):
-            refuse_if_fenced(self.path, fence=name.fence, highest=self.highest_fence())
+            fences = (self.decisions.sealed_fence(), self._steps.sealed_fence())
+            highest = max((fence for fence in fences if fence is not None), default=None)
+            refuse_if_fenced(self.path, fence=name.fence, highest=highest)
             self.sweep(fence=name.fence)
             return self._has_sound(name)
 
