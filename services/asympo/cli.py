@@ -9,7 +9,7 @@ from importlib import import_module
 
 from asympo import __version__
 from asympo.common.commands import say
-from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.errors import AsympoError, BadSetting, StorageUnavailable
 from asympo.common.proxies import pass_by
 
 _STORAGE_ERRORS = frozenset(
@@ -123,12 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        is_service = any(c.settings_class for c in COMMANDS if c.name in arguments[:1])
-        if error.errno not in _STORAGE_ERRORS or is_service:
-            # A service says more in its log, and what ails its storage may pass: it is started again.
+        if error.errno not in _STORAGE_ERRORS:
             raise
-        sys.stderr.write(f"asympo: {_storage_sentence(error)}\n")
-        return BadSetting.exit_code
+        say(f"asympo: {_storage_sentence(error)}")
+        is_service = any(c.settings_class for c in COMMANDS if c.name in arguments[:1])
+        # What ails the storage of a service may pass: it is started again.
+        return StorageUnavailable.exit_code if is_service else BadSetting.exit_code
 
 
 def _storage_sentence(error: OSError) -> str:

@@ -41,7 +41,7 @@ def test_counters_move_when_a_promise_is_broken(
 ) -> None:
     monkeypatch.setattr(hostile_run, "MAX_GROWTH_BYTES", 0)
     run = start(tmp_path / "hostile", broker_binary, num_cases=2)
-    report = run.report
+    report, is_planted = run.report, asyncio.Event()
 
     def trained(system: HostileSystem) -> str:
         """What an honest generator might append, from one that keeps no journal."""
@@ -58,7 +58,13 @@ def test_counters_move_when_a_promise_is_broken(
         broker.close()
         return outcome
 
+    async def planted(system: HostileSystem) -> str:
+        outcome = await asyncio.to_thread(trained, system)
+        is_planted.set()
+        return outcome
+
     async def stopped(system: HostileSystem) -> str:
+        await is_planted.wait()
         # From now on only: the start takes its time on a busy machine.
         monkeypatch.setattr(hostile_run, "_STALL_SECONDS", 1.0)
         system.learner.send(signal.SIGSTOP)
@@ -71,11 +77,12 @@ def test_counters_move_when_a_promise_is_broken(
 
     def doors(system: HostileSystem) -> list[Door]:
         return [
-            Door(name="planted", put=lambda _: asyncio.to_thread(trained, system)),
+            Door(name="planted", put=lambda _: planted(system)),
             Door(name="stopped", put=lambda _: stopped(system)),
         ]
 
     asyncio.run(run.run(doors))
+    assert report.doors["planted"] == {"appended": 1}
     assert report.records_trained_that_should_not == 1
     assert report.steps_stopped >= 1
     assert sum("was trained" in problem for problem in report.problems) == 1

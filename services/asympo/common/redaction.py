@@ -5,7 +5,7 @@ password with characters that a URL would escape ends at the last "@", not where
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -16,6 +16,7 @@ _NAMES = (
     r"credentials?|signature|authorization)"
 )
 _SECRET_NAME = re.compile(rf"{_NAMES}\Z", re.IGNORECASE)
+_ADDRESS_NAME = re.compile(r"(?:notify|webhook)[_-]?url\Z", re.IGNORECASE)
 _RATE_NAME = re.compile(r"_per_token\Z")
 _PARAMETER = re.compile(r"[?&;#]([^=&?;#]*)=")
 _USER = re.compile(r"([A-Za-z0-9_.-]*):")
@@ -66,6 +67,23 @@ def redacted(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: redact_value(str(key), value) for key, value in values.items()}
 
 
+def redacted_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line: `--name value` and `--name=value` are masked as settings of the name."""
+    shown, name = list[str](), ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and equals:
+            shown.append(f"{flag}={redact_value(_setting(flag), value)}")
+        else:
+            shown.append(str(redact_value(name, argument)))
+        name = _setting(flag) if flag.startswith("--") and not equals else ""
+    return shown
+
+
+def _setting(flag: str) -> str:
+    return flag.rpartition(".")[2].removeprefix("--").replace("-", "_")
+
+
 def redact_value(name: str, value: Any) -> Any:
     """One value of a setting, lists and tables included."""
     if isinstance(value, Mapping):
@@ -74,9 +92,18 @@ def redact_value(name: str, value: Any) -> Any:
         return type(value)(redact_value(name, item) for item in value)
     if value is None or value == "" or isinstance(value, bool):
         return value
+    if isinstance(value, str) and _ADDRESS_NAME.search(name):
+        # Who may write to it is often part of the path.
+        scheme, separator, rest = value.partition("://")
+        return value if rest == _host(rest) else f"{scheme}{separator}{_host(rest)}/{MASK}"
     if _SECRET_NAME.search(name) and not _RATE_NAME.search(name):
         return MASK
     return _redact_whole(value) if isinstance(value, str) else value
+
+
+def _host(rest: str) -> str:
+    """Of a URL behind its scheme; nothing where a password may reach into what looks like it."""
+    return "" if "@" in rest else re.split(r"[/?#]", rest, maxsplit=1)[0]
 
 
 def _redact_whole(value: str) -> str:

@@ -11,6 +11,7 @@ from asympo.common.codec import FINISH_REASON_TO_WIRE
 from asympo.common.control.server import ControlServer
 from asympo.common.control.settings import ControlSettings
 from asympo.common.errors import EngineBroken, PromptRefused
+from asympo.common.foreign.text import printable
 from asympo.engines.base import Sample
 from asympo.generator.core import Generator, GeneratorState, NotReady
 from asympo.generator.reload.verdict import Verdict
@@ -63,7 +64,7 @@ class GeneratorRpc(GeneratorServiceServicer):
     async def Pause(
         self, request: messages.GeneratorServicePauseRequest, context: grpc.aio.ServicerContext
     ) -> messages.GeneratorServicePauseResponse:
-        log.info("Paused on request: %s", request.reason or "no reason given")
+        log.info("Paused on request: %s", printable(request.reason) or "no reason given")
         self._generator.pause()
         return messages.GeneratorServicePauseResponse(state=_STATES[self._generator.state])
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 from asympo.common.commands import CommandParser
 from asympo.common.paths import given_path
-from asympo.common.redaction import redact_text
+from asympo.common.redaction import redacted_arguments
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
 _SAME_SIGNAL_SECONDS = 1.0
@@ -110,7 +110,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     plan = make_plan(file, machine)
     model = fetch_model(plan.learner.settings.model)
     check_room(plan, model)
-    directory.write_mark(command=[_program(), *map(redact_text, sys.argv[1:])])
+    directory.write_mark(command=[_program(), *redacted_arguments(sys.argv[1:])])
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ class BrokerDoors:
         """Without a lease, under a producer's name."""
         rng = garbage.rng
         group_id = rng.choice(
-            (f"hostile/{rng.randrange(10**6)}", f"0-{rng.randrange(64)}", garbage.text()[:100])
+            (f"hostile/{rng.randrange(10**6)}", f"other/{rng.randrange(64)}", garbage.text()[:100])
         )
         fault, payload = garbage.record(_utf8(group_id), is_leased=False)
         if not group_id.startswith("hostile/"):

@@ -137,11 +137,11 @@ class HostileRun:
         """What was left lying stops no learner that starts, and every service ends when told to."""
         system, learner = self._system, self._system.learner
         await self._end("learner")
-        await self._audit()
         await learner.start()
         await self._steps(_LAST_STEPS)
         for name in system.services:
             await self._end(name)
+        await self._audit()
 
     async def _end(self, name: str) -> None:
         process = self._system.services[name]

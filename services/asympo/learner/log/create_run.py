@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from asympo.common.context_length import context_length, what_does_not_fit
 from asympo.common.errors import BadModel, BadSetting, RunConfigMismatch
+from asympo.common.foreign.text import printable
 from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.tasks.config import TaskConfig
@@ -27,9 +28,8 @@ def load_tokenizer(model: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+    except Exception as error:
+        reason = printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
         raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from error
 
 
@@ -39,8 +39,10 @@ def read_config(model: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadModel(f"the model {model} has no readable config: {error}") from error
+    except Exception as error:
+        # Each family's config checks its values with errors of its own.
+        reason = printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
+        raise BadModel(f"the model {model} has no readable config: {reason}") from error
 
 
 def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> RunConfig:

@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from asympo.common.control.door import ControlDoor
 from asympo.common.control.settings import ControlSettings
 from asympo.common.errors import NoProgress
+from asympo.common.foreign.text import printable
 from asympo.common.rollout_log import PolicyAnnouncement
 from asympo.learner.control import LearnerControl, LearnerState, SaveRefused
 from asympo.v1 import checkpoint_pb2
@@ -59,7 +60,7 @@ class LearnerRpc(LearnerServiceServicer):
         self, request: messages.LearnerServicePauseRequest, context: grpc.ServicerContext
     ) -> messages.LearnerServicePauseResponse:
         if not self._learner.is_paused:
-            log.info("Paused on request: %s", request.reason or "no reason given")
+            log.info("Paused on request: %s", printable(request.reason) or "no reason given")
         self._learner.pause()
         return messages.LearnerServicePauseResponse(state=_STATES[self._learner.state])
 
