@@ -60,6 +60,17 @@ COMMANDS = (
         summary="the door for other producers: finished groups, prompts, sessions for agents",
     ),
     Command(
+        name="evaluator",
+        module="asympo.evaluator",
+        settings_class="EvaluatorSettings",
+        summary="measures published policies on held-out prompts or other data, while the run goes on",
+    ),
+    Command(
+        name="eval",
+        module="asympo.ops.eval",
+        summary="measure one policy or model now, with the evaluations of a settings file",
+    ),
+    Command(
         name="task",
         module="asympo.ops.task",
         summary="show, score, try: look at data and rewards before training on them",
@@ -76,7 +87,9 @@ COMMANDS = (
         summary="tail, stats, show, export, replay, follow, purge: the rollout log",
     ),
     Command(
-        name="checkpoint", module="asympo.ops.checkpoint", summary="list or verify the checkpoints of a run"
+        name="checkpoint",
+        module="asympo.ops.checkpoint",
+        summary="list, verify, best: the checkpoints of a run",
     ),
     Command(
         name="backup",

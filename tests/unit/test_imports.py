@@ -111,6 +111,7 @@ BASE = {
         "control",
         "deadline",
         "device",
+        "evals",
         "launch",
         "metrics",
         "progress",

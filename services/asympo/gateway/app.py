@@ -9,11 +9,12 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from asympo.common.codec import WireLimits
-from asympo.common.errors import BadSetting, BrokerUnavailable, NoProgress
+from asympo.common.errors import BadSetting
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
-from asympo.common.rollout_log import Broker, RunConfig, RunLog
-from asympo.common.rollout_log.broker.calls import Backoff, Calls
+from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log.broker.calls import Calls
+from asympo.common.rollout_log.broker.joining import connect, wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
 from asympo.gateway.core import Gateway, Parts
@@ -128,30 +129,14 @@ class GatewayProcess:
     async def _join(self, closing: AsyncExitStack) -> None:
         """Wait for broker and run, however long they take."""
         settings = self._settings
-        broker = await self._connect()
+        broker = await connect(self._calls, settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, settings.run)
-        config = await self._wait_for_config(run_log)
+        config = await wait_for_config(run_log, self._calls, wait_seconds=CONFIG_WAIT_SECONDS)
         text = PolicyText(config=config, model=settings.model, task_path=settings.task_path)
         work = Work(run_log=run_log, config=config, calls=self._calls, metrics=self._metrics, text=text)
         self.gateway.attach(Parts(run_log=run_log, config=config, work=work))
         log.info("Joined run %s: %d slots", settings.run, config.capacity)
-
-    async def _connect(self) -> Broker:
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._calls.run(Broker.connect, self._settings.redis_url)
-            except BrokerUnavailable as error:
-                log.warning("Waiting for the broker: %s", error)
-                await asyncio.sleep(backoff.next_seconds())
-
-    async def _wait_for_config(self, run_log: RunLog) -> RunConfig:
-        while True:
-            try:
-                return await self._calls.until_answered(run_log.state.wait_for_config, CONFIG_WAIT_SECONDS)
-            except NoProgress:
-                log.debug("Run %s does not exist yet", run_log.run)
 
 
 def _read_token(path: Path | None) -> str:

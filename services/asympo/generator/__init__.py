@@ -2,6 +2,6 @@
 
 - From lease to append: `worker`, `inflight`, `group`, `journal`; `calls` for whatever blocks.
 - From announcement to verdict: `watcher`, `reloader`, `verdict`, `gate`.
-- Start: `app` wires; `join`, `engine_choice`, `model_files`.
+- Start: `app` wires; `join`.
 - Doors: `core` behind `api` and `rpc`; `metrics`; `presence_reporter`.
 """

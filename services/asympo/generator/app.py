@@ -11,25 +11,27 @@ from pathlib import Path
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.waiting import wait_for_storage
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.control.certificate_ends import certificate_ends
-from asympo.common.errors import BrokerUnavailable, CorruptCheckpoint, EngineBroken
+from asympo.common.errors import CorruptCheckpoint, EngineBroken
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.rollout_log import Broker, RunConfig, RunLog
-from asympo.common.rollout_log.broker.calls import Backoff, Calls, race
+from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Calls, race
+from asympo.common.rollout_log.broker.joining import connect, wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
-from asympo.generator import join
+from asympo.engines.choice import build_engine
+from asympo.engines.model_files import local_model
+from asympo.engines.of_run import sampling_of
 from asympo.generator.api import build_api
 from asympo.generator.context import GeneratorContext
 from asympo.generator.core import Generator, Parts
 from asympo.generator.door import open_door
-from asympo.generator.engine_choice import build_engine
 from asympo.generator.metrics import GeneratorMetrics
-from asympo.generator.model_files import local_model
 from asympo.generator.presence_reporter import PresenceReporter
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
@@ -162,7 +164,7 @@ class GeneratorProcess:
 
     async def _work(self, closing: AsyncExitStack) -> None:
         """Join, load, then lease until drained. Raises what makes going on senseless."""
-        broker = await self._connect()
+        broker = await connect(self._calls, self._settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
         presence = PresenceReporter(
@@ -175,21 +177,12 @@ class GeneratorProcess:
         closing.push_async_callback(presence.say_goodbye)
         await race(presence.run(), self._join_and_serve(run_log, presence, closing))
 
-    async def _connect(self) -> Broker:
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._calls.run(Broker.connect, self._settings.redis_url)
-            except BrokerUnavailable as error:
-                log.warning("Waiting for the broker: %s", error)
-                await asyncio.sleep(backoff.next_seconds())
-
     async def _join_and_serve(
         self, run_log: RunLog, presence: PresenceReporter, closing: AsyncExitStack
     ) -> None:
         settings = self._settings
         journal = self._open_journal(closing)
-        config = await join.wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         task_config = of_run.task_config_of(config, task_path=settings.task_path)
         task = await self._calls.run(of_run.load_same_task, config, task_config)
         scorer = await self._calls.run(
@@ -201,7 +194,7 @@ class GeneratorProcess:
             columns=columns_of(task),
         )
         closing.callback(scorer.close)
-        await join.wait_for_storage(settings.object_store, self._calls)
+        await wait_for_storage(settings.object_store, self._calls)
         store = open_policies(
             settings.checkpoint_root,
             settings.run,
@@ -322,7 +315,7 @@ class GeneratorProcess:
         claim: Callable[[PolicyRef | None], Awaitable[None]],
         journal: AppendJournal | None,
     ) -> Parts:
-        sampling = join.sampling_of(context.config)
+        sampling = sampling_of(context.config)
         gate, groups = VerdictGate(), GroupsInFlight(metrics=context.metrics)
         reloader = Reloader(
             context=context, store=store, watcher=watcher, gate=gate, groups=groups, claim=claim

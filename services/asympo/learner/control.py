@@ -11,6 +11,7 @@ from asympo.common.clock import Clock
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, PolicyAnnouncement
+from asympo.learner.evals import EvalHistory
 from asympo.learner.progress import Progress
 from asympo.learner.settings import LearnerSettings
 
@@ -75,6 +76,8 @@ class LearnerControl:
         self._save: SaveRequest | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY_ROWS)
         self._samples: deque[dict[str, Any]] = deque(maxlen=MAX_SAMPLE_GROUPS)
+        self.evals = EvalHistory(keep_best=settings.keep_best)
+        """What evaluators found."""
         self._policy: PolicyAnnouncement | None = None
         self._published_at: float | None = None
         self.broker = BrokerView()

@@ -145,6 +145,9 @@ class LearnerSettings(ControlSettings):
 
     # Checkpoints
     keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")
+    keep_best: str | None = Field(
+        default=None, description="evaluation whose best policy is never pruned, beside keep_policies"
+    )
     keep_states: int = Field(default=2, ge=1, description="durable training states kept on storage")
     retain: bool = Field(
         default=False,

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from asympo.engines.base import Sample, SamplingSettings
-from asympo.generator.engine_choice import build_engine
-from asympo.generator.model_files import local_model
+from asympo.engines.choice import build_engine
+from asympo.engines.model_files import local_model
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.tasks.base import TaskPrompt

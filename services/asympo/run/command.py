@@ -176,7 +176,7 @@ def fetch_model(model: str) -> Path:
     """Downloads what is not here yet, its progress in sight: it must not count as the start of an engine."""
     if Path(model).is_dir():
         return Path(model)
-    from asympo.generator.model_files import local_model
+    from asympo.engines.model_files import local_model
 
     sys.stdout.write(f"looking for the model {model}; what is not here is downloaded\n")
     sys.stdout.flush()

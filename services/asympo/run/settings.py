@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME, directory_of_run
 from asympo.common.paths import SettingPath
 from asympo.common.settings import merge, nearest, read_toml, validate
+from asympo.evaluator.config import EvalConfig, check_names
 
 RUNS_DIRECTORY = Path("runs")
 """Where this machine's runs lie unless told otherwise."""
-SECTIONS = ("run", "learner", "generator", "broker", "view")
+SECTIONS = ("run", "learner", "generator", "evaluator", "broker", "view")
 
 
 class _Section(BaseModel):
@@ -42,6 +43,9 @@ class RunSection(_Section):
     directory: SettingPath = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
     evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
     max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
+    evals: tuple[EvalConfig, ...] = Field(
+        default=(), description="what is measured while the run goes on; none: only first and last policy"
+    )
     use_gpus: bool = Field(default=True, description="use GPUs if there are any")
     learner_cores: tuple[int, ...] | None = Field(
         default=None, description="cores of the learner; if not given, its share of them"
@@ -83,6 +87,11 @@ class RunSection(_Section):
         default=None, pattern=r"^https?://", description="address that the same object is posted to"
     )
     targets: TargetsSection | None = Field(default=None, description="what the run should reach")
+
+    @field_validator("evals")
+    @classmethod
+    def _names_differ(cls, value: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
+        return check_names(value)
 
 
 class GeneratorSection(_Section):
@@ -130,6 +139,8 @@ class RunFile(_Section):
     """Keys of the learner's that were written below [run]."""
     generator_values: dict[str, Any] = Field(default_factory=dict)
     """What each generator's settings file will hold."""
+    evaluator_values: dict[str, Any] = Field(default_factory=dict)
+    """What the evaluator's settings file will hold, where there are evaluations."""
     source: str = "the settings"
     """Where it came from, for messages."""
 
@@ -150,32 +161,36 @@ def read_run_file(path: Path, *, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def _found_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """With the task's files that are not in the working directory looked for beside the settings file."""
-    for section in ("run", "learner"):
-        task = values.get(section, {}).get("task") if isinstance(values.get(section), Mapping) else None
-        if not isinstance(task, dict):
-            continue
-        for key in ("path", "data", "held_out_data"):
-            if (
-                isinstance(task.get(key), str)
-                and not Path(task[key]).exists()
-                and (folder / task[key]).exists()
-            ):
-                task[key] = str(folder / task[key])
-        rewards = task.get("rewards")
-        for reward in rewards if isinstance(rewards, list) else ():
-            file, colon, name = str(reward.get("function", "")).rpartition(":")
-            file = file if file.endswith(".py") or not colon else file.replace(".", "/") + ".py"
-            if colon and not Path(file).exists() and (folder / file).is_file():
-                reward["function"] = f"{folder / file}:{name}"
+    """With the files of tasks that are not in the working directory looked for beside the settings file."""
+    run = values.get("run")
+    evals = run.get("evals") if isinstance(run, Mapping) else None
+    tasks = [section.get("task") for section in (run, values.get("learner")) if isinstance(section, Mapping)]
+    for each in evals if isinstance(evals, list) else ():
+        tasks += [each, each.get("task")] if isinstance(each, dict) else []
+    for task in tasks:
+        if isinstance(task, dict):
+            _find_files(task, folder)
     return values
 
 
-def names_python(learner_values: Mapping[str, Any]) -> bool:
-    """Whether the task is scored by functions of the user: the file that names them allows them here."""
-    task = learner_values.get("task")
-    rewards = task.get("rewards") if isinstance(task, Mapping) else None
-    functions = [each.get("function", "") for each in rewards or () if isinstance(each, Mapping)]
+def _find_files(task: dict[str, Any], folder: Path) -> None:
+    for key in ("path", "data", "held_out_data"):
+        if isinstance(task.get(key), str) and not Path(task[key]).exists() and (folder / task[key]).exists():
+            task[key] = str(folder / task[key])
+    rewards = task.get("rewards")
+    for reward in rewards if isinstance(rewards, list) else ():
+        if not isinstance(reward, dict):
+            continue
+        file, colon, name = str(reward.get("function", "")).rpartition(":")
+        file = file if file.endswith(".py") or not colon else file.replace(".", "/") + ".py"
+        if colon and not Path(file).exists() and (folder / file).is_file():
+            reward["function"] = f"{folder / file}:{name}"
+
+
+def names_python(*tasks: Any) -> bool:
+    """Whether a task is scored by functions of the user: the file that names them allows them here."""
+    rewards = [each for task in tasks if isinstance(task, Mapping) for each in task.get("rewards") or ()]
+    functions = [each.get("function", "") for each in rewards if isinstance(each, Mapping)]
     return any(":" in str(function) for function in functions)
 
 
@@ -189,16 +204,20 @@ def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
     own_run, run_for_learner = _split(values.get("run", {}), RunSection)
     own_generator, for_generator = _split(values.get("generator", {}), GeneratorSection)
     learner_values = merge(run_for_learner, values.get("learner", {}))
+    run = _section(RunSection, own_run, source, "run")
+    task = learner_values.get("task")
+    allowed = {"allow_python": True} if names_python(task) else {}
+    of_evals = names_python(task, *(each.task for each in run.evals))
+    allowed_in_evals = {"allow_python": True} if of_evals else {}
     return RunFile(
-        run=_section(RunSection, own_run, source, "run"),
+        run=run,
         generators=_section(GeneratorSection, own_generator, source, "generator"),
         broker=_section(BrokerSection, values.get("broker", {}), source, "broker"),
         view=_section(ViewSection, values.get("view", {}), source, "view"),
         learner_values=learner_values,
         given_in_run=frozenset(run_for_learner.keys() - values.get("learner", {}).keys()),
-        generator_values={"allow_python": True} | for_generator
-        if names_python(learner_values)
-        else for_generator,
+        generator_values=allowed | for_generator,
+        evaluator_values=allowed_in_evals | dict(values.get("evaluator", {})),
         source=source,
     )
 

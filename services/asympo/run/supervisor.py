@@ -57,6 +57,8 @@ class Supervisor:
         self._generator_http = [
             HttpStatus(host=each.settings.http_host, port=each.settings.http_port) for each in plan.generators
         ]
+        own = plan.evaluator.settings if plan.evaluator else None
+        self._evaluator_http = own and HttpStatus(host=own.http_host, port=own.http_port)
         self._history = History()
         self._generator_totals = GeneratorTotals()
         self._generator_status: list[Mapping[str, Any]] = [{} for _ in plan.generators]
@@ -211,7 +213,8 @@ class Supervisor:
 
     def _refuse_dead_ends(self) -> None:
         for service in self._services:
-            if service.has_ended and service.exit_code != 0:
+            is_needed = service is not self._services.evaluator
+            if is_needed and service.has_ended and service.exit_code != 0:
                 raise _ended(service)
         if all(service.has_ended for service in self._services.generators):
             raise AsympoError("no generator is left, and without one nothing is sampled: start the run again")
@@ -242,6 +245,7 @@ class Supervisor:
 
     def _finish(self, run_log: RunLog) -> LastPolicy | None:
         """After the last step: the generator loads the last policy and is examined."""
+        self._wait_for_evaluator()
         latest = run_log.policies.latest()
         step = None if latest is None else latest.step
         if self._checks is None:
@@ -266,6 +270,18 @@ class Supervisor:
         text = self._checks.measure_after(timeout_seconds=_EVALUATION_SECONDS)
         self._note(text)
         return LastPolicy(step=step, is_served=is_served, wait_seconds=waited, problem=text)
+
+    def _wait_for_evaluator(self) -> None:
+        """The last policy is measured too; an evaluator that died stops nobody."""
+        evaluator, deadline = self._services.evaluator, time.monotonic() + _EVALUATION_SECONDS
+        if evaluator is None:
+            return
+        self._phase = "waiting for the evaluations of the last policy"
+        while not (evaluator.has_ended or self._stop.is_set or time.monotonic() > deadline):
+            for text in self._services.check():
+                self._note(text)
+            self._poll()
+            self._stop.wait(_LOOP_SECONDS)
 
     def _is_served(self, policy: PolicyAnnouncement, run_log: RunLog) -> bool:
         """Waits until the generator serves a policy; False when it refuses it or takes too long."""
@@ -302,6 +318,9 @@ class Supervisor:
             self._warn(service, status)
             if status.get("groups_appended"):
                 self._services.note_progress(service)
+        evaluator = self._services.evaluator
+        if evaluator is not None and self._evaluator_http is not None and evaluator.is_running:
+            self._warn(evaluator, self._evaluator_http.get("/v1/status") or {})
         self._view.update(self._snapshot(), new_rows)
 
     def _snapshot(self) -> Snapshot:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadModel
-from asympo.generator.model_files import local_model
+from asympo.engines.model_files import local_model
 
 
 def test_model_that_is_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:

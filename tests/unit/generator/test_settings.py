@@ -2,9 +2,9 @@
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.engines.choice import build_engine
 from asympo.engines.settings import EngineSettings, SimulatedSettings
 from asympo.engines.simulated import SimulatedEngine
-from asympo.generator.engine_choice import build_engine
 from asympo.generator.settings import GeneratorSettings
 
 

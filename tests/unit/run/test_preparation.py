@@ -118,7 +118,7 @@ def test_model_is_downloaded_before_any_process_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("asympo.generator.model_files.local_model", asked.append)
+    monkeypatch.setattr("asympo.engines.model_files.local_model", asked.append)
     fetch_model(str(tmp_path))
     assert asked == []
     fetch_model("Qwen/Qwen3-1.7B-Base")

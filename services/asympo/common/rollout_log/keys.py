@@ -26,6 +26,7 @@ NOUNS = (
     "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it
     "submitted",  # sorted set: "<producer>/<number>" of groups without a lease; the newest few thousand
     "producers",  # hash: "<producer>/<outcome>" -> how many groups that were submitted without a lease
+    "evaluations",  # stream: results of evaluations as JSON, the newest few thousand
     "presence",  # hash: holder -> status
     "presence_until",  # sorted set: holder -> when its status stops being true
 )

@@ -1,6 +1,6 @@
 """Loads the Lua scripts: one file a script, with `--!include name` lines replaced by shared pieces.
 
-They lie in a folder for each caller: `generator`, `learner`, `producer`, or `anyone` (people too).
+They lie in a folder for each caller: `generator`, `learner`, `producer`, `evaluator`, or `anyone`.
 
 Scripts whose first line says `flags=allow-oom` free memory, or are needed to free it, and run when the
 broker is over its memory limit. It refuses all others then before they have written anything.
@@ -15,7 +15,7 @@ from importlib.resources.abc import Traversable
 
 from asympo.common.rollout_log.keys import NOUNS
 
-_CALLERS = ("generator", "learner", "producer", "anyone")
+_CALLERS = ("generator", "learner", "producer", "evaluator", "anyone")
 _INCLUDE = "--!include "
 _KEYS = re.compile(r"^-- .*KEYS: ([a-z_]+(?:, [a-z_]+)*)\.", re.MULTILINE)
 _READS = re.compile(r"\bbeside\(run, '([a-z_]+)'\)")

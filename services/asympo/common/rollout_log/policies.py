@@ -52,6 +52,10 @@ class Policies:
             times.setdefault(number(fields.get("step")), number(fields.get("at_ms")) / 1000)
         return sorted(times.values())
 
+    def num_after(self, step: int) -> int:
+        """How many distinct policies of higher steps were announced."""
+        return number(self._run.broker.command("ZCOUNT", self._run.key("policy_steps"), f"({step}", "+inf"))
+
     def mark_bad(self, *, step: int, fence: int, reason: str, holder: str) -> None:
         """Tells everyone not to serve a policy; the first report is kept."""
         report = json.dumps({"reason": reason[:_MAX_REASON_CHARS], "holder": holder})

@@ -6,6 +6,7 @@ from asympo.common.rollout_log.commits import Commits
 from asympo.common.rollout_log.copies import Copies
 from asympo.common.rollout_log.dead_letters import DeadLetters
 from asympo.common.rollout_log.decisions import DecisionCopy
+from asympo.common.rollout_log.evals.evaluations import Evaluations
 from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.leases import Leases
 from asympo.common.rollout_log.policies import Policies
@@ -35,6 +36,7 @@ class RunLog:
         self.dead_letters = DeadLetters(self.access)
         self.policies = Policies(self.access)
         self.presence = Presence(self.access)
+        self.evaluations = Evaluations(self.access)
         self.stats = Stats(self.access)
         self.copies = Copies(self.access)
 

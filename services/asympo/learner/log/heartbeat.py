@@ -79,6 +79,7 @@ class Heartbeat:
 
     def _look(self, fence_number: int) -> None:
         stats = self._run_log.stats.read()
+        self._learner.evals.look(self._run_log)
         view = self._learner.broker
         self._learner.broker = BrokerView(
             stats=stats,

@@ -1,6 +1,7 @@
 // Asks the learner for its state once a second and hands the answers to the views.
 
 import { Charts, columnsFor } from "./charts.js";
+import { EvalCharts } from "./evals.js";
 import { ago, byId, clock, isNumber } from "./format.js";
 import { showBroker, showGenerators, showLearner, showLog, showRun, showState, showTiles, showWarnings } from "./parts.js";
 import { SampleBrowser } from "./samples.js";
@@ -73,12 +74,14 @@ class Page {
   constructor() {
     this.history = new History();
     this.charts = new Charts();
+    this.evals = new EvalCharts();
     this.samples = new SampleBrowser();
     this.status = null;
     this.owner = null;
     this.lostAt = null;
     this.failures = 0;
     this.samplesAt = 0;
+    this.evalsAt = 0;
     this.timer = 0;
     this.isPolling = false;
     byId("retry").addEventListener("click", () => { this.samplesAt = 0; this.poll(); });
@@ -94,6 +97,7 @@ class Page {
       const status = await getJson("/v1/status");
       await this.updateHistory(status);
       await this.updateSamples();
+      await this.updateEvals();
       this.connected(status);
     } catch (error) {
       this.disconnected(error);
@@ -134,6 +138,13 @@ class Page {
       if (!(error instanceof HttpError) || error.status >= 500) throw error;
       this.samples.setMessage(error.message);
     }
+  }
+
+  async updateEvals() {
+    if (performance.now() - this.evalsAt < SAMPLES_MS && this.evalsAt > 0) return;
+    this.evalsAt = performance.now();
+    const { evals } = await getJson("/v1/evals");
+    this.evals.setResults(evals);
   }
 
   connected(status) {

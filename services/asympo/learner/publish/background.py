@@ -185,5 +185,9 @@ class BackgroundPublisher:
         if policy is not None:
             self._learner.set_policy(policy)
         self._ended_at = self._clock.monotonic_seconds()
-        self._publisher.prune(is_in_use=self._session.is_policy_in_use)
+        self._publisher.prune(
+            is_in_use=lambda policy: (
+                self._learner.evals.is_best(policy) or self._session.is_policy_in_use(policy)
+            )
+        )
         return _Written(ref=ref, policy=policy)

@@ -81,7 +81,7 @@ class StepRecorder:
         )
         self.wait_seconds = self._save_seconds = 0.0
         context.control.add_row(row)
-        self._trackers.log(step, row)
+        self._trackers.log(step, row | context.control.evals.take_numbers())
         context.metrics.step_done(
             row, computed_tokens=result.num_computed_tokens, is_applied=result.is_applied
         )

@@ -43,6 +43,10 @@ def build_api(
     async def history(after: int = -1) -> Response:
         return _json({"rows": learner.history(after=after)})
 
+    @api.get("/v1/evals")
+    async def evals() -> Response:
+        return _json({"evals": learner.evals.to_dicts()})
+
     @api.get("/v1/samples")
     async def samples(limit: int = Query(default=8, ge=1, le=64)) -> Response:
         groups = learner.samples(limit=limit)

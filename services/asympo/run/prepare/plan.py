@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 from asympo.common.errors import BadModel, BadSetting
 from asympo.common.paths import anchored, is_path
 from asympo.common.settings import dump_toml, iter_options, merge, validate
+from asympo.evaluator.prepare import choose_prompts, open_scorer
+from asympo.evaluator.settings import EvaluatorSettings
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
@@ -47,6 +49,8 @@ class Plan:
     is_broker_embedded: bool
     learner: ServicePlan
     generators: tuple[ServicePlan, ...]
+    evaluator: ServicePlan | None
+    """None without evaluations."""
     notes: tuple[str, ...]
     """Sentences a person should see before the start."""
     page: PagePort
@@ -98,6 +102,12 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         name = f"generator-{number}"
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
+    evaluator = None
+    if file.run.evals:
+        values = merge(common, _evaluator_defaults(file, generators, taken), file.evaluator_values)
+        # Its threads wait for generators; an engine of its own is told what it may use.
+        share = Share(cores=(), num_threads=1, environment={})
+        evaluator = _plan_service(EvaluatorSettings, values, directory, "evaluator", share, file)
     return Plan(
         file=file,
         directory=directory,
@@ -106,6 +116,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         learner=learner,
         generators=tuple(generators),
         page=page,
+        evaluator=evaluator,
         notes=(
             *([page.note] if page.note else ()),
             *([machine.gpu_problem] if machine.gpu_problem else ()),
@@ -158,8 +169,23 @@ def check_inputs(file: RunFile) -> None:
             )
         if not os.access(config, os.R_OK):
             raise BadModel(f"the model {settings.model} cannot be read: check the permissions of {config}")
+    generator = validate(GeneratorSettings, file.generator_values)
     if settings.task.rewards or settings.task.name in ("addition", "jsonl", "data"):
-        check_task(settings.task, validate(GeneratorSettings, file.generator_values))
+        check_task(settings.task, generator)
+    check_evals(file, settings)
+
+
+def check_evals(file: RunFile, learner: LearnerSettings) -> None:
+    """Data and reward functions of the evaluations, as for the task itself."""
+    names = [each.name for each in file.run.evals]
+    if learner.keep_best is not None and learner.keep_best not in names:
+        raise BadSetting(
+            f"learner.keep_best is {learner.keep_best}: run.evals has {', '.join(names) or 'none'}"
+        )
+    allow_python = bool(file.evaluator_values.get("allow_python"))
+    for each in file.run.evals:
+        task_config, _ = choose_prompts(each, learner.task)
+        open_scorer(task_config, timeout_seconds=10.0, num_workers=1, allow_python=allow_python).close()
 
 
 def check_task(config: TaskConfig, generator: GeneratorSettings) -> None:
@@ -273,6 +299,21 @@ def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: se
             given = merge(values["vllm"], own.get("vllm", {}))["gpu_memory_utilization"]
             cache = CACHE_OF_SHARE * given * machine.gpus[0].memory_bytes
             values["vllm"]["kv_cache_gib"] = round(cache / 2**30, 2)
+    return values
+
+
+def _evaluator_defaults(file: RunFile, generators: Sequence[ServicePlan], taken: set[int]) -> dict[str, Any]:
+    own = file.evaluator_values
+    values: dict[str, Any] = {
+        "evals": [each.model_dump(mode="json", exclude_none=True) for each in file.run.evals],
+        "results": str(file.directory.absolute() / "evals.jsonl"),
+        "exit_when_run_ends": True,
+    }
+    if "http_port" not in own:
+        values["http_port"] = free_port(avoid=frozenset(taken))
+    if own.get("engine", "generators") == "generators":
+        values["engine"] = "generators"
+        values["generators"] = [each.settings.grpc_address for each in generators]
     return values
 
 

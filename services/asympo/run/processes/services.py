@@ -25,6 +25,8 @@ class Services:
     broker: LocalBroker | None
     learner: Service
     generators: list[Service]
+    evaluator: Service | None
+    """None without evaluations."""
     broker_url: str
     description: tuple[str, ...]
     """What each process got, for the log."""
@@ -36,6 +38,8 @@ class Services:
             yield self.broker
         yield self.learner
         yield from self.generators
+        if self.evaluator is not None:
+            yield self.evaluator
 
     def be_guarded(self, guard: Guard, *, drain_seconds: Callable[[Service], float]) -> None:
         """From now on; called before anything is started.
@@ -61,7 +65,8 @@ class Services:
 
     def start(self) -> None:
         # The engine takes longest to load: it goes first.
-        for service in (*self.generators, self.learner):
+        others = (self.evaluator,) if self.evaluator is not None else ()
+        for service in (*self.generators, self.learner, *others):
             service.start()
 
     def check(self) -> list[str]:
@@ -78,11 +83,15 @@ class Services:
     ) -> list[str]:
         """Learner, then generators, then broker, each with its time; names of those that had to be killed."""
         killed = []
+        if self.evaluator is not None:
+            self.evaluator.ask_to_stop()
         if self.learner.is_running:
             note("stopping the learner: it finishes its step, publishes, saves and commits")
         self.learner.ask_to_stop()
         if not self._stop(self.learner, learner_seconds, note):
             killed.append(self.learner.name)
+        if self.evaluator is not None and not self.evaluator.stop(deadline_seconds=generator_seconds):
+            killed.append(self.evaluator.name)
         if any(service.is_running for service in self.generators):
             note("stopping the generators")
         for service in self.generators:
@@ -145,12 +154,18 @@ def build_services(plan: Plan) -> Services:
         _service(f"generator-{number}", "generator", each, logs, policy, plan)
         for number, each in enumerate(plan.generators)
     ]
+    evaluator = (
+        None
+        if plan.evaluator is None
+        else _service("evaluator", "evaluator", plan.evaluator, logs, policy, plan)
+    )
     for service, planned in zip((learner, *generators), (plan.learner, *plan.generators), strict=True):
         description.append(f"{service.name}: {planned.share}")
     return Services(
         broker=broker,
         learner=learner,
         generators=generators,
+        evaluator=evaluator,
         broker_url=plan.broker_url,
         description=tuple(description),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events
+from asympo.run.report.evals import RESULTS, read_results, summary_rows
 from asympo.run.report.samples import read_samples
 
 _MAX_EVENTS = 400
@@ -62,6 +63,9 @@ def write_page(directory: Path, summary: Mapping[str, Any]) -> None:
     if command:
         parts.append(f"<h2>To go on</h2><pre>{_text(command)}</pre>")
     parts += ["<h2>Numbers</h2>", *_table(_numbers(summary))]
+    evals = summary_rows(read_results(directory / RESULTS))
+    if evals:
+        parts += ["<h2>Evaluations</h2>", *_table(evals)]
     curves = directory / "curves.png"
     if curves.exists():
         data = base64.b64encode(curves.read_bytes()).decode()

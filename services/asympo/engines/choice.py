@@ -1,11 +1,26 @@
-"""The engine that the settings ask for; imports no other."""
+"""The engine that a service's settings ask for; imports no other."""
+
+from typing import Protocol
 
 from asympo.common.errors import BadSetting
 from asympo.engines.base import Engine
-from asympo.generator.settings import GeneratorSettings
+from asympo.engines.settings import EngineSettings, SimulatedSettings
 
 
-def build_engine(settings: GeneratorSettings) -> Engine:
+class EngineChoice(Protocol):
+    """Settings of a service with an engine."""
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def vllm(self) -> EngineSettings: ...
+
+    @property
+    def simulated(self) -> SimulatedSettings: ...
+
+
+def build_engine(settings: EngineChoice) -> Engine:
     """An engine that is not started yet. Raises BadSetting when its library is not installed."""
     if settings.engine == "simulated":
         from asympo.engines.simulated import SimulatedEngine

@@ -1,0 +1,41 @@
+"""How a service comes to its run: the broker, then the run, however long they take."""
+
+import asyncio
+import logging
+
+from asympo.common.errors import BrokerUnavailable, NoProgress
+from asympo.common.rollout_log.broker.calls import Backoff, Calls
+from asympo.common.rollout_log.broker.connection import Broker
+from asympo.common.rollout_log.run_config import RunConfig
+from asympo.common.rollout_log.run_log import RunLog
+
+log = logging.getLogger(__name__)
+
+_REMIND_EVERY = 15
+"""A line in the log after this many waits for a run that nobody has created."""
+
+
+async def connect(calls: Calls, redis_url: str) -> Broker:
+    """A connection, once the broker answers. Raises BrokerRefused and BadSetting."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await calls.run(Broker.connect, redis_url)
+        except BrokerUnavailable as error:
+            log.warning("Waiting for the broker: %s", error)
+            await asyncio.sleep(backoff.next_seconds())
+
+
+async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> RunConfig:
+    """The run's config, once its learner has created it.
+
+    Raises RunConfigMismatch when another version of ASymPO created it.
+    """
+    num_waits = 0
+    while True:
+        try:
+            return await calls.until_answered(run_log.state.wait_for_config, wait_seconds)
+        except NoProgress:
+            if num_waits % _REMIND_EVERY == 0:
+                log.info("Run %s does not exist yet: waiting for its learner", run_log.run)
+            num_waits += 1

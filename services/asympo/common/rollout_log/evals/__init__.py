@@ -1,0 +1,1 @@
+"""What evaluations found: results beside the log, which they never feed."""

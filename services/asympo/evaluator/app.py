@@ -1,0 +1,145 @@
+"""Wires one evaluator and runs it: join the run, follow its policies, measure."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+from asympo.common.checkpoints import PolicyStore
+from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.waiting import wait_for_storage
+from asympo.common.http_server import bind, serving
+from asympo.common.jsonl import JsonlWriter
+from asympo.common.lifecycle import StopSignal
+from asympo.common.logs.watch import LogWatch
+from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log.broker.calls import Calls
+from asympo.common.rollout_log.broker.joining import connect, wait_for_config
+from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
+from asympo.engines.base import Engine
+from asympo.engines.choice import build_engine
+from asympo.engines.of_run import sampling_of
+from asympo.evaluator.api import build_api
+from asympo.evaluator.following import Following, Progress
+from asympo.evaluator.metrics import EvaluatorMetrics
+from asympo.evaluator.prepare import Chosen, choose_prompts, open_scorer
+from asympo.evaluator.settings import EvaluatorSettings
+from asympo.evaluator.sources import EngineSource, FleetSource, Source
+from asympo.tasks import of_run
+
+log = logging.getLogger(__name__)
+
+_MAX_THREADS = 16
+
+
+def main(settings: EvaluatorSettings) -> int:
+    """Runs an evaluator until it is told to stop; raises AsympoError with an exit code."""
+    log_watch = set_up_logging(service="evaluator", log_format=settings.log_format, level=settings.log_level)
+    with StopSignal() as stop:
+        asyncio.run(EvaluatorProcess(settings=settings, stop=stop, log_watch=log_watch).run())
+    return 0
+
+
+class EvaluatorProcess:
+    """One evaluator from its settings to its end."""
+
+    def __init__(
+        self,
+        *,
+        settings: EvaluatorSettings,
+        stop: StopSignal,
+        engine_factory: Callable[[EvaluatorSettings], Engine] = build_engine,
+        log_watch: LogWatch | None = None,
+    ) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._engine_factory = engine_factory
+        self._log_watch = log_watch or LogWatch()
+        self.registry = new_registry(service="evaluator", version=version("asympo"))
+        self._metrics = EvaluatorMetrics(self.registry)
+        self._calls = Calls(max_threads=_MAX_THREADS, on_broker_error=self._metrics.count_broker_error)
+        self._progress = Progress()
+        self.http_port = 0
+        """Bound port, once the server answers."""
+
+    async def run(self) -> None:
+        """Follow the run until told to stop. What is opened last is closed first."""
+        async with AsyncExitStack() as closing:
+            closing.callback(self._calls.close)
+            listener = bind(self._settings.http_host, self._settings.http_port)
+            self.http_port = int(listener.getsockname()[1])
+            api = build_api(
+                self._progress,
+                run=self._settings.run,
+                log_watch=self._log_watch,
+                metrics_endpoint=MetricsEndpoint(self.registry),
+            )
+            await closing.enter_async_context(serving(api, listener))
+            log.info("Evaluator of run %s: http on port %d", self._settings.run, self.http_port)
+            stopping = asyncio.ensure_future(self._stop.wait_async())
+            working = asyncio.ensure_future(self._work(closing))
+            await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            log.info("Stopping: %s", self._stop.reason or "the work has ended")
+            working.cancel()
+            await asyncio.wait({working})
+            if not working.cancelled():
+                working.result()
+
+    async def _work(self, closing: AsyncExitStack) -> None:
+        settings = self._settings
+        broker = await connect(self._calls, settings.redis_url)
+        closing.callback(broker.close)
+        run_log = RunLog(broker, settings.run)
+        config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        # What is wrong with data or reward functions is said before an engine is loaded.
+        chosen = await self._choose(config, closing)
+        await wait_for_storage(settings.object_store, self._calls)
+        store = open_policies(
+            settings.checkpoint_root,
+            settings.run,
+            settings.object_store,
+            cached=settings.object_store.cached_policies,
+        )
+        writer = JsonlWriter(settings.results) if settings.results else None
+        if writer is not None:
+            closing.callback(writer.close)
+        source = self._open_source(run_log, store)
+        closing.push_async_callback(source.close)
+        following = Following(
+            settings=settings,
+            run_log=run_log,
+            store=store,
+            source=source,
+            chosen=chosen,
+            progress=self._progress,
+            metrics=self._metrics,
+            calls=self._calls,
+            writer=writer,
+        )
+        await following.run()
+
+    async def _choose(self, config: RunConfig, closing: AsyncExitStack) -> list[Chosen]:
+        settings, found = self._settings, []
+        task_of_run, sampling = of_run.task_config_of(config, task_path=None), sampling_of(config)
+        for each in settings.evals:
+            task_config, prompts = await self._calls.run(choose_prompts, each, task_of_run)
+            scorer = await self._calls.run(
+                open_scorer,
+                task_config,
+                timeout_seconds=settings.reward_timeout_seconds,
+                num_workers=settings.reward_workers,
+                allow_python=settings.allow_python,
+            )
+            closing.callback(scorer.close)
+            found.append(
+                Chosen(config=each, prompts=prompts, sampling=each.sampling(sampling), scorer=scorer)
+            )
+        return found
+
+    def _open_source(self, run_log: RunLog, store: PolicyStore) -> Source:
+        settings = self._settings
+        if settings.engine == "generators":
+            return FleetSource(settings.generators, run_log=run_log, calls=self._calls)
+        return EngineSource(self._engine_factory(settings), store=store, calls=self._calls)

@@ -1,0 +1,113 @@
+"""One evaluation: what is asked, how it is sampled, how often."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from asympo.common.errors import BadSetting
+from asympo.engines.base import SamplingSettings
+from asympo.tasks.base import Task, TaskPrompt
+from asympo.tasks.config import TaskConfig
+
+_DECIDES_PROMPTS = ("name", "data", "path", "dataset")
+_INHERITED = ("rewards", "scoring", "pattern", "prompt_as", "system_prompt", "cue", "chat_template_kwargs")
+"""What prompts of another source take from the run's task where they say nothing themselves."""
+
+
+class EvalConfig(BaseModel):
+    """`[[run.evals]]`; keys of `[run.task]` may stand beside these, and say what is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        default="held-out", pattern=r"^[A-Za-z0-9][\w.-]{0,63}$", description="what the results are called"
+    )
+    task: dict[str, Any] = Field(
+        default_factory=dict, description="keys of a task; none: the run's own held-out prompts"
+    )
+    samples: int = Field(default=1, ge=1, le=1024, description="responses to each prompt, k of mean@k")
+    every: int = Field(default=1, ge=1, description="policies from one evaluation to the next")
+    max_prompts: int = Field(default=200, ge=1, description="prompts asked at most, the same ones each time")
+    temperature: float | None = Field(
+        default=None, ge=0.0, le=10.0, description="none: greedy for one sample, else as the run samples"
+    )
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0, description="none: as the run samples")
+    max_tokens: int | None = Field(default=None, ge=1, description="none: as the run samples")
+    stop: tuple[str, ...] | None = Field(default=None, description="none: as the run samples")
+    right_at: float = Field(default=1.0, description="a response with this reward is right, for pass@k")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_keys_may_stand_beside(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        beside = {key: values[key] for key in values if key in TaskConfig.model_fields and key != "name"}
+        rest = {key: value for key, value in values.items() if key not in beside}
+        return {**rest, "task": {**rest.get("task", {}), **beside}} if beside else values
+
+    @field_validator("task")
+    @classmethod
+    def _is_a_task(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if _says_what_is_asked(values):
+            TaskConfig(**values)
+        return values
+
+    def task_config(self, of_run: TaskConfig) -> TaskConfig:
+        """The task of this evaluation, for a run with this one. Raises BadSetting."""
+        if not self.task:
+            return of_run
+        if _says_what_is_asked(self.task):
+            inherited = of_run.model_dump(include=set(_INHERITED))
+            if {"scoring", "pattern", "rewards"} & set(self.task):
+                inherited = {
+                    key: inherited[key] for key in inherited if key not in ("scoring", "pattern", "rewards")
+                }
+            values = {**inherited, "held_out_fraction": 0.0, **self.task}
+        else:
+            values = {**of_run.model_dump(), **self.task}
+        try:
+            return TaskConfig(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "its task"
+            raise BadSetting(f"the evaluation {self.name}: {where}: {first['msg']}") from error
+
+    def choose(self, task: Task) -> list[TaskPrompt]:
+        """The prompts to ask: those of another source, or the run's held-out ones. Raises BadSetting."""
+        prompts = list(task.held_out())
+        if not prompts and _says_what_is_asked(self.task):
+            prompts = [task.prompt(index) for index in range(len(task))]
+        if not prompts:
+            raise BadSetting(
+                f"the evaluation {self.name} has no prompts: the run holds none out, so give it its own data"
+            )
+        if len(prompts) <= self.max_prompts:
+            return prompts
+        step = len(prompts) / self.max_prompts
+        return [prompts[int(number * step)] for number in range(self.max_prompts)]
+
+    def sampling(self, of_run: SamplingSettings) -> SamplingSettings:
+        """How it samples, in a run that samples so."""
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.0 if self.samples == 1 else of_run.temperature
+        return SamplingSettings(
+            temperature=temperature,
+            top_p=of_run.top_p if self.top_p is None else self.top_p,
+            max_tokens=self.max_tokens or of_run.max_tokens,
+            min_tokens=0 if self.max_tokens else of_run.min_tokens,
+            stop=of_run.stop if self.stop is None else self.stop,
+        )
+
+
+def check_names(evals: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
+    """Raises ValueError when two evaluations have one name."""
+    names = [each.name for each in evals]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two evaluations are called {twice}: give each a name of its own")
+    return evals
+
+
+def _says_what_is_asked(task: dict[str, Any]) -> bool:
+    return any(task.get(key) is not None for key in _DECIDES_PROMPTS)

@@ -1,0 +1,148 @@
+"""The loop: wait for policies, measure those that are due."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.names import StepName
+from asympo.common.errors import AsympoError, EngineBroken
+from asympo.common.jsonl import JsonlWriter
+from asympo.common.rollout_log import RunLog, RunState
+from asympo.common.rollout_log.broker.calls import Calls
+from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.evaluator.measure import Sampler, measure
+from asympo.evaluator.metrics import EvaluatorMetrics
+from asympo.evaluator.prepare import Chosen, Prepared, render
+from asympo.evaluator.settings import EvaluatorSettings
+from asympo.evaluator.sources import Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What an evaluator is doing, for people."""
+
+    state: str = "starting"
+    """starting, waiting or measuring."""
+    measuring: str = ""
+    """Which evaluation, and how far it is."""
+    newest: dict[str, EvalResult] = field(default_factory=dict)
+    """The newest result of each evaluation."""
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "measuring": self.measuring,
+            "evals": [each.to_dict() for each in self.newest.values()],
+        }
+
+
+class Following:
+    """Follows the policies of one run."""
+
+    def __init__(
+        self,
+        *,
+        settings: EvaluatorSettings,
+        run_log: RunLog,
+        store: PolicyStore,
+        source: Source,
+        chosen: Sequence[Chosen],
+        progress: Progress,
+        metrics: EvaluatorMetrics,
+        calls: Calls,
+        writer: JsonlWriter | None,
+    ) -> None:
+        self._settings, self._run_log, self._store = settings, run_log, store
+        self._source, self._chosen, self._writer = source, chosen, writer
+        self._progress, self._metrics, self._calls = progress, metrics, calls
+        self._prepared: list[Prepared] = []
+
+    async def run(self) -> None:
+        """Measures what is due, for ever or until the run has ended. Raises EngineBroken."""
+        for result in (await self._calls.until_answered(self._run_log.evaluations.after))[0]:
+            self._progress.newest[result.eval] = result
+        self._progress.state = "waiting"
+        while True:
+            announced = await self._calls.until_answered(self._run_log.policies.latest)
+            is_over = await self._calls.until_answered(self._run_log.state.get) is RunState.FINISHED
+            policy = await self._newest_policy()
+            due = [] if policy is None else await self._due(policy, is_over=is_over)
+            if policy is not None and due and await self._measure_due(policy, due):
+                continue
+            if is_over and self._settings.exit_when_run_ends:
+                return
+            self._progress.state = "waiting"
+            wait_seconds = self._settings.slot_wait_seconds
+            await self._calls.until_answered(self._run_log.policies.wait, announced, wait_seconds)
+
+    async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
+        """False when the policy cannot be measured now."""
+        try:
+            sampler = await self._source.open(policy)
+            if not self._prepared:
+                tokenizer = self._source.tokenizer
+                self._prepared = [await self._calls.run(render, each, tokenizer) for each in self._chosen]
+            for each in self._prepared:
+                if each.config.name in due:
+                    await self._keep(await self._measure(each, sampler, policy))
+        except EngineBroken:
+            raise
+        except AsympoError as error:
+            for name in due:
+                self._metrics.failed(name)
+            log.warning("Policy %d is not measured: %s", policy.step, error)
+            return False
+        return True
+
+    async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> EvalResult:
+        self._progress.state, total = "measuring", len(each.prompts)
+        is_own = self._settings.engine != "generators"
+
+        def note(done: int) -> None:
+            self._progress.measuring = f"{each.config.name}: {done} of {total} prompts"
+
+        try:
+            return await measure(
+                each,
+                sampler,
+                max_in_flight=self._settings.max_prompts_in_flight,
+                policy_fence=policy.fence if is_own else None,
+                note=note,
+            )
+        finally:
+            self._progress.measuring = ""
+
+    async def _keep(self, result: EvalResult) -> None:
+        self._progress.newest[result.eval] = result
+        self._metrics.measured(result)
+        log.info("%s of policy %s: mean@%d %s", result.eval, result.policy_step, result.samples, result.mean)
+        if self._writer is not None:
+            await self._calls.run(self._writer.append, result.to_dict())
+        await self._calls.until_answered(self._run_log.evaluations.add, result)
+
+    async def _newest_policy(self) -> PolicyRef | None:
+        bad = await self._calls.until_answered(self._run_log.policies.bad)
+        names = {str(StepName(step=each.step, fence=each.fence)) for each in bad}
+        try:
+            return await self._calls.run(self._store.newest, exclude=names)
+        except OSError as error:
+            log.error("The policies in %s cannot be read: %s", self._store.path, error)
+            return None
+
+    async def _due(self, policy: PolicyRef, *, is_over: bool) -> list[str]:
+        """Names of the evaluations that this policy should go through."""
+        due = []
+        for each in self._chosen:
+            before = self._progress.newest.get(each.config.name)
+            if before is None or before.policy_step is None:
+                due.append(each.config.name)
+                continue
+            num_since = await self._calls.until_answered(self._run_log.policies.num_after, before.policy_step)
+            is_last = is_over and policy.step > (before.last_policy_step or 0)
+            if policy.step > before.policy_step and (num_since >= each.config.every or is_last):
+                due.append(each.config.name)
+        return due

@@ -1,0 +1,60 @@
+"""What an evaluation needs besides a policy: its prompts, its scoring, the prompts' token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asympo.engines.base import SamplingSettings
+from asympo.evaluator.config import EvalConfig
+from asympo.rewards.scorer import Scorer
+from asympo.tasks.base import TaskPrompt
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.registry import load_task
+from asympo.tasks.render import render_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """An evaluation whose data is read and whose scoring is ready."""
+
+    config: EvalConfig
+    prompts: tuple[TaskPrompt, ...]
+    sampling: SamplingSettings
+    scorer: Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Chosen):
+    """The same with the prompts as the policy is asked."""
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+
+
+def choose_prompts(config: EvalConfig, task_of_run: TaskConfig) -> tuple[TaskConfig, tuple[TaskPrompt, ...]]:
+    """The evaluation's task and what it asks. Raises BadSetting in one sentence."""
+    task_config = config.task_config(task_of_run)
+    return task_config, tuple(config.choose(load_task(task_config)))
+
+
+def open_scorer(
+    task_config: TaskConfig, *, timeout_seconds: float, num_workers: int, allow_python: bool
+) -> Scorer:
+    """Its scoring, in processes of its own. Raises BadSetting."""
+    return Scorer(
+        task=task_config,
+        timeout_seconds=timeout_seconds,
+        num_workers=num_workers,
+        allow_python=allow_python,
+    )
+
+
+def render(chosen: Chosen, tokenizer: Any) -> Prepared:
+    """With token ids. Raises BadSetting when a prompt cannot be rendered."""
+    ids: Sequence[tuple[int, ...]] = [tuple(render_prompt(each, tokenizer)) for each in chosen.prompts]
+    return Prepared(
+        config=chosen.config,
+        prompts=chosen.prompts,
+        sampling=chosen.sampling,
+        scorer=chosen.scorer,
+        prompt_ids=tuple(ids),
+    )

@@ -1,0 +1,89 @@
+"""Two ways to responses: an engine of our own, or the generators' free slots."""
+
+import itertools
+from collections.abc import Sequence
+
+import grpc
+
+from asympo.common.errors import NoProgress, PromptRefused
+from asympo.common.proxies import DIRECT_CHANNEL
+from asympo.engines.base import Engine, SamplingSettings
+from asympo.evaluator.measure import Answered
+from asympo.v1 import generator_service_pb2 as messages
+from asympo.v1 import rollout_pb2
+from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
+
+_CALL_SECONDS = 600.0
+_REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+
+
+class EngineSampler:
+    """Our own engine, which holds one policy for as long as it is asked."""
+
+    def __init__(self, engine: Engine, *, policy_step: int | None, policy_name: str) -> None:
+        self._engine, self._policy_step, self._policy_name = engine, policy_step, policy_name
+        self._numbers = itertools.count()
+
+    async def sample(
+        self, prompt_ids: Sequence[int], *, num_samples: int, sampling: SamplingSettings
+    ) -> Answered:
+        samples = await self._engine.generate(
+            prompt_ids,
+            num_samples=num_samples,
+            sampling=sampling,
+            request_id=f"eval-{self._policy_name}-{next(self._numbers)}",
+            cache_salt=self._policy_name,
+        )
+        return Answered(
+            texts=[sample.text for sample in samples],
+            token_ids=[sample.token_ids for sample in samples],
+            policy_steps=(self._policy_step, self._policy_step),
+        )
+
+
+class FleetSampler:
+    """Generators in turn; which policy they serve is theirs to say."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._channels = [grpc.aio.insecure_channel(each, options=DIRECT_CHANNEL) for each in addresses]
+        self._stubs = [GeneratorServiceStub(channel) for channel in self._channels]
+        self._turns = itertools.count()
+
+    async def sample(
+        self, prompt_ids: Sequence[int], *, num_samples: int, sampling: SamplingSettings
+    ) -> Answered:
+        """Asks the next generator, then the others. Raises NoProgress when none answers, PromptRefused."""
+        request = messages.GeneratorServiceGenerateRequest(
+            prompts=[rollout_pb2.Prompt(token_ids=prompt_ids)],
+            num_samples=num_samples,
+            sampling=messages.Sampling(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop),
+            ),
+        )
+        first, problem = next(self._turns), ""
+        for number in range(len(self._stubs)):
+            stub = self._stubs[(first + number) % len(self._stubs)]
+            try:
+                answer = await stub.Generate(request, timeout=_CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _REFUSED:
+                    raise PromptRefused(str(error.details())) from None
+                problem = f"{error.code().name}: {error.details()}"
+                continue
+            responses = answer.groups[0].responses
+            return Answered(
+                texts=[each.text for each in responses],
+                token_ids=[tuple(each.token_ids) for each in responses],
+                policy_steps=(
+                    answer.policy_step if answer.HasField("policy_step") else None,
+                    answer.last_policy_step if answer.HasField("last_policy_step") else None,
+                ),
+            )
+        raise NoProgress(f"none of {len(self._stubs)} generators answers ({problem})")
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()

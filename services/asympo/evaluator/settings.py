@@ -1,0 +1,74 @@
+"""Settings of one evaluator. Model, task and sampling come from the run itself."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from asympo.common.control.settings import Port, is_loopback
+from asympo.common.paths import OptionalPath
+from asympo.common.settings import ServiceSettings
+from asympo.engines.settings import EngineSettings, SimulatedSettings
+from asympo.evaluator.config import EvalConfig, check_names
+
+
+class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
+    """Everything one evaluator can be told."""
+
+    service: ClassVar[str] = "evaluator"
+
+    evals: tuple[EvalConfig, ...] = Field(
+        default=(EvalConfig(),), min_length=1, description="what is measured; none given: held-out prompts"
+    )
+    engine: Literal["vllm", "simulated", "generators"] = Field(
+        default="vllm", description="an engine of its own, or the free slots of generators on this machine"
+    )
+    generators: tuple[str, ...] = Field(
+        default=(), description="gRPC addresses of generators on this machine, for engine = generators"
+    )
+    vllm: EngineSettings = EngineSettings()
+    simulated: SimulatedSettings = SimulatedSettings()
+    max_prompts_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts asked at the same time")
+    allow_python: bool = Field(default=False, description="let tasks score with the user's Python code")
+    reward_timeout_seconds: float = Field(
+        default=10.0, gt=0.0, description="time limit for scoring one response"
+    )
+    reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
+    results: OptionalPath = Field(
+        default=None, description="JSONL file for every result; if not given, they are on the broker alone"
+    )
+    http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
+    http_port: Port = Field(default=8083, description="port of health, metrics, status; 0 picks one")
+    policy_poll_seconds: float = Field(
+        default=10.0, gt=0.0, description="look for unannounced policies this often"
+    )
+    slot_wait_seconds: float = Field(
+        default=2.0, gt=0.0, le=60.0, description="longest single wait for an announcement"
+    )
+    exit_when_run_ends: bool = Field(
+        default=False, description="exit once the last policy of a finished run is measured"
+    )
+
+    @field_validator("evals")
+    @classmethod
+    def _names_differ(cls, value: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
+        return check_names(value)
+
+    @field_validator("generators")
+    @classmethod
+    def _are_on_this_machine(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            host = address.rpartition(":")[0].strip("[]")
+            if not address.startswith("unix:") and not is_loopback(host):
+                raise ValueError(
+                    f"{address} is not on this machine: generators elsewhere ask for certificates, so give "
+                    "the evaluator an engine of its own"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _generators_are_named(self) -> Self:
+        if (self.engine == "generators") != bool(self.generators):
+            raise ValueError(
+                "engine = generators and the addresses in generators go together: give both or neither"
+            )
+        return self

@@ -1,0 +1,112 @@
+"""Where a policy can be asked: loaded into an engine of our own, or served by generators."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.errors import CorruptCheckpoint, EngineBroken, NoProgress
+from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log.broker.calls import Calls
+from asympo.engines.base import Engine
+from asympo.evaluator.measure import Sampler
+from asympo.evaluator.samplers import EngineSampler, FleetSampler
+from asympo.tasks.quick_tokenizer import open_tokenizer
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_SERVED_SECONDS = 300.0
+_CLOSE_SECONDS = 30.0
+
+
+class Source(Protocol):
+    """Makes policies answer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer; valid once a policy was opened."""
+
+    async def open(self, policy: PolicyRef) -> Sampler:
+        """Asks this policy from now on. Raises NoProgress when it cannot be had, EngineBroken."""
+
+    async def close(self) -> None: ...
+
+
+class EngineSource:
+    """An engine that no swap disturbs while it is asked."""
+
+    def __init__(self, engine: Engine, *, store: PolicyStore, calls: Calls) -> None:
+        self._engine, self._store, self._calls = engine, store, calls
+        self._policy: PolicyRef | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._engine.tokenizer
+
+    async def open(self, policy: PolicyRef) -> Sampler:
+        try:
+            manifest = await self._calls.run(self._store.verify, policy)
+        except (CorruptCheckpoint, OSError) as error:
+            raise NoProgress(f"policy {policy.step} does not verify ({error})") from None
+        if self._policy is None:
+            await self._engine.start(model_path=policy.path)
+            readback = await self._engine.read_back(policy.path, manifest=manifest)
+        elif self._policy != policy:
+            readback = (await self._engine.reload(policy.path, manifest=manifest)).readback
+        else:
+            return self._sampler(policy)
+        if readback.wrong:
+            raise EngineBroken(
+                f"the engine holds other values than policy {policy.step}: {readback.wrong[0]}"
+            )
+        self._policy = policy
+        return self._sampler(policy)
+
+    def _sampler(self, policy: PolicyRef) -> Sampler:
+        return EngineSampler(self._engine, policy_step=policy.step, policy_name=policy.name)
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._engine.close()
+        except TimeoutError:
+            log.error("The engine did not close within %.0f s and is left behind", _CLOSE_SECONDS)
+
+
+class FleetSource:
+    """Generators that go on with their work; what they swap to meanwhile is told in the result."""
+
+    def __init__(self, addresses: Sequence[str], *, run_log: RunLog, calls: Calls) -> None:
+        self._run_log, self._calls = run_log, calls
+        self._sampler = FleetSampler(addresses)
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    async def open(self, policy: PolicyRef) -> Sampler:
+        if self._tokenizer is None:
+            self._tokenizer = await self._calls.run(open_tokenizer, str(policy.path))
+        try:
+            async with asyncio.timeout(_SERVED_SECONDS):
+                while not await self._is_served(policy):
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise NoProgress(
+                f"no generator serves policy {policy.step} after {_SERVED_SECONDS:g} s"
+            ) from None
+        return self._sampler
+
+    async def _is_served(self, policy: PolicyRef) -> bool:
+        reports = await self._calls.until_answered(self._run_log.presence.generators)
+        served = [(each.get("policy_fence"), each.get("policy_step")) for each in reports]
+        return any(
+            isinstance(fence, int) and isinstance(step, int) and (fence, step) >= (policy.fence, policy.step)
+            for fence, step in served
+        )
+
+    async def close(self) -> None:
+        await self._sampler.close()

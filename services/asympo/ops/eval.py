@@ -1,0 +1,95 @@
+"""`asympo eval`: measures one policy or model now, with the evaluations of a run's settings file."""
+
+import asyncio
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from asympo.common.commands import CommandParser, write_json, write_table
+from asympo.common.errors import BadSetting
+from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.common.settings import validate
+from asympo.engines.base import SamplingSettings
+from asympo.engines.choice import build_engine
+from asympo.engines.model_files import local_model
+from asympo.evaluator.config import EvalConfig
+from asympo.evaluator.measure import measure
+from asympo.evaluator.prepare import Chosen, choose_prompts, open_scorer, render
+from asympo.evaluator.samplers import EngineSampler
+from asympo.generator.settings import GeneratorSettings
+from asympo.learner.settings import LearnerSettings
+from asympo.run.settings import RunFile, read_run_file
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(prog="asympo eval", description="Measure one policy or model now.")
+    parser.add_argument("model", metavar="POLICY_OR_MODEL", help="directory, or owner/name on the hub")
+    parser.add_argument("settings", metavar="CONFIG", type=Path, help="settings file of `asympo run`")
+    parser.add_argument("--eval", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args(argv)
+    file = read_run_file(arguments.settings)
+    results = asyncio.run(_measure(file, _asked(file, arguments), arguments.model))
+    if arguments.json:
+        write_json({"model": arguments.model, "evals": [each.to_dict() for each in results]})
+    else:
+        _write_table(results, arguments.model)
+    return 0
+
+
+def _asked(file: RunFile, arguments: Namespace) -> list[EvalConfig]:
+    evals = file.run.evals or (EvalConfig(),)
+    names = [each.name for each in evals]
+    for name in arguments.eval or ():
+        if name not in names:
+            raise BadSetting(f"{file.source} has no evaluation {name}: it has {', '.join(names)}")
+    return [each for each in evals if not arguments.eval or each.name in arguments.eval]
+
+
+async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> list[EvalResult]:
+    learner = validate(LearnerSettings, file.learner_values)
+    generator = validate(GeneratorSettings, file.generator_values)
+    of_run = SamplingSettings(
+        temperature=learner.sampling.temperature,
+        top_p=learner.sampling.top_p,
+        max_tokens=learner.sampling.max_tokens,
+        min_tokens=learner.sampling.min_tokens,
+        stop=learner.sampling.stop,
+    )
+    chosen: list[Chosen] = []
+    engine = build_engine(generator)
+    try:
+        # Data and reward functions say what is wrong before a model is loaded.
+        for each in evals:
+            task_config, prompts = choose_prompts(each, learner.task)
+            scorer = open_scorer(
+                task_config,
+                timeout_seconds=generator.reward_timeout_seconds,
+                num_workers=generator.reward_workers,
+                allow_python=generator.allow_python,
+            )
+            chosen.append(Chosen(config=each, prompts=prompts, sampling=each.sampling(of_run), scorer=scorer))
+        path = Path(model) if generator.engine == "simulated" else local_model(model)
+        await engine.start(model_path=path)
+        sampler = EngineSampler(engine, policy_step=None, policy_name=path.name)
+        prepared = [render(each, engine.tokenizer) for each in chosen]
+        limit = generator.max_groups_in_flight
+        return [await measure(each, sampler, max_in_flight=limit) for each in prepared]
+    finally:
+        await engine.close()
+        for opened in chosen:
+            opened.scorer.close()
+
+
+def _write_table(results: Sequence[EvalResult], model: str) -> None:
+    rows = []
+    for each in results:
+        rows.append([each.eval, each.prompts, f"mean@{each.samples}", each.mean])
+        rows += [[each.eval, each.prompts, f"pass@{k}", value] for k, value in each.pass_at.items()]
+        rows += [
+            [each.eval, each.prompts, f"reward {name}", f"{value:.3f}"]
+            for name, value in each.functions.items()
+        ]
+        if each.unscored:
+            rows.append([each.eval, each.prompts, "not scored", each.unscored])
+    write_table(model, ("evaluation", "prompts", "what", "value"), rows)
