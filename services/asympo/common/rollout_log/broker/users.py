@@ -54,13 +54,19 @@ ROLES = {
         reads=("config", "run", "learner", "policies", "wake"),
     ),
     "producer": Role(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
+    "evaluator": Role(
+        callers=("evaluator",),
+        more_scripts=("list_bad_policies", "list_presence"),
+        commands=("get", "hmget", "xrange", "xread", "xrevrange", "zcount"),
+        reads=("config", "run", "policies", "policy_steps"),
+    ),
     "learner": Role(
         callers=("learner", "anyone"),
         commands=(*_PLAIN_TYPES.split(), "config|get", "script|load"),
         owns="{run}:*",
     ),
     "operator": Role(
-        callers=("generator", "learner", "producer", "anyone"),
+        callers=("generator", "learner", "producer", "evaluator", "anyone"),
         commands=(
             *_PLAIN_TYPES.split(),
             *("scan", "config|get", "cluster|info", "slowlog|get", "client|list"),

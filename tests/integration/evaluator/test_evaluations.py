@@ -1,0 +1,179 @@
+"""Evaluations beside a real run: learner, broker and processes are real, the engine is simulated."""
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.cli import main
+from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log.broker.connection import Broker
+from asympo.common.rollout_log.evals.result import Estimate, EvalResult
+from asympo.local.ports import free_port
+from asympo.testing.run_process import RunProcess
+
+ROWS = '{"prompt": "1+1=", "answer": "2"}\n{"prompt": "2+3=", "answer": "5"}\n'
+SETTINGS = """
+[run]
+name = "tiny"
+directory = "{root}/runs"
+model = "{model}"
+evaluate = false
+keep_best = "more"
+[run.sampling]
+max_tokens = 6
+[[run.evals]]
+max_prompts = 6
+[[run.evals]]
+name = "more"
+data = "rows.jsonl"
+samples = 4
+every = 2
+[[run.evals.rewards]]
+function = "own.py:is_a_digit"
+[[run.evals.rewards]]
+function = "length"
+options = {{ free = 2, limit = 40, unit = "characters" }}
+weight = 0.0
+[learner]
+http_port = {port}
+group_size = 4
+groups_per_step = 2
+total_steps = 12
+keep_policies = 2
+[generator]
+engine = "simulated"
+[evaluator]
+{evaluator}
+"""
+
+
+@pytest.fixture(params=["", 'engine = "simulated"'], ids=["generators", "own-engine"])
+def finished(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> Path:
+    """A run that has ended, and its evaluations with it."""
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "own.py").write_text(
+        "def is_a_digit(response_text, **columns):\n    return float(response_text.strip().isdigit())\n"
+    )
+    config = tmp_path / "run.toml"
+    config.write_text(
+        SETTINGS.format(root=tmp_path, model=tiny_model, port=free_port(), evaluator=request.param)
+    )
+    run = RunProcess(config, log_path=tmp_path / "run.log").start()
+    try:
+        assert run.wait(170) == 0, (tmp_path / "run.log").read_text()
+    finally:
+        run.kill()
+    return tmp_path / "runs" / "tiny"
+
+
+def test_run_is_measured_to_its_last_policy_and_its_best_policy_is_kept(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (finished / "evals.jsonl").read_text().splitlines()]
+    by_name = {name: [row for row in rows if row["eval"] == name] for name in ("held-out", "more")}
+    for found in by_name.values():
+        steps = [row["policy_step"] for row in found]
+        assert steps == sorted(set(steps))
+        assert found[-1]["last_policy_step"] == 12
+        assert all(row["mean"][1] <= row["mean"][0] <= row["mean"][2] for row in found)
+    assert {row["prompts"] for row in by_name["held-out"]} == {6}
+    more = by_name["more"][-1]
+    assert (more["prompts"], more["samples"], sorted(more["pass_at"])) == (2, 4, ["1", "2", "4"])
+    assert sorted(more["functions"]) == ["is_a_digit", "length"]
+    assert more["unscored"] == 0
+    assert "Evaluations" in (finished / "report.html").read_text()
+    assert (
+        main(
+            [
+                "checkpoint",
+                "best",
+                "--run",
+                "tiny",
+                "--checkpoint-root",
+                str(finished.parent),
+                "--eval",
+                "more",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    best = json.loads(capsys.readouterr().out)
+    own = [row for row in by_name["more"] if row["policy_step"] == row["last_policy_step"]]
+    assert best["mean"] == max(row["mean"][0] for row in own)
+    assert Path(best["path"]).is_dir()
+
+
+@pytest.mark.timeout(400)
+def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Foreign values in the stream stop neither learner nor page."""
+    port = free_port()
+    config = tmp_path / "run.toml"
+    text = SETTINGS.format(root=tmp_path, model=tiny_model, port=port, evaluator='engine = "simulated"')
+    config.write_text(text.replace("total_steps = 12", "total_steps = 5000"))
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "own.py").write_text("def is_a_digit(response_text, **columns):\n    return 1.0\n")
+    run = RunProcess(config, log_path=tmp_path / "run.log").start()
+    try:
+        directory = tmp_path / "runs" / "tiny"
+        url = f"http://127.0.0.1:{port}/v1/evals"
+        run.until(lambda: (directory / "metrics.jsonl").exists(), seconds=150, what="a step")
+        log = RunLog(Broker.connect(f"unix://{directory}/broker/broker.sock"), "tiny")
+        key = log.access.key("evaluations")
+        for junk in (b"\xff", b"[]", b'{"eval": 1}', b"{" * 9000):
+            log.broker.client.xadd(key, {"result": junk})
+        log.broker.client.xadd(key, {"other": b"x"})
+        estimate = Estimate(value=0.5, low=0.4, high=0.6)
+        log.evaluations.add(
+            EvalResult(
+                eval="foreign",
+                policy_step=1,
+                policy_fence=1,
+                last_policy_step=1,
+                prompts=1,
+                samples=1,
+                mean=estimate,
+                pass_at={1: estimate},
+            )
+        )
+
+        def shown() -> list[dict[str, Any]]:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                found: list[dict[str, Any]] = json.load(reply)["evals"]
+            return found
+
+        run.until(lambda: "foreign" in {each["eval"] for each in shown()}, seconds=100, what="the result")
+        run.until(
+            lambda: "eval/foreign/mean@1" in (directory / "metrics.jsonl").read_text(),
+            seconds=100,
+            what="its row",
+        )
+        assert log.access.unreadable["evaluations"] == 0
+        assert len(log.evaluations.after()[0]) == len(shown())
+        assert log.access.unreadable["evaluations"] == 5
+    finally:
+        run.kill()
+
+
+def test_a_model_is_measured_by_hand(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'[run]\nmodel = "{tiny_model}"\n[run.sampling]\nmax_tokens = 6\n[generator]\nengine = "simulated"\n'
+        '[[run.evals]]\nmax_prompts = 5\n[[run.evals]]\nname = "often"\nsamples = 2\nmax_prompts = 3\n'
+    )
+    assert main(["eval", str(tiny_model), str(config), "--json"]) == 0
+    evals = json.loads(capsys.readouterr().out)["evals"]
+    assert [(each["eval"], each["prompts"], each["samples"]) for each in evals] == [
+        ("held-out", 5, 1),
+        ("often", 3, 2),
+    ]
+    assert main(["eval", str(tiny_model), str(config), "--eval", "nope"]) == 2
+    assert "it has held-out, often" in capsys.readouterr().err
+    assert main(["eval", str(tiny_model), str(config), "--eval", "often"]) == 0
+    assert "pass@2" in capsys.readouterr().out

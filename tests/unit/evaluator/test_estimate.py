@@ -1,0 +1,54 @@
+"""Numbers of an evaluation against brute force and against what is known."""
+
+import itertools
+import random
+from fractions import Fraction
+
+import pytest
+from asympo.evaluator.estimate import mean_over_prompts, pass_at_k, pass_ks, wilson_interval
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 7])
+def test_pass_at_k_is_the_share_of_choices_with_a_right_one(num_samples: int) -> None:
+    for num_right in range(num_samples + 1):
+        responses = [number < num_right for number in range(num_samples)]
+        for k in range(1, num_samples + 1):
+            choices = [any(each) for each in itertools.combinations(responses, k)]
+            assert pass_at_k(num_samples, num_right, k) == pytest.approx(
+                float(Fraction(sum(choices), len(choices)))
+            )
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    rng, chance = random.Random(1), 0.3
+    estimates = [pass_at_k(8, sum(rng.random() < chance for _ in range(8)), 4) for _ in range(20_000)]
+    assert sum(estimates) / len(estimates) == pytest.approx(1 - (1 - chance) ** 4, abs=0.01)
+
+
+@pytest.mark.parametrize("k", [0, 4, -1])
+def test_pass_at_k_refuses_a_k_that_was_not_sampled(k: int) -> None:
+    with pytest.raises(ValueError, match="needs 1 to 3"):
+        pass_at_k(3, 1, k)
+
+
+def test_pass_ks_are_powers_of_two_and_the_number_itself() -> None:
+    assert [pass_ks(number) for number in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng, num_covered = random.Random(2), 0
+    for _ in range(1000):
+        chances = [rng.choice((0.05, 0.5, 0.95)) for _ in range(60)]
+        found = mean_over_prompts([sum(rng.random() < c for _ in range(4)) / 4 for c in chances])
+        num_covered += found.low <= 0.5 <= found.high
+    # Too wide rather than too narrow: prompts that are all alike inside leave less to chance.
+    assert num_covered >= 940
+
+
+def test_interval_of_rewards_outside_zero_to_one_is_around_the_mean() -> None:
+    found = mean_over_prompts([-1.0, 1.0] * 50)
+    assert found.value == 0
+    assert found.high == -found.low == pytest.approx(0.197, abs=0.002)
+    assert mean_over_prompts([]).value == 0
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(10, 10)[0] == pytest.approx(0.722, abs=0.001)
