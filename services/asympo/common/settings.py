@@ -155,6 +155,8 @@ def dump_toml(values: Mapping[str, Any], *, comment: str = "") -> str:
 def _toml_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _toml_value(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_toml_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -57,7 +57,7 @@ class Supervisor:
         self._generator_http = [
             HttpStatus(host=each.settings.http_host, port=each.settings.http_port) for each in plan.generators
         ]
-        own = plan.evaluator.settings if plan.evaluator else None
+        own = plan.evaluator and plan.evaluator.settings
         self._evaluator_http = own and HttpStatus(host=own.http_host, port=own.http_port)
         self._history = History()
         self._generator_totals = GeneratorTotals()
@@ -213,8 +213,7 @@ class Supervisor:
 
     def _refuse_dead_ends(self) -> None:
         for service in self._services:
-            is_needed = service is not self._services.evaluator
-            if is_needed and service.has_ended and service.exit_code != 0:
+            if service is not self._services.evaluator and service.has_ended and service.exit_code != 0:
                 raise _ended(service)
         if all(service.has_ended for service in self._services.generators):
             raise AsympoError("no generator is left, and without one nothing is sampled: start the run again")
