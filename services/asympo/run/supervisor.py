@@ -52,13 +52,9 @@ class Supervisor:
     ) -> None:
         self._plan, self._services, self._directory = plan, services, directory
         self._view, self._stop, self._checks = view, stop, checks
-        learner = plan.learner.settings
-        self._learner_http = HttpStatus(host=learner.http_host, port=learner.http_port)
-        self._generator_http = [
-            HttpStatus(host=each.settings.http_host, port=each.settings.http_port) for each in plan.generators
-        ]
-        own = plan.evaluator and plan.evaluator.settings
-        self._evaluator_http = own and HttpStatus(host=own.http_host, port=own.http_port)
+        self._learner_http = HttpStatus.of(plan.learner.settings)
+        self._generator_http = [HttpStatus.of(each.settings) for each in plan.generators]
+        self._evaluator_http = HttpStatus.of(plan.evaluator.settings) if plan.evaluator else None
         self._history = History()
         self._generator_totals = GeneratorTotals()
         self._generator_status: list[Mapping[str, Any]] = [{} for _ in plan.generators]

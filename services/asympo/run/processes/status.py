@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from asympo.run.audit import effective_steps, read_rows
 
@@ -22,6 +22,11 @@ class HttpStatus:
         self.base_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
         # Never through a proxy of the environment: these are our own processes.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """Of a service with these settings."""
+        return cls(host=settings.http_host, port=settings.http_port)
 
     def get(self, path: str) -> dict[str, Any] | None:
         try:

@@ -10,6 +10,7 @@ import pytest
 from asympo.common.errors import BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, RunLog, RunState, Submission
 from asympo.common.rollout_log.broker.users import ROLES, acl_line
+from asympo.common.rollout_log.evals.result import Estimate, EvalResult
 from asympo.local.broker import LocalBroker
 
 from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
@@ -82,6 +83,14 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     assert log.policies.publish_times()
     log.fence.release(learner.fence)
 
+    evaluator = users.log("evaluator")
+    assert evaluator.state.wait_for_config(5).num_prompts == 9
+    assert evaluator.state.get() is RunState.RUNNING
+    assert (evaluator.policies.bad(), evaluator.policies.num_after(0)) == (log.policies.bad(), 1)
+    assert len(evaluator.presence.generators()) == 1
+    evaluator.evaluations.add(RESULT)
+    assert log.evaluations.after()[0] == evaluator.evaluations.after()[0] == [RESULT]
+
     operator = users.log("operator")
     assert operator.broker.run_names() == [RUN]
     assert operator.stats.read().trained == 4
@@ -93,6 +102,16 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     assert log.state.get() is RunState.RUNNING
 
 
+RESULT = EvalResult(
+    eval="held-out",
+    policy_step=1,
+    policy_fence=1,
+    last_policy_step=1,
+    prompts=4,
+    samples=1,
+    mean=Estimate(value=0.5, low=0.2, high=0.8),
+    pass_at={1: Estimate(value=0.5, low=0.2, high=0.8)},
+)
 LOOP = "while true do end"
 FORBIDDEN = {
     "generator": (
@@ -126,6 +145,13 @@ FORBIDDEN = {
         ("HSET", OWN + "learner", "capacity", 9),
         ("HSET", OWN + "presence", "a", "b"),
         ("HSET", OWN + "bad_policies", "1:1", "x"),
+    ),
+    "evaluator": (
+        ("XADD", OWN + "log", "*", "a", "b"),
+        ("HSET", OWN + "presence", "a", "b"),
+        ("ZADD", OWN + "policy_steps", 9, 9),
+        ("XTRIM", OWN + "evaluations", "MAXLEN", 0),
+        ("XRANGE", FOREIGN + "evaluations", "-", "+"),
     ),
     "learner": (
         ("DEL", FOREIGN + "log"),
