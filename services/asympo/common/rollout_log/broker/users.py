@@ -58,7 +58,7 @@ ROLES = {
         callers=("evaluator",),
         more_scripts=("list_bad_policies", "list_presence"),
         commands=("get", "hmget", "xrange", "xread", "xrevrange", "zcount"),
-        reads=("config", "run", "policies", "policy_steps"),
+        reads=("config", "run", "learner", "policies", "policy_steps", "wake"),
     ),
     "learner": Role(
         callers=("learner", "anyone"),
