@@ -1,6 +1,9 @@
 """The loop: wait for policies, measure those that are due."""
 
+import asyncio
 import logging
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +15,7 @@ from asympo.common.jsonl import JsonlWriter
 from asympo.common.rollout_log import RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.common.rollout_log.presence import EVALUATOR
 from asympo.evaluator.measure import Sampler, measure
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, Prepared, render
@@ -19,6 +23,8 @@ from asympo.evaluator.settings import EvaluatorSettings
 from asympo.evaluator.sources import Source
 
 log = logging.getLogger(__name__)
+
+_HOLD_SECONDS = 20.0
 
 
 @dataclass(kw_only=True)
@@ -60,6 +66,7 @@ class Following:
         self._source, self._chosen, self._writer = source, chosen, writer
         self._progress, self._metrics, self._calls = progress, metrics, calls
         self._prepared: list[Prepared] = []
+        self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
         """Measures what is due, for ever or until the run has ended. Raises EngineBroken."""
@@ -81,6 +88,7 @@ class Following:
 
     async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
         """False when the policy cannot be measured now."""
+        holding = asyncio.ensure_future(self._hold(policy))
         try:
             sampler = await self._source.open(policy)
             if not self._prepared:
@@ -96,7 +104,18 @@ class Following:
                 self._metrics.failed(name)
             log.warning("Policy %d is not measured: %s", policy.step, error)
             return False
+        finally:
+            holding.cancel()
         return True
+
+    async def _hold(self, policy: PolicyRef) -> None:
+        """Keeps the learner from deleting it, until a while after it is measured: it may be the best."""
+        report = {"service": EVALUATOR, "policy_step": policy.step, "policy_fence": policy.fence}
+        while True:
+            await self._calls.until_answered(
+                self._run_log.presence.report, self._holder, report, ttl_seconds=_HOLD_SECONDS
+            )
+            await asyncio.sleep(_HOLD_SECONDS / 4)
 
     async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> EvalResult:
         self._progress.state, total = "measuring", len(each.prompts)

@@ -10,6 +10,7 @@ from asympo.cli import main
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
+from asympo.local.broker import broker_url
 from asympo.local.ports import free_port
 from asympo.testing.run_process import RunProcess
 
@@ -103,7 +104,9 @@ def test_run_is_measured_to_its_last_policy_and_its_best_policy_is_kept(
     best = json.loads(capsys.readouterr().out)
     own = [row for row in by_name["more"] if row["policy_step"] == row["last_policy_step"]]
     assert best["mean"] == max(row["mean"][0] for row in own)
-    assert Path(best["path"]).is_dir()
+    if "simulated" in (finished / "config" / "evaluator.toml").read_text():
+        # Generators may have swapped, and theirs be deleted, before its result is known.
+        assert Path(best["path"]).is_dir()
 
 
 @pytest.mark.timeout(400)
@@ -122,7 +125,7 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         directory = tmp_path / "runs" / "tiny"
         url = f"http://127.0.0.1:{port}/v1/evals"
         run.until(lambda: (directory / "metrics.jsonl").exists(), seconds=150, what="a step")
-        log = RunLog(Broker.connect(f"unix://{directory}/broker/broker.sock"), "tiny")
+        log = RunLog(Broker.connect(broker_url(directory / "broker", port=None)), "tiny")
         key = log.access.key("evaluations")
         for junk in (b"\xff", b"[]", b'{"eval": 1}', b"{" * 9000):
             log.broker.client.xadd(key, {"result": junk})

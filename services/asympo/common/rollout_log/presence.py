@@ -5,6 +5,9 @@ from typing import Any
 
 from asympo.common.rollout_log.access import RunAccess, number, text
 
+EVALUATOR = "evaluator"
+"""What an evaluator's report says in `service`; a generator's says nothing there."""
+
 
 class Presence:
     """Status reports, which expire."""
@@ -17,7 +20,11 @@ class Presence:
         self._run.call("report_presence", holder, json.dumps(status), int(ttl_seconds * 1000))
 
     def generators(self) -> list[dict[str, Any]]:
-        """The status of everyone whose report is still true, with `holder` and `expires_in_seconds`."""
+        """The status of every generator whose report is still true."""
+        return [each for each in self.holders() if each.get("service") != EVALUATOR]
+
+    def holders(self) -> list[dict[str, Any]]:
+        """The same of everyone who holds a policy, with `holder` and `expires_in_seconds`."""
         flat = self._run.call("list_presence")
         found = []
         for holder, left_ms, status in zip(flat[::3], flat[1::3], flat[2::3], strict=True):

@@ -154,16 +154,16 @@ class LogSession:
         return self._call(self._run_log.decisions.read)
 
     def is_policy_in_use(self, policy: PolicyRef) -> bool:
-        """Whether a generator serves or loads it, from any thread; yes when nobody can be asked."""
+        """Whether somebody serves, loads or measures it, from any thread; yes when nobody can be asked."""
         try:
-            generators = self._run_log.presence.generators()
+            holders = self._run_log.presence.holders()
         except BrokerUnavailable as error:
             log.info("Policy %d is kept while the broker is away: %s", policy.step, error)
             return True
         wanted = (policy.step, policy.fence)
         return any(
             (each.get(f"{what}_step"), each.get(f"{what}_fence")) == wanted
-            for each in generators
+            for each in holders
             for what in ("policy", "loading")
         )
 

@@ -88,6 +88,8 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     assert evaluator.state.get() is RunState.RUNNING
     assert (evaluator.policies.bad(), evaluator.policies.num_after(0)) == (log.policies.bad(), 1)
     assert len(evaluator.presence.generators()) == 1
+    evaluator.presence.report("evaluator", {"service": "evaluator"}, ttl_seconds=9)
+    assert (len(evaluator.presence.generators()), len(log.presence.holders())) == (1, 2)
     evaluator.evaluations.add(RESULT)
     assert log.evaluations.after()[0] == evaluator.evaluations.after()[0] == [RESULT]
 
@@ -148,7 +150,7 @@ FORBIDDEN = {
     ),
     "evaluator": (
         ("XADD", OWN + "log", "*", "a", "b"),
-        ("HSET", OWN + "presence", "a", "b"),
+        ("XADD", OWN + "policies", "*", "step", "9"),
         ("ZADD", OWN + "policy_steps", 9, 9),
         ("XTRIM", OWN + "evaluations", "MAXLEN", 0),
         ("XRANGE", FOREIGN + "evaluations", "-", "+"),

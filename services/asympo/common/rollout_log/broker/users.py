@@ -56,7 +56,7 @@ ROLES = {
     "producer": Role(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
     "evaluator": Role(
         callers=("evaluator",),
-        more_scripts=("list_bad_policies", "list_presence"),
+        more_scripts=("list_bad_policies", "list_presence", "report_presence"),
         commands=("get", "hmget", "xrange", "xread", "xrevrange", "zcount"),
         reads=("config", "run", "learner", "policies", "policy_steps", "wake"),
     ),
