@@ -71,6 +71,13 @@ class Service(Process):
         """It ran, and will not run again."""
         return self.exit_code is not None and self._process is None and not self.is_waiting
 
+    @property
+    def state(self) -> str:
+        """In a few words, for people."""
+        if self.is_running:
+            return f"running, restarted {self.num_restarts}x" if self.num_restarts else "running"
+        return "restarting" if self.is_waiting else "ended" if self.has_ended else "not started"
+
     def start(self, *more: str) -> Self:
         """Starts it; from the second time on with `restart_arguments`."""
         again = [*self.restart_arguments] if self._starts else []

@@ -326,7 +326,7 @@ class Supervisor:
             page_url=self._plan.page_url,
             status={**self._status, "generators": [each for each in self._generator_status if each]},
             rows=self._history.in_order,
-            processes=[(service.name, _state_of(service)) for service in self._services],
+            processes=[(service.name, service.state) for service in self._services],
             memory_bytes=self._memory.newest_bytes,
             warnings=self._warnings.lines,
         )
@@ -388,12 +388,6 @@ class Supervisor:
         section = self._plan.file.run
         is_learner = service is self._services.learner
         return section.learner_drain_seconds if is_learner else section.generator_drain_seconds
-
-
-def _state_of(service: Service) -> str:
-    if service.is_running:
-        return f"running, restarted {service.num_restarts}x" if service.num_restarts else "running"
-    return "restarting" if service.is_waiting else "ended" if service.has_ended else "not started"
 
 
 def _ended(service: Service) -> AsympoError:
