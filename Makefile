@@ -55,6 +55,10 @@ docs:  ## Build the documentation site into site/ (ARGS=--serve shows it)
 test-tools:  ## Fetch what the tests need from package registries, and name what only apt brings
 	@deploy/local/test_tools.sh
 
+fuzz: setup  ## Try every parser of foreign bytes with a million inputs (ARGS="--examples 10000 record" tries fewer)
+	@deploy/local/tools.sh deploy/fuzz fuzz-tools
+	@PYTHONPATH=$$(echo .cache/fuzz-tools/lib/python*/site-packages) $(PY) -m tests.fuzz $(ARGS)
+
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 	@deploy/local/tools.sh deploy/object_store s3-server
 

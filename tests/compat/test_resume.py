@@ -15,7 +15,7 @@ from asympo.common.checkpoints.opening import open_policies
 from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
-from asympo.generator import join
+from asympo.engines.of_run import sampling_of
 from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
@@ -122,7 +122,7 @@ def test_generator_joins_a_run_of_the_release_before(recorded: RunLog, tmp_path:
     task_config = of_run.task_config_of(config, task_path=None)
     task = of_run.load_same_task(config, task_config)
     of_run.check_tokenizer(config, load_tokenizer(str(tmp_path / "model")), task)
-    assert join.sampling_of(config).max_tokens == 256
+    assert sampling_of(config).max_tokens == 256
     assert recorded.stats.read().backlog > 0
     assert recorded.policies.latest() is not None
     assert [letter.sequence for letter in recorded.dead_letters.newest()] == [23, 16, 9, 2]

@@ -91,7 +91,7 @@ def _plain(tests: Any) -> Any:
     if isinstance(tests, str) and tests.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(tests)
-        except ValueError:
+        except (ValueError, RecursionError):
             return tests
     return tests
 

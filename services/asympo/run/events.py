@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from asympo.common.jsonl import read_jsonl
 from asympo.common.redaction import redact_text
 
 _NAME = "events.jsonl"
@@ -28,14 +29,4 @@ def write_event(directory: Path, text: str, *, kind: str = "note") -> None:
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
     """All events in order; a torn line is left out."""
-    found = []
-    try:
-        lines = (directory / _NAME).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [each for each in found if isinstance(each, dict)]
+    return list(read_jsonl(directory / _NAME))

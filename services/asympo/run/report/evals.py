@@ -1,23 +1,24 @@
 """Evaluations of a run, from the file that its evaluator wrote."""
 
-import json
+import logging
 from pathlib import Path
 
+from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log.evals.result import EvalResult, best_of
+
+log = logging.getLogger(__name__)
 
 RESULTS = "evals.jsonl"
 
 
 def read_results(path: Path) -> list[EvalResult]:
     """Every result, oldest first; none where there is no file. Lines that cannot be read are left out."""
-    if not path.is_file():
-        return []
     found = []
-    for line in path.read_bytes().splitlines():
+    for row in read_jsonl(path):
         try:
-            found.append(EvalResult.from_dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError, AttributeError):
-            continue
+            found.append(EvalResult.from_dict(row))
+        except ValueError as error:
+            log.warning("A row of %s is left out: %s", path, error)
     return found
 
 

@@ -27,7 +27,7 @@ def read_samples(directory: Path) -> dict[str, list[dict[str, Any]]]:
     """`first` and `last`; empty where none were shown."""
     try:
         found = json.loads((directory / _NAME).read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
