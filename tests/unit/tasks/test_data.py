@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def test_template_reaches_nothing_but_the_row(tmp_path: Path) -> None:
     for template in ("{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{{ missing }}"):
         with pytest.raises(BadSetting, match="does not fit a row with columns prompt, answer"):
             of_rows(tmp_path, [{"prompt": "a", "answer": "b"}], prompt_template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10000000000 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% for a in [1] * 9999999999 %}x{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    ],
+)
+def test_template_that_would_take_all_time_or_memory_is_refused(tmp_path: Path, template: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BadSetting, match=r"does not fit a row|is not a Jinja template"):
+        of_rows(tmp_path, [{"prompt": "a", "answer": "b"}], prompt_template=template)
+    assert time.monotonic() - begun < 60
 
 
 def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
