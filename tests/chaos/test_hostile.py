@@ -83,7 +83,7 @@ def test_counters_move_when_a_promise_is_broken(
 
     asyncio.run(run.run(doors))
     assert report.doors["planted"] == {"appended": 1}
-    assert report.records_trained_that_should_not == 1
+    assert report.records_trained_that_should_not >= 1
     assert report.steps_stopped >= 1
     assert sum("was trained" in problem for problem in report.problems) == 1
     assert any("memory grew" in problem for problem in report.problems)

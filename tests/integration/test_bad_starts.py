@@ -29,7 +29,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def is_one_sentence(done: subprocess.CompletedProcess[str]) -> bool:
-    said = done.stderr + done.stdout
+    # What a library prints as it reads a file is not ours to word.
+    lines = (done.stderr + done.stdout).splitlines()
+    said = "\n".join(line for line in lines if not line.startswith("[transformers]"))
     last = done.stderr.strip().splitlines()[-1]
     return (
         done.returncode != 0

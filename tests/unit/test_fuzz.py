@@ -1,10 +1,10 @@
 """Each parser of foreign bytes with some hundred inputs; `make fuzz` tries a million of each."""
 
 import random
-import time
 
 import pytest
 
+from tests.fuzz import parsers
 from tests.fuzz.parsers import PARSERS, Parser, attempt
 
 NUM_EXAMPLES = 400
@@ -49,20 +49,19 @@ def test_parser_refuses_what_it_cannot_read(parser: Parser) -> None:
     for number in range(NUM_EXAMPLES):
         data = parser.seeds[number % len(parser.seeds)]
         data = data if number < len(parser.seeds) else changed(data, rng)
-        begun = time.process_time()
         attempt(parser, data)
-        assert time.process_time() - begun < 1.0, data
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda each: each.name)
 def test_parser_ends_soon_on_deep_and_endless_input(parser: Parser) -> None:
     for data in (b"[" * 100_000, b'{"a":' * 50_000, b"9" * 100_000, b"\xff" * 100_000, b"\\boxed{" * 20_000):
-        begun = time.process_time()
         attempt(parser, data)
-        assert time.process_time() - begun < 1.0, data[:20]
 
 
-def test_a_defect_is_seen() -> None:
+def test_a_defect_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Parser(name="x", parse=lambda data: data[3], seeds=(b"abcd",), refuses_with=(ValueError,))
     with pytest.raises(IndexError):
         attempt(broken, b"")
+    monkeypatch.setattr(parsers, "MAX_SECONDS", 0.0)
+    with pytest.raises(TimeoutError, match="x took more than"):
+        attempt(broken, b"abcd")

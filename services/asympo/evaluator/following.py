@@ -88,6 +88,7 @@ class Following:
 
     async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
         """False when the policy cannot be measured now."""
+        await self._report_held(policy)
         holding = asyncio.ensure_future(self._hold(policy))
         try:
             sampler = await self._source.open(policy)
@@ -110,12 +111,17 @@ class Following:
 
     async def _hold(self, policy: PolicyRef) -> None:
         """Keeps the learner from deleting it, until a while after it is measured: it may be the best."""
-        report = {"service": EVALUATOR, "policy_step": policy.step, "policy_fence": policy.fence}
         while True:
-            await self._calls.until_answered(
-                self._run_log.presence.report, self._holder, report, ttl_seconds=_HOLD_SECONDS
-            )
             await asyncio.sleep(_HOLD_SECONDS / 4)
+            await self._report_held(policy)
+
+    async def _report_held(self, policy: PolicyRef) -> None:
+        # One holder for each policy: the one before is held on until its result has been read.
+        holder = f"{self._holder}-{policy.name}"
+        report = {"service": EVALUATOR, "policy_step": policy.step, "policy_fence": policy.fence}
+        await self._calls.until_answered(
+            self._run_log.presence.report, holder, report, ttl_seconds=_HOLD_SECONDS
+        )
 
     async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> EvalResult:
         self._progress.state, total = "measuring", len(each.prompts)

@@ -148,6 +148,8 @@ class LocalBroker(Service):
     port: int | None = None
     """None for the socket."""
     extra: Sequence[str] = ()
+    # Those it serves may live on, and whoever starts it may be a thread, whose end would be its own.
+    outlives_parent: bool = True
     # Its codes are not ours, and when a session ends it is asked to stop before those who need it have.
     final_exit_codes: frozenset[int] = frozenset()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.common.errors import BrokerRefused
 from asympo.common.rollout_log import Lease, RunLog
 from asympo.common.rollout_log.keys import NOUNS, key
 from asympo.common.rollout_log.lua import load_script, script_names
@@ -198,6 +199,15 @@ def test_report_presence_holds_for_its_time_and_ends_with_goodbye(log: RunLog) -
     assert [each["holder"] for each in log.presence.generators()] == ["g"]
     twice(log, "report_presence", PRESENCE_KEYS, "g", "{}", 0)
     assert log.presence.generators() == []
+
+
+def test_add_evaluation_keeps_results_in_order_and_refuses_long_ones(log: RunLog) -> None:
+    twice(log, "add_evaluation", "evaluations", '{"eval": "x"}')
+    twice(log, "add_evaluation", "evaluations", '{"eval": "y"}')
+    entries = log.broker.client.xrange(key(log.run, "evaluations"))
+    assert [fields[b"result"] for _, fields in entries] == [b'{"eval": "x"}', b'{"eval": "y"}']
+    with pytest.raises(BrokerRefused, match="a short result is needed"):
+        call(log, "add_evaluation", "evaluations", "x" * 16385)
 
 
 def test_list_presence_leaves_out_who_is_silent(log: RunLog) -> None:
