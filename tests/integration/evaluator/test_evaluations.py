@@ -161,6 +161,14 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         assert log.access.unreadable["evaluations"] == 0
         assert "foreign" in {each.eval for each in log.evaluations.after()[0]}
         assert log.access.unreadable["evaluations"] == 5
+        [evaluator] = run.services("evaluator")
+        evaluator.kill()
+        num_lines = (directory / "metrics.jsonl").read_text().count("\n")
+        run.until(
+            lambda: (directory / "metrics.jsonl").read_text().count("\n") > num_lines + 5,
+            seconds=100,
+            what="steps without an evaluator",
+        )
     finally:
         run.kill()
 
