@@ -99,6 +99,15 @@ def generator(number: int, **changes: Any) -> dict[str, Any]:
     return state | {"tokens_per_second": 228.0, "groups_in_flight": 4, "responses_total": 1480} | changes
 
 
+def recorded_eval(name: str, step: int, mean: float, *, samples: int = 1) -> dict[str, Any]:
+    pass_at = {str(k): [min(1.0, mean + 0.05 * k), mean, 1.0] for k in (1, 4) if k <= samples}
+    return {
+        **{"eval": name, "policy_step": step, "policy_fence": 1, "last_policy_step": step},
+        **{"prompts": 79, "samples": samples, "mean": [mean, mean - 0.08, mean + 0.07], "pass_at": pass_at},
+        **{"functions": {}, "unscored": 0, "seconds": 9.0, "at_seconds": 1000.0 + step},
+    }
+
+
 @dataclass
 class RecordedLearner:
     """What the server answers; a test changes it while a browser looks."""
@@ -106,6 +115,7 @@ class RecordedLearner:
     rows: list[dict[str, Any]]
     groups: list[dict[str, Any]]
     status: dict[str, Any] = field(default_factory=dict)
+    evals: list[dict[str, Any]] = field(default_factory=list)
     hides_samples: bool = False
     is_failing: bool = False
     history_requests: list[int | None] = field(default_factory=list)
@@ -151,6 +161,10 @@ class RecordedLearner:
                 )
                 raise HTTPException(status_code=403, detail=detail)
             return {"groups": self.groups[:limit]}
+
+        @app.get("/v1/evals")
+        def evals() -> dict[str, Any]:
+            return {"evals": self.evals}
 
         @app.get("/livez")
         def livez() -> str:

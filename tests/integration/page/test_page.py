@@ -10,7 +10,14 @@ from PIL import Image
 
 from tests.conftest import require
 from tests.integration.page.browser import Browser, find_chromium
-from tests.integration.page.recorded import RecordedLearner, Server, generator, recorded_group, recorded_rows
+from tests.integration.page.recorded import (
+    RecordedLearner,
+    Server,
+    generator,
+    recorded_eval,
+    recorded_group,
+    recorded_rows,
+)
 
 pytestmark = pytest.mark.chromium
 
@@ -246,6 +253,31 @@ def test_page_draws_each_reward_function_by_itself(page: Browser, learner: Recor
         assert "accuracy" in page.text(f"[data-chart={chart}] .legend")
     assert "judge-44" in page.text("[data-chart=functions] .legend").replace("\n", "")
     assert page.run("document.querySelectorAll('figure.chart').length") == len(CHARTS) + 2
+
+
+def test_page_draws_each_evaluation_with_its_interval(
+    page: Browser, learner: RecordedLearner, tmp_path: Path
+) -> None:
+    assert page.run("document.querySelector('#evals').hidden")
+    learner.evals = [
+        *(recorded_eval("held-out", step, 0.2 + step / 60) for step in range(0, 41, 4)),
+        *(recorded_eval(HOSTILE[:40], step, 0.1, samples=4) for step in (0, 20, 40)),
+    ]
+    soon(page, "document.querySelector('[data-eval=held-out]')?.dataset.points === '11'")
+    assert "mean@1" in page.text("[data-eval=held-out] .legend")
+    assert "0.867" in page.text("[data-eval=held-out] .legend")
+    assert page.run("document.querySelectorAll('#eval-charts figure').length") == 2
+    assert page.run("document.querySelectorAll('#eval-charts img').length") == 0
+    assert page.run(
+        "!document.querySelector('#evals').hidden && !document.querySelector('#evals-link').hidden"
+    )
+    page.run("document.querySelector('#evals').scrollIntoView()")
+    page.screenshot(tmp_path / "evals.png")
+    # Measured again after a resume: the later result of a policy counts.
+    learner.evals.append(recorded_eval("held-out", 40, 0.5) | {"at_seconds": 5000.0})
+    soon(page, "document.querySelector('[data-eval=held-out] .legend').textContent.includes('0.5')")
+    assert page.run("document.querySelector('[data-eval=held-out]').dataset.points") == "11"
+    assert page.run(CONNECTED)
 
 
 def test_sample_browser_shows_functions_unscored_responses_and_the_row(
