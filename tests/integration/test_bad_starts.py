@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,17 +29,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def is_one_sentence(done: subprocess.CompletedProcess[str]) -> bool:
-    # What a library prints as it reads a file is not ours to word.
-    lines = (done.stderr + done.stdout).splitlines()
-    said = "\n".join(line for line in lines if not line.startswith("[transformers]"))
-    last = done.stderr.strip().splitlines()[-1]
-    return (
-        done.returncode != 0
-        and "Traceback" not in said
-        and "\x1b" not in said
-        and last.startswith("asympo: ")
-    )
+def is_one_sentence(text: str) -> bool:
+    """Behind what a library prints as it reads a file, which is not ours to word."""
+    lines = [line for line in text.strip().splitlines() if not line.startswith("[transformers]")]
+    said = "\n".join(lines)
+    return "Traceback" not in said and "\x1b" not in said and lines[-1].startswith("asympo: ")
 
 
 def change_config(**values: object) -> Callable[[Path], None]:
@@ -66,36 +61,53 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_model_that_is_damaged_is_refused(
-    damage: str, tmp_path: Path, broker_url: str, run_name: str
-) -> None:
-    DAMAGES[damage](write_tiny_model(tmp_path / "model"))
-    flags = ("--run", run_name, "--redis-url", broker_url, "--model", str(tmp_path / "model"))
-    roots = ("--checkpoint-root", str(tmp_path / "c"), "--task.name", "addition")
-    done = run("learner", *flags, *roots, "--http-port", "0", "--grpc-port", "0")
-    assert is_one_sentence(done), done.stderr[-2000:]
-    assert str(tmp_path / "model") in done.stderr
+ONE_BY_ONE = """
+import json, sys, traceback
+from asympo.cli import main
+for arguments in json.load(sys.stdin):
+    try:
+        code = main(["learner", *arguments])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    sys.stderr.write(f"<<<{code}>>>")
+    sys.stderr.flush()
+"""
+"""Learners in one process, which takes its libraries in once."""
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("root", [TOO_LONG, "/proc/nothing", "/dev/null"])
-def test_root_that_cannot_be_written_is_refused(
-    root: str, tiny_model: Path, broker_url: str, run_name: str
+@pytest.mark.timeout(175)
+def test_learner_that_cannot_start_says_why_in_one_sentence(
+    tmp_path: Path, tiny_model: Path, broker_url: str, run_name: str
 ) -> None:
-    flags = (
-        "--run",
-        run_name,
-        "--redis-url",
-        broker_url,
-        "--model",
-        str(tiny_model),
-        "--task.name",
-        "addition",
+    cases: dict[str, tuple[str, str]] = {}
+    for number, (name, damage) in enumerate(DAMAGES.items()):
+        damage(write_tiny_model(tmp_path / f"model-{number}"))
+        cases[name] = (str(tmp_path / f"model-{number}"), str(tmp_path / "c"))
+    for root in (TOO_LONG, "/proc/nothing", "/dev/null"):
+        cases[f"root {root[:20]}"] = (str(tiny_model), root)
+    common = ["--redis-url", broker_url, "--task.name", "addition", "--http-port", "0", "--grpc-port", "0"]
+    asked = [
+        [*common, "--run", f"{run_name}-{number}", "--model", model, "--checkpoint-root", root]
+        for number, (model, root) in enumerate(cases.values())
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE],
+        input=json.dumps(asked),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=170,
+        check=False,
     )
-    done = run("learner", *flags, "--checkpoint-root", root, "--http-port", "0", "--grpc-port", "0")
-    assert is_one_sentence(done), done.stderr[-2000:]
+    said = re.findall(r"(.*?)<<<(-?\d+)>>>", done.stderr, flags=re.DOTALL)
+    assert len(said) == len(cases), done.stderr[-2000:]
+    for (name, (model, root)), (text, code) in zip(cases.items(), said, strict=True):
+        assert int(code) != 0, name
+        assert is_one_sentence(text), f"{name}: {text[-2000:]}"
+        assert (root if name.startswith("root") else model)[:100] in text, f"{name}: {text[-500:]}"
 
 
 PLANTED = {

@@ -86,7 +86,7 @@ def _reading() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageUnavailable(
-            f"what the run has decided cannot be read: {error.strerror or error}"
+            f"what the run has decided cannot be read at {error.filename}: {error.strerror or error}"
         ) from error
 
 
