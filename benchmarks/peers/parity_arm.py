@@ -137,7 +137,8 @@ def _verl(reward: dict[str, Any], group: Group) -> list[float]:
 
 def found(function: str) -> Callable[..., Any]:
     module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    value: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return value
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_nothing_that_is_sent_stops_fills_or_steers_the_run(tmp_path: Path, brok
     report = asyncio.run(run.run())
     assert report.problems == []
     assert report.to_dict()["cases"] == 70
-    assert len(report.doors) == 14, "every door"
+    assert len(report.doors) == 15, "every door"
     assert report.steps > 10
     assert (report.steps_stopped, report.records_trained_that_should_not) == (0, 0)
     assert 0 < report.peak_growth_bytes < MAX_GROWTH_BYTES

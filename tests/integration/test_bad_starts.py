@@ -67,7 +67,7 @@ from asympo.cli import main
 for arguments in json.load(sys.stdin):
     try:
         code = main(["learner", *arguments])
-    except BaseException:
+    except BaseException:  # a learner may leave in any way; all are printed
         traceback.print_exc()
         code = 1
     sys.stderr.flush()

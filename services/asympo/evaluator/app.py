@@ -23,7 +23,7 @@ from asympo.engines.of_run import sampling_of
 from asympo.evaluator.api import build_api
 from asympo.evaluator.following import Following, Progress
 from asympo.evaluator.metrics import EvaluatorMetrics
-from asympo.evaluator.prepare import Chosen, choose_prompts, open_scorer
+from asympo.evaluator.prepare import Chosen, choose
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.evaluator.sources import EngineSource, FleetSource, Source
 from asympo.tasks import of_run
@@ -122,20 +122,22 @@ class EvaluatorProcess:
 
     async def _choose(self, config: RunConfig, closing: AsyncExitStack) -> list[Chosen]:
         settings, found = self._settings, []
-        task_of_run, sampling = of_run.task_config_of(config, task_path=None), sampling_of(config)
+        task_of_run = of_run.task_config_of(config, task_path=settings.task_path)
+        if any(each.asks_the_run for each in settings.evals):
+            # What is held out here must be what is held out there.
+            await self._calls.run(of_run.load_same_task, config, task_of_run)
         for each in settings.evals:
-            task_config, prompts = await self._calls.run(choose_prompts, each, task_of_run)
-            scorer = await self._calls.run(
-                open_scorer,
-                task_config,
+            chosen = await self._calls.run(
+                choose,
+                each,
+                task_of_run=task_of_run,
+                sampling_of_run=sampling_of(config),
                 timeout_seconds=settings.reward_timeout_seconds,
                 num_workers=settings.reward_workers,
                 allow_python=settings.allow_python,
             )
-            closing.callback(scorer.close)
-            found.append(
-                Chosen(config=each, prompts=prompts, sampling=each.sampling(sampling), scorer=scorer)
-            )
+            closing.callback(chosen.scorer.close)
+            found.append(chosen)
         return found
 
     def _open_source(self, run_log: RunLog, store: PolicyStore) -> Source:

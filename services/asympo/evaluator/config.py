@@ -52,11 +52,16 @@ class EvalConfig(BaseModel):
             TaskConfig(**values)
         return values
 
+    @property
+    def asks_the_run(self) -> bool:
+        """Whether it asks what the run holds out, not data of its own."""
+        return not _says_what_is_asked(self.task)
+
     def task_config(self, of_run: TaskConfig) -> TaskConfig:
         """The task of this evaluation, for a run with this one. Raises BadSetting."""
         if not self.task:
             return of_run
-        if _says_what_is_asked(self.task):
+        if not self.asks_the_run:
             inherited = of_run.model_dump(include=set(_INHERITED))
             if {"scoring", "pattern", "rewards"} & set(self.task):
                 inherited = {
@@ -75,7 +80,7 @@ class EvalConfig(BaseModel):
     def choose(self, task: Task) -> list[TaskPrompt]:
         """The prompts to ask: those of another source, or the run's held-out ones. Raises BadSetting."""
         prompts = list(task.held_out())
-        if not prompts and _says_what_is_asked(self.task):
+        if not prompts and not self.asks_the_run:
             prompts = [task.prompt(index) for index in range(len(task))]
         if not prompts:
             raise BadSetting(

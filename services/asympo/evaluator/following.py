@@ -163,11 +163,22 @@ class Following:
         due = []
         for each in self._chosen:
             before = self._progress.newest.get(each.config.name)
-            if before is None or before.policy_step is None:
-                due.append(each.config.name)
-                continue
-            num_since = await self._calls.until_answered(self._run_log.policies.num_after, before.policy_step)
-            is_last = is_over and policy.step > (before.last_policy_step or 0)
-            if policy.step > before.policy_step and (num_since >= each.config.every or is_last):
+            step = before.policy_step if before is not None else None
+            num_since = await self._calls.until_answered(self._run_log.policies.num_after, step or 0)
+            if is_due(policy, before, num_since=num_since, every=each.config.every, is_over=is_over):
                 due.append(each.config.name)
         return due
+
+
+def is_due(
+    policy: PolicyRef, before: EvalResult | None, *, num_since: int, every: int, is_over: bool
+) -> bool:
+    """Whether to measure `policy` after `before`, since whose policy `num_since` were announced."""
+    if before is None or before.policy_step is None:
+        return True
+    if before.policy_fence is not None and policy.fence > before.policy_fence:
+        # A learner took over; one that went back publishes steps again that were measured.
+        return is_over or num_since >= every or policy.step <= before.policy_step
+    if is_over:
+        return policy.step > (before.last_policy_step or 0)
+    return policy.step > before.policy_step and num_since >= every

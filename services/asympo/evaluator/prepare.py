@@ -7,7 +7,7 @@ from typing import Any
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.config import EvalConfig
 from asympo.rewards.scorer import Scorer
-from asympo.tasks.base import TaskPrompt
+from asympo.tasks.base import TaskPrompt, columns_of
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.tasks.render import render_prompt
@@ -30,22 +30,27 @@ class Prepared(Chosen):
     prompt_ids: tuple[tuple[int, ...], ...]
 
 
-def choose_prompts(config: EvalConfig, task_of_run: TaskConfig) -> tuple[TaskConfig, tuple[TaskPrompt, ...]]:
-    """The evaluation's task and what it asks. Raises BadSetting in one sentence."""
+def choose(
+    config: EvalConfig,
+    *,
+    task_of_run: TaskConfig,
+    sampling_of_run: SamplingSettings,
+    timeout_seconds: float,
+    num_workers: int,
+    allow_python: bool,
+) -> Chosen:
+    """Reads its data and starts its scoring, which the caller closes. Raises BadSetting in one sentence."""
     task_config = config.task_config(task_of_run)
-    return task_config, tuple(config.choose(load_task(task_config)))
-
-
-def open_scorer(
-    task_config: TaskConfig, *, timeout_seconds: float, num_workers: int, allow_python: bool
-) -> Scorer:
-    """Its scoring, in processes of its own. Raises BadSetting."""
-    return Scorer(
+    task = load_task(task_config)
+    prompts = tuple(config.choose(task))
+    scorer = Scorer(
         task=task_config,
         timeout_seconds=timeout_seconds,
         num_workers=num_workers,
         allow_python=allow_python,
+        columns=columns_of(task),
     )
+    return Chosen(config=config, prompts=prompts, sampling=config.sampling(sampling_of_run), scorer=scorer)
 
 
 def render(chosen: Chosen, tokenizer: Any) -> Prepared:

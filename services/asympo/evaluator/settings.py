@@ -27,6 +27,9 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
     )
     vllm: EngineSettings = EngineSettings()
     simulated: SimulatedSettings = SimulatedSettings()
+    task_path: str | None = Field(
+        default=None, description="where the run's task file lies on this machine, if elsewhere"
+    )
     max_prompts_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts asked at the same time")
     allow_python: bool = Field(default=False, description="let tasks score with the user's Python code")
     reward_timeout_seconds: float = Field(
@@ -71,4 +74,6 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
             raise ValueError(
                 "engine = generators and the addresses in generators go together: give both or neither"
             )
+        if self.generators and any(each.stop == () for each in self.evals):
+            raise ValueError("generators add the run's stop strings: without any, give an engine of its own")
         return self

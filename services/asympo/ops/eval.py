@@ -14,7 +14,7 @@ from asympo.engines.choice import build_engine
 from asympo.engines.model_files import local_model
 from asympo.evaluator.config import EvalConfig
 from asympo.evaluator.measure import measure
-from asympo.evaluator.prepare import Chosen, choose_prompts, open_scorer, render
+from asympo.evaluator.prepare import Chosen, choose, render
 from asympo.evaluator.samplers import EngineSampler
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
@@ -49,26 +49,22 @@ def _asked(file: RunFile, arguments: Namespace) -> list[EvalConfig]:
 async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> list[EvalResult]:
     learner = validate(LearnerSettings, file.learner_values)
     generator = validate(GeneratorSettings, file.generator_values)
-    of_run = SamplingSettings(
-        temperature=learner.sampling.temperature,
-        top_p=learner.sampling.top_p,
-        max_tokens=learner.sampling.max_tokens,
-        min_tokens=learner.sampling.min_tokens,
-        stop=learner.sampling.stop,
-    )
+    of_run = SamplingSettings(**learner.sampling.model_dump())
+    allow_python = bool(file.evaluator_values.get("allow_python", generator.allow_python))
     chosen: list[Chosen] = []
     engine = build_engine(generator)
     try:
         # Data and reward functions say what is wrong before a model is loaded.
         for each in evals:
-            task_config, prompts = choose_prompts(each, learner.task)
-            scorer = open_scorer(
-                task_config,
+            found = choose(
+                each,
+                task_of_run=learner.task,
+                sampling_of_run=of_run,
                 timeout_seconds=generator.reward_timeout_seconds,
                 num_workers=generator.reward_workers,
-                allow_python=generator.allow_python,
+                allow_python=allow_python,
             )
-            chosen.append(Chosen(config=each, prompts=prompts, sampling=each.sampling(of_run), scorer=scorer))
+            chosen.append(found)
         path = Path(model) if generator.engine == "simulated" else local_model(model)
         await engine.start(model_path=path)
         sampler = EngineSampler(engine, policy_step=None, policy_name=path.name)

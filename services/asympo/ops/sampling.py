@@ -23,14 +23,7 @@ async def _sample(
     prompts: Sequence[TaskPrompt], settings: LearnerSettings, generator: GeneratorSettings
 ) -> list[list[Sample]]:
     engine = build_engine(generator)
-    options = settings.sampling
-    sampling = SamplingSettings(
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_tokens=options.max_tokens,
-        min_tokens=options.min_tokens,
-        stop=options.stop,
-    )
+    sampling = SamplingSettings(**settings.sampling.model_dump())
     try:
         await engine.start(model_path=local_model(settings.model))
         return await asyncio.gather(

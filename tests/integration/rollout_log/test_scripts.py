@@ -210,6 +210,17 @@ def test_add_evaluation_keeps_results_in_order_and_refuses_long_ones(log: RunLog
         call(log, "add_evaluation", "evaluations", "x" * 16385)
 
 
+def test_list_evaluations_goes_on_behind_an_id_and_leaves_long_ones_empty(log: RunLog) -> None:
+    stream, client = key(log.run, "evaluations"), log.broker.client
+    first = client.xadd(stream, {"other": "x", "result": "a"})
+    ids = [client.xadd(stream, {"result": value}) for value in ("x" * 16385, "b")] + [
+        client.xadd(stream, {"y": 1})
+    ]
+    listed, again = twice(log, "list_evaluations", "evaluations", "0", 9)
+    assert listed == again == [first, b"a", ids[0], b"", ids[1], b"b", ids[2], b""]
+    assert call(log, "list_evaluations", "evaluations", first.decode(), 2) == [ids[0], b"", ids[1], b"b"]
+
+
 def test_list_presence_leaves_out_who_is_silent(log: RunLog) -> None:
     call(log, "report_presence", PRESENCE_KEYS, "g", '{"a": 1}', 5000)
     log.broker.client.zadd(key(log.run, "presence_until"), {"h": 1})

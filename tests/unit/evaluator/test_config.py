@@ -9,13 +9,19 @@ from asympo.common.rollout_log.evals.result import Estimate, EvalResult, best_of
 from asympo.common.settings import validate
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.config import EvalConfig
-from asympo.evaluator.prepare import choose_prompts
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.run.settings import read_run_file
+from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.registry import load_task
 
 RUN = SamplingSettings(temperature=0.9, top_p=0.8, max_tokens=64, min_tokens=2, stop=("Q:",))
 ADDITION = TaskConfig(name="addition", held_out_fraction=0.1)
+
+
+def choose_prompts(config: EvalConfig, of_run: TaskConfig) -> tuple[TaskConfig, list[TaskPrompt]]:
+    task_config = config.task_config(of_run)
+    return task_config, config.choose(load_task(task_config))
 
 
 @pytest.fixture
@@ -75,6 +81,9 @@ def test_two_of_one_name_and_generators_elsewhere_are_refused() -> None:
         validate(EvaluatorSettings, {"evals": [{}, {}]})
     with pytest.raises(BadSetting, match=r"10\.0\.0\.1:50052 is not on this machine"):
         validate(EvaluatorSettings, {"engine": "generators", "generators": ["10.0.0.1:50052"]})
+    here = {"engine": "generators", "generators": ["127.0.0.1:1"]}
+    with pytest.raises(BadSetting, match="generators add the run's stop strings"):
+        validate(EvaluatorSettings, {**here, "evals": [{"stop": []}]})
     with pytest.raises(BadSetting, match="go together"):
         validate(EvaluatorSettings, {"engine": "generators"})
 

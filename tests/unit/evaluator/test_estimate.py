@@ -50,5 +50,11 @@ def test_interval_of_rewards_outside_zero_to_one_is_around_the_mean() -> None:
     assert found.value == 0
     assert found.high == -found.low == pytest.approx(0.197, abs=0.002)
     assert mean_over_prompts([]).value == 0
+
+
+def test_wilson_interval_matches_published_values() -> None:
+    # Wilson 1927 / Brown, Cai and DasGupta 2001: 7 of 10 gives 0.397 to 0.892.
+    assert wilson_interval(7, 10) == pytest.approx((0.3968, 0.8922), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
     assert wilson_interval(0, 0) == (0.0, 1.0)
-    assert wilson_interval(10, 10)[0] == pytest.approx(0.722, abs=0.001)

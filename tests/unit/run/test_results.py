@@ -12,7 +12,7 @@ from asympo.local.ports import free_port, is_free, page_port
 from asympo.run.audit import count_trained_twice, effective_steps
 from asympo.run.console.view import Snapshot, duration, last_reload, panel, sparkline, step_line
 from asympo.run.directory import RunDirectory
-from asympo.run.held_out.evaluation import Accuracy, wilson_interval
+from asympo.run.held_out.evaluation import Accuracy
 from asympo.run.processes.memory import tree_memory
 from asympo.run.processes.status import GeneratorTotals, number
 from asympo.run.processes.totals import Totals
@@ -51,14 +51,6 @@ def test_segment_that_covers_lost_numbers_voids_what_had_them(tmp_path: Path) ->
 def test_going_back_voids_all_later_steps() -> None:
     rows = [{"step": step, "n": n} for n, step in enumerate((1, 2, 3, 2))]
     assert [row["n"] for row in effective_steps(rows).values()] == [0, 3]
-
-
-def test_wilson_interval_matches_published_values() -> None:
-    # Wilson 1927 / Brown, Cai and DasGupta 2001: 7 of 10 gives 0.397 to 0.892.
-    assert wilson_interval(7, 10) == pytest.approx((0.3968, 0.8922), abs=1e-4)
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_accuracy_says_its_interval() -> None:

@@ -30,6 +30,7 @@ class BrokerDoors:
             "presence": self._presence,
             "leases": self._leases,
             "reports": self._reports,
+            "evaluations": self._evaluations,
         }
         return [Door(name=name, put=_in_thread(put)) for name, put in found.items()]
 
@@ -74,9 +75,8 @@ class BrokerDoors:
     def _submit(self, garbage: Garbage) -> str:
         """Without a lease, under a producer's name."""
         rng = garbage.rng
-        group_id = rng.choice(
-            (f"hostile/{rng.randrange(10**6)}", f"other/{rng.randrange(64)}", garbage.text()[:100])
-        )
+        foreign = f"0-{rng.randrange(64)}", f"other/{rng.randrange(64)}", garbage.text()[:100]
+        group_id = rng.choice((f"hostile/{rng.randrange(10**6)}", *foreign))
         fault, payload = garbage.record(_utf8(group_id), is_leased=False)
         if not group_id.startswith("hostile/"):
             fault = "an id of others"
@@ -139,6 +139,15 @@ class BrokerDoors:
         return self._script(
             "mark_bad_policy", [self._key("bad_policies"), self._key("wake")], [_bytes(name), report]
         )
+
+    def _evaluations(self, garbage: Garbage) -> str:
+        result = garbage.document()
+        if garbage.rng.random() < 0.5:
+            field = garbage.rng.choice((b"result", b"other"))
+            value = (result * 9)[:60_000] or b"x"
+            self._log.broker.command("XADD", self._key("evaluations"), "*", field, value)
+            return "added by hand"
+        return self._script("add_evaluation", [self._key("evaluations")], [result])
 
     def _lease(self, garbage: Garbage) -> Lease | None:
         policy = self._log.policies.latest()

@@ -1,7 +1,6 @@
 """Held-out accuracy, measured through a generator: greedy responses of the policy it serves."""
 
 import json
-import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import grpc
 
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.proxies import DIRECT_CHANNEL
+from asympo.evaluator.estimate import wilson_interval
 from asympo.local.process import run_helper
 from asympo.tasks.base import TaskPrompt
 from asympo.v1 import generator_service_pb2 as messages
@@ -21,7 +21,6 @@ from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
 
 _CHUNK = 256
 _CALL_SECONDS = 300.0
-_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +46,6 @@ class Accuracy:
         low, high = self.interval
         of = f"{self.num_correct} of {self.num_prompts}"
         return f"{self.value:.3f} ({of}; 95 % interval {low:.3f} to {high:.3f})"
-
-
-def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
-    """The Wilson score interval at 95 %; (0, 1) when nothing was measured."""
-    if num_total == 0:
-        return 0.0, 1.0
-    share, z2 = num_correct / num_total, _Z_95**2
-    centre = (share + z2 / (2 * num_total)) / (1 + z2 / num_total)
-    spread = (
-        math.sqrt(share * (1 - share) / num_total + z2 / (4 * num_total**2)) * _Z_95 / (1 + z2 / num_total)
-    )
-    return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from typing import Any
 from asympo.common.errors import BadModel, BadSetting
 from asympo.common.paths import anchored, is_path
 from asympo.common.settings import dump_toml, iter_options, merge, validate
-from asympo.evaluator.prepare import choose_prompts, open_scorer
+from asympo.engines.base import SamplingSettings
+from asympo.evaluator.prepare import choose
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
@@ -184,8 +185,14 @@ def check_evals(file: RunFile, learner: LearnerSettings) -> None:
         )
     allow_python = bool(file.evaluator_values.get("allow_python"))
     for each in file.run.evals:
-        task_config, _ = choose_prompts(each, learner.task)
-        open_scorer(task_config, timeout_seconds=10.0, num_workers=1, allow_python=allow_python).close()
+        choose(
+            each,
+            task_of_run=learner.task,
+            sampling_of_run=SamplingSettings(**learner.sampling.model_dump()),
+            timeout_seconds=10.0,
+            num_workers=1,
+            allow_python=allow_python,
+        ).scorer.close()
 
 
 def check_task(config: TaskConfig, generator: GeneratorSettings) -> None:

@@ -56,8 +56,8 @@ ROLES = {
     "producer": Role(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
     "evaluator": Role(
         callers=("evaluator",),
-        more_scripts=("list_bad_policies", "list_presence", "report_presence"),
-        commands=("get", "hmget", "xrange", "xread", "xrevrange", "zcount"),
+        more_scripts=("list_bad_policies", "list_evaluations", "list_presence", "report_presence"),
+        commands=("get", "hmget", "xread", "xrevrange", "zcount"),
         reads=("config", "run", "learner", "policies", "policy_steps", "wake"),
     ),
     "learner": Role(

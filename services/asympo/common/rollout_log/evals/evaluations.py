@@ -2,10 +2,11 @@
 
 import json
 
-from asympo.common.rollout_log.access import RunAccess
+from asympo.common.rollout_log.access import RunAccess, text
 from asympo.common.rollout_log.evals.result import EvalResult
 
 _BATCH = 200
+_MAX_BATCHES = 32
 
 
 class Evaluations:
@@ -19,20 +20,19 @@ class Evaluations:
         self._run.call("add_evaluation", json.dumps(result.to_dict()))
 
     def after(self, entry_id: str = "0") -> tuple[list[EvalResult], str]:
-        """Results kept after `entry_id`, oldest first, and the id to go on from."""
+        """Some thousand results kept after `entry_id` at most, oldest first, and the id to go on from."""
         found = []
-        while True:
-            entries = self._run.broker.read_range(
-                self._run.key("evaluations"), first_id=f"({entry_id}", max_count=_BATCH
-            )
-            for _, fields in entries:
-                values = self._run.read_object("evaluations", fields.get("result") or b"")
+        for _ in range(_MAX_BATCHES):
+            flat = self._run.call("list_evaluations", entry_id, _BATCH)
+            for value in flat[1::2]:
+                values = self._run.read_object("evaluations", value)
                 if values is None:
                     continue
                 try:
                     found.append(EvalResult.from_dict(values))
                 except ValueError as error:
                     self._run.count_unreadable("evaluations", str(error))
-            entry_id = entries[-1][0] if entries else entry_id
-            if len(entries) < _BATCH:
-                return found, entry_id
+            entry_id = text(flat[-2]) if flat else entry_id
+            if len(flat) < 2 * _BATCH:
+                break
+        return found, entry_id
