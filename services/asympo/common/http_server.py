@@ -45,7 +45,7 @@ _HOST_NAME = re.compile(
 class _BoundedConnection(H11Protocol):
     """A connection that is closed where there are too many, or when it asks for nothing."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  uvicorn's own narrowing
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.close()
