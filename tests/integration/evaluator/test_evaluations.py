@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asympo.cli import main
+from asympo.common.checkpoints.directory import step_names
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
@@ -48,6 +49,20 @@ engine = "simulated"
 [evaluator]
 {evaluator}
 """
+
+
+def result(name: str, *, step: int, mean: float) -> EvalResult:
+    estimate = Estimate(value=mean, low=mean, high=mean)
+    return EvalResult(
+        eval=name,
+        policy_step=step,
+        policy_fence=None,
+        last_policy_step=step,
+        prompts=1,
+        samples=1,
+        mean=estimate,
+        pass_at={1: estimate},
+    )
 
 
 @pytest.fixture(params=["", 'engine = "simulated"'], ids=["generators", "own-engine"])
@@ -117,7 +132,11 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
     port = free_port()
     config = tmp_path / "run.toml"
     text = SETTINGS.format(root=tmp_path, model=tiny_model, port=port, evaluator='engine = "simulated"')
-    config.write_text(text.replace("total_steps = 12", "total_steps = 5000"))
+    # So many policies that the learner hears of the best before it would delete it.
+    text = text.replace("total_steps = 12", "total_steps = 5000").replace(
+        "keep_policies = 2", "keep_policies = 30"
+    )
+    config.write_text(text)
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "own.py").write_text("def is_a_digit(response_text, **columns):\n    return 1.0\n")
     run = RunProcess(config, log_path=tmp_path / "run.log").start()
@@ -138,19 +157,9 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         for junk in (b"\xff", b"[]", b'{"eval": 1}', b"{" * 9000):
             log.broker.client.xadd(key, {"result": junk})
         log.broker.client.xadd(key, {"other": b"x"})
-        estimate = Estimate(value=0.5, low=0.4, high=0.6)
-        log.evaluations.add(
-            EvalResult(
-                eval="foreign",
-                policy_step=1,
-                policy_fence=1,
-                last_policy_step=1,
-                prompts=1,
-                samples=1,
-                mean=estimate,
-                pass_at={1: estimate},
-            )
-        )
+        log.evaluations.add(result("foreign", step=1, mean=0.5))
+        best = max(step_names(directory / "policy"), key=lambda each: each.step).step
+        log.evaluations.add(result("more", step=best, mean=9.0))
 
         run.until(lambda: "foreign" in {each["eval"] for each in shown()}, seconds=100, what="the result")
         run.until(
@@ -161,6 +170,12 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         assert log.access.unreadable["evaluations"] == 0
         assert "foreign" in {each.eval for each in log.evaluations.after()[0]}
         assert log.access.unreadable["evaluations"] == 5
+
+        def kept() -> set[int]:
+            return {each.step for each in step_names(directory / "policy")}
+
+        run.until(lambda: max(kept()) > best + 1 and best + 1 not in kept(), seconds=100, what="pruning")
+        assert best in kept(), "the best of learner.keep_best"
         [evaluator] = run.services("evaluator")
         evaluator.kill()
         num_lines = (directory / "metrics.jsonl").read_text().count("\n")
