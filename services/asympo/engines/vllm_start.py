@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,12 @@ tasks, and each of a group's responses would read the prompt again."""
 DEFAULT_CPU_KV_CACHE_GIB = 0.5
 
 _GIB = 1 << 30
+_ATEN_WITHOUT_BFLOAT16 = {"default", "avx2"}
+# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html; values that it does not know
+# limit nothing.
+_ONEDNN_WITHOUT_BFLOAT16 = {
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+}
 
 
 def check_model_dir(model_path: Path) -> None:
@@ -181,26 +185,19 @@ def _dtype(settings: EngineSettings, is_cpu: bool) -> str:
 def has_native_bfloat16() -> bool:
     """Whether matrices are multiplied in bfloat16 by hardware here.
 
-    A processor that can may have been told not to (`ONEDNN_MAX_CPU_ISA`), and then bfloat16 is emulated, many
-    times slower than float32: so what it says of itself counts only if a product agrees.
+    A processor that can may have been told not to, and then bfloat16 is emulated, many times slower than
+    float32: so the switches of oneDNN and PyTorch count as much as what it says of itself. Nothing is timed,
+    because two generators on one machine must come to the same answer however busy it is.
     """
     import torch
 
-    capabilities = torch.cpu.get_capabilities()
-    if not any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in _ATEN_WITHOUT_BFLOAT16:
         return False
-    wide = torch.ones(64, 512)
-    narrow = wide.to(torch.bfloat16)
-    weights = torch.ones(512, 512)
-    narrow_weights = weights.to(torch.bfloat16)
-    # The best of several turns: other work on the core can only add to a time.
-    best = [math.inf, math.inf]
-    for _ in range(5):
-        for kind, (left, right) in enumerate(((wide, weights), (narrow, narrow_weights))):
-            start = time.perf_counter()
-            torch.mm(left, right)
-            best[kind] = min(best[kind], time.perf_counter() - start)
-    return best[1] < best[0]
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if most.upper() in _ONEDNN_WITHOUT_BFLOAT16:
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _log_choices(config: Any, values: Mapping[str, str]) -> None:

@@ -65,6 +65,13 @@ def result(name: str, *, step: int, mean: float) -> EvalResult:
     )
 
 
+def shown(port: int) -> list[dict[str, Any]]:
+    """Results on the learner's page."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/evals", timeout=5) as reply:
+        found: list[dict[str, Any]] = json.load(reply)["evals"]
+    return found
+
+
 @pytest.fixture(params=["", 'engine = "simulated"'], ids=["generators", "own-engine"])
 def finished(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> Path:
     """A run that has ended, and its evaluations with it."""
@@ -142,16 +149,10 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
     run = RunProcess(config, log_path=tmp_path / "run.log").start()
     try:
         directory = tmp_path / "runs" / "tiny"
-        url = f"http://127.0.0.1:{port}/v1/evals"
         run.until(lambda: (directory / "metrics.jsonl").exists(), seconds=150, what="a step")
 
-        def shown() -> list[dict[str, Any]]:
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                found: list[dict[str, Any]] = json.load(reply)["evals"]
-            return found
-
         # What a learner finds when it comes has been in the trackers before.
-        run.until(shown, seconds=150, what="the first result")
+        run.until(lambda: shown(port), seconds=150, what="the first result")
         log = RunLog(Broker.connect(broker_url(directory / "broker", port=None)), "tiny")
         key = log.access.key("evaluations")
         for junk in (b"\xff", b"[]", b'{"eval": 1}', b"{" * 9000):
@@ -161,7 +162,7 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         best = max(step_names(directory / "policy"), key=lambda each: each.step).step
         log.evaluations.add(result("more", step=best, mean=9.0))
 
-        run.until(lambda: "foreign" in {each["eval"] for each in shown()}, seconds=100, what="the result")
+        run.until(lambda: "foreign" in {each["eval"] for each in shown(port)}, seconds=100, what="the result")
         run.until(
             lambda: "eval/foreign/mean@1" in (directory / "metrics.jsonl").read_text(),
             seconds=100,

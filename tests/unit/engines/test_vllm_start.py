@@ -2,14 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from asympo.common import errors
 from asympo.engines.settings import EngineSettings
-from asympo.engines.vllm_start import check_model_dir, environment, first_line, thread_environment
+from asympo.engines.vllm_start import (
+    check_model_dir,
+    environment,
+    first_line,
+    has_native_bfloat16,
+    thread_environment,
+)
 
 
 def test_one_worker_shares_the_engine_process_and_its_idle_threads_sleep() -> None:
@@ -100,13 +104,26 @@ def test_first_line_is_the_one_that_says_something(text: str, line: str) -> None
     assert "[type=" not in first_line(RuntimeError(text))
 
 
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
-def test_processor_told_not_to_use_its_bfloat16_has_none(isa: str) -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", "from asympo.engines.vllm_start import has_native_bfloat16 as h; print(h())"],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == "False"
+@pytest.mark.parametrize(
+    ("switch", "native"),
+    [
+        ({}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
+        ({"ONEDNN_MAX_CPU_ISA": "avx512_core"}, False),
+        ({"DNNL_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, False),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, False),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ATEN_CPU_CAPABILITY": "avx512"}, True),
+        ({"ONEDNN_MAX_CPU_ISA": "ALL"}, True),
+    ],
+)
+def test_bfloat16_is_native_unless_switched_off(
+    switch: dict[str, str], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in switch.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    assert has_native_bfloat16() is native
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
+    assert not has_native_bfloat16()
