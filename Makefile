@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 
 .PHONY: help setup demo gpu-check check test lint types test-python format lock proto proto-check docs \
-	test-tools object-store-tools \
+	test-tools object-store-tools verifiers-tools \
 	chart-tools chart chart-generate pods \
 	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-parity bench-learner bench-models dashboards dashboard-pictures \
 	images images-lock clean
@@ -61,6 +61,9 @@ fuzz: setup  ## Try every parser of foreign bytes with a million inputs (ARGS="-
 
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 	@deploy/local/tools.sh deploy/object_store s3-server
+
+verifiers-tools:  ## Install verifiers into .cache, apart from all else (a minute), for its example and its test
+	@deploy/local/tools.sh deploy/verifiers verifiers-tools
 
 chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
 	@deploy/chart/tools.sh

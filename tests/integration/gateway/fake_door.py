@@ -10,6 +10,8 @@ from asympo.common.http_server import QuietServer, bind
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+_NAMES = {"id": "x", "created": 1, "model": "policy"}
+
 
 class FakeDoor:
     """Answers "n" for the n-th request, a byte a token; a conversation is rendered as `role:content;`."""
@@ -48,7 +50,7 @@ class FakeDoor:
         }
         if self.has_token_ids:
             choice["token_ids"] = written
-        return JSONResponse({"id": "x", "object": "chat.completion", "choices": [choice], **ids})
+        return JSONResponse({**_NAMES, "object": "chat.completion", "choices": [choice], **ids})
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -60,5 +62,5 @@ async def _stream(answer: str, ids: dict[str, Any], written: list[int]) -> Async
     text = {"choices": [{"index": 0, "delta": {"content": answer}, "token_ids": written}]}
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "token_ids": []}]}
     for event in (first, text, last):
-        yield f"data: {json.dumps({'id': 'x', 'object': 'chat.completion.chunk', **event})}\n\n".encode()
+        yield f"data: {json.dumps({**_NAMES, 'object': 'chat.completion.chunk', **event})}\n\n".encode()
     yield b"data: [DONE]\n\n"
