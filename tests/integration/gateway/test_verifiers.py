@@ -63,4 +63,4 @@ def test_example_of_a_verifiers_environment_is_rewarded_by_its_rubric(
         said = re.fullmatch(rb"(\d+;)user:again;assistant:((\d+);)", bytes(each.token_ids))
         assert said is not None
         assert each.reward == float(int(said[3]) % 2 == 0)
-        assert sum(each.trained_token_mask) == len(said[1]) + len(said[2])
+        assert sum(each.trained_token_mask or ()) == len(said[1]) + len(said[2])
