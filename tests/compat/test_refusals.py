@@ -58,9 +58,9 @@ def the_config() -> RunConfig:
     [
         (4, LATER),
         (1, "upgrade one release at a time"),
-        (None, "no version"),
-        ("2", "no version"),
-        (True, "no version"),
+        (None, "not the version"),
+        ("2", "not the version"),
+        (True, "not the version"),
     ],
 )
 def test_version_out_of_reach_is_refused_with_what_to_do(found: object, words: str) -> None:

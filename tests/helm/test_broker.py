@@ -149,7 +149,7 @@ FORBIDDEN = (
 def test_roles_may_not_do_more_than_they_need(embedded: Embedded) -> None:
     for user, *command in FORBIDDEN:
         broker = embedded.connect(user)
-        with pytest.raises(BrokerRefused, match="turned us away"):
+        with pytest.raises(BrokerRefused, match="rejected our login or a command"):
             broker.command(*command)
         broker.close()
 

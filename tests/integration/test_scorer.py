@@ -232,7 +232,7 @@ def test_users_code_is_not_loaded_unless_this_process_allows_it(task: TaskConfig
         ("score = 3", "module my_rewards has no function score"),
         ("import nothing_of_this_name", "does not load: ModuleNotFoundError"),
         ("1 / 0", "does not load: ZeroDivisionError"),
-        ("import os; os._exit(9)", "ended at its start \\(exit code 9\\)"),
+        ("import os; os._exit(9)", "ended as it started \\(exit code 9\\)"),
     ],
 )
 def test_users_code_that_does_not_load_is_reported_at_the_start(

@@ -34,5 +34,5 @@ def test_permutation_is_stable_across_releases() -> None:
 
 @pytest.mark.parametrize("position", [-1, 10])
 def test_permutation_refuses_a_position_outside_the_epoch(position: int) -> None:
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(ValueError, match="is not between 0 and"):
         permuted_index(seed=0, epoch=0, position=position, num_prompts=10)

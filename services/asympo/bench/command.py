@@ -32,14 +32,16 @@ def main(argv: Sequence[str]) -> int:
     add_pipeline_flags(verb)
     text = "every family of models, tiny, the way it would be trained against its own forward"
     verb = verbs.add_parser("models", help=text, description=text)
-    verb.add_argument("--family", action="append", metavar="NAME", help="only this one; several times")
+    verb.add_argument(
+        "--family", action="append", metavar="NAME", help="only this one; may be given several times"
+    )
     add_json_flag(verb)
     text = "swaps with requests in flight, every one read back, and faults to catch; needs vLLM, no broker"
     verb = verbs.add_parser("reload", help=text, description=text)
     add_reload_flags(verb)
     text = "what scoring costs beside the reward functions themselves; needs neither a broker nor an engine"
     verb = verbs.add_parser("rewards", help=text, description=text)
-    verb.add_argument("--groups", type=int, default=500, help="timed groups, each scored by itself")
+    verb.add_argument("--groups", type=int, default=500, help="timed groups, scored one at a time")
     add_json_flag(verb)
     arguments = parser.parse_args(list(argv))
     if arguments.verb != "learner":
@@ -62,7 +64,9 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", metavar="ID_OR_PATH", help="Hugging Face id or path; default: the demo's")
     model.add_argument("--model-config", metavar="NAME", help="a well-known shape; needs --random-weights")
-    parser.add_argument("--random-weights", action="store_true", help="the named shape with random weights")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="the shape of --model-config with random weights"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
@@ -73,7 +77,9 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one micro-batch")
     parser.add_argument(
-        "--head-chunk-rows", type=int, help="rows of logits at once; if not given, the learner's own"
+        "--head-chunk-rows",
+        type=int,
+        help="rows of logits at once; if not given, as many as the learner takes",
     )
     parser.add_argument("--num-threads", type=int, help="CPU threads; if not given, the environment's")
     parser.add_argument("--repeats", type=int, default=1, help="timed steps of every arm")
@@ -94,14 +100,14 @@ def add_learner_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_log_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `bench log`."""
-    parser.add_argument("--redis-url", help="measure this broker instead of one started for the purpose")
+    parser.add_argument("--redis-url", help="measure this broker instead of starting one")
     parser.add_argument(
         "--appendfsync",
         choices=("always", "everysec"),
         action="append",
-        help="default always; give both to compare them",
+        help="default: always; give both to compare them",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each arm takes")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured in each turn")
     parser.add_argument(
         "--quick", action="store_true", help="finish within seconds; the figures mean nothing"
@@ -112,7 +118,9 @@ def add_log_flags(parser: argparse.ArgumentParser) -> None:
 def add_reload_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `bench reload`."""
     parser.add_argument("--model", metavar="PATH", help="Hugging Face directory to swap; default: a tiny one")
-    parser.add_argument("--swaps", type=int, default=100, help="right swaps, besides those after each fault")
+    parser.add_argument(
+        "--swaps", type=int, default=100, help="swaps without a fault, besides one after each fault"
+    )
     parser.add_argument("--requests", type=int, default=16, help="requests in flight")
     parser.add_argument("--tokens", type=int, default=128, help="length of each response")
     parser.add_argument("--learning-rate", type=float, default=1e-6, help="size of the step between policies")
@@ -123,7 +131,7 @@ def add_reload_flags(parser: argparse.ArgumentParser) -> None:
         "--family",
         action="append",
         choices=("tied-llama", "qwen3", "mixtral", "deepseek-v2"),
-        help="inject faults into tiny models of this family alone; may be given several times",
+        help="inject faults only into tiny models of this family; may be given several times",
     )
     add_json_flag(parser)
 
@@ -132,7 +140,7 @@ def _log(arguments: argparse.Namespace) -> int:
     from asympo.bench.log import LogBench, measure_log
 
     if arguments.rounds < 1 or arguments.seconds <= 0:
-        raise BadSetting("--rounds and --seconds: give 1 or more, and more than 0")
+        raise BadSetting("--rounds and --seconds: give at least 1 round and more than 0 seconds")
     bench = LogBench(
         redis_url=arguments.redis_url,
         appendfsync=tuple(dict.fromkeys(arguments.appendfsync or ("always",))),
@@ -161,7 +169,7 @@ def check_learner_flags(arguments: argparse.Namespace) -> None:
     for name in ("token_budget", "head_chunk_rows", "repeats"):
         given = getattr(arguments, name)
         if given is not None and given < 1:
-            raise BadSetting(f"--{name.replace('_', '-')} is {given}: at least 1 is needed")
+            raise BadSetting(f"--{name.replace('_', '-')} is {given}: give at least 1")
     for text in arguments.shape or ():
         parse_shape(text)
 
@@ -212,7 +220,7 @@ def _rewards(arguments: argparse.Namespace) -> int:
     from asympo.bench.rewards.overhead import measure_rewards
 
     if arguments.groups < 1:
-        raise BadSetting(f"--groups is {arguments.groups}: at least 1 is needed")
+        raise BadSetting(f"--groups is {arguments.groups}: give at least 1")
     return _answer(measure_rewards(num_groups=arguments.groups, say=say), arguments)
 
 

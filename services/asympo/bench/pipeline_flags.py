@@ -25,6 +25,6 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=float, default=real, help=f"{text} (default {real:g})")
     parser.add_argument(
-        "--seconds-per-token", type=float, help="speed of the engine; if not given, balanced with the learner"
+        "--seconds-per-token", type=float, help="speed of the engine; if not given, matched to the learner"
     )
     add_json_flag(parser)

@@ -39,7 +39,7 @@ def parse_shape(text: str) -> Shape:
     except ValueError:
         raise BadSetting(f"--shape is {text}: give PROMPT/RESPONSE/GROUPS like 64/256/2") from None
     if min(prompt, response, groups) < 1 or size < 2:
-        raise BadSetting(f"--shape is {text}: every number must be at least 1, and a group has at least 2")
+        raise BadSetting(f"--shape is {text}: every number must be at least 1, and a group needs at least 2")
     return Shape(prompt_tokens=prompt, max_response_tokens=response, num_groups=groups, group_size=size)
 
 

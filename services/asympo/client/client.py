@@ -72,8 +72,9 @@ def _open(address: str, *, token: str, run: str | None, producer: str) -> Way:
         return GrpcWay(address, token=token)
     if scheme in ("redis", "rediss", "unix", "redis+sentinel"):
         if run is None:
-            raise BadSetting(f"the address is a broker's ({scheme}://…): give run as well")
+            raise BadSetting(f"the address is that of a broker ({scheme}://…): give run as well")
         return LogWay(address, run=run, producer=producer)
     raise BadSetting(
-        f"the address {address!r} is no gateway's and no broker's: give http://…, grpc://… or redis://…"
+        f"the address {address!r} is neither that of a gateway nor that of a broker: give http://…, "
+        "grpc://… or redis://…"
     )

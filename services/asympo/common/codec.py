@@ -181,7 +181,7 @@ def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * num_byte)
         if byte < 0x80:
             return value, position + num_byte + 1
-    raise InvalidRecord("record is cut off or holds a number of more than 10 bytes")
+    raise InvalidRecord("record is cut off or holds a number longer than 10 bytes")
 
 
 def prompt_from_wire(
@@ -276,7 +276,7 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
             f"{response.finish_reason}: a stop string goes with stop"
         )
     if response.finish_reason is FinishReason.ABORT:
-        raise InvalidRecord(f"{name} was aborted: it would be trained as if it were finished")
+        raise InvalidRecord(f"{name} was aborted: training would treat it as finished")
     _check_token_ids(name, response.token_ids, vocab_size)
     mask = response.trained_token_mask
     if mask is not None:

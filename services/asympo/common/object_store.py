@@ -33,7 +33,9 @@ class ObjectStoreOptions(BaseModel):
     ca_file: OptionalPath = Field(
         default=None, description="PEM file: the authority that signs the store's certificate"
     )
-    cached_policies: int = Field(default=3, ge=2, description="policies a generator keeps on its own disk")
+    cached_policies: int = Field(
+        default=3, ge=2, description="policies that a generator keeps on its own disk"
+    )
 
     @field_validator("url")
     @classmethod

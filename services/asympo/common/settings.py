@@ -54,10 +54,10 @@ class ServiceSettings(BaseModel):
     )
     object_store: ObjectStoreOptions = ObjectStoreOptions()
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe level that is logged"
+        default="info", description="lowest level that is logged"
     )
     log_format: Literal["auto", "text", "json"] = Field(
-        default="auto", description="auto: text on a terminal, else JSON"
+        default="auto", description="auto: text on a terminal, otherwise JSON"
     )
     tracing: TracingOptions = TracingOptions()
 
@@ -258,7 +258,8 @@ def _read_environment(
             continue
         if name not in by_name:
             raise BadSetting(
-                f"the environment variable {name} is no setting of {service}: {nearest(name, list(by_name))}"
+                f"the environment variable {name} is not a setting of {service}: "
+                f"{nearest(name, list(by_name))}"
             )
         option = by_name[name]
         _put(values, option.path, _from_text(environ[name], option.field))

@@ -44,13 +44,13 @@ class TracingOptions(BaseModel):
     endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/]+",
-        description="address of OTLP over HTTP, as http://collector:4318; else OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP over HTTP, as http://collector:4318; if not given, OTEL_EXPORTER_OTLP_ENDPOINT",
     )
     share: float | None = Field(
         default=None,
         ge=0.0,
         le=1.0,
-        description="share of groups traced; if not given, OTEL_TRACES_SAMPLER's",
+        description="share of groups that are traced; if not given, that of OTEL_TRACES_SAMPLER",
     )
 
 

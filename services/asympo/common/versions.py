@@ -31,4 +31,4 @@ class Format:
             raise UnknownVersion(f"{said}: a newer release wrote it, upgrade this one")
         if type(found) is int:
             raise UnknownVersion(f"{said}: upgrade one release at a time, or use the one that wrote it")
-        raise UnknownVersion(f"{said}: that is no version of a release")
+        raise UnknownVersion(f"{said}: that is not the version of a release")

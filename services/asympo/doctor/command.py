@@ -45,7 +45,9 @@ def parse(argv: Sequence[str]) -> Namespace:
         help="expect a generator's credentials, which may only read the object store",
     )
     parser.add_argument(
-        "--gpu", action="store_true", help="try everything that only a GPU shows instead; at most ten minutes"
+        "--gpu",
+        action="store_true",
+        help="instead, try everything that only a GPU can show; takes at most ten minutes",
     )
     add_json_flag(parser)
     return parser.parse_args(argv)

@@ -14,16 +14,18 @@ class EngineSettings(BaseModel):
         default="auto", description="weights and cache; auto: float32 on CPUs without bfloat16"
     )
     enforce_eager: bool | None = Field(
-        default=None, description="no compilation, no graphs: starts quicker; none: on CPUs only"
+        default=None, description="no compilation and no graphs, for a quicker start; none: only on CPUs"
     )
-    max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
+    max_num_seqs: int = Field(default=64, ge=1, description="responses decoded at the same time")
     max_model_len: int | None = Field(default=None, ge=2, description="longest prompt plus response")
-    max_num_batched_tokens: int | None = Field(default=None, ge=1, description="tokens of one engine step")
-    gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0, description="share of a GPU's memory")
+    max_num_batched_tokens: int | None = Field(default=None, ge=1, description="tokens in one engine step")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0.0, le=1.0, description="share of the GPU's memory"
+    )
     kv_cache_gib: float | None = Field(
         default=None, gt=0.0, description="KV cache in GiB; none: half a GiB on a CPU, what fits on a GPU"
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="workers that share one copy of the model")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="workers that split the model among them")
     cpu_ids: tuple[int, ...] | None = Field(default=None, description="cores to bind to (CPU only)")
     num_threads: int | None = Field(default=None, ge=1, description="threads when not bound (CPU only)")
     seed: int = Field(default=0, description="seed of the sampler")
@@ -55,7 +57,7 @@ class SimulatedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, description="seed of the answers")
-    max_num_seqs: int = Field(default=64, ge=1, description="responses decoded together")
+    max_num_seqs: int = Field(default=64, ge=1, description="responses decoded at the same time")
     seconds_per_token: float = Field(default=0.01, ge=0.0, description="time for each token of a response")
     length_kind: Literal["fixed", "lognormal"] = Field(
         default="lognormal", description="whether response lengths have a long tail"
@@ -63,7 +65,7 @@ class SimulatedSettings(BaseModel):
     length_mean_tokens: float = Field(default=8.0, ge=1.0, description="mean length of a response")
     length_sigma: float = Field(default=0.6, ge=0.0, description="spread of the length's logarithm")
     first_accuracy: float = Field(default=0.2, ge=0.0, le=1.0, description="right answers at step 0")
-    accuracy_per_step: float = Field(default=0.02, ge=0.0, le=1.0, description="what each step adds")
+    accuracy_per_step: float = Field(default=0.02, ge=0.0, le=1.0, description="what each step adds to it")
     last_accuracy: float = Field(default=0.95, ge=0.0, le=1.0, description="upper limit of that share")
     reload_seconds: float = Field(default=0.05, ge=0.0, description="time of one reload")
     reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="time limit for one reload")

@@ -130,7 +130,7 @@ async def build_door(engine: GuardedEngine, terms: DoorTerms, *, model_path: str
 def _asked(body: Any, request_class: Any) -> dict[str, Any]:
     """The fields of a request without those that are the door's."""
     if not isinstance(body, dict):
-        raise ValueError("the body is no JSON object")
+        raise ValueError("the body is not a JSON object")
     fields = {name: value for name, value in body.items() if name not in OURS}
     if "return_token_ids" in request_class.model_fields:
         fields["return_token_ids"] = True

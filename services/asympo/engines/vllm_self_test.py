@@ -60,10 +60,10 @@ async def self_test(engine: TestedEngine, model_path: Path) -> None:
         )
     if readback.wrong:
         raise EngineBroken(
-            f"the self-test restored the model and {len(readback.wrong)} layers hold other values: "
+            f"the self-test restored the model but {len(readback.wrong)} layers hold other values: "
             f"{readback.wrong[0]}"
         )
     if not abs(after - before) <= _MIN_MOVE:
         raise EngineBroken(
-            f"the self-test restored the model and its mean NLL is {after:.4f} instead of {before:.4f}"
+            f"the self-test restored the model but its mean NLL is {after:.4f} instead of {before:.4f}"
         )

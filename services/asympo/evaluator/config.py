@@ -20,16 +20,18 @@ class EvalConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
-        default="held-out", pattern=r"^[A-Za-z0-9][\w.-]{0,63}$", description="what the results are called"
+        default="held-out", pattern=r"^[A-Za-z0-9][\w.-]{0,63}$", description="name of the results"
     )
     task: dict[str, Any] = Field(
         default_factory=dict, description="keys of a task; none: the run's own held-out prompts"
     )
     samples: int = Field(default=1, ge=1, le=1024, description="responses to each prompt, k of mean@k")
-    every: int = Field(default=1, ge=1, description="policies from one evaluation to the next")
-    max_prompts: int = Field(default=200, ge=1, description="prompts asked at most, the same ones each time")
+    every: int = Field(default=1, ge=1, description="evaluate every Nth policy")
+    max_prompts: int = Field(
+        default=200, ge=1, description="largest number of prompts, the same ones each time"
+    )
     temperature: float | None = Field(
-        default=None, ge=0.0, le=10.0, description="none: greedy for one sample, else as the run samples"
+        default=None, ge=0.0, le=10.0, description="none: greedy for one sample, otherwise as the run samples"
     )
     top_p: float | None = Field(default=None, gt=0.0, le=1.0, description="none: as the run samples")
     max_tokens: int | None = Field(default=None, ge=1, description="none: as the run samples")
@@ -84,7 +86,8 @@ class EvalConfig(BaseModel):
             prompts = [task.prompt(index) for index in range(len(task))]
         if not prompts:
             raise BadSetting(
-                f"the evaluation {self.name} has no prompts: the run holds none out, so give it its own data"
+                f"the evaluation {self.name} has no prompts: the run holds none out, so give it data of "
+                "its own"
             )
         if len(prompts) <= self.max_prompts:
             return prompts
@@ -110,7 +113,7 @@ def check_names(evals: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
     names = [each.name for each in evals]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"two evaluations are called {twice}: give each a name of its own")
+        raise ValueError(f"two evaluations have the name {twice}: give each a name of its own")
     return evals
 
 

@@ -17,10 +17,12 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
     service: ClassVar[str] = "evaluator"
 
     evals: tuple[EvalConfig, ...] = Field(
-        default=(EvalConfig(),), min_length=1, description="what is measured; none given: held-out prompts"
+        default=(EvalConfig(),),
+        min_length=1,
+        description="what is measured; if not given, the held-out prompts",
     )
     engine: Literal["vllm", "simulated", "generators"] = Field(
-        default="vllm", description="an engine of its own, or the free slots of generators on this machine"
+        default="vllm", description="an engine of its own, or free slots of the generators on this machine"
     )
     generators: tuple[str, ...] = Field(
         default=(), description="gRPC addresses of generators on this machine, for engine = generators"
@@ -28,21 +30,23 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
     vllm: EngineSettings = EngineSettings()
     simulated: SimulatedSettings = SimulatedSettings()
     task_path: str | None = Field(
-        default=None, description="where the run's task file lies on this machine, if elsewhere"
+        default=None, description="where the run's task file is on this machine, if elsewhere"
     )
-    max_prompts_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts asked at the same time")
-    allow_python: bool = Field(default=False, description="let tasks score with the user's Python code")
+    max_prompts_in_flight: int = Field(
+        default=8, ge=1, le=4096, description="prompts answered at the same time"
+    )
+    allow_python: bool = Field(default=False, description="allow tasks to score with your Python code")
     reward_timeout_seconds: float = Field(
         default=10.0, gt=0.0, description="time limit for scoring one response"
     )
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
     results: OptionalPath = Field(
-        default=None, description="JSONL file for every result; if not given, they are on the broker alone"
+        default=None, description="JSONL file for every result; if not given, results are only on the broker"
     )
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
     http_port: Port = Field(default=8083, description="port of health, metrics, status; 0 picks one")
     policy_poll_seconds: float = Field(
-        default=10.0, gt=0.0, description="look for unannounced policies this often"
+        default=10.0, gt=0.0, description="how often to look for policies that were not announced"
     )
     slot_wait_seconds: float = Field(
         default=2.0, gt=0.0, le=60.0, description="longest single wait for an announcement"
@@ -63,7 +67,7 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
             host = address.rpartition(":")[0].strip("[]")
             if not address.startswith("unix:") and not is_loopback(host):
                 raise ValueError(
-                    f"{address} is not on this machine: generators elsewhere ask for certificates, so give "
+                    f"{address} is not on this machine: generators elsewhere require certificates, so give "
                     "the evaluator an engine of its own"
                 )
         return value
@@ -71,9 +75,10 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
     @model_validator(mode="after")
     def _generators_are_named(self) -> Self:
         if (self.engine == "generators") != bool(self.generators):
-            raise ValueError(
-                "engine = generators and the addresses in generators go together: give both or neither"
-            )
+            raise ValueError("engine = generators and the list generators go together: give both or neither")
         if self.generators and any(each.stop == () for each in self.evals):
-            raise ValueError("generators add the run's stop strings: without any, give an engine of its own")
+            raise ValueError(
+                "generators always use the run's stop strings: to sample without them, give the "
+                "evaluator an engine of its own"
+            )
         return self

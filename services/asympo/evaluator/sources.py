@@ -49,7 +49,7 @@ class EngineSource:
         try:
             manifest = await self._calls.run(self._store.verify, policy)
         except (CorruptCheckpoint, OSError) as error:
-            raise NoProgress(f"policy {policy.step} does not verify ({error})") from None
+            raise NoProgress(f"policy {policy.step} failed verification ({error})") from None
         if self._policy is None:
             await self._engine.start(model_path=policy.path)
             readback = await self._engine.read_back(policy.path, manifest=manifest)

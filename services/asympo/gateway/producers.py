@@ -44,23 +44,23 @@ class Producer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=PRODUCER_NAME, description="stands in the log beside every group of its own")
+    name: str = Field(pattern=PRODUCER_NAME, description="stands beside each of its groups in the log")
     token: str = Field(default="", repr=False, description="secret that callers show, 16 characters or more")
     token_sha256: str = Field(
-        default="", pattern=r"^([0-9a-f]{64})?$", description="its digest, instead of it"
+        default="", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the token, instead of the token"
     )
-    scopes: frozenset[Scope] = Field(default=frozenset(Scope), description="what it may do; all if not given")
+    scopes: frozenset[Scope] = Field(
+        default=frozenset(Scope), description="what it may do; everything if not given"
+    )
     share: float = Field(
-        default=1.0, gt=0.0, le=1.0, description="of the run's capacity, while others hold slots"
+        default=1.0, gt=0.0, le=1.0, description="share of the run's capacity while others hold slots"
     )
-    groups_per_minute: float | None = Field(
-        default=None, gt=0.0, description="most groups that it may submit"
-    )
+    groups_per_minute: float | None = Field(default=None, gt=0.0, description="how many groups it may submit")
 
     @model_validator(mode="after")
     def _has_one_token(self) -> Self:
         if bool(self.token) == bool(self.token_sha256):
-            raise ValueError(f"producer {self.name}: give token or token_sha256, one of them")
+            raise ValueError(f"producer {self.name}: give either token or token_sha256")
         if self.token and len(self.token) < 16:
             raise ValueError(f"producer {self.name}: its token is too short, give 16 characters or more")
         return self
@@ -114,7 +114,7 @@ class Producers:
         given = hashlib.sha256(token.strip().encode()).hexdigest()
         found = [each for digest, each in self._by_digest.items() if hmac.compare_digest(digest, given)]
         if kind.lower() != "bearer" or not found:
-            raise NotAllowed("show a valid token: `Authorization: Bearer TOKEN`", is_known=False)
+            raise NotAllowed("present a valid token: `Authorization: Bearer TOKEN`", is_known=False)
         if scope not in found[0].scopes:
             allowed = ", ".join(sorted(found[0].scopes))
             raise NotAllowed(f"the token of {found[0].name} is for {allowed}, not for {scope}", is_known=True)

@@ -83,7 +83,7 @@ class SessionApi:
         session = self._sessions.open_session(session_id)
         body = await self._api.read_json(request)
         if body.get("n", 1) != 1:
-            raise Refusal(400, "n: a session has one answer to each request; open more sessions")
+            raise Refusal(400, "n: a session gives one answer to each request; open more sessions")
         body["model"] = self._model_name
         body["return_token_ids"] = True
         if body.get("stream"):

@@ -144,7 +144,7 @@ class Sessions:
     def _limit_seconds(self, config: RunConfig) -> float:
         if config.max_staleness < 1:
             raise SessionRefused(
-                409, "the run has max_staleness 0: one slow session would idle it; sessions need 1 or more"
+                409, "the run has max_staleness 0: a slow session would hold it up; sessions need 1 or more"
             )
         # What is left of the lease is for the append.
         return min(self._session_seconds, 0.9 * config.max_lease_seconds)

@@ -13,21 +13,25 @@ class GatewaySettings(ControlSettings, protected_namespaces=()):
 
     service: ClassVar[str] = "gateway"
 
-    http_host: str = Field(default="127.0.0.1", description="address of HTTP; beyond loopback with producers")
+    http_host: str = Field(
+        default="127.0.0.1", description="address of HTTP; beyond loopback it needs producers"
+    )
     http_port: Port = Field(default=8090, description="port of HTTP; 0 picks one")
     grpc_port: Port = Field(default=50053, description="port of gRPC; 0 picks one")
     producers: OptionalPath = Field(
-        default=None, description="TOML file of producers and their tokens; none: one producer, local"
+        default=None, description="TOML file of producers and their tokens; none: a single producer, local"
     )
     model: str | None = Field(
-        default=None, description="where the run's model lies on this machine, if elsewhere"
+        default=None, description="where the run's model is on this machine, if elsewhere"
     )
     task_path: str | None = Field(
-        default=None, description="where the task's file lies on this machine, if elsewhere"
+        default=None, description="where the task's file is on this machine, if elsewhere"
     )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="largest HTTP body or gRPC message")
     max_queued_groups: int = Field(
-        default=256, ge=1, description="groups of one producer that wait for a slot; more wait outside"
+        default=256,
+        ge=1,
+        description="groups of one producer that wait for a slot; further calls wait until there is room",
     )
     slot_wait_seconds: float = Field(
         default=10.0, gt=0.0, le=60.0, description="how long a single submission waits for a slot"
@@ -36,18 +40,22 @@ class GatewaySettings(ControlSettings, protected_namespaces=()):
         default=(), description="addresses of generators' doors (http://HOST:PORT/v1); none: no sessions"
     )
     doors_token: OptionalPath = Field(default=None, description="file with the token that doors ask for")
-    model_name: str = Field(default="policy", min_length=1, description="what doors call the model")
+    model_name: str = Field(default="policy", min_length=1, description="name of the model at the doors")
     session_seconds: float = Field(
         default=600.0, gt=0.0, description="time limit of a session; at most 0.9 of max_lease_seconds"
     )
-    request_seconds: float = Field(default=600.0, gt=0.0, description="time limit of one request of an agent")
-    drain_seconds: float = Field(default=10.0, ge=0.0, description="time that calls in flight get at a stop")
+    request_seconds: float = Field(
+        default=600.0, gt=0.0, description="time limit for one request of an agent"
+    )
+    drain_seconds: float = Field(
+        default=10.0, ge=0.0, description="time for calls in flight to finish at a stop"
+    )
 
     @model_validator(mode="after")
     def _http_is_guarded(self) -> Self:
         if self.producers is None and not is_loopback(self.http_host):
             raise ValueError(
-                f"http_host is {self.http_host}: beyond this machine callers show tokens, give producers "
+                f"http_host is {self.http_host}: beyond this machine callers need tokens, so give producers "
                 "or a loopback address"
             )
         if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):

@@ -82,7 +82,7 @@ class Work:
         """The lease that a token proves; one of another gateway is known by its token alone."""
         held = self._held.get(token)
         if held is None or held[0] != producer.name:
-            raise InvalidRecord("lease_token is not of a lease that this producer holds here")
+            raise InvalidRecord("lease_token belongs to no lease that this producer holds here")
         return held[1]
 
     async def append(self, producer: Producer, lease: Lease, payload: bytes) -> str:

@@ -74,5 +74,8 @@ def _read_tokens(path: Path | None) -> tuple[str, ...] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"the tokens of the door cannot be read from {path}: {error}") from None
     if not tokens or min(map(len, tokens)) < 16:
-        raise BadSetting(f"{path} holds no token, or one of fewer than 16 characters: give longer ones")
+        raise BadSetting(
+            f"{path} holds no token, or one shorter than 16 characters: give at least one, each of 16 "
+            "characters or more"
+        )
     return tokens

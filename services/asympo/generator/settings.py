@@ -18,11 +18,12 @@ class DoorOptions(BaseModel):
     port: Port | None = Field(
         default=None, description="port of the OpenAI-compatible door; if not given, there is none"
     )
-    host: str = Field(default="127.0.0.1", description="its address; beyond loopback with tokens")
+    host: str = Field(default="127.0.0.1", description="its address; beyond loopback it needs tokens")
     tokens: OptionalPath = Field(
-        default=None, description="file of tokens that callers show, one a line; none: no token is asked for"
+        default=None,
+        description="file with the tokens of callers, one on each line; none: callers need no token",
     )
-    model_name: str = Field(default="policy", min_length=1, description="what requests call the model")
+    model_name: str = Field(default="policy", min_length=1, description="name of the model in requests")
     tool_call_parser: str | None = Field(
         default=None,
         description="vLLM's parser of tool calls (hermes, …); none: tools are refused",
@@ -31,7 +32,7 @@ class DoorOptions(BaseModel):
     @model_validator(mode="after")
     def _is_guarded(self) -> Self:
         if self.tokens is None and not is_loopback(self.host):
-            raise ValueError("beyond this machine callers show tokens: give tokens or a loopback address")
+            raise ValueError("beyond this machine callers need tokens: give tokens or a loopback address")
         return self
 
 
@@ -41,19 +42,25 @@ class GeneratorSettings(ControlSettings):
     service: ClassVar[str] = "generator"
 
     holder: str = Field(
-        default="", max_length=MAX_HOLDER_CHARS, description="name for its leases; host and pid if empty"
+        default="",
+        max_length=MAX_HOLDER_CHARS,
+        description="name for its leases; host and process id if empty",
     )
     model: OptionalPathOrName = Field(
-        default=None, description="where the run's model lies on this machine, if elsewhere"
+        default=None, description="where the run's model is on this machine, if elsewhere"
     )
     task_path: str | None = Field(
-        default=None, description="where the task's file lies on this machine, if elsewhere"
+        default=None, description="where the task's file is on this machine, if elsewhere"
     )
-    allow_python: bool = Field(default=False, description="let the task score with the user's Python code")
-    engine: Literal["vllm", "simulated"] = Field(default="vllm", description="what samples the responses")
+    allow_python: bool = Field(default=False, description="allow the task to score with your Python code")
+    engine: Literal["vllm", "simulated"] = Field(
+        default="vllm", description="engine that samples the responses"
+    )
     vllm: EngineSettings = EngineSettings()
     simulated: SimulatedSettings = SimulatedSettings()
-    max_groups_in_flight: int = Field(default=8, ge=1, le=4096, description="prompts leased at the same time")
+    max_groups_in_flight: int = Field(
+        default=8, ge=1, le=4096, description="prompts that it leases at the same time"
+    )
 
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
     http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
@@ -67,27 +74,31 @@ class GeneratorSettings(ControlSettings):
     reward_workers: int = Field(default=1, ge=1, le=64, description="processes that score responses")
 
     probe_tolerance: float | None = Field(
-        default=None, gt=0.0, description="without effect: weights are read back exactly"
+        default=None, gt=0.0, description="has no effect: weights are read back exactly"
     )
     probe_timeout_seconds: float = Field(
-        default=120.0, gt=0.0, description="time limit for one probe sequence"
+        default=120.0, gt=0.0, description="time limit for scoring one probe sequence"
     )
     max_consistent_reloads: int = Field(
-        default=50, ge=1, description="reloads in a row that are not proved before an alert is raised"
+        default=50,
+        ge=1,
+        description="an alert is raised after this many reloads in a row that are not proved",
     )
     max_engine_failures: int = Field(
-        default=5, ge=1, description="failed generations in a row after which the process ends"
+        default=5, ge=1, description="the process ends after this many failed generations in a row"
     )
     policy_poll_seconds: float = Field(
-        default=10.0, gt=0.0, description="look for unannounced policies this often"
+        default=10.0, gt=0.0, description="how often to look for policies that were not announced"
     )
     slot_wait_seconds: float = Field(
         default=2.0, gt=0.0, le=60.0, description="longest single wait for a slot"
     )
     presence_seconds: float = Field(default=2.0, gt=0.0, description="time between reports of its own state")
-    drain_seconds: float = Field(default=25.0, ge=0.0, description="time that groups in flight get at a stop")
+    drain_seconds: float = Field(
+        default=25.0, ge=0.0, description="time for groups in flight to finish at a stop"
+    )
     exit_when_run_ends: bool = Field(
-        default=False, description="exit when the run ends; otherwise keep serving, idle"
+        default=False, description="exit when the run ends; otherwise stay up, idle"
     )
 
     append_journal: OptionalPath = Field(

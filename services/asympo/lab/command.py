@@ -49,22 +49,24 @@ def _parser() -> CommandParser:
         "--grid",
         action="append",
         metavar="NAME",
-        help="a grid of the preset, or full; may be given several times",
+        help="a grid of the preset, or full for all; may be given several times",
     )
     verb.add_argument("--out", type=given_path, help="directory of cells and report; default runs/lab/PRESET")
     verb.add_argument("--resume", action="store_true", help="keep the cells that are there")
-    verb.add_argument("--workers", type=int, help="processes, with one thread each; default: one per core")
-    verb.add_argument("--dry-run", action="store_true", help="print the memory and time it needs, and stop")
+    verb.add_argument("--workers", type=int, help="processes of one thread each; default: one per core")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="print how much memory and time it needs, and stop"
+    )
     add_json_flag(verb)
     verb.add_argument(
-        "--publish", type=given_path, metavar="DIR", help="also write report and pictures there"
+        "--publish", type=given_path, metavar="DIR", help="also write the report and its pictures there"
     )
     verb.add_argument(
         "--update",
         type=given_path,
         action="append",
         metavar="FILE",
-        help="a document that gets the headline table between its marks",
+        help="a document that gets the headline table between its two markers",
     )
     for name, kind, text in (
         ("arms", str, "arms instead of the grid's"),
@@ -73,7 +75,7 @@ def _parser() -> CommandParser:
         ("seeds", int, "seeds instead of the grid's"),
     ):
         verb.add_argument(f"--{name}", type=kind, nargs="+", metavar="VALUE", help=text)
-    verb.add_argument("--steps", type=int, help="optimizer steps instead of the grid's")
+    verb.add_argument("--steps", type=int, help="optimizer steps, instead of those of the grid")
     return parser
 
 

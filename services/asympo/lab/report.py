@@ -65,7 +65,7 @@ def update_document(path: Path, table: Table) -> None:
     text = path.read_text()
     begin, end = text.find(MARKS[0]), text.find(MARKS[1])
     if begin < 0 or end < begin:
-        raise BadSetting(f"{path} has no lines {MARKS[0]} and {MARKS[1]} to write between")
+        raise BadSetting(f"{path} lacks the lines {MARKS[0]} and {MARKS[1]} to write between")
     head = text[: begin + len(MARKS[0])]
     path.write_text(f"{head}\n\n{table_markdown(table)}\n\n{text[end:]}")
 

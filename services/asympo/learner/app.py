@@ -234,7 +234,7 @@ class LearnerProcess:
             return False
         if self._settings.exit_when_run_ends:
             raise RunEnded(
-                f"run {run_log.run!r} is finished at step {step}: give more total_steps, or another run name"
+                f"run {run_log.run!r} finished at step {step}: give more total_steps, or another run name"
             )
         self._show_history(step)
         return True

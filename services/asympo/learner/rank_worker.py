@@ -77,7 +77,7 @@ class RankWorker:
                 case "save":
                     self._save(parts, message)
                 case unknown:
-                    raise RuntimeError(f"rank {self._ranks.rank} is told to {unknown!r}")
+                    raise RuntimeError(f"rank {self._ranks.rank} was told to {unknown!r}")
 
     def _save(self, parts: StepParts, message: dict[str, Any]) -> None:
         state = TrainingState(

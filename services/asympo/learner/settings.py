@@ -77,26 +77,30 @@ class LearnerSettings(ControlSettings):
     )
     publish_every: int = Field(default=1, ge=1, description="steps between two published policies")
     save_every: int = Field(default=10, ge=1, description="steps between two commits of durable state")
-    max_staleness: int = Field(default=1, ge=0, description="queue staleness allowed; 0 is synchronous")
+    max_staleness: int = Field(default=1, ge=0, description="largest queue staleness; 0 is synchronous")
     max_generation_staleness: int | None = Field(
-        default=None, ge=0, description="policies a generator may be behind when it appends"
+        default=None, ge=0, description="how many policies behind a generator may be when it appends"
     )
-    lease_seconds: float = Field(default=15.0, gt=0.0, description="life of a lease that is not renewed")
+    lease_seconds: float = Field(
+        default=15.0, gt=0.0, description="how long a lease lasts unless it is renewed"
+    )
     max_lease_seconds: float = Field(
-        default=900.0, gt=0.0, description="life of a lease, however often it is renewed"
+        default=900.0, gt=0.0, description="how long a lease lasts at most, however often it is renewed"
     )
     max_prompt_failures: int = Field(
         default=3, ge=1, description="failures after which a prompt is set aside"
     )
     num_epochs: int = Field(default=0, ge=0, description="passes over the prompts; 0 is endless")
-    seed: int = Field(default=0, ge=0, description="order of prompts, and every random choice of the learner")
+    seed: int = Field(
+        default=0, ge=0, description="decides the order of prompts and every random choice of the learner"
+    )
 
     # The objective and the optimizer
-    objective: ObjectiveName = Field(default="asympo", description="what is minimised")
+    objective: ObjectiveName = Field(default="asympo", description="the loss that is minimised")
     mean_nll_floor: float = Field(default=1e-4, gt=0.0, le=1.0, description="asympo: clamp of the normaliser")
     negative_scale: float = Field(default=0.3, gt=0.0, le=1.0, description="spo: scale of negative responses")
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon is for the hidden matrices, with AdamW for the rest; made for GPUs"
+        default="adamw", description="muon: the hidden matrices, with AdamW for the rest; made for GPUs"
     )
     learning_rate: float = Field(default=1e-5, gt=0.0, description="the highest learning rate")
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="AdamW")
@@ -108,18 +112,23 @@ class LearnerSettings(ControlSettings):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="of the learning rate after warm-up"
     )
-    warmup_steps: int = Field(default=0, ge=0, description="steps until the learning rate is at its highest")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="steps until the learning rate reaches its highest value"
+    )
     final_learning_rate_ratio: float = Field(
         default=0.1, ge=0.0, le=1.0, description="linear, cosine: share left at total_steps"
     )
     total_steps: int | None = Field(
-        default=None, ge=1, description="steps that finish the run; if not given, it has no end"
+        default=None,
+        ge=1,
+        description="the run is finished after this many steps; if not given, it has no end",
     )
 
     # The machine
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the policy is trained")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="inside autocast; auto measures once which is faster. Weights are float32"
+        default="auto",
+        description="precision of products; auto measures once which is faster. Weights are float32",
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="CPU threads; if not given, those of the run's first start"
@@ -131,30 +140,31 @@ class LearnerSettings(ControlSettings):
         default=None, ge=1, description="rows of logits that exist at once; none: 256 on a CPU, 2048 on a GPU"
     )
     share_prefixes: Literal["auto", "always", "never"] = Field(
-        default="auto", description="compute what responses share only once; auto measures it once"
+        default="auto",
+        description="compute what responses share only once; auto measures once whether that is faster",
     )
     attention: Literal["auto", "blocks", "flex"] = Field(
         default="auto",
         description="one kernel call per block of a row, or FlexAttention (CUDA); auto measures once",
     )
-    gradient_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+    gradient_checkpointing: bool = Field(default=False, description="saves memory for a third more time")
     decide_anew: bool = Field(
         default=False,
-        description="go on where the run's device was of another class; what auto means is then chosen anew",
+        description="continue a run of another class of device; what auto means is chosen anew",
     )
 
     # Checkpoints
     keep_policies: int = Field(default=4, ge=2, description="published policies kept on storage")
     keep_best: str | None = Field(
-        default=None, description="evaluation whose best policy is never pruned, beside keep_policies"
+        default=None, description="evaluation whose best policy is kept, beside keep_policies"
     )
     keep_states: int = Field(default=2, ge=1, description="durable training states kept on storage")
     retain: bool = Field(
         default=False,
-        description="archive consumed groups as Parquet, for export and replay; otherwise they are dropped",
+        description="archive consumed groups as Parquet, for export and replay",
     )
     publish_retry_seconds: float = Field(
-        default=5.0, gt=0.0, description="time between attempts after a failure"
+        default=5.0, gt=0.0, description="time between attempts after a failed publish or save"
     )
     probe_tolerance: float = Field(
         default=0.05, gt=0.0, description="written for generators of release 0.1; later ones measure it"
@@ -163,19 +173,19 @@ class LearnerSettings(ControlSettings):
     # Ownership
     take_over: bool = Field(default=False, description="take the run over from a learner that seems alive")
     heartbeat_seconds: float = Field(
-        default=10.0, gt=0.3, description="a learner that is silent for this long counts as gone"
+        default=10.0, gt=0.3, description="a learner that has been silent for this long counts as gone"
     )
     holder: str = Field(
-        default="", max_length=MAX_HOLDER_CHARS, description="name in the log; host and pid if empty"
+        default="", max_length=MAX_HOLDER_CHARS, description="name in the log; host and process id if empty"
     )
     drain_seconds: float = Field(
-        default=240.0, gt=0.0, description="time to stop in order; after that it ends where it stands"
+        default=240.0, gt=0.0, description="time to stop in order; after that it ends where it is"
     )
     exit_when_run_ends: bool = Field(
         default=True, description="exit when the run ends; otherwise stay up and answer"
     )
     max_empty_segments: int = Field(
-        default=5, ge=1, description="steps in a row without any signal before an alert is raised"
+        default=5, ge=1, description="an alert is raised after this many steps in a row without any signal"
     )
 
     # Doors
@@ -187,7 +197,7 @@ class LearnerSettings(ControlSettings):
     show_samples: bool = Field(default=False, description="let the page show prompts and responses")
     trackers: TrackerSettings = Field(
         default_factory=lambda: TrackerSettings.model_validate({}),
-        description="trackers besides the JSONL file",
+        description="experiment trackers beside the JSONL file",
     )
 
     @model_validator(mode="after")
@@ -195,7 +205,7 @@ class LearnerSettings(ControlSettings):
         if self.save_every % self.publish_every:
             raise ValueError(
                 f"save_every ({self.save_every}) must be a multiple of publish_every ({self.publish_every}): "
-                "a commit frees slots, and they are held until a policy shows what was learnt from them"
+                "groups can be committed only after a policy trained on them is published"
             )
         if self.max_groups_per_step is not None and self.max_groups_per_step < self.groups_per_step:
             raise ValueError(

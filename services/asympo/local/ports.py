@@ -55,7 +55,7 @@ def page_port(preferred: int, *, is_chosen: bool) -> PagePort:
         if hold is not None:
             hold.close()
     if is_chosen:
-        raise BadSetting(f"port {preferred} is in use: free it or give another one as learner.http_port")
+        raise BadSetting(f"port {preferred} is in use: free it or give another as learner.http_port")
     raise BadSetting(f"ports {preferred} to {last} are in use: give a free one as learner.http_port")
 
 
@@ -74,4 +74,4 @@ def _hold(port: int) -> tuple[bool, socket.socket | None]:
 
 def require_free(port: int, *, setting: str) -> None:
     if not is_free(port):
-        raise BadSetting(f"port {port} is in use: free it or give another one as {setting}")
+        raise BadSetting(f"port {port} is in use: free it or give another as {setting}")

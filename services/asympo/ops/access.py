@@ -21,7 +21,7 @@ def add_broker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
 
 
 def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:

@@ -73,7 +73,7 @@ def back_up(
     CorruptArchive, CorruptCheckpoint, UnknownVersion. Nothing is left of a backup that failed.
     """
     if out.exists():
-        raise BadSetting(f"{out} exists: give the backup a directory of its own")
+        raise BadSetting(f"{out} exists: give the backup a new directory")
     with directory.storage_errors_as_publish_failed(f"the backup of {log.run}", out.parent):
         out.mkdir(parents=True)
         try:

@@ -85,7 +85,7 @@ def read_pieces(path: Path) -> Iterator[CopiedPiece]:
             except (ValueError, TypeError, KeyError) as error:
                 raise CorruptCheckpoint(f"line {number} of {path} is damaged: {error!r}") from None
             if piece.noun not in NOUNS or piece.kind not in _KINDS or type(piece.place) is not int:
-                raise CorruptCheckpoint(f"line {number} of {path} is of no key that a run has")
+                raise CorruptCheckpoint(f"line {number} of {path} names a key that no run has")
             yield piece
 
 
@@ -114,7 +114,9 @@ def open_backup(backup: Path) -> BackupManifest:
         read_manifest_bytes(backup), _ADAPTER, layout=FORMAT, what=f"the backup {backup}"
     )
     if not is_run_name(manifest.run):
-        raise CorruptCheckpoint(f"the manifest of {backup} calls its run {manifest.run!r}, which is no name")
+        raise CorruptCheckpoint(
+            f"the manifest of {backup} calls its run {manifest.run!r}, which is not a valid name"
+        )
     for entry in manifest.files:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             raise CorruptCheckpoint(

@@ -12,14 +12,16 @@ from asympo.common.rollout_log.broker.users import ROLES, acl_line
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    parser.add_argument("--run", required=True, action="append", metavar="RUN", help="repeat it for several")
+    parser.add_argument(
+        "--run", required=True, action="append", metavar="RUN", help="may be given several times"
+    )
     parser.add_argument("--role", required=True, choices=sorted(ROLES))
-    parser.add_argument("--user", metavar="NAME", help="default: as the role")
+    parser.add_argument("--user", metavar="NAME", help="default: the name of the role")
     parser.add_argument(
         "--password-file",
         type=given_path,
         metavar="FILE",
-        help="its digest is printed; without, none gets in",
+        help="file with the password, of which a digest is printed; without it, nobody can log in",
     )
 
 

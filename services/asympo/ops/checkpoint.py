@@ -31,11 +31,13 @@ def main(argv: Sequence[str]) -> int:
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--run", required=True, metavar="RUN")
         add_checkpoint_root_flag(verb)
-        verb.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
+        verb.add_argument(
+            "--json", action="store_true", help="print one JSON object per line and nothing else"
+        )
         if name == "verify":
             verb.add_argument("--step", type=int, help="only the policies of this step")
         if name == "best":
-            verb.add_argument("--eval", metavar="NAME", help="needed where there are several evaluations")
+            verb.add_argument("--eval", metavar="NAME", help="needed if there are several evaluations")
             verb.add_argument(
                 "--results",
                 type=Path,
@@ -88,7 +90,9 @@ def _best(store: PolicyStore, arguments: Namespace) -> int:
         raise BadSetting(f"{file} holds the evaluations {', '.join(names)}: give one with --eval")
     best = best_of(results, name)
     if best is None:
-        raise BadSetting(f"no result of {name} belongs to a single policy: let the evaluator have its engine")
+        raise BadSetting(
+            f"no result of {name} belongs to a single policy: give the evaluator an engine of its own"
+        )
     kept = [
         each for each in step_names(store.path) if each.sequence is None and each.step == best.policy_step
     ]

@@ -23,7 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_flags(parser)
     parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help=".parquet or .jsonl")
-    parser.add_argument("--archive-only", action="store_true", help="leave out the log; needs no broker")
+    parser.add_argument(
+        "--archive-only", action="store_true", help="leave out the log; then no broker is needed"
+    )
 
 
 def main(arguments: Namespace) -> int:

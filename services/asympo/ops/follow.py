@@ -28,13 +28,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="RUN")
     add_checkpoint_flags(parser)
     parser.add_argument(
-        "--out", type=given_path, required=True, metavar="DIR", help="where its own states go"
+        "--out", type=given_path, required=True, metavar="DIR", help="directory for its own states"
     )
     parser.add_argument("--objective", choices=get_args(ObjectiveName), help="default: the run's")
     parser.add_argument("--learning-rate", type=float, help="default: the run's")
     parser.add_argument("--num-threads", type=int, help="CPU threads; default: the run's")
     parser.add_argument(
-        "--any-build", action="store_true", help="go on where this machine cannot give the same bits"
+        "--any-build", action="store_true", help="go on even if this machine cannot give the same bits"
     )
     parser.add_argument("--until-step", type=int, metavar="N", help="stop after this step")
 
@@ -102,5 +102,7 @@ def _held(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadSetting(f"another follower writes to {out}: give every one its own --out") from error
+            raise BadSetting(
+                f"another second learner writes to {out}: give every one its own --out"
+            ) from error
         yield

@@ -81,7 +81,7 @@ FILES = {
 
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
-        prog="asympo init", description="Write a settings file, data and a reward file with its test."
+        prog="asympo init", description="Write a settings file, data, and a reward file with its test."
     )
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path(), metavar="FOLDER", help="default: here"
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     folder = parser.parse_args(argv).folder
     there = [name for name in FILES if (folder / name).exists()]
     if there:
-        raise BadSetting(f"{folder / there[0]} exists already: give another folder, nothing was written")
+        raise BadSetting(f"{folder / there[0]} exists already: give another folder; nothing was written")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in FILES.items():

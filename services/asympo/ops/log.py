@@ -38,12 +38,14 @@ def main(argv: Sequence[str]) -> int:
             verb.add_argument("--count", type=int, help="stop after this many groups")
         if name == "purge":
             what = verb.add_mutually_exclusive_group(required=True)
-            what.add_argument("--producer", metavar="NAME", help="as the log shows it")
-            what.add_argument("--dead", action="store_true", help="the records set aside")
+            what.add_argument("--producer", metavar="NAME", help="name of the producer, as the log shows it")
+            what.add_argument("--dead", action="store_true", help="records that were set aside")
         if name == "show":
             verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
             verb.add_argument("--sequence", type=int, help="only the group with this number")
-            verb.add_argument("--dead", action="store_true", help="records set aside, with their reasons")
+            verb.add_argument(
+                "--dead", action="store_true", help="records that were set aside, with their reasons"
+            )
     text = "train a run again from its archive, without a broker, and compare every weight"
     replay.add_flags(verbs.add_parser("replay", help=text, description=text))
     text = "write every group that is still there, archived or in the log, into one file"

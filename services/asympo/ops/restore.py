@@ -21,7 +21,7 @@ from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, o
 def main(argv: Sequence[str]) -> int:
     parser = CommandParser(
         prog="asympo restore",
-        description="A backup of `asympo backup`, back into an empty broker and directory.",
+        description="Restore a backup of `asympo backup` into an empty broker and directory.",
     )
     add_broker_flags(parser)
     parser.add_argument("backup", type=given_path, metavar="DIR")

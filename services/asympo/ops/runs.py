@@ -173,7 +173,9 @@ def _delete(arguments: Namespace) -> int:
         with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
             stats = log.stats.read()
             if stats.is_fence_alive:
-                raise BadSetting(f"the learner {stats.fence_holder} works for {arguments.run}: stop it first")
+                raise BadSetting(
+                    f"the learner {stats.fence_holder} still works on {arguments.run}: stop it first"
+                )
             log.state.delete()
     sys.stdout.write(f"deleted {arguments.run}\n")
     return 0

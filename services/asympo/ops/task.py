@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
                 type=Path,
                 required=True,
                 metavar="FILE",
-                help='one {"row": n, "response": "…"} a line, rows from 1; lines of a row are one group',
+                help='one {"row": n, "response": "…"} a line, rows from 1; the lines of a row are one group',
             )
         else:
             verb.add_argument("--count", type=_positive, default=3, help="prompts shown (default 3)")

@@ -118,7 +118,9 @@ def _length_of(asked: Asked, unit: str) -> int:
 
 def _length(options: LengthOptions) -> Made:
     if options.limit <= options.free:
-        raise BadSetting(f"reward length has free {options.free} and limit {options.limit}: free comes first")
+        raise BadSetting(
+            f"reward length has free {options.free} and limit {options.limit}: give a limit above free"
+        )
 
     def score(asked: Asked) -> float:
         over = (_length_of(asked, options.unit) - options.free) / (options.limit - options.free)

@@ -129,7 +129,7 @@ def _bind(function: Callable[..., Any], config: RewardConfig, what: str) -> Call
         except Exception as error:
             raise BadSetting(f"{what} cannot be made with options {config.options}: {error}") from error
         if not callable(made):
-            raise BadSetting(f"{what} made {made!r} of its options, which cannot be called")
+            raise BadSetting(f"{what} made {made!r} of its options, which is not callable")
         return made
     if not config.options:
         return function

@@ -60,7 +60,7 @@ class WorkerProcess:
             self.stop()
             raise BadSetting(f"the task was not ready to score within {START_TIMEOUT_SECONDS:g} s") from error
         except WorkerGone as error:
-            raise BadSetting(f"the scoring process ended at its start ({error})") from error
+            raise BadSetting(f"the scoring process ended as it started ({error})") from error
         if "refused" in reply:
             self.stop()
             raise BadSetting(reply["refused"])

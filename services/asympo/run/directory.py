@@ -70,7 +70,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise BadSetting(
-                f"{self.path} cannot be written (permissions, or a read-only disk): mend that, or give "
+                f"{self.path} cannot be written (permissions, or a read-only disk): repair that, or give "
                 "another run.directory"
             )
         self._lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -81,7 +81,7 @@ class RunDirectory:
                 os.close(self._lock)
                 self._lock = None
                 raise BadSetting(
-                    f"the run in {self.path} is already going on (process {owner or 'unknown'}): stop it, or "
+                    f"the run in {self.path} is already running (process {owner or 'unknown'}): stop it, or "
                     "choose another run name"
                 )
             if not is_said:

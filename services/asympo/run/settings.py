@@ -42,13 +42,15 @@ class RunSection(_Section):
     name: str = Field(default="run", pattern=RUN_NAME, description="name of the run, and of its directory")
     directory: SettingPath = Field(default=RUNS_DIRECTORY, description="holds one directory for each run")
     evaluate: bool = Field(default=True, description="measure held-out accuracy before and after")
-    max_evaluation_prompts: int = Field(default=200, ge=1, description="held-out prompts used at most")
+    max_evaluation_prompts: int = Field(
+        default=200, ge=1, description="largest number of held-out prompts used"
+    )
     evals: tuple[EvalConfig, ...] = Field(
         default=(), description="what is measured while the run goes on; none: only first and last policy"
     )
     use_gpus: bool = Field(default=True, description="use GPUs if there are any")
     learner_cores: tuple[int, ...] | None = Field(
-        default=None, description="cores of the learner; if not given, its share of them"
+        default=None, description="cores for the learner; if not given, its share of them"
     )
     learner_drain_seconds: float = Field(
         default=180.0, gt=0, description="the learner's time to stop in order"
@@ -61,27 +63,29 @@ class RunSection(_Section):
     )
     max_restarts: int = Field(default=6, ge=0, description="restarts of one process within ten minutes")
     failing_seconds: float = Field(
-        default=600.0, gt=0, description="a run in which only failures happen for so long ends as failed"
+        default=600.0, gt=0, description="a run that has only failures for this long ends as failed"
     )
     stall_seconds: float = Field(
-        default=900.0, gt=0, description="a run that stands still for so long is reported as stalled"
+        default=900.0, gt=0, description="a run that stands still for this long is reported as stalled"
     )
     give_up_seconds: float = Field(
-        default=7200.0, gt=0, description="a run that stands still for so long ends as failed"
+        default=7200.0, gt=0, description="a run that stands still for this long ends as failed"
     )
     max_log_mb: float = Field(
-        default=2.0, gt=0, description="size of each log in MB; what is older is kept once more at most"
+        default=2.0, gt=0, description="size of each log in MB; as much again of what came before is kept"
     )
     keep_free_mb: float = Field(
-        default=64.0, ge=0, description="a run whose disk has less room left stops in order, as failed"
+        default=64.0,
+        ge=0,
+        description="a run whose disk has less free space than this stops in order, as failed",
     )
     max_archive_gb: float = Field(
         default=10.0,
         gt=0,
-        description="a run whose archive (learner.retain) is larger stops in order, as failed",
+        description="a run whose archive (learner.retain) grows larger stops in order, as failed",
     )
     notify_command: tuple[str, ...] = Field(
-        default=(), description="program that gets a JSON object when the run ends or stalls"
+        default=(), description="program that is given a JSON object when the run ends or stalls"
     )
     notify_url: str | None = Field(
         default=None, pattern=r"^https?://", description="address that the same object is posted to"
@@ -99,7 +103,7 @@ class GeneratorSection(_Section):
 
     count: int = Field(default=1, ge=1, le=64, description="generators on this machine")
     cores: tuple[int, ...] | None = Field(
-        default=None, description="cores of the generators; if not given, their share of them"
+        default=None, description="cores for the generators; if not given, their share of them"
     )
 
 
@@ -114,7 +118,9 @@ class BrokerSection(_Section):
         default=None, ge=1, le=65535, description="loopback port; if not given, a private socket"
     )
     rewrite_mb: float = Field(
-        default=16.0, ge=1, description="our own broker's file is rewritten once doubled and larger than this"
+        default=16.0,
+        ge=1,
+        description="our own broker's file is rewritten once it has doubled and is larger than this",
     )
 
 

@@ -212,7 +212,7 @@ class Supervisor:
             if service is not self._services.evaluator and service.has_ended and service.exit_code != 0:
                 raise _ended(service)
         if all(service.has_ended for service in self._services.generators):
-            raise AsympoError("no generator is left, and without one nothing is sampled: start the run again")
+            raise AsympoError("no generator is left, so nothing is sampled: start the run again")
         limit = self._plan.file.run.start_timeout_seconds
         if not self._was_serving and time.monotonic() - self._started_at > limit:
             raise NoProgress(

@@ -41,7 +41,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["addition", "jsonl", "data", "reasoning-gym"] = Field(
-        "addition", description="which task; data where data is given"
+        "addition", description="which task; if data is given, it is data"
     )
     rewards: tuple[RewardConfig, ...] = Field(
         (), description="functions whose weighted sum is the reward; none: the task's own scoring"
@@ -49,7 +49,8 @@ class TaskConfig(BaseModel):
     path: OptionalPathOrName = Field(None, description="jsonl: file with one JSON object a line")
     data: OptionalPathOrName = Field(
         None,
-        description="JSONL, CSV, Parquet, a folder of save_to_disk, or owner/name on the Hugging Face hub",
+        description="JSONL, CSV, Parquet, a folder written by save_to_disk, or owner/name on the Hugging "
+        "Face hub",
     )
     subset: str | None = Field(None, description="data: subset (configuration) of a data set on the hub")
     split: str = Field("train", description="data: split of a data set that has several")
@@ -67,18 +68,22 @@ class TaskConfig(BaseModel):
     prompt_template: str | None = Field(
         None, description="data: Jinja template of the prompt over the row's columns"
     )
-    prefill: bool = Field(False, description="data: a last assistant message is how the response begins")
+    prefill: bool = Field(
+        False, description="data: a last assistant message is the beginning of the response"
+    )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="data: arguments of the chat template, as enable_thinking"
+        default_factory=dict, description="data: arguments of the chat template, such as enable_thinking"
     )
     weight_column: str | None = Field(
-        None, description="data: how often a row is asked in an epoch, a whole number; none: once"
+        None,
+        description="data: column that says how often a row is asked in an epoch, a whole number; none: once",
     )
     too_long: Literal["leave-out", "refuse"] = Field(
-        "leave-out", description="data: prompts longer than the model's context less max_tokens"
+        "leave-out",
+        description="data: what happens to prompts longer than the model's context minus max_tokens",
     )
     left_out: tuple[int, ...] = Field(
-        (), description="trainable prompts, by number, that are not asked: the learner fills it in"
+        (), description="numbers of trainable prompts that are not asked; the learner fills this in"
     )
     scoring: str = Field(
         "exact",
@@ -104,7 +109,7 @@ class TaskConfig(BaseModel):
     cue: str | None = Field(
         None,
         min_length=1,
-        description="text: stands after the question and begins the answer, as in Solution:",
+        description="text: stands after the question and begins the answer, such as Solution:",
     )
 
     @model_serializer(mode="wrap")
@@ -140,7 +145,7 @@ class TaskConfig(BaseModel):
         titles = [reward.title for reward in self.rewards]
         if len(set(titles)) < len(titles):
             twice = next(title for title in titles if titles.count(title) > 1)
-            raise ValueError(f"two rewards are called {twice}: give each a name of its own")
+            raise ValueError(f"two rewards have the name {twice}: give each a name of its own")
         if self.name == "reasoning-gym" and self.dataset is None:
             raise ValueError("the reasoning-gym task needs dataset, the name of one of its data sets")
         if {"seed", "size"} & set(self.dataset_options):
@@ -148,5 +153,5 @@ class TaskConfig(BaseModel):
         if (self.scoring == "regex") != (self.pattern is not None):
             raise ValueError("scoring regex and pattern go together: give both or neither")
         if self.cue is not None and self.prompt_as != "text":
-            raise ValueError("cue is for prompt_as text: a chat template has its own")
+            raise ValueError("cue needs prompt_as = text: a chat template has a cue of its own")
         return self

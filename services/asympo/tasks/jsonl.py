@@ -56,7 +56,7 @@ def _parse_row(line: bytes, where: str, config: TaskConfig) -> dict[str, Any]:
     else:
         prompt = row["prompt"]
         if not isinstance(prompt, str) or not prompt:
-            raise BadSetting(f"{where} needs prompt to be a text that is not empty")
+            raise BadSetting(f"{where} needs prompt to be a non-empty text")
         parts = as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     return parts | {"answer": str(answer), "columns": row}
 
@@ -67,7 +67,7 @@ def _parse_messages(messages: Any, where: str, config: TaskConfig) -> tuple[Mess
             f"{where} has messages, but task.prompt_as is text: give prompt, or set prompt_as to chat"
         )
     if not isinstance(messages, list) or not messages:
-        raise BadSetting(f"{where} needs messages to be a list that is not empty")
+        raise BadSetting(f"{where} needs messages to be a non-empty list")
     for message in messages:
         is_message = isinstance(message, dict) and set(message) == {"role", "content"}
         if not is_message or message["role"] not in _ROLES or not isinstance(message["content"], str):

@@ -26,16 +26,18 @@ class RewardConfig(BaseModel):
 
     function: str = Field(description="file.py:name, package.module:name, or a built-in")
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z][\w.-]{0,63}$", description="in metrics and logs; none: the function's own"
+        None,
+        pattern=r"^[A-Za-z][\w.-]{0,63}$",
+        description="its name in metrics and logs; none: the function's own name",
     )
-    weight: float = Field(1.0, allow_inf_nan=False, description="what its values are multiplied by")
+    weight: float = Field(1.0, allow_inf_nan=False, description="factor for its values")
     timeout_seconds: float | None = Field(
         None, gt=0, description="time limit of one call; none: the generator's reward_timeout_seconds"
     )
     convention: ConventionName | None = Field(
-        None, description="how it is called; none: recognised from its signature"
+        None, description="calling convention; none: recognised from its signature"
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of its own")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for it")
 
     @property
     def is_python(self) -> bool:

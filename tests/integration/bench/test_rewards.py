@@ -17,4 +17,4 @@ def test_groups_below_one_are_refused_in_a_sentence() -> None:
     command = [sys.executable, "-m", "asympo.cli", "bench", "rewards", "--groups", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode != 0
-    assert ended.stderr.strip().endswith("--groups is 0: at least 1 is needed")
+    assert ended.stderr.strip().endswith("--groups is 0: give at least 1")

@@ -279,7 +279,7 @@ def test_purge_takes_a_producer_out_of_the_log(
 
 
 def test_gateway_without_producers_stays_on_this_machine(start_gateway: StartGateway) -> None:
-    with pytest.raises(ValueError, match="beyond this machine callers show tokens"):
+    with pytest.raises(ValueError, match="beyond this machine callers need tokens"):
         start_gateway(producers=None, http_host="0.0.0.0")
 
 

@@ -140,7 +140,7 @@ def test_backup_into_a_directory_that_is_there_is_refused(
     backup: Path, own_broker: LocalBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--redis-url", own_broker.url, "--out", str(backup))
-    assert "give the backup a directory of its own" in refused(capsys, "backup", RUN, *flags)
+    assert "give the backup a new directory" in refused(capsys, "backup", RUN, *flags)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "unfinished"])

@@ -71,7 +71,7 @@ def test_good_model_directory_is_accepted_also_through_links(tmp_path: Path) -> 
         ("{", safetensors(8), "config.json cannot be read"),
         ("{}", None, "holds no"),
         ("{}", safetensors(5), "holds .* bytes where its header says"),
-        ("{}", b"\xff" * 64, "truncated or no safetensors file"),
+        ("{}", b"\xff" * 64, "truncated or not a safetensors file"),
     ],
 )
 def test_unreadable_model_directory_is_named_in_one_sentence(

@@ -77,12 +77,12 @@ def test_what_cannot_be_meant_is_refused(given: dict[str, Any], words: str) -> N
 
 
 def test_two_of_one_name_and_generators_elsewhere_are_refused() -> None:
-    with pytest.raises(BadSetting, match="two evaluations are called held-out"):
+    with pytest.raises(BadSetting, match="two evaluations have the name held-out"):
         validate(EvaluatorSettings, {"evals": [{}, {}]})
     with pytest.raises(BadSetting, match=r"10\.0\.0\.1:50052 is not on this machine"):
         validate(EvaluatorSettings, {"engine": "generators", "generators": ["10.0.0.1:50052"]})
     here = {"engine": "generators", "generators": ["127.0.0.1:1"]}
-    with pytest.raises(BadSetting, match="generators add the run's stop strings"):
+    with pytest.raises(BadSetting, match="generators always use the run's stop strings"):
         validate(EvaluatorSettings, {**here, "evals": [{"stop": []}]})
     with pytest.raises(BadSetting, match="go together"):
         validate(EvaluatorSettings, {"engine": "generators"})
@@ -91,7 +91,7 @@ def test_two_of_one_name_and_generators_elsewhere_are_refused() -> None:
 def test_a_missing_file_and_a_run_that_holds_nothing_out_are_said_in_a_sentence() -> None:
     with pytest.raises(BadSetting, match=r"nowhere\.jsonl"):
         choose_prompts(EvalConfig.model_validate({"data": "nowhere.jsonl"}), ADDITION)
-    with pytest.raises(BadSetting, match="give it its own data"):
+    with pytest.raises(BadSetting, match="give it data of its own"):
         choose_prompts(EvalConfig(), ADDITION.model_copy(update={"held_out_fraction": 0.0}))
 
 
@@ -156,5 +156,5 @@ def test_result_travels_as_json_and_passes_unknown_fields() -> None:
     ],
 )
 def test_a_result_that_is_none_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no result of an evaluation"):
+    with pytest.raises(ValueError, match="not a result of an evaluation"):
         EvalResult.from_dict({**result(1, 0.5).to_dict(), **change})

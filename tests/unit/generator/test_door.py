@@ -47,7 +47,7 @@ def test_door_with_tokens_opens_for_one_of_them(authorization: str, status: int)
 
 def test_door_without_tokens_is_open_on_this_machine() -> None:
     assert ask(None, {}) == 200
-    with pytest.raises(ValidationError, match="beyond this machine callers show tokens"):
+    with pytest.raises(ValidationError, match="beyond this machine callers need tokens"):
         DoorOptions(port=0, host="0.0.0.0")
 
 

@@ -22,7 +22,7 @@ def load(*argv: str) -> LearnerSettings:
         (("--optimizer", "sgd"), "optimizer"),
         (("--muon-momentum", "1.0"), "muon_momentum"),
         (("--sampling.min-tokens", "9", "--sampling.max-tokens", "8"), "above sampling.max_tokens"),
-        (("--grpc-host", "0.0.0.0"), "callers must show certificates"),
+        (("--grpc-host", "0.0.0.0"), "callers must present certificates"),
         (("--objective", "ppo"), "objective"),
         (("--group-size", "1"), "group_size"),
     ],

@@ -173,7 +173,7 @@ def test_result_that_is_no_number_marks_its_response(tmp_path: Path, result: str
         ("def f(**kwargs): return 1.0", "set convention to one of trl"),
         ("def f(completions, solution_str): return 1.0", "could be trl or verl"),
         ("def f(completions, missing, **columns): return 1.0", "needs missing, which trl does not pass"),
-        ("def f(completions, /): return 1.0", "by position alone"),
+        ("def f(completions, /): return 1.0", "by position only"),
         ("def f(): return 1.0", "not one of a known convention"),
         ("def g(): return 1.0", "has no function f: it has g"),
         ("import nothing_of_this_name", "does not load: ModuleNotFoundError"),

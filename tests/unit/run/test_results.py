@@ -160,9 +160,9 @@ def test_run_directory_is_held_by_one_supervisor(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path / "demo"), RunDirectory(tmp_path / "demo")
     with first:
         first.write_mark(step=3)
-        with pytest.raises(BadSetting, match="already going on"), second:
+        with pytest.raises(BadSetting, match="already running"), second:
             pass
-        with pytest.raises(BadSetting, match="already going on"):
+        with pytest.raises(BadSetting, match="already running"):
             second.delete()
     with second:
         assert second.read_mark()["step"] == 3

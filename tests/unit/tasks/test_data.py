@@ -62,7 +62,7 @@ def test_csv_stays_text(tmp_path: Path) -> None:
     task = load(TaskConfig(data=str(tmp_path / "rows.csv"), held_out_fraction=0))
     assert task.prompt(0).columns == {"prompt": "one, two", "answer": "007"}
     (tmp_path / "rows.csv").write_text("prompt,answer\none,two,three\n")
-    with pytest.raises(BadSetting, match=r"row 1 has not as many values as there are columns \(2\)"):
+    with pytest.raises(BadSetting, match=r"row 1 has more or fewer values than there are columns \(2\)"):
         load(TaskConfig(data=str(tmp_path / "rows.csv")))
 
 
@@ -204,7 +204,7 @@ def test_file_that_no_parser_takes_is_refused_in_one_sentence(
 def test_missing_number_of_a_table_is_no_answer(tmp_path: Path) -> None:
     table = pyarrow.table({"prompt": ["a", "b"], "answer": [1.5, math.nan]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(BadSetting, match="row 2 has the answer nan, which is no number"):
+    with pytest.raises(BadSetting, match="row 2 has the answer nan, which is not a number"):
         load(TaskConfig(data=str(tmp_path / "a.parquet")))
 
 
@@ -216,8 +216,8 @@ def test_missing_number_of_a_table_is_no_answer(tmp_path: Path) -> None:
         ([{"prompt": 5}], {}, "row 1 has prompt 5: give a text, or a list of messages"),
         ([{"prompt": "  "}], {}, "row 1 has an empty prompt"),
         (["text"], {}, "line 1 is not a JSON object"),
-        ([{"prompt": "a", "answer": math.nan}], {}, "line 1 is not JSON: it holds NaN, which is no number"),
-        ([{"prompt": "a", "level": -math.inf}], {}, "it holds -Infinity, which is no number"),
+        ([{"prompt": "a", "answer": math.nan}], {}, "line 1 is not JSON: it holds NaN, which is not a number"),
+        ([{"prompt": "a", "level": -math.inf}], {}, "it holds -Infinity, which is not a number"),
         (
             [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
             {},
@@ -251,11 +251,11 @@ def test_bad_rows_are_refused_in_one_sentence(
 def test_data_that_is_nowhere_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadSetting, match=r"nowhere\.parquet cannot be read"):
         load_task(TaskConfig(data="nowhere.parquet"))
-    with pytest.raises(BadSetting, match="is no file here and no owner/name of the hub"):
+    with pytest.raises(BadSetting, match="is neither a file here nor owner/name on the hub"):
         load_task(TaskConfig(data="nowhere"))
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(BadSetting, match=r"owner/name .split train. is no file here"):
+    with pytest.raises(BadSetting, match=r"owner/name .split train. is neither a file here"):
         load_task(TaskConfig(data="owner/name"))

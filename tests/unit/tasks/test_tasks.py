@@ -165,9 +165,9 @@ BAD_ROWS = [
     ({"prompt": "x", "answer": " "}, "needs answer"),
     ({"answer": "x"}, "needs either prompt or messages"),
     ({"prompt": "x", "messages": [], "answer": "x"}, "needs either prompt or messages"),
-    ({"prompt": "", "answer": "x"}, "not empty"),
-    ({"prompt": 3, "answer": "x"}, "needs prompt to be a text"),
-    ({"messages": [], "answer": "x"}, "not empty"),
+    ({"prompt": "", "answer": "x"}, "non-empty"),
+    ({"prompt": 3, "answer": "x"}, "needs prompt to be a non-empty text"),
+    ({"messages": [], "answer": "x"}, "non-empty"),
     ({"messages": ["hi"], "answer": "x"}, "has message 'hi'"),
     ({"messages": [{"role": "boss", "content": "hi"}], "answer": "x"}, "needs role"),
     ({"messages": [{"role": "assistant", "content": "hi"}], "answer": "x"}, "the policy writes that one"),
@@ -257,7 +257,7 @@ def test_plain_text_has_a_cue_after_the_question(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "What is 2 + 2?", "answer": "4"}])
     config = TaskConfig(name="jsonl", path=path, prompt_as="text", system_prompt="Solve it.", cue="Solution:")
     assert load_task(config).prompt(0).text == "Solve it.\n\nWhat is 2 + 2?\n\nSolution:"
-    with pytest.raises(pydantic.ValidationError, match="cue is for prompt_as text"):
+    with pytest.raises(pydantic.ValidationError, match="cue needs prompt_as = text"):
         TaskConfig(cue="Solution:")
 
 

@@ -149,7 +149,7 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise BadSetting("the archive needs pyarrow: pip install 'asympo[learner]'") from error
+        raise BadSetting("the archive needs pyarrow: run pip install 'asympo[learner]'") from error
     return pyarrow, pyarrow.parquet
 
 

@@ -149,7 +149,7 @@ class Bucket:
             except _Conflict:
                 # Somebody writes the same key at this very moment: ask again who was first.
                 continue
-        raise StoreError(f"{self}/{key} keeps being written by somebody else")
+        raise StoreError(f"{self}/{key} is being overwritten again and again by somebody else")
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy files under their keys; large ones in parts, a part that fails is retried alone."""

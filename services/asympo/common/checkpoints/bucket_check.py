@@ -33,15 +33,15 @@ def try_writing(bucket: Bucket) -> Iterator[str]:
     try:
         if _ask(bucket.create, key, _CONTENT):
             raise BadSetting(
-                f"{bucket} overwrites an object although told to write it only if absent (If-None-Match: *):"
+                f"{bucket} overwrote an object that it was told to write only if absent (If-None-Match: *):"
                 " checkpoints need a store with conditional writes"
             )
         yield "it writes objects, and never over another when told so"
         if _ask(bucket.read, key, max_bytes=len(_CONTENT)) != _CONTENT:
-            raise BadSetting(f"{bucket} returns other bytes than it was given")
+            raise BadSetting(f"{bucket} returned bytes that differ from those it was given")
         if key not in {found.key for found in _ask(bucket.find, _ROOM)}:
             raise BadSetting(
-                f"{bucket} does not list what it has just stored: checkpoints need a store whose listings are"
+                f"{bucket} did not list what it had just stored: checkpoints need a store whose listings are"
                 " up to date"
             )
         yield "what was written is listed and read at once"

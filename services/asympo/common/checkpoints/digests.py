@@ -103,7 +103,7 @@ def tensor_spans(path: Path) -> list[TensorSpan]:
         file_size = os.fstat(descriptor).st_size
         header_size = int.from_bytes(file.read(8), "little")
         if file_size < 8 or header_size > min(_MAX_HEADER_BYTES, file_size - 8):
-            raise CorruptCheckpoint(f"{path} is truncated or no safetensors file")
+            raise CorruptCheckpoint(f"{path} is truncated or not a safetensors file")
         try:
             header = parse_object(file.read(header_size), max_bytes=_MAX_HEADER_BYTES)
             header.pop("__metadata__", None)

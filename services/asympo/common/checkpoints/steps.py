@@ -50,7 +50,7 @@ class Kind(Generic[M_co]):
         """The manifest of the step `name`; CorruptCheckpoint, UnknownVersion naming `what`."""
         manifest = self.decode(content, what=what)
         if manifest.name != name:
-            raise CorruptCheckpoint(f"the manifest of {what} is of another one, {manifest.name}")
+            raise CorruptCheckpoint(f"the manifest of {what} is that of another, {manifest.name}")
         names = [entry.name for entry in manifest.files]
         if len(set(names)) != len(names) or not all(map(self.allowed.fullmatch, names)):
             raise CorruptCheckpoint(

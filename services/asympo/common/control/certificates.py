@@ -107,7 +107,7 @@ def _require_certificates(pem: bytes, what: str) -> None:
 
 def _require_pair(certificate: Path, key: Path) -> None:
     def refuse_passphrase() -> str:
-        raise BadSetting(f"grpc_tls.key {key} has a passphrase: give the key without (openssl pkey)")
+        raise BadSetting(f"grpc_tls.key {key} has a passphrase: give the key without one (openssl pkey)")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse_passphrase)

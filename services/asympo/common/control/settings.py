@@ -19,7 +19,7 @@ class TlsFiles(BaseModel):
     certificate: OptionalPath = Field(default=None, description="PEM file: the server's certificate (chain)")
     key: OptionalPath = Field(default=None, description="PEM file: its private key, without a passphrase")
     client_ca: OptionalPath = Field(
-        default=None, description="PEM file: the authority that signs callers' certificates"
+        default=None, description="PEM file: the authority that signs the callers' certificates"
     )
 
     @model_validator(mode="after")
@@ -41,7 +41,7 @@ class ControlSettings(ServiceSettings):
 
     grpc_tls: TlsFiles = TlsFiles()
     grpc_host: str = Field(
-        default="127.0.0.1", description="address of gRPC, beyond loopback only with grpc_tls; or unix:PATH"
+        default="127.0.0.1", description="address of gRPC, or unix:PATH; beyond loopback it needs grpc_tls"
     )
     grpc_port: Port = Field(default=50051, description="port of gRPC; 0 picks one")
     debug: bool = Field(default=False, description="gRPC reflection on the control service")
@@ -55,11 +55,14 @@ class ControlSettings(ServiceSettings):
             return value
         if value.startswith("unix:"):
             if tls.is_given:
-                raise ValueError("a unix socket is guarded by its file mode: give an address, or no grpc_tls")
+                raise ValueError(
+                    "a unix socket is protected by its file mode: give an address, or leave grpc_tls out"
+                )
             return value
         if not tls.is_given and not is_loopback(value):
             raise ValueError(
-                "beyond this machine callers must show certificates: give grpc_tls.certificate, grpc_tls.key "
+                "beyond this machine callers must present certificates: give grpc_tls.certificate, "
+                "grpc_tls.key "
                 "and grpc_tls.client_ca, or else give a loopback address or unix:PATH"
             )
         return value

@@ -18,7 +18,7 @@ _WORD, _LOW_BITS = 1 << 32, 1 << 26
 def permuted_index(*, seed: int, epoch: int, position: int, num_prompts: int) -> int:
     """The prompt index drawn at `position` of `epoch`; both in [0, num_prompts)."""
     if not 0 <= position < num_prompts:
-        raise ValueError(f"position {position} is outside [0, {num_prompts})")
+        raise ValueError(f"position {position} is not between 0 and {num_prompts - 1}")
     half_bits = max(1, ((num_prompts - 1).bit_length() + 1) // 2)
     round_keys = _round_keys(f"{seed}:{epoch}")
     value = position

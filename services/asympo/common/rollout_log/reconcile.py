@@ -143,7 +143,8 @@ class Reconciler:
         if not first or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
                 f"run {self._run.name!r} is committed up to entry {survey.commit.sequence} in training state "
-                f"{survey.commit.state_name!r}, the state given covers only {consumed_to} and the entries "
+                f"{survey.commit.state_name!r}, but the training state given covers only {consumed_to} "
+                "and the entries "
                 "between are gone: restore that state, or start a new run"
             )
 

@@ -203,7 +203,7 @@ class Reloader:
             manifest = await self._calls.run(self._store.verify, good)
         except (CorruptCheckpoint, OSError) as error:
             raise ReloadFailed(
-                f"{reason}; policy {good.step} to return to does not verify: {error}"
+                f"{reason}; policy {good.step} to return to failed verification: {error}"
             ) from error
         again = await self._load_and_judge(good, manifest)
         if not again.is_accepted:

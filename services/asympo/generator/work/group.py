@@ -213,7 +213,7 @@ class GroupMaker:
         try:
             return encode_group(record)
         except InvalidRecord as error:
-            raise PromptFailed(f"no valid record comes out of group {record.group_id}: {error}") from error
+            raise PromptFailed(f"no valid record can be made of group {record.group_id}: {error}") from error
 
     async def _append(self, group: GroupInFlight, payload: bytes) -> GroupOutcome:
         """Append, waiting for the broker if need be: it decides whether the lease is still good."""

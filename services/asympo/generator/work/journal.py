@@ -33,7 +33,7 @@ class AppendJournal:
         except BlockingIOError as error:
             self._held.close()
             raise BadSetting(
-                f"append_journal {path} belongs to a running generator: give every generator its own"
+                f"append_journal {path} belongs to a running generator: give each generator its own"
             ) from error
         except OSError as error:
             raise BadSetting(f"append_journal {path} cannot be written: {error.strerror}") from error

@@ -110,10 +110,12 @@ class GroupReader:
             raise InvalidRecord(entry.problem)
         record = decode_group(entry.payload, limits=self._limits)
         if record.group_id != entry.group_id:
-            raise InvalidRecord(f"record says it is group {record.group_id}, its lease was {entry.group_id}")
+            raise InvalidRecord(
+                f"record says that it is group {record.group_id}, but its lease was for {entry.group_id}"
+            )
         num_prompts = self._config.num_prompts
         if not is_issued(record.group_id, producer=entry.producer, num_prompts=num_prompts):
-            raise InvalidRecord(f"group {record.group_id} is none of this run's prompts")
+            raise InvalidRecord(f"group {record.group_id} is for none of this run's prompts")
         if self._is_trained(record.group_id):
             raise InvalidRecord(f"group {record.group_id} was trained before")
         prompt_ids = record.prompt.token_ids or self._texts.prompt_ids(record.prompt)

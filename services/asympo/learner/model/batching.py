@@ -87,7 +87,7 @@ def pack(
     rows shorter than planned, never longer. Sequences of more than `alone_above` tokens follow, a row each.
     """
     if token_budget < 1:
-        raise ValueError(f"token_budget is {token_budget}: at least 1 is needed")
+        raise ValueError(f"token_budget is {token_budget}: give at least 1")
     groups, alone = _apart(groups, alone_above)
     parts: list[TrainedGroup] = []
     for group in groups:

@@ -43,7 +43,9 @@ class ForwardPath:
         try:
             model.set_attn_implementation(name)
         except ValueError as error:
-            raise BadModel(f"{type(model).__name__} has no attention {name}: {error}") from error
+            raise BadModel(
+                f"{type(model).__name__} has no attention implementation {name}: {error}"
+            ) from error
         if self.is_own:
             unfuse(model)
         else:

@@ -135,7 +135,7 @@ class Policy:
         """The model's own logits of one sequence."""
         if len(batch.sequences_R) != 1:
             raise ValueError(
-                f"{len(batch.sequences_R)} sequences in a row: this model computes them one by one"
+                f"{len(batch.sequences_R)} sequences in a row: this model computes one sequence at a time"
             )
         device = self.device
         with self._autocast():

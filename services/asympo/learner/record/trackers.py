@@ -278,7 +278,7 @@ def _sink(
     except ImportError as error:
         raise BadSetting(
             f"the tracker {name} needs the package {package}, which cannot be imported ({error}); "
-            f"run pip install '{package}' or take {name} out of trackers.enabled"
+            f"run pip install '{package}' or remove {name} from trackers.enabled"
         ) from None
     folder = directory / name
     if name == "tensorboard":

@@ -266,7 +266,7 @@ class Replay:
                 f"{first.step_before}; give --from-state with a state of that step"
             )
         if first.first <= start or (state and state.archive and state.archive != first.parent):
-            raise BadSetting(f"{what} was superseded: give the one that the run went on from")
+            raise BadSetting(f"{what} was superseded: give the one that the run continued from")
 
 
 def segments_of(entries: Iterator[ArchivedEntry], *, after_sequence: int) -> Iterator[list[ArchivedEntry]]:
@@ -285,7 +285,7 @@ def check_same_segment(entries: Sequence[ArchivedEntry], segment: Segment | None
     """Raises ReplayDiverged unless the entries made here what they had made in the run."""
     span = f"groups {entries[0].sequence} to {entries[-1].sequence}"
     if segment is None or segment.last_sequence != entries[-1].segment_end:
-        raise ReplayDiverged(f"{span} made one step in the run and do not here: groups_per_step differs")
+        raise ReplayDiverged(f"{span} made one step in the run but do not here: groups_per_step differs")
     set_aside = {entry.sequence for entry in entries if entry.outcome is Outcome.DEAD_LETTER}
     if set_aside != set(segment.reasons):
         number = min(set_aside ^ set(segment.reasons))

@@ -86,8 +86,8 @@ class FollowedLog:
         if last < after_sequence:
             raise SequenceGap(
                 f"the broker of run {self._run_log.run!r} went back to group {last}, and group "
-                f"{after_sequence} was trained here already: numbers will be given out again; follow into "
-                "another directory"
+                f"{after_sequence} was trained here already: numbers will be given out again; give "
+                "another --out"
             )
 
 
@@ -231,7 +231,7 @@ class SecondLearner:
         if compute.device != self._compute.device:
             raise BadSetting(
                 f"the run went from {self._compute.device} to {compute.device} after step "
-                f"{self._training.progress.step}, and a follower stays on one device"
+                f"{self._training.progress.step}, and a second learner stays on one device"
             )
         set_up_torch(seed=self._settings.seed, num_threads=compute.num_threads)
         self._built = rebuilt(self._built, self._settings, compute, rows=self._decisions)

@@ -51,7 +51,7 @@ class DecisionFiles:
             newest = self.newest()
             if newest and newest.fence > decisions.fence:
                 raise Fenced(
-                    f"{self._where(newest.rank)} is of a higher fence than this learner's {decisions.fence}: "
+                    f"{self._where(newest.rank)} has a higher fence than this learner's {decisions.fence}: "
                     "another learner owns the run"
                 )
             self._files.sweep(fence=decisions.fence)

@@ -62,7 +62,8 @@ class Recipe:
             raise CorruptArchive(f"the archive does not say how its groups were trained: {error}") from error
         if compute.num_ranks > 1 and not any_build:
             raise BadSetting(
-                f"the run was trained by {compute.num_ranks} ranks, which sum in another order than one: "
+                f"the run was trained by {compute.num_ranks} ranks, which add up in a different order "
+                "than one does: "
                 "give --any-build to train the same groups in the same order anyway"
             )
         check_device(compute, any_build=any_build)

@@ -155,7 +155,8 @@ def _is_fit(decided: Mapping[str, Any], device: str, processor: str, *, decide_a
     if not decide_anew:
         raise BadSetting(
             f"the run was trained on {was[0]} ({was[1]}) so far and this is {device} ({processor}), which "
-            "gives other bits: continue on a machine of the same class, or give --decide-anew to choose what "
+            "rounds differently: continue on a machine of the same class, or give --decide-anew to "
+            "choose what "
             "is fastest here for the next steps"
         )
     return False

@@ -32,9 +32,7 @@ def signature_of(function: Callable[..., Any], what: str) -> inspect.Signature:
     try:
         return inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise BadSetting(
-            f"{what} has no signature that can be read: wrap it in a function of Python"
-        ) from error
+        raise BadSetting(f"{what} has no readable signature: wrap it in a Python function") from error
 
 
 def recognise(function: Callable[..., Any], what: str) -> str:
@@ -78,7 +76,7 @@ def check_signature(
     for each in by_name:
         if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
             raise BadSetting(
-                f"{what} takes {each.name} by position alone, but {name} passes it by name: remove the / "
+                f"{what} takes {each.name} by position only, but {name} passes it by name: remove the / "
                 f"of {signature}"
             )
     if columns is None:

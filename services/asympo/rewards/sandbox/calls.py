@@ -98,7 +98,7 @@ def seccomp_filter() -> bytes:
     """The BPF program for this machine. Raises BadSetting where its calls are not known."""
     name = platform.machine()
     if name not in _MACHINES:
-        raise BadSetting(f"reward code knows the kernel's calls on x86_64 and aarch64, not on {name}")
+        raise BadSetting(f"reward code knows the system calls of x86_64 and aarch64, not of {name}")
     which, machine = _MACHINES[name]
     numbers = [call[which] for call in _ALLOWED.values()]
     program = [

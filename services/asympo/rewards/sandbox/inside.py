@@ -95,7 +95,7 @@ def _restrict_files(readable: list[str]) -> None:
 
 def _check(result: int, what: str) -> int:
     if result < 0:
-        raise OSError(f"{what} is not to be had: {os.strerror(ctypes.get_errno())}")
+        raise OSError(f"{what} is not available: {os.strerror(ctypes.get_errno())}")
     return result
 
 

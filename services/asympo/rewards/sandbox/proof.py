@@ -64,7 +64,7 @@ _ATTEMPTS = {
 def prove_isolation() -> None:
     """Raises BadSetting with the first thing that a program can do and must not."""
     if sys.platform != "linux":
-        raise BadSetting(f"reward code cannot shut programs in on {sys.platform}: {_NEEDS}")
+        raise BadSetting(f"reward code cannot confine programs on {sys.platform}: {_NEEDS}")
     limits = Limits(seconds=30.0)
     with tempfile.TemporaryDirectory() as directory:
         secret = Path(directory) / "secret"
@@ -78,7 +78,7 @@ def prove_isolation() -> None:
         tests.append(f"assert set(os.environ) <= {{*{sorted(environment())!r}, 'LC_CTYPE'}}, 'environment'")
         ended = run_program(_PROGRAM + names, limits=limits, tests=tests)
     if not ended.is_done:
-        raise BadSetting(f"reward code cannot shut programs in on this machine: {ended.reason}; {_NEEDS}")
+        raise BadSetting(f"reward code cannot confine programs on this machine: {ended.reason}; {_NEEDS}")
     told = [*_ATTEMPTS, "read our environment"]
     leaks = [what for what, failure in zip(told, ended.failures, strict=True) if failure is not None]
     leaks += _unlimited()

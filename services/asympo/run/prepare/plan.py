@@ -204,7 +204,7 @@ def check_task(config: TaskConfig, generator: GeneratorSettings) -> None:
     task = load_task(config)
     if config.name == "data" and config.held_out_fraction > 0 and not task.held_out():
         raise BadSetting(
-            f"task.data {config.data} asks one question alone, so none can be held out: give more rows, "
+            f"task.data {config.data} asks only one question, so none can be held out: give more rows, "
             "or set task.held_out_fraction to 0"
         )
     if config.rewards:

@@ -104,7 +104,7 @@ class ProgressWatch:
         failed = num_failures - self._failures_before
         if failed and waited > self._failing:
             raise NoProgress(
-                f"for {_minutes(waited)} no group came into the log and {failed} prompts failed"
+                f"for {_minutes(waited)} no group reached the log and {failed} prompts failed"
                 f"{because} (run.failing_seconds)"
             )
         if waited > self._give_up:

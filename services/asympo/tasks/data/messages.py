@@ -11,7 +11,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple[Message, ...]:
     """The messages, or BadSetting about the first that is none."""
     if not isinstance(messages, list) or not messages:
-        raise BadSetting(f"{where} needs messages to be a list that is not empty")
+        raise BadSetting(f"{where} needs messages to be a non-empty list")
     checked = tuple(_without_none(message) for message in messages)
     for message in checked:
         if not _is_message(message):
@@ -23,11 +23,11 @@ def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple
     if is_answered and not prefill:
         raise BadSetting(
             f"{where} ends with an assistant message: the policy writes that one; leave it out, or set "
-            "task.prefill where it is how the response begins"
+            "task.prefill if the response is to begin with it"
         )
     if prefill and is_answered and not isinstance(checked[-1].get("content"), str):
         raise BadSetting(
-            f"{where} ends with an assistant message that is no text: the response cannot begin so"
+            f"{where} ends with an assistant message that is not text: a response cannot begin with that"
         )
     return checked
 

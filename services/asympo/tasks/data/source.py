@@ -34,11 +34,11 @@ def read_rows(
         rows = _read_hub(data, split=split, subset=subset, revision=revision)
     else:
         raise BadSetting(
-            f"task.data {data} is no file here and no owner/name of the hub: give a file "
-            f"({', '.join(FILE_KINDS)}), a folder of save_to_disk, or owner/name"
+            f"task.data {data} is neither a file here nor owner/name on the hub: give a file "
+            f"({', '.join(FILE_KINDS)}), a folder written by save_to_disk, or owner/name"
         )
     if not rows:
-        raise BadSetting(f"task.data {data} has no rows: it needs at least one, two to hold one out")
+        raise BadSetting(f"task.data {data} has no rows: it needs at least one, or two if one is held out")
     return rows
 
 
@@ -83,7 +83,7 @@ def parse_json_row(line: bytes, where: str) -> Row:
 
 def _parsed(text: str) -> Any:
     def refuse(name: str) -> None:
-        raise ValueError(f"it holds {name}, which is no number: leave the value out, or give null")
+        raise ValueError(f"it holds {name}, which is not a number: leave the value out, or give null")
 
     return json.loads(text, parse_constant=refuse)
 
@@ -116,7 +116,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise BadSetting(
-                        f"{path} row {number} has not as many values as there are columns "
+                        f"{path} row {number} has more or fewer values than there are columns "
                         f"({len(reader.fieldnames or ())}): quote values that hold a comma"
                     )
                 yield row

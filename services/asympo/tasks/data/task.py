@@ -37,7 +37,8 @@ class DataTask(RowsTask):
             self.place_share(rows, fraction=config.held_out_fraction, seed=config.seed)
         if not self._train:
             raise BadSetting(
-                f"every row of task.data {config.data} asks what a held-out row asks: none is left"
+                f"every row of task.data {config.data} asks the same as a held-out row: none is left to "
+                "train on"
             )
         self._repeat(config.weight_column)
         self.keep_trainable(config.left_out)
@@ -88,7 +89,8 @@ def _check_alike(rows: Sequence[dict[str, Any]], data: str) -> None:
     other = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), None)
     if other is not None:
         raise BadSetting(
-            f"{data} row {other + 1} asks with {kinds[other]} and row 1 with {kinds[0]}: make them all alike"
+            f"{data} row {other + 1} asks with {kinds[other]} and row 1 with {kinds[0]}: ask in the same "
+            "way in every row"
         )
 
 
@@ -134,7 +136,7 @@ def _answer_of(columns: Row, where: str) -> str:
         return json.dumps(answer, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise BadSetting(
-            f"{where} has the answer {answer}, which is no number: leave the row out, or give an answer"
+            f"{where} has the answer {answer}, which is not a number: leave the row out, or give an answer"
         ) from None
 
 

@@ -66,9 +66,9 @@ def _environment(**options: Any) -> Any:
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             sizes = [each if isinstance(each, int | float) else len(each) for each in (left, right)]
             if operator == "**" and max(map(abs, sizes)) > _LARGEST_POWER:
-                raise SecurityError(f"powers of numbers above {_LARGEST_POWER} are not taken")
+                raise SecurityError(f"powers of numbers above {_LARGEST_POWER} are refused")
             if operator == "*" and abs(sizes[0]) * abs(sizes[1]) > _MAX_CHARS:
-                raise SecurityError(f"products above {_MAX_CHARS} are not taken")
+                raise SecurityError(f"products above {_MAX_CHARS} are refused")
             return super().call_binop(context, operator, left, right)
 
     return Bounded(**options)

@@ -198,7 +198,7 @@ class Broker:
             except exceptions.NoPermissionError:
                 raise BrokerUnavailable(
                     f"the broker at {self.url} does not know script {name} of this release, and this user "
-                    "may not load it: the learner does when it starts, and after a restart of the broker"
+                    "may not load it: the learner loads it when it starts and after the broker restarts"
                 ) from None
 
         with _our_errors(self.url):
@@ -265,7 +265,7 @@ def _our_errors(url: str) -> Iterator[None]:
         raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
     except _REFUSALS as error:
         raise BrokerRefused(
-            f"the broker at {url} turned us away ({error}): check user, password and ACL, "
+            f"the broker at {url} rejected our login or a command ({error}): check user, password and ACL, "
             "which `asympo log acl` prints for each role of this release"
         ) from error
     except _RETRIED as error:
@@ -274,7 +274,7 @@ def _our_errors(url: str) -> Iterator[None]:
         ) from error
     except exceptions.ResponseError as error:
         if str(error).startswith(_TRANSIENT_CODES):
-            raise BrokerUnavailable(f"the broker at {url} cannot serve us now ({error})") from error
+            raise BrokerUnavailable(f"the broker at {url} cannot answer now ({error})") from error
         if "OOM " in str(error):
             raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
         raise BrokerRefused(f"the broker at {url} refused a command ({error})") from error

@@ -99,7 +99,7 @@ class EvalResult:
                 at_seconds=_number(values.get("at_seconds", 0.0)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"it is no result of an evaluation ({error!r})") from None
+            raise ValueError(f"it is not a result of an evaluation ({error!r})") from None
 
 
 def best_of(results: Iterable[EvalResult], name: str) -> EvalResult | None:
@@ -128,7 +128,7 @@ def _number(value: Any) -> float:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return value
 
 

@@ -80,7 +80,7 @@ def foreign_id(producer: str, local_id: str) -> str:
     """What a producer's `local_id` is in the log; raises InvalidRecord for one that it may not use."""
     if not re.fullmatch(PRODUCER_NAME, producer):
         raise InvalidRecord(
-            f"producer {producer!r}: give 1 to 32 lower-case letters, digits or -, a letter first"
+            f"producer {producer!r}: give 1 to 32 lower-case letters, digits or -, beginning with a letter"
         )
     match = _LOCAL_ID.fullmatch(local_id)
     if match is None or int(match[1]) > _MAX_NUMBER:
