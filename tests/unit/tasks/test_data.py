@@ -216,7 +216,11 @@ def test_missing_number_of_a_table_is_no_answer(tmp_path: Path) -> None:
         ([{"prompt": 5}], {}, "row 1 has prompt 5: give a text, or a list of messages"),
         ([{"prompt": "  "}], {}, "row 1 has an empty prompt"),
         (["text"], {}, "line 1 is not a JSON object"),
-        ([{"prompt": "a", "answer": math.nan}], {}, "line 1 is not JSON: it holds NaN, which is not a number"),
+        (
+            [{"prompt": "a", "answer": math.nan}],
+            {},
+            "line 1 is not JSON: it holds NaN, which is not a number",
+        ),
         ([{"prompt": "a", "level": -math.inf}], {}, "it holds -Infinity, which is not a number"),
         (
             [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}]}],
