@@ -261,5 +261,5 @@ def test_data_that_is_nowhere_is_refused_in_one_sentence(monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(BadSetting, match=r"owner/name .split train. is neither a file here"):
+    with pytest.raises(BadSetting, match=r"owner/name .split train. is no file here"):
         load_task(TaskConfig(data="owner/name"))
