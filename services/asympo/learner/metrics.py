@@ -10,7 +10,7 @@ from asympo.common.rollout_log import LogStats
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
 
 _STALENESS_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-_ROW_GAUGES = {
+ROW_GAUGES = {
     "reward_mean": ("reward", "Mean reward of the newest step."),
     "loss": ("loss", "Loss of the newest step; about 0 by construction under asympo."),
     "grad_norm": ("gradient_norm", "Raw gradient norm of the newest step."),
@@ -45,7 +45,7 @@ class LearnerMetrics:
             name = f"asympo_learner_{name}_seconds"
             return Histogram(name, text, buckets=DURATION_BUCKETS_SECONDS, registry=registry)
 
-        self._gauges = {key: gauge(name, text) for key, (name, text) in _ROW_GAUGES.items()}
+        self._gauges = {key: gauge(name, text) for key, (name, text) in ROW_GAUGES.items()}
         self._nll = gauge("nll_nats", "Mean NLL by sign of the advantage, newest step.", ("sign",))
         self._functions: set[str] = set()
         self._function = gauge(
