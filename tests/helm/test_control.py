@@ -61,7 +61,8 @@ def test_control_listens_where_its_service_and_policy_say_with_mounted_certifica
     # A file mounted by subPath would never change.
     assert mount == {"name": "control-tls", "mountPath": "/etc/asympo/control-tls", "readOnly": True}
     volume = next(each for each in pod["volumes"] if each["name"] == "control-tls")
-    assert volume["secret"] == {"secretName": "control-tls", "defaultMode": 0o440}
+    files = [{"key": key, "path": key} for key in ("ca.crt", "tls.crt", "tls.key")]
+    assert volume["secret"] == {"secretName": "control-tls", "defaultMode": 0o440, "items": files}
     keys = {"certificate": "tls.crt", "key": "tls.key", "client_ca": "ca.crt"}
     assert settings["grpc_tls"] == {name: f"{mount['mountPath']}/{key}" for name, key in keys.items()}
 

@@ -169,12 +169,12 @@ env:
     value: /etc/asympo/sentinel-password/password
   {{- end }}
   {{- with .root.Values.checkpoints.objectStore.credentials.secret }}
-  {{- range $variable, $key := dict "AWS_ACCESS_KEY_ID" "access-key-id" "AWS_SECRET_ACCESS_KEY" "secret-access-key" }}
+  {{- range $variable, $key := dict "AWS_ACCESS_KEY_ID" "Id" "AWS_SECRET_ACCESS_KEY" "Secret" }}
   - name: {{ $variable | toJson }}
     valueFrom:
       secretKeyRef:
         name: {{ $.root.Values.checkpoints.objectStore.credentials.secret | toJson }}
-        key: {{ printf "%s-%s" $.role $key | toJson }}
+        key: {{ get $.root.Values.checkpoints.objectStore.credentials.keys (print $.role $key) | toJson }}
   {{- end }}
   {{- end }}
   {{- with include "asympo.pythonPath" . }}
@@ -227,27 +227,26 @@ env:
 {{- end }}
 {{- end }}
 
-{{/* Secrets that say how to connect to the broker, as files: volume, secret, items by key. .role */}}
-{{- define "asympo.brokerSecrets" -}}
+{{/* Secrets that the services read as files, where the folder below /etc/asympo is named like the volume. .role */}}
+{{- define "asympo.secretFiles" -}}
 {{- $external := .root.Values.redis.external }}
-{{- $wanted := list (dict "volume" "broker-ca" "from" $external.caFrom "path" "ca.crt") }}
-{{- $wanted = append $wanted (dict "volume" "sentinel-ca" "from" $external.sentinel.caFrom "path" "ca.crt") }}
-{{- $wanted = append $wanted (dict "volume" "sentinel-password" "from" $external.sentinel.passwordFrom "path" "password") }}
-{{- if and (eq .root.Values.redis.mode "external") .root.Values.redis.auth.existingSecret }}
-{{- $own := dict "secret" .root.Values.redis.auth.existingSecret "key" (get .root.Values.redis.auth.keys .role) }}
-{{- $wanted = append $wanted (dict "volume" "broker-password" "from" $own "path" "password") }}
+{{- $store := .root.Values.checkpoints.objectStore }}
+{{- range $volume, $from := dict "broker-ca" $external.caFrom "sentinel-ca" $external.sentinel.caFrom "object-store-ca" $store.caFrom }}
+- {volume: {{ $volume | toJson }}, secret: {{ $from.secret | toJson }}, items: {ca.crt: {{ $from.key | toJson }}}}
 {{- end }}
-{{- range $wanted }}
-{{- if .from.secret }}
-- volume: {{ .volume | toJson }}
-  secret: {{ .from.secret | toJson }}
-  items: {{ dict .from.key .path | toJson }}
+{{- with $external.sentinel.passwordFrom }}
+- {volume: sentinel-password, secret: {{ .secret | toJson }}, items: {password: {{ .key | toJson }}}}
+{{- end }}
+{{- if eq .root.Values.redis.mode "external" }}
+{{- with .root.Values.redis.auth }}
+- {volume: broker-password, secret: {{ .existingSecret | toJson }}, items: {password: {{ get .keys $.role | toJson }}}}
 {{- end }}
 {{- end }}
-{{- with $external.clientCertificate.secret }}
-- volume: broker-client
-  secret: {{ . | toJson }}
-  items: {tls.crt: tls.crt, tls.key: tls.key}
+{{- with $external.clientCertificate }}
+- {volume: broker-client, secret: {{ .secret | toJson }}, items: {tls.crt: {{ .keys.certificate | toJson }}, tls.key: {{ .keys.key | toJson }}}}
+{{- end }}
+{{- with .root.Values.control.tls }}
+- {volume: control-tls, secret: {{ .secret | toJson }}, items: {tls.crt: {{ .keys.certificate | toJson }}, tls.key: {{ .keys.key | toJson }}, ca.crt: {{ .keys.clientCa | toJson }}}}
 {{- end }}
 {{- end }}
 
@@ -266,20 +265,12 @@ volumeMounts:
     mountPath: /cache
   - name: shared-memory
     mountPath: /dev/shm
-  {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
+  {{- range include "asympo.secretFiles" . | fromYamlArray }}
+  {{- if .secret }}
   - name: {{ .volume | toJson }}
     mountPath: {{ printf "/etc/asympo/%s" .volume | toJson }}
     readOnly: true
   {{- end }}
-  {{- if .root.Values.checkpoints.objectStore.caFrom.secret }}
-  - name: object-store-ca
-    mountPath: /etc/asympo/object-store-ca
-    readOnly: true
-  {{- end }}
-  {{- if .root.Values.control.tls.secret }}
-  - name: control-tls
-    mountPath: /etc/asympo/control-tls
-    readOnly: true
   {{- end }}
   {{- with include "asympo.dataMounts" .root | trim }}
   {{- . | nindent 2 }}
@@ -313,34 +304,19 @@ volumes:
     emptyDir:
       medium: Memory
       sizeLimit: {{ include "asympo.quantity" .values.sharedMemory }}
-  {{- range include "asympo.brokerSecrets" . | fromYamlArray }}
+  {{- range include "asympo.secretFiles" . | fromYamlArray }}
+  {{- if .secret }}
   # Not by subPath: what replaces the Secret is read at the next connect.
   - name: {{ .volume | toJson }}
     secret:
       secretName: {{ .secret | toJson }}
       defaultMode: 0440
       items:
-        {{- range $key, $path := .items }}
+        {{- range $path, $key := .items }}
         - key: {{ $key | toJson }}
           path: {{ $path | toJson }}
         {{- end }}
   {{- end }}
-  {{- with .root.Values.checkpoints.objectStore.caFrom }}
-  {{- if .secret }}
-  - name: object-store-ca
-    secret:
-      secretName: {{ .secret | toJson }}
-      items:
-        - key: {{ .key | toJson }}
-          path: ca.crt
-  {{- end }}
-  {{- end }}
-  {{- with .root.Values.control.tls.secret }}
-  # Whole, not by subPath: the services read a changed Secret.
-  - name: control-tls
-    secret:
-      secretName: {{ . | toJson }}
-      defaultMode: 0440
   {{- end }}
   {{- with include "asympo.dataVolumes" .root | trim }}
   {{- . | nindent 2 }}

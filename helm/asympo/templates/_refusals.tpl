@@ -350,14 +350,14 @@
 {{- $external := .Values.redis.external }}
 {{- $wanted := list (dict "value" "redis.external.urlFrom" "name" $external.urlFrom.secret "keys" (list $external.urlFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "redis.external.caFrom" "name" $external.caFrom.secret "keys" (list $external.caFrom.key)) }}
-{{- $wanted = append $wanted (dict "value" "redis.external.clientCertificate" "name" $external.clientCertificate.secret "keys" (list "tls.crt" "tls.key")) }}
+{{- $wanted = append $wanted (dict "value" "redis.external.clientCertificate" "name" $external.clientCertificate.secret "keys" (values $external.clientCertificate.keys | sortAlpha)) }}
 {{- $wanted = append $wanted (dict "value" "redis.external.sentinel.caFrom" "name" $external.sentinel.caFrom.secret "keys" (list $external.sentinel.caFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "redis.external.sentinel.passwordFrom" "name" $external.sentinel.passwordFrom.secret "keys" (list $external.sentinel.passwordFrom.key)) }}
 {{- $wanted = append $wanted (dict "value" "model.download.token" "name" .Values.model.download.token.secret "keys" (list .Values.model.download.token.key)) }}
-{{- $wanted = append $wanted (dict "value" "control.tls.secret" "name" .Values.control.tls.secret "keys" (list "tls.crt" "tls.key" "ca.crt")) }}
+{{- $wanted = append $wanted (dict "value" "control.tls.secret" "name" .Values.control.tls.secret "keys" (values .Values.control.tls.keys | sortAlpha)) }}
 {{- $store := .Values.checkpoints.objectStore }}
 {{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.caFrom" "name" $store.caFrom.secret "keys" (list $store.caFrom.key)) }}
-{{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.credentials.secret" "name" $store.credentials.secret "keys" (list "learner-access-key-id" "learner-secret-access-key" "generator-access-key-id" "generator-secret-access-key")) }}
+{{- $wanted = append $wanted (dict "value" "checkpoints.objectStore.credentials.secret" "name" $store.credentials.secret "keys" (values $store.credentials.keys | sortAlpha)) }}
 {{- $keys := .Values.redis.auth.keys }}
 {{- $roles := list $keys.learner $keys.generator }}
 {{- if eq .Values.redis.mode "embedded" }}{{ $roles = append $roles $keys.operator }}{{ end }}
