@@ -30,6 +30,11 @@ def main(argv: Sequence[str]) -> int:
     text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
     verb = verbs.add_parser("pipeline", help=text, description=text)
     add_pipeline_flags(verb)
+    text = "what the gateway costs and keeps: ingest, agents, sessions while generators die, garbage"
+    verb = verbs.add_parser("gateway", help=text, description=text)
+    verb.add_argument("--malformed", type=int, default=10_000, help="malformed requests")
+    verb.add_argument("--quick", action="store_true", help="finish within seconds; the speeds mean nothing")
+    add_json_flag(verb)
     text = "every family of models, tiny, the way it would be trained against its own forward"
     verb = verbs.add_parser("models", help=text, description=text)
     verb.add_argument(
@@ -46,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     if arguments.verb != "learner":
         others = {
+            "gateway": _gateway,
             "log": _log,
             "models": _models,
             "pipeline": _pipeline,
@@ -158,6 +164,19 @@ def _log(arguments: argparse.Namespace) -> int:
         )
     report = measure_log(bench, say=say)
     return _answer(report, arguments)
+
+
+def _gateway(arguments: argparse.Namespace) -> int:
+    from asympo.bench.gateway.report import GatewayBench, measure_gateway
+
+    if arguments.malformed < 1:
+        raise BadSetting(f"--malformed is {arguments.malformed}: at least 1 is needed")
+    bench = GatewayBench(num_malformed=arguments.malformed)
+    if arguments.quick:
+        bench = dataclasses.replace(
+            bench, num_groups=100, latency_seconds=0.5, num_requests=64, num_malformed=200, num_sessions=32
+        )
+    return _answer(measure_gateway(bench, say=say), arguments)
 
 
 def check_learner_flags(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from asympo.common.records import RolloutGroup
 from asympo.v1 import rollout_ingest_service_pb2 as messages
 from asympo.v1.rollout_ingest_service_pb2_grpc import RolloutIngestServiceStub
 
-_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""CANCELLED is what gRPC's own server says when a thousand calls wait for it; we cancel none ourselves."""
 
 
 class GrpcWay:

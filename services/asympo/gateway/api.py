@@ -28,6 +28,13 @@ class Refusal(AsympoError):
         self.status = status
 
 
+class Answered(JSONResponse):
+    """JSON in ASCII: a text that quotes a caller's lone surrogate can be sent as well."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
 class GatewayApi:
     """Translates between HTTP and the one core object."""
 
@@ -62,7 +69,7 @@ class GatewayApi:
             for answer in answers
         ]
         headers = {"retry-after": "1"} if is_full else {}
-        return JSONResponse({"results": results}, status_code=429 if is_full else 200, headers=headers)
+        return Answered({"results": results}, status_code=429 if is_full else 200, headers=headers)
 
     async def get_work(self, request: Request) -> JSONResponse:
         """`POST /v1/work`: `{"wait_seconds": 10}`."""
@@ -76,8 +83,8 @@ class GatewayApi:
         found = await self._gateway.get_work(producer, wait_seconds=float(wait_seconds), policy_step=step)
         if not isinstance(found, Granted):
             answer = {"refusal": found.reason, "retry_after_seconds": found.retry_after_seconds}
-            return JSONResponse(answer, status_code=410 if found.reason == "run_ended" else 429)
-        return JSONResponse(
+            return Answered(answer, status_code=410 if found.reason == "run_ended" else 429)
+        return Answered(
             {
                 "group_id": found.lease.group_id,
                 "lease_token": found.lease.token,
@@ -98,7 +105,7 @@ class GatewayApi:
         ):
             raise Refusal(400, "lease_tokens, handed_back: give lists of tokens")
         lost = await self._gateway.renew_work(producer, keep=lists[0], hand_back=lists[1])
-        return JSONResponse({"lost": lost})
+        return Answered({"lost": lost})
 
     async def policy(self, request: Request) -> JSONResponse:
         """`GET /v1/policy`: the newest one; 404 before the first."""
@@ -106,7 +113,7 @@ class GatewayApi:
         newest = await self._calls.run(self._gateway.parts.run_log.policies.latest)
         if newest is None:
             raise Refusal(404, "no policy has been published yet")
-        return JSONResponse({"step": newest.step, "fence": newest.fence, "manifest_digest": newest.digest})
+        return Answered({"step": newest.step, "fence": newest.fence, "manifest_digest": newest.digest})
 
     def admit(self, request: Request, scope: Scope) -> Producer:
         """Who calls; raises NotAllowed."""
@@ -166,7 +173,7 @@ def build_api(api: GatewayApi, *, gateway: Gateway, metrics_endpoint: Any) -> Fa
     async def refused(request: Request, error: Exception) -> JSONResponse:
         status = _status(error)
         headers = {"www-authenticate": "Bearer"} if status == 401 else {}
-        return JSONResponse({"error": {"message": str(error)}}, status_code=status, headers=headers)
+        return Answered({"error": {"message": str(error)}}, status_code=status, headers=headers)
 
     for kind in (Refusal, NotAllowed, NotReady, BrokerUnavailable, BadSetting):
         app.add_exception_handler(kind, refused)

@@ -1,13 +1,26 @@
 """Groups as JSON, for HTTP: what is wrong with one is said with the name of its field."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import MAX_RESPONSES, FinishReason
 from asympo.v1 import rollout_pb2
+
+
+def _is_text(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("this is no text: it has half of a surrogate pair") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_is_text)]
+"""A string that UTF-8 can hold: JSON can spell others."""
 
 
 class _Body(BaseModel):
@@ -17,8 +30,8 @@ class _Body(BaseModel):
 class MessageBody(_Body):
     """One chat message."""
 
-    role: str
-    content: str
+    role: Text
+    content: Text
 
 
 class PromptBody(_Body):
@@ -31,7 +44,7 @@ class PromptBody(_Body):
             return {"text": value}
         return {"messages": value} if isinstance(value, list) else value
 
-    text: str = ""
+    text: Text = ""
     """As the policy's template renders it, or plain."""
     token_ids: list[int] = Field(default=[], max_length=131_072)
     messages: list[MessageBody] = []
@@ -41,21 +54,21 @@ class PromptBody(_Body):
 class ResponseBody(_Body):
     """One answer and what it earned."""
 
-    text: str = ""
+    text: Text = ""
     token_ids: list[int] = Field(default=[], max_length=131_072)
     reward: float
     finish_reason: Literal["stop", "length"] = "stop"
     trained_token_mask: list[bool] = []
-    stop_string: str = ""
+    stop_string: Text = ""
 
 
 class GroupBody(_Body):
     """One group."""
 
-    group_id: str | int = ""
+    group_id: Text | int = ""
     prompt: PromptBody
     responses: list[ResponseBody] = Field(max_length=MAX_RESPONSES)
-    lease_token: str = ""
+    lease_token: Text = ""
 
 
 def read_group(value: Any) -> GroupBody:

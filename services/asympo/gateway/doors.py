@@ -33,8 +33,13 @@ class Doors:
         self._http: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
-    async def ask(self, session_id: str, path: str, body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The first answer that is not of a generator that is gone; raises NoDoor when all are."""
+    async def ask(
+        self, session_id: str, path: str, body: Any, *, is_streamed: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The first answer that is not of a generator that is gone; raises NoDoor when all are.
+
+        One that is not streamed is read to its end: a generator that dies in the middle is gone as well.
+        """
         payload = json.dumps(body, separators=(",", ":")).encode()
         async with AsyncExitStack() as open_answers:
             for address in self._order(session_id):
@@ -42,6 +47,8 @@ class Doors:
                     answer = await open_answers.enter_async_context(
                         self._client().post(f"{address}/{path}", data=payload, headers=self._headers)
                     )
+                    if not is_streamed:
+                        await answer.read()
                 except (aiohttp.ClientError, TimeoutError) as error:
                     log.warning("%s does not answer a session: %r", address, error)
                     continue

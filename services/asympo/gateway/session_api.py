@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from asympo.gateway.api import GatewayApi, Refusal
+from asympo.gateway.api import Answered, GatewayApi, Refusal
 from asympo.gateway.capture import TurnReader
 from asympo.gateway.doors import Doors, NoDoor
 from asympo.gateway.producers import Scope
@@ -45,14 +45,14 @@ class SessionApi:
         if isinstance(group, NoWork):
             status = 410 if group.reason == "run_ended" else 429
             answer = {"refusal": group.reason, "retry_after_seconds": group.retry_after_seconds}
-            return JSONResponse(answer, status_code=status)
-        return JSONResponse(self._started(request, group))
+            return Answered(answer, status_code=status)
+        return Answered(self._started(request, group))
 
     async def set_reward(self, request: Request) -> JSONResponse:
         """`POST /rl/set_reward`: `{"session_id": …, "reward": 1.0}`."""
         body = await self._api.read_json(request)
         self._reward(_session_id(body), body)
-        return JSONResponse({})
+        return Answered({})
 
     async def end(self, request: Request) -> JSONResponse:
         """`POST /rl/end_session`: `{"session_id": …}`."""
@@ -67,7 +67,7 @@ class SessionApi:
         """`GET /sessions/{id}`: what became of it and its group."""
         session = self._sessions.session(session_id)
         group = session.group
-        return JSONResponse(
+        return Answered(
             {
                 "turns": len(session.turns),
                 "reward": session.reward,
@@ -76,8 +76,9 @@ class SessionApi:
             }
         )
 
-    async def ask(self, request: Request, session_id: str, path: str) -> Response:
+    async def ask(self, request: Request) -> Response:
         """`POST /sessions/{id}/v1/chat/completions`: as the engine answers; the turn is noted."""
+        session_id, path = request.path_params["session_id"], request.path_params["path"]
         if path not in PATHS:
             raise Refusal(404, f"a session answers {' and '.join(PATHS)}, not {path}")
         session = self._sessions.open_session(session_id)
@@ -88,7 +89,7 @@ class SessionApi:
         body["return_token_ids"] = True
         if body.get("stream"):
             return await self._stream(session, path, body)
-        async with self._doors.ask(session_id, path, body) as answer:
+        async with self._doors.ask(session_id, path, body, is_streamed=False) as answer:
             content = await answer.read()
             if answer.status == 200:
                 reader = TurnReader()
@@ -97,7 +98,7 @@ class SessionApi:
             return Response(content, status_code=answer.status, media_type="application/json")
 
     async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> Response:
-        asking = self._doors.ask(session.session_id, path, body)
+        asking = self._doors.ask(session.session_id, path, body, is_streamed=True)
         answer = await asking.__aenter__()
         if answer.status != 200:
             content = await answer.read()
@@ -142,7 +143,7 @@ class SessionApi:
 
     def _end(self, session_id: str) -> JSONResponse:
         group = self._sessions.end(session_id)
-        return JSONResponse({"open": sum(not each.is_closed for each in group.sessions)})
+        return Answered({"open": sum(not each.is_closed for each in group.sessions)})
 
 
 def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
@@ -150,7 +151,7 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         status = error.status if isinstance(error, SessionRefused) else 503
-        return JSONResponse({"error": {"message": str(error)}}, status_code=status)
+        return Answered({"error": {"message": str(error)}}, status_code=status)
 
     app.add_exception_handler(SessionRefused, refused)
     app.add_exception_handler(NoDoor, refused)
@@ -159,7 +160,8 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     app.add_api_route("/rl/end_session", sessions.end, methods=["POST"])
     app.add_api_route("/sessions/{session_id}", sessions.status)
     app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
-    app.add_api_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
+    # The one route that is asked all the time: without FastAPI's look at its parameters.
+    app.add_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
 
 
 def _session_id(body: dict[str, Any]) -> str:

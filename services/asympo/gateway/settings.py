@@ -1,8 +1,9 @@
 """Settings of one gateway. Capacity, group size and the task come from the run itself."""
 
 from typing import ClassVar, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port, is_loopback
 from asympo.common.paths import OptionalPath
@@ -50,6 +51,15 @@ class GatewaySettings(ControlSettings, protected_namespaces=()):
     drain_seconds: float = Field(
         default=10.0, ge=0.0, description="time for calls in flight to finish at a stop"
     )
+
+    @field_validator("doors")
+    @classmethod
+    def _doors_are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname or "," in address:
+                raise ValueError(f"{address} is no address of a door: give http://HOST:PORT/v1, one each")
+        return value
 
     @model_validator(mode="after")
     def _http_is_guarded(self) -> Self:

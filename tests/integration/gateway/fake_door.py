@@ -21,6 +21,8 @@ class FakeDoor:
         self.bodies: list[dict[str, Any]] = []
         self.has_token_ids = True
         self.status = 200
+        self.breaks_off = False
+        """As an engine that is killed in the middle of an answer."""
         app = FastAPI()
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         listener = bind("127.0.0.1", 0)
@@ -34,6 +36,8 @@ class FakeDoor:
     async def chat(self, request: Request) -> Response:
         if self.status != 200:
             return JSONResponse({"error": {}}, status_code=self.status)
+        if self.breaks_off:
+            return StreamingResponse(_begin(), headers={"content-length": "1000"})
         body = await request.json()
         self.bodies.append(body)
         self.num_asked += 1
@@ -55,6 +59,10 @@ class FakeDoor:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
+
+
+async def _begin() -> AsyncIterator[bytes]:
+    yield b"{"
 
 
 async def _stream(answer: str, ids: dict[str, Any], written: list[int]) -> AsyncIterator[bytes]:

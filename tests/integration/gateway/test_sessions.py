@@ -11,6 +11,7 @@ import pytest
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import RunLog
+from asympo.gateway.settings import GatewaySettings
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.gateway.conftest import AGENTS, FILES, RunningGateway
@@ -165,17 +166,19 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
     log: RunLog, door: FakeDoor, start_gateway: StartGateway
 ) -> None:
     start_run(log, group_size=8)
-    dead, gone = FakeDoor(), FakeDoor()
+    dead, gone, dying = FakeDoor(), FakeDoor(), FakeDoor()
     gone.stop()
     dead.status = 503
-    gateway = start_gateway(doors=(dead.address, gone.address, door.address))
+    dying.breaks_off = True
+    gateway = start_gateway(doors=(dead.address, gone.address, dying.address, door.address))
     for session in start(gateway, num_sessions=8):
         say(session, "a")
     assert door.num_asked == 8
     door.status = 503
-    with pytest.raises(openai.APIStatusError, match="none of 3 generators"):
+    with pytest.raises(openai.APIStatusError, match="none of 4 generators"):
         say(start(gateway)[0], "a")
     dead.stop()
+    dying.stop()
 
 
 @pytest.mark.parametrize(
@@ -235,3 +238,9 @@ def test_engine_without_token_ids_is_named(log: RunLog, door: FakeDoor, start_ga
         say(session, "a")
         complete(gateway, session, 1.0)
     assert outcome(gateway, sessions[0]) == {"outcome": "not_enough", "failures": ["no_token_ids"] * 2}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "http://a:1/v1,http://b:2/v1", "http://"])
+def test_doors_are_addresses_one_each(address: str) -> None:
+    with pytest.raises(ValueError, match="no address of a door"):
+        GatewaySettings(redis_url="redis://127.0.0.1", run="r", doors=(address,))

@@ -58,3 +58,10 @@ def test_stranger_s_name_is_refused_and_a_probe_is_not(address: tuple[str, int])
     assert ask(address, "/v1/status", host="evil.example").startswith(b"HTTP/1.1 421")
     assert ask(address, "/livez", host="10.0.0.7:8080").startswith(b"HTTP/1.1 200")
     assert ask(address, "/v1/status", host="localhost:8080").startswith(b"HTTP/1.1 200")
+
+
+def test_answer_never_waits_for_an_acknowledgement() -> None:
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
