@@ -99,7 +99,7 @@ def test_drain_that_is_held_up_ends_at_its_deadline_and_loses_nothing(
         own_broker.send(signal.SIGSTOP)
         asked_at = time.monotonic()
         assert learner.end(signal.SIGTERM) == NoProgress.exit_code, learner.log
-        assert 2 <= time.monotonic() - asked_at < 60, "far below what it has unasked"
+        assert 2 <= time.monotonic() - asked_at < 15, "far below what it has unasked"
         assert learner.count("Not closed 2 s after SIGTERM, ") == 1
         own_broker.send(signal.SIGCONT)
         step = max(row["step"] for row in learner.rows)

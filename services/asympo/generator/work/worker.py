@@ -112,8 +112,11 @@ class Worker:
         renewing = asyncio.ensure_future(self._renew_leases())
         try:
             await self._groups.settled(tuple(self._groups), timeout_seconds=deadline_seconds)
-            await self._groups.stop(tuple(self._groups), StopReason.DRAIN, timeout_seconds=HAND_BACK_SECONDS)
-            await self._return_unwanted()
+            # At once: a broker that stands still costs the end of the process one such wait.
+            await asyncio.gather(
+                self._groups.stop(tuple(self._groups), StopReason.DRAIN, timeout_seconds=HAND_BACK_SECONDS),
+                self._return_unwanted(),
+            )
         finally:
             renewing.cancel()
         return tally.groups_appended - before[0], tally.groups_handed_back - before[1]

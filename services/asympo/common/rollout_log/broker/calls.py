@@ -3,9 +3,11 @@
 import asyncio
 import functools
 import logging
+import queue
 import random
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from asympo.common.errors import BrokerUnavailable
@@ -32,11 +34,56 @@ class Backoff:
         return wait_seconds
 
 
+class _Threads(Executor):
+    """Threads that end with their process: no call that hangs keeps it, as the standard library's would."""
+
+    def __init__(self, max_threads: int) -> None:
+        self._max_threads, self._num_threads = max_threads, 0
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Runs it as soon as a thread is free."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("no more calls: the process ends")
+            self._waiting.put((future, functools.partial(fn, *args, **kwargs)))
+            if not self._idle.acquire(blocking=False) and self._num_threads < self._max_threads:
+                self._num_threads += 1
+                threading.Thread(target=self._work, name="asympo-call", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes nothing more, and forgets what no thread has begun; never waits."""
+        with self._lock:
+            self._is_closed = True
+            while not self._waiting.empty():
+                if (item := self._waiting.get()) is not None:
+                    item[0].cancel()
+            for _ in range(self._num_threads):
+                self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # noqa: BLE001  it is the caller's
+                    future.set_exception(error)
+            # Nothing of a call is kept while its thread waits for the next one.
+            del item, future, call
+            self._idle.release()
+
+
 class Calls:
     """Runs blocking functions in threads, so that no broker or disk can stop the loop."""
 
     def __init__(self, *, max_threads: int, on_broker_error: Callable[[], None]) -> None:
-        self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="asympo-call")
+        self._threads = _Threads(max_threads)
         self._on_broker_error = on_broker_error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,8 +107,8 @@ class Calls:
                 await asyncio.sleep(wait_seconds)
 
     def close(self) -> None:
-        """Take no more calls; those that run end by their own time-outs."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Take no more calls; those that run end by their own time-outs, or with the process."""
+        self._threads.shutdown()
 
 
 async def race(*works: Coroutine[Any, Any, None]) -> None:
