@@ -23,6 +23,13 @@ class CommandParser(argparse.ArgumentParser):
         raise BadSetting(f"{self.prog}: {message}")
 
 
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on, for a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a number of at least 1, not {text}")
+    return int(text)
+
+
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
     """For commands that answer once."""
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from asympo.common.archive.choice import Choice
 from asympo.common.codec import WireLimits, decode_group, encode_group
-from asympo.common.commands import CommandParser, show, write_json, write_table
+from asympo.common.commands import CommandParser, at_least_one, show, write_json, write_table
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.foreign.text import printable
 from asympo.common.group_ids import retried_id
@@ -18,7 +19,8 @@ from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTERS
 from asympo.ops import broker_users, export, follow, replay
-from asympo.ops.access import add_broker_flags, open_log
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
+from asympo.ops.chosen import add_choice_flags, choice_of, chosen_groups
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,17 +37,22 @@ def main(argv: Sequence[str]) -> int:
         add_broker_flags(verb)
         verb.add_argument("--run", required=True, metavar="RUN")
         if name == "tail":
-            verb.add_argument("--count", type=int, help="stop after this many groups")
+            verb.add_argument("--count", type=at_least_one, help="stop after this many groups")
         if name == "purge":
             what = verb.add_mutually_exclusive_group(required=True)
             what.add_argument("--producer", metavar="NAME", help="name of the producer, as the log shows it")
             what.add_argument("--dead", action="store_true", help="records that were set aside")
         if name == "show":
-            verb.add_argument("--count", type=int, default=5, help="newest groups shown (default 5)")
-            verb.add_argument("--sequence", type=int, help="only the group with this number")
-            verb.add_argument(
+            verb.add_argument("--count", type=at_least_one, default=5, help="newest groups shown (default 5)")
+            only = verb.add_mutually_exclusive_group()
+            only.add_argument("--sequence", type=int, help="only the group with this number")
+            only.add_argument(
                 "--dead", action="store_true", help="records that were set aside, with their reasons"
             )
+            add_choice_flags(verb)
+            add_checkpoint_flags(verb)
+            # A choice is looked for in the archive as well, which lies where the run does.
+            verb.set_defaults(checkpoint_root=None)
     text = "train a run again from its archive, without a broker, and compare every weight"
     replay.add_flags(verbs.add_parser("replay", help=text, description=text))
     text = "write every group that is still there, archived or in the log, into one file"
@@ -127,6 +134,11 @@ def _show(log: RunLog, arguments: Namespace) -> int:
             else:
                 show(f"{letter.sequence} from {letter.producer}: {letter.reason}")
         return 0
+    choice = choice_of(arguments)
+    if arguments.sequence is None and not choice.is_all:
+        return _show_chosen(log, arguments, choice)
+    if not choice.is_all:
+        raise BadSetting("--sequence names one group: give it alone")
     if arguments.sequence is not None:
         entries = list(islice(log.reader.iter_entries(after_sequence=arguments.sequence - 1), 1))
         if not entries or entries[0].sequence != arguments.sequence:
@@ -141,7 +153,30 @@ def _show(log: RunLog, arguments: Namespace) -> int:
         else:
             _print_group(entry)
     if not entries and not arguments.json:
-        sys.stdout.write("the log is empty: what was appended has been trained, committed and trimmed\n")
+        show("the log is empty: what was appended has been trained, committed and trimmed")
+    return 0
+
+
+def _show_chosen(log: RunLog, arguments: Namespace, choice: Choice) -> int:
+    """The newest groups of archive and log that are wanted."""
+    newest: deque[tuple[LogEntry, dict[str, Any]]] = deque(maxlen=arguments.count)
+    num_found = 0
+    for archived in chosen_groups(log, arguments, choice):
+        entry = archived.to_log_entry()
+        values = {**describe(entry), "step": archived.step}
+        text = values.get("prompt", {}).get("text", "")
+        if choice.takes(step=archived.step, prompt=text, responses=values.get("responses", ())):
+            newest.append((entry, values))
+            num_found += 1
+    for entry, values in newest:
+        if arguments.json:
+            write_json(values)
+        else:
+            _print_group(entry, step=values["step"])
+    if not arguments.json:
+        show(
+            f"{len(newest)} of {num_found} groups that fit; --count shows more" if newest else "no group fits"
+        )
     return 0
 
 
@@ -201,17 +236,20 @@ def one_line(entry: LogEntry) -> str:
     return f"{head}  {len(group.responses)} responses, reward {mean_reward(group):.3f}, {num_tokens} tokens"
 
 
-def _print_group(entry: LogEntry) -> None:
+def _print_group(entry: LogEntry, *, step: int | None = None) -> None:
     group = decoded(entry)
     if isinstance(group, str):
         show(one_line(entry))
         return
     prompt = printable(group.prompt.text) or f"({len(group.prompt.token_ids)} tokens)"
+    when = "" if step is None else f", step {step}"
     mean = mean_reward(group)
+    names = sorted({name for response in group.responses for name in response.function_values})
     rows = [
         [
             f"{response.reward:.3f}",
             f"{response.reward - mean:+.3f}",
+            *(_value(response.function_values.get(name)) for name in names),
             response.finish_reason.value,
             len(response.token_ids),
             response.text,
@@ -219,10 +257,14 @@ def _print_group(entry: LogEntry) -> None:
         for response in group.responses
     ]
     write_table(
-        f"group {entry.sequence} ({entry.group_id}, from {printable(entry.producer)})\n{prompt}",
-        ("reward", "advantage", "end", "tokens", "response"),
+        f"group {entry.sequence} ({entry.group_id}, from {printable(entry.producer)}{when})\n{prompt}",
+        ("reward", "advantage", *map(printable, names), "end", "tokens", "response"),
         rows,
     )
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 _VERBS = {"tail": _tail, "stats": _stats, "show": _show, "purge": _purge, "retry": _retry}

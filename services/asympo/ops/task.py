@@ -1,6 +1,5 @@
 """`asympo task show|score|try`: what would be asked and what responses would earn, before any training."""
 
-import argparse
 import json
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asympo.common.commands import CommandParser, add_json_flag, write_json, write_table
+from asympo.common.commands import CommandParser, add_json_flag, at_least_one, write_json, write_table
 from asympo.common.context_length import PlainConfig, context_length
 from asympo.common.errors import BadModel, BadSetting
 from asympo.common.settings import validate
@@ -45,16 +44,10 @@ def main(argv: Sequence[str]) -> int:
                 help='one {"row": n, "response": "…"} a line, rows from 1; the lines of a row are one group',
             )
         else:
-            verb.add_argument("--count", type=_positive, default=3, help="prompts shown (default 3)")
+            verb.add_argument("--count", type=at_least_one, default=3, help="prompts shown (default 3)")
     arguments, rest = parser.parse_known_args(argv)
     file = read_run_file(arguments.config, overrides=parse_overrides(rest))
     return {"show": _show, "score": _score, "try": _try}[arguments.verb](file, arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a number of at least 1, not {text}")
-    return int(text)
 
 
 # --- show ------------------------------------------------------------------------------------------

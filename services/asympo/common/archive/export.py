@@ -4,13 +4,15 @@ import base64
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asympo.common.archive.parquet import read_table, table_of, write_tables
-from asympo.common.archive.rows import ArchivedEntry, Outcome, PartRef, ReadableGroup
+from asympo.common.archive.choice import Choice
+from asympo.common.archive.parquet import read_table, table_of
+from asympo.common.archive.readable import by_step, readable, write_tables
+from asympo.common.archive.rows import ArchivedEntry, Outcome, PartInfo, PartRef, ReadableGroup
 from asympo.common.archive.store import ArchiveStore
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group
@@ -20,11 +22,23 @@ from asympo.common.rollout_log import LogEntry
 _MAX_TRIES = 5
 """A learner may commit, and trim the log, between our look at the archive and at the log."""
 
+_ALL = Choice()
 ReadBacklog = Callable[[int | None], Sequence[LogEntry]]
 """Entries after a number, without gaps (SequenceGap); None asks for all that are there."""
+StepOf = Callable[[int], int | None]
+"""Step that the entry with this number was trained at, though no state covers it yet; None: at none."""
+STEP = "{step}"
+"""In the name of a file: one file for each step."""
 
 
-def export(archive: ArchiveStore, out: Path, *, read_backlog: ReadBacklog | None) -> int:
+def export(
+    archive: ArchiveStore,
+    out: Path,
+    *,
+    read_backlog: ReadBacklog | None,
+    choice: Choice = _ALL,
+    step_of: StepOf = lambda _: None,
+) -> int:
     """Writes `out`, Parquet or JSON lines by its suffix, whole or not at all; returns the number of groups.
 
     Raises BadSetting when there is nothing to export or the suffix is another one, CorruptArchive and
@@ -32,14 +46,43 @@ def export(archive: ArchiveStore, out: Path, *, read_backlog: ReadBacklog | None
     """
     if out.suffix not in (".parquet", ".jsonl"):
         raise BadSetting(f"{out} is neither .parquet nor .jsonl")
+    if STEP in str(out.parent):
+        raise BadSetting(f"{out} has {STEP} in a folder's name: it belongs into the file's name")
     tip, backlog = _consistent(archive, read_backlog)
     if tip is None and not backlog:
         raise BadSetting(f"there is nothing to export: {archive.path} holds none of it and the log is empty")
-    tables = _tables(archive, tip, backlog)
-    with _replacing(out) as temporary:
-        return (
-            write_tables(temporary, tables) if out.suffix == ".parquet" else _write_lines(temporary, tables)
-        )
+    write = write_tables if out.suffix == ".parquet" else _write_lines
+    tables = (readable(table, choice) for table in _tables(archive, tip, backlog, choice, step_of))
+    if STEP not in out.name:
+        with _replacing(out) as temporary:
+            return write(temporary, tables)
+    num_groups = 0
+    for table in tables:
+        # A part of the archive ends where a step ends: each step is whole in one table.
+        for step, rows in by_step(table):
+            with _replacing(out.with_name(out.name.replace(STEP, f"{step:08d}"))) as temporary:
+                num_groups += write(temporary, [rows])
+    return num_groups
+
+
+def iter_groups(
+    archive: ArchiveStore, *, read_backlog: ReadBacklog, choice: Choice, step_of: StepOf
+) -> Iterator[ArchivedEntry]:
+    """Entries of the steps that `choice` wants, oldest first; its other wishes are the caller's."""
+    tip, backlog = _consistent(archive, read_backlog)
+    for part in archive.chain(tip):
+        if _may_have(part.info, choice):
+            yield from (entry for entry in archive.read(part) if choice.takes_step(entry.step))
+    for entry in backlog:
+        step = step_of(entry.sequence)
+        if choice.takes_step(step):
+            yield ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason="", step=step)
+
+
+def _may_have(info: PartInfo, choice: Choice) -> bool:
+    """Whether a part has steps that are wanted, as far as its own words tell."""
+    first, last = choice.first_step, choice.last_step
+    return (first is None or info.step >= first) and (last is None or info.step_before < last)
 
 
 def _consistent(
@@ -57,18 +100,22 @@ def _consistent(
     raise AssertionError("the last try returns or raises")
 
 
-def _tables(store: ArchiveStore, tip: PartRef | None, backlog: Sequence[LogEntry]) -> Iterator[Any]:
+def _tables(
+    store: ArchiveStore, tip: PartRef | None, backlog: Sequence[LogEntry], choice: Choice, step_of: StepOf
+) -> Iterator[Any]:
     cursor: int | None = None
     for part in store.chain(tip):
         if cursor is not None and part.info.first != cursor + 1:
             raise SequenceGap(f"the archive lacks groups {cursor + 1} to {part.info.first - 1}")
         cursor = part.info.last
+        if not _may_have(part.info, choice):
+            continue
         yield read_table(store.bring(part.ref), sha256=part.ref.sha256)
     if backlog:
-        yield table_of([_waiting(entry) for entry in backlog])
+        yield table_of([_waiting(entry, step_of(entry.sequence)) for entry in backlog])
 
 
-def _waiting(entry: LogEntry) -> tuple[ArchivedEntry, ReadableGroup | None]:
+def _waiting(entry: LogEntry, step: int | None) -> tuple[ArchivedEntry, ReadableGroup | None]:
     group: ReadableGroup | None = None
     reason = ""
     try:
@@ -83,10 +130,10 @@ def _waiting(entry: LogEntry) -> tuple[ArchivedEntry, ReadableGroup | None]:
             response_ids=[response.token_ids for response in record.responses],
             advantages=[response.reward - mean for response in record.responses],
         )
-    return ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason=reason), group
+    return ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason=reason, step=step), group
 
 
-def _write_lines(path: Path, tables: Iterator[Any]) -> int:
+def _write_lines(path: Path, tables: Iterable[Any]) -> int:
     """The same columns; the payload in base64."""
     num_rows = 0
     with path.open("w", encoding="utf-8") as file:

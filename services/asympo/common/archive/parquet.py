@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,28 @@ from asympo.common.foreign.documents import parse_object
 
 _METADATA_KEY = b"asympo.archive"
 _ENTRY_COLUMNS = tuple(item.name for item in dataclasses.fields(ArchivedEntry))
-_ROWS_PER_GROUP = 1024
+ROWS_PER_GROUP = 1024
 _MAX_INFO_BYTES = 16 * 2**20
 _INFO: TypeAdapter[PartInfo] = TypeAdapter(PartInfo)
 
 
 def encode_part(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]], info: PartInfo) -> bytes:
     """A whole file. Equal rows and info give equal bytes under one build of pyarrow."""
-    _, pq = _arrow()
+    _, pq = arrow()
     metadata = {_METADATA_KEY: json.dumps(dataclasses.asdict(info), sort_keys=True)}
     sink = io.BytesIO()
     pq.write_table(
         table_of(rows).replace_schema_metadata(metadata),
         sink,
         compression="zstd",
-        row_group_size=_ROWS_PER_GROUP,
+        row_group_size=ROWS_PER_GROUP,
     )
     return sink.getvalue()
 
 
 def table_of(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]]) -> Any:
     """Rows as an Arrow table."""
-    pa, _ = _arrow()
+    pa, _ = arrow()
     columns: dict[str, list[Any]] = {
         name: [getattr(entry, name) for entry, _ in rows] for name in _ENTRY_COLUMNS
     }
@@ -49,26 +48,12 @@ def table_of(rows: Sequence[tuple[ArchivedEntry, ReadableGroup | None]]) -> Any:
         None if group is None else [dataclasses.asdict(response) for response in group.responses]
         for _, group in rows
     ]
-    return pa.table(columns, schema=_schema(pa))
-
-
-def write_tables(path: Path, tables: Iterable[Any]) -> int:
-    """One file of many tables, one at a time in memory; returns the number of rows. Raises OSError."""
-    pa, pq = _arrow()
-    num_rows = 0
-    with open(path, "xb") as file:
-        with pq.ParquetWriter(file, _schema(pa), compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(table.replace_schema_metadata(None), row_group_size=_ROWS_PER_GROUP)
-                num_rows += table.num_rows
-        file.flush()
-        os.fsync(file.fileno())
-    return num_rows
+    return pa.table(columns, schema=schema_of(pa))
 
 
 def read_info(path: Path) -> PartInfo:
     """What a part says of itself, from its last bytes; CorruptArchive or UnknownVersion naming the file."""
-    pa, pq = _arrow()
+    pa, pq = arrow()
     try:
         metadata = pq.read_schema(path).metadata or {}
         document = parse_object(metadata[_METADATA_KEY], max_bytes=_MAX_INFO_BYTES)
@@ -80,11 +65,11 @@ def read_info(path: Path) -> PartInfo:
 
 def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
     """The entries of a part in order, once its digest was checked; raises CorruptArchive naming the file."""
-    pa, pq = _arrow()
+    pa, pq = arrow()
     content = _verified(path, sha256)
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-        for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
             for row in batch.to_pylist():
                 yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
@@ -93,11 +78,11 @@ def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
 
 def read_table(path: Path, *, sha256: str) -> Any:
     """A whole part with all its columns, its digest checked; raises CorruptArchive naming the file."""
-    pa, pq = _arrow()
+    pa, pq = arrow()
     content = _verified(path, sha256)
     try:
         # Columns of a later release are left out.
-        schema = _schema(pa)
+        schema = schema_of(pa)
         return pq.read_table(io.BytesIO(content), columns=schema.names).cast(schema)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise CorruptArchive(f"{path} is not an archive part: {_first_line(error)}") from error
@@ -113,7 +98,8 @@ def _verified(path: Path, sha256: str) -> bytes:
     return content
 
 
-def _schema(pa: Any) -> Any:
+def schema_of(pa: Any) -> Any:
+    """Columns of a part."""
     token_ids = pa.list_(pa.int32())
     response = pa.struct(
         [
@@ -144,7 +130,8 @@ def _schema(pa: Any) -> Any:
     )
 
 
-def _arrow() -> tuple[Any, Any]:
+def arrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet module; BadSetting without them."""
     try:
         import pyarrow
         import pyarrow.parquet
