@@ -21,20 +21,26 @@ from xdist.scheduler import LoadScopeScheduling
 settings.register_profile("asympo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("asympo")
 
-HEAVY = (
-    "tests/chaos",
-    "tests/helm/test_pods.py",
-    "tests/integration/bench",
-    "tests/integration/engines",
-    "tests/integration/page",
-    "tests/integration/run",
-    "tests/observability/test_live_run.py",
-)
-"""Tests that start whole fleets or a real engine: never two of them at a time."""
+KINDS = {
+    "fleet": (
+        "tests/chaos",
+        "tests/helm/test_pods.py",
+        "tests/integration/page",
+        "tests/integration/run",
+        "tests/observability/test_live_run.py",
+    ),
+    "engine": (
+        "tests/integration/bench",
+        "tests/integration/engines",
+        "tests/integration/generator/test_vllm",
+        "tests/integration/test_gpu_check.py",
+    ),
+}
+"""Tests that start whole fleets, and tests that start a real engine: never two of one kind at a time."""
 
 
 class ByWeight(LoadScopeScheduling):
-    """With two workers, one runs what is heavy from the start, the other the rest, file by file."""
+    """Of three workers one runs each kind from the start, the third the rest, file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid)
@@ -42,7 +48,7 @@ class ByWeight(LoadScopeScheduling):
 
 def _group(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
-    return "heavy" if path.startswith(HEAVY) else path
+    return next((kind for kind, paths in KINDS.items() if path.startswith(paths)), path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWeight:
@@ -52,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWeight:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _group(item.nodeid) != "heavy")
+    items.sort(key=lambda item: [*KINDS, _group(item.nodeid)].index(_group(item.nodeid)))
 
 
 def require(condition: bool, what: str) -> None:
