@@ -20,7 +20,7 @@ from asympo.evaluator.config import EvalConfig, check_names
 
 RUNS_DIRECTORY = Path("runs")
 """Where this machine's runs lie unless told otherwise."""
-SECTIONS = ("run", "learner", "generator", "evaluator", "broker", "view")
+SECTIONS = ("run", "learner", "generator", "evaluator", "gateway", "broker", "view")
 
 
 class _Section(BaseModel):
@@ -147,6 +147,8 @@ class RunFile(_Section):
     """What each generator's settings file will hold."""
     evaluator_values: dict[str, Any] = Field(default_factory=dict)
     """What the evaluator's settings file will hold, where there are evaluations."""
+    gateway_values: dict[str, Any] | None = None
+    """What the gateway's settings file will hold; None without a section [gateway], which may be empty."""
     source: str = "the settings"
     """Where it came from, for messages."""
 
@@ -224,6 +226,7 @@ def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
         given_in_run=frozenset(run_for_learner.keys() - values.get("learner", {}).keys()),
         generator_values=allowed | for_generator,
         evaluator_values=allowed_in_evals | dict(values.get("evaluator", {})),
+        gateway_values=dict(values["gateway"]) if "gateway" in values else None,
         source=source,
     )
 

@@ -14,11 +14,13 @@ from asympo.common.settings import dump_toml, iter_options, merge, validate
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.prepare import choose
 from asympo.evaluator.settings import EvaluatorSettings
+from asympo.gateway.settings import GatewaySettings
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.run.directory import RunDirectory
+from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import Machine, Share, split_machine
 from asympo.run.settings import RunFile
 from asympo.tasks.config import TaskConfig
@@ -52,6 +54,8 @@ class Plan:
     generators: tuple[ServicePlan, ...]
     evaluator: ServicePlan | None
     """None without evaluations."""
+    gateway: ServicePlan | None
+    """None when the file does not ask for one."""
     notes: tuple[str, ...]
     """Sentences a person should see before the start."""
     page: PagePort
@@ -103,12 +107,17 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         name = f"generator-{number}"
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
-    evaluator = None
-    if file.run.evals:
-        values = merge(common, _evaluator_defaults(file, generators, taken), file.evaluator_values)
-        # Its threads wait for generators; an engine of its own is told what it may use.
+    evaluator = _plan_evaluator(file, common, generators, taken)
+    gateway = None
+    if file.gateway_values is not None:
+        doors = [each.settings.door for each in generators]
+        values = merge(
+            {key: value for key, value in common.items() if key != "checkpoint_root"},
+            gateway_defaults(file.gateway_values, doors=doors, taken=taken, source=file.source),
+            file.gateway_values,
+        )
         share = Share(cores=(), num_threads=1, environment={})
-        evaluator = _plan_service(EvaluatorSettings, values, directory, "evaluator", share, file)
+        gateway = _plan_service(GatewaySettings, values, directory, "gateway", share, file)
     return Plan(
         file=file,
         directory=directory,
@@ -118,7 +127,9 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         generators=tuple(generators),
         page=page,
         evaluator=evaluator,
+        gateway=gateway,
         notes=(
+            *([gateway_note(gateway.settings)] if gateway else ()),
             *([page.note] if page.note else ()),
             *([machine.gpu_problem] if machine.gpu_problem else ()),
             *odd_sampling(learner.settings),
@@ -133,9 +144,14 @@ def anchored_file(file: RunFile) -> RunFile:
     if not begun_in:
         return file
     found = {}
-    for name, model in (("learner_values", LearnerSettings), ("generator_values", GeneratorSettings)):
+    for name, model in (
+        ("learner_values", LearnerSettings),
+        ("generator_values", GeneratorSettings),
+        ("gateway_values", GatewaySettings),
+    ):
         paths = [option.path for option in iter_options(model) if is_path(option.field.metadata)]
-        found[name] = anchored(getattr(file, name), paths, Path(begun_in))
+        values = getattr(file, name)
+        found[name] = None if values is None else anchored(values, paths, Path(begun_in))
     return file.model_copy(update=found)
 
 
@@ -298,6 +314,15 @@ def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: se
             require_free(own[name], setting=f"generator.{name}")
         else:
             values[name] = free_port(avoid=frozenset(taken | set(values.values())))
+    if "port" in own.get("door", {}):
+        if file.generators.count > 1:
+            raise BadSetting(
+                f"generator.door.port is given for {file.generators.count} generators: leave it out"
+            )
+    elif file.gateway_values is not None and own.get("engine", "vllm") == "vllm":
+        # Sessions of the gateway ask the policy there.
+        values["door"] = {"port": free_port(avoid=frozenset(taken | set(values.values())))}
+        taken.add(values["door"]["port"])
     if share.cores:
         values["vllm"] = {"cpu_ids": list(share.cores)}
     elif share.gpu:
@@ -307,6 +332,19 @@ def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: se
             cache = CACHE_OF_SHARE * given * machine.gpus[0].memory_bytes
             values["vllm"]["kv_cache_gib"] = round(cache / 2**30, 2)
     return values
+
+
+def _plan_evaluator(
+    file: RunFile, common: Mapping[str, Any], generators: Sequence[ServicePlan], taken: set[int]
+) -> ServicePlan | None:
+    if not file.run.evals:
+        return None
+    values = merge(common, _evaluator_defaults(file, generators, taken), file.evaluator_values)
+    # Its threads wait for generators; an engine of its own is told what it may use.
+    share = Share(cores=(), num_threads=1, environment={})
+    planned = _plan_service(EvaluatorSettings, values, file.directory.absolute(), "evaluator", share, file)
+    taken.add(planned.settings.http_port)
+    return planned
 
 
 def _evaluator_defaults(file: RunFile, generators: Sequence[ServicePlan], taken: set[int]) -> dict[str, Any]:

@@ -20,13 +20,15 @@ _POLL_SECONDS = 0.05
 
 @dataclass(kw_only=True)
 class Services:
-    """Broker (None when it is someone else's), learner, generators."""
+    """Broker (None when it is someone else's), learner, generators, and what some runs have beside them."""
 
     broker: LocalBroker | None
     learner: Service
     generators: list[Service]
     evaluator: Service | None
     """None without evaluations."""
+    gateway: Service | None
+    """None when the run has none."""
     broker_url: str
     description: tuple[str, ...]
     """What each process got, for the log."""
@@ -38,8 +40,12 @@ class Services:
             yield self.broker
         yield self.learner
         yield from self.generators
-        if self.evaluator is not None:
-            yield self.evaluator
+        yield from self._others
+
+    @property
+    def _others(self) -> tuple[Service, ...]:
+        """Those that a run may do without."""
+        return tuple(service for service in (self.gateway, self.evaluator) if service is not None)
 
     def be_guarded(self, guard: Guard, *, drain_seconds: Callable[[Service], float]) -> None:
         """From now on; called before anything is started.
@@ -65,8 +71,7 @@ class Services:
 
     def start(self) -> None:
         # The engine takes longest to load: it goes first.
-        others = (self.evaluator,) if self.evaluator is not None else ()
-        for service in (*self.generators, self.learner, *others):
+        for service in (*self.generators, self.learner, *self._others):
             service.start()
 
     def check(self) -> list[str]:
@@ -83,15 +88,16 @@ class Services:
     ) -> list[str]:
         """Learner, then generators, then broker, each with its time; names of those that had to be killed."""
         killed = []
-        if self.evaluator is not None:
-            self.evaluator.ask_to_stop()
+        for service in self._others:
+            service.ask_to_stop()
         if self.learner.is_running:
             note("stopping the learner: it finishes its step, publishes, saves and commits")
         self.learner.ask_to_stop()
         if not self._stop(self.learner, learner_seconds, note):
             killed.append(self.learner.name)
-        if self.evaluator is not None and not self.evaluator.stop(deadline_seconds=generator_seconds):
-            killed.append(self.evaluator.name)
+        for service in self._others:
+            if not service.stop(deadline_seconds=generator_seconds):
+                killed.append(service.name)
         if any(service.is_running for service in self.generators):
             note("stopping the generators")
         for service in self.generators:
@@ -154,10 +160,9 @@ def build_services(plan: Plan) -> Services:
         _service(f"generator-{number}", "generator", each, logs, policy, plan)
         for number, each in enumerate(plan.generators)
     ]
-    evaluator = (
-        None
-        if plan.evaluator is None
-        else _service("evaluator", "evaluator", plan.evaluator, logs, policy, plan)
+    evaluator, gateway = (
+        None if planned is None else _service(name, name, planned, logs, policy, plan)
+        for name, planned in (("evaluator", plan.evaluator), ("gateway", plan.gateway))
     )
     for service, planned in zip((learner, *generators), (plan.learner, *plan.generators), strict=True):
         description.append(f"{service.name}: {planned.share}")
@@ -166,6 +171,7 @@ def build_services(plan: Plan) -> Services:
         learner=learner,
         generators=generators,
         evaluator=evaluator,
+        gateway=gateway,
         broker_url=plan.broker_url,
         description=tuple(description),
     )
