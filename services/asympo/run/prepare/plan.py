@@ -108,16 +108,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
     evaluator = _plan_evaluator(file, common, generators, taken)
-    gateway = None
-    if file.gateway_values is not None:
-        doors = [each.settings.door for each in generators]
-        values = merge(
-            {key: value for key, value in common.items() if key != "checkpoint_root"},
-            gateway_defaults(file.gateway_values, doors=doors, taken=taken, source=file.source),
-            file.gateway_values,
-        )
-        share = Share(cores=(), num_threads=1, environment={})
-        gateway = _plan_service(GatewaySettings, values, directory, "gateway", share, file)
+    gateway = _plan_gateway(file, common, generators, taken)
     return Plan(
         file=file,
         directory=directory,
@@ -345,6 +336,22 @@ def _plan_evaluator(
     planned = _plan_service(EvaluatorSettings, values, file.directory.absolute(), "evaluator", share, file)
     taken.add(planned.settings.http_port)
     return planned
+
+
+def _plan_gateway(
+    file: RunFile, common: Mapping[str, Any], generators: Sequence[ServicePlan], taken: set[int]
+) -> ServicePlan | None:
+    own = file.gateway_values
+    if own is None:
+        return None
+    doors = [each.settings.door for each in generators]
+    values = merge(
+        {key: value for key, value in common.items() if key != "checkpoint_root"},
+        gateway_defaults(own, doors=doors, taken=taken, source=file.source),
+        own,
+    )
+    share = Share(cores=(), num_threads=1, environment={})
+    return _plan_service(GatewaySettings, values, file.directory.absolute(), "gateway", share, file)
 
 
 def _evaluator_defaults(file: RunFile, generators: Sequence[ServicePlan], taken: set[int]) -> dict[str, Any]:
