@@ -112,7 +112,7 @@ BASE = {
         "deadline",
         "device",
         "evals",
-        "launch",
+        "torchrun",
         "metrics",
         "progress",
         "ranks",

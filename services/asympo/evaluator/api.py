@@ -7,10 +7,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from asympo.common.http_server import HostCheck
 from asympo.common.logs.watch import LogWatch
-from asympo.evaluator.following import Progress
+from asympo.evaluator.loop import EvaluatorStatus
 
 
-def build_api(progress: Progress, *, run: str, log_watch: LogWatch, metrics_endpoint: Any) -> FastAPI:
+def build_api(progress: EvaluatorStatus, *, run: str, log_watch: LogWatch, metrics_endpoint: Any) -> FastAPI:
     """The application; it only translates."""
     api = FastAPI(title="ASymPO evaluator", docs_url=None, redoc_url=None, openapi_url=None)
 

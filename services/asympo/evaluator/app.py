@@ -21,7 +21,7 @@ from asympo.engines.base import Engine
 from asympo.engines.choice import build_engine
 from asympo.engines.of_run import sampling_of
 from asympo.evaluator.api import build_api
-from asympo.evaluator.following import Following, Progress
+from asympo.evaluator.loop import EvaluationLoop, EvaluatorStatus
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, choose
 from asympo.evaluator.settings import EvaluatorSettings
@@ -59,7 +59,7 @@ class EvaluatorProcess:
         self.registry = new_registry(service="evaluator", version=version("asympo"))
         self._metrics = EvaluatorMetrics(self.registry)
         self._calls = Calls(max_threads=_MAX_THREADS, on_broker_error=self._metrics.count_broker_error)
-        self._progress = Progress()
+        self._progress = EvaluatorStatus()
         self.http_port = 0
         """Bound port, once the server answers."""
 
@@ -107,7 +107,7 @@ class EvaluatorProcess:
             closing.callback(writer.close)
         source = self._open_source(run_log, store)
         closing.push_async_callback(source.close)
-        following = Following(
+        loop = EvaluationLoop(
             settings=settings,
             run_log=run_log,
             store=store,
@@ -118,7 +118,7 @@ class EvaluatorProcess:
             calls=self._calls,
             writer=writer,
         )
-        await following.run()
+        await loop.run()
 
     async def _choose(self, config: RunConfig, closing: AsyncExitStack) -> list[Chosen]:
         settings, found = self._settings, []

@@ -22,7 +22,7 @@ from asympo.gateway.work import Granted, NoWork, Work
 from asympo.v1 import rollout_pb2
 
 POLICY_WAIT_SECONDS = 5.0
-"""Longest single wait for a policy; a follower that left is noticed between two."""
+"""Longest single wait for a policy; a caller that left is noticed between two."""
 
 
 class NotReady(AsympoError):

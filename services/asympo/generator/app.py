@@ -112,8 +112,6 @@ class GeneratorProcess:
         self.rpc = control_server(self.generator, settings=settings)
         self.http_port = 0
         """Bound port, once both servers answer."""
-        self.door_port: int | None = None
-        """Bound port of the door, where there is one, once the engine serves."""
 
     async def run(self) -> None:
         """Start, serve until told to stop, drain, stop. What is opened last is closed first."""
@@ -227,7 +225,7 @@ class GeneratorProcess:
             journal=journal,
         )
         self.generator.attach(parts)
-        self.door_port = await open_door(
+        await open_door(
             settings.door, engine=engine, gate=parts.gate, reloader=parts.reloader, closing=closing
         )
         await self._serve(parts, policy)
@@ -252,7 +250,8 @@ class GeneratorProcess:
         Machines without a directory in common need not have the model either: the learner publishes it.
         """
         if self._settings.object_store.is_given and self._settings.model is None:
-            await watcher.next_after(None, on_wait=lambda: log.info("Waiting for the learner's first policy"))
+            log.info("Waiting for a policy of the learner")
+            await watcher.next_after(None)
         while (policy := await watcher.newest()) is not None:
             await presence.claim(policy)
             try:

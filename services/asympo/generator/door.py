@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 async def open_door(
     options: DoorOptions, *, engine: Engine, gate: VerdictGate, reloader: Reloader, closing: AsyncExitStack
-) -> int | None:
-    """Serves until `closing` closes; the bound port, None when no door is asked for."""
+) -> None:
+    """Serves until `closing` closes, if a door is asked for."""
     if options.port is None:
-        return None
+        return
 
     async def opened() -> None:
         await gate.opened()
@@ -41,7 +41,6 @@ async def open_door(
     port = int(listener.getsockname()[1])
     await closing.enter_async_context(serving(app, listener))
     log.info("OpenAI-compatible door on http://%s:%d/v1", options.host, port, extra={"door_port": port})
-    return port
 
 
 class BearerTokens:
@@ -55,7 +54,7 @@ class BearerTokens:
         if scope["type"] != "http" or self._tokens is None or self._is_known(dict(scope["headers"])):
             await self._app(scope, receive, send)
             return
-        body = b'{"error":{"message":"show a valid token: Authorization: Bearer TOKEN","code":401}}'
+        body = b'{"error":{"message":"present a valid token: Authorization: Bearer TOKEN","code":401}}'
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
         await send({"type": "http.response.start", "status": 401, "headers": headers})
         await send({"type": "http.response.body", "body": body})

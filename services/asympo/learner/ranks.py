@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from asympo.learner.launch import Launch
+from asympo.learner.torchrun import Launch
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from asympo.common.commands import CommandParser, write_json, write_table
+from asympo.common.commands import CommandParser, add_json_flag, write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log.evals.result import EvalResult
 from asympo.common.settings import validate
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", metavar="POLICY_OR_MODEL", help="directory, or owner/name on the hub")
     parser.add_argument("settings", metavar="CONFIG", type=Path, help="settings file of `asympo run`")
     parser.add_argument("--eval", action="append", metavar="NAME", help="only this one; may be repeated")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_json_flag(parser)
     arguments = parser.parse_args(argv)
     file = read_run_file(arguments.settings)
     results = asyncio.run(_measure(file, _asked(file, arguments), arguments.model))

@@ -71,7 +71,7 @@ def main(arguments: Namespace) -> int:
     if arguments.json:
         write_json(values)
     else:
-        write_table(f"follower of {arguments.run}", ("", ""), list(values.items()))
+        write_table(f"second learner of {arguments.run}", ("", ""), list(values.items()))
     return 0
 
 

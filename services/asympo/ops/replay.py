@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from asympo.common.commands import write_json, write_table
+from asympo.common.commands import add_json_flag, write_json, write_table
 from asympo.common.paths import given_path
 from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-build", action="store_true", help="continue even if this build cannot reproduce the same bits"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_json_flag(parser)
 
 
 def main(arguments: Namespace) -> int:

@@ -53,9 +53,9 @@ def run_file(file: RunFile, arguments: Any) -> int:
         return 0
     machine = look_at_machine()
     if arguments.dry_run:
-        from asympo.run.prepare.estimate import print_estimate
+        from asympo.run.prepare.needs import print_needs
 
-        return print_estimate(file, machine)
+        return print_needs(file, machine)
     directory = RunDirectory(file.directory, say=_say)
     if arguments.fresh:
         delete_run(directory, file)
@@ -102,7 +102,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.common.telemetry import set_up_logging
     from asympo.run.console.terminal import SteadyStream
     from asympo.run.console.view import make_view
-    from asympo.run.held_out.checks import HeldOutChecks
+    from asympo.run.held_out.measurements import HeldOutMeasurements
     from asympo.run.prepare.plan import make_plan
     from asympo.run.processes.services import build_services
     from asympo.run.supervisor import Supervisor
@@ -114,10 +114,10 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    checks = None
+    held_out = None
     if file.run.evaluate:
         first = plan.generators[0].settings
-        checks = HeldOutChecks(
+        held_out = HeldOutMeasurements(
             directory=directory.path,
             learner_settings=plan.learner.settings_path,
             settings=plan.learner.settings,
@@ -131,7 +131,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
         view = make_view(file.view.kind)
         try:
             outcome = Supervisor(
-                plan=plan, services=services, directory=directory, view=view, stop=stop, checks=checks
+                plan=plan, services=services, directory=directory, view=view, stop=stop, held_out=held_out
             ).run()
         finally:
             view.close()

@@ -15,7 +15,7 @@ from asympo.run.audit import effective_steps, read_rows
 from asympo.run.console.view import Snapshot, View
 from asympo.run.directory import RunDirectory
 from asympo.run.events import write_event
-from asympo.run.held_out.checks import HeldOutChecks
+from asympo.run.held_out.measurements import HeldOutMeasurements
 from asympo.run.notify import notify
 from asympo.run.prepare.disk import check_room_left
 from asympo.run.prepare.plan import Plan
@@ -48,10 +48,10 @@ class Supervisor:
         directory: RunDirectory,
         view: View,
         stop: StopSignal,
-        checks: HeldOutChecks | None,
+        held_out: HeldOutMeasurements | None,
     ) -> None:
         self._plan, self._services, self._directory = plan, services, directory
-        self._view, self._stop, self._checks = view, stop, checks
+        self._view, self._stop, self._held_out = view, stop, held_out
         self._learner_http = HttpStatus.of(plan.learner.settings)
         self._generator_http = [HttpStatus.of(each.settings) for each in plan.generators]
         self._evaluator_http = HttpStatus.of(plan.evaluator.settings) if plan.evaluator else None
@@ -111,7 +111,7 @@ class Supervisor:
             is_finished=is_finished,
             step=self._step,
             totals=totals,
-            checks=self._checks,
+            held_out=self._held_out,
             last_policy=last_policy,
             killed=tuple(killed),
         )
@@ -152,8 +152,8 @@ class Supervisor:
     def _watch(self, run_log: RunLog) -> bool:
         """Until the learner has finished (True) or a person stops the run (False)."""
         self._phase = "loading the model into learner and generator"
-        if self._checks is not None and self._checks.is_baseline_due:
-            self._checks.prepare()
+        if self._held_out is not None and self._held_out.is_baseline_due:
+            self._held_out.prepare()
         next_poll = 0.0
         while not self._stop.is_set:
             for text in self._services.check():
@@ -224,17 +224,17 @@ class Supervisor:
         """The baseline: the learner is held until it is measured."""
         serving = next((each for each in self._generator_status if each.get("policy_step") is not None), None)
         self._was_serving = self._was_serving or serving is not None
-        checks = self._checks
-        if checks is None or not checks.is_baseline_due:
-            if checks is None or checks.release_learner():
+        held_out = self._held_out
+        if held_out is None or not held_out.is_baseline_due:
+            if held_out is None or held_out.release_learner():
                 self._phase = "training" if self._was_serving else self._phase
             return
         if self._status:
             # Every time: a learner that was started again meanwhile knows of no pause.
-            checks.hold_learner()
-        if checks.is_holding_learner and serving is not None:
+            held_out.hold_learner()
+        if held_out.is_holding_learner and serving is not None:
             self._phase = "measuring held-out accuracy before training"
-            text = checks.measure_baseline(step=self._step, policy_step=serving.get("policy_step"))
+            text = held_out.measure_baseline(step=self._step, policy_step=serving.get("policy_step"))
             if text:
                 self._note(text)
 
@@ -243,9 +243,9 @@ class Supervisor:
         self._wait_for_evaluator()
         latest = run_log.policies.latest()
         step = None if latest is None else latest.step
-        if self._checks is None:
+        if self._held_out is None:
             return None
-        if step is not None and self._checks.is_measured_at(step):
+        if step is not None and self._held_out.is_measured_at(step):
             return LastPolicy(step=step, is_served=True, wait_seconds=0.0)
         self._phase = "waiting for the generator to serve the last policy"
         began = time.monotonic()
@@ -262,7 +262,7 @@ class Supervisor:
             self._note("the generator does not serve the last policy; the one it serves is measured")
         self._phase = "measuring held-out accuracy after training"
         self._poll()
-        text = self._checks.measure_after(timeout_seconds=_EVALUATION_SECONDS)
+        text = self._held_out.measure_after(timeout_seconds=_EVALUATION_SECONDS)
         self._note(text)
         return LastPolicy(step=step, is_served=is_served, wait_seconds=waited, problem=text)
 

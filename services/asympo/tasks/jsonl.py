@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.tasks.base import Message, as_prompt_parts
+from asympo.tasks.base import as_prompt_parts
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.source import parse_json_row
+from asympo.tasks.data.task import chat_parts
 from asympo.tasks.rows import RowsTask, question_key
-
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 class JsonlTask(RowsTask):
@@ -52,30 +51,10 @@ def _parse_row(line: bytes, where: str, config: TaskConfig) -> dict[str, Any]:
     if ("prompt" in row) == ("messages" in row):
         raise BadSetting(f"{where} needs either prompt or messages")
     if "messages" in row:
-        parts: dict[str, Any] = {"messages": _parse_messages(row["messages"], where, config)}
+        parts = chat_parts(row["messages"], where, config)
     else:
         prompt = row["prompt"]
         if not isinstance(prompt, str) or not prompt:
             raise BadSetting(f"{where} needs prompt to be a non-empty text")
         parts = as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     return parts | {"answer": str(answer), "columns": row}
-
-
-def _parse_messages(messages: Any, where: str, config: TaskConfig) -> tuple[Message, ...]:
-    if config.prompt_as == "text":
-        raise BadSetting(
-            f"{where} has messages, but task.prompt_as is text: give prompt, or set prompt_as to chat"
-        )
-    if not isinstance(messages, list) or not messages:
-        raise BadSetting(f"{where} needs messages to be a non-empty list")
-    for message in messages:
-        is_message = isinstance(message, dict) and set(message) == {"role", "content"}
-        if not is_message or message["role"] not in _ROLES or not isinstance(message["content"], str):
-            raise BadSetting(
-                f"{where} has message {message!r}: needs role ({', '.join(_ROLES)}) and content, a text"
-            )
-    if messages[-1]["role"] == "assistant":
-        raise BadSetting(f"{where} ends with an assistant message: the policy writes that one")
-    if config.system_prompt and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": config.system_prompt}, *messages]
-    return tuple(messages)

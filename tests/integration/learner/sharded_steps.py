@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.learner.launch import Launch
 from asympo.learner.model.batching import TrainedGroup
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.ranks import Ranks
@@ -14,6 +13,7 @@ from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepSco
 from asympo.learner.step.shards import Shards
 from asympo.learner.step.shares import share_out
 from asympo.learner.step.step import Stepper, StepResult
+from asympo.learner.torchrun import Launch
 from torch.distributed.tensor import DTensor
 
 from tests.unit.learner.test_policy import make_groups, widen_norms

@@ -13,9 +13,9 @@ from asympo.learner.step import trial
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
-from tests.integration.learner.test_following import follow, report_of
 from tests.integration.learner.test_learner_process import state_bytes
 from tests.integration.learner.test_replay import SMALL_MEMORY
+from tests.integration.learner.test_second_learner import follow, report_of
 
 STEPS = 6
 

@@ -9,10 +9,10 @@ from asympo.common import errors
 from asympo.common.checkpoints.bucket import Bucket
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import CommitRecord
-from asympo.learner.launch import Launch
 from asympo.learner.state.decisions import Decision, Decisions
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import find_state
+from asympo.learner.torchrun import Launch
 
 from tests.integration.test_training_state import assert_same, build, state, train
 

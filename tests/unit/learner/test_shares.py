@@ -4,9 +4,9 @@ import random
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.learner.launch import Launch
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, num_input_tokens
 from asympo.learner.step.shares import share_out
+from asympo.learner.torchrun import Launch
 
 
 def make_group(*lengths: int, prompt: int = 5) -> TrainedGroup:

@@ -10,7 +10,7 @@ import pytest
 from asympo.common.errors import BadModel
 from asympo.demo import model
 from asympo.run.command import fetch_model
-from asympo.run.prepare.estimate import estimate
+from asympo.run.prepare.needs import needs_of
 
 SHAPE = {
     "num_parameters": 135_000_000,
@@ -83,7 +83,7 @@ def test_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_estimate_of_the_demo_is_near_what_was_measured() -> None:
     # Two cores at 400 GFLOP/s each: 740 tokens a second were measured for the learner.
-    guess = estimate(
+    guess = needs_of(
         SHAPE, settings(), device="cpu", kv_cache_gib=1, flops_learner=6e11, flops_generators=1.5e11
     )
     assert guess.tokens_per_step == 8 * 28 + 64 * 4
@@ -93,7 +93,7 @@ def test_estimate_of_the_demo_is_near_what_was_measured() -> None:
 
 
 def test_estimate_without_a_measurement_has_no_times() -> None:
-    guess = estimate(
+    guess = needs_of(
         SHAPE, settings(), device="cpu", kv_cache_gib=1, flops_learner=None, flops_generators=None
     )
     assert guess.step_seconds is None
@@ -101,7 +101,7 @@ def test_estimate_without_a_measurement_has_no_times() -> None:
 
 def test_estimate_counts_prompts_for_each_response_unless_they_are_shared() -> None:
     shared, apart = (
-        estimate(
+        needs_of(
             SHAPE,
             settings(share_prefixes=each),
             device="cpu",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
-from asympo.run.prepare.estimate import estimate, learner_bytes
+from asympo.run.prepare.needs import learner_bytes, needs_of
 from transformers import AutoConfig
 
 from tests.unit.run.fake_learner import peak_bytes
@@ -39,7 +39,7 @@ def estimates(model: str) -> list[int]:
     found = []
     for each in SETTINGS:
         values = {"groups_per_step": 64, "sampling": {"max_tokens": 2048}, **each}
-        guess = estimate(
+        guess = needs_of(
             *(shape_of(*MODELS[model]), validate(LearnerSettings, values)),
             device="cuda",
             kv_cache_gib=1,

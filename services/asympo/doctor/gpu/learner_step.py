@@ -18,7 +18,7 @@ from asympo.doctor.gpu.steps import Found
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step.compute import choose_compute, set_up_torch
 from asympo.run.prepare.dry_run import model_shape
-from asympo.run.prepare.estimate import learner_bytes
+from asympo.run.prepare.needs import learner_bytes
 
 _CASES = {
     "cuda": {"smollm2-135m": ("40/16/64", 4096), "qwen3-1.7b": ("256/2048/8", 16_384)},

@@ -13,8 +13,8 @@ import torch
 
 from asympo.doctor.gpu.small_learner import SmallLearner, rollouts_of
 from asympo.doctor.gpu.steps import Found
-from asympo.learner.launch import Launch
 from asympo.learner.ranks import Ranks
+from asympo.learner.torchrun import Launch
 
 _NUM_STEPS = 3
 _SHAPE = "32/96/5"

@@ -63,8 +63,6 @@ class Reloader:
         self.policy: PolicyRef | None = None
         """The policy served, proven as far as this engine can; None while the engine holds the bare model."""
         self.last_reload: ReloadReport | None = None
-        self.is_up_to_date = False
-        """No newer policy was visible when the watcher last looked."""
 
     @property
     def cache_salt(self) -> str:
@@ -94,8 +92,7 @@ class Reloader:
     async def run(self) -> None:
         """Follow the newest policy for ever. Raises EngineBroken when the engine must not go on."""
         while True:
-            policy = await self._watcher.next_after(self.policy, on_wait=self._caught_up)
-            self.is_up_to_date = False
+            policy = await self._watcher.next_after(self.policy)
             await self._claim(policy)
             try:
                 manifest = await self._calls.run(self._store.verify, policy)
@@ -105,9 +102,6 @@ class Reloader:
                 continue
             await self._swap(policy, manifest)
             await self._claim(None)
-
-    def _caught_up(self) -> None:
-        self.is_up_to_date = True
 
     async def _swap(self, policy: PolicyRef, manifest: Manifest) -> None:
         judgement = await self._load_and_judge(policy, manifest)

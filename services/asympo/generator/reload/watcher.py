@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
@@ -42,7 +41,7 @@ class PolicyWatcher:
         self._poll_seconds = poll_seconds
         self._wait_seconds = wait_seconds
         self._announced: PolicyAnnouncement | None = None
-        self._shunned_until: dict[str, float] = {}
+        self._passed_over_until: dict[str, float] = {}
         self._bad: frozenset[str] = frozenset()
 
     async def newest(self) -> PolicyRef | None:
@@ -50,9 +49,11 @@ class PolicyWatcher:
         bad = await self._calls.until_answered(self._run_log.policies.bad)
         self._bad = frozenset(str(StepName(step=policy.step, fence=policy.fence)) for policy in bad)
         now = self._clock.monotonic_seconds()
-        self._shunned_until = {name: until for name, until in self._shunned_until.items() if until > now}
+        self._passed_over_until = {
+            name: until for name, until in self._passed_over_until.items() if until > now
+        }
         try:
-            return await self._calls.run(self._store.newest, exclude=self._bad | set(self._shunned_until))
+            return await self._calls.run(self._store.newest, exclude=self._bad | set(self._passed_over_until))
         except OSError as error:
             log.error("The policies in %s cannot be read: %s", self._store.path, error)
             return None
@@ -70,16 +71,15 @@ class PolicyWatcher:
     def pass_over(self, policy: PolicyRef) -> None:
         """Pass over `policy` for a while: its files do not verify, which may pass on slow storage."""
         self._metrics.count_corrupt_policy()
-        self._shunned_until[policy.name] = self._clock.monotonic_seconds() + self._poll_seconds
+        self._passed_over_until[policy.name] = self._clock.monotonic_seconds() + self._poll_seconds
 
-    async def next_after(self, current: PolicyRef | None, *, on_wait: Callable[[], None]) -> PolicyRef:
+    async def next_after(self, current: PolicyRef | None) -> PolicyRef:
         """Wait for a policy that ranks above `current`; several published ones are skipped to the newest."""
         backoff = Backoff()
         while True:
             newest = await self.newest()
             if newest is not None and rank_of(newest) > rank_of(current):
                 return newest
-            on_wait()
             if self._is_announced_above(current):
                 # Announced, and not visible here yet: shared storage is slower than the broker.
                 await asyncio.sleep(min(backoff.next_seconds(), self._poll_seconds))

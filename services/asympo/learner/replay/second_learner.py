@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _FENCE = 1
-"""Of the follower's own states: one process holds their directory at a time."""
+"""Of a second learner's own states: one process holds their directory at a time."""
 
 
 class FollowedLog:
@@ -67,7 +67,7 @@ class FollowedLog:
         """Slots are the run's own learner's to free."""
 
     def dead_letter(self, entry: LogEntry, reason: str) -> None:
-        """The run's own learner sets it aside; a follower only leaves it out."""
+        """The run's own learner sets it aside; a second learner only leaves it out."""
 
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether the run is over and nothing follows."""
@@ -101,7 +101,7 @@ def _entries_after(archive: ArchiveStore, after_sequence: int) -> Iterator[Archi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecondLearnerReport:
-    """Where a follower stands when it ends."""
+    """Where a second learner stands when it ends."""
 
     step: int
     """Optimizer steps it has made."""

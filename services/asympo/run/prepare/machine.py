@@ -91,7 +91,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class CoreShare:
     """What one process gets."""
 
     cores: tuple[int, ...]
@@ -181,7 +181,7 @@ def split_machine(
     learner_cores: Sequence[int] | None = None,
     generator_cores: Sequence[int] | None = None,
     use_gpus: bool = True,
-) -> tuple[Share, list[Share]]:
+) -> tuple[CoreShare, list[CoreShare]]:
     """The learner's share and one for each generator.
 
     On CPUs a third of the cores, at least one, goes to the generators, which sample short responses faster
@@ -205,7 +205,7 @@ def split_machine(
 
 def _share(
     cores: tuple[int, ...], *, bind: bool = True, gpu: str | None = None, keep_memory: bool = False
-) -> Share:
+) -> CoreShare:
     threads = len(cores)
     environment = dict(QUIET)
     if bind:
@@ -217,7 +217,7 @@ def _share(
     environment |= {"CUDA_VISIBLE_DEVICES": gpu or "", **PCI_ORDER}
     if keep_memory:
         environment |= KEEP_MEMORY | FEW_KERNELS
-    return Share(cores=cores if bind else (), num_threads=threads, environment=environment)
+    return CoreShare(cores=cores if bind else (), num_threads=threads, environment=environment)
 
 
 def _cpu_quota() -> float:

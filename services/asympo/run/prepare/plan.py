@@ -21,7 +21,7 @@ from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
-from asympo.run.prepare.machine import Machine, Share, split_machine
+from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.settings import RunFile
 from asympo.tasks.config import TaskConfig
 
@@ -39,7 +39,7 @@ class ServicePlan:
     settings_path: Path
     settings: Any
     """Resolved: what the process will see."""
-    share: Share
+    share: CoreShare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ def _broker_in_environment(url: str) -> Iterator[None]:
 
 
 def _plan_service(
-    model: type[Any], values: Mapping[str, Any], directory: Path, name: str, share: Share, file: RunFile
+    model: type[Any], values: Mapping[str, Any], directory: Path, name: str, share: CoreShare, file: RunFile
 ) -> ServicePlan:
     path = directory / "config" / f"{name}.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def _learner_ports(file: RunFile) -> tuple[PagePort, dict[str, int]]:
     return page, ports
 
 
-def _generator_defaults(machine: Machine, share: Share, file: RunFile, taken: set[int]) -> dict[str, Any]:
+def _generator_defaults(machine: Machine, share: CoreShare, file: RunFile, taken: set[int]) -> dict[str, Any]:
     own = file.generator_values
     values: dict[str, Any] = {}
     for name in ("http_port", "grpc_port"):
@@ -332,7 +332,7 @@ def _plan_evaluator(
         return None
     values = merge(common, _evaluator_defaults(file, generators, taken), file.evaluator_values)
     # Its threads wait for generators; an engine of its own is told what it may use.
-    share = Share(cores=(), num_threads=1, environment={})
+    share = CoreShare(cores=(), num_threads=1, environment={})
     planned = _plan_service(EvaluatorSettings, values, file.directory.absolute(), "evaluator", share, file)
     taken.add(planned.settings.http_port)
     return planned
@@ -350,7 +350,7 @@ def _plan_gateway(
         gateway_defaults(own, doors=doors, taken=taken, source=file.source),
         own,
     )
-    share = Share(cores=(), num_threads=1, environment={})
+    share = CoreShare(cores=(), num_threads=1, environment={})
     return _plan_service(GatewaySettings, values, file.directory.absolute(), "gateway", share, file)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from asympo.common.errors import AsympoError
-from asympo.run.held_out.checks import HeldOutChecks
+from asympo.run.held_out.measurements import HeldOutMeasurements
 from asympo.run.processes.totals import Totals
 
 
@@ -32,7 +32,7 @@ class Outcome:
     """What its services warned about, one line each with a count."""
     step: int
     totals: Totals
-    checks: HeldOutChecks | None
+    held_out: HeldOutMeasurements | None
     last_policy: LastPolicy | None
     """None when nobody looked: the run goes on, or measures nothing."""
     killed: tuple[str, ...]

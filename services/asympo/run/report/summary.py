@@ -21,8 +21,8 @@ _DRAW_SECONDS = 180.0
 def write_summary(outcome: Outcome, directory: Path, targets: TargetsSection | None) -> dict[str, Any]:
     """The summary as it was written to `summary.json`."""
     twice, num_groups = count_trained_twice(directory / "trained.jsonl")
-    before = outcome.checks.before if outcome.checks else None
-    after = outcome.checks.after if outcome.checks else None
+    before = outcome.held_out.before if outcome.held_out else None
+    after = outcome.held_out.after if outcome.held_out else None
     totals, last = outcome.totals, outcome.last_policy
     summary: dict[str, Any] = {
         "run": directory.name,

@@ -23,7 +23,7 @@ def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple
     if is_answered and not prefill:
         raise BadSetting(
             f"{where} ends with an assistant message: the policy writes that one; leave it out, or set "
-            "task.prefill if the response is to begin with it"
+            "task.prefill of a data task if the response is to begin with it"
         )
     if prefill and is_answered and not isinstance(checked[-1].get("content"), str):
         raise BadSetting(

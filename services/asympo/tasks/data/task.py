@@ -108,7 +108,7 @@ def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
             raise BadSetting(f"{where} has an empty prompt: leave the row out")
         parts |= as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     else:
-        parts |= _chat_parts(prompt, where, config)
+        parts |= chat_parts(prompt, where, config)
     parts |= _template_parts(columns, where, config)
     return parts
 
@@ -140,11 +140,13 @@ def _answer_of(columns: Row, where: str) -> str:
         ) from None
 
 
-def _chat_parts(prompt: list[Any], where: str, config: TaskConfig) -> dict[str, Any]:
+def chat_parts(prompt: Any, where: str, config: TaskConfig) -> dict[str, Any]:
+    """`messages` of a TaskPrompt, with the system prompt, and whether the response continues the last one."""
     if config.prompt_as == "text":
         raise BadSetting(
-            f"{where} has messages, but task.prompt_as is text: give task.prompt_template, or set prompt_as "
-            "to chat"
+            f"{where} has messages, but task.prompt_as is text: give the prompt as a text, or set "
+            "prompt_as to "
+            "chat"
         )
     messages = check_messages(prompt, where, prefill=config.prefill)
     if config.system_prompt and messages[0]["role"] not in ("system", "developer"):

@@ -19,7 +19,7 @@ _EVERYONE = ("ping", "select", "info")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Role:
+class BrokerRole:
     """One kind of user."""
 
     callers: tuple[str, ...]
@@ -41,31 +41,31 @@ class Role:
 
 _LEASES = ("acquire", "append", "hand_back", "renew")
 ROLES = {
-    "generator": Role(
+    "generator": BrokerRole(
         callers=("generator",),
         more_scripts=("list_bad_policies",),
         commands=("get", "hmget", "xread", "xrevrange"),
         reads=("config", "run", "learner", "policies", "wake"),
     ),
-    "gateway": Role(
+    "gateway": BrokerRole(
         callers=("producer",),
         more_scripts=_LEASES,
         commands=("get", "hmget", "xread", "xrevrange"),
         reads=("config", "run", "learner", "policies", "wake"),
     ),
-    "producer": Role(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
-    "evaluator": Role(
+    "producer": BrokerRole(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
+    "evaluator": BrokerRole(
         callers=("evaluator",),
         more_scripts=("list_bad_policies", "list_evaluations", "list_presence", "report_presence"),
         commands=("get", "hmget", "xread", "xrevrange", "zcount"),
         reads=("config", "run", "learner", "policies", "policy_steps", "wake"),
     ),
-    "learner": Role(
+    "learner": BrokerRole(
         callers=("learner", "anyone"),
         commands=(*_PLAIN_TYPES.split(), "config|get", "script|load"),
         owns="{run}:*",
     ),
-    "operator": Role(
+    "operator": BrokerRole(
         callers=("generator", "learner", "producer", "evaluator", "anyone"),
         commands=(
             *_PLAIN_TYPES.split(),

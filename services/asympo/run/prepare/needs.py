@@ -12,7 +12,7 @@ from typing import Any
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.common.settings import dump_toml, validate
 from asympo.local.process import launched, run_helper
-from asympo.run.prepare.machine import Machine, Share, split_machine
+from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.plan import odd_sampling
 from asympo.run.settings import RunFile
 
@@ -34,7 +34,7 @@ print(2 * n**3 / best)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Needs:
     """Bytes and seconds; times are None where nothing could be measured."""
 
     learner_bytes: int
@@ -52,7 +52,7 @@ class Estimate:
         return max(self.train_seconds, self.sample_seconds)
 
 
-def estimate(
+def needs_of(
     shape: dict[str, Any],
     settings: Any,
     *,
@@ -60,7 +60,7 @@ def estimate(
     kv_cache_gib: float,
     flops_learner: float | None,
     flops_generators: float | None,
-) -> Estimate:
+) -> Needs:
     """`shape` is what dry_run prints; rates are float32 operations a second.
 
     Training costs 6 operations per parameter and token, sampling 2. Responses are taken to be half as long as
@@ -75,7 +75,7 @@ def estimate(
     learner = _PROCESS_BYTES + learner_bytes(shape, settings, device=device, row_tokens=row_tokens)
     generator = _PROCESS_BYTES + _ENGINE_BYTES + 2 * size + int(kv_cache_gib * _GIB)
     sampled = settings.groups_per_step * prompt + num_responses * response
-    return Estimate(
+    return Needs(
         learner_bytes=learner,
         generator_bytes=generator,
         tokens_per_step=tokens,
@@ -110,7 +110,7 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     return state + row_tokens * 4 * hidden * layers + max(head, layer)
 
 
-def measure_flops(share: Share) -> float | None:
+def measure_flops(share: CoreShare) -> float | None:
     """float32 operations a second of a matrix product on the cores of a share."""
     command = launched([sys.executable, "-c", _MATMUL], cores=share.cores, outlives_parent=True)
     environment = {**os.environ, **share.environment}
@@ -123,7 +123,7 @@ def measure_flops(share: Share) -> float | None:
         return None
 
 
-def print_estimate(file: RunFile, machine: Machine) -> int:
+def print_needs(file: RunFile, machine: Machine) -> int:
     """Everything on standard output; raises AsympoError when model or task cannot be used."""
     from asympo.generator.settings import GeneratorSettings
     from asympo.learner.settings import LearnerSettings
@@ -140,7 +140,7 @@ def print_estimate(file: RunFile, machine: Machine) -> int:
     )
     on_cpu = not (machine.gpus and file.run.use_gpus)
     flops = [measure_flops(share) for share in shares] if on_cpu else []
-    guess = estimate(
+    guess = needs_of(
         shape,
         settings,
         device="cpu" if on_cpu else "cuda",

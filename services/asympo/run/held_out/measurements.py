@@ -19,7 +19,7 @@ from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 _CALL_SECONDS = 10.0
 
 
-class HeldOutChecks:
+class HeldOutMeasurements:
     """Measures the first and the last policy; what was measured outlives a restart of the supervisor."""
 
     def __init__(

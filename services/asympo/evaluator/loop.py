@@ -28,7 +28,7 @@ _HOLD_SECONDS = 20.0
 
 
 @dataclass(kw_only=True)
-class Progress:
+class EvaluatorStatus:
     """What an evaluator is doing, for people."""
 
     state: str = "starting"
@@ -46,7 +46,7 @@ class Progress:
         }
 
 
-class Following:
+class EvaluationLoop:
     """Follows the policies of one run."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Following:
         store: PolicyStore,
         source: Source,
         chosen: Sequence[Chosen],
-        progress: Progress,
+        progress: EvaluatorStatus,
         metrics: EvaluatorMetrics,
         calls: Calls,
         writer: JsonlWriter | None,
