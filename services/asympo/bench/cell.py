@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a learner is told, by default as in its settings, and what may be switched off."""
+    """Options of the measured learner, with its own defaults, and the parts that may be switched off."""
 
     compute_dtype: torch.dtype = torch.float32
     token_budget: int = 1024
@@ -44,7 +44,7 @@ class Options:
 
 
 class LearnerCell:
-    """A model with its optimizer; steps under whatever options are asked for."""
+    """A model with its optimizer; steps under any options."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
@@ -88,12 +88,12 @@ class LearnerCell:
         return self._optimizers[is_fused]
 
     def forget_optimizer(self, *, is_fused: bool) -> None:
-        """Frees the memory of one that was only tried."""
+        """Frees the memory of an optimizer that was only tried."""
         self._optimizers.pop(is_fused, None)
 
 
 class WholeLogitsPolicy(Policy):
-    """The plain way: logits of every trained position at once, kept by autograd."""
+    """The plain way: logits of all trained positions at once, kept by autograd."""
 
     def response_nll(self, batch: PackedBatch) -> ResponseNll:
         hidden_TD = self._hidden_states(batch)

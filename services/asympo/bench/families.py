@@ -122,7 +122,7 @@ def check_family(name: str) -> dict[str, Any]:
 
 
 def runs_in_bfloat16(config: PretrainedConfig, path: ForwardPath) -> bool | None:
-    """Whether its code stands float32 weights with products in bfloat16; None: it could not be tried."""
+    """Whether its code can multiply in bfloat16 with float32 weights; None if that could not be tried."""
     try:
         model = make_miniature(config, dtype=torch.float32, is_narrow=True).eval()
         policy = Policy(model=model, compute_dtype=torch.bfloat16, path=path)
@@ -144,7 +144,7 @@ def path_name(path: ForwardPath) -> str:
 
 
 def measure_families(names: Sequence[str], *, say: Callable[[str], None]) -> dict[str, Any]:
-    """All of them, and how many go which way."""
+    """All families, and how many are computed in each way."""
     set_up_torch(seed=0, num_threads=1)  # deterministic algorithms, as learners have them
     rows = []
     for name in names:

@@ -1,4 +1,4 @@
-"""How many operations a step is, and how many the device does at most."""
+"""How many operations a step takes, and how many the device can do."""
 
 import time
 

@@ -159,7 +159,7 @@ class LoadProcess:
         generator.send(commands + self._acquire(generator), *kinds, "acquire")
 
     def _has_room(self) -> bool:
-        """Flow control of the bare arm. It costs the broker nothing, which is the best that arm could do."""
+        """Flow control of the bare arm. It costs the broker nothing, which is the best case for that arm."""
         shared = self._shared
         with shared.sent.get_lock():
             if shared.sent.value - shared.consumed.value >= self._load.capacity:

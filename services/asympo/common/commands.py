@@ -14,7 +14,7 @@ MAX_LINE_CHARS = 4000
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are BadSetting."""
+    """argparse without abbreviations; its errors are BadSetting."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
@@ -42,7 +42,7 @@ def write_json(value: Any) -> None:
 
 
 def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; as wide as its content where that is no terminal.
+    """A table on standard output; as wide as its content if that is not a terminal.
 
     Cells may quote what others wrote: neither markup nor control characters mean anything.
     """

@@ -162,7 +162,7 @@ def _without_port(header: str) -> str:
 
 
 def checked_host(host: str) -> str:
-    """A host name as it is compared; raises BadSetting for one that is none."""
+    """A host name in the form that is compared; raises BadSetting if it is not one."""
     name = host.strip().lower().removesuffix(".")
     address = _address(name)
     if address is not None:

@@ -71,7 +71,7 @@ class Tracing:
 
     @property
     def is_on(self) -> bool:
-        """Whether anybody listens; False makes every method do nothing."""
+        """Whether spans go anywhere; if not, every method does nothing."""
         return self._sink is not None
 
     def record(

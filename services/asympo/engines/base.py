@@ -174,7 +174,7 @@ class Engine(Protocol):
         """Undo pause(). Idempotent."""
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
-        """An OpenAI-compatible application over this engine; BadSetting where there is none."""
+        """An OpenAI-compatible application over this engine; BadSetting if it has none."""
 
     async def close(self) -> None:
         """Free the engine's processes and memory. Idempotent."""

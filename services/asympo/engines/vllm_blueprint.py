@@ -71,7 +71,7 @@ class Blueprint:
     ) -> None:
         """Send `weights` through the loader; `take` gets each layer once, those of deferred processing last.
 
-        What no tensor reaches stays `background`. With `dtype`, layers hold that instead of their own.
+        Whatever no tensor reaches stays `background`. With `dtype`, layers hold that instead of their own.
         """
         self._fill, self._dtype, self._take, self._num_loaded = background, dtype, take, {}
         self._taken: set[str] = set()

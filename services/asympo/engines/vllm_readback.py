@@ -212,7 +212,7 @@ def tensors_of(layer: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _changed_places(way: str, marks: torch.Tensor) -> list[torch.Tensor]:
-    """Places of each mark by itself: a stale tensor must not hide behind those it is fused with."""
+    """Places of each mark separately: a stale tensor must not hide behind those it is fused with."""
     if way not in (_LINEAR, _ROWS):
         places = marks.flatten().nonzero().flatten()
         found = marks.flatten()[places]

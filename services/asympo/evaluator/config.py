@@ -56,7 +56,7 @@ class EvalConfig(BaseModel):
 
     @property
     def asks_the_run(self) -> bool:
-        """Whether it asks what the run holds out, not data of its own."""
+        """Whether it uses the run's held-out prompts rather than data of its own."""
         return not _says_what_is_asked(self.task)
 
     def task_config(self, of_run: TaskConfig) -> TaskConfig:

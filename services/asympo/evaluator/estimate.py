@@ -48,6 +48,6 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def pass_ks(num_samples: int) -> list[int]:
-    """The k that are told: powers of two, and the number of samples itself."""
+    """The k that are reported: powers of two, and the number of samples itself."""
     powers = [2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples]
     return sorted({*powers, num_samples})

@@ -173,7 +173,7 @@ class EvaluationLoop:
 def is_due(
     policy: PolicyRef, before: EvalResult | None, *, num_since: int, every: int, is_over: bool
 ) -> bool:
-    """Whether to measure `policy` after `before`, since whose policy `num_since` were announced."""
+    """Whether to measure `policy` if `before` was measured last and `num_since` were announced since."""
     if before is None or before.policy_step is None:
         return True
     if before.policy_fence is not None and policy.fence > before.policy_fence:

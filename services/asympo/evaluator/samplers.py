@@ -1,4 +1,4 @@
-"""Two ways to responses: an engine of our own, or the generators' free slots."""
+"""Two ways to get responses: an engine of our own, or the generators' free slots."""
 
 import itertools
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from asympo.evaluator.config import EvalConfig, check_names
 
 
 class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
-    """Everything one evaluator can be told."""
+    """Settings of an evaluator."""
 
     service: ClassVar[str] = "evaluator"
 

@@ -76,7 +76,7 @@ class EngineSource:
 
 
 class FleetSource:
-    """Generators that go on with their work; what they swap to meanwhile is told in the result."""
+    """Generators that go on with their work; if they swap policies meanwhile, the result says so."""
 
     def __init__(self, addresses: Sequence[str], *, run_log: RunLog, calls: Calls) -> None:
         self._run_log, self._calls = run_log, calls

@@ -172,5 +172,5 @@ class Gateway:
 
 
 def answer_of(submitted: Submitted, group_id: str) -> Answer:
-    """As the callers of this gateway are told."""
+    """As the callers of this gateway see it."""
     return Answer(outcome=submitted.outcome.value, group_id=group_id)

@@ -10,7 +10,7 @@ from asympo.common.paths import OptionalPath
 
 
 class GatewaySettings(ControlSettings, protected_namespaces=()):
-    """Everything one gateway can be told."""
+    """Settings of a gateway."""
 
     service: ClassVar[str] = "gateway"
 

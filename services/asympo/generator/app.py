@@ -247,7 +247,7 @@ class GeneratorProcess:
     ) -> PolicyRef | None:
         """Load the newest policy whose every byte verifies, else the run's model.
 
-        Machines without a directory in common need not have the model either: the learner publishes it.
+        Machines that share no directory need not have the model: the learner publishes it.
         """
         if self._settings.object_store.is_given and self._settings.model is None:
             log.info("Waiting for a policy of the learner")
@@ -340,7 +340,7 @@ class GeneratorProcess:
 
 
 async def _watch_engine(engine: Engine) -> None:
-    """Raises EngineBroken soon after an engine died that nobody was asking anything."""
+    """Raises EngineBroken soon after an engine died, even if nobody was waiting for an answer."""
     while not engine.is_broken:
         await asyncio.sleep(1.0)
     raise EngineBroken("the engine died")

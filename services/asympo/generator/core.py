@@ -1,4 +1,4 @@
-"""The one object behind HTTP and gRPC: what the generator is doing, and what it can be told to do."""
+"""The object behind HTTP and gRPC: what the generator is doing, and the commands it takes."""
 
 import asyncio
 import time

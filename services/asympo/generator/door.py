@@ -44,7 +44,7 @@ async def open_door(
 
 
 class BearerTokens:
-    """ASGI middleware: whoever shows none of the tokens is turned away before anything is read."""
+    """ASGI middleware: a caller without one of the tokens is refused before anything is read."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], *, tokens: tuple[str, ...] | None) -> None:
         self._app = app

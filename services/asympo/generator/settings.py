@@ -37,7 +37,7 @@ class DoorOptions(BaseModel):
 
 
 class GeneratorSettings(ControlSettings):
-    """Everything one generator can be told."""
+    """Settings of a generator."""
 
     service: ClassVar[str] = "generator"
 

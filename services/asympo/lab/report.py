@@ -44,7 +44,7 @@ def write_report(
 
 
 def headline(summary: dict[str, Any]) -> Table:
-    """An arm a row: its best learning rate at every staleness, and how many runs collapsed there."""
+    """One row for each arm: its best learning rate at every staleness, and how many runs collapsed there."""
     rows = [row for row in summary["results"] if is_plain(row)]
     ages = sorted({row["staleness"] for row in rows})
     table = []

@@ -210,7 +210,7 @@ def _make_start(preset: Preset, task: str, directory: Path) -> float:
 
 
 def _make_world(preset: Preset, task: str) -> World:
-    """The preset's tiny network, or the demo's language model where it has none."""
+    """The preset's tiny network, or the demo's language model if it has none."""
     return DigitWorld(preset.tasks[task]) if preset.tasks else LanguageWorld()
 
 

@@ -16,7 +16,7 @@ class EvalHistory:
     """Thread-safe: the heartbeat reads the broker, the others ask here."""
 
     def __init__(self, *, keep_best: str | None) -> None:
-        """`keep_best`: the evaluation whose best policy is never pruned; None: there is none such."""
+        """`keep_best`: the evaluation whose best policy is never pruned, or None."""
         self._keep_best = keep_best
         self._lock = threading.Lock()
         self._results: deque[EvalResult] = deque(maxlen=_MAX_RESULTS)
@@ -39,7 +39,7 @@ class EvalHistory:
         return {name: value for each in taken for name, value in each.numbers().items()}
 
     def is_best(self, policy: PolicyRef) -> bool:
-        """Whether pruning must leave it; yes for all while nobody knows."""
+        """Whether pruning must leave this policy; yes for all of them until that is known."""
         if self._keep_best is None:
             return False
         with self._lock:

@@ -40,7 +40,7 @@ class RankWorker:
         )
 
     def run(self) -> None:
-        """Until told to stop. Raises whatever makes this rank unable to follow: then all ranks restart."""
+        """Until told to stop. Raises whatever keeps this rank from going on: then all ranks restart."""
         start = self._ranks.hear()
         if start["do"] == "stop":
             return

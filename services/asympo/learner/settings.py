@@ -55,7 +55,7 @@ class SamplingOptions(BaseModel):
 
 
 class LearnerSettings(ControlSettings):
-    """Everything the learner can be told."""
+    """Settings of the learner."""
 
     service: ClassVar[str] = "learner"
 

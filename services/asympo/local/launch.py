@@ -1,4 +1,4 @@
-"""What stands between the supervisor and a service: binds cores, ties the lives together, then execs.
+"""Runs between the supervisor and a service: binds cores, makes the service end with its parent, then execs.
 
 `python -m asympo.local.launch --parent PID [--cores 0,1] [--outlive | --while-held LOCK] -- PROGRAM ARGS...`
 A process of its own because code between fork and exec is not safe in a supervisor that has threads.

@@ -6,9 +6,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def num_oom_kills() -> int:
-    """Kills so far: in this process's control group where that is counted, else on the whole machine.
+    """Kills so far: in this process's control group if it is counted there, otherwise on the whole machine.
 
-    0 where the kernel does not tell.
+    0 if the kernel does not say.
     """
     counts = [_counted(path) for path in (*_own_counters(), Path("/proc/vmstat"))]
     return next((count for count in counts if count is not None), 0)

@@ -113,7 +113,7 @@ def _write(log: RunLog, run_directory: Path, out: Path, store: ObjectStoreOption
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What goes by of the broker's keys on its way to the file."""
+    """What passes by of the broker's keys while they are written to the file."""
 
     last_sequence: int = 0
     committed_sequence: int = 0

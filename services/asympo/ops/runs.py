@@ -64,7 +64,7 @@ def _of_broker(url: str) -> list[dict[str, Any]]:
 
 
 def local_runs(directory: Path) -> list[dict[str, Any]]:
-    """Runs in a directory: from their broker where it is up, else as their supervisor left them."""
+    """Runs in a directory: as their broker shows them, or as their supervisor left them if it is down."""
     found = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         held = RunDirectory(path)

@@ -58,7 +58,7 @@ class FormatOptions(_Options):
 
 
 class LengthOptions(_Options):
-    """Where the penalty begins and where it is full, in characters, or in tokens where they are known."""
+    """Where the penalty begins and where it is full, in characters, or in tokens if they are known."""
 
     free: int = Field(ge=0)
     limit: int = Field(gt=0)
@@ -73,7 +73,7 @@ class OverlongOptions(_Options):
 
 
 class GymOptions(_Options):
-    """The data set whose scorer is used, where the row does not name it."""
+    """The data set whose scorer is used if the row names none."""
 
     dataset: str | None = None
 

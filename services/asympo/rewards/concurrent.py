@@ -12,7 +12,7 @@ GRACE_SECONDS = 2.0
 
 
 class ConcurrentWorker:
-    """Hands requests to one process and each reply to whoever asked; thread-safe."""
+    """Hands requests to one process and each reply to its caller; thread-safe."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._process = WorkerProcess({**settings, "concurrent": True})

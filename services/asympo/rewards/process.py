@@ -138,7 +138,7 @@ class WorkerProcess:
         return line
 
     def kill(self) -> None:
-        """Kill the process now; whoever reads from it reaps it."""
+        """Kill the process now; the thread that reads from it reaps it."""
         with self._lock:
             self._kill_group()
 

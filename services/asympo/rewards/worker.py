@@ -26,7 +26,7 @@ from asympo.tasks.registry import load_task
 
 
 def main(lifeline: int) -> None:
-    """Serve until standard input ends. `lifeline` is a pipe whose other end only the parent holds."""
+    """Serve until standard input ends. `lifeline` is a pipe; only the parent holds its other end."""
     _die_with_parent(lifeline)
     requests, replies = _take_over_standard_streams()
     first_line = requests.readline()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
-from asympo.evaluator.following import is_due
+from asympo.evaluator.loop import is_due
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6)
 

@@ -1,4 +1,4 @@
-"""What the gateway adds to an agent's request, and sessions whose generators are killed."""
+"""What the gateway adds to an agent's request, and what becomes of sessions when generators are killed."""
 
 import asyncio
 import itertools

@@ -12,6 +12,6 @@ def length(completions: list[Any], **columns: Any) -> list[float]:
 
 
 async def judge(response_text: str, **columns: Any) -> float:
-    """As one who asks a server."""
+    """Like a function that asks a server."""
     await asyncio.sleep(JUDGE_SECONDS)
     return 1.0

@@ -1,4 +1,4 @@
-"""Which groups somebody wants to see."""
+"""Which groups a reader asks for."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -73,7 +73,7 @@ class ArchivedEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadableResponse:
-    """A response as it was trained, for whoever reads the file."""
+    """A response as it was trained, for readers of the file."""
 
     text: str
     """As it came; may be empty where token ids came."""

@@ -138,7 +138,7 @@ class BucketSteps(Generic[M]):
         return max({*listing.fences, *(name.fence for name in listing.steps)}, default=None)
 
     def sealed_fence(self) -> int | None:
-        """The same: whoever takes over says so in an object of its own."""
+        """The same: a learner that takes over says so in an object of its own."""
         return self.highest_fence()
 
     # --- the learner -----------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def check_files(path: Path, *, allowed: Callable[[str], bool]) -> list[str]:
 
 
 def make_durable_directory(path: Path) -> None:
-    """mkdir -p whose result survives a power cut. Raises OSError."""
+    """mkdir -p that survives a power cut. Raises OSError."""
     if path.is_dir():
         return
     make_durable_directory(path.parent)

@@ -106,7 +106,7 @@ class Steps(Protocol[M_co]):
         """Delete a step, which vanishes before its files do; False, with a warning, if it resists."""
 
     def retain(self, name: StepName) -> None:
-        """Mark a step as one to keep for good: whoever deletes asks `retained` first."""
+        """Mark a step to be kept for good: deleting asks `retained` first."""
 
     def retained(self) -> set[str]:
         """Names of the steps that are kept for good."""

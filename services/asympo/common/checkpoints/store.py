@@ -142,7 +142,7 @@ class PolicyStore:
             self.sweep(fence=fence)
 
     def sweep(self, *, fence: int) -> Sequence[str]:
-        """Delete what dead writers left behind; only for the holder of `fence`. Returns names."""
+        """Delete what dead writers left behind; only for the holder of `fence`. Returns their names."""
         return self._steps.sweep(fence=fence)
 
     def prune(

@@ -1,4 +1,4 @@
-"""Who may call what: the role that a caller's certificate gives, and the refusal where it is not enough."""
+"""Who may call what: the role in a caller's certificate, and the refusal if it is not enough."""
 
 import enum
 import inspect

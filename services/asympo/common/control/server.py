@@ -12,7 +12,7 @@ from asympo.common.control.settings import ControlSettings
 
 
 class ControlServer:
-    """Serves one service behind the door; its health says that it serves once `set_serving` is told so."""
+    """Serves one service behind the door; its health says SERVING once `set_serving` says so."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""What becomes of the lines that a process logs: how many of one kind, and which of them are shown."""
+"""Which of the lines that a process logs are written, and how many of one kind."""

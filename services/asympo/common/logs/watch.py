@@ -45,7 +45,7 @@ class LogWatch(logging.Filter):
         self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this line is logged; the first one after a silence says how many were not."""
+        """Whether this line is logged; the first one after a pause says how many were left out."""
         now, is_warning = self._clock(), record.levelno >= logging.WARNING
         burst, every = (_BURST, _EVERY_SECONDS) if is_warning else (_QUIET_BURST, _QUIET_EVERY_SECONDS)
         text = record.getMessage()

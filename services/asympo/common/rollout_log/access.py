@@ -57,7 +57,7 @@ class RunAccess:
         return values
 
     def read_object(self, noun: str, value: Any) -> dict[str, Any] | None:
-        """A JSON object that somebody wrote, unknown fields included; None, and counted, if it is none."""
+        """A JSON object that somebody else wrote; None, and counted, if it is not one."""
         try:
             return parse_object(value, max_bytes=MAX_VALUE_BYTES)
         except ValueError as error:

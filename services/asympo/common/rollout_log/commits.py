@@ -33,7 +33,7 @@ class Commits:
         group_ids: Sequence[str],
         num_consumed: int | None = None,
     ) -> CommitRecord:
-        """Records that everything up to `sequence` is in training state `state_name`, and trims it.
+        """Records that everything up to `sequence` is in training state `state_name`; trims the log.
 
         `group_ids`: groups consumed since the last commit whose slots are freed; `num_consumed` counts
         those as well that stay open until a policy frees them. Entries after `sequence` are never touched.

@@ -57,7 +57,7 @@ class Copies:
             yield from self._entries(noun, last_sequence=last_sequence or 0)
 
     def put_back(self, pieces: Iterable[CopiedPiece]) -> None:
-        """Writes a copied run to a broker that has none of its name; nobody sees it before it is whole.
+        """Writes a copied run to a broker that has no run of that name; nobody sees it before it is complete.
 
         Nobody owns it then, and its leases are taken back: their prompts are issued again. Raises BadSetting
         when the run is there.

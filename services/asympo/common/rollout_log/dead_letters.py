@@ -47,5 +47,5 @@ class DeadLetters:
         return number(reply[1]) if reply[0] == b"OK" else None
 
     def purge(self) -> int:
-        """Deletes all of them; how many there were."""
+        """Deletes all of them; returns how many there were."""
         return number(self._run.call("purge")[0])

@@ -20,7 +20,7 @@ class Presence:
         self._run.call("report_presence", holder, json.dumps(status), int(ttl_seconds * 1000))
 
     def generators(self) -> list[dict[str, Any]]:
-        """The status of every generator whose report is still true."""
+        """The status of every generator with a report that has not expired."""
         return [each for each in self.holders() if each.get("service") != EVALUATOR]
 
     def holders(self) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Reader:
             self._wait(after_sequence, left)
 
     def read_at(self, sequences: Sequence[int]) -> list[LogEntry]:
-        """The entries of these ascending numbers, for whoever was told that they are there.
+        """The entries with these ascending numbers, which the caller knows to exist.
 
         Raises SequenceGap when one is missing: trimmed, or lost by a broker that went back in time.
         """

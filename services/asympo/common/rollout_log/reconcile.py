@@ -194,9 +194,9 @@ def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consu
 
 
 def _missing(survey: _Survey, trained: TrainedIds, placed: set[str]) -> tuple[set[str], int, int]:
-    """Ids that were issued and are nowhere, and the prompt cursor after the last id issued.
+    """Ids that were issued and are nowhere to be found, and the prompt cursor after the last id issued.
 
-    Epochs whose counts add up are not looked at one by one.
+    Epochs with counts that add up are not examined id by id.
     """
     placed_in = Counter(own[0] for group_id in placed if (own := parse_own_id(group_id)))
     epochs_seen = [survey.epoch, trained.complete_epochs, *trained.partial_epochs()]

@@ -34,7 +34,7 @@ class Tried:
 
 
 def require_gpu(machine: Machine) -> None:
-    """Raises BadSetting at once where there is nothing to check."""
+    """Raises BadSetting at once if there is nothing to check."""
     if not machine.gpus:
         raise BadSetting(machine.gpu_problem or "there is no GPU here: nothing was checked")
 

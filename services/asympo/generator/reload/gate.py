@@ -4,7 +4,7 @@ import asyncio
 
 
 class VerdictGate:
-    """A door every finished group passes on its way to the log; shut while the loaded weights are unproven.
+    """The gate that every finished group passes before the log; shut until the loaded weights are proven.
 
     Belongs to one event loop.
     """

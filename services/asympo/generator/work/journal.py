@@ -1,4 +1,4 @@
-"""What this generator was told is in the log: its own record, for an auditor."""
+"""The appends that the broker acknowledged to this generator: its own record, for an auditor."""
 
 import fcntl
 import hashlib
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class AppendJournal:
-    """One JSON line an append that the broker acknowledged, on storage before the next group is taken.
+    """One JSON line for each append that the broker acknowledged, on storage before the next group is taken.
 
     An append whose answer a kill cut off is in the log and not here, never the other way round. Thread-safe;
     one process a file.

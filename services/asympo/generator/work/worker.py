@@ -84,7 +84,7 @@ class Worker:
     async def run(self) -> None:
         """Lease, answer and renew until drained, or until the run ends where that was asked for.
 
-        Raises EngineBroken when the engine must not go on, BrokerRefused when the broker turns us away.
+        Raises EngineBroken when the engine must not go on, BrokerRefused when the broker rejects us.
         """
         renewing = asyncio.ensure_future(self._renew_leases())
         leasing = asyncio.ensure_future(self._lease_groups())
@@ -185,7 +185,7 @@ class Worker:
         return answer
 
     async def _return_unwanted(self) -> None:
-        """Hand back the lease that was on its way when leasing stopped."""
+        """Hand back the lease that was being granted when leasing stopped."""
         if self._asking is None:
             return
         try:

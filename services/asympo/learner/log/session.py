@@ -154,7 +154,7 @@ class LogSession:
         return self._call(self._run_log.decisions.read)
 
     def is_policy_in_use(self, policy: PolicyRef) -> bool:
-        """Whether somebody serves, loads or measures it, from any thread; yes when nobody can be asked."""
+        """Whether anyone serves, loads or measures it, from any thread; yes if the broker cannot be asked."""
         try:
             holders = self._run_log.presence.holders()
         except BrokerUnavailable as error:

@@ -69,7 +69,7 @@ class Checked:
     """Why not the ways before it."""
 
     def tell(self) -> None:
-        """A line for the log where it is not the fastest way."""
+        """A line for the log if this is not the fastest way."""
         if self.path != FAST:
             log.warning("This model is computed %s, which is slower: %s", self.path, "; ".join(self.refused))
 

@@ -38,7 +38,7 @@ class ForwardPath:
         return f"in packed rows with shared prefixes, those of more than {self.alone_above} tokens one by one"
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Makes the model compute this way; raises BadModel where it cannot."""
+        """Makes the model compute this way; raises BadModel if it cannot."""
         name = self.attention if self.is_own else PACKED_ATTENTION
         try:
             model.set_attn_implementation(name)

@@ -196,7 +196,7 @@ class Policy:
 
 
 def _backbone(model: PreTrainedModel) -> torch.nn.Module:
-    """Everything below the head; the model itself where it has no such part."""
+    """Everything below the head; the model itself if it has no such part."""
     parts = (model.base_model, getattr(model, "model", None))
     return next((part for part in parts if isinstance(part, torch.nn.Module) and part is not model), model)
 

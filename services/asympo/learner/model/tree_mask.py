@@ -64,7 +64,7 @@ class TreeMask:
     def _tiles(self, rule: PositionRule | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Tiles with some pairs that may attend, and with all; told from extremes, so no mask is a square.
 
-        Of a rule that is no window every tile may hold some pairs and none is known to hold all.
+        If the rule is not a window, every tile may hold some pairs and none is known to hold all.
         """
         end_JT, position_JT = self._end_T.reshape(-1, TILE), self._position_T.reshape(-1, TILE)
         tile = np.arange(len(end_JT))
@@ -90,7 +90,7 @@ class TreeMask:
 
 
 def _pair_rule(end_T: Tensor, position_T: Tensor, rule: PositionRule | None) -> Callable[..., Tensor]:
-    """Whether one token may attend to another, for the kernel to ask where a tile is not told as a whole."""
+    """Whether one token may attend to another; the kernel asks where that differs within a tile."""
 
     def is_ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end_T[key])

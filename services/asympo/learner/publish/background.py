@@ -172,7 +172,7 @@ class BackgroundPublisher:
         return seconds
 
     def close(self) -> None:
-        """Waits for the background; what it did is taken note of by nobody."""
+        """Waits for the background thread and ignores what it did."""
         self._pool.shutdown(wait=True)
 
     @property

@@ -144,7 +144,7 @@ class StateWriter(StorageWriter):
 
 
 class StateReader(StorageReader):
-    """Reads a training state whose files are verified already into existing tensors, however sharded."""
+    """Reads a training state, already verified, into existing tensors, however they are sharded."""
 
     def __init__(self, *, path: Path, tensors: Sequence[StateTensor]) -> None:
         self._path = path

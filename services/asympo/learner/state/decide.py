@@ -106,7 +106,7 @@ class DecisionLog:
         self._seal()
 
     def mirror(self) -> None:
-        """Shows the list in the broker, again where that has lost it."""
+        """Writes the list to the broker, again if the broker has lost it."""
         self._mirror(encode_decisions(self._decisions))
 
     def _seal(self) -> None:

@@ -31,7 +31,7 @@ def open_states(
 
 
 def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:
-    """Returns once the object store, if one is used, does all that is needed of it.
+    """Returns once the object store, if one is used, does everything that is needed of it.
 
     Raises BadSetting when it refuses or cannot, StorageUnavailable when told to stop before it answered.
     """

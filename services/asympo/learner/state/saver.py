@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def find_state(store: StateStore, *, commit: CommitRecord | None) -> tuple[str, TrainingState] | None:
-    """The training state to resume from, or None to begin: the one committed last, or one that covers more.
+    """The training state to resume from, or None: the one committed last, or one that covers more.
 
     A state that was saved and whose commit did not get through covers more than the commit record; so does
     any state after the broker lost its memory. Raises CorruptCheckpoint when the committed one is needed and

@@ -148,7 +148,7 @@ def choose_compute(
 
 
 def _is_fit(decided: Mapping[str, Any], device: str, processor: str, *, decide_anew: bool) -> bool:
-    """Whether what was decided holds here; raises BadSetting unless told what to do where it does not."""
+    """Whether what was decided holds here; if not, raises BadSetting unless `decide_anew` is set."""
     was = (decided.get("device", device), decided.get("processor") or processor)
     if was == (device, processor):
         return True

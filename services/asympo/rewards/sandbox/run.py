@@ -162,7 +162,7 @@ def _read(output_pipe: int, verdict_pipe: int, limits: Limits) -> tuple[bytes, b
 
 
 def _parsed(verdict: bytes) -> dict[str, Any]:
-    """Empty unless the program told one verdict: it may have written there itself."""
+    """Empty unless there is exactly one verdict: the program may have written there itself."""
     try:
         told = json.loads(verdict)
     except ValueError:

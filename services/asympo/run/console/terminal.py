@@ -1,4 +1,4 @@
-"""A terminal that may go away, a log whose disk is full: a run goes on, or stops in order, without it."""
+"""A terminal that may go away, a log on a full disk: a run goes on, or stops in order, without them."""
 
 import io
 import os

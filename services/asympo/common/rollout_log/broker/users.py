@@ -103,7 +103,7 @@ def command_rules(role: str) -> list[str]:
 def acl_line(role: str, *, runs: Sequence[str], user: str, digests: Sequence[str] = ()) -> str:
     """A line of the server's ACL file; also the words after `ACL SETUSER`, behind its first one.
 
-    `digests`: SHA-256 of each password. Without any nobody gets in as this user.
+    `digests`: SHA-256 of each password. Without any, nobody can log in as this user.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", user):
         raise BadSetting(f"user {user!r}: give up to 64 of A-Z a-z 0-9 _ . -")

@@ -100,7 +100,7 @@ class Submissions:
     def submit(
         self, producer: str, groups: Sequence[Submission], *, max_slots: int | None = None
     ) -> tuple[list[Submitted], Refused]:
-        """Appends groups in order, each once; and what to wait on where one was refused for want of a slot.
+        """Appends groups in order, each once; returns also what to wait on if one lacked a slot.
 
         `max_slots`: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the
         broker is out of memory: send all of them again.
