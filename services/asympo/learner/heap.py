@@ -8,7 +8,7 @@ def return_free_pages() -> None:
     """Gives what is free inside the heap back to the system; does nothing where there is no glibc.
 
     Rows of ever new shapes leave gaps between what stays allocated, so a heap that is never trimmed grows by
-    a few megabytes a step. Each call takes about 0.2 s with a 135M model, and the next step faults pages in anew.
+    a few megabytes a step. A call takes 0.2 s with a 135M model, and the next step faults pages in again.
     """
     if not sys.platform.startswith("linux"):
         return
