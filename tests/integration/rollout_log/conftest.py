@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.common.errors import BrokerChanged
 from asympo.common.rollout_log import (
     AppendResult,
     Broker,
@@ -108,6 +109,16 @@ class Learner:
             self.fence, [entry.group_id for entry in entries], trained_sequence=self.sequence
         )
         return entries
+
+    def heal(self) -> None:
+        """One more read, as a learner makes them, and a reconcile where that finds the broker changed."""
+        try:
+            self.consume(1, block_seconds=0.0)
+            self.commit([])
+        except BrokerChanged:
+            self.log.reconciler.reconcile(
+                self.fence, committed=None, trained=self.trained, trained_sequence=self.sequence
+            )
 
     def commit(self, group_ids: list[str], **options: Any) -> None:
         self.step += 1

@@ -3,14 +3,17 @@
 -- ARGV: id of the letter, group id, payload, producer. Replies OK, sequence; or MISSING. Twice: the letter is gone.
 --!include time
 --!include beside
+--!include enter
 local run, log, open, dead = unpack(KEYS)
 local letter = redis.call('XRANGE', dead, ARGV[1], ARGV[1])[1]
 if not letter then
   return {'MISSING'}
 end
-local sequence = tonumber(redis.call('HGET', run, 'last_sequence') or '0') + 1
-redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', ARGV[2], 'producer', ARGV[4], 'at_ms', plain(now_ms()),
-  'payload', ARGV[3])
+local sequence, problem = enter(log, redis.call('HGET', run, 'last_sequence'), 'group_id', ARGV[2],
+  'producer', ARGV[4], 'at_ms', plain(now_ms()), 'payload', ARGV[3])
+if problem then
+  return problem
+end
 redis.call('HSET', run, 'last_sequence', plain(sequence))
 redis.call('HINCRBY', run, 'appended', 1)
 redis.call('SADD', open, ARGV[2])

@@ -10,6 +10,7 @@
 --!include wake
 --!include lease
 --!include beside
+--!include enter
 local run, log, open, leases, deadlines, answers, reissue, wake, failures = unpack(KEYS)
 local learner, policy_steps = learner_hash(run), beside(run, 'policy_steps')
 local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
@@ -72,12 +73,10 @@ elseif max_generation >= 0 and staleness > max_generation then
   return refuse('TOO_STALE', 'stale_appends')
 end
 
-local sequence = tonumber(fields.last_sequence) + 1
-local added = redis.pcall('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer,
+local sequence, problem = enter(log, fields.last_sequence, 'group_id', group_id, 'producer', producer,
   'at_ms', plain(now), 'payload', payload)
-if added.err then
-  -- Somebody added to the log by hand; the learner takes that out.
-  return string.find(added.err, 'equal or smaller') and redis.error_reply('STRAY an entry is in the way') or added
+if problem then
+  return problem
 end
 redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', total('appended', 1))
 redis.call('SADD', open, group_id)

@@ -11,7 +11,10 @@ if problem then
   return problem
 end
 local learner, is_top_beyond = learner_hash(run), false
-local last = tonumber(redis.call('HGET', run, 'last_sequence') or '0')
+local last = whole(redis.call('HGET', run, 'last_sequence') or '0')
+if not last then
+  return {'CHANGED'}
+end
 for i = 7, #ARGV do
   local number, part = string.match(ARGV[i], '^(%d+)-(%d+)$')
   local entry = redis.call('XRANGE', log, ARGV[i], ARGV[i])[1]

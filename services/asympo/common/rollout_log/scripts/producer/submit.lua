@@ -10,6 +10,7 @@
 --!include lease
 --!include expire
 --!include beside
+--!include enter
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix = producer .. '/'
@@ -91,15 +92,19 @@ local wake_id = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
 local first_expiry = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
 local retry_ms = first_expiry and math.max(1, math.min(30000, tonumber(first_expiry) - now + 1)) or 30000
 local found = {wake_id[1] and wake_id[1][1] or '0-0', retry_ms}
-local sequence, counts = tonumber(fields.last_sequence or '0'), {}
+local counts = {}
 for i = 4, #ARGV, 3 do
   local id, group_id = ARGV[i], ARGV[i + 1]
   local outcome = refusal(id, ARGV[i + 2])
+  local sequence, problem = 0, nil
   if not outcome then
-    sequence, used, mine = sequence + 1, used + 1, mine and mine + 1
-    redis.call('XADD', log, plain(sequence) .. '-0', 'group_id', group_id, 'producer', producer, 'at_ms', plain(now),
-      'payload', ARGV[i + 2])
-    redis.call('HSET', run, 'last_sequence', plain(sequence))
+    sequence, problem = enter(log, fields.last_sequence, 'group_id', group_id, 'producer', producer,
+      'at_ms', plain(now), 'payload', ARGV[i + 2])
+    if problem then
+      return problem
+    end
+    used, mine, fields.last_sequence = used + 1, mine and mine + 1, plain(sequence)
+    redis.call('HSET', run, 'last_sequence', fields.last_sequence)
     redis.call('HINCRBY', run, 'appended', 1)
     redis.call('SADD', open, group_id)
     redis.call('ZADD', submitted, 0, id)
@@ -107,7 +112,7 @@ for i = 4, #ARGV, 3 do
   end
   counts[outcome] = (counts[outcome] or 0) + 1
   found[#found + 1] = outcome
-  found[#found + 1] = outcome == 'APPENDED' and sequence or 0
+  found[#found + 1] = sequence
 end
 for _, outcome in ipairs({'APPENDED', 'DUPLICATE', 'TOO_OLD'}) do
   if counts[outcome] then
