@@ -395,7 +395,10 @@ def test_submit_appends_each_group_once(log: RunLog, learner: Learner) -> None:
         ("XADD", "log", "2-1", "field", "value"),
         ("XADD", "log", "7-0", "field", "value"),
         ("XADD", "log", "18446744073709551615-18446744073709551615", "field", "value"),
-        *(("HSET", "run", "last_sequence", written) for written in ("", "0", "x", "-3", "nan", "1e300", "9" * 16)),
+        *(
+            ("HSET", "run", "last_sequence", number)
+            for number in ("", "0", "x", "-3", "nan", "1e300", "9" * 16)
+        ),
     ],
     ids=str,
 )
