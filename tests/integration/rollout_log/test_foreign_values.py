@@ -5,13 +5,14 @@ import random
 from typing import Any
 
 import pytest
-from asympo.common.errors import BrokerRefused, SequenceGap
+from asympo.common.errors import BrokerRefused, BrokerUnavailable, SequenceGap
 from asympo.common.rollout_log import AppendOutcome, Lease, Refused, RunLog, RunState
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTER_BYTES
 from asympo.common.rollout_log.keys import key
 from asympo.common.rollout_log.reader import MAX_READ_BYTES
 
 from .conftest import Learner, config_of, must_append, must_lease, start_run
+from .test_scripts import APPEND_KEYS, SUBMIT_KEYS, appended, call, content
 
 GARBAGE = [
     b"",
@@ -184,3 +185,41 @@ def test_cursor_that_somebody_wrote_over_holds_nobody_up_for_longer_than_a_recon
     learner.consume(1)
     log.reconciler.reconcile(learner.fence, committed=None, trained=learner.trained, trained_sequence=1)
     assert must_lease(log).group_id not in learner.trained
+
+
+@pytest.mark.parametrize(
+    "in_the_way",
+    [
+        ("XADD", "log", "2-1", "field", "value"),
+        ("XADD", "log", "7-0", "field", "value"),
+        ("XADD", "log", "18446744073709551615-18446744073709551615", "field", "value"),
+        *(
+            ("HSET", "run", "last_sequence", number)
+            for number in ("", "0", "x", "-3", "nan", "1e300", "9" * 16)
+        ),
+    ],
+    ids=str,
+)
+def test_scripts_that_enter_groups_are_asked_again_when_their_number_is_not_to_be_had(
+    log: RunLog, learner: Learner, in_the_way: tuple[str, ...]
+) -> None:
+    lease, entry = must_lease(log), appended(log)
+    learner.consume(1)
+    log.dead_letters.add(learner.fence, log.reader.read_at([1])[0], "why")
+    command, noun, *parts = in_the_way
+    log.broker.command(command, key(log.run, noun), *parts)
+    calls = (
+        ("append", APPEND_KEYS, lease.token, b"p", "g"),
+        ("submit", SUBMIT_KEYS, "agents", 2**53, 10, "agents/0000000000000001", "agents/1", b"payload"),
+        ("retry", "run log open dead", "1-0", "retry/1.0", b"q", "g"),
+    )
+    before = content(log)
+    for each in calls:
+        with pytest.raises(BrokerUnavailable, match="STRAY"):
+            call(log, *each)
+    assert content(log) == before, "nothing is written by halves"
+    learner.heal()
+    for each in calls:
+        assert b"APPENDED" in (reply := call(log, *each)) or reply[0] == b"OK"
+    assert [each.group_id for each in learner.consume(3)] == [lease.group_id, "agents/1", "retry/1.0"]
+    assert entry.group_id in learner.trained
