@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ TOP_FILES = re.compile(r"[A-Za-z0-9_.-]+\.(jsonl|json|toml)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,3}")
 _CHECKED = ConfigDict(extra="ignore")
 _MAX_LINE_BYTES = 64 * 2**20
-_KINDS = ("string", "hash", "set", "list", "zset", "stream")
+_ENTRY_ID = re.compile(rb"\d{1,19}-\d{1,19}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +85,32 @@ def read_pieces(path: Path) -> Iterator[CopiedPiece]:
                 piece = CopiedPiece(noun=row["noun"], kind=row["kind"], place=row["place"], items=items)
             except (ValueError, TypeError, KeyError) as error:
                 raise CorruptCheckpoint(f"line {number} of {path} is damaged: {error!r}") from None
-            if piece.noun not in NOUNS or piece.kind not in _KINDS or type(piece.place) is not int:
+            if type(piece.noun) is not str or NOUNS.get(piece.noun) != piece.kind:
                 raise CorruptCheckpoint(f"line {number} of {path} names a key that no run has")
+            if type(piece.place) is not int or not 0 <= piece.place < 2**53 or not _is_whole(piece):
+                raise CorruptCheckpoint(
+                    f"line {number} of {path} is damaged: these are no items of a {piece.kind}"
+                )
             yield piece
+
+
+def _is_whole(piece: CopiedPiece) -> bool:
+    """Whether its items are such as a key of its kind has."""
+    items = piece.items
+    if piece.kind == "string":
+        return len(items) == 1
+    if piece.kind == "stream":
+        return len(items) >= 3 and len(items) % 2 == 1 and _ENTRY_ID.fullmatch(items[0]) is not None
+    if piece.kind == "zset":
+        return len(items) > 0 and len(items) % 2 == 0 and all(_is_score(score) for score in items[1::2])
+    return len(items) > 0 and (piece.kind != "hash" or len(items) % 2 == 0)
+
+
+def _is_score(text: bytes) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def seal(backup: Path, **values: Any) -> BackupManifest:

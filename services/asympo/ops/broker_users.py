@@ -5,8 +5,8 @@ import hashlib
 import sys
 from argparse import Namespace
 
-from asympo.common.errors import BadSetting
 from asympo.common.paths import given_path
+from asympo.common.rollout_log.broker.client import read_password
 from asympo.common.rollout_log.broker.users import ROLES, acl_line
 
 
@@ -30,10 +30,6 @@ def main(arguments: Namespace) -> int:
     user, file = arguments.user or arguments.role, arguments.password_file
     digests = []
     if file is not None:
-        try:
-            password = file.read_bytes().rstrip(b"\r\n")
-        except OSError as error:
-            raise BadSetting(f"--password-file {file} cannot be read: {error.strerror}") from None
-        digests.append(hashlib.sha256(password).hexdigest())
+        digests.append(hashlib.sha256(read_password("--password-file", file).encode()).hexdigest())
     sys.stdout.write(acl_line(arguments.role, runs=arguments.run, user=user, digests=digests) + "\n")
     return 0

@@ -16,8 +16,8 @@ LINE = {"noun": "config", "kind": "string", "place": 0, "items": ["e30="]}
 
 def make_backup(path: Path, *, run: str, lines: list[Any], files: dict[str, bytes] | None = None) -> Path:
     path.mkdir()
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (path / "broker.jsonl").write_text(text)
+    written = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    (path / "broker.jsonl").write_bytes(b"".join(line + b"\n" for line in written))
     for name, content in (files or {}).items():
         (path / "storage" / name).parent.mkdir(parents=True, exist_ok=True)
         (path / "storage" / name).write_bytes(content)
@@ -50,7 +50,7 @@ def test_restore_refuses_a_run_that_is_no_name(tmp_path: Path, own_broker: Local
     root.mkdir(parents=True)
     backup = make_backup(tmp_path / "backup", run=run, lines=[LINE], files={"a.toml": b"x"})
     before = snapshot(tmp_path / "area")
-    with pytest.raises(AsympoError, match="no name"):
+    with pytest.raises(AsympoError, match="not a valid name"):
         run_restore(backup, own_broker, root)
     assert snapshot(tmp_path / "area") == before
 
@@ -74,16 +74,35 @@ def test_restore_that_fails_takes_back_its_own_files_only(tmp_path: Path, own_br
     "line",
     [
         *(
-            "{",
-            "[]",
-            "null",
-            "[" * 100_000,
-            '{"a": ' + "9" * 5000 + "}",
-            "\x00",
+            b"{",
+            b"[]",
+            b"null",
+            b"[" * 100_000,
+            b'{"a": ' + b"9" * 5000 + b"}",
+            b"\x00",
+            b"\xff\xfe\x80",
+            b'{"noun": "config", "kind": "string", "pla',
+            b'{"noun": "config", "kind": "string", "items": ["e30="], "place": NaN}',
+            b'{"noun": "config", "kind": "string", "items": ["e30="], "place": ' + b"9" * 5000 + b"}",
+            b'{"noun": "config", "kind": "string", "place": 0, "items": '
+            + b"[" * 50_000
+            + b"]" * 50_000
+            + b"}",
         ),
+        {**LINE, "place": 10**30},
+        {**LINE, "place": -1},
+        {**LINE, "place": True},
+        {**LINE, "items": []},
+        {**LINE, "items": ["YQ==", "YQ=="]},
+        {**LINE, "kind": "hash", "noun": "run"},
+        {**LINE, "kind": "stream", "noun": "log"},
+        {**LINE, "kind": "stream", "noun": "log", "items": ["YQ==", "YQ==", "YQ=="]},
+        {**LINE, "kind": "zset", "noun": "deadlines", "items": ["YQ==", "YQ=="]},
+        {**LINE, "kind": "zset", "noun": "run", "items": ["YQ==", "MQ=="]},
         {**LINE, "noun": "config}:x"},
         {**LINE, "noun": ["config"]},
         {**LINE, "kind": "module"},
+        {**LINE, "kind": ["string"]},
         {**LINE, "place": "0"},
         {**LINE, "items": ["%"]},
         {**LINE, "items": 5},

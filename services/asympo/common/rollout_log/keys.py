@@ -4,32 +4,33 @@ from asympo.common.names import is_run_name
 
 PREFIX = "asympo:"
 
-NOUNS = (
-    "config",  # string: RunConfig as JSON, written once
-    "run",  # hash: what generators write: last sequence number, prompt cursor, counters
-    "learner",  # hash: what only the learner writes: state, limits, fence, newest policy, cursor, counters
-    "log",  # stream: one entry a group, id = "<sequence>-0"
-    "open",  # set: ids of groups appended and not yet freed
-    "leases",  # hash: token -> group id, policy step, grant time, holder
-    "deadlines",  # sorted set: token -> expiry in milliseconds
-    "reissue",  # list: ids whose lease ended without a group, granted before new ones
-    "answers",  # sorted set: token -> sequence it was appended under; the newest few thousand
-    "failures",  # hash: group id -> failures of the prompt itself
-    "set_aside",  # hash: group id -> why it was given up after max_prompt_failures
-    "wake",  # stream: events that may let a refused asker succeed; the newest few
-    "policies",  # stream: announcements, newest few thousand
-    "policy_steps",  # sorted set: step -> step of distinct announced policies
-    "commit",  # hash: the newest commit record
-    "decisions",  # string: what the run has decided about its arithmetic, as the newest learner sealed it
-    "holes",  # hash: first -> last sequence lost by the broker, as found by a reconcile
-    "dead",  # stream: records that failed validation, with reasons
-    "bad_policies",  # hash: "<fence>:<step>" -> why no generator may serve it
-    "submitted",  # sorted set: "<producer>/<number>" of groups without a lease; the newest few thousand
-    "producers",  # hash: "<producer>/<outcome>" -> how many groups that were submitted without a lease
-    "evaluations",  # stream: results of evaluations as JSON, the newest few thousand
-    "presence",  # hash: holder -> status
-    "presence_until",  # sorted set: holder -> when its status stops being true
-)
+NOUNS = {
+    "config": "string",  # RunConfig as JSON, written once
+    "run": "hash",  # what generators write: last sequence number, prompt cursor, counters
+    "learner": "hash",  # what only the learner writes: state, limits, fence, newest policy, cursor, counters
+    "log": "stream",  # one entry a group, id = "<sequence>-0"
+    "open": "set",  # ids of groups appended and not yet freed
+    "leases": "hash",  # token -> group id, policy step, grant time, holder
+    "deadlines": "zset",  # token -> expiry in milliseconds
+    "reissue": "list",  # ids whose lease ended without a group, granted before new ones
+    "answers": "zset",  # token -> sequence it was appended under; the newest few thousand
+    "failures": "hash",  # group id -> failures of the prompt itself
+    "set_aside": "hash",  # group id -> why it was given up after max_prompt_failures
+    "wake": "stream",  # events that may let a refused asker succeed; the newest few
+    "policies": "stream",  # announcements, newest few thousand
+    "policy_steps": "zset",  # step -> step of distinct announced policies
+    "commit": "hash",  # the newest commit record
+    "decisions": "string",  # what the run has decided about its arithmetic, as the newest learner sealed it
+    "holes": "hash",  # first -> last sequence lost by the broker, as found by a reconcile
+    "dead": "stream",  # records that failed validation, with reasons
+    "bad_policies": "hash",  # "<fence>:<step>" -> why no generator may serve it
+    "submitted": "zset",  # "<producer>/<number>" of groups without a lease; the newest few thousand
+    "producers": "hash",  # "<producer>/<outcome>" -> how many groups that were submitted without a lease
+    "evaluations": "stream",  # results of evaluations as JSON, the newest few thousand
+    "presence": "hash",  # holder -> status
+    "presence_until": "zset",  # holder -> when its status stops being true
+}
+"""Every key of a run, and its type in the broker's words."""
 
 
 def key(run: str, noun: str) -> str:

@@ -150,12 +150,8 @@ def test_replaced_password_file_is_used_at_the_next_connect(
     broker.close()
 
 
-def test_password_file_that_cannot_be_is_a_bad_setting(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("REDIS_PASSWORD_FILE", str(tmp_path / "none"))
-    with pytest.raises(BadSetting, match=r"REDIS_PASSWORD_FILE is .*/none, which cannot be read"):
-        Broker.connect("redis://127.0.0.1:1/0")
+def test_password_and_password_file_are_not_given_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", "file")
     monkeypatch.setenv("REDIS_PASSWORD", "x")
     with pytest.raises(BadSetting, match="REDIS_PASSWORD and REDIS_PASSWORD_FILE are both given"):
         Broker.connect("redis://127.0.0.1:1/0")

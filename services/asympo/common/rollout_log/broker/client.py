@@ -5,6 +5,7 @@ Certificate and password files are read at every connect, so that what replaces 
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -19,6 +20,7 @@ from asympo.common.redaction import redact_url
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS_OPTIONS = (*_TLS_FILES, "ssl_check_hostname")
+MAX_PASSWORD_BYTES = 4096
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
@@ -65,6 +67,24 @@ def _parts(url: str) -> SplitResult:
     return parts
 
 
+def read_password(name: str, path: Path) -> str:
+    """The one line of a file; BadSetting, which begins with `name`, for a file that holds none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_PASSWORD_BYTES + 1)
+        password = content.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise BadSetting(f"{name} is {path}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        password = ""
+    if not password or len(content) > MAX_PASSWORD_BYTES or set(password) & {"\n", "\r", "\0"}:
+        raise BadSetting(
+            f"{name} is {path}, which holds no password: give a file with one line of text, of at most "
+            f"{MAX_PASSWORD_BYTES} bytes"
+        )
+    return password
+
+
 class PasswordFile(CredentialProvider):
     """User, and the password that is in a file when a connection is made."""
 
@@ -74,11 +94,10 @@ class PasswordFile(CredentialProvider):
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """Asked by redis-py at every connect."""
         try:
-            with open(self._path, encoding="utf-8") as file:
-                password = file.read().rstrip("\r\n")
-        except OSError as error:
+            password = read_password("the password file", Path(self._path))
+        except BadSetting as error:
             # As while a Secret is replaced: worth another try.
-            raise exceptions.ConnectionError(f"{self._path} cannot be read: {error.strerror}") from error
+            raise exceptions.ConnectionError(str(error)) from None
         return (self._user, password) if self._user else (password,)
 
 
@@ -91,8 +110,7 @@ def _credentials(prefix: str, *, is_in_url: bool = False) -> dict[str, Any]:
     if path is not None:
         if password is not None:
             raise BadSetting(f"{names[1]} and {names[2]} are both given: give one of them")
-        if not os.access(path, os.R_OK):
-            raise BadSetting(f"{names[2]} is {path}, which cannot be read")
+        read_password(names[2], Path(path))
         return {"credential_provider": PasswordFile(user=user, path=path)}
     return {name: value for name, value in (("username", user), ("password", password)) if value}
 
