@@ -13,10 +13,10 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord, LogStats, PolicyAnnouncement
 from asympo.learner.evals import EvalHistory
 from asympo.learner.progress import Progress
+from asympo.learner.samples import SampleStore
 from asympo.learner.settings import LearnerSettings
 
 MAX_HISTORY_ROWS = 20_000
-MAX_SAMPLE_GROUPS = 64
 
 
 class LearnerState(StrEnum):
@@ -75,7 +75,8 @@ class LearnerControl:
         self._is_paused = False
         self._save: SaveRequest | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY_ROWS)
-        self._samples: deque[dict[str, Any]] = deque(maxlen=MAX_SAMPLE_GROUPS)
+        self.samples = SampleStore() if settings.show_samples else None
+        """Groups of the steps made; None when they are not shown."""
         self.evals = EvalHistory(keep_best=settings.keep_best)
         """What evaluators found."""
         self._policy: PolicyAnnouncement | None = None
@@ -171,11 +172,6 @@ class LearnerControl:
                 self._rows.pop()
             self._rows.append(dict(row))
 
-    def add_samples(self, groups: list[dict[str, Any]]) -> None:
-        """Groups of the newest step, for people."""
-        with self._changed:
-            self._samples.extend(groups)
-
     def set_policy(self, policy: PolicyAnnouncement) -> None:
         """A policy was announced."""
         with self._changed:
@@ -206,13 +202,6 @@ class LearnerControl:
         """Rows of the steps above `after`."""
         with self._changed:
             return [row for row in self._rows if row["step"] > after]
-
-    def samples(self, *, limit: int) -> list[dict[str, Any]] | None:
-        """The newest groups, newest first; None when they are not shown."""
-        if not self._settings.show_samples:
-            return None
-        with self._changed:
-            return list(self._samples)[::-1][:limit]
 
     def status(self) -> dict[str, Any]:
         """Everything at a glance; JSON values."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import uvicorn
 from asympo.learner.page.mount import mount_page
+from asympo.learner.samples import SampleStore
+from asympo.learner.servers.samples import add_samples
 from fastapi import FastAPI, HTTPException
 
 
@@ -83,6 +85,7 @@ def recorded_group(sequence: int, *, texts: list[tuple[str, float, str]] | None 
         "sequence": sequence,
         "step": 1 + (sequence - 1) // 9,
         "prompt": prompt,
+        "asks": f"{first}+{second}",
         "responses": responses,
     }
 
@@ -153,14 +156,14 @@ class RecordedLearner:
             self.history_requests.append(after)
             return {"rows": [row for row in self.rows if row["step"] > after]}
 
-        @app.get("/v1/samples")
-        def samples(limit: int = 20) -> dict[str, Any]:
+        def store() -> SampleStore | None:
             if self.hides_samples:
-                detail = (
-                    "Samples are hidden; start the learner with --show-samples to see prompts and responses."
-                )
-                raise HTTPException(status_code=403, detail=detail)
-            return {"groups": self.groups[:limit]}
+                return None
+            store = SampleStore()
+            store.add(self.groups[::-1])
+            return store
+
+        add_samples(app, samples=store)
 
         @app.get("/v1/evals")
         def evals() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The status page in headless Chromium, fed by a server on a free port."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,60 @@ def test_sample_browser_keeps_a_chosen_group_when_newer_ones_arrive(
     assert page.text("#group-detail h3") == chosen
     page.run("document.querySelector('#samples-follow').click()")
     assert page.text("#group-detail h3") != chosen
+
+
+def choose(page: Browser, name: str, value: str) -> None:
+    page.run(
+        f"(n => {{ n.value = {json.dumps(value)}; n.dispatchEvent(new Event('change')); }})"
+        f"(document.querySelector('#samples-{name}'))"
+    )
+
+
+def test_sample_browser_shows_what_is_asked_for_by_step_reward_function_and_prompt(
+    page: Browser, learner: RecordedLearner
+) -> None:
+    shown = "document.querySelectorAll('.group-option').length"
+    for group in learner.groups:
+        group["responses"][0]["functions"] = {"length": group["step"]}
+    soon(page, "document.querySelectorAll('#samples-function option').length === 2")
+    steps = [group["step"] for group in learner.groups]
+    choose(page, "steps", "40-41")
+    page.wait_for(f"{shown} === {sum(step in (40, 41) for step in steps)}")
+    choose(page, "steps", "41-40")
+    page.wait_for("document.querySelector('#samples-empty').textContent.includes('40-41')")
+    choose(page, "steps", "")
+    choose(page, "function", "length")
+    choose(page, "min", "41")
+    page.wait_for(f"{shown} === {sum(step >= 41 for step in steps)}")
+    choose(page, "max", "40")
+    page.wait_for(f"{shown} === 0")
+    for name in ("function", "min", "max"):
+        choose(page, name, "")
+    question = learner.groups[5]["prompt"].split("What is ")[1].split("?")[0]
+    choose(page, "prompt", f"WHAT IS {question}")
+    page.wait_for(f"{shown} === {sum(question + '?' in group['prompt'] for group in learner.groups)}")
+    assert question in page.text(".prompt")
+    assert page.run(CONNECTED)
+
+
+def test_sample_browser_puts_two_policies_side_by_side(page: Browser, learner: RecordedLearner) -> None:
+    early, late = recorded_group(9), recorded_group(9001) | {"step": 900}
+    learner.groups = [late | {"prompt": early["prompt"], "asks": early["asks"]}, recorded_group(300), early]
+    soon(page, "document.querySelectorAll('#samples-compare option').length === 2")
+    assert page.run("document.querySelectorAll('.sides').length") == 0
+    choose(page, "compare", f"{early['sequence']}/{early['group_id']}")
+    page.wait_for("document.querySelectorAll('.sides section').length === 2")
+    titles = page.run("[...document.querySelectorAll('.sides h4')].map(n => n.textContent)")
+    assert titles == ["step 1: 8 responses", "step 900: 8 responses"]
+    for side, group in enumerate((early, late)):
+        texts = page.run(
+            f"[...document.querySelectorAll('.sides section')[{side}].querySelectorAll('.response-text')]"
+            ".map(n => n.textContent)"
+        )
+        assert texts == [each["text"] for each in group["responses"]]
+    soon(page, "document.querySelectorAll('.sides section').length === 2")
+    page.run("document.querySelector('#group-1').click()")
+    page.wait_for("document.querySelector('#samples-compare') === null")
 
 
 def test_page_draws_each_reward_function_by_itself(page: Browser, learner: RecordedLearner) -> None:

@@ -12,6 +12,7 @@ const MAX_RETRY_MS = 5000;
 const TIMEOUT_MS = 5000;
 const SAMPLES_MS = 3000;
 const MAX_SAMPLES = 32;
+const MAX_SAME = 64;
 const THEMES = ["auto", "light", "dark"];
 
 class HttpError extends Error {
@@ -75,7 +76,10 @@ class Page {
     this.history = new History();
     this.charts = new Charts();
     this.evals = new EvalCharts();
-    this.samples = new SampleBrowser();
+    this.samples = new SampleBrowser({
+      onChoice: () => { this.samplesAt = 0; this.poll(); },
+      sameAs: async (group) => (await getJson(`/v1/samples?asks=${encodeURIComponent(group.asks)}&limit=${MAX_SAME}`)).groups,
+    });
     this.status = null;
     this.owner = null;
     this.lostAt = null;
@@ -132,7 +136,7 @@ class Page {
     if (performance.now() - this.samplesAt < SAMPLES_MS && this.samplesAt > 0) return;
     this.samplesAt = performance.now();
     try {
-      const { groups } = await getJson(`/v1/samples?limit=${MAX_SAMPLES}`);
+      const { groups } = await getJson(`/v1/samples?limit=${MAX_SAMPLES}${this.samples.query()}`);
       this.samples.setGroups(groups);
     } catch (error) {
       if (!(error instanceof HttpError) || error.status >= 500) throw error;

@@ -11,8 +11,16 @@ const FILTERS = {
   truncated: (group) => group.responses.some((response) => response.finish_reason === "length"),
 };
 
+// What the learner chooses by: parameter of /v1/samples, and where it is typed in.
+const ASKED = { steps: "samples-steps", function: "samples-function", at_least: "samples-min", at_most: "samples-max", prompt: "samples-prompt" };
+
 export class SampleBrowser {
-  constructor() {
+  /** `onChoice`: other groups are wanted; `sameAs`: promises the groups that asked what a group asked. */
+  constructor({ onChoice, sameAs }) {
+    this.sameAs = sameAs;
+    this.others = [];
+    this.othersOf = null;
+    this.compared = null;
     this.groups = [];
     this.chosen = null;
     this.message = null;
@@ -20,12 +28,24 @@ export class SampleBrowser {
     this.list.addEventListener("keydown", (event) => this.moveChoice(event));
     byId("samples-filter").addEventListener("change", () => this.draw());
     byId("samples-follow").addEventListener("change", () => this.draw());
+    for (const id of Object.values(ASKED)) byId(id).addEventListener("change", () => { this.chosen = null; onChoice(); });
+  }
+
+  /** What is asked of the learner, to be put behind a query. */
+  query() {
+    const given = Object.entries(ASKED).map(([name, id]) => [name, byId(id).value.trim()]).filter(([, value]) => value !== "");
+    return given.map(([name, value]) => `&${name}=${encodeURIComponent(value)}`).join("");
   }
 
   /** `groups` as /v1/samples gives them, in any order. */
   setGroups(groups) {
     this.message = null;
     this.groups = groups.map((group) => ({ ...group, responses: group.responses || [] })).sort((a, b) => (b.sequence ?? 0) - (a.sequence ?? 0));
+    this.othersOf = null;
+    const known = byId("samples-function");
+    const names = new Set(this.groups.flatMap((group) => group.responses.flatMap((one) => Object.keys(one.functions || {}))));
+    for (const option of known.options) names.delete(option.value);
+    known.append(...[...names].sort().map((name) => element("option", { value: name }, name)));
     this.draw();
   }
 
@@ -33,6 +53,7 @@ export class SampleBrowser {
   setMessage(text) {
     this.message = text;
     this.groups = [];
+    this.chosen = null;
     this.draw();
   }
 
@@ -52,7 +73,39 @@ export class SampleBrowser {
     const chosenIndex = visible.findIndex((group) => keyOf(group) === chosenKey);
     if (chosenIndex >= 0) this.list.setAttribute("aria-activedescendant", `group-${chosenIndex}`);
     else this.list.removeAttribute("aria-activedescendant");
-    replaceWhenChanged(byId("group-detail"), String(chosenKey), () => (this.chosen ? detail(this.chosen) : []));
+    this.drawDetail(chosenKey);
+    if (this.chosen?.asks && this.othersOf !== chosenKey) this.findOthers(this.chosen);
+  }
+
+  drawDetail(chosenKey) {
+    const others = this.chosen ? this.others.filter((group) => group.asks === this.chosen.asks && keyOf(group) !== chosenKey) : [];
+    const compared = others.find((group) => keyOf(group) === this.compared);
+    const signature = JSON.stringify([chosenKey, others.map(keyOf), compared && this.compared]);
+    replaceWhenChanged(byId("group-detail"), signature, () => (this.chosen ? detail(this.chosen, compared, this.comparison(others)) : []));
+  }
+
+  /** Which other group with this prompt stands beside the chosen one; null where there is none. */
+  comparison(others) {
+    if (others.length === 0) return null;
+    const select = element("select", { id: "samples-compare" }, element("option", { value: "" }, "nothing"),
+      ...others.map((group) => element("option", { value: keyOf(group), selected: keyOf(group) === this.compared }, `${ofStep(group)}, reward ${number(mean(group.responses.map((one) => one.reward)), 2)}`)));
+    select.addEventListener("change", () => {
+      this.compared = select.value || null;
+      byId("samples-follow").checked = false;
+      this.draw();
+    });
+    return element("label", { class: "compare" }, "Compare with", select);
+  }
+
+  async findOthers(group) {
+    this.othersOf = keyOf(group);
+    try {
+      this.others = (await this.sameAs(group)).map((one) => ({ ...one, responses: one.responses || [] }));
+    } catch {
+      // The next answer with samples asks again.
+      return;
+    }
+    if (this.chosen) this.drawDetail(keyOf(this.chosen));
   }
 
   option(group, index, isChosen) {
@@ -90,18 +143,27 @@ function dots(responses) {
   return element("span", { class: "dots", "aria-hidden": "true" }, ...responses.slice(0, 16).map((one) => element("i", { class: sign(one.advantage) })));
 }
 
-function detail(group) {
-  const largest = Math.max(...group.responses.map((one) => Math.abs(one.advantage) || 0), 1e-9);
+const ofStep = (group) => (isNumber(group.step) ? `step ${count(group.step)}` : `group ${group.group_id}`);
+
+function detail(group, compared, comparison) {
   const hasSignal = group.responses.some((one) => sign(one.advantage) !== "zero");
   return [
     element("div", { class: "detail-head" }, element("h3", {}, `Group ${group.group_id}`),
       element("span", { class: "muted" }, [isNumber(group.step) ? `trained at step ${count(group.step)}` : "", isNumber(group.sequence) ? `sequence ${count(group.sequence)}` : ""].filter(Boolean).join(" · ")),
-      hasSignal ? null : element("span", { class: "badge", "data-tone": "idle", title: "all rewards are equal, so no gradient" }, "no signal")),
+      hasSignal ? null : element("span", { class: "badge", "data-tone": "idle", title: "all rewards are equal, so no gradient" }, "no signal"), comparison),
     element("h4", {}, "Prompt"), textBlock(group.prompt, "prompt"),
-    element("h4", {}, `${group.responses.length} responses`),
+    ...(compared ? [element("div", { class: "sides" }, ...[group, compared].sort((a, b) => (a.sequence ?? 0) - (b.sequence ?? 0)).map((one) => element("section", {}, ...answers(one, `${ofStep(one)}: `))))] : answers(group, "")),
+    ...columns(group.columns),
+  ];
+}
+
+/** What a group answered. */
+function answers(group, title) {
+  const largest = Math.max(...group.responses.map((one) => Math.abs(one.advantage) || 0), 1e-9);
+  return [
+    element("h4", {}, `${title}${group.responses.length} responses`),
     element("ol", { class: "responses" }, ...group.responses.map((one, index) => response(one, index, largest))),
     ...unscored(group.unscored || []),
-    ...columns(group.columns),
   ];
 }
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from asympo.common.rollout_log import LogStats
 from asympo.learner.context import LearnerContext
 from asympo.learner.log.segment import Segment
-from asympo.learner.record.step_record import sample_groups, step_row
+from asympo.learner.record.samples import sample_groups
+from asympo.learner.record.step_record import step_row
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.step.step import StepResult
 
@@ -85,8 +86,8 @@ class StepRecorder:
         context.metrics.step_done(
             row, computed_tokens=result.num_computed_tokens, is_applied=result.is_applied
         )
-        if context.settings.show_samples:
-            context.control.add_samples(sample_groups(segment, step=step, decode=self._decode))
+        if context.control.samples is not None:
+            context.control.samples.add(sample_groups(segment, step=step, decode=self._decode))
         log.info(
             "Step %d: reward %.3f, NLL + %s - %s, %d groups, %.0f tokens/s",
             *(step, row["reward_mean"], _short(row["nll_positive"]), _short(row["nll_negative"])),

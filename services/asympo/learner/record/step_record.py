@@ -1,16 +1,13 @@
-"""What a step is remembered by: the row of numbers, and its groups for people."""
+"""What a step is remembered by: the row of numbers."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asympo.common.records import MAX_FUNCTION_VALUES, FinishReason
 from asympo.common.rollout_log import LogStats
-from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.log.segment import Segment
 from asympo.learner.step.step import StepResult
-
-MAX_SAMPLES_A_STEP = 8
-_MAX_SHOWN_CHARS = 8192
 
 
 def step_row(
@@ -87,38 +84,3 @@ def function_numbers(segment: Segment) -> dict[str, float]:
         numbers[f"reward/{name}/mean"] = statistics.fmean(means[name])
         numbers[f"reward/{name}/spread"] = statistics.fmean(spreads[name])
     return numbers
-
-
-def sample_groups(
-    segment: Segment, *, step: int, decode: Callable[[Sequence[int]], str]
-) -> list[dict[str, Any]]:
-    """The first groups of a segment as the page shows them."""
-    return [_sample(group, step=step, decode=decode) for group in segment.groups[:MAX_SAMPLES_A_STEP]]
-
-
-def _sample(group: ReadGroup, *, step: int, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
-    record = group.record
-    responses = zip(record.responses, group.response_ids, group.advantages, strict=True)
-    return {
-        "group_id": record.group_id,
-        "sequence": group.sequence,
-        "step": step,
-        "prompt": (record.prompt.text or decode(group.prompt_ids))[:_MAX_SHOWN_CHARS],
-        "responses": [
-            {
-                "text": (response.text or decode(token_ids))[:_MAX_SHOWN_CHARS],
-                "reward": response.reward,
-                "functions": dict(response.function_values),
-                "notes": {name: text[:_MAX_SHOWN_CHARS] for name, text in response.function_notes.items()},
-                "advantage": advantage,
-                "finish_reason": str(response.finish_reason),
-                "num_tokens": len(token_ids),
-            }
-            for response, token_ids, advantage in responses
-        ],
-        "unscored": [
-            {"text": each.text[:_MAX_SHOWN_CHARS], "reason": each.reason[:_MAX_SHOWN_CHARS]}
-            for each in record.unscored
-        ],
-        "columns": record.columns_json[:_MAX_SHOWN_CHARS],
-    }

@@ -4,15 +4,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 
 from asympo.common.http_server import QuietServer, bind
 from asympo.common.jsonl import to_json
 from asympo.learner.control import LearnerControl
 from asympo.learner.page.mount import mount_page
-
-SAMPLES_HIDDEN = "prompts and responses are not shown: start the learner with --show-samples\n"
+from asympo.learner.servers.samples import add_samples
 
 
 def build_api(
@@ -47,12 +46,7 @@ def build_api(
     async def evals() -> Response:
         return _json({"evals": learner.evals.to_dicts()})
 
-    @api.get("/v1/samples")
-    async def samples(limit: int = Query(default=8, ge=1, le=64)) -> Response:
-        groups = learner.samples(limit=limit)
-        if groups is None:
-            return PlainTextResponse(SAMPLES_HIDDEN, status_code=403)
-        return _json({"groups": groups})
+    add_samples(api, samples=lambda: learner.samples)
 
     # A route, not a mount: a mount answers the path without slash with a redirect.
     api.add_route("/metrics", metrics_endpoint)
