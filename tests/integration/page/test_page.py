@@ -1,24 +1,14 @@
 """The status page in headless Chromium, fed by a server on a free port."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.local.ports import free_port
 from PIL import Image
 
-from tests.conftest import require
-from tests.integration.page.browser import Browser, find_chromium
-from tests.integration.page.recorded import (
-    RecordedLearner,
-    Server,
-    generator,
-    recorded_eval,
-    recorded_group,
-    recorded_rows,
-)
+from tests.integration.page.browser import Browser
+from tests.integration.page.conftest import CONNECTED, HOSTILE, points, soon
+from tests.integration.page.recorded import RecordedLearner, Server, generator, recorded_eval, recorded_rows
 
 pytestmark = pytest.mark.chromium
 
@@ -32,55 +22,7 @@ CHARTS = {
     "length": 2,
     "time": 4,
 }
-CONNECTED = "document.body.dataset.connection === 'connected'"
 DISCONNECTED = "document.body.dataset.connection === 'disconnected'"
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>window.owned=1</script></pre><b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    binary = find_chromium()
-    require(binary is not None, "chromium (apt-get install chromium)")
-    assert binary is not None
-    browser = Browser(binary=binary, profile=tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def learner() -> RecordedLearner:
-    return RecordedLearner.at_step(41)
-
-
-@pytest.fixture
-def server(learner: RecordedLearner) -> Iterator[Server]:
-    server = Server(learner.application(), port=free_port())
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Browser]:
-    browser.problems.clear()
-    browser.requested.clear()
-    browser.resize(1300, 900)
-    browser.prefer_colours("light")
-    browser.open(server.url)
-    browser.wait_for(f"{CONNECTED} && {points('reward')} === 41")
-    yield browser
-    assert browser.problems == []
-    assert all(url.startswith((server.url, "about:")) for url in browser.requested), "asked another server"
-    browser.open("about:blank")
-
-
-def points(chart: str) -> str:
-    return f"Number(document.querySelector('[data-chart={chart}]').dataset.points)"
-
-
-def soon(page: Browser, expression: str) -> None:
-    """Wait until the page shows it, asking the learner at once instead of at the next turn."""
-    page.wait_for(f"(document.querySelector('#retry').click(), {expression})")
 
 
 def colours(page: Browser, chart: str, path: Path) -> dict[tuple[int, int, int], int]:
@@ -211,86 +153,6 @@ def test_page_says_that_the_run_is_over_when_a_finished_learner_is_gone(
     assert "The run has finished" in page.text("#notice")
 
 
-def test_sample_browser_shows_responses_and_moves_by_keyboard(page: Browser) -> None:
-    soon(page, "document.querySelectorAll('.group-option').length === 24")
-    assert page.run("document.querySelectorAll('.response').length") == 8
-    first = page.text("#group-detail h3")
-    assert page.run("document.querySelectorAll('.response[data-advantage=positive] .advantage').length") > 0
-    assert page.text(".response .badge") in ("stop", "length")
-    page.run("document.querySelector('#group-list').focus()")
-    page.press("ArrowDown")
-    assert page.run("document.querySelector('#group-1').getAttribute('aria-selected')") == "true"
-    assert page.text("#group-detail h3") != first
-    assert not page.run("document.querySelector('#samples-follow').checked")
-
-
-def test_sample_browser_keeps_a_chosen_group_when_newer_ones_arrive(
-    page: Browser, learner: RecordedLearner
-) -> None:
-    soon(page, "document.querySelectorAll('.group-option').length === 24")
-    page.run("document.querySelector('#group-2').click()")
-    chosen = page.text("#group-detail h3")
-    learner.groups = [recorded_group(900 - number) for number in range(24)]
-    soon(page, "document.querySelectorAll('.group-option').length === 25")
-    assert page.text("#group-detail h3") == chosen
-    page.run("document.querySelector('#samples-follow').click()")
-    assert page.text("#group-detail h3") != chosen
-
-
-def choose(page: Browser, name: str, value: str) -> None:
-    page.run(
-        f"(n => {{ n.value = {json.dumps(value)}; n.dispatchEvent(new Event('change')); }})"
-        f"(document.querySelector('#samples-{name}'))"
-    )
-
-
-def test_sample_browser_shows_what_is_asked_for_by_step_reward_function_and_prompt(
-    page: Browser, learner: RecordedLearner
-) -> None:
-    shown = "document.querySelectorAll('.group-option').length"
-    for group in learner.groups:
-        group["responses"][0]["functions"] = {"length": group["step"]}
-    soon(page, "document.querySelectorAll('#samples-function option').length === 2")
-    steps = [group["step"] for group in learner.groups]
-    choose(page, "steps", "40-41")
-    page.wait_for(f"{shown} === {sum(step in (40, 41) for step in steps)}")
-    choose(page, "steps", "41-40")
-    page.wait_for("document.querySelector('#samples-empty').textContent.includes('40-41')")
-    choose(page, "steps", "")
-    choose(page, "function", "length")
-    choose(page, "min", "41")
-    page.wait_for(f"{shown} === {sum(step >= 41 for step in steps)}")
-    choose(page, "max", "40")
-    page.wait_for(f"{shown} === 0")
-    for name in ("function", "min", "max"):
-        choose(page, name, "")
-    question = learner.groups[5]["prompt"].split("What is ")[1].split("?")[0]
-    choose(page, "prompt", f"WHAT IS {question}")
-    page.wait_for(f"{shown} === {sum(question + '?' in group['prompt'] for group in learner.groups)}")
-    assert question in page.text(".prompt")
-    assert page.run(CONNECTED)
-
-
-def test_sample_browser_puts_two_policies_side_by_side(page: Browser, learner: RecordedLearner) -> None:
-    early, late = recorded_group(9), recorded_group(9001) | {"step": 900}
-    learner.groups = [late | {"prompt": early["prompt"], "asks": early["asks"]}, recorded_group(300), early]
-    soon(page, "document.querySelectorAll('#samples-compare option').length === 2")
-    assert page.run("document.querySelectorAll('.sides').length") == 0
-    choose(page, "compare", f"{early['sequence']}/{early['group_id']}")
-    page.wait_for("document.querySelectorAll('.sides section').length === 2")
-    titles = page.run("[...document.querySelectorAll('.sides h4')].map(n => n.textContent)")
-    assert titles == ["step 1: 8 responses", "step 900: 8 responses"]
-    for side, group in enumerate((early, late)):
-        texts = page.run(
-            f"[...document.querySelectorAll('.sides section')[{side}].querySelectorAll('.response-text')]"
-            ".map(n => n.textContent)"
-        )
-        assert texts == [each["text"] for each in group["responses"]]
-    soon(page, "document.querySelectorAll('.sides section').length === 2")
-    page.run("document.querySelector('#group-1').click()")
-    page.wait_for("document.querySelector('#samples-compare') === null")
-
-
 def test_page_draws_each_reward_function_by_itself(page: Browser, learner: RecordedLearner) -> None:
     assert page.run("document.querySelectorAll('[data-chart=functions]').length") == 0
     for row in (rows := recorded_rows(44))[20:]:
@@ -332,53 +194,6 @@ def test_page_draws_each_evaluation_with_its_interval(
     learner.evals.append(recorded_eval("held-out", 40, 0.5) | {"at_seconds": 5000.0})
     soon(page, "document.querySelector('[data-eval=held-out] .legend').textContent.includes('0.5')")
     assert page.run("document.querySelector('[data-eval=held-out]').dataset.points") == "11"
-    assert page.run(CONNECTED)
-
-
-def test_sample_browser_shows_functions_unscored_responses_and_the_row(
-    page: Browser, learner: RecordedLearner
-) -> None:
-    group = recorded_group(9001)
-    group["responses"][0]["functions"] = {"accuracy": 1.0, "judge/length": 17.0}
-    group["responses"][0]["notes"] = {"judge/why": HOSTILE}
-    group["unscored"] = [{"text": HOSTILE, "reason": "judge: scoring took more than 10 s"}]
-    group["columns"] = '{"answer": "4", "levels": [1, 2], "note": "<b>bold</b>"}'
-    learner.groups = [group]
-    soon(page, "document.querySelector('.unscored') !== null")
-    assert page.text(".response-functions").split() == ["accuracy", "1", "judge/length", "17"]
-    notes = "document.querySelectorAll('.response-functions')[1].textContent"
-    assert page.run(notes) == f"judge/why {HOSTILE}"
-    assert "judge: scoring took more than 10 s" in page.text(".unscored")
-    assert page.run("document.querySelector('.unscored pre').textContent") == HOSTILE
-    assert page.text(".row-columns").split("\n") == ["answer", "4", "levels", "[1,2]", "note", "<b>bold</b>"]
-    learner.groups = [recorded_group(9002) | {"columns": '{"answer": "cut'}]
-    soon(page, "document.querySelector('.row-columns')?.textContent.includes('cut off')")
-
-
-def test_text_of_a_model_is_shown_and_never_executed(page: Browser, learner: RecordedLearner) -> None:
-    hostile = recorded_group(9000, texts=[(HOSTILE, 1.0, "stop"), ("  ", 0.0, HOSTILE)])
-    hostile |= {"prompt": HOSTILE, "group_id": HOSTILE}
-    learner.groups = [hostile]
-    learner.status |= {
-        "model": HOSTILE,
-        "reason": HOSTILE,
-        "generators": [generator(1, holder=HOSTILE, state=HOSTILE)],
-    }
-    learner.status["broker"] = {"server": HOSTILE, "version": HOSTILE, "warnings": [HOSTILE]}
-    learner.status["warnings"] = [{"text": HOSTILE, "level": "error", "count": 2}]
-    soon(page, "document.querySelector('.response-text')?.textContent.includes('onerror')")
-    assert page.run("document.querySelector('.response-text').textContent") == HOSTILE
-    assert page.run("document.querySelector('.prompt').textContent") == HOSTILE
-    assert "(no visible text)" in page.text(".responses")
-    assert page.run("document.querySelectorAll('main img, main script, main b').length") == 0
-    assert page.run("window.owned") is None
-    assert "owned" not in page.run("document.title")
-
-
-def test_hidden_samples_say_how_to_show_them(page: Browser, learner: RecordedLearner) -> None:
-    learner.hides_samples = True
-    soon(page, "document.querySelector('#samples-empty').textContent.includes('--show-samples')")
-    assert page.run("document.querySelectorAll('.group-option').length") == 0
     assert page.run(CONNECTED)
 
 
