@@ -36,6 +36,12 @@ def tells(completions, log_extra, log_metric, **columns):
     log_extra("text", list(completions))
     return [1.0] * len(completions)
 
+def early(completions, trainer_state, **columns):
+    return [float(trainer_state.global_step < 10)] * len(completions)
+
+async def early_later(completions, trainer_state, **columns):
+    return [float(trainer_state.global_step < 10)] * len(completions)
+
 def hangs(response_text, **columns):
     while response_text == "hang":
         pass
@@ -85,6 +91,16 @@ def test_what_a_function_logs_comes_with_each_response(file: Path, prompt: TaskP
         {"tells/share": 0.25, "tells/length": 1, "tells/text": "a"},
         {"tells/share": 0.25, "tells/length": 3, "tells/text": "abc"},
     ]
+
+
+@pytest.mark.parametrize("name", ["early", "early_later"])
+def test_function_knows_the_step_of_the_policy_that_answered(
+    file: Path, prompt: TaskPrompt, name: str
+) -> None:
+    with scorer_of(file, {"function": name}) as scorer:
+        rewards = [scorer.score(prompt, ["4"], step=step)[0].reward for step in (9, 10)]  # type: ignore[union-attr]
+        assert rewards == [1.0, 0.0]
+        assert scorer.score(prompt, ["4"]) == [Scored(reward=1.0, functions={name: 1.0})]
 
 
 def test_response_without_any_value_has_no_reward(file: Path, prompt: TaskPrompt) -> None:

@@ -116,6 +116,7 @@ BASE = {
         "metrics",
         "progress",
         "ranks",
+        "samples",
         "settings",
     },
     "run": {"audit", "directory", "events", "notify", "settings"},

@@ -58,7 +58,11 @@ async def measure(
                 failure = ScoreFailure(kind="does_not_apply", reason=str(error))
                 return Answered(texts=[], token_ids=[], policy_steps=()), [failure] * config.samples
         scores = await asyncio.to_thread(
-            prepared.scorer.score, prompt, answered.texts, token_ids=answered.token_ids
+            prepared.scorer.score,
+            prompt,
+            answered.texts,
+            token_ids=answered.token_ids,
+            step=next((step for step in answered.policy_steps if step is not None), 0),
         )
         done += 1
         note(done)

@@ -100,13 +100,22 @@ class Scorer:
         return any(kind["wants_token_ids"] for kind in self._kinds)
 
     def score(
-        self, prompt: TaskPrompt, texts: Sequence[str], *, token_ids: Sequence[Sequence[int]] = ()
+        self,
+        prompt: TaskPrompt,
+        texts: Sequence[str],
+        *,
+        token_ids: Sequence[Sequence[int]] = (),
+        step: int = 0,
     ) -> list[Score]:
-        """Rewards of the responses to one prompt, in order; blocks. A response that fails fails alone."""
+        """Rewards of the responses to one prompt, in order; blocks. A response that fails fails alone.
+
+        `step`: of the policy that answered, for functions that ask.
+        """
         request = {
             "prompt": {field.name: getattr(prompt, field.name) for field in dataclasses.fields(prompt)},
             "texts": list(texts),
             "token_ids": [pack_ids(ids) for ids in token_ids] if self.wants_token_ids else [],
+            "step": step,
         }
         table: list[list[Outcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
         try:

@@ -183,6 +183,7 @@ class GroupMaker:
             task_prompt,
             [sample.text for sample in asked],
             token_ids=[sample.token_ids for sample in asked],
+            step=group.lease.policy_step,
         )
         scores = iter(await group.unless_stopped(scoring))
         self._metrics.score_seconds.observe(time.monotonic() - started)

@@ -24,6 +24,8 @@ class Asked:
     """The responses."""
     token_ids: tuple[tuple[int, ...], ...] = ()
     """Their token ids; empty where nobody knows them."""
+    step: int = 0
+    """Of the policy that answered; 0 where nobody knows it."""
 
     @property
     def columns(self) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ class Trl:
             "prompts": [prompt] * number,
             "completions": completions,
             "completion_ids": [list(ids) for ids in asked.token_ids] or [[] for _ in range(number)],
-            "trainer_state": trainer_state(),
+            "trainer_state": trainer_state(asked.step),
             "log_extra": notes.log_extra,
             "log_metric": notes.log_metric,
         }
@@ -54,8 +54,13 @@ class Trl:
         return {*columns, "answer", "prompts", "completions", "completion_ids", *_STAND_INS}
 
 
-def trainer_state() -> Any:
-    """What functions read of TRL's trainer: scoring knows of no step, so it is always the first."""
+def trainer_state(step: int) -> Any:
+    """What functions read of TRL's trainer: the step of the policy that answered; the last is unknown."""
     return SimpleNamespace(
-        global_step=0, max_steps=0, epoch=0.0, num_train_epochs=1, log_history=[], is_world_process_zero=True
+        global_step=step,
+        max_steps=0,
+        epoch=0.0,
+        num_train_epochs=1,
+        log_history=[],
+        is_world_process_zero=True,
     )
