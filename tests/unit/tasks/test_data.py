@@ -64,6 +64,9 @@ def test_csv_stays_text(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,answer\none,two,three\n")
     with pytest.raises(BadSetting, match=r"row 1 has more or fewer values than there are columns \(2\)"):
         load(TaskConfig(data=str(tmp_path / "rows.csv")))
+    (tmp_path / "rows.csv").write_text("prompt,answer,prompt\none,two,three\n")
+    with pytest.raises(BadSetting, match="has two columns prompt: give each a name of its own"):
+        load(TaskConfig(data=str(tmp_path / "rows.csv")))
 
 
 def test_verl_layout_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -242,6 +245,8 @@ def test_missing_number_of_a_table_is_no_answer(tmp_path: Path) -> None:
         ([{"prompt": "a"}], {"prompt_template": "{% if %}"}, "is not a Jinja template"),
         ([{"prompt": "a", "tools": "{"}], {}, "has tools that are neither"),
         ([{"prompt": "a"}], {"revision": "main"}, "revision main is for a data set on the hub"),
+        ([{"prompt": "a"}], {"split": "tset"}, "is one file, which has no split tset"),
+        ([{"prompt": "a"}, {"prompt": "b"}], {"held_out_split": "test"}, "which has no split test"),
     ],
 )
 def test_bad_rows_are_refused_in_one_sentence(

@@ -113,11 +113,14 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or ()
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise BadSetting(f"{path} has two columns {twice}: give each a name of its own")
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise BadSetting(
                         f"{path} row {number} has more or fewer values than there are columns "
-                        f"({len(reader.fieldnames or ())}): quote values that hold a comma"
+                        f"({len(names)}): quote values that hold a comma"
                     )
                 yield row
     except (UnicodeError, csv.Error) as error:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
@@ -75,6 +76,11 @@ def _held_out_rows(config: TaskConfig) -> list[tuple[str, dict[str, Any]]]:
 def _keyed(config: TaskConfig, data: str, split: str) -> list[tuple[str, dict[str, Any]]]:
     is_hub = config.subset is not None or config.revision is not None
     options = {"subset": config.subset, "revision": config.revision} if is_hub and data == config.data else {}
+    if data == config.data and split != "train" and Path(data).expanduser().is_file():
+        raise BadSetting(
+            f"task.data {data} is one file, which has no split {split}: leave split and held_out_split "
+            "out, or name the file with the held-out rows as task.held_out_data"
+        )
     rows = [
         parse_row(row, f"{data} row {number}", config) | {"row": number}
         for number, row in enumerate(read_rows(data, split=split, **options), start=1)
