@@ -11,6 +11,8 @@ CHOSEN_BY_CHART = (
     "tracing",
     # Given as `model.path` or `model.download`.
     "model",
+    # Files of Secrets.
+    *("producers", "doors_token"),
 )
 """Settings that follow from other values; giving them a second time could only contradict those."""
 

@@ -131,7 +131,7 @@ def test_generators_cannot_write_checkpoints_that_others_read(
             for mount in container.get("volumeMounts", []):
                 if mount["name"] == "checkpoints" and mount["name"] not in copies:
                     component = metadata["labels"]["app.kubernetes.io/component"]
-                    assert mount.get("readOnly", False) is (component == "generator"), where
+                    assert mount.get("readOnly", False) is (component != "learner"), where
 
 
 def test_selectors_match_the_pods_and_only_those(rendered: dict[str, list[dict[str, Any]]]) -> None:

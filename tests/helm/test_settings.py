@@ -112,6 +112,8 @@ def test_grace_period_covers_the_drain_and_the_engine_closing(
     close_seconds = import_module("asympo.generator.app").ENGINE_CLOSE_SECONDS
     for name, things in rendered.items():
         for thing in (each for each in things if each["kind"] == "Deployment"):
+            if thing["metadata"]["labels"]["app.kubernetes.io/component"] != "generator":
+                continue
             drain = tomllib.loads(settings_texts(things, "generator")[0])["drain_seconds"]
             grace = thing["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
             assert grace >= drain + close_seconds + 5, name

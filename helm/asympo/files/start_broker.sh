@@ -4,8 +4,9 @@ set -eu
 umask 077
 rules=/run/asympo/users.acl
 cp /etc/asympo/broker/users.acl "$rules"
-for role in learner generator operator; do
-    digest=$(sha256sum <"/etc/asympo/passwords/$role-password" | cut -d ' ' -f 1)
+for password in /etc/asympo/passwords/*-password; do
+    role=$(basename "$password" -password)
+    digest=$(sha256sum <"$password" | cut -d ' ' -f 1)
     sed -i "s/@$role@/$digest/" "$rules"
 done
 server=$(command -v valkey-server || command -v redis-server)

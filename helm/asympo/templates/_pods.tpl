@@ -59,6 +59,18 @@ tolerations:
 {{ include "asympo.podSecurityContext" .root }}
 {{- end }}
 
+{{/* Affinity as JSON, towards the learner's node where that alone can mount the checkpoints. .root .values */}}
+{{- define "asympo.affinity" -}}
+{{- $affinity := deepCopy .values.affinity }}
+{{- if .root.Values.checkpoints.sameNode }}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "asympo.selector" (dict "root" .root "component" "learner") | fromYaml)) }}
+{{- $pods := $affinity.podAffinity | default dict }}
+{{- $terms := append ($pods.requiredDuringSchedulingIgnoredDuringExecution | default list) $term }}
+{{- $_ := set $affinity "podAffinity" (set $pods "requiredDuringSchedulingIgnoredDuringExecution" $terms) }}
+{{- end }}
+{{- $affinity | toJson }}
+{{- end }}
+
 {{/* Ids that are null are left to the cluster, as OpenShift wants it. */}}
 {{- define "asympo.podSecurityContext" -}}
 {{- $own := .Values.podSecurity -}}
@@ -168,7 +180,7 @@ env:
   - name: REDIS_SENTINEL_PASSWORD_FILE
     value: /etc/asympo/sentinel-password/password
   {{- end }}
-  {{- with .root.Values.checkpoints.objectStore.credentials.secret }}
+  {{- if and .root.Values.checkpoints.objectStore.credentials.secret (ne .role "gateway") }}
   {{- range $variable, $key := dict "AWS_ACCESS_KEY_ID" "Id" "AWS_SECRET_ACCESS_KEY" "Secret" }}
   - name: {{ $variable | toJson }}
     valueFrom:
@@ -240,6 +252,12 @@ env:
 {{- if eq .root.Values.redis.mode "external" }}
 {{- with .root.Values.redis.auth }}
 - {volume: broker-password, secret: {{ .existingSecret | toJson }}, items: {password: {{ get .keys $.role | toJson }}}}
+{{- end }}
+{{- end }}
+{{- if eq .role "gateway" }}
+{{- with .root.Values.gateway }}
+- {volume: producers, secret: {{ .producersFrom.secret | toJson }}, items: {producers.toml: {{ .producersFrom.key | toJson }}}}
+- {volume: doors-token, secret: {{ .doorsTokenFrom.secret | toJson }}, items: {token: {{ .doorsTokenFrom.key | toJson }}}}
 {{- end }}
 {{- end }}
 {{- with $external.clientCertificate }}

@@ -19,6 +19,7 @@
 {{- include "asympo.refusePage" . }}
 {{- include "asympo.refuseControl" . }}
 {{- include "asympo.refuseTracing" . }}
+{{- include "asympo.refuseGateway" . }}
 {{- include "asympo.refuseSecrets" . }}
 {{- include "asympo.refuseImmutable" . }}
 {{- end }}
@@ -345,6 +346,21 @@
 {{- end }}
 {{- end }}
 
+{{- define "asympo.refuseGateway" -}}
+{{- $gateway := .Values.gateway }}
+{{- if $gateway.enabled }}
+{{- if not (and $gateway.producersFrom.secret $gateway.producersFrom.key) }}
+{{- fail "gateway.enabled is true and no producers are named: beyond its pod a gateway asks everybody for a token; create a Secret with a producers.toml, as docs/producers.md shows, and set gateway.producersFrom.secret and .key" }}
+{{- end }}
+{{- if and $gateway.doorsTokenFrom.secret (not $gateway.settings.doors) }}
+{{- fail "gateway.doorsTokenFrom is for doors of engines and gateway.settings.doors is empty: set gateway.settings.doors" }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (not $gateway.allowFrom) }}
+{{- fail "gateway.enabled is true and gateway.allowFrom is empty: the network policies would let no producer through; set gateway.allowFrom to where producers run" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "asympo.refuseSecrets" -}}
 {{- if include "asympo.isOnline" . }}
 {{- $external := .Values.redis.external }}
@@ -361,6 +377,13 @@
 {{- $keys := .Values.redis.auth.keys }}
 {{- $roles := list $keys.learner $keys.generator }}
 {{- if eq .Values.redis.mode "embedded" }}{{ $roles = append $roles $keys.operator }}{{ end }}
+{{- with .Values.gateway }}
+{{- if .enabled }}
+{{- $roles = append $roles $keys.gateway }}
+{{- $wanted = append $wanted (dict "value" "gateway.producersFrom" "name" .producersFrom.secret "keys" (list .producersFrom.key)) }}
+{{- $wanted = append $wanted (dict "value" "gateway.doorsTokenFrom" "name" .doorsTokenFrom.secret "keys" (list .doorsTokenFrom.key)) }}
+{{- end }}
+{{- end }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}
 {{- if .name }}

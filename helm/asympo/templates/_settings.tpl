@@ -152,6 +152,17 @@ grpc_tls:
 {{- concat $hosts $page.allowedHosts (compact (list $page.ingress.host)) $page.httpRoute.hostnames | uniq | toJson }}
 {{- end }}
 
+{{- define "asympo.gatewayToml" -}}
+{{- $own := include "asympo.commonSettings" . | fromYaml }}
+{{- $_ := set $own "http_port" 8090 }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50053) | fromYaml) }}
+{{- $_ := set $own "producers" "/etc/asympo/producers/producers.toml" }}
+{{- if .Values.gateway.doorsTokenFrom.secret }}
+{{- $_ := set $own "doors_token" "/etc/asympo/doors-token/token" }}
+{{- end }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.gateway.settings) $own) "path" "") | trim }}
+{{- end }}
+
 {{/* .root .values */}}
 {{- define "asympo.generatorToml" -}}
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}

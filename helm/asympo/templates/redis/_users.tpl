@@ -5,10 +5,18 @@ cluster has. Nothing where no cluster can be asked: every rendering would have o
 {{- define "asympo.usersData" -}}
 {{- if and (eq .Values.redis.mode "embedded") (not .Values.redis.auth.existingSecret) (include "asympo.isOnline" .) }}
 {{- $old := (include "asympo.present" (dict "root" . "apiVersion" "v1" "kind" "Secret" "name" (include "asympo.usersSecret" .)) | fromJson).data | default dict }}
-{{- range $role, $key := .Values.redis.auth.keys }}
+{{- range include "asympo.brokerRoles" . | fromJsonArray }}
+{{- $key := get $.Values.redis.auth.keys . }}
 {{ $key }}: {{ get $old $key | default (randAlphaNum 32 | b64enc) }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Users of the embedded broker, as JSON: a gateway's only where there is one. */}}
+{{- define "asympo.brokerRoles" -}}
+{{- $roles := list "learner" "generator" "operator" }}
+{{- if .Values.gateway.enabled }}{{ $roles = append $roles "gateway" }}{{ end }}
+{{- $roles | toJson }}
 {{- end }}
 
 {{/* Kept on .Release so that Secret and annotations see the same random values. */}}
@@ -32,7 +40,7 @@ this broker; the operator's rules name none.
 {{- $rules := .Files.Get "files/broker-users.json" | fromJson }}
 user default off
 user health on nopass resetkeys -@all +ping
-{{- range $role := list "learner" "generator" "operator" }}
+{{- range $role := include "asympo.brokerRoles" . | fromJsonArray }}
 {{- $patterns := list }}
 {{- range $run := $runs }}
 {{- range $pattern := (get $rules $role).keys }}
