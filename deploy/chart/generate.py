@@ -22,7 +22,8 @@ CHART = ROOT / "helm/asympo"
 
 def generated() -> dict[Path, str]:
     """Every generated file but the rendered examples, which need the others on disk."""
-    defaults = {service: service_settings.settings_defaults(service) for service in ("learner", "generator", "gateway")}
+    services = ("learner", "generator", "gateway")
+    defaults = {service: service_settings.settings_defaults(service) for service in services}
     users = {role: broker_user(role) for role in ("learner", "generator", "gateway", "operator")}
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
     return {
