@@ -16,6 +16,7 @@ from grafana_foundation_sdk.models.common import (
 )
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
+    DashboardLinkType,
     DataSourceRef,
     Threshold,
     ThresholdsMode,
@@ -24,7 +25,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
     VariableSort,
 )
-from panels import SELECTOR, Board, Panel
+from panels import RUNBOOKS, SELECTOR, Board, Panel
 from rollout_log import ROLLOUT_LOG
 from training import TRAINING
 
@@ -105,6 +106,15 @@ def _panel(panel: Panel, *, width: int) -> Any:
         )
         if panel.is_stacked:
             builder.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+    builder.links(
+        [
+            dashboard.DashboardLink(f"Runbook: {alert}")
+            .type(DashboardLinkType.LINK)
+            .url(f"{RUNBOOKS}#{alert.lower()}")
+            .target_blank(True)
+            for alert in panel.alerts
+        ]
+    )
     for letter, query in zip("ABCDEFGH", panel.queries, strict=False):
         builder.with_target(
             prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(letter)

@@ -21,6 +21,7 @@ FLEET = Board(
                         for noun in ("ready", "busy", "wanted", "max")
                     ),
                     min=0,
+                    alerts=("AsympoNoGenerators", "AsympoGeneratorNotReady"),
                 ),
                 Panel(
                     title="Who waits for whom",
@@ -33,6 +34,12 @@ FLEET = Board(
                     unit="percentunit",
                     min=0,
                     max=1,
+                    alerts=(
+                        "AsympoLearnerStarved",
+                        "AsympoSlotsExhausted",
+                        "AsympoNoGroups",
+                        "AsympoGeneratorsIdle",
+                    ),
                 ),
                 Panel(
                     title="Waiting for a lease",
@@ -71,6 +78,7 @@ FLEET = Board(
                     ),
                     is_stacked=True,
                     min=0,
+                    alerts=("AsympoGeneratorStalled",),
                 ),
                 Panel(
                     title="Sampling a group",
@@ -92,6 +100,7 @@ FLEET = Board(
                     queries=(rate("asympo_generator_responses_total", "{{finish_reason}}", "finish_reason"),),
                     unit="cps",
                     is_stacked=True,
+                    alerts=("AsympoTruncated",),
                 ),
                 Panel(
                     title="Failures",
@@ -106,6 +115,111 @@ FLEET = Board(
                             ("spans_lost", "spans of traces"),
                             ("unexpected_errors", "unexpected"),
                         )
+                    ),
+                    unit="cps",
+                    min=0,
+                    alerts=(
+                        "AsympoRewardsFailing",
+                        "AsympoEngineFailures",
+                        "AsympoBrokerErrors",
+                        "AsympoUnexpectedErrors",
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Engines and pods",
+            (
+                Panel(
+                    title="KV cache in use",
+                    description="Near 100 % requests are preempted: take fewer groups in flight.",
+                    queries=(query("max by (run, pod, instance) (asympo_generator_cache_ratio{$s})", EACH),),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Preemptions",
+                    description="Requests taken out of a full KV cache and computed again.",
+                    queries=(rate("asympo_generator_preemptions_total", EACH, "pod, instance"),),
+                    unit="cps",
+                    min=0,
+                ),
+                Panel(
+                    title="Use of GPUs",
+                    description="All in the namespace, from NVIDIA's DCGM exporter; empty without one.",
+                    queries=(
+                        query(
+                            'DCGM_FI_DEV_GPU_UTIL{exported_namespace=~"$namespace"} / 100',
+                            "{{exported_pod}} {{gpu}}",
+                        ),
+                    ),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Restarts of containers",
+                    description="All in the namespace, within an hour, from kube-state-metrics.",
+                    queries=(
+                        query(
+                            "sum by (pod, container) (increase("
+                            'kube_pod_container_status_restarts_total{namespace=~"$namespace"}[1h])) > 0',
+                            "{{pod}} {{container}}",
+                        ),
+                    ),
+                    alerts=("AsympoCrashLoop",),
+                    min=0,
+                ),
+            ),
+        ),
+        (
+            "Gateway, where there is one",
+            (
+                Panel(
+                    title="Groups by producer",
+                    description="Submitted ones by how they ended.",
+                    queries=(
+                        rate("asympo_gateway_groups_total", "{{producer}} {{outcome}}", "producer, outcome"),
+                    ),
+                    unit="cps",
+                    is_stacked=True,
+                ),
+                Panel(
+                    title="Waiting and leased groups, open sessions",
+                    description="Now.",
+                    queries=tuple(
+                        query(f"sum by (run) (asympo_gateway_{noun}{{$s}})", legend)
+                        for noun, legend in (
+                            ("queued_groups", "queued groups"),
+                            ("leases", "leases"),
+                            ("open_sessions", "open sessions"),
+                        )
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Taking a group",
+                    description="From a producer's call to the answer.",
+                    queries=quantiles("asympo_gateway_submit_seconds"),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Sessions by how they ended, and their groups",
+                    description="Agents that know only an address.",
+                    queries=(
+                        rate("asympo_gateway_sessions_total", "sessions {{outcome}}", "outcome"),
+                        rate("asympo_gateway_session_groups_total", "groups {{outcome}}", "outcome"),
+                    ),
+                    unit="cps",
+                ),
+                Panel(
+                    title="Refused calls, broker errors",
+                    description="A second.",
+                    queries=(
+                        rate("asympo_gateway_refused_calls_total", "refused"),
+                        rate("asympo_gateway_broker_errors_total", "broker"),
                     ),
                     unit="cps",
                     min=0,
@@ -125,6 +239,7 @@ FLEET = Board(
                         ),
                         gauge("asympo_learner_step", "learner"),
                     ),
+                    alerts=("AsympoReloadsStopped",),
                 ),
                 Panel(
                     title="Reloads by verdict",
@@ -133,6 +248,7 @@ FLEET = Board(
                     queries=(rate("asympo_generator_reloads_total", "{{verdict}}", "verdict"),),
                     unit="cps",
                     is_stacked=True,
+                    alerts=("AsympoProbeFailed",),
                 ),
                 Panel(
                     title="Reload, and the pause in it",
@@ -160,6 +276,7 @@ FLEET = Board(
                         ),
                     ),
                     min=0,
+                    alerts=("AsympoProbeDrift",),
                 ),
                 Panel(
                     title="Reloads in a row that proved nothing",
@@ -171,6 +288,7 @@ FLEET = Board(
                         ),
                     ),
                     min=0,
+                    alerts=("AsympoReloadsUnproven",),
                 ),
                 Panel(
                     title="Groups held for a verdict",

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+RUNBOOKS = "docs/runbooks.md"
+"""The chart puts the value of that name in its place."""
 SELECTOR = 'namespace=~"$namespace",run=~"$run"'
 
 
@@ -29,6 +31,8 @@ class Panel:
     """Of a number: from which value on it has which colour, smallest first; without, it has none."""
     words: tuple[tuple[int, str], ...] = ()
     """What is written in place of a number."""
+    alerts: tuple[str, ...] = ()
+    """Alerts on what it shows: it links to their runbooks."""
     min: float | None = None
     max: float | None = None
 

@@ -33,6 +33,7 @@ ROLLOUT_LOG = Board(
                     description="Appended and not yet trained.",
                     queries=(gauge("asympo_learner_backlog_groups", "{{run}}"),),
                     min=0,
+                    alerts=("AsympoBacklogStuck",),
                 ),
                 Panel(
                     title="Groups in and out",
@@ -65,6 +66,7 @@ ROLLOUT_LOG = Board(
                     ),
                     unit="cps",
                     min=0,
+                    alerts=("AsympoLeaseExpiries", "AsympoWastedGroups", "AsympoPromptFailures"),
                 ),
                 Panel(
                     title="Dead letters",
@@ -74,6 +76,7 @@ ROLLOUT_LOG = Board(
                     ),
                     is_number=True,
                     colours=((0, "green"), (1, "red")),
+                    alerts=("AsympoDeadLetters",),
                 ),
                 Panel(
                     title="Unreadable values on the broker",
@@ -87,6 +90,7 @@ ROLLOUT_LOG = Board(
                     description="Fence of the learner; a change means that another one took over.",
                     queries=(gauge("asympo_learner_fence", "{{run}}"),),
                     is_number=True,
+                    alerts=("AsympoFenceFlaps", "AsympoLearnerGone"),
                 ),
             ),
         ),
@@ -103,6 +107,30 @@ ROLLOUT_LOG = Board(
                     ),
                     unit="bytes",
                     min=0,
+                    alerts=("AsympoBrokerMemory",),
+                ),
+                Panel(
+                    title="Answers of the broker",
+                    description="Time of one question that the learner asks three times a minute.",
+                    queries=quantiles("asympo_learner_broker_seconds"),
+                    unit="s",
+                    min=0,
+                    alerts=("AsympoBrokerDown",),
+                ),
+                Panel(
+                    title="Disk of the broker",
+                    description="Claims of brokers in the namespace, from the kubelet.",
+                    queries=tuple(
+                        query(
+                            f"kubelet_volume_stats_{noun}_bytes"
+                            '{namespace=~"$namespace",persistentvolumeclaim=~"data-.*-redis-.*"}',
+                            f"{{{{persistentvolumeclaim}}}} {legend}",
+                        )
+                        for noun, legend in (("available", "free"), ("capacity", "size"))
+                    ),
+                    unit="bytes",
+                    alerts=("AsympoBrokerVolumeLow",),
+                    min=0,
                 ),
                 Panel(
                     title="Synced before acknowledged",
@@ -111,6 +139,7 @@ ROLLOUT_LOG = Board(
                     is_number=True,
                     colours=((0, "red"), (1, "green")),
                     words=((0, "no"), (1, "yes")),
+                    alerts=("AsympoBrokerNotDurable",),
                 ),
                 Panel(
                     title="Room for checkpoints",
@@ -121,6 +150,7 @@ ROLLOUT_LOG = Board(
                     ),
                     unit="bytes",
                     min=0,
+                    alerts=("AsympoStorageLow",),
                 ),
             ),
         ),

@@ -14,6 +14,13 @@ TRAINING = Board(
                     title="Reward",
                     description="Mean reward of the newest step.",
                     queries=(gauge("asympo_learner_reward", "{{run}}"),),
+                    alerts=("AsympoCollapse",),
+                ),
+                Panel(
+                    title="Spread of rewards inside groups",
+                    description="Mean of their standard deviations. At 0 nothing is learned.",
+                    queries=(gauge("asympo_learner_reward_spread", "{{run}}"),),
+                    min=0,
                 ),
                 Panel(
                     title="Reward functions",
@@ -38,6 +45,7 @@ TRAINING = Board(
                     description="Rising NLL of rewarded responses while reward falls is the early "
                     "warning of a collapse. The loss itself is about 0 by construction and says nothing.",
                     queries=(query("max by (run, sign) (asympo_learner_nll_nats{$s})", "{{sign}}"),),
+                    alerts=("AsympoNllRising",),
                 ),
                 Panel(
                     title="Negative over positive NLL",
@@ -65,6 +73,72 @@ TRAINING = Board(
             ),
         ),
         (
+            "Is it better on what it was not trained on?",
+            (
+                Panel(
+                    title="Mean reward of an evaluation",
+                    description="Of the newest policy measured, with the ends of its 95 % interval.",
+                    queries=tuple(
+                        query(
+                            f"max by (run, eval) (asympo_evaluator_mean_reward{suffix}{{$s}})",
+                            f"{{{{eval}}}}{legend}",
+                        )
+                        for suffix, legend in (("", ""), ("_low", ", low"), ("_high", ", high"))
+                    ),
+                ),
+                Panel(
+                    title="pass@k",
+                    description="Chance that one of k responses is right.",
+                    queries=(
+                        query(
+                            "max by (run, eval, k) (asympo_evaluator_pass_at_k{$s})", "{{eval}}, pass@{{k}}"
+                        ),
+                    ),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Reward functions of an evaluation",
+                    description="Mean of each function's values.",
+                    queries=(
+                        query(
+                            "max by (run, eval, function) (asympo_evaluator_function_mean{$s})",
+                            "{{eval}}, {{function}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    title="Policy measured",
+                    description="Step of the policy of the newest result.",
+                    queries=(
+                        query("max by (run, eval) (asympo_evaluator_policy_step{$s})", "{{eval}}"),
+                        gauge("asympo_learner_step", "learner"),
+                    ),
+                    min=0,
+                ),
+                Panel(
+                    title="Duration of an evaluation",
+                    description="If it is longer than `every` steps take, some policies are left out.",
+                    queries=(query("max by (run, eval) (asympo_evaluator_seconds{$s})", "{{eval}}"),),
+                    unit="s",
+                    min=0,
+                ),
+                Panel(
+                    title="Evaluations that failed, responses without a score",
+                    description="A failed one is tried again with the next policy.",
+                    queries=(
+                        rate("asympo_evaluator_failures_total", "{{eval}} failed", "eval"),
+                        rate("asympo_evaluator_unscored_total", "{{eval}} without a score", "eval"),
+                        rate("asympo_evaluator_evaluations_total", "{{eval}} done", "eval"),
+                        rate("asympo_evaluator_broker_errors_total", "broker"),
+                    ),
+                    unit="cps",
+                    min=0,
+                ),
+            ),
+        ),
+        (
             "What is it fed?",
             (
                 Panel(
@@ -88,6 +162,7 @@ TRAINING = Board(
                     unit="percentunit",
                     min=0,
                     max=1,
+                    alerts=("AsympoTruncated",),
                 ),
                 Panel(
                     title="Staleness",
@@ -103,6 +178,7 @@ TRAINING = Board(
                     description="The task is too easy, too hard, or scored wrongly.",
                     queries=(gauge("asympo_learner_empty_segments_in_a_row", "{{run}}"),),
                     min=0,
+                    alerts=("AsympoNoSignal",),
                 ),
                 Panel(
                     title="Learning rate",
@@ -131,6 +207,34 @@ TRAINING = Board(
                     title="Steps",
                     description="Optimizer steps of the run.",
                     queries=(gauge("asympo_learner_step", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Progress",
+                    description="Share of the run's steps that are done. Empty for a run without an end.",
+                    queries=(
+                        query(
+                            "max by (run) (asympo_learner_step{$s})"
+                            " / max by (run) (asympo_learner_total_steps{$s} > 0)",
+                            "{{run}}",
+                        ),
+                    ),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
+                    title="Time left",
+                    description="At the pace of the last half hour.",
+                    queries=(
+                        query(
+                            "(max by (run) (asympo_learner_total_steps{$s} > 0)"
+                            " - max by (run) (asympo_learner_step{$s}))"
+                            " / (sum by (run) (rate(asympo_learner_steps_total{$s}[30m])) > 0)",
+                            "{{run}}",
+                        ),
+                    ),
+                    unit="s",
                     min=0,
                 ),
                 Panel(
@@ -175,6 +279,7 @@ TRAINING = Board(
                     ),
                     unit="s",
                     min=0,
+                    alerts=("AsympoPolicyOld", "AsympoStateOld"),
                 ),
                 Panel(
                     title="Failed publishes, saves and steps",
@@ -187,6 +292,7 @@ TRAINING = Board(
                     ),
                     unit="cps",
                     min=0,
+                    alerts=("AsympoPublishFailing", "AsympoSaveFailing", "AsympoGradientsNotFinite"),
                 ),
             ),
         ),

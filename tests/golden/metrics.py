@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from asympo.common.telemetry import add_certificate_ends, new_registry
+from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.learner.metrics import LearnerMetrics
@@ -24,6 +25,7 @@ def lines() -> list[str]:
     LearnerMetrics(registry)
     GeneratorMetrics(registry)
     GatewayMetrics(registry)
+    EvaluatorMetrics(registry)
     found = []
     for collector in _collectors(registry):
         labels = sorted(collector._labelnames)

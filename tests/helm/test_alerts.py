@@ -1,5 +1,6 @@
 """Alerts as the values change them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_runbooks_are_where_the_values_say() -> None:
     where = "https://wiki.example/runbooks"
     for name, rule in _alerts([f"monitoring.prometheusRule.runbooks={where}"]).items():
         assert rule["annotations"]["runbook_url"] == f"{where}#{name.lower()}"
+    sets = [*ON, "monitoring.dashboards.enabled=true", f"monitoring.prometheusRule.runbooks={where}"]
+    boards = [
+        json.loads(text)
+        for each in rendering.objects(rendering.template(CHART, sets=sets).stdout)
+        for key, text in each.get("data", {}).items()
+        if key.endswith(".json") and "dashboard" in each["metadata"]["name"]
+    ]
+    links = [link["url"] for board in boards for panel in board["panels"] for link in panel.get("links", [])]
+    assert len(boards) == 3
+    assert links
+    assert all(link.startswith(f"{where}#asympo") for link in links)
 
 
 def test_alerts_of_a_release_name_it_and_come_alone_beside_another() -> None:

@@ -15,10 +15,11 @@ FOREIGN = {
     "kube_statefulset_replicas": {"namespace", "statefulset"},
     "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
     "kube_pod_container_status_restarts_total": {"namespace", "pod", "container", "uid"},
+    "DCGM_FI_DEV_GPU_UTIL": {"exported_namespace", "exported_pod", "gpu"},
     "kubelet_volume_stats_available_bytes": {"namespace", "persistentvolumeclaim"},
     "kubelet_volume_stats_capacity_bytes": {"namespace", "persistentvolumeclaim"},
 }
-"""Series of kube-state-metrics and the kubelet."""
+"""Series of kube-state-metrics, the kubelet and NVIDIA's DCGM exporter."""
 _VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$run": ".*"}
 
 

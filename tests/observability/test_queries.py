@@ -53,9 +53,7 @@ def test_every_scraped_series_of_the_services_is_shown_or_alerted_on() -> None:
         base
         for line in golden.lines()
         if (base := line.split(" ")[0].removesuffix("_bucket").removesuffix("_sum").removesuffix("_count"))
-        and base not in bases
-        # Not every run has a gateway, and the dashboards show what every run has.
-        and not base.startswith("asympo_gateway_")
+        not in bases
     }
     # Shown in the status page only, or alike to one that is shown.
     assert unseen <= {
@@ -64,6 +62,30 @@ def test_every_scraped_series_of_the_services_is_shown_or_alerted_on() -> None:
         "asympo_learner_tokens_per_second",
         "asympo_learner_wait_ratio",
         "asympo_learner_wait_seconds",
+    }
+
+
+def test_panels_link_to_the_runbook_of_each_alert() -> None:
+    sections = (ROOT / "docs/runbooks.md").read_text()
+    linked = set()
+    for path in DASHBOARDS.glob("*.json"):
+        for panel in json.loads(path.read_text())["panels"]:
+            for link in panel.get("links", []):
+                alert = link["title"].removeprefix("Runbook: ")
+                assert link["url"] == f"docs/runbooks.md#{alert.lower()}"
+                assert f"### {alert}\n" in sections
+                linked.add(alert)
+    alerts = {rule["alert"] for rule in rules() if "alert" in rule}
+    assert linked <= alerts
+    # What is about processes and not about a curve.
+    assert alerts - linked == {
+        "AsympoCertificateEnds",
+        "AsympoCorruptPolicies",
+        "AsympoLearnerMissing",
+        "AsympoLearnerNotReady",
+        "AsympoLearnerPaused",
+        "AsympoTrackerFailing",
+        "AsympoVersionsDiffer",
     }
 
 

@@ -89,6 +89,10 @@ class EngineStats:
     num_in_flight: int
     """Responses asked for and not yet returned."""
     num_reloads: int
+    cache_ratio: float = 0.0
+    """Share of the KV cache that requests hold; 0 without a cache."""
+    num_preemptions: int = 0
+    """Requests that lost their place in the cache, and are computed again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

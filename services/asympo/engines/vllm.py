@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from asympo.common.errors import PromptRefused
 from asympo.common.records import FinishReason
 from asympo.engines.base import (
     DoorTerms,
+    EngineStats,
     Readback,
     Reloaded,
     ReloadTiming,
@@ -23,6 +25,7 @@ from asympo.engines.base import (
 )
 from asympo.engines.groups import GroupEngine
 from asympo.engines.settings import EngineSettings
+from asympo.engines.vllm_load import CacheLoad
 from asympo.engines.vllm_start import build_engine, first_line
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ class VllmEngine(GroupEngine):
         self._is_paused = False
         self._in_engine: set[str] = set()
         self._num_probes = 0
+        self._load = CacheLoad()
 
     @property
     def tokenizer(self) -> Any:
@@ -73,12 +77,20 @@ class VllmEngine(GroupEngine):
         return str(self._running().vllm_config.model_config.dtype).removeprefix("torch.")
 
     @property
+    def stats(self) -> EngineStats:
+        return replace(
+            super().stats, cache_ratio=self._load.ratio, num_preemptions=self._load.num_preemptions
+        )
+
+    @property
     def is_broken(self) -> bool:
         return super().is_broken or (self._engine is not None and self._engine.errored)
 
     async def start(self, *, model_path: Path) -> None:
         # In a thread, so that health checks are answered during the half minute this takes.
-        building = asyncio.to_thread(build_engine, model_path, self._settings, self._worker_extension_cls)
+        building = asyncio.to_thread(
+            build_engine, model_path, self._settings, self._worker_extension_cls, self._load
+        )
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
                 self._engine = await building

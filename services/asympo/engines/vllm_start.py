@@ -15,6 +15,7 @@ from asympo.common.context_length import context_length
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
+from asympo.engines.vllm_load import CacheLoad
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -97,7 +98,9 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cls: str) -> AsyncLLM:
+def build_engine(
+    model_path: Path, settings: EngineSettings, worker_extension_cls: str, load: CacheLoad
+) -> AsyncLLM:
     """Start vLLM on a model directory; blocks for its whole start. Raises BadSetting."""
     check_model_dir(model_path)
     # Both are read when vllm is imported.
@@ -126,7 +129,7 @@ def build_engine(model_path: Path, settings: EngineSettings, worker_extension_cl
             raise BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
         _log_choices(config, values)
         try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True, stat_loggers=[load.logger])
         except (RuntimeError, ValueError, OSError) as error:
             raise BadModel(
                 f"vLLM did not start on {model_path} (its own messages above say why): {first_line(error)}"

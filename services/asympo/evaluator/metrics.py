@@ -40,6 +40,7 @@ class EvaluatorMetrics:
         self._step.labels(name).set(result.policy_step or 0)
         self._seconds.labels(name).set(result.seconds)
         self._done.labels(name).inc()
+        self._failed.labels(name)
         self._unscored.labels(name).inc(result.unscored)
 
     def failed(self, name: str) -> None:

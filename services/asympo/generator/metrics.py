@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from asympo.common.records import FinishReason
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
-from asympo.engines.base import ReloadTiming
+from asympo.engines.base import EngineStats, ReloadTiming
 from asympo.generator.reload.verdict import Judgement, Verdict
 
 GroupOutcome = Literal[
@@ -72,6 +72,10 @@ class GeneratorMetrics:
         )
         self._corrupt_policies = counter("corrupt_policies", "Policies that failed verification.")
         self._spans_lost = counter("spans_lost", "Spans of traces that did not get through.")
+        self._preemptions = counter(
+            "preemptions", "Requests that the engine took out of its full KV cache and computes again."
+        )
+        self._num_preemptions = 0
         self._declare_durations(registry)
         self._declare_gauges(registry)
         for outcome in GROUP_OUTCOMES:
@@ -111,6 +115,7 @@ class GeneratorMetrics:
         )
         self.unproven_reloads = gauge("unproven_reloads", "Reloads in a row that proved nothing.")
         self.unproven_alert = gauge("unproven_alert", "1 when too many reloads in a row proved nothing.")
+        self._cache_ratio = gauge("cache_ratio", "Share of the engine's KV cache that requests hold.")
 
     def count_group(self, outcome: GroupOutcome) -> None:
         """One lease ended."""
@@ -158,6 +163,12 @@ class GeneratorMetrics:
         """Responses that a reload cost."""
         self._requests_lost.inc(count)
         self.tally.requests_lost += count
+
+    def engine_seen(self, stats: EngineStats) -> None:
+        """What the engine says of itself."""
+        self._cache_ratio.set(stats.cache_ratio)
+        self._preemptions.inc(stats.num_preemptions - self._num_preemptions)
+        self._num_preemptions = stats.num_preemptions
 
     def count_corrupt_policy(self) -> None:
         """A policy directory did not verify."""

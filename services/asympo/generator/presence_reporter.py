@@ -67,6 +67,7 @@ class PresenceReporter:
         parts = self._generator.parts
         if parts:
             self._generator.rate.note(parts.engine.stats.num_tokens_generated)
+            self._metrics.engine_seen(parts.engine.stats)
             self._metrics.groups_held.set(parts.gate.num_held)
         try:
             await self._calls.run(

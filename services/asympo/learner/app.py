@@ -119,6 +119,7 @@ class LearnerProcess:
             ),
         )
         metrics = LearnerMetrics(self._registry)
+        metrics.ends_after(settings.total_steps)
         self._context = LearnerContext(
             settings=settings,
             control=LearnerControl(settings=settings, stop=stop, clock=clock, warnings=log_watch.warnings),

@@ -9,9 +9,11 @@ from asympo.common.records import MAX_FUNCTION_VALUES
 from asympo.common.rollout_log import LogStats
 from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
 
+_ANSWER_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _STALENESS_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 ROW_GAUGES = {
     "reward_mean": ("reward", "Mean reward of the newest step."),
+    "reward_spread": ("reward_spread", "Mean spread of the rewards inside a group, newest step."),
     "loss": ("loss", "Loss of the newest step; about 0 by construction under asympo."),
     "grad_norm": ("gradient_norm", "Raw gradient norm of the newest step."),
     "entropy": ("entropy_nats", "Mean next-token entropy over trained tokens of the newest step."),
@@ -35,6 +37,8 @@ class LearnerMetrics:
     """The metrics of one learner."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"asympo_learner_{name}", text, labels, registry=registry)
 
@@ -62,6 +66,7 @@ class LearnerMetrics:
             registry=registry,
         )
         self._step = gauge("step", "Optimizer steps of the run.")
+        self._total_steps = gauge("total_steps", "Steps after which the run ends; 0 if it has no end.")
         self._steps = counter("steps", "Optimizer steps made by this process.")
         self._skipped = counter("skipped_steps", "Steps skipped for a gradient that was not finite.")
         self._empty = counter("empty_segments", "Segments of the log without any signal.")
@@ -84,9 +89,6 @@ class LearnerMetrics:
             "tracker_failures", "Rows that did not reach a tracker.", ("tracker",)
         )
         self._spans_lost = counter("spans_lost", "Spans of traces that did not get through.")
-        self._backlog = gauge("backlog_groups", "Groups appended and not yet trained.")
-        self._slots = gauge("slots", "Slots of the rollout log.", ("state",))
-        self._fence = gauge("fence", "Number of this learner's ownership.")
         self._is_paused = gauge("paused", "1 while paused.")
         self._is_finished = gauge("finished", "1 once the run has ended and the learner only answers.")
         self._declare_watched(gauge, counter)
@@ -95,6 +97,9 @@ class LearnerMetrics:
 
     def _declare_watched(self, gauge: Callable[..., Gauge], counter: Callable[..., Counter]) -> None:
         """What is not the learner's own: log, storage, broker."""
+        self._backlog = gauge("backlog_groups", "Groups appended and not yet trained.")
+        self._slots = gauge("slots", "Slots of the rollout log.", ("state",))
+        self._fence = gauge("fence", "Number of this learner's ownership.")
         self._bytes = gauge("log_bytes", "Memory that the run's log takes in the broker.")
         self._since_start = {
             "appended": counter("appended_groups", "Groups that joined the log."),
@@ -118,6 +123,12 @@ class LearnerMetrics:
         self._storage_total = gauge("storage_total_bytes", "Size of the storage of checkpoints.")
         self._broker_up = gauge("broker_up", "1 while the broker answers the learner.")
         self._broker_up.set(1)
+        self._broker_seconds = Histogram(
+            "asympo_learner_broker_seconds",
+            "One question to the broker, asked three times a minute.",
+            buckets=_ANSWER_BUCKETS,
+            registry=self._registry,
+        )
         self._broker_used = gauge("broker_used_bytes", "Memory that the broker uses.")
         self._broker_max = gauge("broker_max_bytes", "Memory that the broker may use; 0 without a limit.")
         self._broker_durable = gauge(
@@ -153,6 +164,10 @@ class LearnerMetrics:
         if name in self._functions or len(self._functions) < MAX_FUNCTION_VALUES:
             self._functions.add(name)
             (self._function if kind == "mean" else self._function_spread).labels(function=name).set(value)
+
+    def ends_after(self, total_steps: int | None) -> None:
+        """How long the run is."""
+        self._total_steps.set(total_steps or 0)
 
     def waited(self, seconds: float) -> None:
         """Some of a wait for groups has passed."""
@@ -224,8 +239,9 @@ class LearnerMetrics:
         self._storage_free.set(free_bytes)
         self._storage_total.set(total_bytes)
 
-    def broker_seen(self, *, used_bytes: int, max_bytes: int, is_durable: bool) -> None:
-        """What the broker says about itself."""
+    def broker_seen(self, *, seconds: float, used_bytes: int, max_bytes: int, is_durable: bool) -> None:
+        """What the broker says about itself, and after how long."""
+        self._broker_seconds.observe(seconds)
         self._broker_up.set(1)
         self._broker_used.set(used_bytes)
         self._broker_max.set(max_bytes)

@@ -138,8 +138,9 @@ async def test_abort_ends_running_and_waiting_responses(engine: VllmEngine) -> N
     group = asyncio.create_task(
         engine.generate(PROMPT, num_samples=10, sampling=sampling(200), request_id="x", cache_salt="x")
     )
-    while engine.stats.num_in_flight < 10:
+    while engine.stats.num_in_flight < 10 or not engine.stats.cache_ratio:
         await asyncio.sleep(0.01)
+    assert 0 < engine.stats.cache_ratio < 1
     await engine.abort("x")
     assert {sample.finish_reason for sample in await group} == {FinishReason.ABORT}
     assert engine.stats.num_in_flight == 0

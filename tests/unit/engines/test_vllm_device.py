@@ -8,6 +8,7 @@ import pytest
 from asympo.common import errors
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import SAMPLER, gpu_environment, require_gpu, toolkit_problem
+from asympo.engines.vllm_load import CacheLoad
 from asympo.engines.vllm_start import build_engine, engine_args
 
 
@@ -86,7 +87,7 @@ def test_engine_for_gpus_without_one_is_refused_in_a_sentence(
     monkeypatch.setattr(platforms, "_current_platform", unspecified)
     monkeypatch.setattr("asympo.engines.vllm_start.check_model_dir", lambda path: None)
     with pytest.raises(errors.BadSetting, match=r"torch can use none here \(.*ASYMPO_DEVICE=cpu") as caught:
-        build_engine(tmp_path, EngineSettings(), "unused")
+        build_engine(tmp_path, EngineSettings(), "unused", CacheLoad())
     assert "\n" not in str(caught.value)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 from asympo.common.errors import BrokerUnavailable
@@ -47,12 +48,14 @@ class HostWatch:
         else:
             self._metrics.storage_seen(free_bytes=disk.free, total_bytes=disk.total)
         try:
+            asked_at = time.monotonic()
             info = self._broker.info()
         except BrokerUnavailable as error:
             log.debug("The broker does not describe itself: %s", error)
             self._metrics.broker_lost()
         else:
             self._metrics.broker_seen(
+                seconds=time.monotonic() - asked_at,
                 used_bytes=info.used_memory_bytes,
                 max_bytes=info.maxmemory_bytes,
                 is_durable=info.aof and info.appendfsync in ("always", "unknown"),

@@ -31,6 +31,10 @@ def step_row(
         "fence": fence,
         "wall_seconds": seconds["wall"],
         "reward_mean": sum(response.reward for response in responses) / len(responses),
+        "reward_spread": statistics.fmean(
+            statistics.pstdev(response.reward for response in group.record.responses)
+            for group in segment.groups
+        ),
         "loss": result.loss,
         "nll_positive": result.nll_positive,
         "nll_negative": result.nll_negative,
