@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("targets")
-DEFAULT_PORTS = {"learner": 8080, "generator": 8081, "evaluator": 8083}
+DEFAULT_PORTS = {"learner": 8080, "generator": 8081, "evaluator": 8083, "gateway": 8090}
 
 
 def targets(run_directory: Path) -> list[dict[str, object]]:
