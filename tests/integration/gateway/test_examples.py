@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,12 +152,6 @@ def test_example_of_a_page_trains_what_the_person_presses(log: RunLog, start_gat
     (entry,) = learner.consume(10, block_seconds=20)
     group = decode_group(entry.payload, limits=WireLimits())
     assert [(bytes(each.token_ids), each.reward) for each in group.responses] == [(b"1;", 0.0), (b"2;", 1.0)]
-
-
-def test_settings_of_the_page_are_toml() -> None:
-    page = (PRODUCERS.parents[1] / "docs" / "producers.md").read_text()
-    blocks = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
-    assert [list(tomllib.loads(block)) for block in blocks] == [["door"], ["producers"]]
 
 
 def test_every_example_is_short_and_shown_in_the_docs() -> None:

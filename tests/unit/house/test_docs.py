@@ -5,6 +5,7 @@ import contextlib
 import io
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -164,3 +165,9 @@ def test_checks_see_what_they_check() -> None:
     seen = [words for page in PAGES for words in commands(page)]
     assert sum(words[:1] == ["make"] for words in seen) > 10
     assert sum(bool(own_words(words)) for words in seen) > 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_settings_on_a_page_are_toml(page: Path) -> None:
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        tomllib.loads(block)
