@@ -117,6 +117,10 @@ PLANTED = {
     "AWS_SECRET_ACCESS_KEY": SECRET,
     "HF_TOKEN": SECRET,
     "WANDB_API_KEY": SECRET,
+    "MLFLOW_TRACKING_URI": f"https://u:{SECRET}@127.0.0.1:port/",
+    "MLFLOW_TRACKING_PASSWORD": SECRET,
+    "MLFLOW_TRACKING_TOKEN": SECRET,
+    "REDIS_SENTINEL_PASSWORD": SECRET,
     "ASYMPO_RUN_NOTIFY_URL": "",
 }
 COMMANDS = (
@@ -135,6 +139,16 @@ COMMANDS = (
     ("generator", "--redis-url", f"redis+x://u:{SECRET}@h/0"),
     ("gateway", "--redis-url", f"redis://h:1/0?password={SECRET}"),
     ("learner", "--object-store.secret-access-key", SECRET, "--check-config"),
+    ("learner", f"--trackers.mlflow-uri=https://u:{SECRET}@h/?token={SECRET}", "--check-config"),
+    ("run", "{file}", f"--learner.trackers.mlflow-uri=https://u:{SECRET}@h/", "--dry-run"),
+    ("evaluator", "--check-config"),
+    ("evaluator", "--run", "r", "--http-port", "0", "--redis-url", f"redis://u:{SECRET}@h:port/0"),
+    ("gateway", "--doors", f"ftp://u:{SECRET}@h/v1"),
+    ("generator", "--run", "r", "--redis-url", f"rediss://h:1/0?ssl_nothing=1&password={SECRET}"),
+    ("generator", "--http-port", f"redis://u:{SECRET}@h/0"),
+    ("chaos", "--mode", f"redis://u:{SECRET}@h/0"),
+    ("chaos", f"--token={SECRET}"),
+    ("bench", "log", "--redis-url", f"redis://u:{SECRET}@127.0.0.1:1/0"),
 )
 
 

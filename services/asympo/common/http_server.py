@@ -43,14 +43,20 @@ _HOST_NAME = re.compile(
 
 
 class _BoundedConnection(H11Protocol):
-    """A connection that is closed where there are too many, or when it asks for nothing."""
+    """A connection that is closed when it asks for nothing: after a while, or once there are too many."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
+        self._since = self.loop.time()
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
-        else:
-            self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+            # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
+            others = (each for each in self.connections if isinstance(each, _BoundedConnection))
+            min(others, key=lambda each: (each._is_asking, each._since)).transport.close()
+        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    @property
+    def _is_asking(self) -> bool:
+        return self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete)
 
     def _close_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
