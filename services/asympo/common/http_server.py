@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
@@ -47,7 +48,8 @@ class _BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
-        self._since = self.loop.time()
+        # The loop's own clock stands still while it accepts many.
+        self._since = time.monotonic()
         if len(self.connections) > MAX_CONNECTIONS:
             # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
             others = (each for each in self.connections if isinstance(each, _BoundedConnection))

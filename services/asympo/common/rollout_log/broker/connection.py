@@ -278,7 +278,8 @@ def _our_errors(url: str) -> Iterator[None]:
         if "OOM " in str(error):
             raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error
         raise BrokerRefused(f"the broker at {url} refused a command ({error})") from error
-    except exceptions.RedisError as error:
+    # What redis-py raises for a cluster whose map it cannot read is no RedisError of its own.
+    except (exceptions.RedisError, exceptions.RedisClusterException) as error:
         raise BrokerUnavailable(f"the broker at {url} failed ({type(error).__name__}: {error})") from error
 
 
