@@ -18,13 +18,13 @@ from deploy.chart import readme, rendering, service_settings, values_source
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/asympo"
+SERVICES = ("learner", "generator", "evaluator", "gateway")
 
 
 def generated() -> dict[Path, str]:
     """Every generated file but the rendered examples, which need the others on disk."""
-    services = ("learner", "generator", "gateway")
-    defaults = {service: service_settings.settings_defaults(service) for service in services}
-    users = {role: broker_user(role) for role in ("learner", "generator", "gateway", "operator")}
+    defaults = {service: service_settings.settings_defaults(service) for service in SERVICES}
+    users = {role: broker_user(role) for role in (*SERVICES, "operator")}
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
     return {
         CHART / "values.yaml": values_source.values_yaml(source),

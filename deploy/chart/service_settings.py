@@ -30,6 +30,15 @@ def settings_schema(service: str) -> dict[str, Any]:
     schema = _inline(whole, whole.get("$defs", {}))
     for name in CHOSEN_BY_CHART:
         schema["properties"].pop(name, None)
+    if service == "evaluator":
+        task = settings_schema("learner")["properties"]["task"]
+        evaluation = schema["properties"]["evals"]["items"]["properties"]
+        # Keys of a task may stand beside those of an evaluation; `name` is its own.
+        schema["properties"]["evals"]["items"]["properties"] = {
+            **task["properties"],
+            **evaluation,
+            "task": task,
+        }
     return {"type": "object", "additionalProperties": False, "properties": schema["properties"]}
 
 

@@ -41,10 +41,14 @@ class Embedded:
 def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Embedded]:
     binary = valkey_binary() if request.param == "valkey" else shutil.which("redis-server")
     require(binary is not None, "redis-server (apt-get install redis-server)")
-    result = rendering.template(CHART, values=[CHART / "examples/laptop-cpu/values.yaml"], sets=["run=run-a"])
+    result = rendering.template(
+        CHART,
+        values=[CHART / "examples/laptop-cpu/values.yaml"],
+        sets=["run=run-a", "evaluator.enabled=true"],
+    )
     things = {(each["kind"], each["metadata"]["name"]): each for each in rendering.objects(result.stdout)}
     container = things["StatefulSet", "asympo-redis"]["spec"]["template"]["spec"]["containers"][0]
-    passwords = {role: f"password-of-{role}" for role in ("learner", "generator", "operator")}
+    passwords = {role: f"password-of-{role}" for role in ("learner", "generator", "evaluator", "operator")}
 
     port = free_port()
     moved = {
@@ -137,6 +141,8 @@ FORBIDDEN = (
     ("generator", "DEL", "asympo:{run-a}:commit"),
     ("generator", "SET", "elsewhere", "x"),
     ("generator", "FLUSHALL"),
+    ("evaluator", "XADD", "asympo:{run-a}:log", "*", "a", "b"),
+    ("evaluator", "SET", "asympo:{run-a}:config", "x"),
     ("learner", "FLUSHALL"),
     ("learner", "CONFIG", "SET", "appendonly", "no"),
     ("learner", "SHUTDOWN"),

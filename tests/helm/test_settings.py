@@ -41,6 +41,20 @@ def test_every_rendered_config_is_read_by_the_service(
         assert str(settings.checkpoint_root) == "/checkpoints"
 
 
+def test_evaluations_reach_the_evaluator(tmp_path: Path) -> None:
+    case = CHART.parents[1] / "tests/helm/cases/evaluator/beside-a-run.yaml"
+    result = rendering.template(CHART, values=[case], sets=["model.path=/checkpoints/m"])
+    [text] = settings_texts(rendering.objects(result.stdout), "evaluator")
+    settings = load(tmp_path, "evaluator", text)
+    assert settings.vllm.tensor_parallel_size == 2
+    first, second = settings.evals
+    assert (first.name, first.every) == ("held-out", 10)
+    assert (second.name, second.samples) == ("20261128", 8)
+    assert second.task["columns"] == {"prompt": "question"}
+    assert second.task["rewards"] == [{"function": "/data/reward/r.py:score"}]
+    assert settings.http_port == 8083
+
+
 def test_values_reach_the_settings_unchanged(tmp_path: Path) -> None:
     # Numbers pass through helm as floats, text through TOML's escapes.
     values = tmp_path / "values.yaml"

@@ -27,6 +27,7 @@
 {{- end }}
 {{- include "asympo.refusePath" (dict "root" . "values" .Values.learner "named" "learner" "setting" "model.path" "path" .Values.model.path) }}
 {{- end }}
+{{- if .Values.evaluator.enabled }}{{ include "asympo.refuseEvals" . }}{{ end }}
 {{- range include "asympo.generators" . | fromJsonArray }}
 {{- $named := ternary (printf "generator.pools.%s" .pool) "generator" (ne .pool "") }}
 {{- $settings := include "asympo.settings" (dict "root" $ "service" "generator" "values" .values) | fromJson }}
@@ -49,11 +50,42 @@
 {{- end }}
 {{- end }}
 
+{{/* The evaluations' data and reward code, in the evaluator's pod. */}}
+{{- define "asympo.refuseEvals" -}}
+{{- $settings := include "asympo.settings" (dict "root" . "service" "evaluator" "values" .Values.evaluator) | fromJson }}
+{{- $task := (include "asympo.learnerSettings" . | fromJson).task }}
+{{- $where := dict "root" . "values" .Values.evaluator "named" "evaluator" }}
+{{- include "asympo.refusePath" (merge (dict "setting" "evaluator.settings.task_path" "path" $settings.task_path) $where) }}
+{{- $tasks := ternary (list (dict "setting" "learner.settings.task" "task" $task)) list (and .Values.learner.enabled (not $settings.task_path)) }}
+{{- range $i, $eval := $settings.evals }}
+{{- $tasks = append $tasks (dict "setting" (printf "evaluator.settings.evals[%d]" $i) "task" (merge (omit $eval "task" "name") ($eval.task | default dict))) }}
+{{- end }}
+{{- range $each := $tasks }}
+{{- range $key := list "path" "data" "held_out_data" }}
+{{- include "asympo.refusePath" (merge (dict "setting" (printf "%s.%s" $each.setting $key) "path" (get $each.task $key)) $where) }}
+{{- end }}
+{{- $code := hasPrefix "python:" ($each.task.scoring | default "") }}
+{{- range $i, $reward := $each.task.rewards }}
+{{- if contains ":" $reward.function }}{{ $code = true }}{{ end }}
+{{- include "asympo.refuseRewardFile" (merge (dict "setting" (printf "%s.rewards[%d].function" $each.setting $i) "function" $reward.function) $where) }}
+{{- end }}
+{{- if and $code (not $settings.allow_python) }}
+{{- fail (printf "%s scores with code and evaluator.settings.allow_python is false: the evaluator runs that code; set evaluator.settings.allow_python=true" $each.setting) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* "true" where the task's rows come from a hub: then the services are not offline, and reach it. */}}
 {{- define "asympo.isDataOfHub" -}}
 {{- $task := (include "asympo.learnerSettings" . | fromJson).task }}
 {{- $found := false }}
-{{- range $path := list $task.data $task.held_out_data }}
+{{- $paths := list $task.data $task.held_out_data }}
+{{- if .Values.evaluator.enabled }}
+{{- range .Values.evaluator.settings.evals }}
+{{- range list . (.task | default dict) }}{{ $paths = concat $paths (list .data .held_out_data) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- range $path := $paths }}
 {{- if and $path (not (hasPrefix "/" $path)) }}{{ $found = true }}{{ end }}
 {{- end }}
 {{- $found }}

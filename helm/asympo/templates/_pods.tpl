@@ -186,7 +186,7 @@ env:
     valueFrom:
       secretKeyRef:
         name: {{ $.root.Values.checkpoints.objectStore.credentials.secret | toJson }}
-        key: {{ get $.root.Values.checkpoints.objectStore.credentials.keys (print $.role $key) | toJson }}
+        key: {{ get $.root.Values.checkpoints.objectStore.credentials.keys (print (ternary "learner" "generator" (eq $.role "learner")) $key) | toJson }}
   {{- end }}
   {{- end }}
   {{- with include "asympo.pythonPath" . }}
@@ -198,10 +198,10 @@ env:
   {{- end }}
 {{- end }}
 
-{{/* Where Python finds the code among `data`; generators alone run it. */}}
+{{/* Where Python finds the code among `data`; generators and the evaluator run it. */}}
 {{- define "asympo.pythonPath" -}}
 {{- $paths := list }}
-{{- if eq .role "generator" }}
+{{- if has .role (list "generator" "evaluator") }}
 {{- range $name, $own := .root.Values.data }}
 {{- if $own.isCode }}{{ $paths = append $paths $own.mountPath }}{{ end }}
 {{- end }}

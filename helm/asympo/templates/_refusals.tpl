@@ -1,8 +1,8 @@
 {{/* What cannot work, each in one sentence that says what to set. Rendered by every command, NOTES or not. */}}
 {{- define "asympo.refuse" -}}
 {{- $v := .Values }}
-{{- if not (or $v.learner.enabled $v.generator.enabled) }}
-{{- fail "learner.enabled and generator.enabled are both false: nothing would run; set one of them to true" }}
+{{- if not (or $v.learner.enabled $v.generator.enabled $v.evaluator.enabled) }}
+{{- fail "learner.enabled, generator.enabled and evaluator.enabled are all false: nothing would run; set one of them to true" }}
 {{- end }}
 {{- include "asympo.refuseBroker" . }}
 {{- include "asympo.refuseStorage" . }}
@@ -15,6 +15,7 @@
 {{- include "asympo.refuseGenerator" $generator }}
 {{- include "asympo.refuseAutoscaling" $generator }}
 {{- end }}
+{{- include "asympo.refuseEvaluator" . }}
 {{- include "asympo.refuseKinds" . }}
 {{- include "asympo.refusePage" . }}
 {{- include "asympo.refuseControl" . }}
@@ -97,7 +98,7 @@
 {{- else if not (or .Values.learner.enabled $hasStore) }}
 {{- fail "learner.enabled is false and checkpoints.existingClaim is empty: the generators would look for policies on a new, empty volume; set checkpoints.existingClaim to the learner's claim" }}
 {{- end }}
-{{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) .Values.generator.enabled }}
+{{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) (or .Values.generator.enabled .Values.evaluator.enabled) }}
 {{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep learner and generators on one node" (join "," $modes)) }}
 {{- end }}
 {{- if and $checkpoints.sameNode (not .Values.learner.enabled) }}
@@ -124,7 +125,7 @@
 {{- if not (or $store.endpoint $store.region) }}
 {{- fail "checkpoints.objectStore.url is set without a place: set checkpoints.objectStore.region for AWS S3, or checkpoints.objectStore.endpoint for another store" }}
 {{- end }}
-{{- range $name := list "learner" "generator" }}
+{{- range $name := list "learner" "generator" "evaluator" }}
 {{- if and $store.credentials.secret (hasKey (index $.Values $name).serviceAccount.annotations "eks.amazonaws.com/role-arn") }}
 {{- fail (printf "%s.serviceAccount.annotations gives the pods an identity and checkpoints.objectStore.credentials.secret another: set one of them" $name) }}
 {{- end }}
@@ -216,6 +217,24 @@
 {{- end }}
 {{- if and (eq (toString $own.strategy.maxSurge) "0") (eq (toString $own.strategy.maxUnavailable) "0") }}
 {{- fail (printf "%s.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" .named) }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseEvaluator" -}}
+{{- $own := .Values.evaluator }}
+{{- if $own.enabled }}
+{{- include "asympo.refuseResources" (dict "root" . "values" $own "named" "evaluator") }}
+{{- $settings := include "asympo.settings" (dict "root" . "service" "evaluator" "values" $own) | fromJson }}
+{{- if eq $settings.engine "generators" }}
+{{- fail "evaluator.settings.engine is generators, which are in pods of their own, and it asks none but those of its own machine: set it to vllm, and evaluator.gpus" }}
+{{- end }}
+{{- if and (eq $settings.engine "simulated") (gt (int $own.gpus) 0) }}
+{{- fail (printf "evaluator.settings.engine is simulated and evaluator.gpus is %d: the simulated engine uses none; set evaluator.gpus=0" (int $own.gpus)) }}
+{{- end }}
+{{- $parallel := int $settings.vllm.tensor_parallel_size }}
+{{- if and (gt (int $own.gpus) 0) (gt $parallel (int $own.gpus)) }}
+{{- fail (printf "evaluator.settings.vllm.tensor_parallel_size is %d and evaluator.gpus is %d: set evaluator.gpus to %d" $parallel (int $own.gpus) $parallel) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -384,6 +403,7 @@
 {{- $wanted = append $wanted (dict "value" "gateway.doorsTokenFrom" "name" .doorsTokenFrom.secret "keys" (list .doorsTokenFrom.key)) }}
 {{- end }}
 {{- end }}
+{{- if .Values.evaluator.enabled }}{{ $roles = append $roles $keys.evaluator }}{{ end }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}
 {{- if .name }}

@@ -164,6 +164,13 @@ grpc_tls:
 {{- end }}
 
 {{/* .root .values */}}
+{{- define "asympo.evaluatorToml" -}}
+{{- $own := include "asympo.commonSettings" .root | fromYaml }}
+{{- $_ := set $own "http_port" 8083 }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .values.settings) $own) "path" "") | trim }}
+{{- end }}
+
+{{/* .root .values */}}
 {{- define "asympo.generatorToml" -}}
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8081 }}

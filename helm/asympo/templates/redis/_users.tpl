@@ -12,10 +12,10 @@ cluster has. Nothing where no cluster can be asked: every rendering would have o
 {{- end }}
 {{- end }}
 
-{{/* Users of the embedded broker, as JSON: a gateway's only where there is one. */}}
+{{/* Users of the embedded broker, as JSON: an evaluator's and a gateway's only where there is one. */}}
 {{- define "asympo.brokerRoles" -}}
 {{- $roles := list "learner" "generator" "operator" }}
-{{- if .Values.gateway.enabled }}{{ $roles = append $roles "gateway" }}{{ end }}
+{{- range list "evaluator" "gateway" }}{{ if (index $.Values .).enabled }}{{ $roles = append $roles . }}{{ end }}{{ end }}
 {{- $roles | toJson }}
 {{- end }}
 
