@@ -241,7 +241,7 @@ def test_rendered_sentinel_url_and_environment_name_every_file(
     for folder, items in secrets.items():
         (tmp_path / folder).mkdir()
         for name in items:
-            (tmp_path / folder / name).write_text("")
+            (tmp_path / folder / name).write_text("secret" if name == "password" else "")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     url = url.replace("sentinel-0:26379,sentinel-1:26379", f"127.0.0.1:{free_port()}")
