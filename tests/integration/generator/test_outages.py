@@ -83,7 +83,7 @@ async def test_group_without_two_scored_responses_goes_back_as_a_failure_of_its_
     async with running(settings_for(learner, allow_python=True), engine) as gen:
         await until(lambda: learner.run_log.stats.read().prompts_set_aside >= 1)
         assert learner.groups() == []
-        assert gen.status["prompt_failures"] >= 2
+        await until(lambda: gen.status["prompt_failures"] >= 2)
         assert not gen.task.done()
         engine.texts = ["0.0", "1.0"]
         await until(learner.groups)
