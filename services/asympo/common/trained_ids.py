@@ -8,6 +8,7 @@ dead-lettered.
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from asympo.common.group_ids import parse_own_id
 
@@ -101,19 +102,36 @@ class TrainedIds:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "TrainedIds":
-        """Raises ValueError when `data` is not what `to_bytes` wrote."""
+        """Raises ValueError when `data` is not what `to_bytes` writes."""
         digest, body = data[len(_MAGIC) : len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
         if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
             raise ValueError("these bytes are not an intact set of trained ids")
         end = 8 + int.from_bytes(body[:8], "big")
-        header = json.loads(body[8:end])
+        # A digest protects from damage; whoever writes other bytes can write theirs too.
+        try:
+            return cls._from_header(json.loads(body[8:end]), body[end:])
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"these bytes are not a set of trained ids: {error!r}") from error
+
+    @classmethod
+    def _from_header(cls, header: dict[str, Any], bitmaps: bytes) -> "TrainedIds":
         ids = cls(num_prompts=header["num_prompts"], max_foreign=header["max_foreign"])
         ids._complete_below = header["complete_below"]
         ids._foreign = dict.fromkeys(header["foreign"])
+        ids._counts = dict(header["epochs"])
+        counts = (ids.num_prompts, ids.max_foreign, ids._complete_below, *ids._counts, *ids._counts.values())
+        if any(type(each) is not int or each < 0 for each in counts):
+            raise TypeError("its header holds something else than counts")
+        if not all(isinstance(each, str) for each in ids._foreign):
+            raise TypeError("its header holds something else than ids")
         size = (ids.num_prompts + 7) // 8
-        for number, (epoch, count) in enumerate(header["epochs"]):
-            ids._bitmaps[epoch] = bytearray(body[end + number * size : end + (number + 1) * size])
-            ids._counts[epoch] = count
+        if len(bitmaps) != size * len(ids._counts):
+            raise TypeError("its bitmaps have another size")
+        for number, (epoch, count) in enumerate(ids._counts.items()):
+            bitmap = bytearray(bitmaps[number * size : (number + 1) * size])
+            if int.from_bytes(bitmap, "big").bit_count() != count:
+                raise TypeError(f"epoch {epoch} has not {count} ids")
+            ids._bitmaps[epoch] = bitmap
         return ids
 
     def _parse(self, group_id: str) -> tuple[int, int] | None:

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import pytest
 from asympo.common.trained_ids import TrainedIds
 from hypothesis import given
@@ -54,3 +57,41 @@ def test_trained_ids_refuse_damaged_bytes(damage) -> None:  # type: ignore[no-un
     ids.add("0-3")
     with pytest.raises(ValueError, match="intact"):
         TrainedIds.from_bytes(damage(ids.to_bytes()))
+
+
+GOOD = {"num_prompts": 9, "max_foreign": 5, "complete_below": 0, "epochs": [[0, 2]], "foreign": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_prompts": "9"},
+        {"num_prompts": -9},
+        {"num_prompts": 1 << 70},
+        {"max_foreign": True},
+        {"complete_below": None},
+        {"epochs": [[0, 3]]},
+        {"epochs": [[0, 2], [1, 2]]},
+        {"epochs": [0]},
+        {"epochs": 7},
+        {"foreign": [["a"]]},
+        {"foreign": [1]},
+        "num_prompts",
+        "foreign",
+    ],
+)
+def test_intact_bytes_of_something_else_are_refused(wrong: dict[str, object] | str) -> None:
+    def sealed(header: object) -> bytes:
+        head = json.dumps(header).encode()
+        body = len(head).to_bytes(8, "big") + head + b"\x03\x00"
+        return b"asympo-ids-1\n" + hashlib.sha256(body).digest() + body
+
+    assert "0-1" in TrainedIds.from_bytes(sealed(GOOD))
+    header = (
+        {**GOOD, **wrong}
+        if isinstance(wrong, dict)
+        else {name: value for name, value in GOOD.items() if name != wrong}
+    )
+    for each in (header, [header], "[" * 100_000):
+        with pytest.raises(ValueError, match="not a set of trained ids"):
+            TrainedIds.from_bytes(sealed(each))
