@@ -1,5 +1,6 @@
 """Services that are told to stop while their broker neither answers nor hangs up."""
 
+import functools
 import signal
 import sys
 import time
@@ -47,6 +48,10 @@ def start(service: str, learner: LearnerSide, directory: Path) -> Process:
     return Process(command=command, log_path=directory / f"{service}-{port}.log").start()
 
 
+def serves(process: Process) -> bool:
+    return "http on" in process.log
+
+
 @pytest.mark.timeout(170)
 def test_services_end_soon_after_they_are_told_to(
     learner: LearnerSide, own_broker: LocalBroker, tmp_path: Path
@@ -60,7 +65,7 @@ def test_services_end_soon_after_they_are_told_to(
         own_broker.send(signal.SIGSTOP)
         joining += [start(service, learner, tmp_path) for service in SERVICES]
         for process in (*joining, at_work[2]):
-            process.until(lambda process=process: "http on" in process.log, seconds=60)  # type: ignore[misc]
+            process.until(functools.partial(serves, process), seconds=60)
         asked_at = time.monotonic()
         for process in (*at_work, *joining):
             process.send(signal.SIGTERM)

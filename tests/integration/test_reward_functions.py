@@ -98,8 +98,8 @@ def test_function_knows_the_step_of_the_policy_that_answered(
     file: Path, prompt: TaskPrompt, name: str
 ) -> None:
     with scorer_of(file, {"function": name}) as scorer:
-        rewards = [scorer.score(prompt, ["4"], step=step)[0].reward for step in (9, 10)]  # type: ignore[union-attr]
-        assert rewards == [1.0, 0.0]
+        for step, reward in ((9, 1.0), (10, 0.0)):
+            assert scorer.score(prompt, ["4"], step=step) == [Scored(reward=reward, functions={name: reward})]
         assert scorer.score(prompt, ["4"]) == [Scored(reward=1.0, functions={name: 1.0})]
 
 
@@ -131,6 +131,15 @@ def test_async_function_that_fails_costs_its_response_alone(file: Path, prompt: 
         assert isinstance(blocked, ScoreFailure)
         assert blocked.kind == "timed_out"
         assert isinstance(scorer.score(prompt, ["a"])[0], Scored), "its process was replaced"
+
+
+def test_call_right_after_one_that_stood_still_has_a_new_process(file: Path, prompt: TaskPrompt) -> None:
+    with scorer_of(file, {"function": "one"}, timeout_seconds=0.2) as scorer:
+        for _ in range(3):
+            [blocked, after] = scorer.score(prompt, ["block"])[0], scorer.score(prompt, ["sleep"])[0]
+            assert isinstance(blocked, ScoreFailure)
+            assert isinstance(after, ScoreFailure)
+            assert (blocked.kind, after.kind) == ("timed_out", "timed_out"), after.reason
 
 
 def test_judge_calls_of_many_groups_are_in_flight_at_once(file: Path, prompt: TaskPrompt) -> None:

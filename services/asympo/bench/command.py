@@ -10,7 +10,7 @@ from typing import Any
 
 from asympo.bench.pipeline_flags import add_pipeline_flags
 from asympo.bench.shapes import parse_shape
-from asympo.common.commands import CommandParser, add_json_flag, say, write_json
+from asympo.common.commands import CommandParser, add_json_flag, at_least_one, say, write_json
 from asympo.common.errors import BadSetting
 
 _MARK = "ASYMPO_BENCH_ENVIRONMENT"
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     add_pipeline_flags(verb)
     text = "what the gateway costs and keeps: ingest, agents, sessions while generators die, garbage"
     verb = verbs.add_parser("gateway", help=text, description=text)
-    verb.add_argument("--malformed", type=int, default=10_000, help="malformed requests")
+    verb.add_argument("--malformed", type=at_least_one, default=10_000, help="malformed requests")
     verb.add_argument("--quick", action="store_true", help="finish within seconds; the speeds mean nothing")
     add_json_flag(verb)
     text = "every family of models, tiny, the way it would be trained against its own forward"
@@ -169,12 +169,16 @@ def _log(arguments: argparse.Namespace) -> int:
 def _gateway(arguments: argparse.Namespace) -> int:
     from asympo.bench.gateway.report import GatewayBench, measure_gateway
 
-    if arguments.malformed < 1:
-        raise BadSetting(f"--malformed is {arguments.malformed}: at least 1 is needed")
     bench = GatewayBench(num_malformed=arguments.malformed)
     if arguments.quick:
         bench = dataclasses.replace(
-            bench, num_groups=100, latency_seconds=0.5, num_requests=64, num_malformed=200, num_sessions=32
+            bench,
+            num_groups=100,
+            latency_seconds=0.5,
+            num_requests=64,
+            num_malformed=200,
+            num_sessions=32,
+            mean_delay_seconds=0.05,
         )
     return _answer(measure_gateway(bench, say=say), arguments)
 

@@ -50,12 +50,19 @@ class ConcurrentWorker:
                 )
             return future.result(timeout=longest_seconds)
         except BrokenPipeError as error:
+            self._wait_for_end()
             raise WorkerGone("it ended while it was asked") from error
         except TimeoutError:
             self._process.kill()
+            self._wait_for_end()
             raise
         finally:
             self._asking.pop(number, None)
+
+    def _wait_for_end(self) -> None:
+        """Until an ended process is reaped: the next call would write to it once more otherwise."""
+        if (listener := self._listener) is not None:
+            listener.join(GRACE_SECONDS)
 
     def _listen(self) -> None:
         """Until the process ends; then everybody who still asks hears of it."""

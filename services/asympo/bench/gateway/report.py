@@ -10,9 +10,6 @@ from asympo.bench.gateway.ingest import ids_of_16k, measure_latency, measure_rat
 from asympo.bench.gateway.malformed import measure_malformed
 from asympo.bench.gateway.services import services
 
-_MEAN_DELAY_SECONDS = 0.05
-"""Of an answer while generators die, so that many are cut off."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayBench:
@@ -24,6 +21,8 @@ class GatewayBench:
     num_requests: int = 800
     """Of agents, on each way."""
     num_sessions: int = 200
+    mean_delay_seconds: float = 1.0
+    """Of an answer while generators die: about as long as they live, so that many are cut off."""
     num_malformed: int = 10_000
     seed: int = 0
 
@@ -49,7 +48,7 @@ def measure_gateway(bench: GatewayBench, *, say: Callable[[str], None]) -> dict[
         say(f"{bench.num_malformed} malformed requests")
         malformed = measure_malformed(running, count=bench.num_malformed, seed=bench.seed)
     say(f"{bench.num_sessions} sessions while generators are killed")
-    with services(num_engines=3, mean_delay_seconds=_MEAN_DELAY_SECONDS) as running:
+    with services(num_engines=3, mean_delay_seconds=bench.mean_delay_seconds) as running:
         sessions = measure_sessions(running, num_sessions=bench.num_sessions, seed=bench.seed)
     added = {
         count: overhead[f"gateway_milliseconds_p50_with_{count}"]
