@@ -144,8 +144,7 @@ class Reconciler:
             raise SequenceGap(
                 f"run {self._run.name!r} is committed up to entry {survey.commit.sequence} in training state "
                 f"{survey.commit.state_name!r}, but the training state given covers only {consumed_to} "
-                "and the entries "
-                "between are gone: restore that state, or start a new run"
+                "and the entries between are gone: restore that state, or start a new run"
             )
 
     def _settle(self, survey: _Survey, repairs: _Repairs, committed: CommitRecord | None) -> bool:

@@ -151,8 +151,7 @@ def chat_parts(prompt: Any, where: str, config: TaskConfig) -> dict[str, Any]:
     if config.prompt_as == "text":
         raise BadSetting(
             f"{where} has messages, but task.prompt_as is text: give the prompt as a text, or set "
-            "prompt_as to "
-            "chat"
+            "prompt_as to chat"
         )
     messages = check_messages(prompt, where, prefill=config.prefill)
     if config.system_prompt and messages[0]["role"] not in ("system", "developer"):
