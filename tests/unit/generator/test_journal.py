@@ -1,16 +1,23 @@
 """The record of acknowledged appends: one line each, complete, for one process."""
 
+import asyncio
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import AppendOutcome, AppendResult, Lease
+from asympo.common.rollout_log.broker.calls import Calls
+from asympo.generator.work.group import GroupMaker
+from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReason
 from asympo.generator.work.journal import AppendJournal
 
 
@@ -83,3 +90,35 @@ def test_journal_of_a_killed_generator_is_taken_over_without_its_torn_line(tmp_p
     journal.record(lease("0-2"), b"b", appended(2), producer="g")
     journal.close()
     assert [json.loads(line)["group_id"] for line in path.read_text().splitlines()] == ["0-2"]
+
+
+def test_append_whose_group_is_stopped_meanwhile_is_in_the_journal(tmp_path: Path) -> None:
+    """A renewal that comes between an append and its answer finds the lease ended, and stops the group."""
+    path, is_in_log, may_answer = tmp_path / "appends.jsonl", threading.Event(), threading.Event()
+
+    def append(*_: Any, **__: Any) -> AppendResult:
+        is_in_log.set()
+        may_answer.wait()
+        return appended(5)
+
+    context: Any = MagicMock()
+    context.calls = Calls(max_threads=2, on_broker_error=lambda: None)
+    context.run_log.leases.append, context.holder = append, "g"
+    journal = AppendJournal(path)
+    parts: dict[str, Any] = dict.fromkeys(("sampling", "task", "scorer", "gate", "cache_salt"))
+    maker = GroupMaker(context=context, journal=journal, **parts)
+
+    async def stopped() -> None:
+        group = GroupInFlight(lease=lease("0-5"), request_id="r", num_samples=4)
+        appending = asyncio.ensure_future(maker._append(group, b"payload"))
+        await context.calls.run(is_in_log.wait)
+        group.stop(StopReason.LEASE_LOST)
+        with pytest.raises(GroupStopped):
+            await appending
+        may_answer.set()
+        while not list(read_jsonl(path)):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(stopped())
+    journal.close()
+    assert [(row["group_id"], row["sequence"]) for row in read_jsonl(path)] == [("0-5", 5)]

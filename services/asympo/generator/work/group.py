@@ -219,9 +219,7 @@ class GroupMaker:
     async def _append(self, group: GroupInFlight, payload: bytes) -> GroupOutcome:
         """Append, waiting for the broker if need be: it decides whether the lease is still good."""
         result = await group.unless_stopped(
-            self._calls.until_answered(
-                self._run_log.leases.append, group.lease, payload, producer=self._holder
-            )
+            self._calls.until_answered(self._append_and_note, group.lease, payload)
         )
         outcome: GroupOutcome = result.outcome.value
         if outcome == "too_large":
@@ -232,17 +230,22 @@ class GroupMaker:
             # A run that has ended takes no more, which happens to whatever is in flight then.
             level = logging.INFO if outcome == "refused" else logging.WARNING
             log.log(level, "Group %s was not taken: %s", group.lease.group_id, outcome)
-        elif self._journal is not None:
-            await self._note(self._journal, group.lease, payload, result)
         return outcome
 
-    async def _note(self, journal: AppendJournal, lease: Lease, payload: bytes, result: AppendResult) -> None:
-        try:
-            await self._calls.run(journal.record, lease, payload, result, producer=self._holder)
-        except OSError as error:
-            # The group is in the log and must count as answered, whatever its record's storage does.
-            log.error("The append of group %s is not in the journal yet: %s", lease.group_id, error)
-            self._metrics.count_unexpected_error()
+    def _append_and_note(self, lease: Lease, payload: bytes) -> AppendResult:
+        """Both in one call: a group that is stopped while its append runs is in the journal all the same.
+
+        That happens when a renewal comes between the append and its answer, and finds the lease ended.
+        """
+        result = self._run_log.leases.append(lease, payload, producer=self._holder)
+        if self._journal is not None and result.outcome.value in ("appended", "duplicate"):
+            try:
+                self._journal.record(lease, payload, result, producer=self._holder)
+            except OSError as error:
+                # The group is in the log and must count as answered, whatever its record's storage does.
+                log.error("The append of group %s is not in the journal yet: %s", lease.group_id, error)
+                self._metrics.count_unexpected_error()
+        return result
 
 
 def _numbers_of(score: Scored) -> dict[str, float]:
