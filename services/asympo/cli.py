@@ -88,8 +88,8 @@ COMMANDS = (
     ),
     Command(
         name="checkpoint",
-        module="asympo.ops.checkpoint",
-        summary="list, verify, best: the checkpoints of a run",
+        module="asympo.ops.checkpoint.command",
+        summary="list, verify, best, diff, export: the checkpoints of a run",
     ),
     Command(
         name="backup",

@@ -1,0 +1,138 @@
+"""`asympo checkpoint export`: a policy as a plain Hugging Face directory, proved by loading it again."""
+
+import dataclasses
+import os
+import secrets
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asympo.common.checkpoints import Manifest, PolicyRef
+from asympo.common.checkpoints.directory import flush_directory, flush_files, make_durable_directory
+from asympo.common.checkpoints.store import POLICIES
+from asympo.common.checkpoints.verify import read_manifest, verify_files
+from asympo.common.commands import add_json_flag, show, write_json
+from asympo.common.errors import BadSetting, CorruptCheckpoint
+from asympo.common.names import directory_of_run
+from asympo.common.paths import given_path
+from asympo.common.settings import read_toml
+from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
+from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
+from asympo.run.directory import RunDirectory
+from asympo.run.report.evals import RESULTS, read_results
+
+if TYPE_CHECKING:
+    from asympo.learner.publish.proof import Proof
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("policy", metavar="POLICY", help="STEP, best or last")
+    parser.add_argument(
+        "--to", type=given_path, required=True, metavar="DIR", help="new directory to write it to"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="what the run started from, a directory or an id on the hub; none: as its settings say",
+    )
+    add_choice_flags(parser, needs_run=True)
+    add_json_flag(parser)
+
+
+def main(arguments: Namespace) -> int:
+    """0 once the directory was loaded again, answered as the policy and differed from the run's start."""
+    to = arguments.to.absolute()
+    if os.path.lexists(to):
+        raise BadSetting(f"{to} exists: give the export a new directory")
+    ref = choose_policy(arguments.policy, arguments).ref
+    assert ref is not None
+    base = _base_of(arguments)
+    with _written_beside(to) as unfinished:
+        manifest = _copy(ref, unfinished)
+        from asympo.learner.publish.proof import prove
+
+        proof = prove(unfinished, policy=ref.path, base=base, is_start=ref.step == 0)
+        card = ModelCard(
+            run=arguments.run,
+            manifest=manifest,
+            base=base,
+            proof=proof,
+            evals=read_results(_results_of(arguments)),
+        )
+        (unfinished / CARD_NAME).write_text(card.to_markdown(), encoding="utf-8")
+    _tell(to, ref=ref, base=base, proof=proof, as_json=arguments.json)
+    return 0
+
+
+def _tell(to: Path, *, ref: PolicyRef, base: str, proof: "Proof", as_json: bool) -> None:
+    if as_json:
+        values = {"path": str(to), "step": ref.step, "fence": ref.fence, "manifest_digest": ref.digest}
+        write_json({**values, "base": base, **dataclasses.asdict(proof)})
+        return
+    show(f"{to}: the policy of step {ref.step}, loaded again")
+    show(f"it answers {proof.prompts} texts as the policy does: every logit is the same")
+    if proof.differ_from_base:
+        show(
+            f"{proof.differ_from_base} of {proof.tensors} tensors differ from {base}, logits by up to "
+            f"{proof.logits_from_base:.3g}"
+        )
+    else:
+        show(f"it equals {base}, as a policy does before the first step")
+
+
+def _base_of(arguments: Namespace) -> str:
+    """What the run started from, a directory that is there or an id on the hub; BadSetting."""
+    model = str(arguments.base or _model_of_run(arguments))
+    if model.startswith(("~", "/", ".")) and not given_path(model).is_dir():
+        raise BadSetting(f"{model} is not there: name what the run started from with --base")
+    return model
+
+
+def _model_of_run(arguments: Namespace) -> str:
+    held = RunDirectory(directory_of_run(arguments.checkpoint_root, arguments.run))
+    file = held.path / "config" / "learner.toml"
+    if not file.is_file():
+        raise BadSetting(f"{file} is not there to say what the run started from: name that with --base")
+    model = read_toml(file).get("model")
+    if not isinstance(model, str):
+        raise BadSetting(f"{file} names no model: name what the run started from with --base")
+    beside = Path(str(held.read_mark().get("started_in", ""))) / model
+    return str(beside) if beside.is_dir() else model
+
+
+def _results_of(arguments: Namespace) -> Path:
+    return arguments.results or directory_of_run(arguments.checkpoint_root, arguments.run) / RESULTS
+
+
+@contextmanager
+def _written_beside(to: Path) -> Iterator[Path]:
+    """A new directory that gets its name, durably, when the block ends well and is removed when not."""
+    make_durable_directory(to.parent)
+    unfinished = to.parent / f".{to.name}-{secrets.token_hex(8)}.unfinished"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        flush_files(unfinished)
+        flush_directory(unfinished)
+        if os.path.lexists(to):
+            raise BadSetting(f"{to} was made meanwhile: give the export a new directory")
+        unfinished.rename(to)
+        flush_directory(to.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _copy(ref: PolicyRef, target: Path) -> Manifest:
+    """The policy's files, every byte of the copy checked."""
+    try:
+        manifest = read_manifest(ref.path, POLICIES)
+        for entry in manifest.files:
+            shutil.copyfile(ref.path / entry.name, target / entry.name)
+    except FileNotFoundError as error:
+        raise CorruptCheckpoint(f"{ref.path} was deleted while it was copied: it was an old one") from error
+    verify_files(target, manifest, POLICIES, with_digests=True)
+    return manifest
