@@ -1,5 +1,5 @@
 import pytest
-from asympo.common.rollout_log.permutation import permuted_index
+from asympo.common.rollout_log.order.permutation import permuted_index
 
 GOLDEN = [6, 8, 4, 9, 1, 7, 3, 5, 0, 2]
 

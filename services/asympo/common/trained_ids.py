@@ -2,7 +2,7 @@
 
 Ids of our own prompts ("<epoch>-<index>") are kept exactly, as one bitmap per epoch; ids of foreign producers
 as a window of the newest ones. "Trained" covers every group a segment consumed: with signal, without, and
-dead-lettered.
+dead-lettered. A prompt that rests in an epoch counts as consumed in it, so that the epoch can be complete.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ class TrainedIds:
         self.max_foreign = max_foreign
         self._complete_below = 0
         self._bitmaps: dict[int, bytearray] = {}
+        self._resting: dict[int, bytes] = {}
         self._counts: dict[int, int] = {}
         self._foreign: dict[str, None] = {}
 
@@ -45,6 +46,26 @@ class TrainedIds:
         self._fold_complete()
         return True
 
+    def rest(self, epoch: int, bits: bytes) -> None:
+        """Prompts that an epoch passes over: bit `index % 8` of byte `index // 8`. The first call holds."""
+        if len(bits) != (self.num_prompts + 7) // 8:
+            raise ValueError(f"{len(bits)} bytes are not one bit for each of {self.num_prompts} prompts")
+        if epoch < self._complete_below or epoch in self._resting or not self._has_room(epoch):
+            return
+        bitmap = self._bitmaps.setdefault(epoch, bytearray(len(bits)))
+        self._resting[epoch] = bits
+        self._counts[epoch] = _count(bitmap, bits)
+        self._fold_complete()
+
+    def resting(self) -> dict[int, bytes]:
+        """What `rest` was told of epochs that are not among `complete_epochs`."""
+        return dict(self._resting)
+
+    def is_resting(self, epoch: int, index: int) -> bool:
+        """Whether a prompt is in the set only because it rests."""
+        bits = self._resting.get(epoch)
+        return bits is not None and _has(bits, index) and not _has(self._bitmaps[epoch], index)
+
     def __contains__(self, group_id: str) -> bool:
         own = self._parse(group_id)
         return group_id in self._foreign or (own is not None and self.contains(*own))
@@ -54,7 +75,7 @@ class TrainedIds:
         if epoch < self._complete_below:
             return True
         bitmap = self._bitmaps.get(epoch)
-        return bitmap is not None and bool(bitmap[index >> 3] >> (index & 7) & 1)
+        return bitmap is not None and (_has(bitmap, index) or self.is_resting(epoch, index))
 
     def __len__(self) -> int:
         own = self._complete_below * self.num_prompts + sum(self._counts.values())
@@ -89,15 +110,19 @@ class TrainedIds:
     def to_bytes(self) -> bytes:
         """Deterministic serialisation with a digest."""
         epochs = self.partial_epochs()
-        header = {
+        header: dict[str, Any] = {
             "num_prompts": self.num_prompts,
             "max_foreign": self.max_foreign,
             "complete_below": self._complete_below,
             "epochs": [[epoch, self._counts[epoch]] for epoch in epochs],
             "foreign": list(self._foreign),
         }
+        resting = sorted(self._resting)
+        if resting:
+            header["resting"] = resting
         head = json.dumps(header, separators=(",", ":")).encode()
-        body = len(head).to_bytes(8, "big") + head + b"".join(bytes(self._bitmaps[epoch]) for epoch in epochs)
+        bitmaps = [self._bitmaps[epoch] for epoch in epochs] + [self._resting[epoch] for epoch in resting]
+        body = len(head).to_bytes(8, "big") + head + b"".join(bitmaps)
         return _MAGIC + hashlib.sha256(body).digest() + body
 
     @classmethod
@@ -124,14 +149,17 @@ class TrainedIds:
             raise TypeError("its header holds something else than counts")
         if not all(isinstance(each, str) for each in ids._foreign):
             raise TypeError("its header holds something else than ids")
-        size = (ids.num_prompts + 7) // 8
-        if len(bitmaps) != size * len(ids._counts):
+        size, resting = (ids.num_prompts + 7) // 8, header.get("resting", [])
+        if len(bitmaps) != size * (len(ids._counts) + len(resting)):
             raise TypeError("its bitmaps have another size")
-        for number, (epoch, count) in enumerate(ids._counts.items()):
-            bitmap = bytearray(bitmaps[number * size : (number + 1) * size])
-            if int.from_bytes(bitmap, "big").bit_count() != count:
+        if not set(resting) <= ids._counts.keys() or len(set(resting)) < len(resting):
+            raise TypeError("it has prompts that rest in other epochs than it has ids of")
+        parts = [bitmaps[start : start + size] for start in range(0, len(bitmaps), size)] if size else []
+        ids._bitmaps = dict(zip(ids._counts, map(bytearray, parts), strict=False))
+        ids._resting = dict(zip(resting, parts[len(ids._counts) :], strict=False))
+        for epoch, count in ids._counts.items():
+            if _count(ids._bitmaps[epoch], ids._resting.get(epoch, b"")) != count:
                 raise TypeError(f"epoch {epoch} has not {count} ids")
-            ids._bitmaps[epoch] = bitmap
         return ids
 
     def _parse(self, group_id: str) -> tuple[int, int] | None:
@@ -149,4 +177,17 @@ class TrainedIds:
         """Replaces complete leading epochs by a number, so that endless runs stay small."""
         while self._counts.get(self._complete_below) == self.num_prompts:
             del self._counts[self._complete_below], self._bitmaps[self._complete_below]
+            self._resting.pop(self._complete_below, None)
             self._complete_below += 1
+
+
+def _has(bits: bytes | bytearray, index: int) -> bool:
+    return bool(bits[index >> 3] >> (index & 7) & 1)
+
+
+def _count(*bitmaps: bytes | bytearray) -> int:
+    """Bits that are set in any of them."""
+    either = 0
+    for bits in bitmaps:
+        either |= int.from_bytes(bits, "little")
+    return either.bit_count()

@@ -31,6 +31,7 @@ _ONLY_FOR = {
 _NEW_SINCE_RUNS_EXIST = (
     *("cue", "rewards", "data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"),
     *("prompt_template", "prefill", "chat_template_kwargs", "weight_column", "left_out", "too_long"),
+    "order",
 )
 """Left out where they say nothing, so that a run created before they existed reads as it did."""
 
@@ -77,6 +78,11 @@ class TaskConfig(BaseModel):
     weight_column: str | None = Field(
         None,
         description="data: column that says how often a row is asked in an epoch, a whole number; none: once",
+    )
+    order: Literal["uniform", "by-success"] = Field(
+        "uniform",
+        description="uniform: every prompt in every epoch; by-success: those that are always or never right "
+        "only in every second, fourth, then eighth",
     )
     too_long: Literal["leave-out", "refuse"] = Field(
         "leave-out",

@@ -1,6 +1,7 @@
 """A generator process with the simulated engine and a learner process on one broker, to the end of a run."""
 
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -118,3 +119,31 @@ def test_full_broker_refuses_and_commits_alone_make_room_until_the_run_ends(
     assert (stats.state, stats.trained, stats.open) == (RunState.FINISHED, 80, 0)
     # Commits before their time leave the slots of what no policy shows yet.
     assert max(row["queue_staleness_max"] for row in learner.rows) <= 1
+
+
+@pytest.mark.timeout(200)
+def test_prompts_without_signal_get_rarer_though_the_learner_is_killed(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+) -> None:
+    # Whatever is asked, half of the prompts is answered wrongly by everybody.
+    flags = (*additions(tmp_path / "rows.jsonl", 16), "--task.order", "by-success", "--num-epochs", "5")
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    never = [json.dumps(json.loads(row) | {"answer": "never"}) for row in rows[8:]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:8] + never))
+    learner = LearnerProcess(
+        url=broker_url, run=run_name, root=tmp_path, model=tiny_model, flags=(*flags, "--save-every", "1")
+    )
+    learner.start()
+    generator = GeneratorProcess(url=broker_url, run=run_name, root=tmp_path)
+    learner.until(lambda: learner.count("passes over") >= 1)
+    learner.end(signal.SIGKILL)
+    learner.start("--take-over")
+    assert learner.wait() == 0, learner.log
+    assert generator.wait(30) == 0, generator.log
+    found = trained(learner)
+    assert found == generator.appended
+    assert set(found.values()) == {1}
+    asked = [sum(found[f"{epoch}-{index}"] for epoch in range(5)) for index in range(16)]
+    assert sum(asked[8:]) < sum(asked[:8]), asked
+    assert all(found[f"0-{index}"] for index in range(16))
+    assert run_log.stats.read().state is RunState.FINISHED

@@ -20,7 +20,7 @@ ACQUIRE_KEYS = "run open leases deadlines reissue wake"
 APPEND_KEYS = "run log open leases deadlines answers reissue wake failures"
 COMMIT_KEYS = "run commit log open leases reissue holes wake"
 RECONCILE_KEYS = "run commit log holes open leases deadlines reissue set_aside wake"
-SURVEY_KEYS = "run commit holes open leases reissue set_aside"
+SURVEY_KEYS = "run commit holes open leases reissue set_aside resting"
 PRESENCE_KEYS = "presence presence_until"
 
 
@@ -266,6 +266,20 @@ def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:
     assert (commit.sequence, commit.state_name) == (1, "state")
     must_lease(log), must_lease(log)
     assert call(log, "settle", RECONCILE_KEYS, *arguments) == [b"RETRY"]
+
+
+def test_rest_is_settled_by_the_first_lease_of_an_epoch(log: RunLog, learner: Learner) -> None:
+    def rest(*arguments: Any) -> Any:
+        first, again = twice(log, "rest", "run resting", *fenced(learner), *arguments)
+        assert first == again
+        return first, log.broker.command("HGETALL", key(log.run, "resting"))
+
+    assert rest(0, 1, 0, b"\x01" * 7) == ([b"OK", 0], {b"1/0": b"\x01" * 7})
+    assert rest(0, 1, 0, b"\x02" * 7) == ([b"OK", 0], {b"1/0": b"\x02" * 7})
+    log.broker.command("HSET", key(log.run, "run"), "epoch", 1)
+    assert rest(0, 1, 0, b"\x03" * 7) == ([b"OK", 1], {b"1/0": b"\x02" * 7}), "epoch 1 has begun"
+    assert rest(0, 1, 1, b"\x04" * 7) == ([b"OK", 1], {b"1/0": b"\x04" * 7}), "put back"
+    assert rest(2, 3, 0, b"\x05" * 7) == ([b"OK", 1], {b"3/0": b"\x05" * 7}), "what is over is forgotten"
 
 
 def test_stats_reads_one_instant(log: RunLog, learner: Learner) -> None:

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from .conftest import Learner, start_run
 
-NUM_PROMPTS, NUM_EPOCHS = 5, 2
+NUM_PROMPTS, NUM_EPOCHS = 5, 3
 PICK = st.integers(0, 1_000_000)
 
 
@@ -39,6 +39,7 @@ class LogMachine(RuleBasedStateMachine):
             groups_per_step=2,
             max_groups_per_step=4,
             max_prompt_failures=2,
+            task={"order": "by-success"},
         )
         self.held: list[Lease] = []
         self.answered: list[Lease] = []
@@ -68,7 +69,8 @@ class LogMachine(RuleBasedStateMachine):
     def every_prompt_was_consumed_or_set_aside(self) -> None:
         given_up = {name.decode() for name, _why in self.broker.hash_items(self.log.access.key("set_aside"))}
         every = {f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS)}
-        left = {group_id for group_id in every - given_up if group_id not in self.learner.trained}
+        known = given_up | self.resting()
+        left = {group_id for group_id in every - known if group_id not in self.learner.trained}
         assert not left, f"never consumed: {left}"
 
     @rule(count=st.integers(1, 4))
@@ -146,6 +148,18 @@ class LogMachine(RuleBasedStateMachine):
         )
         self.durable = (learner.trained.copy(), record)
 
+    @precondition(lambda self: not self.must_reconcile)
+    @rule(epoch=st.integers(1, NUM_EPOCHS - 1), bits=st.integers(0, 2**NUM_PROMPTS - 2), adopts=st.booleans())
+    def rest(self, epoch: int, bits: int, adopts: bool) -> None:
+        """A learner may die, or lose its broker, before it has seen what held."""
+        learner, durable = self.learner, self.durable[0]
+        begun = self.log.rests.propose(
+            learner.fence, epoch=epoch, bits=bytes([bits]), keep_from=durable.complete_epochs
+        )
+        for held, found in self.log.rests.read(num_prompts=NUM_PROMPTS).items():
+            if adopts and held <= begun:
+                learner.trained.rest(held, found)
+
     @rule()
     def kill_the_learner_and_resume(self) -> None:
         trained, committed = self.durable[0].copy(), self.durable[1]
@@ -207,6 +221,7 @@ class LogMachine(RuleBasedStateMachine):
             for epoch in range(stats.epoch + 1)
             for position in range(NUM_PROMPTS if epoch < stats.epoch else stats.position)
         }
+        issued -= self.resting() - self.consumed() - set(leased) - set(queued) - set(open_ids)
         places = Counter([*leased, *queued, *open_ids, *self.consumed(), *(given_up - self.consumed())])
         assert set(places) == issued, (issued - set(places), set(places) - issued)
         assert set(places.values()) <= {1}, places
@@ -214,8 +229,25 @@ class LogMachine(RuleBasedStateMachine):
             assert stats.open + len(leased) <= stats.capacity
 
     def consumed(self) -> set[str]:
-        every = (f"{epoch}-{index}" for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS))
-        return {group_id for group_id in every if group_id in self.learner.trained}
+        trained = self.learner.trained
+        every = ((epoch, index) for epoch in range(NUM_EPOCHS) for index in range(NUM_PROMPTS))
+        return {f"{e}-{i}" for e, i in every if trained.contains(e, i) and f"{e}-{i}" not in self.resting()}
+
+    def resting(self) -> set[str]:
+        """What epochs that have begun pass over."""
+        trained, begun = self.learner.trained, self.log.stats.read().epoch
+        held = self.log.rests.read(num_prompts=NUM_PROMPTS) | trained.resting()
+        return {
+            f"{epoch}-{index}"
+            for epoch, bits in held.items()
+            for index in range(NUM_PROMPTS)
+            if epoch <= begun and bits[0] >> index & 1 and not self._is_trained_itself(epoch, index)
+        }
+
+    def _is_trained_itself(self, epoch: int, index: int) -> bool:
+        trained = self.learner.trained
+        is_known = epoch in trained.resting() or epoch < trained.complete_epochs
+        return trained.contains(epoch, index) and not trained.is_resting(epoch, index) if is_known else False
 
 
 def test_every_prompt_is_consumed_exactly_once_whatever_happens(broker: Broker) -> None:

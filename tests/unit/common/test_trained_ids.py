@@ -10,6 +10,34 @@ OWN_IDS = st.builds("{}-{}".format, st.integers(0, 4), st.integers(0, 9))
 FOREIGN_IDS = st.sampled_from(["gateway:a", "0-10", "00-1", "1-01", "-1-2", "x", "", "1_2", "٣-1"])
 
 
+RESTS = st.dictionaries(st.integers(0, 4), st.integers(0, 2**10 - 1))
+
+
+@given(st.lists(OWN_IDS | FOREIGN_IDS), st.lists(OWN_IDS), RESTS)
+def test_prompts_that_rest_count_as_consumed(
+    before: list[str], after: list[str], rests: dict[int, int]
+) -> None:
+    ids, model = TrainedIds(num_prompts=10), set(before)
+    for group_id in before:
+        ids.add(group_id)
+    for epoch, bits in rests.items():
+        ids.rest(epoch, bits.to_bytes(2, "little"))
+        ids.rest(epoch, bytes(2))
+    resting = {f"{epoch}-{i}" for epoch, bits in rests.items() for i in range(10) if bits >> i & 1}
+    for group_id in after:
+        assert ids.add(group_id) == (group_id not in model | resting)
+        model.add(group_id)
+    again = TrainedIds.from_bytes(ids.to_bytes())
+    assert again == ids
+    for epoch in range(5):
+        every = {f"{epoch}-{i}" for i in range(10)}
+        assert again.num_in_epoch(epoch) == len(every & (model | resting))
+        assert {i for i in every if i in again} == every & (model | resting)
+        if epoch >= again.complete_epochs:
+            alone = {f"{epoch}-{i}" for i in range(10) if again.is_resting(epoch, i)}
+            assert alone == every & resting - set(before)
+
+
 @given(st.lists(OWN_IDS | FOREIGN_IDS))
 def test_trained_ids_behave_like_a_set_and_survive_bytes(added: list[str]) -> None:
     ids, model = TrainedIds(num_prompts=10), set()
@@ -76,6 +104,9 @@ GOOD = {"num_prompts": 9, "max_foreign": 5, "complete_below": 0, "epochs": [[0, 
         {"epochs": 7},
         {"foreign": [["a"]]},
         {"foreign": [1]},
+        {"resting": [0]},
+        {"resting": [7]},
+        {"resting": 3},
         "num_prompts",
         "foreign",
     ],

@@ -17,7 +17,7 @@ POLICY_FILES = re.compile(
 )
 """Everything a published policy may hold beside its manifest. No code, no pickles."""
 
-STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|trained_ids\.bin")
+STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|(trained_ids|streaks)\.bin")
 """Everything a durable training state may hold beside its manifest."""
 
 DECISION_FILES = re.compile(r"decisions-f(?P<fence>[0-9]{4,10})-n(?P<length>[0-9]{4,10})\.json")

@@ -8,7 +8,7 @@ each concern: `leases`, `reader`, `fence`, `commits`, `policies`, ... The protoc
 from asympo.common.rollout_log.broker.connection import Broker
 from asympo.common.rollout_log.broker.server_info import BrokerInfo
 from asympo.common.rollout_log.copies import CopiedPiece
-from asympo.common.rollout_log.permutation import permuted_index
+from asympo.common.rollout_log.order.permutation import permuted_index
 from asympo.common.rollout_log.policies import queue_staleness
 from asympo.common.rollout_log.producers.submissions import (
     PRODUCER_NAME,

@@ -12,6 +12,7 @@ NOUNS = {
     "open": "set",  # ids of groups appended and not yet freed
     "leases": "hash",  # token -> group id, policy step, grant time, holder
     "deadlines": "zset",  # token -> expiry in milliseconds
+    "resting": "hash",  # "<epoch>/<piece>" -> which prompts the epoch passes over, a bit for each
     "reissue": "list",  # ids whose lease ended without a group, granted before new ones
     "answers": "zset",  # token -> sequence it was appended under; the newest few thousand
     "failures": "hash",  # group id -> failures of the prompt itself

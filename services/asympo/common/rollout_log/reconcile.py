@@ -12,7 +12,8 @@ from asympo.common.errors import BrokerRefused, SequenceGap
 from asympo.common.group_ids import parse_own_id
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.commits import commit_of
-from asympo.common.rollout_log.permutation import permuted_index
+from asympo.common.rollout_log.order.permutation import permuted_index
+from asympo.common.rollout_log.order.rests import Rests, rests_of
 from asympo.common.rollout_log.types import CommitRecord, Fence, ReconcileReport
 from asympo.common.trained_ids import TrainedIds
 
@@ -38,6 +39,7 @@ class _Survey:
     leased_ids: set[str]
     queued_ids: set[str]
     set_aside_ids: set[str]
+    resting: dict[int, bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,7 @@ class Reconciler:
 
     def __init__(self, run: RunAccess) -> None:
         self._run = run
+        self._rests = Rests(run)
 
     def reconcile(
         self, fence: Fence, *, committed: CommitRecord | None, trained: TrainedIds, trained_sequence: int = 0
@@ -66,8 +69,9 @@ class Reconciler:
 
         `committed`: the durable state the learner runs from. `trained`: every id consumed so far, in
         memory included. `trained_sequence`: last entry consumed in memory, 0 on a start; a learner that
-        reconciles in mid-run drops what it has read beyond that and reads it again. Raises Fenced when
-        another learner has taken over, SequenceGap when the state is older than what was trimmed.
+        reconciles in mid-run drops what it has read beyond that and reads it again. What rests in epochs that
+        have begun is added to `trained`, and put back where the broker lost it. Raises Fenced when another
+        learner has taken over, SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         # Generators keep leasing while this side compares: a settle that finds the prompt cursor moved
@@ -77,6 +81,7 @@ class Reconciler:
             # Another learner may have committed entries that are still to be read by this one.
             in_log = self._ids_in_log(after=min(survey.commit.sequence, consumed_to) if survey.commit else 0)
             self._refuse_old_state(survey, consumed_to)
+            self._agree_on_rests(survey, trained)
             repairs = _repairs(survey, in_log, trained, consumed_to)
             if self._settle(survey, repairs, committed):
                 break
@@ -122,7 +127,16 @@ class Reconciler:
             leased_ids=set(map(text, groups[1])),
             queued_ids=set(map(text, groups[2])),
             set_aside_ids=set(map(text, groups[3])),
+            resting=rests_of(groups[4], num_prompts),
         )
+
+    def _agree_on_rests(self, survey: _Survey, trained: TrainedIds) -> None:
+        for epoch, bits in survey.resting.items():
+            if epoch <= survey.epoch:
+                trained.rest(epoch, bits)
+        for epoch, bits in trained.resting().items():
+            if survey.resting.get(epoch) != bits:
+                self._rests.put_back(survey.fence, epoch=epoch, bits=bits)
 
     def _ids_in_log(self, *, after: int) -> dict[int, str]:
         """Group id by sequence of every entry after a number, without moving payloads."""
@@ -215,16 +229,21 @@ def _missing(survey: _Survey, trained: TrainedIds, placed: set[str]) -> tuple[se
         if current == last_epoch:
             epoch, position = current, issued
         # After a rollback the sum can be right by accident: one id lost, another issued twice.
-        if accounted == issued and not survey.is_rolled_back:
+        is_partly_asked = current == last_epoch and current in trained.resting()
+        if accounted == issued and not survey.is_rolled_back and not is_partly_asked:
             continue
         order = list(_order(survey, current))
         used = [
             place
             for place, index in enumerate(order)
-            if trained.contains(current, index) or f"{current}-{index}" in placed
+            if (trained.contains(current, index) and not trained.is_resting(current, index))
+            or f"{current}-{index}" in placed
         ]
         issued = max(issued, used[-1] + 1 if used else 0)
-        missing |= {f"{current}-{order[place]}" for place in set(range(issued)).difference(used)}
+        rest = {place for place, index in enumerate(order) if trained.is_resting(current, index)}
+        missing |= {f"{current}-{order[place]}" for place in set(range(issued)).difference(used, rest)}
+        while issued in rest:
+            issued += 1
         if current == last_epoch:
             epoch, position = current, issued
     return missing, epoch, position

@@ -9,6 +9,7 @@ from asympo.common.rollout_log.decisions import DecisionCopy
 from asympo.common.rollout_log.evals.evaluations import Evaluations
 from asympo.common.rollout_log.fence import Fences
 from asympo.common.rollout_log.leases import Leases
+from asympo.common.rollout_log.order.rests import Rests
 from asympo.common.rollout_log.policies import Policies
 from asympo.common.rollout_log.presence import Presence
 from asympo.common.rollout_log.producers.submissions import Submissions
@@ -33,6 +34,7 @@ class RunLog:
         self.commits = Commits(self.access)
         self.reconciler = Reconciler(self.access)
         self.decisions = DecisionCopy(self.access)
+        self.rests = Rests(self.access)
         self.dead_letters = DeadLetters(self.access)
         self.policies = Policies(self.access)
         self.presence = Presence(self.access)

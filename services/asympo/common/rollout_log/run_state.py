@@ -47,7 +47,7 @@ class RunStates:
 
     def _create(self, config: RunConfig) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
-        limit = config.max_generation_staleness
+        limit, order = config.max_generation_staleness, config.task.get("order")
         reply = self._run.call(
             "create",
             config.to_json(),
@@ -62,6 +62,7 @@ class RunStates:
             *("num_epochs", config.num_epochs),
             *("model", config.model),
             *("max_record_bytes", config.max_record_bytes),
+            *(() if order is None else ("order", order)),
         )
         return RunConfig.from_json(reply[1])
 

@@ -19,6 +19,7 @@ from asympo.common.rollout_log import (
     RunState,
 )
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.log.order import SuccessOrder
 from asympo.learner.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class LogSession:
         """Where the learner stands."""
         self._committed: CommitRecord | None = None
         self.num_reconciles = 0
+        self._next_epoch = 1
+        self._rests_needed_from = trained.complete_epochs
 
     @property
     def committed(self) -> CommitRecord | None:
@@ -153,6 +156,28 @@ class LogSession:
         """The broker's copy; None when there is none."""
         return self._call(self._run_log.decisions.read)
 
+    def propose_rests(self, order: SuccessOrder) -> None:
+        """Who rests in the next epoch, from what was consumed so far, asking once: nobody waits for it.
+
+        An epoch that has begun keeps what was proposed for it last, and those who rest count as consumed.
+        """
+        rests = self._run_log.rests
+        try:
+            while True:
+                bits = order.resting(self._next_epoch)
+                where = {"epoch": self._next_epoch, "keep_from": self._rests_needed_from}
+                begun = rests.propose(self.fence, bits=bits, **where)
+                if begun < self._next_epoch:
+                    return
+                for epoch, held in rests.read(num_prompts=self.trained.num_prompts).items():
+                    if self._next_epoch <= epoch <= begun:
+                        self.trained.rest(epoch, held)
+                        num = int.from_bytes(held, "little").bit_count()
+                        log.info("Epoch %d passes over %d prompts without signal", epoch, num)
+                self._next_epoch = begun + 1
+        except (BrokerUnavailable, BrokerChanged) as error:
+            log.info("What rests in the next epoch waits for the next step: %s", error)
+
     def is_policy_in_use(self, policy: PolicyRef) -> bool:
         """Whether anyone serves, loads or measures it, from any thread; yes if the broker cannot be asked."""
         try:
@@ -188,6 +213,7 @@ class LogSession:
             )
         )
         self._committed = record
+        self._rests_needed_from = self.trained.complete_epochs
         self.progress.committed_sequence = record.sequence
         return record
 

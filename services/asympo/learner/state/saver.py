@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from asympo.common.errors import CorruptCheckpoint
 from asympo.common.rollout_log import CommitRecord
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.log.order import SuccessOrder
 from asympo.learner.log.session import LogSession
 from asympo.learner.ranks import Ranks
 from asympo.learner.state.archive import Archive
@@ -63,6 +64,7 @@ class Saver:
         archive: Archive,
         decisions: DecisionLog,
         keep: int,
+        order: SuccessOrder | None,
         ranks: Ranks | None,
     ) -> None:
         self._store = store
@@ -72,6 +74,7 @@ class Saver:
         self._archive = archive
         self._decisions = decisions
         self._keep = keep
+        self._order = order
         self._ranks = ranks
 
     def save(self, *, step: int, wall_seconds: float) -> str:
@@ -83,6 +86,7 @@ class Saver:
             fence=fence,
             sequence=sequence,
             trained_ids=self._session.trained.to_bytes(),
+            streaks=b"" if self._order is None else self._order.to_bytes(),
             decisions=self._decisions.at(step),
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,

@@ -49,7 +49,7 @@ from asympo.learner.state.tensors import (
 
 log = logging.getLogger(__name__)
 
-_TRAINED_IDS = "trained_ids.bin"
+_TRAINED_IDS, _STREAKS = "trained_ids.bin", "streaks.bin"
 _T = TypeVar("_T")
 
 STATES = Kind(
@@ -73,6 +73,8 @@ class TrainingState:
     """Log cursor: last sequence number that was trained or passed over."""
     trained_ids: bytes
     """Ids of all trained groups, as TrainedIds.to_bytes() gives them."""
+    streaks: bytes = b""
+    """Of an order by success, as SuccessOrder.to_bytes() gives them."""
     decisions: dict[str, Any] = field(default_factory=dict)
     """Choices that change arithmetic, made once; JSON values."""
     counters: dict[str, int | float] = field(default_factory=dict)
@@ -140,7 +142,10 @@ class StateStore:
         writer = StateWriter(
             steps=self._steps,
             name=name,
-            extra_files={_TRAINED_IDS: state.trained_ids},
+            extra_files={
+                _TRAINED_IDS: state.trained_ids,
+                **({_STREAKS: state.streaks} if state.streaks else {}),
+            },
             make_manifest=manifest,
         )
         with directory.storage_errors_as_publish_failed(what, self.path):
@@ -161,12 +166,13 @@ class StateStore:
     def read(self, name: str) -> TrainingState:
         """Everything but the tensors; CorruptCheckpoint. Digests of files here are not checked."""
         path, manifest = self._here(name)
-        content = (path / _TRAINED_IDS).read_bytes()
+        content, streaks = (path / _TRAINED_IDS).read_bytes(), path / _STREAKS
         return TrainingState(
             step=manifest.step,
             fence=manifest.fence,
             sequence=manifest.sequence,
             trained_ids=content,
+            streaks=streaks.read_bytes() if streaks.exists() else b"",
             decisions=manifest.decisions,
             counters=manifest.counters,
             archive=manifest.archive,

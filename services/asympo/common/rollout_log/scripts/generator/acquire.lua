@@ -9,7 +9,7 @@
 --!include expire
 --!include beside
 local run, open, leases, deadlines, reissue, wake = unpack(KEYS)
-local policies, policy_steps = beside(run, 'policies'), beside(run, 'policy_steps')
+local policies, policy_steps, resting = beside(run, 'policies'), beside(run, 'policy_steps'), beside(run, 'resting')
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 if #token > 64 or not policy_step or #holder > 512 or string.find(holder, '%c') then
@@ -34,7 +34,7 @@ local function until_next_expiry()
   return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
 end
 
--- The same permutation as permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
+-- The same permutation as order/permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
 local function permuted_index(seed, epoch, position, num_prompts)
   local bits = 0
   while 2 ^ bits < num_prompts do
@@ -59,6 +59,21 @@ local function permuted_index(seed, epoch, position, num_prompts)
   return value
 end
 
+-- The first position from one on, in an epoch, whose prompt does not rest: a bit in one of the pieces of rest.lua.
+local function awake(limits, epoch, position)
+  local num_prompts = tonumber(limits.num_prompts)
+  while limits.order == 'by-success' and position < num_prompts do
+    local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
+    local piece = redis.call('HGET', resting, plain(epoch) .. '/' .. plain(math.floor(index / 8192)))
+    local byte = string.byte(piece or '', math.floor(index % 8192 / 8) + 1) or 0
+    if math.floor(byte / 2 ^ (index % 8)) % 2 == 0 then
+      return position
+    end
+    position = position + 1
+  end
+  return position
+end
+
 -- The next prompt and the prompt cursor after it; nil when every epoch is used up.
 local function next_group_id(limits)
   local queued = redis.call('LPOP', reissue)
@@ -75,14 +90,16 @@ local function next_group_id(limits)
     return nil
   end
   local num_prompts, num_epochs = tonumber(limits.num_prompts), tonumber(limits.num_epochs)
-  if position >= num_prompts then
-    epoch, position = epoch + 1, 0
+  position = awake(limits, epoch, position)
+  while position >= num_prompts do
+    epoch, position = epoch + 1, awake(limits, epoch + 1, 0)
   end
   if num_epochs > 0 and epoch >= num_epochs then
     return nil
   end
   local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
-  return plain(epoch) .. '-' .. plain(index), plain(epoch), plain(position + 1)
+  -- The last of an epoch leaves the cursor at its end, which is how a run's end is known.
+  return plain(epoch) .. '-' .. plain(index), plain(epoch), plain(awake(limits, epoch, position + 1))
 end
 
 -- A retry whose first reply was lost must not take a second prompt.
@@ -93,7 +110,7 @@ if granted and is_own_id((parse_lease(granted))) then
 end
 
 local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
-  'num_epochs', 'policy_step'}
+  'num_epochs', 'policy_step', 'order'}
 local limits = {}
 for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
   limits[names[i]] = value

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- First half of a reconcile: reinstates the fence, makes used numbers used, and lists everything that is out.
--- KEYS: run, commit, holes, open, leases, reissue, set_aside. ARGV: fence number, token, least number, last sequence
--- the learner has consumed, holder, heartbeat in milliseconds.
+-- KEYS: run, commit, holes, open, leases, reissue, set_aside, resting. ARGV: fence number, token, least number, last
+-- sequence the learner has consumed, holder, heartbeat in milliseconds.
 -- Replies FENCED, number, holder; or OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts,
--- epoch, position, server id}, commit record, open ids, leased ids, queued ids, set-aside ids.
+-- epoch, position, server id}, commit record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
 -- Twice: fence and sequence are maxima, so the second call finds them done.
 --!include time
 --!include lease
 --!include fence
-local run, commit, holes, open, leases, reissue, set_aside = unpack(KEYS)
+local run, commit, holes, open, leases, reissue, set_aside, resting = unpack(KEYS)
 local names, learner, fields = {'fence', 'fence_token', 'fence_holder', 'seed', 'num_prompts'}, learner_hash(run), {}
 for i, value in ipairs(redis.call('HMGET', learner, unpack(names))) do
   fields[names[i]] = value
@@ -52,4 +52,5 @@ return {
   leased,
   redis.call('LRANGE', reissue, 0, -1),
   redis.call('HKEYS', set_aside),
+  redis.call('HGETALL', resting),
 }
