@@ -284,7 +284,7 @@ class LearnerProcess:
         from asympo.learner.build import OwnedRun
         from asympo.learner.log.session import LogSession
         from asympo.learner.state.open import open_states, wait_for_storage
-        from asympo.learner.state.saver import find_state, trained_ids_of
+        from asympo.learner.state.saver import find_state, order_of, trained_ids_of
 
         settings, ranks = self._settings, self._context.ranks
         wait_for_storage(settings.object_store, stop=self._stop)
@@ -312,6 +312,7 @@ class LearnerProcess:
             clock=self._clock,
             trained=trained_ids_of(state, num_prompts=config.num_prompts),
             progress=self._progress,
+            order=order_of(state, config),
         )
         assert self._heartbeat is not None
         self._heartbeat.beat_for(lambda: session.fence)

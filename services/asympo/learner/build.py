@@ -10,7 +10,6 @@ from asympo.common.rollout_log import RunConfig
 from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.create_run import read_config
-from asympo.learner.log.order import SuccessOrder
 from asympo.learner.log.session import LogSession
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.policy import Policy, load_model
@@ -71,10 +70,6 @@ def build_trainer(
         sequence=context.progress.sequence,
         step=context.progress.step,
     )
-    order = None
-    if settings.task.order == "by-success":
-        streaks = state.streaks if state else b""
-        order = SuccessOrder(num_prompts=run.config.num_prompts, seed=settings.seed, streaks=streaks)
     traces = GroupTraces(tracing=context.tracing, clock=context.clock)
     publishing = BackgroundPublisher(
         publisher=_make_publisher(context, run, compute, built.policy.path),
@@ -99,7 +94,7 @@ def build_trainer(
         ),
         stepper=built.stepper,
         publishing=publishing,
-        saver=_make_saver(context, run, decisions, built, archive, order),
+        saver=_make_saver(context, run, decisions, built, archive),
         ledger=Ledger(
             context=context,
             session=session,
@@ -107,7 +102,6 @@ def build_trainer(
             trained_log=trained_log,
             traces=traces,
             publishing=publishing,
-            order=order,
         ),
         recorder=StepRecorder(
             context=context,
@@ -148,12 +142,7 @@ def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog
 
 
 def _make_saver(
-    context: LearnerContext,
-    run: OwnedRun,
-    decisions: DecisionLog,
-    built: StepParts,
-    archive: Archive,
-    order: SuccessOrder | None,
+    context: LearnerContext, run: OwnedRun, decisions: DecisionLog, built: StepParts, archive: Archive
 ) -> Saver:
     return Saver(
         store=run.states,
@@ -163,7 +152,6 @@ def _make_saver(
         archive=archive,
         decisions=decisions,
         keep=context.settings.keep_states,
-        order=order,
         ranks=context.ranks,
     )
 

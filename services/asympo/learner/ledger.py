@@ -2,7 +2,6 @@
 
 from asympo.common.rollout_log import CommitRecord
 from asympo.learner.context import LearnerContext
-from asympo.learner.log.order import SuccessOrder
 from asympo.learner.log.segment import Segment
 from asympo.learner.log.session import LogSession
 from asympo.learner.publish.background import BackgroundPublisher
@@ -23,7 +22,6 @@ class Ledger:
         trained_log: TrainedLog,
         traces: GroupTraces,
         publishing: BackgroundPublisher,
-        order: SuccessOrder | None,
     ) -> None:
         self._progress = context.progress
         self._metrics = context.metrics
@@ -32,7 +30,6 @@ class Ledger:
         self._trained_log = trained_log
         self._traces = traces
         self._publishing = publishing
-        self._order = order
         self._uncommitted: list[str] = []
         self.segments_since_commit = 0
         """Consumed and not yet covered by a durable state."""
@@ -87,8 +84,10 @@ class Ledger:
         for group_id in segment.group_ids:
             self._session.trained.add(group_id)
         self._progress.sequence = segment.last_sequence
-        if self._order is not None:
-            self._order.consumed((group.record.group_id, group.has_signal) for group in segment.groups)
-            self._session.propose_rests(self._order)
+        if self._session.order is not None:
+            self._session.order.consumed(
+                (group.record.group_id, group.has_signal) for group in segment.groups
+            )
+            self._session.propose_rests()
         self._uncommitted.extend(segment.group_ids)
         self.segments_since_commit += 1

@@ -268,18 +268,9 @@ def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:
     assert call(log, "settle", RECONCILE_KEYS, *arguments) == [b"RETRY"]
 
 
-def test_rest_is_settled_by_the_first_lease_of_an_epoch(log: RunLog, learner: Learner) -> None:
-    def rest(*arguments: Any) -> Any:
-        first, again = twice(log, "rest", "run resting", *fenced(learner), *arguments)
-        assert first == again
-        return first, log.broker.command("HGETALL", key(log.run, "resting"))
-
-    assert rest(0, 1, 0, b"\x01" * 7) == ([b"OK", 0], {b"1/0": b"\x01" * 7})
-    assert rest(0, 1, 0, b"\x02" * 7) == ([b"OK", 0], {b"1/0": b"\x02" * 7})
-    log.broker.command("HSET", key(log.run, "run"), "epoch", 1)
-    assert rest(0, 1, 0, b"\x03" * 7) == ([b"OK", 1], {b"1/0": b"\x02" * 7}), "epoch 1 has begun"
-    assert rest(0, 1, 1, b"\x04" * 7) == ([b"OK", 1], {b"1/0": b"\x04" * 7}), "put back"
-    assert rest(2, 3, 0, b"\x05" * 7) == ([b"OK", 1], {b"3/0": b"\x05" * 7}), "what is over is forgotten"
+def test_rest_writes_the_pieces_of_an_epoch(log: RunLog, learner: Learner) -> None:
+    assert twice(log, "rest", "run resting", *fenced(learner), 0, 1, 0, b"x") == ([b"OK", 0], [b"OK", 0])
+    assert log.rests.read(num_prompts=8) == {1: b"x"}
 
 
 def test_stats_reads_one_instant(log: RunLog, learner: Learner) -> None:

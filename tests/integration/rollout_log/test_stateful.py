@@ -213,15 +213,16 @@ class LogMachine(RuleBasedStateMachine):
         unread = [
             entry.group_id for entry in self.log.reader.iter_entries(after_sequence=self.learner.sequence)
         ]
-        assert sorted(open_ids) == sorted(set(unread) - self.consumed())
-        assert len(open_ids) == sum(group_id not in self.consumed() for group_id in unread)
+        over = self.consumed() | self.resting()
+        assert sorted(open_ids) == sorted(set(unread) - over)
+        assert len(open_ids) == sum(group_id not in over for group_id in unread)
         stats = self.log.stats.read()
         issued = {
             f"{epoch}-{permuted_index(seed=3, epoch=epoch, position=position, num_prompts=NUM_PROMPTS)}"
             for epoch in range(stats.epoch + 1)
             for position in range(NUM_PROMPTS if epoch < stats.epoch else stats.position)
         }
-        issued -= self.resting() - self.consumed() - set(leased) - set(queued) - set(open_ids)
+        issued -= self.resting()
         places = Counter([*leased, *queued, *open_ids, *self.consumed(), *(given_up - self.consumed())])
         assert set(places) == issued, (issued - set(places), set(places) - issued)
         assert set(places.values()) <= {1}, places
@@ -241,13 +242,9 @@ class LogMachine(RuleBasedStateMachine):
             f"{epoch}-{index}"
             for epoch, bits in held.items()
             for index in range(NUM_PROMPTS)
-            if epoch <= begun and bits[0] >> index & 1 and not self._is_trained_itself(epoch, index)
+            if epoch <= begun and bits[0] >> index & 1
+            if trained.is_resting(epoch, index) or not trained.contains(epoch, index)
         }
-
-    def _is_trained_itself(self, epoch: int, index: int) -> bool:
-        trained = self.learner.trained
-        is_known = epoch in trained.resting() or epoch < trained.complete_epochs
-        return trained.contains(epoch, index) and not trained.is_resting(epoch, index) if is_known else False
 
 
 def test_every_prompt_is_consumed_exactly_once_whatever_happens(broker: Broker) -> None:

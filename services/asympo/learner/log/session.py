@@ -48,6 +48,7 @@ class LogSession:
         clock: Clock,
         trained: TrainedIds,
         progress: Progress,
+        order: SuccessOrder | None = None,
     ) -> None:
         self._run_log = run_log
         self._stop = stop
@@ -56,6 +57,8 @@ class LogSession:
         self._fence = fence
         self.trained = trained
         """Ids of every group consumed, in memory included."""
+        self.order = order
+        """Decides who rests, where the run's order is by success."""
         self.progress = progress
         """Where the learner stands."""
         self._committed: CommitRecord | None = None
@@ -156,15 +159,15 @@ class LogSession:
         """The broker's copy; None when there is none."""
         return self._call(self._run_log.decisions.read)
 
-    def propose_rests(self, order: SuccessOrder) -> None:
+    def propose_rests(self) -> None:
         """Who rests in the next epoch, from what was consumed so far, asking once: nobody waits for it.
 
         An epoch that has begun keeps what was proposed for it last, and those who rest count as consumed.
         """
         rests = self._run_log.rests
         try:
-            while True:
-                bits = order.resting(self._next_epoch)
+            while self.order is not None:
+                bits = self.order.resting(self._next_epoch)
                 where = {"epoch": self._next_epoch, "keep_from": self._rests_needed_from}
                 begun = rests.propose(self.fence, bits=bits, **where)
                 if begun < self._next_epoch:

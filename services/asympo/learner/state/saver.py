@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from asympo.common.errors import CorruptCheckpoint
-from asympo.common.rollout_log import CommitRecord
+from asympo.common.rollout_log import CommitRecord, RunConfig
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.order import SuccessOrder
 from asympo.learner.log.session import LogSession
@@ -64,7 +64,6 @@ class Saver:
         archive: Archive,
         decisions: DecisionLog,
         keep: int,
-        order: SuccessOrder | None,
         ranks: Ranks | None,
     ) -> None:
         self._store = store
@@ -74,7 +73,6 @@ class Saver:
         self._archive = archive
         self._decisions = decisions
         self._keep = keep
-        self._order = order
         self._ranks = ranks
 
     def save(self, *, step: int, wall_seconds: float) -> str:
@@ -86,7 +84,7 @@ class Saver:
             fence=fence,
             sequence=sequence,
             trained_ids=self._session.trained.to_bytes(),
-            streaks=b"" if self._order is None else self._order.to_bytes(),
+            streaks=b"" if self._session.order is None else self._session.order.to_bytes(),
             decisions=self._decisions.at(step),
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,
@@ -117,3 +115,11 @@ def trained_ids_of(state: TrainingState | None, *, num_prompts: int) -> TrainedI
         return TrainedIds.from_bytes(state.trained_ids)
     except ValueError as error:
         raise CorruptCheckpoint(f"the training state of step {state.step} is damaged: {error}") from error
+
+
+def order_of(state: TrainingState | None, config: RunConfig) -> SuccessOrder | None:
+    """The order by success as of a state; None where the run has another. Raises CorruptCheckpoint."""
+    if config.task.get("order") != "by-success":
+        return None
+    streaks = state.streaks if state else b""
+    return SuccessOrder(num_prompts=config.num_prompts, seed=config.seed, streaks=streaks)
