@@ -13,6 +13,7 @@ from asympo.common.checkpoints.manifest import sealed_json
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import RunConfigMismatch, UnknownVersion
 from asympo.common.rollout_log import RunConfig
+from asympo.common.rollout_log.run_config import SCHEMA, SCRIPTS
 from asympo.common.settings import iter_options, read_toml, validate
 from asympo.common.versions import Format
 from asympo.generator.settings import GeneratorSettings
@@ -77,18 +78,11 @@ def test_run_of_a_later_release_is_refused(name: str) -> None:
         RunConfig.from_json(json.dumps(fields))
 
 
-def test_run_of_the_release_before_keeps_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from asympo.common.rollout_log import run_config
-
-    stored = the_config().to_json()
-    later = (
-        Format(name="schema_version", newest=2, oldest=1),
-        Format(name="script_version", newest=3, oldest=2),
-    )
-    monkeypatch.setattr(run_config, "_FORMATS", later)
-    read = RunConfig.from_json(stored)
-    assert (read.schema_version, read.script_version) == (1, 2)
-    assert dataclasses.replace(read, schema_version=2, script_version=3).differences(read) == []
+def test_run_of_the_release_before_keeps_its_versions() -> None:
+    read = RunConfig.from_json(the_config().to_json())
+    assert (read.schema_version, read.script_version, read.has_segments) == (1, 2, False)
+    newer = dataclasses.replace(read, schema_version=SCHEMA.newest, script_version=SCRIPTS.newest)
+    assert (newer.differences(read), newer.has_segments) == ([], True)
 
 
 def test_run_of_a_release_that_knew_fewer_settings_is_joined() -> None:

@@ -25,7 +25,7 @@ def log(broker_url: str, run_name: str) -> Iterator[RunLog]:
 
 def create_as_before(log: RunLog, **settings: Any) -> None:
     """A run of the release before, as its learner creates it."""
-    config = config_of(log.run, script_version=2, **settings)
+    config = config_of(log.run, schema_version=1, script_version=2, **settings)
     fields = {name: getattr(config, name) for name in LIMITS.split()}
     lease_ms, max_lease_ms = (int(1000 * each) for each in (config.lease_seconds, config.max_lease_seconds))
     fields |= {"lease_ms": lease_ms, "max_lease_ms": max_lease_ms, "max_generation_staleness": -1}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from asympo.common.codec import encode_group
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, Segment
 
 FILE = Path(__file__).with_name("records.json")
 
@@ -34,6 +34,21 @@ GROUPS = {
                 reward=0.1,
                 finish_reason=FinishReason.STOP,
                 trained_token_mask=(True, False, True),
+            ),
+        ),
+    ),
+    "segments": RolloutGroup(
+        group_id="agents/1-a",
+        prompt=Prompt(token_ids=(5, 6)),
+        responses=(
+            Response(token_ids=(1, 2), reward=0.0, finish_reason=FinishReason.STOP),
+            Response(
+                reward=1.0,
+                finish_reason=FinishReason.STOP,
+                segments=(
+                    Segment(token_ids=(1, 2, 300), trained_token_mask=(True, False, True)),
+                    Segment(context_ids=(5, 9), token_ids=(4,)),
+                ),
             ),
         ),
     ),

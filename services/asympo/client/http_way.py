@@ -128,6 +128,14 @@ def _as_json(group: RolloutGroup) -> dict[str, Any]:
                 "finish_reason": response.finish_reason.value,
                 "trained_token_mask": response.trained_token_mask or (),
                 "stop_string": response.stop_string,
+                "segments": [
+                    {
+                        "context_ids": each.context_ids,
+                        "token_ids": each.token_ids,
+                        "trained_token_mask": each.trained_token_mask or (),
+                    }
+                    for each in response.segments
+                ],
             }
             for response in group.responses
         ],

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ from asympo.common.records import (
     MAX_ABS_REWARD,
     MAX_FUNCTION_VALUES,
     MAX_PAYLOAD_BYTES,
+    MAX_RESPONSE_TOKENS,
     MAX_RESPONSES,
+    MAX_SEGMENTS,
     FinishReason,
     Prompt,
     Response,
     RolloutGroup,
+    Segment,
     UnscoredResponse,
 )
 from asympo.v1 import rollout_pb2
@@ -36,7 +39,9 @@ FINISH_REASON_FROM_WIRE: dict[int, FinishReason] = {
 _GROUP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*", re.ASCII)
 _MAX_UINT32 = 2**32 - 1
 _MAX_OTHER_FIELDS = 64
-"""Top-level fields of a record besides its responses, with room for later versions of the schema."""
+"""Fields of a record besides its responses, with room for later versions of the schema."""
+_MAX_RESPONSE_FIELDS = 2 * MAX_FUNCTION_VALUES + MAX_SEGMENTS + _MAX_OTHER_FIELDS
+_RESPONSES_TAG = rollout_pb2.RolloutGroup.RESPONSES_FIELD_NUMBER << 3 | 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +52,8 @@ class WireLimits:
     """Token ids must be below it; None where no model is known, which is never the case in a learner."""
     max_prompt_tokens: int = 131_072
     """Token ids of the prompt."""
-    max_response_tokens: int = 131_072
-    """Token ids of one response."""
+    max_response_tokens: int = MAX_RESPONSE_TOKENS
+    """Token ids of one response; in segments all of theirs, contexts included."""
     max_responses: int = MAX_RESPONSES
     """Responses of one group."""
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
@@ -87,6 +92,14 @@ def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
                     stop_string=response.stop_string,
                     function_values=response.function_values,
                     function_notes=response.function_notes,
+                    segments=[
+                        rollout_pb2.Segment(
+                            context_ids=segment.context_ids,
+                            token_ids=segment.token_ids,
+                            trained_token_mask=segment.trained_token_mask or (),
+                        )
+                        for segment in response.segments
+                    ],
                 )
                 for response in group.responses
             ],
@@ -150,28 +163,38 @@ def _as_they_are(values: Any) -> Any:
 
 
 def _check_num_fields(payload: bytes, max_fields: int) -> None:
-    """Count the top-level fields before parsing: millions of empty ones would claim 70 times their size."""
-    position = 0
+    """Count fields before parsing: millions of empty messages would claim 70 times their size."""
+    for tag, begin, end in _fields("record", payload, 0, len(payload), max_fields=max_fields):
+        if tag == _RESPONSES_TAG:
+            for _ in _fields("response", payload, begin, end, max_fields=_MAX_RESPONSE_FIELDS):
+                pass
+
+
+def _fields(
+    what: str, payload: bytes, position: int, end: int, *, max_fields: int
+) -> Iterator[tuple[int, int, int]]:
+    """Tag, begin and end of the fields of one message."""
     for _ in range(max_fields):
-        if position == len(payload):
+        if position == end:
             return
         tag, position = _read_varint(payload, position)
-        wire_type = tag & 7
+        begin, wire_type = position, tag & 7
         if wire_type == 0:
             _, position = _read_varint(payload, position)
         elif wire_type == 1:
             position += 8
         elif wire_type == 2:
-            length, position = _read_varint(payload, position)
-            position += length
+            length, begin = _read_varint(payload, position)
+            position = begin + length
         elif wire_type == 5:
             position += 4
         else:
-            raise InvalidRecord(f"record has a field of wire type {wire_type}, which the schema never uses")
-        if position > len(payload):
-            raise InvalidRecord("record is cut off")
-    if position < len(payload):
-        raise InvalidRecord(f"record has more than {max_fields} fields")
+            raise InvalidRecord(f"{what} has a field of wire type {wire_type}, which the schema never uses")
+        if position > end:
+            raise InvalidRecord(f"{what} is cut off")
+        yield tag, begin, position
+    if position < end:
+        raise InvalidRecord(f"{what} has more than {max_fields} fields")
 
 
 def _read_varint(payload: bytes, position: int) -> tuple[int, int]:
@@ -188,7 +211,9 @@ def prompt_from_wire(
     message: rollout_pb2.Prompt, *, limits: WireLimits, as_ids: Callable[[Any], tuple[int, ...]] = tuple
 ) -> Prompt:
     """One validated prompt; raises InvalidRecord. Control RPCs use it too: theirs are not in the log."""
-    _check_size("prompt", message.token_ids, limits.max_prompt_tokens, message.text, limits.max_text_bytes)
+    _check_size(
+        "prompt", len(message.token_ids), limits.max_prompt_tokens, message.text, limits.max_text_bytes
+    )
     prompt = Prompt(token_ids=as_ids(message.token_ids), text=message.text)
     _check_prompt(prompt, vocab_size=limits.vocab_size)
     return prompt
@@ -206,6 +231,14 @@ def _response_from_wire(
         stop_string=message.stop_string,
         function_values=dict(message.function_values),
         function_notes=dict(message.function_notes),
+        segments=tuple(
+            Segment(
+                context_ids=as_ids(segment.context_ids),
+                token_ids=as_ids(segment.token_ids),
+                trained_token_mask=tuple(segment.trained_token_mask) or None,
+            )
+            for segment in message.segments
+        ),
     )
 
 
@@ -214,18 +247,19 @@ def _check_sizes(message: rollout_pb2.RolloutGroup, limits: WireLimits) -> None:
     if len(message.responses) > limits.max_responses:
         raise InvalidRecord(f"group has {len(message.responses)} responses, more than {limits.max_responses}")
     for index, response in enumerate(message.responses):
-        name = f"response {index}"
-        _check_size(
-            name, response.token_ids, limits.max_response_tokens, response.text, limits.max_text_bytes
-        )
+        name, parts = f"response {index}", response.segments
+        num_tokens = len(response.token_ids) + sum(len(s.context_ids) + len(s.token_ids) for s in parts)
+        _check_size(name, num_tokens, limits.max_response_tokens, response.text, limits.max_text_bytes)
         _check_mask_length(name, len(response.trained_token_mask), len(response.token_ids))
+        for segment in parts:
+            _check_mask_length(name, len(segment.trained_token_mask), len(segment.token_ids))
     for index, unscored in enumerate(message.unscored):
-        _check_size(f"unscored response {index}", (), 0, unscored.text, limits.max_text_bytes)
+        _check_size(f"unscored response {index}", 0, 0, unscored.text, limits.max_text_bytes)
 
 
-def _check_size(name: str, token_ids: Sequence[int], max_tokens: int, text: str, max_text_bytes: int) -> None:
-    if len(token_ids) > max_tokens:
-        raise InvalidRecord(f"{name} has {len(token_ids)} token ids, more than {max_tokens}")
+def _check_size(name: str, num_tokens: int, max_tokens: int, text: str, max_text_bytes: int) -> None:
+    if num_tokens > max_tokens:
+        raise InvalidRecord(f"{name} has {num_tokens} token ids, more than {max_tokens}")
     # A character has at most 4 bytes, so most texts need no encoding to be measured.
     if 4 * len(text) > max_text_bytes and len(text.encode()) > max_text_bytes:
         raise InvalidRecord(f"{name} has a text of {len(text.encode())} bytes, more than {max_text_bytes}")
@@ -256,7 +290,9 @@ def _check_responses(responses: Sequence[Response], *, vocab_size: int | None = 
 
 
 def _check_response(name: str, response: Response, vocab_size: int | None) -> None:
-    if not response.token_ids and not response.text:
+    if response.segments:
+        _check_segments(name, response, vocab_size)
+    elif not response.token_ids and not response.text:
         raise InvalidRecord(f"{name} is empty: neither token ids nor text")
     if not math.isfinite(response.reward):
         raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
@@ -277,14 +313,38 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
         )
     if response.finish_reason is FinishReason.ABORT:
         raise InvalidRecord(f"{name} was aborted: training would treat it as finished")
-    _check_token_ids(name, response.token_ids, vocab_size)
-    mask = response.trained_token_mask
-    if mask is not None:
-        if not response.token_ids:
-            raise InvalidRecord(f"{name} has a trained-token mask but no token ids")
-        if not mask or not any(mask):
-            raise InvalidRecord(f"{name} has a trained-token mask that trains nothing")
-        _check_mask_length(name, len(mask), len(response.token_ids))
+    _check_sequence(name, response, vocab_size)
+
+
+def _check_segments(name: str, response: Response, vocab_size: int | None) -> None:
+    if response.token_ids or response.text or response.trained_token_mask is not None:
+        raise InvalidRecord(
+            f"{name} has segments, and token ids, text or a mask beside them: give its first segment those"
+        )
+    if len(response.segments) > MAX_SEGMENTS:
+        raise InvalidRecord(f"{name} has {len(response.segments)} segments, more than {MAX_SEGMENTS}")
+    for index, segment in enumerate(response.segments):
+        which = f"{name} segment {index}"
+        if not segment.token_ids:
+            raise InvalidRecord(f"{which} has no token ids")
+        if not index and segment.context_ids:
+            raise InvalidRecord(f"{which} has a context: the first one follows the group's prompt")
+        if index and not segment.context_ids:
+            raise InvalidRecord(f"{which} has no context: give all that was shown before its token ids")
+        _check_token_ids(f"{which} (context)", segment.context_ids, vocab_size)
+        _check_sequence(which, segment, vocab_size)
+
+
+def _check_sequence(name: str, sequence: Response | Segment, vocab_size: int | None) -> None:
+    token_ids, mask = sequence.token_ids, sequence.trained_token_mask
+    _check_token_ids(name, token_ids, vocab_size)
+    if mask is None:
+        return
+    if not token_ids:
+        raise InvalidRecord(f"{name} has a trained-token mask but no token ids")
+    if not mask or not any(mask):
+        raise InvalidRecord(f"{name} has a trained-token mask that trains nothing")
+    _check_mask_length(name, len(mask), len(token_ids))
 
 
 def _check_mask_length(name: str, num_flags: int, num_tokens: int) -> None:

@@ -10,6 +10,10 @@ MAX_PAYLOAD_BYTES = 16 * 2**20
 """Of a whole serialised record; a run's own limit follows from its sampling and is lower."""
 MAX_FUNCTION_VALUES = 64
 """Of one response; of its notes as well."""
+MAX_RESPONSE_TOKENS = 131_072
+"""Of one response; in segments all of theirs, contexts included."""
+MAX_SEGMENTS = 128
+"""Of one response."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
 
@@ -36,8 +40,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One sequence of a response whose history was rewritten on the way."""
+
+    context_ids: tuple[int, ...] = ()
+    """All that was shown before `token_ids`; empty in the first segment, which follows the group's prompt."""
+    token_ids: tuple[int, ...]
+    """Ids exactly as sampled, and what was shown in between."""
+    trained_token_mask: tuple[bool, ...] | None = None
+    """One flag for each of `token_ids`, true where the token is trained; None trains them all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """One sampled answer and what it earned. At least one of `token_ids` and `text` is filled."""
+    """One sampled answer and what it earned. One of `token_ids`, `text` and `segments` is filled."""
 
     token_ids: tuple[int, ...] = ()
     """Ids exactly as sampled, the end-of-sequence id included if and only if it was sampled."""
@@ -55,6 +71,15 @@ class Response:
     """Value of each reward function that applies; of each number that it gave beside it as `name/number`."""
     function_notes: Mapping[str, str] = field(default_factory=dict)
     """What reward functions noted of the response in words, as `name/note`."""
+    segments: tuple[Segment, ...] = ()
+    """All its sequences, where it is more than one; then ids, text and mask are theirs alone."""
+
+    @property
+    def all_token_ids(self) -> tuple[int, ...]:
+        """Its ids, or those of its segments one after the other without their contexts: for people."""
+        if not self.segments:
+            return self.token_ids
+        return tuple(token for segment in self.segments for token in segment.token_ids)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

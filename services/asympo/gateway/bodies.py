@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import MAX_RESPONSES, FinishReason
+from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_RESPONSES, MAX_SEGMENTS, FinishReason
 from asympo.v1 import rollout_pb2
 
 
@@ -51,15 +51,25 @@ class PromptBody(_Body):
     """Rendered by the gateway with the policy's own template."""
 
 
+class SegmentBody(_Body):
+    """One sequence of a response whose history was rewritten on the way."""
+
+    context_ids: list[int] = Field(default=[], max_length=MAX_RESPONSE_TOKENS)
+    token_ids: list[int] = Field(max_length=MAX_RESPONSE_TOKENS)
+    trained_token_mask: list[bool] = []
+
+
 class ResponseBody(_Body):
     """One answer and what it earned."""
 
     text: Text = ""
-    token_ids: list[int] = Field(default=[], max_length=131_072)
+    token_ids: list[int] = Field(default=[], max_length=MAX_RESPONSE_TOKENS)
     reward: float
     finish_reason: Literal["stop", "length"] = "stop"
     trained_token_mask: list[bool] = []
     stop_string: Text = ""
+    segments: list[SegmentBody] = Field(default=[], max_length=MAX_SEGMENTS)
+    """Instead of text and token ids."""
 
 
 class GroupBody(_Body):
@@ -107,4 +117,5 @@ def _response(body: ResponseBody) -> rollout_pb2.Response:
         finish_reason=FINISH_REASON_TO_WIRE[FinishReason(body.finish_reason)],
         trained_token_mask=body.trained_token_mask,
         stop_string=body.stop_string,
+        segments=[rollout_pb2.Segment(**dict(each)) for each in body.segments],
     )

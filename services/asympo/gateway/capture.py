@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any
 
 from asympo.common.errors import AsympoError
-from asympo.common.records import FinishReason, Response
+from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_SEGMENTS, FinishReason, Response, Segment
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -21,7 +22,7 @@ class NotTrainable(AsympoError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """One of a closed set: no_turns, no_token_ids, history_rewritten, unknown_end."""
+        """One of a closed set: no_turns, no_token_ids, history_rewritten, too_long, unknown_end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,63 +67,95 @@ class TurnReader:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conversation:
+@dataclass(kw_only=True, slots=True)
+class Stretch:
     """Turns that each extend the one before, as one sequence."""
 
-    token_ids: tuple[int, ...]
+    token_ids: list[int]
     """All that was shown and sampled, in order."""
-    num_prompt_tokens: int
-    """Those shown before the first answer."""
-    is_sampled: tuple[bool, ...]
-    """One flag for each token: sampled by the policy."""
+    is_sampled: list[bool]
+    """One flag for each token: sampled by the policy in this stretch."""
+    num_shown: int
+    """Tokens before the first answer."""
+
+    def add(self, turn: Turn) -> None:
+        """A turn whose prompt begins with all of `token_ids`."""
+        shown = turn.prompt_ids[len(self.token_ids) :]
+        self.token_ids += [*shown, *turn.answer_ids]
+        self.is_sampled += [False] * len(shown) + [True] * len(turn.answer_ids)
+
+    def segment(self, *, after: int, has_context: bool) -> Segment:
+        """What follows the first `after` tokens; what was shown is context, not a target."""
+        return Segment(
+            context_ids=tuple(self.token_ids[:after]) if has_context else (),
+            token_ids=tuple(self.token_ids[after:]),
+            trained_token_mask=tuple(self.is_sampled[after:]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """All turns of a session."""
+
+    stretches: tuple[Stretch, ...]
+    """In the order of their first answers; more than one where history was rewritten, or forked."""
     finish_reason: FinishReason
     """Of the last turn."""
 
     def response(self, *, after: int, reward: float) -> Response:
-        """What follows the group's prompt of `after` tokens; what was shown is context, not a target."""
-        return Response(
-            token_ids=self.token_ids[after:],
-            reward=reward,
-            finish_reason=self.finish_reason,
-            trained_token_mask=self.is_sampled[after:],
-        )
+        """What follows the group's prompt of `after` tokens, and all else: each answer is trained once."""
+        first, *further = self.stretches
+        begin = first.segment(after=after, has_context=False)
+        if not further:
+            return Response(
+                token_ids=begin.token_ids,
+                reward=reward,
+                finish_reason=self.finish_reason,
+                trained_token_mask=begin.trained_token_mask,
+            )
+        segments = (begin, *(each.segment(after=each.num_shown, has_context=True) for each in further))
+        return Response(segments=segments, reward=reward, finish_reason=self.finish_reason)
 
 
-def conversation_of(turns: Sequence[Turn]) -> Conversation:
-    """One sequence of all turns; raises NotTrainable when they make none.
+def conversation_of(turns: Sequence[Turn], *, has_segments: bool) -> Conversation:
+    """All turns; raises NotTrainable when they make no response.
 
-    A later request must begin with all that the policy saw and said before: training a history that was
-    rewritten as if it had been seen would train tokens on what never preceded them.
+    A request that begins with all that was shown and sampled in a stretch goes on with it. Any other, whose
+    history was rewritten or which goes back to an earlier point, begins a stretch of its own after exactly
+    what the policy was shown: training a history as if it had been another would train tokens on what never
+    preceded them. Without `has_segments` there can be one stretch only.
     """
     if not turns:
         raise NotTrainable("no_turns", "the session has no finished answer")
-    token_ids: list[int] = []
-    is_sampled: list[bool] = []
+    stretches: list[Stretch] = []
     for number, turn in enumerate(turns, start=1):
         if not turn.prompt_ids or not turn.answer_ids:
             raise NotTrainable("no_token_ids", f"the engine gave no token ids for turn {number}")
         if turn.finish_reason not in _FINISH_REASONS:
             raise NotTrainable("unknown_end", f"turn {number} ended with {turn.finish_reason!r}")
-        if list(turn.prompt_ids[: len(token_ids)]) != token_ids:
-            raise NotTrainable(
-                "history_rewritten", f"the request of turn {number} does not begin with what was said before"
-            )
-        shown = turn.prompt_ids[len(token_ids) :]
-        token_ids += [*shown, *turn.answer_ids]
-        is_sampled += [False] * len(shown) + [True] * len(turn.answer_ids)
-    return Conversation(
-        token_ids=tuple(token_ids),
-        num_prompt_tokens=len(turns[0].prompt_ids),
-        is_sampled=tuple(is_sampled),
-        finish_reason=_FINISH_REASONS[turns[-1].finish_reason],
-    )
+        extended = [each for each in stretches if _begins_with(turn.prompt_ids, each.token_ids)]
+        if not extended:
+            extended = [Stretch(token_ids=[], is_sampled=[], num_shown=len(turn.prompt_ids))]
+            stretches += extended
+        max(extended, key=lambda each: len(each.token_ids)).add(turn)
+    if len(stretches) > 1 and not has_segments:
+        raise NotTrainable("history_rewritten", "a run that an older release created has no segments")
+    num_tokens = sum(len(each.token_ids) for each in stretches)
+    if len(stretches) > MAX_SEGMENTS or num_tokens > MAX_RESPONSE_TOKENS:
+        raise NotTrainable(
+            "too_long", f"{len(stretches)} segments of {num_tokens} tokens in all are too many"
+        )
+    return Conversation(stretches=tuple(stretches), finish_reason=_FINISH_REASONS[turns[-1].finish_reason])
 
 
 def shared_prompt(conversations: Sequence[Conversation]) -> tuple[int, ...]:
     """The longest beginning that all were shown before their first answer."""
-    shown = [each.token_ids[: each.num_prompt_tokens] for each in conversations]
-    return tuple(_common(shown))
+    first = [each.stretches[0] for each in conversations]
+    return tuple(_common([each.token_ids[: each.num_shown] for each in first]))
+
+
+def _begins_with(prompt_ids: tuple[int, ...], token_ids: list[int]) -> bool:
+    return len(token_ids) <= len(prompt_ids) and all(map(eq, token_ids, prompt_ids))
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> Iterator[int]:

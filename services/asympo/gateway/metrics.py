@@ -14,7 +14,7 @@ OUTCOMES = (
 
 
 SESSION_OUTCOMES = (
-    *("rewarded", "no_reward", "no_turns", "no_token_ids", "history_rewritten", "unknown_end"),
+    *("rewarded", "no_reward", "no_turns", "no_token_ids", "history_rewritten", "too_long", "unknown_end"),
 )
 """What becomes of a session: its response is trained, or why not."""
 

@@ -207,11 +207,13 @@ class Sessions:
     def _record(self, group: SessionGroup) -> RolloutGroup | None:
         """The group; None with fewer than two sessions that can be trained."""
         usable = []
+        has_segments = self._gateway.parts.config.has_segments
         for session in group.sessions:
             try:
                 if session.reward is None:
                     raise NotTrainable("no_reward", "the session ended without a reward")
-                usable.append((conversation_of(session.turns), session.reward))
+                conversation = conversation_of(session.turns, has_segments=has_segments)
+                usable.append((conversation, session.reward))
             except NotTrainable as error:
                 group.failures.append(error.reason)
                 self._metrics.count_session(error.reason)

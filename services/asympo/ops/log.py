@@ -15,7 +15,7 @@ from asympo.common.commands import CommandParser, at_least_one, show, write_json
 from asympo.common.errors import BadSetting, InvalidRecord
 from asympo.common.foreign.text import printable
 from asympo.common.group_ids import retried_id
-from asympo.common.records import RolloutGroup
+from asympo.common.records import Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTERS
 from asympo.ops import broker_users, export, follow, replay
@@ -207,7 +207,8 @@ def describe(entry: LogEntry) -> dict[str, Any]:
         "responses": [
             {
                 "text": response.text,
-                "num_tokens": len(response.token_ids),
+                "num_tokens": len(response.all_token_ids),
+                "num_segments": len(response.segments),
                 "reward": response.reward,
                 "advantage": response.reward - mean,
                 "finish_reason": response.finish_reason.value,
@@ -232,7 +233,7 @@ def one_line(entry: LogEntry) -> str:
     group = decoded(entry)
     if isinstance(group, str):
         return f"{head}  invalid: {group}"
-    num_tokens = sum(len(response.token_ids) for response in group.responses)
+    num_tokens = sum(len(response.all_token_ids) for response in group.responses)
     return f"{head}  {len(group.responses)} responses, reward {mean_reward(group):.3f}, {num_tokens} tokens"
 
 
@@ -251,8 +252,8 @@ def _print_group(entry: LogEntry, *, step: int | None = None) -> None:
             f"{response.reward - mean:+.3f}",
             *(_value(response.function_values.get(name)) for name in names),
             response.finish_reason.value,
-            len(response.token_ids),
-            response.text,
+            len(response.all_token_ids),
+            response.text or _in_segments(response),
         ]
         for response in group.responses
     ]
@@ -261,6 +262,10 @@ def _print_group(entry: LogEntry, *, step: int | None = None) -> None:
         ("reward", "advantage", *map(printable, names), "end", "tokens", "response"),
         rows,
     )
+
+
+def _in_segments(response: Response) -> str:
+    return f"({len(response.segments)} segments)" if response.segments else ""
 
 
 def _value(value: float | None) -> str:

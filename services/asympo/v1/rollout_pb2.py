@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61sympo/v1/rollout.proto\x12\tasympo.v1\"\xb0\x01\n\x0cRolloutGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.asympo.v1.Prompt\x12&\n\tresponses\x18\x03 \x03(\x0b\x32\x13.asympo.v1.Response\x12-\n\x08unscored\x18\x04 \x03(\x0b\x32\x1b.asympo.v1.UnscoredResponse\x12\x14\n\x0c\x63olumns_json\x18\x05 \x01(\t\"0\n\x10UnscoredResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\")\n\x06Prompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x9b\x03\n\x08Response\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.asympo.v1.FinishReason\x12\x1a\n\x12trained_token_mask\x18\x05 \x03(\x08\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12@\n\x0f\x66unction_values\x18\x07 \x03(\x0b\x32\'.asympo.v1.Response.FunctionValuesEntry\x12>\n\x0e\x66unction_notes\x18\x08 \x03(\x0b\x32&.asympo.v1.Response.FunctionNotesEntry\x1a\x35\n\x13\x46unctionValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12\x46unctionNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_reward*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61sympo/v1/rollout.proto\x12\tasympo.v1\"\xb0\x01\n\x0cRolloutGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12!\n\x06prompt\x18\x02 \x01(\x0b\x32\x11.asympo.v1.Prompt\x12&\n\tresponses\x18\x03 \x03(\x0b\x32\x13.asympo.v1.Response\x12-\n\x08unscored\x18\x04 \x03(\x0b\x32\x1b.asympo.v1.UnscoredResponse\x12\x14\n\x0c\x63olumns_json\x18\x05 \x01(\t\"0\n\x10UnscoredResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\")\n\x06Prompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc1\x03\n\x08Response\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.asympo.v1.FinishReason\x12\x1a\n\x12trained_token_mask\x18\x05 \x03(\x08\x12\x13\n\x0bstop_string\x18\x06 \x01(\t\x12@\n\x0f\x66unction_values\x18\x07 \x03(\x0b\x32\'.asympo.v1.Response.FunctionValuesEntry\x12>\n\x0e\x66unction_notes\x18\x08 \x03(\x0b\x32&.asympo.v1.Response.FunctionNotesEntry\x12$\n\x08segments\x18\t \x03(\x0b\x32\x12.asympo.v1.Segment\x1a\x35\n\x13\x46unctionValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12\x46unctionNotesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_reward\"M\n\x07Segment\x12\x13\n\x0b\x63ontext_ids\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12trained_token_mask\x18\x03 \x03(\x08*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSE_FUNCTIONVALUESENTRY']._serialized_options = b'8\001'
   _globals['_RESPONSE_FUNCTIONNOTESENTRY']._loaded_options = None
   _globals['_RESPONSE_FUNCTIONNOTESENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=724
-  _globals['_FINISHREASON']._serialized_end=844
+  _globals['_FINISHREASON']._serialized_start=841
+  _globals['_FINISHREASON']._serialized_end=961
   _globals['_ROLLOUTGROUP']._serialized_start=39
   _globals['_ROLLOUTGROUP']._serialized_end=215
   _globals['_UNSCOREDRESPONSE']._serialized_start=217
@@ -44,9 +44,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_start=267
   _globals['_PROMPT']._serialized_end=308
   _globals['_RESPONSE']._serialized_start=311
-  _globals['_RESPONSE']._serialized_end=722
-  _globals['_RESPONSE_FUNCTIONVALUESENTRY']._serialized_start=604
-  _globals['_RESPONSE_FUNCTIONVALUESENTRY']._serialized_end=657
-  _globals['_RESPONSE_FUNCTIONNOTESENTRY']._serialized_start=659
-  _globals['_RESPONSE_FUNCTIONNOTESENTRY']._serialized_end=711
+  _globals['_RESPONSE']._serialized_end=760
+  _globals['_RESPONSE_FUNCTIONVALUESENTRY']._serialized_start=642
+  _globals['_RESPONSE_FUNCTIONVALUESENTRY']._serialized_end=695
+  _globals['_RESPONSE_FUNCTIONNOTESENTRY']._serialized_start=697
+  _globals['_RESPONSE_FUNCTIONNOTESENTRY']._serialized_end=749
+  _globals['_SEGMENT']._serialized_start=762
+  _globals['_SEGMENT']._serialized_end=839
 # @@protoc_insertion_point(module_scope)

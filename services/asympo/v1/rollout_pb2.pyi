@@ -48,7 +48,7 @@ class Prompt(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask", "stop_string", "function_values", "function_notes")
+    __slots__ = ("token_ids", "text", "reward", "finish_reason", "trained_token_mask", "stop_string", "function_values", "function_notes", "segments")
     class FunctionValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class Response(_message.Message):
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_VALUES_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_NOTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     reward: float
@@ -79,4 +80,15 @@ class Response(_message.Message):
     stop_string: str
     function_values: _containers.ScalarMap[str, float]
     function_notes: _containers.ScalarMap[str, str]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ..., stop_string: _Optional[str] = ..., function_values: _Optional[_Mapping[str, float]] = ..., function_notes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., reward: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ..., stop_string: _Optional[str] = ..., function_values: _Optional[_Mapping[str, float]] = ..., function_notes: _Optional[_Mapping[str, str]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("context_ids", "token_ids", "trained_token_mask")
+    CONTEXT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_TOKEN_MASK_FIELD_NUMBER: _ClassVar[int]
+    context_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    trained_token_mask: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, context_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., trained_token_mask: _Optional[_Iterable[bool]] = ...) -> None: ...

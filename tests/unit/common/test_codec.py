@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from asympo.common.codec import WireLimits, decode_group, encode_group, prompt_from_wire
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, Segment
 from asympo.v1 import rollout_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,16 +58,31 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 ids = st.lists(st.integers(0, 49_999), max_size=12).map(tuple)
 
 
+def masks(token_ids: tuple[int, ...]) -> st.SearchStrategy[tuple[bool, ...] | None]:
+    flags = st.lists(st.booleans(), min_size=len(token_ids), max_size=len(token_ids)).map(tuple)
+    return st.none() | flags.filter(any) if token_ids else st.none()
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> tuple[Segment, ...]:
+    found = []
+    for index in range(draw(st.integers(1, 3))):
+        token_ids = draw(ids.filter(bool))
+        context = draw(ids.filter(bool)) if index else ()
+        mask = draw(masks(token_ids))
+        found.append(Segment(context_ids=context, token_ids=token_ids, trained_token_mask=mask))
+    return tuple(found)
+
+
 @st.composite
 def responses(draw: st.DrawFn) -> Response:
     token_ids, text = draw(ids), draw(texts)
-    if not token_ids and not text:
-        text = "x"
-    flags = st.lists(st.booleans(), min_size=len(token_ids), max_size=len(token_ids)).map(tuple)
-    mask = draw(st.none() | flags.filter(any)) if token_ids else None
+    in_segments = draw(segments()) if not token_ids and not text else ()
+    mask = draw(masks(token_ids))
     return Response(
         token_ids=token_ids,
         text=text,
+        segments=in_segments,
         reward=draw(st.floats(-1e6, 1e6)),
         finish_reason=draw(st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])),
         trained_token_mask=mask,
@@ -102,8 +117,11 @@ def only_invalid_record(payload: bytes, limits: WireLimits) -> None:
     assert group.prompt.token_ids or group.prompt.text
     for response in group.responses:
         assert math.isfinite(response.reward)
-        assert response.token_ids or response.text
-        assert all(0 <= token < 50_000 for token in response.token_ids)
+        assert bool(response.segments) != bool(response.token_ids or response.text)
+        contexts = [token for segment in response.segments for token in segment.context_ids]
+        assert all(0 <= token < 50_000 for token in (*response.all_token_ids, *contexts))
+        assert len(response.all_token_ids) + len(contexts) <= limits.max_response_tokens
+        assert all(segment.token_ids for segment in response.segments)
         assert response.finish_reason is not FinishReason.ABORT
 
 
@@ -149,6 +167,54 @@ NOT_VALID_RESPONSES = [
 def test_invalid_response_is_refused_with_its_reason(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidRecord, match=f"^response 0 .*{reason}"):
         decode(wire_group(**fields))
+
+
+FIRST: dict[str, Any] = {"token_ids": [1, 2]}
+SECOND: dict[str, Any] = {"context_ids": [3], "token_ids": [4]}
+NOT_VALID_SEGMENTS: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
+    ([FIRST, SECOND], {"token_ids": [7]}, "response 0 has segments, and token ids"),
+    ([FIRST, SECOND], {"text": "x"}, "response 0 has segments, and token ids, text"),
+    ([FIRST, SECOND], {"token_ids": [7], "trained_token_mask": [True]}, "or a mask beside them"),
+    ([SECOND, SECOND], {}, "response 0 segment 0 has a context"),
+    ([FIRST, SECOND, FIRST], {}, "response 0 segment 2 has no context"),
+    ([{}, SECOND], {}, "response 0 segment 0 has no token ids"),
+    ([FIRST, {"context_ids": [3]}], {}, "response 0 segment 1 has no token ids"),
+    ([FIRST, SECOND | {"token_ids": [50_000]}], {}, "response 0 segment 1 has token id 50000"),
+    ([FIRST, SECOND | {"context_ids": [50_000]}], {}, "segment 1 .context. has token id 50000"),
+    ([FIRST, SECOND | {"trained_token_mask": [True] * 2}], {}, "2 flags for 1 token ids"),
+    ([FIRST, SECOND | {"trained_token_mask": [False]}], {}, "segment 1 has .* trains nothing"),
+    ([FIRST, SECOND | {"context_ids": [3] * 6}], {}, "response 0 has 9 token ids, more than 8"),
+]
+
+
+@pytest.mark.parametrize(("parts", "beside", "reason"), NOT_VALID_SEGMENTS)
+def test_invalid_segment_is_refused_with_its_reason(
+    parts: list[dict[str, Any]], beside: dict[str, Any], reason: str
+) -> None:
+    wire = [rollout_pb2.Segment(**each) for each in parts]
+    with pytest.raises(InvalidRecord, match=reason):
+        decode(wire_group(**{"token_ids": [], "segments": wire} | beside))
+    assert decode(wire_group(token_ids=[], segments=[rollout_pb2.Segment(**FIRST)]))
+
+
+def test_too_many_segments_are_refused_and_millions_of_empty_ones_before_parsing() -> None:
+    parts = [rollout_pb2.Segment(**each) for each in (FIRST, *[SECOND] * 128)]
+    with pytest.raises(InvalidRecord, match="response 0 has 129 segments, more than 128"):
+        decode(wire_group(token_ids=[], segments=parts), OPEN_LIMITS)
+    assert decode(wire_group(token_ids=[], segments=parts[:-1]), OPEN_LIMITS)
+    response = b"\x4a\x00" * 1_000_000
+    with pytest.raises(InvalidRecord, match="response has more than 320 fields"):
+        decode_group(b"\x1a\x80\x89\x7a" + response, limits=OPEN_LIMITS)
+
+
+def test_reader_that_does_not_know_segments_refuses_the_response() -> None:
+    """Their numbers are those of fields that it passes over."""
+    payload = wire_group(token_ids=[], segments=[rollout_pb2.Segment(**FIRST)]).SerializeToString()
+    known = bytes([rollout_pb2.Response.SEGMENTS_FIELD_NUMBER << 3 | 2])
+    later = bytes([15 << 3 | 2])
+    assert payload.count(known) == 1
+    with pytest.raises(InvalidRecord, match="response 0 is empty"):
+        decode_group(payload.replace(known, later), limits=LIMITS)
 
 
 @pytest.mark.parametrize("group_id", ["", "-1", "a b", "a\n", "ä", "a" * 129, "{a}"])
@@ -209,6 +275,8 @@ def test_fields_of_a_later_schema_are_ignored() -> None:
         ({"text": "\ud800"}, "cannot be serialised"),
         ({"trained_token_mask": ()}, "trains nothing"),
         ({"token_ids": (), "text": "x", "trained_token_mask": (True,)}, "no token ids"),
+        ({"segments": (Segment(token_ids=(1,)),)}, "has segments, and token ids"),
+        ({"token_ids": (), "text": "", "segments": (Segment(token_ids=(-1,)),)}, "segment 0 has token id -1"),
     ],
 )
 def test_producer_is_told_at_once_when_no_reader_would_accept(change: dict[str, Any], reason: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asympo.common.records import Segment
 from asympo.learner.model.attention import block_masks, plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.position_rule import PositionRule, position_rule
@@ -32,14 +33,28 @@ def draw_tokens(rng: random.Random) -> tuple[int, ...]:
     return tuple(rng.randint(0, 1) for _ in range(rng.randint(1, 6)))
 
 
-def draw_response(rng: random.Random) -> TrainedResponse:
-    token_ids = draw_tokens(rng)
+def draw_mask(rng: random.Random, token_ids: tuple[int, ...]) -> tuple[bool, ...] | None:
     mask = tuple(rng.random() < 0.6 for _ in token_ids)
+    return mask if any(mask) and rng.random() < 0.5 else None
+
+
+def draw_response(rng: random.Random) -> TrainedResponse:
+    first, *further = (draw_tokens(rng) for _ in range(rng.choice((1, 1, 2, 4))))
     return TrainedResponse(
-        token_ids=token_ids,
+        token_ids=first,
         advantage=rng.choice([-1.0, 0.5]),
-        trained_token_mask=mask if any(mask) and rng.random() < 0.5 else None,
+        trained_token_mask=draw_mask(rng, first),
+        segments=tuple(
+            Segment(context_ids=draw_tokens(rng), token_ids=ids, trained_token_mask=draw_mask(rng, ids))
+            for ids in further
+        ),
     )
+
+
+def sequences_of(
+    group: TrainedGroup, response: TrainedResponse
+) -> list[tuple[tuple[int, ...], TrainedResponse | Segment]]:
+    return [(group.prompt_ids, response), *((each.context_ids, each) for each in response.segments)]
 
 
 @dataclass(eq=False)
@@ -74,15 +89,16 @@ def plainly(groups: list[TrainedGroup], *, share: bool) -> dict[str, list[int]]:
     trained: list[Any] = []
     all_responses = [(group, response) for group in groups for response in group.responses]
     for number, (group, response) in enumerate(all_responses):
-        node = root
-        for token_id in group.prompt_ids:
-            node = node.below(token_id, share=share)
-        mask = response.trained_token_mask or (True,) * len(response.token_ids)
-        for position, token_id in enumerate(response.token_ids):
-            if mask[position]:
-                trained.append((node, token_id, number))
-            if position + 1 < len(response.token_ids):
+        for context, part in sequences_of(group, response):
+            node = root
+            for token_id in context:
                 node = node.below(token_id, share=share)
+            mask = part.trained_token_mask or (True,) * len(part.token_ids)
+            for position, token_id in enumerate(part.token_ids):
+                if mask[position]:
+                    trained.append((node, token_id, number))
+                if position + 1 < len(part.token_ids):
+                    node = node.below(token_id, share=share)
     root.number(row)
     trained.sort(key=lambda item: item[0].index)
     sources = sorted({node.index for node, _, _ in trained})
@@ -107,6 +123,7 @@ def test_row_is_that_of_a_tree_of_single_tokens(share: bool) -> None:
         for name, expected in plainly(groups, share=share).items():
             assert list(getattr(batch, name)) == expected, (seed, name)
         assert batch.sequences_R == [(g.prompt_ids, r.token_ids) for g in groups for r in g.responses]
+        assert batch.num_sequences == sum(1 + len(r.segments) for g in groups for r in g.responses)
 
 
 def nearer_than(window: int | None, *, is_known: bool = True) -> PositionRule | None:

@@ -2,12 +2,15 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from asympo.common.records import Segment
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
 from asympo.learner.model.check import check_weights
+from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.fused import fuse, is_fused, unfused
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.step.objectives import ObjectiveOptions, StepScope, asympo
@@ -93,15 +96,21 @@ def _reference_loss(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, 
     count = sum(len(group.responses) for group in groups)
     for group in groups:
         for response in group.responses:
-            ids = torch.tensor([group.prompt_ids + response.token_ids])
-            logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1]
-            nll = torch.nn.functional.cross_entropy(
-                logits, torch.tensor(response.token_ids), reduction="none"
-            )
-            mean = nll[torch.tensor(response.trained_token_mask or (True,) * len(nll))].mean()
+            parts = [_trained_nll(policy, group.prompt_ids, response)]
+            parts += [_trained_nll(policy, each.context_ids, each) for each in response.segments]
+            mean = torch.cat(parts).mean()
             losses.append(response.advantage * mean / mean.detach() / count)
             total += float(mean.detach())
     return total, torch.stack(losses).sum()
+
+
+def _trained_nll(
+    policy: Policy, context: tuple[int, ...], sequence: TrainedResponse | Segment
+) -> torch.Tensor:
+    ids = torch.tensor([context + sequence.token_ids])
+    logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
+    nll = torch.nn.functional.cross_entropy(logits, torch.tensor(sequence.token_ids), reduction="none")
+    return nll[torch.tensor(sequence.trained_token_mask or (True,) * len(nll))]
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
@@ -113,6 +122,77 @@ def test_packed_gradients_equal_those_of_separate_sequences(policy: Policy, shar
     assert total == pytest.approx(expected_total, rel=1e-12)
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def segmented_groups(num_groups: int) -> list[TrainedGroup]:
+    """An agent that summarises, one that forks, and one that does neither, in each group."""
+    groups = []
+    for group in make_groups(num_groups, seed=3):
+        one, two, three, *_ = group.responses
+        summary = Segment(
+            context_ids=(*group.prompt_ids[:4], 30, 31, 32),
+            token_ids=(5, 6, 7, 8),
+            trained_token_mask=(True, False, False, True),
+        )
+        forks = [Segment(context_ids=group.prompt_ids + two.token_ids[:1], token_ids=(n, 9)) for n in (1, 2)]
+        responses = (
+            replace(one, segments=(summary, replace(summary, token_ids=(8, 7, 6, 5)))),
+            replace(two, segments=tuple(forks)),
+            three,
+        )
+        groups.append(replace(group, responses=responses))
+    return groups
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_segments_of_a_response_share_one_mean_nll_and_its_gradient(
+    policy: Policy, share: bool, budget: int
+) -> None:
+    groups = segmented_groups(3)
+    total, ours = gradients(policy, groups, budget=budget, share=share)
+    expected_total, expected = reference(policy, groups)
+    assert total == pytest.approx(expected_total, rel=1e-12)
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_loss_of_a_group_with_segments_sums_to_zero(policy: Policy) -> None:
+    (group,) = segmented_groups(1)
+    advantages = (0.75, -0.25, -0.5)
+    responses = tuple(replace(r, advantage=a) for r, a in zip(group.responses, advantages, strict=True))
+    scope = StepScope(num_responses=3, num_groups=1, num_groups_without_signal=0)
+    batch = collate([replace(group, responses=responses)], share_prefixes=True)
+    mean_nll = policy.response_nll(batch).mean_nll_R
+    assert mean_nll.shape == (3,)
+    loss, _ = asympo(mean_nll, torch.tensor(batch.advantage_R), scope, ObjectiveOptions())
+    assert float(loss.detach()) == 0.0
+    assert batch.num_sequences == 7
+
+
+def test_response_is_never_apart_from_its_segments() -> None:
+    groups = segmented_groups(4)
+    for share in (True, False):
+        batches = pack(groups, token_budget=1, share_prefixes=share)
+        assert sorted(batch.num_sequences for batch in batches) == sorted(
+            1 + len(response.segments) for group in groups for response in group.responses
+        )
+    limit = max(r.longest_input(len(g.prompt_ids)) for g in groups for r in g.responses)
+    (row,) = pack(groups, token_budget=10_000, share_prefixes=True, alone_above=limit)
+    assert len(row.advantage_R) == 12
+    with pytest.raises(ValueError, match="several segments cannot be computed one sequence at a time"):
+        pack(groups, token_budget=10_000, share_prefixes=True, alone_above=0)
+
+
+def test_model_as_it_is_never_computes_segments_as_one_sequence(tiny_model: Path) -> None:
+    model = load_model(tiny_model, dtype=torch.float32, device=CPU)
+    plain = Policy(
+        model=model, compute_dtype=torch.float32, path=ForwardPath(attention="sdpa", alone_above=0)
+    )
+    group = segmented_groups(1)[0]
+    only = replace(group, responses=group.responses[:1])
+    with pytest.raises(ValueError, match="3 sequences in a row"):
+        plain.response_nll(collate([only], share_prefixes=True))
 
 
 def test_long_responses_use_small_attention_blocks_and_stay_exact(policy: Policy) -> None:
@@ -165,6 +245,9 @@ def test_collate_refuses_what_has_no_mean_nll() -> None:
     empty = TrainedGroup(prompt_ids=(1,), responses=(TrainedResponse(token_ids=(), advantage=1.0),))
     with pytest.raises(ValueError, match="trained token"):
         collate([empty], share_prefixes=True)
+    answer = TrainedResponse(token_ids=(1,), advantage=1.0, segments=(Segment(token_ids=(2,)),))
+    with pytest.raises(ValueError, match="without tokens predicts nothing"):
+        collate([TrainedGroup(prompt_ids=(1,), responses=(answer,))], share_prefixes=True)
     no_prompt = TrainedGroup(prompt_ids=(), responses=(TrainedResponse(token_ids=(1,), advantage=1.0),))
     with pytest.raises(ValueError, match="prompt"):
         collate([no_prompt], share_prefixes=True)

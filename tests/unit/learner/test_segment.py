@@ -10,6 +10,7 @@ import pytest
 from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import Segment as ResponseSegment
 from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
 from asympo.learner.log.texts import RecordTexts
@@ -63,7 +64,9 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def group_reader(tokenizer: Any, *, trained: frozenset[str] = frozenset()) -> GroupReader:
+def group_reader(
+    tokenizer: Any, *, trained: frozenset[str] = frozenset(), alone_above: int | None = None
+) -> GroupReader:
     return GroupReader(
         texts=RecordTexts(tokenizer=tokenizer, vocab_size=512),
         config=RunConfig(
@@ -71,6 +74,7 @@ def group_reader(tokenizer: Any, *, trained: frozenset[str] = frozenset()) -> Gr
         ),
         vocab_size=512,
         max_tokens=64,
+        alone_above=alone_above,
         is_trained=lambda group_id: group_id in trained,
     )
 
@@ -218,6 +222,46 @@ def test_special_tokens_in_text_stay_text(tokenizer: Any) -> None:
 def test_trained_group_leaves_out_what_contributes_nothing(tokenizer: Any) -> None:
     group = group_reader(tokenizer).read(make_entry(1, (1.0, 0.5, 0.0)))
     assert [response.advantage for response in group.to_trained().responses] == [0.5, -0.5]
+
+
+def segmented(*lengths: int) -> tuple[Response, ...]:
+    """Two responses of this group: one plain, one of a first segment and further ones of these lengths."""
+    further = (
+        ResponseSegment(context_ids=(3,) * (n - 1), token_ids=(9, 4), trained_token_mask=(True, False))
+        for n in lengths
+    )
+    segments = (ResponseSegment(token_ids=(7, 8), trained_token_mask=(False, True)), *further)
+    return (
+        Response(token_ids=(7, 8), reward=1.0, finish_reason=FinishReason.STOP),
+        Response(segments=segments, reward=0.0, finish_reason=FinishReason.STOP),
+    )
+
+
+def test_segments_reach_the_loss_as_one_response(tokenizer: Any) -> None:
+    entry = make_entry(1, SIGNAL, responses=segmented(5, 63))
+    group = group_reader(tokenizer, alone_above=63).read(entry)
+    assert group.response_ids == ((7, 8), (7, 8, 9, 4, 9, 4))
+    plain, in_segments = group.to_trained().responses
+    assert (plain.segments, in_segments.token_ids, in_segments.trained_token_mask) == (
+        (),
+        (7, 8),
+        (False, True),
+    )
+    assert [len(each.context_ids) for each in in_segments.segments] == [4, 62]
+
+
+def test_segments_that_the_model_cannot_compute_together_are_refused(tokenizer: Any) -> None:
+    entry = make_entry(1, SIGNAL, responses=segmented(20))
+    group_reader(tokenizer, alone_above=20).read(entry)
+    with pytest.raises(
+        InvalidRecord, match=r"2 segments of up to 21 tokens, .* more than 19 tokens one at a time"
+    ):
+        group_reader(tokenizer, alone_above=19).read(entry)
+    with pytest.raises(InvalidRecord, match="computes sequences one at a time"):
+        group_reader(tokenizer, alone_above=0).read(entry)
+    group_reader(tokenizer, alone_above=0).read(make_entry(1, SIGNAL, responses=segmented()))
+    with pytest.raises(InvalidRecord, match="65 tokens in a row, the model takes 64"):
+        group_reader(tokenizer).read(make_entry(1, SIGNAL, responses=segmented(2, 64)))
 
 
 def test_group_that_the_run_never_asked_for_is_refused(tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import RolloutGroup
 
-_COLUMNS = ("functions", "notes", "unscored", "columns")
-"""JSON texts: values and notes of the reward functions, a list entry for each response; responses without a
-reward; the columns of the row."""
+_COLUMNS = ("functions", "notes", "segments", "unscored", "columns")
+"""JSON texts: values and notes of the reward functions and the segments, a list entry for each response;
+responses without a reward; the columns of the row."""
 
 
 def readable(table: Any, choice: Choice) -> Any:
@@ -75,6 +76,7 @@ def _texts(group: RolloutGroup | None) -> dict[str, str | None]:
     return {
         "functions": _json([dict(each.function_values) for each in group.responses]),
         "notes": _json([dict(each.function_notes) for each in group.responses]),
+        "segments": _json([[asdict(segment) for segment in each.segments] for each in group.responses]),
         "unscored": _json([{"text": each.text, "reason": each.reason} for each in group.unscored]),
         "columns": group.columns_json or None,
     }

@@ -78,7 +78,7 @@ class ReadableResponse:
     text: str
     """As it came; may be empty where token ids came."""
     token_ids: tuple[int, ...]
-    """As sampled, or as the learner tokenised the text."""
+    """As sampled, or as the learner tokenised the text; empty for segments, of which none is the response."""
     reward: float
     advantage: float
     """Relative to the group."""
@@ -113,7 +113,7 @@ class ReadableGroup:
             responses=tuple(
                 ReadableResponse(
                     text=response.text,
-                    token_ids=token_ids,
+                    token_ids=() if response.segments else token_ids,
                     reward=response.reward,
                     advantage=advantage,
                     finish_reason=response.finish_reason.value,

@@ -12,8 +12,8 @@ from asympo.common.names import check_run_name
 from asympo.common.records import MAX_PAYLOAD_BYTES
 from asympo.common.versions import Format
 
-SCHEMA = Format(name="schema_version", newest=1, oldest=1)
-"""Of the records and of this config."""
+SCHEMA = Format(name="schema_version", newest=2, oldest=1)
+"""Of the records and of this config. Since 2, responses may have segments."""
 SCRIPTS = Format(name="script_version", newest=3, oldest=2)
 """Of the protocol that the Lua scripts speak on a run's keys. A run keeps the numbers it was created with, as
 scripts of two releases work on its keys at the same time while one replaces the other."""
@@ -106,6 +106,11 @@ class RunConfig:
     def capacity(self) -> int:
         """Groups that may be leased or open at once; bounds queue staleness by construction."""
         return (1 + self.max_staleness) * self.publish_every * self.groups_per_step
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether every learner that may train the run knows responses of several segments."""
+        return self.schema_version >= 2
 
     @property
     def max_record_bytes(self) -> int:

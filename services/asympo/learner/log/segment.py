@@ -9,7 +9,7 @@ from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.foreign.text import printable
 from asympo.common.group_ids import is_issued
-from asympo.common.records import RolloutGroup
+from asympo.common.records import Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
 from asympo.learner.log.advantages import group_advantages
 from asympo.learner.log.texts import RecordTexts
@@ -34,7 +34,7 @@ class ReadGroup:
     prompt_ids: tuple[int, ...]
     """As given, or tokenised from text."""
     response_ids: tuple[tuple[int, ...], ...]
-    """As sampled, or tokenised from text."""
+    """As sampled, or tokenised from text; of segments all of theirs, without contexts."""
     advantages: tuple[float, ...]
     """Zeros when the group has no signal."""
 
@@ -48,13 +48,25 @@ class ReadGroup:
         return TrainedGroup(
             prompt_ids=self.prompt_ids,
             responses=tuple(
-                TrainedResponse(
-                    token_ids=token_ids, advantage=advantage, trained_token_mask=response.trained_token_mask
-                )
+                _trained(response, token_ids, advantage)
                 for token_ids, advantage, response in responses
                 if advantage != 0.0
             ),
         )
+
+
+def _trained(response: Response, token_ids: tuple[int, ...], advantage: float) -> TrainedResponse:
+    if not response.segments:
+        return TrainedResponse(
+            token_ids=token_ids, advantage=advantage, trained_token_mask=response.trained_token_mask
+        )
+    first, *further = response.segments
+    return TrainedResponse(
+        token_ids=first.token_ids,
+        advantage=advantage,
+        trained_token_mask=first.trained_token_mask,
+        segments=tuple(further),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +108,15 @@ class GroupReader:
         config: RunConfig,
         vocab_size: int,
         max_tokens: int | None,
+        alone_above: int | None = None,
         is_trained: Callable[[str], bool],
     ) -> None:
+        """`max_tokens` and `alone_above`: what the model takes in a sequence, and computes beside others."""
         self._texts = texts
         self._config = config
         self._limits = WireLimits(vocab_size=vocab_size, max_responses=config.group_size)
         self._max_tokens = max_tokens
+        self._alone_above = alone_above
         self._is_trained = is_trained
 
     def read(self, entry: LogEntry) -> ReadGroup:
@@ -120,12 +135,11 @@ class GroupReader:
             raise InvalidRecord(f"group {record.group_id} was trained before")
         prompt_ids = record.prompt.token_ids or self._texts.prompt_ids(record.prompt)
         response_ids = tuple(
-            response.token_ids or self._texts.response_ids(response, prompt_ids=prompt_ids)
+            response.all_token_ids or self._texts.response_ids(response, prompt_ids=prompt_ids)
             for response in record.responses
         )
-        longest = len(prompt_ids) + max(map(len, response_ids))
-        if self._max_tokens is not None and longest > self._max_tokens:
-            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_tokens}")
+        for response, token_ids in zip(record.responses, response_ids, strict=True):
+            self._check_length(_longest(response, token_ids, len(prompt_ids)), len(response.segments))
         return ReadGroup(
             record=record,
             sequence=entry.sequence,
@@ -135,6 +149,24 @@ class GroupReader:
             response_ids=response_ids,
             advantages=group_advantages([response.reward for response in record.responses]),
         )
+
+    def _check_length(self, longest: int, num_segments: int) -> None:
+        if self._max_tokens is not None and longest > self._max_tokens:
+            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_tokens}")
+        if num_segments > 1 and self._alone_above is not None and longest - 1 > self._alone_above:
+            above = f"sequences of more than {self._alone_above} tokens" if self._alone_above else "sequences"
+            raise InvalidRecord(
+                f"a response has {num_segments} segments of up to {longest} tokens, and this model computes "
+                f"{above} one at a time: their one mean NLL needs them together"
+            )
+
+
+def _longest(response: Response, token_ids: tuple[int, ...], num_prompt: int) -> int:
+    """Tokens of the longest sequence of a response."""
+    parts = response.segments
+    if not parts:
+        return num_prompt + len(token_ids)
+    return max((len(each.context_ids) or num_prompt) + len(each.token_ids) for each in parts)
 
 
 class SegmentLog(Protocol):

@@ -5,6 +5,9 @@ share their prompt, groups share a common system prompt, equal beginnings of res
 attends to its ancestors only and its position is its depth, so the computation is that of separate sequences,
 gradients included. The last token of a response predicts nothing and is left out.
 
+A response of several segments is several sequences of one row: its mean NLL is over the trained tokens of all
+of them, and is needed whole before its gradient.
+
 Everything here is a pure function of groups and settings: the same log gives the same micro-batches.
 """
 
@@ -14,6 +17,7 @@ from itertools import compress
 
 import numpy as np
 
+from asympo.common.records import Segment
 from asympo.learner.model.prefix_tree import NO_TOKENS, IntArray, lay_out
 
 
@@ -26,6 +30,19 @@ class TrainedResponse:
     advantage: float
     trained_token_mask: tuple[bool, ...] | None = None
     """Which tokens count in the mean NLL; None is all."""
+    segments: tuple[Segment, ...] = ()
+    """Further sequences of the same response, each after a context of its own."""
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Row length that it needs beside its prompt, equal beginnings not deducted."""
+        further = sum(len(each.context_ids) + len(each.token_ids) - 1 for each in self.segments)
+        return len(self.token_ids) - 1 + further
+
+    def longest_input(self, num_prompt_tokens: int) -> int:
+        """Tokens of its longest sequence, the last one left out."""
+        further = [len(each.context_ids) + len(each.token_ids) - 1 for each in self.segments]
+        return max([num_prompt_tokens + len(self.token_ids) - 1, *further])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +77,9 @@ class PackedBatch:
     num_trained_R: list[int]
     advantage_R: list[float]
     sequences_R: list[tuple[tuple[int, ...], tuple[int, ...]]]
-    """Prompt and response ids, for whoever wants to look at one again."""
+    """Prompt and ids of each response, of its first segment, for whoever wants to look at one again."""
+    num_sequences: int
+    """More than responses where some have several segments."""
 
     @property
     def num_tokens(self) -> int:
@@ -101,12 +120,18 @@ def pack(
 def _apart(
     groups: Sequence[TrainedGroup], alone_above: int | None
 ) -> tuple[Sequence[TrainedGroup], list[TrainedGroup]]:
-    """Groups without their long sequences, and those as groups of one response."""
+    """Groups without their long sequences, and those as groups of one response.
+
+    Raises ValueError for a long one in segments, which must be refused before this point: what is computed
+    one sequence at a time has no mean NLL over several.
+    """
     if alone_above is None:
         return groups, []
     packed, alone = [], []
     for group in groups:
-        is_short = [len(group.prompt_ids) + len(r.token_ids) - 1 <= alone_above for r in group.responses]
+        is_short = [r.longest_input(len(group.prompt_ids)) <= alone_above for r in group.responses]
+        if any(r.segments for r, short in zip(group.responses, is_short, strict=True) if not short):
+            raise ValueError("a response of several segments cannot be computed one sequence at a time")
         packed.append(replace(group, responses=tuple(compress(group.responses, is_short))))
         alone += [
             replace(group, responses=(response,))
@@ -146,7 +171,7 @@ def _fill(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
 
 def num_input_tokens(group: TrainedGroup, *, share_prefixes: bool) -> int:
     """Row length that a group alone needs, equal beginnings of its responses not deducted."""
-    response_tokens = sum(len(response.token_ids) - 1 for response in group.responses)
+    response_tokens = sum(response.num_input_tokens for response in group.responses)
     copies = 1 if share_prefixes else len(group.responses)
     return copies * len(group.prompt_ids) + response_tokens
 
@@ -157,7 +182,7 @@ def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> l
     if num_input_tokens(group, share_prefixes=share_prefixes) <= token_budget:
         return [group]
     prompt = len(group.prompt_ids)
-    sizes = [len(response.token_ids) - 1 + (0 if share_prefixes else prompt) for response in group.responses]
+    sizes = [response.num_input_tokens + (0 if share_prefixes else prompt) for response in group.responses]
     return [
         TrainedGroup(prompt_ids=group.prompt_ids, responses=tuple(group.responses[i] for i in part))
         for part in _fill(sizes, capacity=token_budget - (prompt if share_prefixes else 0))
@@ -167,31 +192,32 @@ def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> l
 def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBatch:
     """Lays groups out in one row of tokens.
 
-    Raises ValueError for an empty prompt, an empty response or a response without a trained token: they have
-    no mean NLL and must be refused before this point.
+    Raises ValueError for an empty prompt or context, an empty response or a response without a trained token:
+    they have no mean NLL and must be refused before this point.
     """
     inputs: list[IntArray] = []
     trained: list[IntArray] = []
     targets: list[IntArray] = []
-    sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    advantages: list[float] = []
+    num_trained_R: list[int] = []
     for group in groups:
-        if not group.prompt_ids:
-            raise ValueError("a prompt without tokens predicts nothing")
         prompt = np.array(group.prompt_ids, dtype=np.int64)
         for response in group.responses:
-            trained_at = _trained_tokens(response)
-            answer = np.array(response.token_ids, dtype=np.int64)
-            inputs.append(np.concatenate([prompt, answer[:-1]]))
-            trained.append(len(prompt) - 1 + trained_at)
-            targets.append(answer[trained_at])
-            sequences.append((group.prompt_ids, response.token_ids))
-            advantages.append(response.advantage)
+            first = len(trained)
+            parts: tuple[TrainedResponse | Segment, ...] = (response, *response.segments)
+            contexts = (prompt, *(np.array(each.context_ids, dtype=np.int64) for each in response.segments))
+            for context, part in zip(contexts, parts, strict=True):
+                if not len(context):
+                    raise ValueError("a prompt without tokens predicts nothing")
+                trained_at = _trained_tokens(part)
+                answer = np.array(part.token_ids, dtype=np.int64)
+                inputs.append(np.concatenate([context, answer[:-1]]))
+                trained.append(len(context) - 1 + trained_at)
+                targets.append(answer[trained_at])
+            num_trained_R.append(sum(map(len, trained[first:])))
     order = lay_out(inputs, share_prefixes=share_prefixes)
     sources = [index_S[predicting] for index_S, predicting in zip(order.index_S, trained, strict=True)]
     source_N = np.concatenate([NO_TOKENS, *sources])
-    num_trained_R = [len(trained_at) for trained_at in trained]
-    response_N = np.repeat(np.arange(len(sequences)), num_trained_R)
+    response_N = np.repeat(np.arange(len(num_trained_R)), num_trained_R)
     by_source = np.argsort(source_N, kind="stable")
     source_U, row_N = np.unique(source_N[by_source], return_inverse=True)
     return PackedBatch(
@@ -203,14 +229,15 @@ def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBa
         target_N=np.concatenate([NO_TOKENS, *targets])[by_source],
         response_N=response_N[by_source],
         num_trained_R=num_trained_R,
-        advantage_R=advantages,
-        sequences_R=sequences,
+        advantage_R=[response.advantage for group in groups for response in group.responses],
+        sequences_R=[(group.prompt_ids, each.token_ids) for group in groups for each in group.responses],
+        num_sequences=len(inputs),
     )
 
 
-def _trained_tokens(response: TrainedResponse) -> IntArray:
+def _trained_tokens(sequence: TrainedResponse | Segment) -> IntArray:
     """Ascending indexes of the tokens that count."""
-    mask = response.trained_token_mask or (True,) * len(response.token_ids)
-    if len(mask) != len(response.token_ids) or not any(mask):
+    mask = sequence.trained_token_mask or (True,) * len(sequence.token_ids)
+    if len(mask) != len(sequence.token_ids) or not any(mask):
         raise ValueError("a response without a trained token has no mean NLL")
     return np.flatnonzero(mask)

@@ -133,9 +133,9 @@ class Policy:
 
     def _own_nll(self, batch: PackedBatch) -> ResponseNll:
         """The model's own logits of one sequence."""
-        if len(batch.sequences_R) != 1:
+        if batch.num_sequences != 1:
             raise ValueError(
-                f"{len(batch.sequences_R)} sequences in a row: this model computes one sequence at a time"
+                f"{batch.num_sequences} sequences in a row: this model computes one sequence at a time"
             )
         device = self.device
         with self._autocast():

@@ -205,7 +205,7 @@ function response(one, index, largest) {
   advantage.style.setProperty("--strength", `${Math.round(18 + 52 * Math.min(1, Math.abs(one.advantage || 0) / largest))}%`);
   return element("li", { class: `response ${sign(one.advantage)}`, "data-advantage": sign(one.advantage) },
     element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), advantage, element("span", {}, `reward ${number(one.reward, 2)}`),
-      element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
+      element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens${one.num_segments > 1 ? ` in ${count(one.num_segments)} segments` : ""}`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
     said(one.functions, (value) => number(value, 3)),
     said(one.notes, String),
     textBlock(one.text, "response-text"));

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from asympo.common.records import Response
 from asympo.learner.log.segment import ReadGroup, Segment
 
 MAX_SAMPLES_A_STEP = 8
@@ -29,13 +30,14 @@ def _sample(group: ReadGroup, *, step: int, decode: Callable[[Sequence[int]], st
         "asks": hashlib.sha256(prompt.encode()).hexdigest()[:16],
         "responses": [
             {
-                "text": (response.text or decode(token_ids))[:_MAX_SHOWN_CHARS],
+                "text": _text(response, token_ids, decode)[:_MAX_SHOWN_CHARS],
                 "reward": response.reward,
                 "functions": dict(response.function_values),
                 "notes": {name: text[:_MAX_SHOWN_CHARS] for name, text in response.function_notes.items()},
                 "advantage": advantage,
                 "finish_reason": str(response.finish_reason),
                 "num_tokens": len(token_ids),
+                "num_segments": len(response.segments),
             }
             for response, token_ids, advantage in responses
         ],
@@ -45,3 +47,9 @@ def _sample(group: ReadGroup, *, step: int, decode: Callable[[Sequence[int]], st
         ],
         "columns": record.columns_json[:_MAX_SHOWN_CHARS],
     }
+
+
+def _text(response: Response, token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    if not response.segments:
+        return response.text or decode(token_ids)
+    return "\n\n[history rewritten]\n\n".join(decode(each.token_ids) for each in response.segments)

@@ -6,6 +6,10 @@ Every objective returns the sum of its per-response terms divided by `scope.num_
 responses of the *whole* step (those of groups without signal included), so the micro-batches of a step add
 up to the step's loss. Minimising it raises the probability of responses with a positive advantage. All
 arithmetic is float32 (float64 inputs stay float64, for exactness tests).
+
+A response whose history was rewritten on the way is several sequences. It has one reward and one mean NLL,
+over all trained tokens of all its sequences, and is one element of `_R` like any other: the objectives are
+unchanged, and so is the sum of zero, which a mean for each sequence would break.
 """
 
 from collections.abc import Callable

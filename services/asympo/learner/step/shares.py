@@ -47,7 +47,7 @@ def share_out(
 def _parts(group: TrainedGroup, *, num_parts: int) -> list[tuple[int, ...]]:
     """The responses in this many parts of similar length, none empty."""
     num_parts = max(1, min(num_parts, len(group.responses)))
-    lengths = [len(response.token_ids) for response in group.responses]
+    lengths = [response.num_input_tokens + 1 for response in group.responses]
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     loads = [0] * num_parts
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):

@@ -109,6 +109,7 @@ def build_group_reader(
         config=config,
         vocab_size=vocab_size(policy.model.config),
         max_tokens=context_length(policy.model.config),
+        alone_above=policy.path.alone_above,
         is_trained=is_trained,
     )
 
