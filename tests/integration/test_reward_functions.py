@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
@@ -38,6 +39,10 @@ def tells(completions, log_extra, log_metric, **columns):
 
 def early(completions, trainer_state, **columns):
     return [float(trainer_state.global_step < 10)] * len(completions)
+
+def share(completions, trainer_state, **columns):
+    passes = trainer_state.epoch / trainer_state.num_train_epochs
+    return [trainer_state.global_step / trainer_state.max_steps + 10 * passes] * len(completions)
 
 async def early_later(completions, trainer_state, **columns):
     return [float(trainer_state.global_step < 10)] * len(completions)
@@ -99,8 +104,19 @@ def test_function_knows_the_step_of_the_policy_that_answered(
 ) -> None:
     with scorer_of(file, {"function": name}) as scorer:
         for step, reward in ((9, 1.0), (10, 0.0)):
-            assert scorer.score(prompt, ["4"], step=step) == [Scored(reward=reward, functions={name: reward})]
+            scores = scorer.score(prompt, ["4"], progress=RunProgress(step=step))
+            assert scores == [Scored(reward=reward, functions={name: reward})]
         assert scorer.score(prompt, ["4"]) == [Scored(reward=1.0, functions={name: 1.0})]
+
+
+def test_function_knows_how_far_the_run_is(file: Path, prompt: TaskPrompt) -> None:
+    progress = RunProgress(step=3, total_steps=12, epoch=1, num_epochs=2)
+    with scorer_of(file, {"function": "share"}) as scorer:
+        [known] = scorer.score(prompt, ["4"], progress=progress)
+        [unknown] = scorer.score(prompt, ["4"])
+    assert known == Scored(reward=5.25, functions={"share": 5.25})
+    assert isinstance(unknown, ScoreFailure)
+    assert "division by zero" in unknown.reason
 
 
 def test_response_without_any_value_has_no_reward(file: Path, prompt: TaskPrompt) -> None:

@@ -21,6 +21,13 @@ def test_run_config_survives_json() -> None:
     assert RunConfig.from_json(CONFIG.to_json()) == CONFIG
 
 
+@pytest.mark.parametrize(("total", "epochs", "planned"), [(9, 3, 9), (0, 3, 8), (0, 0, 0)])
+def test_run_config_plans_what_was_given_or_what_its_epochs_make(
+    total: int, epochs: int, planned: int
+) -> None:
+    assert dataclasses.replace(CONFIG, num_epochs=epochs).planned_steps(total) == planned
+
+
 @pytest.mark.parametrize(("staleness", "publish_every", "capacity"), [(0, 1, 4), (1, 1, 8), (3, 2, 32)])
 def test_run_config_capacity_follows_from_staleness(
     staleness: int, publish_every: int, capacity: int

@@ -26,6 +26,7 @@ from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, choose
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.evaluator.sources import EngineSource, FleetSource, Source
+from asympo.rewards.progress import RunProgress
 from asympo.tasks import of_run
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class EvaluatorProcess:
         run_log = RunLog(broker, settings.run)
         config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         # What is wrong with data or reward functions is said before an engine is loaded.
-        chosen = await self._choose(config, closing)
+        chosen = await self._choose(run_log, config, closing)
         await wait_for_storage(settings.object_store, self._calls)
         store = open_policies(
             settings.checkpoint_root,
@@ -120,12 +121,14 @@ class EvaluatorProcess:
         )
         await loop.run()
 
-    async def _choose(self, config: RunConfig, closing: AsyncExitStack) -> list[Chosen]:
+    async def _choose(self, run_log: RunLog, config: RunConfig, closing: AsyncExitStack) -> list[Chosen]:
         settings, found = self._settings, []
         task_of_run = of_run.task_config_of(config, task_path=settings.task_path)
         if any(each.asks_the_run for each in settings.evals):
             # What is held out here must be what is held out there.
             await self._calls.run(of_run.load_same_task, config, task_of_run)
+        total = await self._calls.until_answered(run_log.state.total_steps)
+        progress = RunProgress(total_steps=config.planned_steps(total), num_epochs=config.num_epochs)
         for each in settings.evals:
             chosen = await self._calls.run(
                 choose,
@@ -135,6 +138,7 @@ class EvaluatorProcess:
                 timeout_seconds=settings.reward_timeout_seconds,
                 num_workers=settings.reward_workers,
                 allow_python=settings.allow_python,
+                progress=progress,
             )
             closing.callback(chosen.scorer.close)
             found.append(chosen)

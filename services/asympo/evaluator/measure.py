@@ -1,6 +1,7 @@
 """One evaluation of one policy: ask, score, count."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ async def measure(
             prompt,
             answered.texts,
             token_ids=answered.token_ids,
-            step=next((step for step in answered.policy_steps if step is not None), 0),
+            progress=dataclasses.replace(
+                prepared.progress, step=next((step for step in answered.policy_steps if step is not None), 0)
+            ),
         )
         done += 1
         note(done)

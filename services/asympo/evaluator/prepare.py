@@ -6,6 +6,7 @@ from typing import Any
 
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.config import EvalConfig
+from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import TaskPrompt, columns_of
 from asympo.tasks.config import TaskConfig
@@ -21,6 +22,7 @@ class Chosen:
     prompts: tuple[TaskPrompt, ...]
     sampling: SamplingSettings
     scorer: Scorer
+    progress: RunProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ def choose(
     timeout_seconds: float,
     num_workers: int,
     allow_python: bool,
+    progress: RunProgress,
 ) -> Chosen:
     """Reads its data and starts its scoring, which the caller closes. Raises BadSetting in one sentence."""
     task_config = config.task_config(task_of_run)
@@ -50,7 +53,13 @@ def choose(
         allow_python=allow_python,
         columns=columns_of(task),
     )
-    return Chosen(config=config, prompts=prompts, sampling=config.sampling(sampling_of_run), scorer=scorer)
+    return Chosen(
+        config=config,
+        prompts=prompts,
+        sampling=config.sampling(sampling_of_run),
+        scorer=scorer,
+        progress=progress,
+    )
 
 
 def render(chosen: Chosen, tokenizer: Any) -> Prepared:
@@ -61,5 +70,6 @@ def render(chosen: Chosen, tokenizer: Any) -> Prepared:
         prompts=chosen.prompts,
         sampling=chosen.sampling,
         scorer=chosen.scorer,
+        progress=chosen.progress,
         prompt_ids=tuple(ids),
     )

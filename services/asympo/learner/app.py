@@ -348,6 +348,7 @@ class LearnerProcess:
                     take_over=settings.take_over,
                     heartbeat_seconds=settings.heartbeat_seconds,
                     at_least=at_least,
+                    total_steps=settings.total_steps,
                 )
             except RunHasLearner as error:
                 if self._stop.is_set or self._clock.monotonic_seconds() >= deadline:

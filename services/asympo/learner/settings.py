@@ -9,6 +9,8 @@ from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS, directory_of_run
 from asympo.common.paths import PathOrName
 from asympo.common.records import MAX_RESPONSES
+from asympo.common.rollout_log.run_config import planned_steps
+from asympo.rewards.progress import RunProgress
 from asympo.tasks.config import TaskConfig
 
 ObjectiveName = Literal["asympo", "spo", "naive", "gpg"]
@@ -233,6 +235,12 @@ class LearnerSettings(ControlSettings):
     def segment_limit(self) -> int:
         """Groups of any kind that end a step."""
         return self.max_groups_per_step or 4 * self.groups_per_step
+
+    def progress(self, *, num_prompts: int, step: int = 0) -> RunProgress:
+        """What reward functions are told when no run goes on that would know."""
+        limits = {"num_epochs": self.num_epochs, "groups_per_step": self.groups_per_step}
+        total = planned_steps(self.total_steps, num_prompts=num_prompts, **limits)
+        return RunProgress(step=step, total_steps=total, num_epochs=self.num_epochs)
 
     @property
     def run_directory(self) -> Path:

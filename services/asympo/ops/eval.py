@@ -51,6 +51,7 @@ async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> li
     generator = validate(GeneratorSettings, file.generator_values)
     of_run = SamplingSettings(**learner.sampling.model_dump())
     allow_python = bool(file.evaluator_values.get("allow_python", generator.allow_python))
+    progress = learner.progress(num_prompts=0)
     chosen: list[Chosen] = []
     engine = build_engine(generator)
     try:
@@ -63,6 +64,7 @@ async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> li
                 timeout_seconds=generator.reward_timeout_seconds,
                 num_workers=generator.reward_workers,
                 allow_python=allow_python,
+                progress=progress,
             )
             chosen.append(found)
         path = Path(model) if generator.engine == "simulated" else local_model(model)

@@ -165,6 +165,7 @@ def _score(file: RunFile, arguments: Namespace) -> int:
     task = load_task(settings.task)
     rows = {_row_number(task, prompt): prompt for prompt in _all_prompts(task)}
     given = read_responses(arguments.responses, rows)
+    progress = settings.progress(num_prompts=len(task))
     with _scorer(file, settings, task) as scorer:
         tokenizer = _tokenizer(settings.model) if scorer.wants_token_ids else None
         results: dict[int, dict[str, Any]] = {}
@@ -172,7 +173,7 @@ def _score(file: RunFile, arguments: Namespace) -> int:
             texts = [text for _, text in lines]
             ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts] if tokenizer else ()
             started = time.perf_counter()
-            scores = scorer.score(rows[row], texts, token_ids=ids)
+            scores = scorer.score(rows[row], texts, token_ids=ids, progress=progress)
             seconds = time.perf_counter() - started
             for (line, text), score in zip(lines, scores, strict=True):
                 results[line] = {"row": row, "response": text, **_shown(score), "seconds": seconds}
@@ -273,13 +274,15 @@ def _try(file: RunFile, arguments: Namespace) -> int:
     task = load_task(settings.task)
     prompts = [task.prompt(index) for index in range(min(arguments.count, len(task)))]
     results = []
+    progress = settings.progress(num_prompts=len(task))
     # The scoring processes say what is wrong before a model is loaded.
     with _scorer(file, settings, task) as scorer:
         groups = sample_responses(prompts, settings=settings, generator=generator)
         for prompt, samples in zip(prompts, groups, strict=True):
             texts = [sample.text for sample in samples]
             started = time.perf_counter()
-            scores = scorer.score(prompt, texts, token_ids=[sample.token_ids for sample in samples])
+            ids = [sample.token_ids for sample in samples]
+            scores = scorer.score(prompt, texts, token_ids=ids, progress=progress)
             seconds = time.perf_counter() - started
             results += [
                 {"row": _row_number(task, prompt), "response": text, **_shown(score), "seconds": seconds}

@@ -12,6 +12,7 @@ from asympo.common.errors import BadSetting
 from asympo.rewards.concurrent import ConcurrentWorker
 from asympo.rewards.conventions.base import FailureKind, Outcome, failed
 from asympo.rewards.process import WorkerGone, WorkerProcess
+from asympo.rewards.progress import RunProgress
 from asympo.rewards.token_ids import pack_ids
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
@@ -105,17 +106,17 @@ class Scorer:
         texts: Sequence[str],
         *,
         token_ids: Sequence[Sequence[int]] = (),
-        step: int = 0,
+        progress: RunProgress = RunProgress(),  # noqa: B008  frozen
     ) -> list[Score]:
         """Rewards of the responses to one prompt, in order; blocks. A response that fails fails alone.
 
-        `step`: of the policy that answered, for functions that ask.
+        `progress`: for functions that ask.
         """
         request = {
             "prompt": {field.name: getattr(prompt, field.name) for field in dataclasses.fields(prompt)},
             "texts": list(texts),
             "token_ids": [pack_ids(ids) for ids in token_ids] if self.wants_token_ids else [],
-            "step": step,
+            "progress": dataclasses.asdict(progress),
         }
         table: list[list[Outcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
         try:

@@ -19,6 +19,7 @@ from typing import IO, Any
 from asympo.common.errors import AsympoError
 from asympo.rewards.conventions.base import Asked, Notes, Outcome, failed
 from asympo.rewards.functions import RewardFunction, awaited, load_function, task_function
+from asympo.rewards.progress import RunProgress
 from asympo.rewards.token_ids import unpack_ids
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
@@ -113,7 +114,7 @@ def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -
         prompt=prompt,
         texts=tuple(request["texts"][place] for place in places),
         token_ids=tuple(unpack_ids(ids[place]) for place in places) if ids else (),
-        step=request.get("step") or 0,
+        progress=RunProgress(**request["progress"]),
     )
 
 

@@ -28,6 +28,14 @@ def test_leases_follow_the_permutation_epoch_after_epoch(log: RunLog, num_prompt
     assert len({lease.token for lease in leases}) == len(leases)
 
 
+def test_leases_tell_how_many_steps_the_newest_learner_was_told_to_make(log: RunLog) -> None:
+    start_run(log)
+    assert must_lease(log).total_steps == 0
+    for total_steps in (7, 9, None):
+        log.fence.take("again", take_over=True, total_steps=total_steps)
+        assert must_lease(log).total_steps == log.state.total_steps() == (total_steps or 0)
+
+
 def test_leases_stop_at_capacity_and_count_open_groups(log: RunLog) -> None:
     learner = start_run(log, groups_per_step=2, max_groups_per_step=2)
     for _ in range(3):

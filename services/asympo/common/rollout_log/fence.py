@@ -14,16 +14,22 @@ class Fences:
         self._run = run
 
     def take(
-        self, holder: str, *, take_over: bool = False, heartbeat_seconds: float = 10.0, at_least: int = 0
+        self,
+        holder: str,
+        *,
+        take_over: bool = False,
+        heartbeat_seconds: float = 10.0,
+        at_least: int = 0,
+        total_steps: int | None = None,
     ) -> Fence:
         """Becomes the run's learner with a number above every earlier one and above `at_least`.
 
         `at_least`: the newest fence found in training states and checkpoints, so that a broker that lost
-        its memory cannot hand out an old number. Raises RunHasLearner while another's heartbeat is alive,
-        unless `take_over`.
+        its memory cannot hand out an old number. `total_steps`: that the learner will make; every lease
+        tells. Raises RunHasLearner while another's heartbeat is alive, unless `take_over`.
         """
         token = secrets.token_hex(16)
-        arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least)
+        arguments = (token, holder, int(heartbeat_seconds * 1000), int(take_over), at_least, total_steps or 0)
         reply = self._run.call("take_fence", *arguments)
         if reply[0] == b"HELD":
             raise RunHasLearner(

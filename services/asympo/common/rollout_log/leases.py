@@ -40,6 +40,7 @@ class Leases:
             token=token,
             expires_in_seconds=number(reply[2]) / 1000,
             policy_step=policy_step,
+            total_steps=number(reply[3]) if len(reply) > 3 else 0,
         )
 
     def wait_for_slot(self, timeout_seconds: float, *, refused: Refused | None = None) -> None:

@@ -123,6 +123,15 @@ class RunConfig:
             MAX_PAYLOAD_BYTES, _PROMPT_BYTES + self.group_size * (_RESPONSE_BYTES + tokens * _TOKEN_BYTES)
         )
 
+    def planned_steps(self, total_steps: int) -> int:
+        """Steps of the whole run; 0 if it has no end."""
+        return planned_steps(
+            total_steps,
+            num_epochs=self.num_epochs,
+            num_prompts=self.num_prompts,
+            groups_per_step=self.groups_per_step,
+        )
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
@@ -162,3 +171,8 @@ class RunConfig:
             for name in sorted(given.keys() - {known.name for known in _FORMATS})
             if given[name] != kept[name]
         ]
+
+
+def planned_steps(total_steps: int | None, *, num_epochs: int, num_prompts: int, groups_per_step: int) -> int:
+    """Those given, else what the epochs make if every group has signal; 0 for a run without end."""
+    return total_steps or -(-num_epochs * num_prompts // groups_per_step)

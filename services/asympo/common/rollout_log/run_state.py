@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
-from asympo.common.rollout_log.access import RunAccess, text
+from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.types import Fence, RunState
@@ -92,6 +92,10 @@ class RunStates:
     def get(self) -> RunState:
         """Where the run is in its life; `created` also while it does not exist."""
         return state_of(self._run.learner_fields("state")[0])
+
+    def total_steps(self) -> int:
+        """That the newest learner was told to make; 0 for none."""
+        return number(self._run.learner_fields("total_steps")[0])
 
     def set(self, state: RunState, *, reason: str = "", fence: Fence | None = None) -> None:
         """Moves the run and wakes everyone who waits. A learner passes its fence, a person's command none."""

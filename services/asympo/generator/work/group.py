@@ -22,6 +22,7 @@ from asympo.generator.metrics import GroupOutcome
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReason
 from asympo.generator.work.journal import AppendJournal
+from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
 from asympo.tasks.base import Task, TaskPrompt, columns_json
 from asympo.tasks.render import render_prompt
@@ -183,7 +184,7 @@ class GroupMaker:
             task_prompt,
             [sample.text for sample in asked],
             token_ids=[sample.token_ids for sample in asked],
-            step=group.lease.policy_step,
+            progress=self._progress_at(group.lease),
         )
         scores = iter(await group.unless_stopped(scoring))
         self._metrics.score_seconds.observe(time.monotonic() - started)
@@ -209,6 +210,15 @@ class GroupMaker:
                 )
             )
         return responses, unscored
+
+    def _progress_at(self, lease: Lease) -> RunProgress:
+        config = self._config
+        return RunProgress(
+            step=lease.policy_step,
+            total_steps=config.planned_steps(lease.total_steps),
+            epoch=lease.epoch,
+            num_epochs=config.num_epochs,
+        )
 
     def _encode(self, record: RolloutGroup) -> bytes:
         try:

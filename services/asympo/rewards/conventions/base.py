@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from asympo.common.errors import BadSetting
 from asympo.common.records import MAX_ABS_REWARD
+from asympo.rewards.progress import RunProgress
 from asympo.tasks.base import TaskPrompt, own_prompt
 
 FailureKind = Literal["raised", "timed_out", "died", "not_finite", "wrong_result", "does_not_apply", "closed"]
@@ -24,8 +25,8 @@ class Asked:
     """The responses."""
     token_ids: tuple[tuple[int, ...], ...] = ()
     """Their token ids; empty where nobody knows them."""
-    step: int = 0
-    """Of the policy that answered; 0 where nobody knows it."""
+    progress: RunProgress = field(default_factory=RunProgress)
+    """How far the run was."""
 
     @property
     def columns(self) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcomes_of_list
+from asympo.rewards.progress import RunProgress
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "prompts", "completions")
 _STAND_INS = ("trainer_state", "log_extra", "log_metric")
@@ -30,7 +31,7 @@ class Trl:
             "prompts": [prompt] * number,
             "completions": completions,
             "completion_ids": [list(ids) for ids in asked.token_ids] or [[] for _ in range(number)],
-            "trainer_state": trainer_state(asked.step),
+            "trainer_state": trainer_state(asked.progress),
             "log_extra": notes.log_extra,
             "log_metric": notes.log_metric,
         }
@@ -54,13 +55,15 @@ class Trl:
         return {*columns, "answer", "prompts", "completions", "completion_ids", *_STAND_INS}
 
 
-def trainer_state(step: int) -> Any:
-    """What functions read of TRL's trainer: the step of the policy that answered; the last is unknown."""
+def trainer_state(progress: RunProgress) -> Any:
+    """What functions read of TRL's trainer, by its names; the step is that of the policy that answered."""
     return SimpleNamespace(
-        global_step=step,
-        max_steps=0,
-        epoch=0.0,
-        num_train_epochs=1,
+        global_step=progress.step,
+        max_steps=progress.total_steps,
+        epoch=float(progress.epoch),
+        num_train_epochs=progress.num_epochs or 1,
         log_history=[],
+        best_metric=None,
+        is_local_process_zero=True,
         is_world_process_zero=True,
     )

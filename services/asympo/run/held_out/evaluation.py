@@ -54,13 +54,17 @@ class HeldOut:
 
     prompts: tuple[TaskPrompt, ...]
     token_ids: tuple[tuple[int, ...], ...]
+    num_prompts: int
+    """That the run trains on."""
 
 
 def load_held_out(path: Path) -> HeldOut:
-    prompts: list[dict[str, Any]] = json.loads(path.read_text())["prompts"]
+    content = json.loads(path.read_text())
+    prompts: list[dict[str, Any]] = content["prompts"]
     return HeldOut(
         prompts=tuple(TaskPrompt(**each["prompt"]) for each in prompts),
         token_ids=tuple(tuple(each["token_ids"]) for each in prompts),
+        num_prompts=content.get("num_prompts", 0),
     )
 
 
@@ -160,12 +164,13 @@ class Evaluation(threading.Thread):
         texts, token_ids, step = greedy_responses(
             self._address, self._held_out.token_ids, max_tokens=sampling.max_tokens, stop=sampling.stop
         )
+        progress = self._settings.progress(num_prompts=self._held_out.num_prompts, step=step or 0)
         scorer = Scorer(task=self._settings.task, timeout_seconds=30.0, allow_python=self._allow_python)
         try:
             rewards = [
                 score.reward if isinstance(score, Scored) else 0.0
                 for prompt, text, ids in zip(self._held_out.prompts, texts, token_ids, strict=True)
-                for score in scorer.score(prompt, [text], token_ids=[ids])
+                for score in scorer.score(prompt, [text], token_ids=[ids], progress=progress)
             ]
         finally:
             scorer.close()

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"asympo: {error}\n")
         return error.exit_code
     part = out.with_suffix(".part")
-    part.write_text(json.dumps({"task_digest": task.digest, "prompts": prompts}))
+    part.write_text(json.dumps({"task_digest": task.digest, "num_prompts": len(task), "prompts": prompts}))
     os.replace(part, out)
     return 0
 

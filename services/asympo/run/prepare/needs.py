@@ -190,7 +190,9 @@ def _print_scored_prompt(shape: dict[str, Any], settings: Any, generator: Any) -
         timeout_seconds=generator.reward_timeout_seconds,
         allow_python=getattr(generator, "allow_python", False),
     ) as scorer:
-        right, wrong = scorer.score(TaskPrompt(**shape["prompt"]), [shape["answer"], ""])
+        progress = settings.progress(num_prompts=shape["num_prompts"])
+        responses = [shape["answer"], ""]
+        right, wrong = scorer.score(TaskPrompt(**shape["prompt"]), responses, progress=progress)
     sys.stdout.write(f"prompt 0 ({shape['num_prompt_tokens']} tokens):\n{shape['prompt_text']}\n")
     for response, reward in ((shape["answer"], right), ("", wrong)):
         shown = reward.reward if isinstance(reward, Scored) else reward.reason

@@ -19,6 +19,7 @@ from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
+from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
@@ -199,6 +200,7 @@ def check_evals(file: RunFile, learner: LearnerSettings) -> None:
             timeout_seconds=10.0,
             num_workers=1,
             allow_python=allow_python,
+            progress=RunProgress(),
         ).scorer.close()
 
 

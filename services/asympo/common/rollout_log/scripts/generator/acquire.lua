@@ -1,7 +1,8 @@
 #!lua
 -- Grants a lease while valid leases + open groups < capacity.
 -- KEYS: run, open, leases, deadlines, reissue, wake. ARGV: new token, policy step of the
--- holder, holder. Replies GRANTED, group id, milliseconds left; or REFUSED, reason, milliseconds until it may be worth
+-- holder, holder. Replies GRANTED, group id, milliseconds left,
+-- steps that the run makes or 0; or REFUSED, reason, milliseconds until it may be worth
 -- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
 --!include time
 --!include wake
@@ -106,11 +107,12 @@ end
 local granted = redis.call('HGET', leases, token)
 if granted and is_own_id((parse_lease(granted))) then
   local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
-  return {'GRANTED', (parse_lease(granted)), math.max(0, left)}
+  local total = redis.call('HGET', learner_hash(run), 'total_steps')
+  return {'GRANTED', (parse_lease(granted)), math.max(0, left), total or '0'}
 end
 
 local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
-  'num_epochs', 'policy_step', 'order'}
+  'num_epochs', 'policy_step', 'order', 'total_steps'}
 local limits = {}
 for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
   limits[names[i]] = value
@@ -151,4 +153,4 @@ redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .
 redis.call('ZADD', deadlines, now + lease_ms, token)
 redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
   plain((tonumber(cursor[3] or '0') or 0) + 1))
-return {'GRANTED', group_id, lease_ms}
+return {'GRANTED', group_id, lease_ms, limits.total_steps or '0'}
