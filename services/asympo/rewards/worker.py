@@ -114,7 +114,7 @@ def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -
         prompt=prompt,
         texts=tuple(request["texts"][place] for place in places),
         token_ids=tuple(unpack_ids(ids[place]) for place in places) if ids else (),
-        progress=RunProgress(**request["progress"]),
+        progress=RunProgress(**request.get("progress", {})),
     )
 
 
