@@ -45,9 +45,20 @@ def example_values(chart: Path) -> list[Path]:
     return sorted((chart / "examples").glob("*/values.yaml"))
 
 
+class _OnceLoader(yaml.CSafeLoader):
+    """Takes no key twice: YAML would keep one of the values, and Kubernetes' parsers differ in which."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            raise yaml.YAMLError(f"a key is given twice{node.start_mark}: {keys}")
+        return mapping
+
+
 def objects(text: str) -> list[dict[str, Any]]:
     """The objects of a rendering, in its order."""
-    return [each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each]
+    return [each for each in yaml.load_all(text, Loader=_OnceLoader) if each]
 
 
 def rendered_examples(chart: Path) -> dict[Path, str]:

@@ -32,6 +32,7 @@ def problems(request: dict[str, Any]) -> Iterator[str]:
     for where, thing in request["objects"]:
         name = f"{where}: {thing.get('kind')} {thing.get('metadata', {}).get('name')}"
         yield from (f"{name}: {bad} is no quantity" for bad in bad_quantities(thing))
+        yield from (f"{name}: {bad} is there twice" for bad in twice(thing))
         if "." in thing["apiVersion"].partition("/")[0] and not thing["apiVersion"].partition("/")[
             0
         ].endswith(".k8s.io"):
@@ -59,6 +60,19 @@ def bad_quantities(node: Any, key: str = "") -> Iterator[str]:
     elif isinstance(node, list):
         for each in node:
             yield from bad_quantities(each, key)
+
+
+def twice(node: Any) -> Iterator[str]:
+    """What Kubernetes wants once in a list of a pod: names, and paths of mounts."""
+    if isinstance(node, dict):
+        for key, each in node.items():
+            if key in ("env", "volumes", "containers", "volumeMounts"):
+                told = [one["mountPath" if key == "volumeMounts" else "name"] for one in each]
+                yield from (f"{one} of {key}" for one in set(told) if told.count(one) > 1)
+            yield from twice(each)
+    elif isinstance(node, list):
+        for each in node:
+            yield from twice(each)
 
 
 def custom_problems(thing: dict[str, Any], crds: Path | None) -> Iterator[str]:

@@ -76,7 +76,9 @@ def test_case_has_its_outcome(name: str, helm: str, tmp_path: Path) -> None:
             assert ("specifications of the schema" in result.stderr) == (key == "refused_by_schema")
             return
     assert result.returncode == 0, result.stderr
-    things = {f"{each['kind']}/{each['metadata']['name']}": each for each in rendering.objects(result.stdout)}
+    found = rendering.objects(result.stdout)
+    things = {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
+    assert len(things) == len(found), "two objects of one name"
     for key, wanted in outcome["objects"].items():
         assert key in things, sorted(things)
         assert not missing(wanted, things[key]), missing(wanted, things[key])

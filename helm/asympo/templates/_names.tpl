@@ -34,15 +34,18 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | toJson }}
 app.kubernetes.io/instance: {{ .Release.Name | toJson }}
 {{- end }}
 
+{{/* Ours, then .more, then `commonLabels`, each key once. */}}
 {{- define "asympo.labels" -}}
+{{- $ours := include "asympo.ownLabels" . | fromYaml }}
+{{- toYaml (merge $ours (deepCopy (.more | default dict)) .root.Values.commonLabels) }}
+{{- end }}
+
+{{- define "asympo.ownLabels" -}}
 {{ include "asympo.selector" . }}
 app.kubernetes.io/part-of: asympo
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | toJson }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service | toJson }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | toJson }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
 
 {{/*
@@ -56,9 +59,6 @@ namespace: {{ .root.Release.Namespace | toJson }}
 {{- end }}
 labels:
   {{- include "asympo.labels" . | nindent 2 }}
-  {{- with .more }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
 {{- with merge (deepCopy (.annotations | default dict)) .root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}

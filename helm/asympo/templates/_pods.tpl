@@ -120,10 +120,25 @@ resources:
   {{- toYaml $resources | nindent 2 }}
 {{- end }}
 
-{{/* Environment: user and password of the broker by .role, where libraries may write. */}}
-{{- define "asympo.environment" -}}
-{{- $external := .root.Values.redis.external -}}
+{{/* Variables in .own, as YAML, but for those that .extra gives another value; then .extra. */}}
+{{- define "asympo.variables" -}}
+{{- $given := list }}
+{{- range .extra }}{{ $given = append $given .name }}{{ end }}
+{{- $all := list }}
+{{- range .own | fromYamlArray }}
+{{- if not (has .name $given) }}{{ $all = append $all . }}{{ end }}
+{{- end -}}
 env:
+  {{- toYaml (concat $all .extra) | nindent 2 }}
+{{- end }}
+
+{{- define "asympo.environment" -}}
+{{- include "asympo.variables" (dict "own" (include "asympo.ownEnvironment" .) "extra" .values.extraEnv) }}
+{{- end }}
+
+{{/* Environment: user and password of the broker by .role, where libraries may write. */}}
+{{- define "asympo.ownEnvironment" -}}
+{{- $external := .root.Values.redis.external }}
   - name: HOME
     value: /tmp
   - name: XDG_CACHE_HOME
@@ -193,8 +208,11 @@ env:
   - name: PYTHONPATH
     value: {{ . | toJson }}
   {{- end }}
-  {{- with .values.extraEnv }}
-  {{- toYaml . | nindent 2 }}
+  {{- if and (eq .role "learner") (gt (int .values.nodes) 1) }}
+  - name: POD_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.name
   {{- end }}
 {{- end }}
 
@@ -390,19 +408,13 @@ automountServiceAccountToken: false
 {{/* The pod template's metadata. .toml: its settings' text; .values .own as everywhere. */}}
 {{- define "asympo.podMetadata" -}}
 labels:
-  {{- include "asympo.labels" . | nindent 2 }}
-  {{- with .more }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-  {{- with .values.podLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "asympo.labels" (merge (dict "more" (merge (deepCopy (.more | default dict)) .values.podLabels)) .) | nindent 2 }}
 annotations:
   checksum/settings: {{ .files | sha256sum | toJson }}
   {{- with include "asympo.usersChecksum" .root }}
   checksum/broker-users: {{ . | toJson }}
   {{- end }}
-  {{- with merge (deepCopy .values.podAnnotations) .root.Values.commonAnnotations }}
+  {{- with omit (merge (deepCopy .values.podAnnotations) .root.Values.commonAnnotations) "checksum/settings" "checksum/broker-users" }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}

@@ -1,9 +1,11 @@
 {{/* What cannot work, each in one sentence that says what to set. Rendered by every command, NOTES or not. */}}
 {{- define "asympo.refuse" -}}
 {{- $v := .Values }}
-{{- if not (or $v.learner.enabled $v.generator.enabled $v.evaluator.enabled) }}
-{{- fail "learner.enabled, generator.enabled and evaluator.enabled are all false: nothing would run; set one of them to true" }}
+{{- if not (or $v.learner.enabled $v.generator.enabled $v.evaluator.enabled $v.gateway.enabled) }}
+{{- fail "learner.enabled, generator.enabled, evaluator.enabled and gateway.enabled are all false: nothing would run; set one of them to true" }}
 {{- end }}
+{{- include "asympo.refuseLabels" . }}
+{{- include "asympo.refuseAccounts" . }}
 {{- include "asympo.refuseBroker" . }}
 {{- include "asympo.refuseStorage" . }}
 {{- include "asympo.refuseModel" . }}
@@ -65,6 +67,52 @@
 {{- if and .secret (not .key) }}
 {{- fail (printf "the Secret %s is named without a key: set key beside secret" .secret) }}
 {{- end }}
+{{- end }}
+{{- if and (eq $redis.mode "embedded") $redis.embedded.hostNetwork }}
+{{- include "asympo.refuseHostNetwork" (dict "root" . "values" $redis.embedded "named" "redis.embedded") }}
+{{- end }}
+{{- end }}
+
+{{/* Labels by which the chart finds its objects. */}}
+{{- define "asympo.refuseLabels" -}}
+{{- $ours := list "asympo/pool" "asympo/scrape" }}
+{{- range $key, $_ := include "asympo.ownLabels" (dict "root" . "component" "any") | fromYaml }}{{ $ours = append $ours $key }}{{ end }}
+{{- $all := dict "commonLabels" .Values.commonLabels }}
+{{- range $name := list "learner" "generator" "gateway" "evaluator" }}
+{{- range $kind := list "podLabels" "workloadLabels" }}{{ $_ := set $all (printf "%s.%s" $name $kind) (index $.Values $name $kind) }}{{ end }}
+{{- end }}
+{{- range $kind := list "podLabels" "workloadLabels" }}
+{{- $_ := set $all (printf "redis.embedded.%s" $kind) (index $.Values.redis.embedded $kind) }}
+{{- range $pool, $own := $.Values.generator.pools }}{{ $_ := set $all (printf "generator.pools.%s.%s" $pool $kind) (index $own $kind) }}{{ end }}
+{{- end }}
+{{- range $where, $labels := $all }}
+{{- range $key, $_ := $labels }}
+{{- if has $key $ours }}
+{{- fail (printf "%s has %s, a label by which the chart finds its own objects: leave it out" $where $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Two accounts of one name would be one object twice. */}}
+{{- define "asympo.refuseAccounts" -}}
+{{- $made := dict }}
+{{- $services := pick .Values "learner" "generator" "gateway" "evaluator" }}
+{{- if eq .Values.redis.mode "embedded" }}{{ $_ := set $services "redis.embedded" (merge (dict "enabled" true) .Values.redis.embedded) }}{{ end }}
+{{- range $named, $own := $services }}
+{{- $account := $own.serviceAccount }}
+{{- if and $own.enabled $account.create $account.name }}
+{{- if hasKey $made $account.name }}
+{{- fail (printf "%s.serviceAccount and %s.serviceAccount both create %s: set create=false in one of them" (get $made $account.name) $named $account.name) }}
+{{- end }}
+{{- $_ := set $made $account.name $named }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "asympo.refuseHostNetwork" -}}
+{{- if and .values.hostNetwork .root.Values.networkPolicy.enabled }}
+{{- fail (printf "%s.hostNetwork is true and networkPolicy.enabled too: policies do not hold for pods on the node's network; set networkPolicy.enabled=false" .named) }}
 {{- end }}
 {{- end }}
 
@@ -163,8 +211,13 @@
 {{- if and (gt (int $own.gpus) 0) (not (hasPrefix "nvidia.com/" $own.gpuResource)) (not (or $own.image.tag $own.image.digest)) }}
 {{- fail (printf "%s.gpuResource is %s, and the images of this project are for NVIDIA's GPUs: set %s.image.repository and .tag to an image of yours for that kind, or %s.gpus=0 for the CPU image" .named $own.gpuResource .named .named) }}
 {{- end }}
-{{- if and $own.hostNetwork .root.Values.networkPolicy.enabled }}
-{{- fail (printf "%s.hostNetwork is true and networkPolicy.enabled too: policies do not hold for pods on the node's network; set networkPolicy.enabled=false" .named) }}
+{{- include "asympo.refuseHostNetwork" . }}
+{{- if .root.Values.networkPolicy.enabled }}
+{{- range $own.extraEnv }}
+{{- if and (has .name (include "asympo.addressVariables" $ | fromJsonArray)) .valueFrom }}
+{{- fail (printf "%s.extraEnv takes %s from elsewhere, and the network policies cannot read its port: give it as a value, or set networkPolicy.enabled=false" $.named .name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -181,13 +234,6 @@
 {{- $given := $learner.terminationGracePeriodSeconds }}
 {{- if and $given (lt (int $given) $needed) }}
 {{- fail (printf "learner.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make learner.settings.drain_seconds shorter" (int $given) $needed) }}
-{{- end }}
-{{- if .Values.networkPolicy.enabled }}
-{{- range $learner.extraEnv }}
-{{- if and (has .name (list "HF_ENDPOINT" "WANDB_BASE_URL")) .valueFrom }}
-{{- fail (printf "learner.extraEnv takes %s from elsewhere, and the network policies cannot read its port: give it as a value, or set networkPolicy.enabled=false" .name) }}
-{{- end }}
-{{- end }}
 {{- end }}
 {{- end }}
 
@@ -215,7 +261,7 @@
 {{- if and $given (lt (int $given) $needed) }}
 {{- fail (printf "%s.terminationGracePeriodSeconds is %d and a drain takes up to %d: set it to null, or make %s.settings.drain_seconds shorter" .named (int $given) $needed .named) }}
 {{- end }}
-{{- if and (eq (toString $own.strategy.maxSurge) "0") (eq (toString $own.strategy.maxUnavailable) "0") }}
+{{- if and (has (toString $own.strategy.maxSurge) (list "0" "0%")) (has (toString $own.strategy.maxUnavailable) (list "0" "0%")) }}
 {{- fail (printf "%s.strategy.maxSurge and .maxUnavailable are both 0: no generator could ever be replaced; set one of them" .named) }}
 {{- end }}
 {{- end }}
@@ -308,6 +354,9 @@
 {{- if not (or $auto.maxReplicas .root.Values.learner.enabled) }}
 {{- fail (printf "%s.autoscaling.maxReplicas is null and learner.enabled is false: the capacity of the run is not known here; set maxReplicas" .named) }}
 {{- end }}
+{{- if and (eq $auto.kind "hpa") (not (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$" .root.Values.run)) }}
+{{- fail (printf "run is %s, and %s.autoscaling.kind is hpa, which looks for it as a value of a label: at most 63 characters, the last a letter or a digit; name the run so, or set kind to keda" .root.Values.run .named) }}
+{{- end }}
 {{- if lt (include "asympo.maxGenerators" . | int) (int $auto.minReplicas) }}
 {{- fail (printf "%s.autoscaling.minReplicas is %v and maxReplicas %v: set minReplicas to at most maxReplicas" .named $auto.minReplicas $auto.maxReplicas) }}
 {{- end }}
@@ -368,6 +417,7 @@
 {{- define "asympo.refuseGateway" -}}
 {{- $gateway := .Values.gateway }}
 {{- if $gateway.enabled }}
+{{- include "asympo.refuseResources" (dict "root" . "named" "gateway" "values" (merge (dict "gpus" 0 "gpuResource" "nvidia.com/gpu") $gateway)) }}
 {{- if not (and $gateway.producersFrom.secret $gateway.producersFrom.key) }}
 {{- fail "gateway.enabled is true and no producers are named: beyond its pod a gateway asks everybody for a token; create a Secret with a producers.toml, as docs/producers.md shows, and set gateway.producersFrom.secret and .key" }}
 {{- end }}
@@ -435,6 +485,10 @@
 {{- $name := include "asympo.checkpointsClaim" . }}
 {{- $there := (include "asympo.present" (dict "root" . "apiVersion" "v1" "kind" "PersistentVolumeClaim" "name" $name) | fromJson).spec | default dict }}
 {{- $class := .Values.checkpoints.storageClassName }}
+{{- $size := ((($there.resources | default dict).requests) | default dict).storage }}
+{{- if and $size (lt (include "asympo.number" .Values.checkpoints.size | float64) (include "asympo.number" $size | float64)) }}
+{{- fail (printf "checkpoints.size is %v and the claim %s has %s, which Kubernetes does not let an upgrade reduce: set it back" .Values.checkpoints.size $name $size) }}
+{{- end }}
 {{- if and $there.accessModes (ne (first $there.accessModes) .Values.checkpoints.accessMode) }}
 {{- fail (printf "checkpoints.accessMode is %s and the claim %s has %s, which Kubernetes does not let an upgrade change: set it back, or copy what the claim holds into a new one and set checkpoints.existingClaim" .Values.checkpoints.accessMode $name (first $there.accessModes)) }}
 {{- end }}
@@ -450,7 +504,11 @@
 {{- range $there.volumeClaimTemplates }}
 {{- $size := toString .spec.resources.requests.storage }}
 {{- $wanted := include "asympo.quantity" $.Values.redis.embedded.persistence.size | trimAll "\"" }}
-{{- if ne $size $wanted }}
+{{- $class := $.Values.redis.embedded.persistence.storageClassName }}
+{{- if and $class (ne $class (.spec.storageClassName | default "")) }}
+{{- fail (printf "redis.embedded.persistence.storageClassName is %s and the StatefulSet %s has %s, which Kubernetes does not let an upgrade change: set it back, or move the broker as docs/operations.md moves a run" $class $name (.spec.storageClassName | default "the cluster's default")) }}
+{{- end }}
+{{- if ne (include "asympo.number" $size) (include "asympo.number" $wanted) }}
 {{- fail (printf "redis.embedded.persistence.size is %s and the StatefulSet %s has %s, which Kubernetes does not let an upgrade change: enlarge the claim itself, kubectl --namespace %s edit pvc data-%s-0, where its storage class allows that, then kubectl --namespace %s delete statefulset %s --cascade=orphan, and upgrade again" $wanted $name $size $.Release.Namespace $name $.Release.Namespace $name) }}
 {{- end }}
 {{- end }}

@@ -49,9 +49,9 @@ checkpoint_root: /checkpoints
 {{- with .Values.checkpoints.objectStore }}
 {{- if .url }}
 object_store:
-  url: {{ .url | toJson }}
+  url: {{ trimSuffix "/" .url | toJson }}
   {{- with .endpoint }}
-  endpoint: {{ . | toJson }}
+  endpoint: {{ trimSuffix "/" . | toJson }}
   {{- end }}
   {{- with .region }}
   region: {{ . | toJson }}
@@ -65,10 +65,13 @@ object_store:
 log_level: {{ .Values.logLevel | toJson }}
 log_format: json
 http_host: 0.0.0.0
+{{- end }}
+
+{{- define "asympo.tracingSettings" -}}
 {{- with .Values.tracing }}
-{{- if .endpoint }}
+{{- if .endpoint -}}
 tracing:
-  endpoint: {{ .endpoint | toJson }}
+  endpoint: {{ trimSuffix "/" .endpoint | toJson }}
   share: {{ .share | toJson }}
 {{- end }}
 {{- end }}
@@ -134,7 +137,7 @@ grpc_tls:
 {{- define "asympo.learnerToml" -}}
 {{- $own := include "asympo.commonSettings" . | fromYaml }}
 {{- $_ := set $own "http_port" 8080 }}
-{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) (include "asympo.tracingSettings" . | fromYaml) }}
 {{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromJsonArray) }}
 {{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
 {{- /* A node without a working driver is an error then, not a reason to train on its CPU. */}}
@@ -174,6 +177,6 @@ grpc_tls:
 {{- define "asympo.generatorToml" -}}
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8081 }}
-{{- $own = merge $own (include "asympo.controlSettings" (dict "root" .root "port" 50052) | fromYaml) }}
+{{- $own = merge $own (include "asympo.controlSettings" (dict "root" .root "port" 50052) | fromYaml) (include "asympo.tracingSettings" .root | fromYaml) }}
 {{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .values.settings) $own) "path" "") | trim }}
 {{- end }}

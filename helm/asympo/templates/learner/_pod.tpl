@@ -33,12 +33,6 @@ spec:
       {{- . | nindent 6 }}
       {{- end }}
       {{- include "asympo.environment" $learner | nindent 6 }}
-        {{- if gt (int $values.nodes) 1 }}
-        - name: POD_NAME
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.name
-        {{- end }}
       ports:
         - name: http
           containerPort: 8080
@@ -75,23 +69,7 @@ spec:
   {{- with include "asympo.envFrom" . | trim }}
   {{- . | nindent 2 }}
   {{- end }}
-  env:
-    - name: HOME
-      value: /tmp
-    {{- with $download.endpoint }}
-    - name: HF_ENDPOINT
-      value: {{ . | toJson }}
-    {{- end }}
-    {{- if $download.token.secret }}
-    - name: HF_TOKEN
-      valueFrom:
-        secretKeyRef:
-          name: {{ $download.token.secret | toJson }}
-          key: {{ $download.token.key | toJson }}
-    {{- end }}
-    {{- with .values.extraEnv }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  {{- include "asympo.variables" (dict "own" (include "asympo.fetchEnvironment" $download) "extra" .values.extraEnv) | nindent 2 }}
   resources:
     requests: {cpu: 500m, memory: 1Gi}
     limits: {memory: 2Gi}
@@ -106,4 +84,20 @@ spec:
     {{- with .values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+{{- end }}
+
+{{- define "asympo.fetchEnvironment" -}}
+- name: HOME
+  value: /tmp
+{{- with .endpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | toJson }}
+{{- end }}
+{{- if .token.secret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ .token.secret | toJson }}
+      key: {{ .token.key | toJson }}
+{{- end }}
 {{- end }}

@@ -6,7 +6,11 @@ is opened as well, for what no address tells.
 {{/* Port of a URL as text: .url, and .default where it names none. */}}
 {{- define "asympo.portOf" -}}
 {{- $rest := regexReplaceAll "^[^/]*://([^/?#]*).*$" .url "${1}" | regexFind ":[0-9]+$" | trimPrefix ":" }}
-{{- $rest | default (toString .default) }}
+{{- $port := $rest | default (toString .default) }}
+{{- if or (gt (len $port) 5) (lt (int $port) 1) (gt (int $port) 65535) }}
+{{- fail (printf "%s has the port %s: ports are 1 to 65535" .url $port) }}
+{{- end }}
+{{- $port }}
 {{- end }}
 
 {{/* Port of an http or https URL. */}}
@@ -52,14 +56,17 @@ is opened as well, for what no address tells.
   {{- end }}
 {{- end }}
 
+{{/* Policies see the port of the pods: OpenShift's listen on 5353. */}}
 {{- define "asympo.egressDns" -}}
 - to:
     {{- toYaml .Values.networkPolicy.dnsTo | nindent 4 }}
   ports:
-    - port: 53
-      protocol: UDP
-    - port: 53
-      protocol: TCP
+    {{- range $port := list 53 5353 }}
+    {{- range list "UDP" "TCP" }}
+    - port: {{ $port | int }}
+      protocol: {{ . | toJson }}
+    {{- end }}
+    {{- end }}
 {{- end }}
 
 {{/* The store; and, where pods have an identity of their own, who gives them its keys: AWS's STS and EKS' agent on each node. */}}
@@ -88,31 +95,54 @@ is opened as well, for what no address tells.
 {{- end }}
 {{- end }}
 
-{{/* Where the model comes from, as a URL: the value, else what the environment of the learner says, else the hub. */}}
-{{- define "asympo.hubUrl" -}}
-{{- $url := .Values.model.download.endpoint }}
-{{- range .Values.learner.extraEnv }}
-{{- if eq .name "HF_ENDPOINT" }}{{ $url = .value | default "" }}{{ end }}
-{{- end }}
-{{- $url | default "https://huggingface.co" }}
+{{/* Variables of an environment whose values are addresses that somebody connects to. */}}
+{{- define "asympo.addressVariables" -}}
+{{- $names := list "HF_ENDPOINT" "WANDB_BASE_URL" "MLFLOW_TRACKING_URI" "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" "AWS_ENDPOINT_URL" "AWS_ENDPOINT_URL_S3" }}
+{{- range list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY" }}{{ $names = append (append $names .) (lower .) }}{{ end }}
+{{- $names | toJson }}
 {{- end }}
 
-{{/* What only the learner talks to: the model's hub, and the trackers that are turned on. Their addresses change. */}}
-{{- define "asympo.learnerPorts" -}}
-{{- $ports := list }}
-{{- if or .Values.model.download.repository (eq (include "asympo.isDataOfHub" .) "true") }}
-{{- $ports = list "443" (include "asympo.webPortOf" (include "asympo.hubUrl" .)) }}
+{{/*
+Ports of .component beyond what every service reaches, as JSON: the hub, trackers, servers that score, doors, and what
+addresses its environment names. .root
+*/}}
+{{- define "asympo.outsidePorts" -}}
+{{- $root := .root }}
+{{- $component := .component }}
+{{- $all := list (index $root.Values $component) }}
+{{- if eq $component "generator" }}
+{{- $all = list }}
+{{- range include "asympo.generators" $root | fromJsonArray }}{{ $all = append $all .values }}{{ end }}
 {{- end }}
-{{- $trackers := (include "asympo.learnerSettings" . | fromJson).trackers }}
+{{- $task := (include "asympo.learnerSettings" $root | fromJson).task }}
+{{- $trackers := (include "asympo.learnerSettings" $root | fromJson).trackers }}
+{{- $urls := list }}
+{{- range $own := $all }}
+{{- $named := dict }}
+{{- range $own.extraEnv }}{{ if .value }}{{ $_ := set $named .name .value }}{{ end }}{{ end }}
+{{- if or (eq (include "asympo.isDataOfHub" $root) "true") (and (eq $component "learner") $root.Values.model.download.repository) }}
+{{- $urls = concat $urls (list "https://" ($named.HF_ENDPOINT | default $root.Values.model.download.endpoint | default "https://")) }}
+{{- end }}
+{{- if eq $component "learner" }}
 {{- if and (has "wandb" $trackers.enabled) (eq $trackers.wandb_mode "online") }}
-{{- $url := "https://api.wandb.ai" }}
-{{- range .Values.learner.extraEnv }}
-{{- if eq .name "WANDB_BASE_URL" }}{{ $url = .value | default "" }}{{ end }}
-{{- end }}
-{{- $ports = append $ports (include "asympo.webPortOf" $url) }}
+{{- $urls = append $urls ($named.WANDB_BASE_URL | default "https://api.wandb.ai") }}
 {{- end }}
 {{- if and (has "mlflow" $trackers.enabled) (hasPrefix "http" ($trackers.mlflow_uri | default "")) }}
-{{- $ports = append $ports (include "asympo.webPortOf" $trackers.mlflow_uri) }}
+{{- $urls = append $urls $trackers.mlflow_uri }}
 {{- end }}
+{{- end }}
+{{- range include "asympo.addressVariables" $root | fromJsonArray }}{{ with get $named . }}{{ $urls = append $urls . }}{{ end }}{{ end }}
+{{- end }}
+{{- if eq $component "gateway" }}{{ $urls = concat $urls ($root.Values.gateway.settings.doors | default list) }}{{ end }}
+{{- $rewards := list }}
+{{- if has $component (list "generator" "evaluator") }}{{ $rewards = $task.rewards | default list }}{{ end }}
+{{- if eq $component "evaluator" }}
+{{- range $root.Values.evaluator.settings.evals }}
+{{- $rewards = concat $rewards (.rewards | default list) ((.task | default dict).rewards | default list) }}
+{{- end }}
+{{- end }}
+{{- range $rewards }}{{ with (.options | default dict).url }}{{ $urls = append $urls . }}{{ end }}{{ end }}
+{{- $ports := list }}
+{{- range $urls }}{{ $ports = append $ports (include "asympo.webPortOf" .) }}{{ end }}
 {{- $ports | uniq | toJson }}
 {{- end }}
