@@ -33,8 +33,28 @@ BOARDS = (TRAINING, FLEET, ROLLOUT_LOG)
 FOLDER = Path(__file__).parents[2] / "helm/asympo/dashboards"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 EVENTS = (
-    ("Publish", "changes(asympo_learner_last_publish_timestamp_seconds{$s}[15s]) > 0", "blue", False),
-    ("Take-over", "changes(asympo_learner_fence{$s}[1m]) > 0", "orange", True),
+    ("Publish", "changes(asympo_learner_last_publish_timestamp_seconds{$s}[30s]) > 0", "blue", False),
+    (
+        "Take-over",
+        # The new owner may be another pod, and the run may have been without one.
+        "max by (run) (asympo_learner_fence{$s})"
+        " > max by (run) (max_over_time(asympo_learner_fence{$s}[1h] offset 1m))",
+        "orange",
+        True,
+    ),
+    (
+        "Learner falls back to a slower way",
+        "(asympo_learner_slow_path{$s} == 1 unless asympo_learner_slow_path{$s} offset 1m == 1)"
+        " or (asympo_learner_row_tokens{$s} > 0) < (asympo_learner_row_tokens{$s} offset 1m)",
+        "yellow",
+        True,
+    ),
+    (
+        "Generator falls back to an older policy",
+        "(asympo_generator_policy_step{$s} > 0) < (asympo_generator_policy_step{$s} offset 1m)",
+        "purple",
+        True,
+    ),
     (
         "Reload that failed",
         'sum by (run) (increase(asympo_generator_reloads_total{$s,verdict="failed"}[1m])) > 0',

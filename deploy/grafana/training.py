@@ -244,6 +244,22 @@ TRAINING = Board(
                     min=0,
                 ),
                 Panel(
+                    title="Model FLOP/s",
+                    description="Operations that forward and backward passes need, attention counted "
+                    "causally, over the time of the newest step.",
+                    queries=(gauge("asympo_learner_model_flops_per_second", "{{run}}"),),
+                    unit="flops",
+                    min=0,
+                ),
+                Panel(
+                    title="Model FLOP utilisation (MFU)",
+                    description="The same over its GPUs' peak. Empty where that is unknown, as on CPUs.",
+                    queries=(query("max by (run) (asympo_learner_mfu_ratio{$s} > 0)", "{{run}}"),),
+                    unit="percentunit",
+                    min=0,
+                    max=1,
+                ),
+                Panel(
                     title="Computed over trained tokens",
                     description="Tokens that went through the model for each response token trained; shared "
                     "prefixes are computed once.",
@@ -255,6 +271,19 @@ TRAINING = Board(
                         ),
                     ),
                     min=0,
+                ),
+                Panel(
+                    title="Tokens of a row",
+                    description="The most that are computed at once. Fewer once memory ran out.",
+                    queries=(gauge("asympo_learner_row_tokens", "{{run}}"),),
+                    min=0,
+                ),
+                Panel(
+                    title="Way of computing",
+                    description="Slower where the fastest one was found to be wrong for this model.",
+                    queries=(gauge("asympo_learner_slow_path", "{{run}}"),),
+                    is_number=True,
+                    words=((0, "fastest"), (1, "slower")),
                 ),
                 Panel(
                     title="Publishing a policy",

@@ -25,6 +25,10 @@ RESULT = StepResult(
     entropy=1.5,
     num_trained_tokens=5,
     num_computed_tokens=9,
+    flops=3_000_000,
+    peak_flops=6e6,
+    row_tokens=1024,
+    is_slow_path=False,
     seconds=2.0,
     optimizer_seconds=0.5,
     probes=(),
@@ -94,6 +98,7 @@ def test_step_with_two_responses_is_exported_as_its_row_says() -> None:
     )
     assert (row["reward_mean"], row["truncated_ratio"], row["response_tokens_mean"]) == (0.5, 0.5, 2.0)
     assert (row["backlog"], row["wait_ratio"], row["nll_ratio"]) == (3, 0.25, 4.0)
+    assert (row["flops_per_second"], row["mfu"]) == (1_500_000, 0.25)
 
     registry = CollectorRegistry()
     LearnerMetrics(registry).step_done(row, computed_tokens=9, is_applied=True)

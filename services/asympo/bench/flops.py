@@ -1,9 +1,8 @@
-"""How many operations a step takes, and how many the device can do."""
+"""How many operations the device can do."""
 
 import time
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
 
 from asympo.learner.device import wait_for
 
@@ -24,29 +23,3 @@ def matmul_peak_flops(device: torch.device, dtype: torch.dtype, *, repeats: int 
         wait_for(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
-
-
-def step_flops(
-    model: PreTrainedModel, *, num_computed_tokens: int, num_head_rows: int, num_attended: int
-) -> float:
-    """Operations that forward and backward need: recomputation does not count.
-
-    `num_attended` is the number of (query, key) pairs that attention must look at.
-    """
-    config: PretrainedConfig = model.config.get_text_config()
-    tables = {id(p): p.numel() for p in (_weight(model.get_input_embeddings()), _head_weight(model))}
-    head = tables[id(_head_weight(model))]
-    body = sum(parameter.numel() for parameter in model.parameters()) - sum(tables.values())
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 2 * 2 * config.num_attention_heads * head_size * config.num_hidden_layers * num_attended
-    return 6 * body * num_computed_tokens + 6 * head * num_head_rows + 3 * attention
-
-
-def _weight(module: torch.nn.Module) -> torch.Tensor:
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
-
-
-def _head_weight(model: PreTrainedModel) -> torch.Tensor:
-    return _weight(model.get_output_embeddings())

@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 
 from asympo.bench import loss_stage
 from asympo.bench.cell import LearnerCell, Options, alternate, make_policy, trained_groups
-from asympo.bench.flops import matmul_peak_flops, step_flops
+from asympo.bench.flops import matmul_peak_flops
 from asympo.bench.memory import PeakMemory
 from asympo.bench.models import named_config, random_model
 from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_tokens, parse_shape
 from asympo.learner.model.batching import pack
 from asympo.learner.model.check import check_weights
+from asympo.learner.model.flops import FlopCount
 from asympo.learner.model.policy import load_model, vocab_size
 from asympo.learner.settings import HEAD_ROWS
 from asympo.learner.step.compute import choose_compute, set_up_torch
@@ -180,11 +181,10 @@ def needed_flops(model: PreTrainedModel, options: Options, rollouts: Sequence[Ro
     batches = pack(
         trained_groups(rollouts), token_budget=options.token_budget, share_prefixes=options.share_prefixes
     )
-    return step_flops(
-        model,
-        num_computed_tokens=sum(batch.num_tokens for batch in batches),
+    return FlopCount.of(model).step(
+        num_tokens=sum(batch.num_tokens for batch in batches),
         num_head_rows=sum(len(batch.source_U) for batch in batches),
-        num_attended=sum(int((batch.position_ids_T + 1).sum()) for batch in batches),
+        num_pairs=sum(batch.num_pairs for batch in batches),
     )
 
 

@@ -24,6 +24,19 @@ ROW_GAUGES = {
         "tokens_per_second",
         "Trained response tokens a second, newest step, waits left out.",
     ),
+    "flops_per_second": (
+        "model_flops_per_second",
+        "Operations that the newest step needed, over the time it took; attention counted causally.",
+    ),
+    "mfu": (
+        "mfu_ratio",
+        "Model FLOP utilisation: the same over the devices' peak; 0 where that is unknown, as on CPUs.",
+    ),
+    "row_tokens": ("row_tokens", "Most tokens that a row may have; fewer once memory ran out."),
+    "is_slow_path": (
+        "slow_path",
+        "1 while the model is computed in a slower way, since the fastest is wrong for it.",
+    ),
     "queue_staleness_mean": ("queue_staleness_policies", "Mean queue staleness of the newest step."),
     "generation_staleness_mean": (
         "generation_staleness_policies",

@@ -11,10 +11,10 @@ import pytest
 import torch
 from asympo.bench.cell import LearnerCell, Options, alternate, whole_logits_nll
 from asympo.bench.command import main
-from asympo.bench.flops import step_flops
 from asympo.bench.models import named_config
 from asympo.bench.shapes import make_rollouts, parse_shape
 from asympo.common.errors import BadSetting
+from asympo.learner.model.flops import FlopCount
 from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.model.policy import load_model
 from asympo.learner.settings import HEAD_ROWS, LearnerSettings
@@ -131,7 +131,7 @@ def test_step_operations_of_the_tiny_model_are_counted_by_hand(tiny_model: Path)
     model = load_model(tiny_model, dtype=torch.float32, device=torch.device("cpu"))
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64
     body = 2 * layer + 64
-    assert step_flops(model, num_computed_tokens=10, num_head_rows=7, num_attended=55) == (
+    assert FlopCount.of(model).step(num_tokens=10, num_head_rows=7, num_pairs=55) == (
         6 * body * 10 + 6 * 512 * 64 * 7 + 3 * 4 * 64 * 2 * 55
     )
 

@@ -165,6 +165,7 @@ def test_each_token_attends_to_its_ancestors_within_the_window(
         batch = collate(draw_groups(random.Random(seed)), share_prefixes=bool(seed % 4))
         key, query = np.meshgrid(np.arange(batch.num_tokens), np.arange(batch.num_tokens))
         expected = (key <= query) & (query < batch.subtree_end_T[key])
+        assert batch.num_pairs == expected.sum()
         if window is not None:
             expected &= batch.position_ids_T[query] - batch.position_ids_T[key] < window
         assert (attended(batch, max_block=max_block, window=window, is_known=is_known) == expected).all(), (

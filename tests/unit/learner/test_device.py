@@ -6,6 +6,8 @@ import pytest
 import torch
 from asympo.common.errors import BadSetting
 from asympo.learner.device import choose_device
+from asympo.learner.model.flops import FlopCount, known_peak, peak_of
+from transformers import MixtralConfig, MixtralForCausalLM
 
 
 @pytest.fixture
@@ -48,3 +50,40 @@ def test_gpu_that_was_asked_for_and_is_not_there_is_refused() -> None:
 def test_gpu_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (choose_device("auto"), choose_device("cuda"), choose_device("cpu")) == ("cuda", "cuda", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", None),
+    ],
+)
+def test_peak_is_known_by_the_whole_name_of_a_device(name: str, peak: float | None) -> None:
+    assert peak_of(name) == peak
+
+
+def test_no_peak_is_known_of_a_cpu() -> None:
+    assert known_peak(torch.device("cpu"), torch.bfloat16) is None
+
+
+def test_experts_count_as_far_as_a_token_uses_them() -> None:
+    config = MixtralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    model = MixtralForCausalLM(config)
+    attention, norms, router, experts = 4 * 16 * 16, 3 * 16, 4 * 16, 4 * 3 * 16 * 24
+    assert FlopCount.of(model).per_token == 6 * (attention + norms + router + experts // 2)

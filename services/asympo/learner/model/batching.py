@@ -89,6 +89,11 @@ class PackedBatch:
     def num_trained_tokens(self) -> int:
         return len(self.target_N)
 
+    @property
+    def num_pairs(self) -> int:
+        """Of a token and one that it attends to."""
+        return int(self.position_ids_T.sum()) + self.num_tokens
+
 
 def pack(
     groups: Sequence[TrainedGroup],

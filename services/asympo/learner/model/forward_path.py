@@ -24,6 +24,11 @@ class ForwardPath:
         """Whether the model is left as it is."""
         return self.attention in ("sdpa", "eager")
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is not one of the fastest."""
+        return self.is_own or self.alone_above is not None
+
     def with_attention(self, name: str) -> Self:
         """The same with another attention of packed rows, if this one has packed rows."""
         return self if self.is_own else replace(self, attention=name)

@@ -22,6 +22,10 @@ class Shards:
         self._ranks = ranks
         self._root = _shard(policy, ranks)
 
+    @property
+    def num_ranks(self) -> int:
+        return self._ranks.num_ranks
+
     def level(self, batches: list[PackedBatch]) -> list[PackedBatch]:
         """As many rows as the rank with most has, since gathering weights is collective."""
         most = max(self._ranks.gather(len(batches)))

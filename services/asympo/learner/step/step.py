@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asympo.common.errors import StepTooLarge
 from asympo.learner.model.batching import PackedBatch, TrainedGroup
+from asympo.learner.model.flops import FlopCount, known_peak
 from asympo.learner.model.policy import Policy
 from asympo.learner.model.transfer import to_device
 from asympo.learner.step.objectives import Objective, ObjectiveOptions, StepScope
@@ -50,6 +51,14 @@ class StepResult:
     """Response tokens that entered the loss."""
     num_computed_tokens: int
     """Tokens that went through the model, after sharing."""
+    flops: int
+    """Operations that its forward and backward passes need."""
+    peak_flops: float | None
+    """What all its devices could do in a second; None where that is unknown."""
+    row_tokens: int
+    """Most tokens that a row could have; less than was given once memory ran out."""
+    is_slow_path: bool
+    """Whether the model is computed in a slower way, since the fastest is wrong for it."""
     seconds: float
     optimizer_seconds: float
     """Of those, clipping and update."""
@@ -96,6 +105,9 @@ class Stepper:
         self._share_prefixes = share_prefixes
         self._shards = shards
         self._rows = rows
+        self._flops = FlopCount.of(policy.model)
+        peak = known_peak(policy.device, policy.compute_dtype)
+        self._peak_flops = peak and peak * (1 if shards is None else shards.num_ranks)
 
     def step(self, segment: "Segment", *, step: int) -> StepResult:
         """Trains on a segment with at least one group with signal; `step` counts from 1."""
@@ -131,6 +143,14 @@ class Stepper:
             entropy=sums.entropy / sums.num_trained_tokens,
             num_trained_tokens=sums.num_trained_tokens,
             num_computed_tokens=sums.num_computed_tokens,
+            flops=self._flops.step(
+                num_tokens=sums.num_computed_tokens,
+                num_head_rows=sums.num_head_rows,
+                num_pairs=sums.num_pairs,
+            ),
+            peak_flops=self._peak_flops,
+            row_tokens=self._token_budget,
+            is_slow_path=self._policy.path.is_slow,
             seconds=(end := time.perf_counter()) - start,
             optimizer_seconds=end - backward_end,
             probes=choose_probes(sums.weighted_probes(), count=_NUM_PROBES),
@@ -241,6 +261,8 @@ class _Sums:
         self.entropy = 0.0
         self.num_trained_tokens = 0
         self.num_computed_tokens = 0
+        self.num_head_rows = 0
+        self.num_pairs = 0
         self.positive: list[float] = []
         self.negative: list[float] = []
         self.probes: list[tuple[float, Sequence[int], int]] = []
@@ -250,6 +272,8 @@ class _Sums:
         """One row; waits for the device."""
         self.num_trained_tokens += batch.num_trained_tokens
         self.num_computed_tokens += batch.num_tokens
+        self.num_head_rows += len(batch.source_U)
+        self.num_pairs += batch.num_pairs
         self.loss += float(row.loss)
         self.entropy += float(row.entropy_sum)
         for mean, advantage, (prompt, response) in zip(
