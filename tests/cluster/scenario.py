@@ -16,11 +16,21 @@ CHART = rendering.ROOT / "helm/asympo"
 LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
 OVERLAY = Path(__file__).with_name("values.yaml")
 POOLS = Path(__file__).with_name("pools.yaml")
+PARTS = Path(__file__).with_name("parts.yaml")
 ONE_IMAGE = Path(__file__).with_name("one_image.yaml")
 NAMESPACE = "asympo-e2e"
 _RELEASE = rendering.RELEASE
 _LEARNER, _GENERATOR = "statefulset/asympo-learner", "deployment/asympo-generator"
 _ABSENT = "absent"
+_PRODUCERS = '[[producers]]\nname = "agents"\ntoken = "of-the-try"\n'
+_HAND_IN = """
+import json, urllib.request as r
+body = {"group_id": 1, "prompt": "What is 2 + 2?",
+        "responses": [{"text": "4", "reward": 1}, {"text": "5", "reward": 0}]}
+headers = {"authorization": "Bearer of-the-try", "content-type": "application/json"}
+request = r.Request("http://127.0.0.1:8090/v1/rollouts", json.dumps(body).encode(), headers)
+print(r.urlopen(request, timeout=30).read().decode())
+"""
 _ASK = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
@@ -71,6 +81,10 @@ class Scenario:
                 "helm upgrade from the release before: the run goes on, with two pools", self._move_on
             )
             self._claim("kubectl scale of both pools: all four report to the run", self._scale_pools)
+            self._claim(
+                "a gateway and an evaluator join: a group handed in is in the log, and a policy is measured",
+                self._add_parts,
+            )
 
     def _claim(self, sentence: str, check: Callable[[], str | None]) -> bool:
         """A check returns what is worth telling, or raises."""
@@ -226,6 +240,21 @@ class Scenario:
         for pool in ("near", "far"):
             self._rolled_out(f"{_GENERATOR}-{pool}")
         self._until("four generators", lambda: self._num_reporting() == {"near": 2, "far": 2})
+
+    def _add_parts(self) -> str:
+        literal = f"--from-literal=producers.toml={_PRODUCERS}"
+        self._kubectl("create", "secret", "generic", "producers", literal)
+        self._upgrade_to(f"--values={PARTS}", "--timeout=5m")
+        answer = self._kubectl("exec", "deployment/asympo-gateway", "--", "python", "-c", _HAND_IN)
+        _expect('"outcome":"appended"' in answer, answer)
+
+        def results() -> Any:
+            url = "http://127.0.0.1:8083/v1/status"
+            said = self._kubectl("exec", "deployment/asympo-evaluator", "--", "python", "-c", _ASK, url)
+            return json.loads(said)["evals"]
+
+        self._until("a result of the evaluator", results)
+        return f"policy {results()[0]['policy_step']} measured"
 
     # --- looking ---------------------------------------------------------------------------------------
 
