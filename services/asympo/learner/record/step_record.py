@@ -51,14 +51,7 @@ def step_row(
         "truncated_ratio": truncated / len(responses),
         "groups": len(segment.groups),
         "groups_without_signal": segment.num_without_signal,
-        "tokens_trained": result.num_trained_tokens,
-        "tokens_computed": result.num_computed_tokens,
-        "tokens_per_second": result.num_trained_tokens / result.seconds,
-        "flops_per_second": (flops := result.flops / result.seconds),
-        "mfu": flops / result.peak_flops if result.peak_flops else None,
-        "row_tokens": result.row_tokens,
-        "is_slow_path": result.is_slow_path,
-        "train_seconds": result.seconds,
+        **_computing(result),
         "wait_seconds": seconds["wait"],
         "busy_seconds": seconds["busy"],
         "wait_ratio": seconds["wait"] / max(1e-9, seconds["wait"] + seconds["busy"]),
@@ -71,6 +64,21 @@ def step_row(
         "sequence": segment.last_sequence,
         "policy_step": policy_step,
         **function_numbers(segment),
+    }
+
+
+def _computing(result: StepResult) -> dict[str, Any]:
+    """How much was computed, how, and how quickly."""
+    flops_per_second = result.flops / result.seconds
+    return {
+        "tokens_trained": result.num_trained_tokens,
+        "tokens_computed": result.num_computed_tokens,
+        "tokens_per_second": result.num_trained_tokens / result.seconds,
+        "flops_per_second": flops_per_second,
+        "mfu": flops_per_second / result.peak_flops if result.peak_flops else None,
+        "row_tokens": result.row_tokens,
+        "is_slow_path": result.is_slow_path,
+        "train_seconds": result.seconds,
     }
 
 
