@@ -36,6 +36,9 @@ class EvalConfig(BaseModel):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0, description="none: as the run samples")
     max_tokens: int | None = Field(default=None, ge=1, description="none: as the run samples")
     stop: tuple[str, ...] | None = Field(default=None, description="none: as the run samples")
+    show_prompts: int = Field(
+        default=4, ge=0, le=32, description="prompts whose answers people can read, the same ones each time"
+    )
     right_at: float = Field(default=1.0, description="a response with this reward is right, for pass@k")
 
     @model_validator(mode="before")

@@ -10,13 +10,13 @@ from typing import Any
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
-from asympo.common.errors import AsympoError, EngineBroken
+from asympo.common.errors import AsympoError, BrokerFull, EngineBroken
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.rollout_log import RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import EvalResult
 from asympo.common.rollout_log.presence import EVALUATOR
-from asympo.evaluator.measure import Sampler, measure
+from asympo.evaluator.measure import Measured, Sampler, measure
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, Prepared, render
 from asympo.evaluator.settings import EvaluatorSettings
@@ -123,7 +123,7 @@ class EvaluationLoop:
             self._run_log.presence.report, holder, report, ttl_seconds=_HOLD_SECONDS
         )
 
-    async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> EvalResult:
+    async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> Measured:
         self._progress.state, total = "measuring", len(each.prompts)
         is_own = self._settings.engine != "generators"
 
@@ -141,12 +141,18 @@ class EvaluationLoop:
         finally:
             self._progress.measuring = ""
 
-    async def _keep(self, result: EvalResult) -> None:
+    async def _keep(self, measured: Measured) -> None:
+        result = measured.result
         self._progress.newest[result.eval] = result
         self._metrics.measured(result)
         log.info("%s of policy %s: mean@%d %s", result.eval, result.policy_step, result.samples, result.mean)
         if self._writer is not None:
             await self._calls.run(self._writer.append, result.to_dict())
+        try:
+            for sample in measured.samples:
+                await self._calls.until_answered(self._run_log.evaluations.add_sample, sample)
+        except BrokerFull as error:
+            log.warning("Answers of %s are not kept: %s", result.eval, error)
         await self._calls.until_answered(self._run_log.evaluations.add, result)
 
     async def _newest_policy(self) -> PolicyRef | None:

@@ -5,14 +5,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from asympo.common.errors import PromptRefused
 from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.common.rollout_log.evals.sample import MAX_RESPONSES, EvalResponse, EvalSample
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.config import EvalConfig
 from asympo.evaluator.estimate import mean_over_prompts, pass_at_k, pass_ks
 from asympo.evaluator.prepare import Prepared
+from asympo.rewards.conventions.base import Asked
 from asympo.rewards.scorer import Score, Scored, ScoreFailure
 from asympo.tasks.base import TaskPrompt
 
@@ -25,6 +28,15 @@ class Answered:
     token_ids: list[tuple[int, ...]]
     policy_steps: tuple[int | None, ...]
     """Policy that was served when sampling began, and when it ended; empty where nothing was sampled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What an evaluation found."""
+
+    result: EvalResult
+    samples: tuple[EvalSample, ...]
+    """Answers to its first prompts."""
 
 
 class Sampler(Protocol):
@@ -43,7 +55,7 @@ async def measure(
     max_in_flight: int,
     policy_fence: int | None = None,
     note: Callable[[int], None] = lambda _: None,
-) -> EvalResult:
+) -> Measured:
     """Asks every prompt, at most `max_in_flight` at a time; `note` hears how many are done."""
     begun, slots = time.monotonic(), asyncio.Semaphore(max_in_flight)
     config = prepared.config
@@ -82,13 +94,42 @@ async def measure(
             task.cancel()
     steps = [step for answered, _ in pairs for step in answered.policy_steps]
     known = [step for step in steps if step is not None]
-    return count(
+    result = count(
         config,
         [scores for _, scores in pairs],
         policy_step=min(known, default=None) if len(known) == len(steps) else None,
         last_policy_step=max(known, default=None),
         policy_fence=policy_fence,
         seconds=time.monotonic() - begun,
+    )
+    shown = list(zip(prepared.prompts, pairs, strict=True))[: config.show_prompts]
+    return Measured(
+        result=result,
+        samples=tuple(_sample(prompt, answered, scores, result) for prompt, (answered, scores) in shown),
+    )
+
+
+def _sample(
+    prompt: TaskPrompt, answered: Answered, scores: Sequence[Score], result: EvalResult
+) -> EvalSample:
+    steps = [step for step in answered.policy_steps if step is not None]
+    responses = zip(answered.texts, answered.token_ids, scores, strict=False)
+    return EvalSample(
+        eval=result.eval,
+        policy_step=max(steps, default=None),
+        prompt=Asked(prompt=prompt, texts=()).prompt_text,
+        answer=prompt.answer,
+        responses=tuple(
+            EvalResponse(
+                text=text,
+                reward=score.reward if isinstance(score, Scored) else None,
+                functions={name: value for name, value in score.functions.items() if value is not None},
+                reason="" if isinstance(score, Scored) else score.reason,
+                num_tokens=len(token_ids),
+            )
+            for text, token_ids, score in islice(responses, MAX_RESPONSES)
+        ),
+        at_seconds=result.at_seconds,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.evals.result import EvalResult, best_of
+from asympo.learner.samples import SampleStore
 
 _MAX_RESULTS = 4096
 
@@ -15,9 +16,12 @@ _MAX_RESULTS = 4096
 class EvalHistory:
     """Thread-safe: the heartbeat reads the broker, the others ask here."""
 
-    def __init__(self, *, keep_best: str | None) -> None:
+    def __init__(self, *, keep_best: str | None, shows_samples: bool) -> None:
         """`keep_best`: the evaluation whose best policy is never pruned, or None."""
         self._keep_best = keep_best
+        self.samples = SampleStore() if shows_samples else None
+        """What policies answered; None when that is not shown."""
+        self._samples_after, self._num_samples = "0", 0
         self._lock = threading.Lock()
         self._results: deque[EvalResult] = deque(maxlen=_MAX_RESULTS)
         self._new: list[EvalResult] = []
@@ -26,6 +30,10 @@ class EvalHistory:
     def look(self, run_log: RunLog) -> None:
         """Reads what came since the last look. Raises BrokerUnavailable."""
         found, self._after = run_log.evaluations.after(self._after)
+        if self.samples is not None:
+            samples, self._samples_after = run_log.evaluations.samples_after(self._samples_after)
+            first, self._num_samples = self._num_samples, self._num_samples + len(samples)
+            self.samples.add([each.to_group(number=first + place) for place, each in enumerate(samples)])
         with self._lock:
             self._results.extend(found)
             # What was there before this learner is in the trackers already.

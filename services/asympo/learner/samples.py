@@ -31,7 +31,9 @@ class SampleStore:
             while len(self._groups) > MAX_GROUPS or self._num_chars > MAX_CHARS:
                 self._num_chars -= self._groups.popleft()[1]
 
-    def newest(self, *, limit: int, choice: Choice = _ALL, asks: str = "") -> list[dict[str, Any]]:
+    def newest(
+        self, *, limit: int, choice: Choice = _ALL, asks: str = "", evaluation: str = ""
+    ) -> list[dict[str, Any]]:
         """Those wanted, newest first; `asks`: only those whose prompt is that of a group that says so."""
         with self._lock:
             groups = [group for group, _ in reversed(self._groups)]
@@ -39,7 +41,7 @@ class SampleStore:
         for group in groups:
             if len(found) == limit:
                 break
-            is_asked = not asks or group["asks"] == asks
+            is_asked = asks in ("", group["asks"]) and group.get("eval", "") == evaluation
             if is_asked and choice.takes(
                 step=group["step"], prompt=group["prompt"], responses=group["responses"]
             ):

@@ -1,6 +1,7 @@
 """`asympo eval`: measures one policy or model now, with the evaluations of a run's settings file."""
 
 import asyncio
+import dataclasses
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from asympo.engines.base import SamplingSettings
 from asympo.engines.choice import build_engine
 from asympo.engines.model_files import local_model
 from asympo.evaluator.config import EvalConfig
-from asympo.evaluator.measure import measure
+from asympo.evaluator.measure import Measured, measure
 from asympo.evaluator.prepare import Chosen, choose, render
 from asympo.evaluator.samplers import EngineSampler
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
+from asympo.ops.answers import write_sample
 from asympo.run.settings import RunFile, read_run_file
 
 
@@ -26,14 +28,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", metavar="POLICY_OR_MODEL", help="directory, or owner/name on the hub")
     parser.add_argument("settings", metavar="CONFIG", type=Path, help="settings file of `asympo run`")
     parser.add_argument("--eval", action="append", metavar="NAME", help="only this one; may be repeated")
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="answers to the first prompts too, show_prompts of each",
+    )
     add_json_flag(parser)
     arguments = parser.parse_args(argv)
     file = read_run_file(arguments.settings)
-    results = asyncio.run(_measure(file, _asked(file, arguments), arguments.model))
+    measured = asyncio.run(_measure(file, _asked(file, arguments), arguments.model))
+    samples = [sample for each in measured for sample in each.samples] if arguments.show else []
     if arguments.json:
-        write_json({"model": arguments.model, "evals": [each.to_dict() for each in results]})
-    else:
-        _write_table(results, arguments.model)
+        values = {"model": arguments.model, "evals": [each.result.to_dict() for each in measured]}
+        shown = {"samples": [dataclasses.asdict(each) for each in samples]} if arguments.show else {}
+        write_json(values | shown)
+        return 0
+    for sample in samples:
+        write_sample(sample)
+    _write_table([each.result for each in measured], arguments.model)
     return 0
 
 
@@ -46,7 +58,7 @@ def _asked(file: RunFile, arguments: Namespace) -> list[EvalConfig]:
     return [each for each in evals if not arguments.eval or each.name in arguments.eval]
 
 
-async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> list[EvalResult]:
+async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> list[Measured]:
     learner = validate(LearnerSettings, file.learner_values)
     generator = validate(GeneratorSettings, file.generator_values)
     of_run = SamplingSettings(**learner.sampling.model_dump())

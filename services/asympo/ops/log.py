@@ -20,6 +20,7 @@ from asympo.common.rollout_log import LogEntry, RunLog
 from asympo.common.rollout_log.dead_letters import MAX_DEAD_LETTERS
 from asympo.ops import broker_users, export, follow, replay
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
+from asympo.ops.answers import show_answers
 from asympo.ops.chosen import add_choice_flags, choice_of, chosen_groups
 
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
             only.add_argument(
                 "--dead", action="store_true", help="records that were set aside, with their reasons"
             )
+            only.add_argument("--eval", metavar="NAME", help="answers of this evaluation")
             add_choice_flags(verb)
             add_checkpoint_flags(verb)
             # A choice is looked for in the archive as well, which lies where the run does.
@@ -135,6 +137,8 @@ def _show(log: RunLog, arguments: Namespace) -> int:
                 show(f"{letter.sequence} from {letter.producer}: {letter.reason}")
         return 0
     choice = choice_of(arguments)
+    if arguments.eval is not None:
+        return show_answers(log, arguments)
     if arguments.sequence is None and not choice.is_all:
         return _show_chosen(log, arguments, choice)
     if not choice.is_all:

@@ -72,6 +72,13 @@ def shown(port: int) -> list[dict[str, Any]]:
     return found
 
 
+def answers(port: int, query: str) -> list[dict[str, Any]]:
+    """What was answered in an evaluation, on the learner's page."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/samples?eval={query}", timeout=5) as reply:
+        found: list[dict[str, Any]] = json.load(reply)["groups"]
+    return found
+
+
 @pytest.fixture(params=["", 'engine = "simulated"'], ids=["generators", "own-engine"])
 def finished(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> Path:
     """A run that has ended, and its evaluations with it."""
@@ -143,7 +150,7 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
     text = text.replace("total_steps = 12", "total_steps = 5000").replace(
         "keep_policies = 2", "keep_policies = 30"
     )
-    config.write_text(text)
+    config.write_text(text.replace("[learner]", "[learner]\nshow_samples = true"))
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "own.py").write_text("def is_a_digit(response_text, **columns):\n    return 1.0\n")
     run = RunProcess(config, log_path=tmp_path / "run.log").start()
@@ -171,6 +178,15 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         assert log.access.unreadable["evaluations"] == 0
         assert "foreign" in {each.eval for each in log.evaluations.after()[0]}
         assert log.access.unreadable["evaluations"] == 5
+
+        group = answers(port, "more")[0]
+        assert len(group["responses"]) == 4
+        assert group["responses"][0]["functions"].keys() == {"is_a_digit", "length"}
+        assert group["prompt"] in ("1+1=", "2+3=")
+        same = answers(port, f"more&asks={group['asks']}&limit=64")
+        assert {each["prompt"] for each in same} == {group["prompt"]}
+        assert [each["step"] for each in same] == sorted({each["step"] for each in same}, reverse=True)
+        assert {each.eval for each in log.evaluations.samples_after()[0]} == {"held-out", "more"}
 
         def kept() -> set[int]:
             return {each.step for each in step_names(directory / "policy")}
@@ -205,5 +221,7 @@ def test_a_model_is_measured_by_hand(
     ]
     assert main(["eval", str(tiny_model), str(config), "--eval", "nope"]) == 2
     assert "it has held-out, often" in capsys.readouterr().err
-    assert main(["eval", str(tiny_model), str(config), "--eval", "often"]) == 0
-    assert "pass@2" in capsys.readouterr().out
+    assert main(["eval", str(tiny_model), str(config), "--eval", "often", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "pass@2" in shown
+    assert shown.count("answer: ") == 3

@@ -119,6 +119,7 @@ class RecordedLearner:
     groups: list[dict[str, Any]]
     status: dict[str, Any] = field(default_factory=dict)
     evals: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     hides_samples: bool = False
     is_failing: bool = False
     history_requests: list[int | None] = field(default_factory=list)
@@ -163,7 +164,14 @@ class RecordedLearner:
             store.add(self.groups[::-1])
             return store
 
-        add_samples(app, samples=store)
+        def evaluated() -> SampleStore | None:
+            if self.hides_samples:
+                return None
+            store = SampleStore()
+            store.add(self.answers)
+            return store
+
+        add_samples(app, samples=store, evaluated=evaluated)
 
         @app.get("/v1/evals")
         def evals() -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The sample browser in headless Chromium."""
 
 import json
+from typing import Any
 
 import pytest
+from asympo.common.rollout_log.evals.sample import EvalResponse, EvalSample
 
 from tests.integration.page.browser import Browser
 from tests.integration.page.conftest import CONNECTED, HOSTILE, soon
-from tests.integration.page.recorded import RecordedLearner, generator, recorded_group
+from tests.integration.page.recorded import RecordedLearner, generator, recorded_eval, recorded_group
 
 pytestmark = pytest.mark.chromium
 
@@ -135,4 +137,37 @@ def test_hidden_samples_say_how_to_show_them(page: Browser, learner: RecordedLea
     learner.hides_samples = True
     soon(page, "document.querySelector('#samples-empty').textContent.includes('--show-samples')")
     assert page.run("document.querySelectorAll('.group-option').length") == 0
+    assert page.run(CONNECTED)
+
+
+def test_sample_browser_shows_what_two_policies_answered_in_an_evaluation(
+    page: Browser, learner: RecordedLearner
+) -> None:
+    def answered(step: int, text: str, reward: float | None, number: int) -> dict[str, Any]:
+        response = EvalResponse(
+            text=text, reward=reward, functions={"own": 0.5}, reason=HOSTILE, num_tokens=7
+        )
+        sample = EvalSample(
+            eval="gsm8k", policy_step=step, prompt="1+1=", answer="2", responses=(response,), at_seconds=1.0
+        )
+        return sample.to_group(number=number)
+
+    learner.evals = [recorded_eval("gsm8k", 20, 0.5), recorded_eval("gsm8k", 40, 0.6)]
+    learner.answers = [answered(20, "3", 0.0, 0), answered(40, HOSTILE, 1.0, 1), answered(60, "x", None, 2)]
+    soon(page, "document.querySelectorAll('#samples-eval option').length === 2")
+    choose(page, "eval", "gsm8k")
+    page.wait_for("document.querySelectorAll('.group-option').length === 3")
+    assert page.text("#group-detail h3") == "Evaluation gsm8k"
+    assert HOSTILE in page.text(".unscored")
+    page.run("document.querySelector('#group-1').click()")
+    soon(page, "document.querySelectorAll('#samples-compare option').length === 3")
+    choose(page, "compare", "0/gsm8k")
+    page.wait_for("document.querySelectorAll('.sides section').length === 2")
+    titles = page.run("[...document.querySelectorAll('.sides h4')].map(n => n.textContent)")
+    assert titles == ["policy 20: 1 responses", "policy 40: 1 responses"]
+    texts = page.run("[...document.querySelectorAll('.sides .response-text')].map(n => n.textContent)")
+    assert texts == ["3", HOSTILE]
+    assert page.run("document.querySelectorAll('.sides .advantage, .sides .badge').length") == 0
+    choose(page, "eval", "")
+    page.wait_for("document.querySelectorAll('.group-option').length === 24")
     assert page.run(CONNECTED)

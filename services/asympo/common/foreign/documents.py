@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 _MAX_DIGITS = 20
+_ESCAPED_HALF = "\\ud"
+"""Begins the escape of half a surrogate pair, which is no text without the other."""
 
 
 def parse_json(data: bytes | str, *, max_bytes: int) -> Any:
@@ -12,7 +14,12 @@ def parse_json(data: bytes | str, *, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise ValueError(f"it has {len(data)} bytes, more than {max_bytes}")
     try:
-        return json.loads(data, parse_int=_bounded_int, parse_float=_finite, parse_constant=_no_constant)
+        value = json.loads(data, parse_int=_bounded_int, parse_float=_finite, parse_constant=_no_constant)
+        if _ESCAPED_HALF in (data.lower() if isinstance(data, str) else data.lower().decode()):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:

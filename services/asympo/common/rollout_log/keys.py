@@ -28,6 +28,7 @@ NOUNS = {
     "submitted": "zset",  # "<producer>/<number>" of groups without a lease; the newest few thousand
     "producers": "hash",  # "<producer>/<outcome>" -> how many groups that were submitted without a lease
     "evaluations": "stream",  # results of evaluations as JSON, the newest few thousand
+    "eval_samples": "stream",  # what policies answered in evaluations as JSON, the newest few hundred
     "presence": "hash",  # holder -> status
     "presence_until": "zset",  # holder -> when its status stops being true
 }

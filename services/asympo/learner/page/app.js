@@ -78,7 +78,7 @@ class Page {
     this.evals = new EvalCharts();
     this.samples = new SampleBrowser({
       onChoice: () => { this.samplesAt = 0; this.poll(); },
-      sameAs: async (group) => (await getJson(`/v1/samples?asks=${encodeURIComponent(group.asks)}&limit=${MAX_SAME}`)).groups,
+      sameAs: async (group) => (await getJson(`/v1/samples?asks=${encodeURIComponent(group.asks)}&eval=${encodeURIComponent(group.eval ?? "")}&limit=${MAX_SAME}`)).groups,
     });
     this.status = null;
     this.owner = null;
@@ -149,6 +149,7 @@ class Page {
     this.evalsAt = performance.now();
     const { evals } = await getJson("/v1/evals");
     this.evals.setResults(evals);
+    this.samples.setEvals([...new Set(evals.map((one) => one.eval))]);
   }
 
   connected(status) {

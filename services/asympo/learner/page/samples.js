@@ -12,7 +12,7 @@ const FILTERS = {
 };
 
 // What the learner chooses by: parameter of /v1/samples, and where it is typed in.
-const ASKED = { steps: "samples-steps", function: "samples-function", at_least: "samples-min", at_most: "samples-max", prompt: "samples-prompt" };
+const ASKED = { eval: "samples-eval", steps: "samples-steps", function: "samples-function", at_least: "samples-min", at_most: "samples-max", prompt: "samples-prompt" };
 
 export class SampleBrowser {
   /** `onChoice`: other groups are wanted; `sameAs`: promises the groups that asked what a group asked. */
@@ -49,6 +49,13 @@ export class SampleBrowser {
     this.draw();
   }
 
+  /** Evaluations whose answers can be chosen instead. */
+  setEvals(names) {
+    const known = byId("samples-eval");
+    const missing = names.filter((name) => ![...known.options].some((option) => option.value === name));
+    known.append(...missing.map((name) => element("option", { value: name }, `evaluation ${name}`)));
+  }
+
   /** Show why there are none, instead of groups. */
   setMessage(text) {
     this.message = text;
@@ -58,14 +65,17 @@ export class SampleBrowser {
   }
 
   draw() {
-    const visible = this.groups.filter(FILTERS[byId("samples-filter").value]);
+    // An answer under way when another source was chosen still brings groups of the one before.
+    const isOfSource = (group) => (group.eval ?? "") === byId("samples-eval").value;
+    const visible = this.groups.filter(isOfSource).filter(FILTERS[byId("samples-filter").value]);
+    if (this.chosen && !isOfSource(this.chosen)) this.chosen = null;
     const follows = byId("samples-follow").checked;
     if (follows || !this.chosen) this.chosen = visible[0] || (follows ? null : this.chosen);
     // A chosen group stays in view after newer ones have pushed it out of the list.
     if (this.chosen && !visible.some((group) => keyOf(group) === keyOf(this.chosen))) visible.push(this.chosen);
     this.visible = visible;
     byId("samples-empty").hidden = visible.length > 0;
-    byId("samples-empty").textContent = this.message || (this.groups.length ? "No group matches this choice." : "No group has been trained yet.");
+    byId("samples-empty").textContent = this.message || (this.groups.length ? "No group matches this choice." : byId("samples-eval").value ? "No answer of this evaluation is kept." : "No group has been trained yet.");
     byId("browser").classList.toggle("is-empty", visible.length === 0);
     byId("browser").dataset.groups = String(visible.length);
     const chosenKey = this.chosen && keyOf(this.chosen);
@@ -111,7 +121,7 @@ export class SampleBrowser {
   option(group, index, isChosen) {
     const node = element("div", { class: "group-option", role: "option", id: `group-${index}`, "aria-selected": String(isChosen) },
       element("span", { class: "group-prompt" }, lastLine(group.prompt)),
-      element("span", { class: "group-meta" }, element("span", {}, isNumber(group.step) ? `step ${count(group.step)}` : ""), dots(group.responses), element("span", { class: "num" }, number(mean(group.responses.map((one) => one.reward)), 2))));
+      element("span", { class: "group-meta" }, element("span", {}, isNumber(group.step) ? ofStep(group) : ""), dots(group.responses), element("span", { class: "num" }, number(mean(group.responses.map((one) => one.reward)), 2))));
     node.addEventListener("click", () => this.choose(index));
     return node;
   }
@@ -143,14 +153,14 @@ function dots(responses) {
   return element("span", { class: "dots", "aria-hidden": "true" }, ...responses.slice(0, 16).map((one) => element("i", { class: sign(one.advantage) })));
 }
 
-const ofStep = (group) => (isNumber(group.step) ? `step ${count(group.step)}` : `group ${group.group_id}`);
+const ofStep = (group) => (isNumber(group.step) ? `${group.eval ? "policy" : "step"} ${count(group.step)}` : `group ${group.group_id}`);
 
 function detail(group, compared, comparison) {
   const hasSignal = group.responses.some((one) => sign(one.advantage) !== "zero");
   return [
-    element("div", { class: "detail-head" }, element("h3", {}, `Group ${group.group_id}`),
-      element("span", { class: "muted" }, [isNumber(group.step) ? `trained at step ${count(group.step)}` : "", isNumber(group.sequence) ? `sequence ${count(group.sequence)}` : ""].filter(Boolean).join(" · ")),
-      hasSignal ? null : element("span", { class: "badge", "data-tone": "idle", title: "all rewards are equal, so no gradient" }, "no signal"), comparison),
+    element("div", { class: "detail-head" }, element("h3", {}, group.eval ? `Evaluation ${group.eval}` : `Group ${group.group_id}`),
+      element("span", { class: "muted" }, group.eval ? ofStep(group) : [isNumber(group.step) ? `trained at step ${count(group.step)}` : "", isNumber(group.sequence) ? `sequence ${count(group.sequence)}` : ""].filter(Boolean).join(" · ")),
+      group.eval || hasSignal ? null : element("span", { class: "badge", "data-tone": "idle", title: "all rewards are equal, so no gradient" }, "no signal"), comparison),
     element("h4", {}, "Prompt"), textBlock(group.prompt, "prompt"),
     ...(compared ? [element("div", { class: "sides" }, ...[group, compared].sort((a, b) => (a.sequence ?? 0) - (b.sequence ?? 0)).map((one) => element("section", {}, ...answers(one, `${ofStep(one)}: `))))] : answers(group, "")),
     ...columns(group.columns),
@@ -204,8 +214,8 @@ function response(one, index, largest) {
   const advantage = element("span", { class: `advantage ${sign(one.advantage)}`, title: "advantage: reward minus the group's mean" }, signed(one.advantage));
   advantage.style.setProperty("--strength", `${Math.round(18 + 52 * Math.min(1, Math.abs(one.advantage || 0) / largest))}%`);
   return element("li", { class: `response ${sign(one.advantage)}`, "data-advantage": sign(one.advantage) },
-    element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), advantage, element("span", {}, `reward ${number(one.reward, 2)}`),
-      element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens${one.num_segments > 1 ? ` in ${count(one.num_segments)} segments` : ""}`), element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
+    element("div", { class: "response-head" }, element("span", { class: "muted" }, `#${index + 1}`), isNumber(one.advantage) ? advantage : null, element("span", {}, `reward ${number(one.reward, 2)}`),
+      element("span", { class: "response-end" }, element("span", { class: "muted" }, `${count(one.num_tokens)} tokens${one.num_segments > 1 ? ` in ${count(one.num_segments)} segments` : ""}`), one.finish_reason === undefined ? null : element("span", { class: "badge", "data-tone": one.finish_reason === "stop" ? "idle" : "warn" }, one.finish_reason || "unknown"))),
     said(one.functions, (value) => number(value, 3)),
     said(one.notes, String),
     textBlock(one.text, "response-text"));

@@ -46,7 +46,7 @@ def build_api(
     async def evals() -> Response:
         return _json({"evals": learner.evals.to_dicts()})
 
-    add_samples(api, samples=lambda: learner.samples)
+    add_samples(api, samples=lambda: learner.samples, evaluated=lambda: learner.evals.samples)
 
     # A route, not a mount: a mount answers the path without slash with a redirect.
     api.add_route("/metrics", metrics_endpoint)

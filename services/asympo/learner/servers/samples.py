@@ -1,4 +1,4 @@
-"""`/v1/samples`: groups of the steps made, newest first, those that are asked for."""
+"""`/v1/samples`: groups of the steps made, or answers of evaluations, newest first, those asked for."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,13 @@ from asympo.learner.samples import SampleStore
 SAMPLES_HIDDEN = "prompts and responses are not shown: start the learner with --show-samples\n"
 
 
-def add_samples(api: FastAPI, *, samples: Callable[[], SampleStore | None]) -> None:
-    """`samples` gives None while they are hidden."""
+def add_samples(
+    api: FastAPI,
+    *,
+    samples: Callable[[], SampleStore | None],
+    evaluated: Callable[[], SampleStore | None] = lambda: None,
+) -> None:
+    """Both give None while they are hidden."""
 
     @api.get("/v1/samples")
     def show(
@@ -25,8 +30,9 @@ def add_samples(api: FastAPI, *, samples: Callable[[], SampleStore | None]) -> N
         at_most: float | None = None,
         prompt: str = Query(default="", max_length=1000),
         asks: str = Query(default="", max_length=16),
+        evaluation: str = Query(default="", max_length=64, alias="eval"),
     ) -> Response:
-        store = samples()
+        store = evaluated() if evaluation else samples()
         if store is None:
             return PlainTextResponse(SAMPLES_HIDDEN, status_code=403)
         try:
@@ -41,5 +47,5 @@ def add_samples(api: FastAPI, *, samples: Callable[[], SampleStore | None]) -> N
             at_most=at_most,
             prompt=prompt,
         )
-        groups = store.newest(limit=limit, choice=choice, asks=asks)
+        groups = store.newest(limit=limit, choice=choice, asks=asks, evaluation=evaluation)
         return Response(to_json({"groups": groups}), media_type="application/json")
