@@ -9,7 +9,6 @@ from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS, directory_of_run
 from asympo.common.paths import PathOrName
 from asympo.common.records import MAX_RESPONSES
-from asympo.common.rollout_log.run_config import planned_steps
 from asympo.rewards.progress import RunProgress
 from asympo.tasks.config import TaskConfig
 
@@ -238,6 +237,9 @@ class LearnerSettings(ControlSettings):
 
     def progress(self, *, num_prompts: int, step: int = 0) -> RunProgress:
         """What reward functions are told when no run goes on that would know."""
+        # The rollout log is behind it, and settings are read without.
+        from asympo.common.rollout_log.run_config import planned_steps
+
         limits = {"num_epochs": self.num_epochs, "groups_per_step": self.groups_per_step}
         total = planned_steps(self.total_steps, num_prompts=num_prompts, **limits)
         return RunProgress(step=step, total_steps=total, num_epochs=self.num_epochs)

@@ -79,6 +79,18 @@ def answers(port: int, query: str) -> list[dict[str, Any]]:
     return found
 
 
+def check_answers(port: int, log: RunLog) -> None:
+    """The page shows what every policy answered to the same prompt."""
+    group = answers(port, "more")[0]
+    assert len(group["responses"]) == 4
+    assert group["responses"][0]["functions"].keys() == {"is_a_digit", "length"}
+    assert group["prompt"] in ("1+1=", "2+3=")
+    same = answers(port, f"more&asks={group['asks']}&limit=64")
+    assert {each["prompt"] for each in same} == {group["prompt"]}
+    assert [each["step"] for each in same] == sorted({each["step"] for each in same}, reverse=True)
+    assert {each.eval for each in log.evaluations.samples_after()[0]} == {"held-out", "more"}
+
+
 @pytest.fixture(params=["", 'engine = "simulated"'], ids=["generators", "own-engine"])
 def finished(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: Path) -> Path:
     """A run that has ended, and its evaluations with it."""
@@ -179,14 +191,7 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
         assert "foreign" in {each.eval for each in log.evaluations.after()[0]}
         assert log.access.unreadable["evaluations"] == 5
 
-        group = answers(port, "more")[0]
-        assert len(group["responses"]) == 4
-        assert group["responses"][0]["functions"].keys() == {"is_a_digit", "length"}
-        assert group["prompt"] in ("1+1=", "2+3=")
-        same = answers(port, f"more&asks={group['asks']}&limit=64")
-        assert {each["prompt"] for each in same} == {group["prompt"]}
-        assert [each["step"] for each in same] == sorted({each["step"] for each in same}, reverse=True)
-        assert {each.eval for each in log.evaluations.samples_after()[0]} == {"held-out", "more"}
+        check_answers(port, log)
 
         def kept() -> set[int]:
             return {each.step for each in step_names(directory / "policy")}
