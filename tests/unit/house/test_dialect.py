@@ -1,6 +1,7 @@
 """One way to write what every file writes: loggers, quotes in docstrings, errors, imports."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_names_are_imported_from_where_they_are_defined() -> None:
     assert not wrong, wrong
 
 
+@functools.cache
 def defined_in(module: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
