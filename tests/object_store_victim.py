@@ -35,7 +35,8 @@ class DyingBucket(Bucket):
         self._num_bytes = 0
 
     def create(self, key: str, content: bytes) -> bool:
-        if self._point == "before-manifest" and key.endswith("manifest.json"):
+        step = {"before-manifest": 1, "before-manifest-of-delta": 2}.get(self._point)
+        if key.endswith(f"step-{step:08d}-f0001/manifest.json" if step else "\0"):
             die()
         return super().create(key, content)
 
@@ -51,21 +52,26 @@ class DyingBucket(Bucket):
         self._client.upload_file(str(path), self._name, self._prefix + key, Config=one_by_one, Callback=count)
 
 
-def policies_in(bucket: Bucket, root: Path, run: str, *, cached: int = 3) -> PolicyStore:
+def policies_in(
+    bucket: Bucket, root: Path, run: str, *, cached: int = 3, keyframe_every: int = 1
+) -> PolicyStore:
     """As one machine has them, with copies in its own directory."""
-    return PolicyStore(BucketSteps(root, run, POLICIES, bucket=bucket, cached=cached))
+    return PolicyStore(
+        BucketSteps(root, run, POLICIES, bucket=bucket, cached=cached, keyframe_every=keyframe_every)
+    )
 
 
 def main(point: str, root: str, run: str, options: str) -> None:
     bucket = DyingBucket(ObjectStoreOptions(**json.loads(options)), point=point)
-    store = policies_in(bucket, Path(root), run)
+    store = policies_in(bucket, Path(root), run, keyframe_every=8)
     store.take_over(1)
 
     def fill(path: Path) -> None:
         save_file({"body": np.ones((4, 1 << 20), np.float32)}, path / "model.safetensors")
         (path / "config.json").write_text("{}")
 
-    store.publish(step=1, fence=1, fill=fill, probe=PROBE)
+    for step in (1, 2):
+        store.publish(step=step, fence=1, fill=fill, probe=PROBE)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,10 @@ def test_chart_and_services_take_the_same_buckets(url: str) -> None:
         assert re.search(pattern, url)
 
 
-def test_chart_and_services_keep_as_many_policies() -> None:
+def test_chart_and_services_agree_on_numbers_of_policies() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    option = ObjectStoreOptions.model_fields["cached_policies"]
-    assert values["checkpoints"]["objectStore"]["cachedPolicies"] == option.default
-    assert VALUES["objectStore"]["properties"]["cachedPolicies"]["minimum"] == option.metadata[0].ge
+    for name, setting in (("cachedPolicies", "cached_policies"), ("keyframeEvery", "keyframe_every")):
+        option, value = ObjectStoreOptions.model_fields[setting], VALUES["objectStore"]["properties"][name]
+        assert values["checkpoints"]["objectStore"][name] == option.default
+        assert value["minimum"] == option.metadata[0].ge
+        assert value.get("maximum") == (option.metadata[1].le if option.metadata[1:] else None)

@@ -60,6 +60,7 @@ object_store:
   ca_file: /etc/asympo/object-store-ca/ca.crt
   {{- end }}
   cached_policies: {{ .cachedPolicies | toJson }}
+  keyframe_every: {{ .keyframeEvery | toJson }}
 {{- end }}
 {{- end }}
 log_level: {{ .Values.logLevel | toJson }}

@@ -36,6 +36,12 @@ class ObjectStoreOptions(BaseModel):
     cached_policies: int = Field(
         default=3, ge=2, description="policies that a generator keeps on its own disk"
     )
+    keyframe_every: int = Field(
+        default=8,
+        ge=1,
+        le=32,
+        description="every how many policies the learner sends whole weights, else differences; 1: always",
+    )
 
     @field_validator("url")
     @classmethod

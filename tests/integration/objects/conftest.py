@@ -46,7 +46,11 @@ def bucket(options: ObjectStoreOptions, credentials: None) -> Bucket:
 def open_store(bucket: Bucket, run_name: str, tmp_path: Path) -> Opener:
     """A store as one machine has it: its own disk."""
 
-    def opener(machine: str, *, cached: int = 3, through: Bucket | None = None) -> PolicyStore:
-        return policies_in(through or bucket, tmp_path / machine, run_name, cached=cached)
+    def opener(
+        machine: str, *, cached: int = 3, through: Bucket | None = None, keyframe_every: int = 1
+    ) -> PolicyStore:
+        return policies_in(
+            through or bucket, tmp_path / machine, run_name, cached=cached, keyframe_every=keyframe_every
+        )
 
     return opener

@@ -91,8 +91,10 @@ def test_diff_tells_which_tensors_moved_and_how_far(store: PolicyStore, asympo: 
     assert (moved["name"], moved["dtype"], moved["shape"]) == (MOVED, "BF16", [*before.shape])
     assert moved["max_abs"] == difference.abs().max()
     assert moved["relative_norm"] == pytest.approx(float(difference.norm() / before.double().norm()))
+    assert 0 < found["delta_ratio"] < 0.01
     _, out, _ = asympo("diff", "0", "step-00000001-f0001")
     assert "3 of " in out
+    assert "sent to an object store as a difference" in out
     assert MOVED in out
     _, out, _ = asympo("diff", "0", "last")
     assert out.startswith("no value of ")
@@ -116,6 +118,7 @@ def test_diff_rounds_the_finer_of_two_types_as_publishing_does(
     assert changed.pop("model.norm.weight")["max_abs"] is None
     assert sum(tensor["changed"] for tensor in changed.values()) == expected
     assert (code, found["only_in_a"], found["max_abs"]) == (0, ["lm_head.weight"], None)
+    assert found["delta_ratio"] is None
     assert found["other_shape"] == ["model.layers.0.mlp.up_proj.weight"]
 
 

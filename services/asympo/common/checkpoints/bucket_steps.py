@@ -4,6 +4,7 @@ Under `<run>/<kind>/`:
 
     step-00000042-f0007/manifest.json          written last, only if absent: from then on the step is visible
     step-00000042-f0007/<digest>/<file>        what it lists; <digest> begins the manifest's own
+    step-00000042-f0007/<digest>/<file>.from-… or its difference to a step before (see `bucket_deltas`)
     fence-00000007.json                        written by a learner that takes over, only if absent
 
 Nothing is written twice: another attempt at a step has another manifest, and so other keys. A learner that
@@ -25,6 +26,8 @@ from typing import Any, Generic
 
 from asympo.common.checkpoints import cache, directory
 from asympo.common.checkpoints.bucket import Bucket, NoSuchObject, StoreError
+from asympo.common.checkpoints.bucket_deltas import attempt_of, is_needed, links_of
+from asympo.common.checkpoints.bucket_transfer import Transfer
 from asympo.common.checkpoints.manifest import open_sealed_json, sealed_json
 from asympo.common.checkpoints.names import (
     MANIFEST_NAME,
@@ -33,8 +36,8 @@ from asympo.common.checkpoints.names import (
     StepName,
     parse_name,
 )
-from asympo.common.checkpoints.steps import Kind, M, StepManifest, refuse_if_fenced
-from asympo.common.checkpoints.verify import verify_files, verify_step
+from asympo.common.checkpoints.steps import Kind, M, refuse_if_fenced
+from asympo.common.checkpoints.verify import verify_step
 from asympo.common.errors import CorruptCheckpoint, Fenced, UnknownVersion
 from asympo.common.names import check_run_name
 from asympo.common.versions import Format
@@ -44,8 +47,7 @@ log = logging.getLogger(__name__)
 _CLAIM_FORMAT = Format(name="schema_version", newest=1, oldest=1)
 """Of the record of who took over."""
 _CLAIM = re.compile(r"fence-([0-9]{8,10})\.json")
-_DIGEST_CHARACTERS = 16
-_MAX_MANIFESTS = 16
+_MAX_MANIFESTS = 48
 _NUM_LOOKS = 5
 
 
@@ -65,7 +67,14 @@ class BucketSteps(Generic[M]):
     """The bucket decides what exists. Every method raises StoreError (an OSError) when the store fails."""
 
     def __init__(
-        self, root: Path, run: str, kind: Kind[M], *, bucket: Bucket, cached: int | None = None
+        self,
+        root: Path,
+        run: str,
+        kind: Kind[M],
+        *,
+        bucket: Bucket,
+        cached: int | None = None,
+        keyframe_every: int = 1,
     ) -> None:
         """`cached` limits the copies that `verify` leaves."""
         self.path = Path(root) / check_run_name(run) / kind.directory
@@ -73,6 +82,9 @@ class BucketSteps(Generic[M]):
         self._bucket = bucket
         self._root = f"{run}/{kind.directory}/"
         self._cached = cached
+        self._transfer: Transfer[M] = Transfer(
+            self.path, kind, bucket=bucket, root=self._root, keyframe_every=keyframe_every
+        )
         self._token = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._being_written: set[StepName] = set()
@@ -109,8 +121,7 @@ class BucketSteps(Generic[M]):
             return final
         log.info("Fetching the %s %s from %s", self._kind.noun, name, self)
         with cache.download_directory(self.path, name) as temporary:
-            manifest, content = self._download(name, temporary)
-            verify_files(temporary, manifest, self._kind, with_digests=True)
+            content = self._download(name, temporary)
             try:
                 directory.seal(temporary, manifest=content)
             except FileExistsError:
@@ -208,11 +219,13 @@ class BucketSteps(Generic[M]):
         return swept
 
     def delete(self, name: StepName) -> bool:
-        """In the bucket, then its copy here."""
-        self._delete_objects(name)
+        """In the bucket, unless another step is a difference to it (then False), and its copy here."""
+        is_free = not is_needed(self._list().steps, name)
+        if is_free:
+            self._delete_objects(name)
         if (self.path / str(name)).exists():
             directory.try_to_delete_step(self.path / str(name))
-        return True
+        return is_free
 
     def retain(self, name: StepName) -> None:
         """An empty object beside it."""
@@ -226,15 +239,13 @@ class BucketSteps(Generic[M]):
 
     def _share(self, name: StepName, written: Path, content: bytes) -> tuple[M, bytes]:
         wanted = self._kind.open(content, name=name, what=str(written))
-        payload = _payload(wanted)
         with self._writing(name):
             self._refuse_if_fenced(name.fence)
-            self._bucket.upload(
-                {self._key(name, payload, entry.name): written / entry.name for entry in wanted.files}
-            )
+            sent = self._transfer.send(wanted, written, objects=self._list().steps)
             # Uploading takes its time: a learner that lost the run meanwhile should hear of it here.
             self._refuse_if_fenced(name.fence)
             if self._bucket.create(self._key(name, MANIFEST_NAME), content):
+                self._transfer.note_shared(sent)
                 return wanted, content
         self._forget(name)
         there, content = self._read(name)
@@ -260,17 +271,15 @@ class BucketSteps(Generic[M]):
             self._manifests[name] = found
         return found
 
-    def _download(self, name: StepName, target: Path) -> tuple[M, bytes]:
+    def _download(self, name: StepName, target: Path) -> bytes:
+        """Its files, every digest checked, into an empty directory; returns the manifest."""
         found, content = self._read(name)
-        payload = _payload(found)
         try:
-            self._bucket.download(
-                {self._key(name, payload, entry.name): target / entry.name for entry in found.files}
-            )
+            self._transfer.receive(found, target, objects=self._list().steps)
         except NoSuchObject as error:
             self._forget(name)
             raise CorruptCheckpoint(f"{self}/{name} was deleted while it was read") from error
-        return found, content
+        return content
 
     def _look(self) -> tuple[_Listing, list[StepName]]:
         """What is there, and what of it is visible, sorted."""
@@ -316,9 +325,10 @@ class BucketSteps(Generic[M]):
         return claim
 
     def _complete(self, name: StepName, listing: _Listing) -> M:
-        found, sizes = self.manifest(name), listing.steps[name]
+        found = self.manifest(name)
         for entry in found.files:
-            if sizes.get(f"{_payload(found)}/{entry.name}") != entry.size:
+            links = links_of(listing.steps, attempt_of(found), entry.name)
+            if links is None or links[0].size != entry.size:
                 raise CorruptCheckpoint(f"{self}/{name} lacks {entry.name}")
         return found
 
@@ -328,7 +338,7 @@ class BucketSteps(Generic[M]):
     def _beside(self, name: StepName, listing: _Listing) -> list[str]:
         """Objects of a visible step that its manifest does not mean: of other attempts."""
         try:
-            payload = _payload(self.manifest(name))
+            payload = attempt_of(self.manifest(name)).payload
         except (CorruptCheckpoint, UnknownVersion):
             return []
         return [
@@ -368,7 +378,3 @@ class BucketSteps(Generic[M]):
 
     def _key(self, name: StepName, *parts: str) -> str:
         return "/".join([f"{self._root}{name}", *parts])
-
-
-def _payload(manifest: StepManifest) -> str:
-    return manifest.digest[:_DIGEST_CHARACTERS]

@@ -17,6 +17,9 @@ POLICY_FILES = re.compile(
 )
 """Everything a published policy may hold beside its manifest. No code, no pickles."""
 
+WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""Those of them that hold tensors."""
+
 STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|(trained_ids|streaks)\.bin")
 """Everything a durable training state may hold beside its manifest."""
 

@@ -27,7 +27,9 @@ def open_steps(
     from asympo.common.checkpoints.bucket import Bucket
     from asympo.common.checkpoints.bucket_steps import BucketSteps
 
-    return BucketSteps(root, run, kind, bucket=Bucket(options), cached=cached)
+    return BucketSteps(
+        root, run, kind, bucket=Bucket(options), cached=cached, keyframe_every=options.keyframe_every
+    )
 
 
 def open_files(path: Path, options: ObjectStoreOptions | None) -> Files:

@@ -45,6 +45,8 @@ class Kind(Generic[M_co]):
     """Reads a manifest: `decode(content, what=...)`."""
     passed_over: tuple[type[AsympoError], ...]
     """Errors of a manifest after which the next newest step is looked for."""
+    weights: re.Pattern[str] | None = None
+    """Files of which a bucket may get the difference to the step before."""
 
     def open(self, content: bytes, *, name: StepName | None, what: str) -> M_co:
         """The manifest of the step `name`; CorruptCheckpoint, UnknownVersion naming `what`."""

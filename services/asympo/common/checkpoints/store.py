@@ -9,7 +9,7 @@ from pathlib import Path
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, decode_manifest, encode_manifest
-from asympo.common.checkpoints.names import POLICY_FILES, StepName
+from asympo.common.checkpoints.names import POLICY_FILES, WEIGHT_FILES, StepName
 from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
 from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.errors import BadModel, CorruptCheckpoint, PublishFailed, UnknownVersion
@@ -22,6 +22,7 @@ POLICIES = Kind(
     allowed=POLICY_FILES,
     decode=decode_manifest,
     passed_over=(CorruptCheckpoint, UnknownVersion),
+    weights=WEIGHT_FILES,
 )
 
 
@@ -159,7 +160,8 @@ class PolicyStore:
         deleted: list[PolicyRef] = []
         try:
             found = self._manifests()
-            for manifest in found[:-keep]:
+            # The newest first: older ones may be needed to read it.
+            for manifest in reversed(found[:-keep]):
                 ref = self._ref(manifest)
                 if not is_in_use(ref) and self._steps.delete(manifest.name):
                     deleted.append(ref)
@@ -169,7 +171,7 @@ class PolicyStore:
                     self._steps.delete(name)
         except OSError as error:
             log.warning("old policies stay for now: %s", error.strerror or error)
-        return deleted
+        return deleted[::-1]
 
     def _manifests(self) -> Sequence[Manifest]:
         return [*self._steps.newest_first()][::-1]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asympo.common.checkpoints.digests import TensorSpan, open_regular, tensor_spans
-from asympo.common.checkpoints.names import POLICY_FILES
+from asympo.common.checkpoints.names import WEIGHT_FILES
 from asympo.common.errors import BadSetting, CorruptCheckpoint
 
 _VALUES_AT_ONCE = 1 << 20
@@ -97,10 +97,14 @@ def compare(a: Path, b: Path) -> Comparison:
     )
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Those of a directory that loaders read, by name."""
+    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
+
+
 def tensors_of(path: Path) -> dict[str, TensorSpan]:
     """By name, from the files that loaders read; BadSetting, CorruptCheckpoint."""
-    names = sorted(each.name for each in path.iterdir() if each.name.endswith(".safetensors"))
-    files = [path / name for name in names if POLICY_FILES.fullmatch(name)]
+    files = weight_files(path)
     if not files:
         raise BadSetting(f"{path} holds no model.safetensors: give the directory of a policy or a model")
     found: dict[str, TensorSpan] = {}

@@ -2,11 +2,21 @@
 
 import math
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from asympo.common.checkpoints.delta import write_delta
+from asympo.common.checkpoints.digests import Span, digest_span
 from asympo.common.commands import add_json_flag, at_least_one, show, write_json, write_table
 from asympo.ops.checkpoint.chosen import add_choice_flags, choose
-from asympo.ops.checkpoint.compare import Comparison, TensorChange, compare, relative_norm
+from asympo.ops.checkpoint.compare import (
+    Comparison,
+    TensorChange,
+    compare,
+    relative_norm,
+    weight_files,
+)
 
 _DEFAULT_ROWS = 20
 
@@ -27,8 +37,9 @@ def main(arguments: Namespace) -> int:
     """0 however much differs."""
     a, b = (choose(text, arguments).path for text in (arguments.a, arguments.b))
     comparison = compare(a, b)
+    shared = _share_as_difference(a, b)
     if arguments.json:
-        write_json({"a": str(a), "b": str(b), **_described(comparison)})
+        write_json({"a": str(a), "b": str(b), **_described(comparison), "delta_ratio": shared})
         return 0
     moved = [tensor for tensor in comparison.tensors if tensor.changed]
     moved.sort(key=lambda tensor: -math.inf if tensor.relative_norm is None else -tensor.relative_norm)
@@ -38,7 +49,25 @@ def main(arguments: Namespace) -> int:
         left = f", {arguments.rows} of {len(moved)} that moved most" if len(moved) > arguments.rows else ""
         write_table(f"from {a} to {b}{left}", columns, rows)
     show(_sentence(comparison))
+    if shared is not None:
+        show(f"sent to an object store as a difference, the second takes {shared:.2%} of its weights' bytes")
     return 0
+
+
+def _share_as_difference(a: Path, b: Path) -> float | None:
+    """Bytes of the difference over those of the second one's files; None where they have other files."""
+    files = weight_files(b)
+    if [(file.name, file.stat().st_size) for file in weight_files(a)] != [
+        (file.name, file.stat().st_size) for file in files
+    ]:
+        return None
+    with TemporaryDirectory() as room:
+        deltas = [Path(room) / file.name for file in files]
+        for file, delta in zip(files, deltas, strict=True):
+            old = Span(path=a / file.name, offset=0, size=file.stat().st_size)
+            if not write_delta(old.path, file, delta, old_sha256=digest_span(old), max_bytes=old.size):
+                return None
+        return sum(each.stat().st_size for each in deltas) / sum(each.stat().st_size for each in files)
 
 
 def _described(comparison: Comparison) -> dict[str, Any]:
