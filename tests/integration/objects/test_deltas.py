@@ -1,6 +1,7 @@
 """Policies that travel to a bucket as differences: the same bits arrive, and no link of a chain is lost."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,26 @@ def test_learner_killed_between_a_difference_and_its_manifest_leaves_the_policy_
     assert newest.step == 1
     publish(learner, 2, fence=2)
     assert [ref.step for ref in learner.prune(keep=1)] == [1]
+
+
+def test_copy_of_the_parent_that_another_process_deletes_meanwhile_is_not_needed(
+    open_store: Opener, options: ObjectStoreOptions, tmp_path: Path
+) -> None:
+    class Rival(Bucket):
+        """Deletes the copies here at the worst moment, as a generator with the same cache may."""
+
+        def download(self, keys: Mapping[str, Path]) -> None:
+            super().download(keys)
+            shutil.rmtree(reader.path / first.name, ignore_errors=True)
+
+    learner, reader = open_store("learner", keyframe_every=8), open_store("reader", through=Rival(options))
+    learner.take_over(1)
+    first = publish(learner, 1)
+    reader.verify(ref_of(reader, first))
+    open_store("reader").verify(ref_of(reader, first))
+    second = ref_of(reader, publish(learner, 2))
+    reader.verify(second)
+    assert weights_of(second.path) == expected(2, tmp_path)
 
 
 def test_learner_sends_whole_weights_on_any_doubt(

@@ -49,15 +49,14 @@ def store(tmp_path: Path, tiny_model: Path) -> PolicyStore:
 
 
 def publish(
-    store: PolicyStore, model: Path, *, step: int, change: Callable[[Weights], None] | None = None
+    store: PolicyStore, model: Path, *, step: int, change: Callable[[Weights], None] = lambda weights: None
 ) -> None:
     def fill(directory: Path) -> None:
         for path in model.iterdir():
             shutil.copy(path, directory / path.name)
-        if change is not None:
-            weights = load_file(directory / "model.safetensors")
-            change(weights)
-            save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        weights = load_file(directory / "model.safetensors")
+        change(weights)
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
     store.publish(step=step, fence=1, fill=fill, probe=PROBE)
 

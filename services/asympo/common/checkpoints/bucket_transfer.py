@@ -86,7 +86,8 @@ class Transfer(Generic[M]):
         try:
             self._fetch(ways, target, copy_of=self._copy_of)
             verify_files(target, found, self._kind, with_digests=True)
-        except CorruptCheckpoint as error:
+        except (CorruptCheckpoint, FileNotFoundError) as error:
+            # Copies are shared with others on this machine, who may damage or delete them.
             if all(links is None or len(links) == 1 for links in ways.values()):
                 raise
             log.warning("%s is built again without the copies here: %s", found.name, error)
