@@ -89,7 +89,7 @@ COMMANDS = (
     Command(
         name="checkpoint",
         module="asympo.ops.checkpoint.command",
-        summary="list, verify, best, diff, export: the checkpoints of a run",
+        summary="list, verify, best, diff, export, import: the checkpoints of a run",
     ),
     Command(
         name="backup",

@@ -1,4 +1,4 @@
-"""`asympo checkpoint list|verify|best|diff|export`: the policies that a run has published."""
+"""`asympo checkpoint list|verify|best|diff|export|import`: policies of a run, and what one starts from."""
 
 import logging
 from argparse import ArgumentParser
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asympo.common.commands import CommandParser
 from asympo.ops.access import add_checkpoint_root_flag
-from asympo.ops.checkpoint import diff, export, listing
+from asympo.ops.checkpoint import adapter_import, diff, export, listing
 from asympo.ops.checkpoint.chosen import add_eval_flags
 
 _LISTING = {
@@ -17,6 +17,7 @@ _LISTING = {
 _OTHERS = {
     "diff": (diff, "which tensors differ between two policies or models, and by how much"),
     "export": (export, "write a policy as a plain Hugging Face directory, and prove it by loading it"),
+    "import": (adapter_import, "merge a PEFT adapter into its base, as a model that a run starts from"),
 }
 
 

@@ -1,17 +1,12 @@
 """`asympo checkpoint export`: a policy as a plain Hugging Face directory, proved by loading it again."""
 
 import dataclasses
-import os
-import secrets
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asympo.common.checkpoints import Manifest, PolicyRef
-from asympo.common.checkpoints.directory import flush_directory, flush_files, make_durable_directory
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import read_manifest, verify_files
 from asympo.common.commands import add_json_flag, show, write_json
@@ -21,6 +16,7 @@ from asympo.common.paths import given_path
 from asympo.common.settings import read_toml
 from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
 from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
+from asympo.ops.checkpoint.new_directory import refuse_if_there, written_beside
 from asympo.run.directory import RunDirectory
 from asympo.run.report.evals import RESULTS, read_results
 
@@ -44,13 +40,11 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """0 once the directory was loaded again, answered as the policy and differed from the run's start."""
-    to = arguments.to.absolute()
-    if os.path.lexists(to):
-        raise BadSetting(f"{to} exists: give the export a new directory")
+    to = refuse_if_there(arguments.to)
     ref = choose_policy(arguments.policy, arguments).ref
     assert ref is not None
     base = _base_of(arguments)
-    with _written_beside(to) as unfinished:
+    with written_beside(to) as unfinished:
         manifest = _copy(ref, unfinished)
         from asympo.learner.publish.proof import prove
 
@@ -105,25 +99,6 @@ def _model_of_run(arguments: Namespace) -> str:
 
 def _results_of(arguments: Namespace) -> Path:
     return arguments.results or directory_of_run(arguments.checkpoint_root, arguments.run) / RESULTS
-
-
-@contextmanager
-def _written_beside(to: Path) -> Iterator[Path]:
-    """A new directory that gets its name, durably, when the block ends well and is removed when not."""
-    make_durable_directory(to.parent)
-    unfinished = to.parent / f".{to.name}-{secrets.token_hex(8)}.unfinished"
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        flush_files(unfinished)
-        flush_directory(unfinished)
-        if os.path.lexists(to):
-            raise BadSetting(f"{to} was made meanwhile: give the export a new directory")
-        unfinished.rename(to)
-        flush_directory(to.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _copy(ref: PolicyRef, target: Path) -> Manifest:
