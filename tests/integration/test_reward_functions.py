@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.common.codec import encode_group
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, UnscoredResponse
+from asympo.generator.work.group import notes_of, numbers_of
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
 from asympo.tasks.base import TaskPrompt
@@ -46,6 +49,12 @@ def share(completions, trainer_state, **columns):
 
 async def early_later(completions, trainer_state, **columns):
     return [float(trainer_state.global_step < 10)] * len(completions)
+
+def odd(solution_str, ground_truth):
+    if solution_str == "raise":
+        raise ValueError("cut off \\ud83d")
+    extras = {"big": 10**400, "text": "cut off \\ud83d", "n" * 5000: 1, "\\ud83d": 2, "nan": float("nan")}
+    return {"score": 1.0, **extras}
 
 def hangs(response_text, **columns):
     while response_text == "hang":
@@ -125,6 +134,34 @@ def test_response_without_any_value_has_no_reward(file: Path, prompt: TaskPrompt
     assert isinstance(skipped, ScoreFailure)
     assert skipped.kind == "does_not_apply"
     assert isinstance(other, Scored)
+
+
+def test_what_no_record_could_hold_is_said_in_one_that_can(file: Path, prompt: TaskPrompt) -> None:
+    with scorer_of(file, {"function": "odd"}) as scorer:
+        first, second, failed = scorer.score(prompt, ["a", "b", "raise"])
+    assert isinstance(first, Scored)
+    assert isinstance(failed, ScoreFailure)
+    assert failed.reason == "odd: scoring raised ValueError: cut off ?"
+    assert first.extras["odd/big"] == "a whole number of 1329 bits"
+    responses = [
+        Response(
+            token_ids=(1,),
+            text="x",
+            reward=1.0,
+            finish_reason=FinishReason.STOP,
+            function_values=numbers_of(each),
+            function_notes=notes_of(each),
+        )
+        for each in (first, second)
+        if isinstance(each, Scored)
+    ]
+    group = RolloutGroup(
+        group_id="0-1",
+        prompt=Prompt(token_ids=(1,)),
+        responses=tuple(responses),
+        unscored=(UnscoredResponse(text="x", reason=failed.reason),),
+    )
+    assert len(encode_group(group)) < 5000
 
 
 def test_function_that_hangs_costs_its_response_alone(file: Path, prompt: TaskPrompt) -> None:

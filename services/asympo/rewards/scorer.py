@@ -34,6 +34,9 @@ class ScoreFailure:
     """Values of those functions that have one."""
 
 
+MAX_EXTRA_NAME_CHARS = 200
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
     """What one response earned."""
@@ -255,7 +258,7 @@ class Scorer:
                 kind="does_not_apply", reason="no reward function applies to it", functions=functions
             )
         extras = {
-            f"{title}/{name}": value
+            f"{title}/{name}"[:MAX_EXTRA_NAME_CHARS]: value
             for title, each in zip(titles, outcomes, strict=True)
             for name, value in each.extras.items()
         }

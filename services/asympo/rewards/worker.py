@@ -88,7 +88,9 @@ def _take_over_standard_streams() -> tuple[IO[str], IO[str]]:
 
 
 def _send(replies: IO[str], reply: dict[str, Any]) -> None:
-    replies.write(json.dumps(reply) + "\n")
+    # Half a character, as a cut-off text may end with, is no text that a record could hold.
+    line = json.dumps(reply, ensure_ascii=False).encode(errors="replace").decode()
+    replies.write(line + "\n")
     replies.flush()
 
 

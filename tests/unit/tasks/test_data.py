@@ -1,5 +1,6 @@
 """Data sets as they lie: files, layouts of other trainers, columns, templates, one sentence for bad input."""
 
+import gzip
 import json
 import math
 import time
@@ -55,6 +56,46 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     assert len(test) == 2
     with pytest.raises(BadSetting, match="has no split dev: choose from train, test"):
         load(TaskConfig(data=str(tmp_path / "splits"), split="dev"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz"])
+def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path: Path, name: str) -> None:
+    texts = {
+        "rows.jsonl.gz": "".join(json.dumps(row) + "\n" for row in ROWS),
+        "rows.json.gz": json.dumps(ROWS),
+        "rows.csv.gz": "\ufeffprompt,answer\nWhat?,2\nWhen?,3\n",
+    }
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(texts[name].encode()))
+    prompts = everything(load(TaskConfig(data=str(path))))
+    assert len(prompts) == (2 if "csv" in name else len(ROWS))
+    assert prompts[0].answer == "2"
+    whole = path.read_bytes()
+    flipped = whole[:15] + bytes(byte ^ 0xFF for byte in whole[15:20]) + whole[20:]
+    for damaged in (whole[:-9], whole[:20], texts[name].encode(), flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(BadSetting, match=rf"{name} (cannot be read|line|is not|row)"):
+            load(TaskConfig(data=str(path)))
+
+
+def test_messages_as_json_text_are_messages_and_other_text_is_text(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    task = of_rows(tmp_path, [{"prompt": json.dumps(asked), "answer": "1"}], held_out_fraction=0)
+    assert list(task.prompt(0).messages or ()) == task.prompt(0).columns["prompt"] == asked
+    texts = ['[{"a": 1}]', '[{"role": "user"', "[{", '[{"role": "user"}]']
+    task = of_rows(tmp_path, [{"prompt": text, "answer": "1"} for text in texts], held_out_fraction=0)
+    assert [prompt.columns["prompt"] for prompt in everything(task)] == texts
+
+
+def test_file_of_another_kind_is_told_how_it_was_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("prompt\tanswer\nq\t1\n")
+    with pytest.raises(
+        BadSetting, match=r"line 1 is not JSON: .*what ends in none of .jsonl, .* read as JSONL"
+    ):
+        load(TaskConfig(data=str(tmp_path / "rows.tsv")))
+    (tmp_path / "half.json").write_text('[{"prompt": "\\ud800", "answer": "1"}]')
+    with pytest.raises(BadSetting, match=r"half.json is not UTF-8: "):
+        load(TaskConfig(data=str(tmp_path / "half.json")))
 
 
 def test_csv_stays_text(tmp_path: Path) -> None:
@@ -165,8 +206,13 @@ def test_held_out_split_is_never_trained(tmp_path: Path) -> None:
 def test_weights_repeat_a_row_within_an_epoch(tmp_path: Path) -> None:
     task = of_rows(tmp_path, ROWS[:3], held_out_fraction=0, weight_column="level")
     assert [task.prompt(index).row for index in range(len(task))] == [1, 2, 2, 3, 3, 3]
-    with pytest.raises(BadSetting, match=r"weight_column answer is '2' in row 1: give a whole number"):
-        of_rows(tmp_path, ROWS[:3], weight_column="answer")
+    as_text = [row | {"level": str(row["level"])} for row in ROWS[:3]]
+    assert of_rows(tmp_path, as_text, held_out_fraction=0, weight_column="level").digest != task.digest
+    assert len(of_rows(tmp_path, as_text, held_out_fraction=0, weight_column="level")) == len(task)
+    with pytest.raises(BadSetting, match=r"weight_column prompt is 'What.*' in row 1: give a whole number"):
+        of_rows(tmp_path, ROWS[:3], weight_column="prompt")
+    with pytest.raises(BadSetting, match=r"row 1 has nothing in often, the .*only in prompt, answer, level"):
+        of_rows(tmp_path, ROWS[:3], weight_column="often", held_out_fraction=0)
 
 
 def test_prompts_left_out_are_not_asked(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ class GroupMaker:
                     text=sample.text,
                     reward=score.reward,
                     finish_reason=sample.finish_reason,
-                    function_values=_numbers_of(score),
+                    function_values=numbers_of(score),
                     function_notes=notes_of(score),
                 )
             )
@@ -258,7 +258,7 @@ class GroupMaker:
         return result
 
 
-def _numbers_of(score: Scored) -> dict[str, float]:
+def numbers_of(score: Scored) -> dict[str, float]:
     """Values of the functions that apply, then the numbers that they gave beside."""
     numbers = {name: value for name, value in score.functions.items() if value is not None}
     numbers |= {name: float(value) for name, value in score.extras.items() if isinstance(value, int | float)}

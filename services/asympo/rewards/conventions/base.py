@@ -100,6 +100,8 @@ def outcomes_of_list(values: Any, asked: Asked, *, may_be_none: bool = False) ->
 
 def plain_extra(value: Any) -> Any:
     """A value as JSON can hold it: numbers stay numbers, everything else becomes text."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) or getattr(value, "shape", None) == ():

@@ -4,12 +4,15 @@ import base64
 import csv
 import datetime
 import decimal
+import gzip
+import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from asympo.common.errors import BadSetting
 
@@ -52,17 +55,28 @@ def _refuse_hub_options(data: str, **options: str | None) -> None:
 
 
 def _read_file(path: Path) -> list[Row]:
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix, _read_arrow if path.suffix == ".arrow" else _read_jsonl)
+    readers = {
+        **{".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv},
+        **{".parquet": _read_parquet, ".arrow": _read_arrow},
+    }
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
-        return list(reader(path))
-    except OSError as error:
-        reason = error.strerror or str(error)
+        return list(readers.get(kind, _read_jsonl)(path))
+    except BadSetting as error:
+        if kind in readers:
+            raise
+        raise BadSetting(f"{error}; what ends in none of {', '.join(FILE_KINDS)} is read as JSONL") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise BadSetting(f"task.data {path} cannot be read: {reason}") from error
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield parse_json_row(line, f"{path} line {number}")
@@ -72,8 +86,6 @@ def parse_json_row(line: bytes, where: str) -> Row:
     """One JSON object of text that is text; BadSetting says what it is instead."""
     try:
         row = _parsed(line.decode("utf-8-sig"))
-        # Half of a surrogate pair passes as JSON, but is no text.
-        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise BadSetting(f"{where} is not UTF-8: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -85,7 +97,10 @@ def _parsed(text: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"it holds {name}, which is not a number: leave the value out, or give null")
 
-    return json.loads(text, parse_constant=refuse)
+    value = json.loads(text, parse_constant=refuse)
+    # Half of a surrogate pair passes as JSON, but is no text.
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _as_row(row: Any, where: str) -> Row:
@@ -96,12 +111,15 @@ def _as_row(row: Any, where: str) -> Row:
 
 def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects, or one object a line under another name."""
-    text = path.read_bytes()
+    with _opened(path) as file:
+        text = file.read()
     if not text.lstrip().startswith(b"["):
         yield from _read_jsonl(path)
         return
     try:
         rows = _parsed(text.decode("utf-8-sig"))
+    except UnicodeError as error:
+        raise BadSetting(f"task.data {path} is not UTF-8: {error}") from error
     except (ValueError, RecursionError) as error:
         raise BadSetting(f"task.data {path} is not JSON: {error}") from error
     yield from (_as_row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1))
@@ -111,7 +129,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     """Every value stays the text that is there: 007 is not 7."""
     csv.field_size_limit(2**31 - 1)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or ()
             if twice := next((name for name in names if names.count(name) > 1), None):

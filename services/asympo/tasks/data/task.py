@@ -1,6 +1,7 @@
 """A data set in anybody's layout: every row is a prompt, and all its columns reach the reward functions."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ class DataTask(RowsTask):
 
 def _weight(columns: Row, name: str, row: int) -> int:
     weight = look_up(columns, name, None)
+    if weight is None:
+        raise BadSetting(
+            f"row {row} has nothing in {name}, the task.weight_column, only in {', '.join(columns)}: name a "
+            f"column with a whole number from 0 to {_MAX_WEIGHT}"
+        )
+    if isinstance(weight, str) and re.fullmatch(r"[0-9]{1,4}", weight.strip(), re.ASCII):
+        weight = int(weight)  # as CSV has it
     is_whole = isinstance(weight, int | float) and not isinstance(weight, bool) and weight == int(weight)
     if not is_whole or not 0 <= weight <= _MAX_WEIGHT:
         raise BadSetting(
@@ -121,8 +129,9 @@ def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
 
 def _prompt_of(columns: Row, where: str) -> Any:
     for name in ("prompt", "messages"):
-        value = columns.get(name)
+        value = _messages_of(columns.get(name))
         if isinstance(value, str | list):
+            columns[name] = value
             return value
         if value is not None:
             raise BadSetting(f"{where} has {name} {value!r}: give a text, or a list of messages")
@@ -130,6 +139,18 @@ def _prompt_of(columns: Row, where: str) -> Any:
         f"{where} has neither prompt nor messages, only {', '.join(columns) or 'no column'}: set "
         "task.columns.prompt to the column that asks, or give task.prompt_template"
     )
+
+
+def _messages_of(value: Any) -> Any:
+    """Messages that a file keeps as JSON text, as CSV must; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_chat = all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in parsed)
+    return parsed if is_chat else value
 
 
 def _answer_of(columns: Row, where: str) -> str:
