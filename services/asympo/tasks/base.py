@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from asympo.common.jsonl import to_json
 from asympo.tasks.config import TaskConfig
 
 _MAX_COLUMNS_CHARS = 4000
@@ -56,16 +57,16 @@ def columns_json(prompt: TaskPrompt) -> str:
     shown = {name: value for name, value in prompt.columns.items() if name not in ("prompt", "messages")}
     if not shown:
         return ""
-    text = json.dumps(shown, ensure_ascii=False)
+    text = to_json(shown)
     if len(text) <= _MAX_COLUMNS_CHARS:
         return text
     each = max(40, _MAX_COLUMNS_CHARS // len(shown))
     cut = {name: _cut(value, each) for name, value in list(shown.items())[: _MAX_COLUMNS_CHARS // 40]}
-    return json.dumps(cut, ensure_ascii=False)
+    return to_json(cut)
 
 
 def _cut(value: Any, limit: int) -> Any:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else to_json(value)
     return value if len(text) <= limit else text[: limit - 1] + "…"
 
 

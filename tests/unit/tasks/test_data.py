@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.tasks.base import TaskPrompt
+from asympo.tasks.base import TaskPrompt, columns_json
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.task import DataTask
 from asympo.tasks.registry import load_task
@@ -78,6 +78,18 @@ def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path: Path, name
             load(TaskConfig(data=str(path)))
 
 
+def test_columns_are_json_for_people_though_a_number_is_none(tmp_path: Path) -> None:
+    values = {"prompt": ["a"], "answer": ["1"], "level": [math.nan], "more": [{"x": [math.inf, None]}]}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / "rows.parquet")
+    prompt = load(TaskConfig(data=str(tmp_path / "rows.parquet"), held_out_fraction=0)).prompt(0)
+    assert math.isnan(prompt.columns["level"])
+    assert json.loads(columns_json(prompt), parse_constant=pytest.fail) == {
+        "answer": "1",
+        "level": None,
+        "more": {"x": [None, None]},
+    }
+
+
 def test_messages_as_json_text_are_messages_and_other_text_is_text(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "hi"}]
     task = of_rows(tmp_path, [{"prompt": json.dumps(asked), "answer": "1"}], held_out_fraction=0)
@@ -85,6 +97,12 @@ def test_messages_as_json_text_are_messages_and_other_text_is_text(tmp_path: Pat
     texts = ['[{"a": 1}]', '[{"role": "user"', "[{", '[{"role": "user"}]']
     task = of_rows(tmp_path, [{"prompt": text, "answer": "1"} for text in texts], held_out_fraction=0)
     assert [prompt.columns["prompt"] for prompt in everything(task)] == texts
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "arrow", "jsonl.gz", "txt"])
+def test_file_that_is_not_there_is_said_not_to_be(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(BadSetting, match=r"nope\S* (cannot be read: No such file|is neither a file here)"):
+        load(TaskConfig(data=str(tmp_path / f"nope.{ending}")))
 
 
 def test_file_of_another_kind_is_told_how_it_was_read(tmp_path: Path) -> None:

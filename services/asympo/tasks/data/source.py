@@ -4,6 +4,7 @@ import base64
 import csv
 import datetime
 import decimal
+import errno
 import gzip
 import io
 import json
@@ -59,6 +60,8 @@ def _read_file(path: Path) -> list[Row]:
         **{".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv},
         **{".parquet": _read_parquet, ".arrow": _read_arrow},
     }
+    if not path.exists():
+        raise BadSetting(f"task.data {path} cannot be read: {os.strerror(errno.ENOENT)}")
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
         return list(readers.get(kind, _read_jsonl)(path))
