@@ -17,6 +17,7 @@ from asympo.common.settings import read_toml
 from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
 from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
 from asympo.ops.checkpoint.new_directory import refuse_if_there, written_beside
+from asympo.ops.checkpoint.push import HubRepository
 from asympo.run.directory import RunDirectory
 from asympo.run.report.evals import RESULTS, read_results
 
@@ -34,6 +35,9 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="MODEL",
         help="what the run started from, a directory or an id on the hub; none: as its settings say",
     )
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="then upload it to this new, private repository of the hub"
+    )
     add_choice_flags(parser, needs_run=True)
     add_json_flag(parser)
 
@@ -41,6 +45,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """0 once the directory was loaded again, answered as the policy and differed from the run's start."""
     to = refuse_if_there(arguments.to)
+    repository = HubRepository(arguments.push) if arguments.push is not None else None
     ref = choose_policy(arguments.policy, arguments).ref
     assert ref is not None
     base = _base_of(arguments)
@@ -57,14 +62,16 @@ def main(arguments: Namespace) -> int:
             evals=read_results(_results_of(arguments)),
         )
         (unfinished / CARD_NAME).write_text(card.to_markdown(), encoding="utf-8")
-    _tell(to, ref=ref, base=base, proof=proof, as_json=arguments.json)
+    message = f"Step {ref.step} of run {arguments.run}"
+    pushed = repository.upload(to, message=message) if repository is not None else None
+    _tell(to, ref=ref, base=base, proof=proof, pushed=pushed, as_json=arguments.json)
     return 0
 
 
-def _tell(to: Path, *, ref: PolicyRef, base: str, proof: "Proof", as_json: bool) -> None:
+def _tell(to: Path, *, ref: PolicyRef, base: str, proof: "Proof", pushed: str | None, as_json: bool) -> None:
     if as_json:
         values = {"path": str(to), "step": ref.step, "fence": ref.fence, "manifest_digest": ref.digest}
-        write_json({**values, "base": base, **dataclasses.asdict(proof)})
+        write_json({**values, "base": base, **dataclasses.asdict(proof), "pushed": pushed})
         return
     show(f"{to}: the policy of step {ref.step}, loaded again")
     show(f"it answers {proof.prompts} texts as the policy does: every logit is the same")
@@ -75,6 +82,8 @@ def _tell(to: Path, *, ref: PolicyRef, base: str, proof: "Proof", as_json: bool)
         )
     else:
         show(f"it equals {base}, as a policy does before the first step")
+    if pushed is not None:
+        show(f"pushed to {pushed}, where only you see it")
 
 
 def _base_of(arguments: Namespace) -> str:
