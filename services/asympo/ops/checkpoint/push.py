@@ -18,7 +18,7 @@ class HubRepository:
     def __init__(self, name: str) -> None:
         """Asks the hub whether the name is free; BadSetting, AsympoError."""
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         if not _REPOSITORY.fullmatch(name):
             raise BadSetting(f"--push {name} is no repository: give owner/name")
