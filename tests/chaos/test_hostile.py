@@ -103,7 +103,7 @@ def test_record_that_is_called_hostile_is_refused_and_the_other_is_not() -> None
         rows = [len(each.token_ids) or len(each.text) for each in group.responses]
         assert group.group_id != "0-0" or len(group.responses) > 4 or max(rows) > 2048, fault
         longer.add(fault)
-    assert len(refused | longer) == 22
+    assert len(refused | longer) == 25
 
 
 def test_same_seed_gives_the_same_cases() -> None:

@@ -15,6 +15,7 @@ from asympo.client import AsyncClient, Client, text_group
 from asympo.client.ways import ProducerRefused
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, NoProgress
+from asympo.common.records import FinishReason, Prompt, Response, Segment
 from asympo.common.rollout_log import RunLog, RunState
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -63,6 +64,26 @@ def test_submitted_group_is_in_the_log_once_however_often_it_is_sent(
     group = decode_group(entry.payload, limits=WireLimits())
     assert (group.group_id, group.prompt.text) == ("agents/17-a", "2 + 2?")
     assert [(each.text, each.reward) for each in group.responses] == [("4", 1.0), ("5", 0.0)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_response_of_several_segments_comes_as_it_was_sent(
+    way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
+) -> None:
+    learner = start_run(log)
+    first = Segment(token_ids=(1, 2, 3), trained_token_mask=(True, False, True))
+    responses = (
+        Response(token_ids=(1, 2), reward=0.0, finish_reason=FinishReason.STOP),
+        Response(
+            segments=(first, Segment(context_ids=(4, 5), token_ids=(6,))),
+            reward=1.0,
+            finish_reason=FinishReason.LENGTH,
+        ),
+    )
+    with client_of(start_gateway(), way, log, broker_url) as client:
+        client.submit(Prompt(token_ids=(9,)), responses)
+    (entry,) = learner.consume(10)
+    assert decode_group(entry.payload, limits=WireLimits()).responses == responses
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -145,6 +166,9 @@ def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway:
         ({"responses": [{"token_ids": [2**40], "reward": 1}]}, "cannot be stored"),
         ({"responses": [{"text": "\ud800", "reward": 1}]}, "responses.0.text"),
         ({"responses": [{"token_ids": [1, 2], "trained_token_mask": [True], "reward": 1}]}, "mask"),
+        ({"responses": [{"segments": [{"context_ids": [1]}], "reward": 1}]}, "segments.0.token_ids"),
+        ({"responses": [{"segments": [{"token_ids": [1]}] * 2, "reward": 1}]}, "segment 1 has no context"),
+        ({"responses": [{"segments": [{"token_ids": [2**40]}], "reward": 1}]}, "cannot be stored"),
         ({"prompt": {"text": "a", "token_idz": []}}, "token_idz"),
         ({"group_id": "../1"}, "group_id"),
         ({"group_id": "\ud800"}, "group_id"),

@@ -16,7 +16,7 @@ from asympo.learner.step.step import Stepper, StepResult
 from asympo.learner.torchrun import Launch
 from torch.distributed.tensor import DTensor
 
-from tests.unit.learner.test_policy import make_groups, widen_norms
+from tests.unit.learner.test_policy import make_groups, segmented_groups, widen_norms
 
 Steps = list[tuple[list[TrainedGroup], StepScope]]
 
@@ -78,7 +78,7 @@ def main() -> None:
     # The last one has a single response to train: one rank has nothing to do.
     lonely = [TrainedGroup(prompt_ids=groups[0].prompt_ids, responses=groups[0].responses[:1])]
     scope = StepScope(num_responses=50, num_groups=9, num_groups_without_signal=2)
-    steps = [(groups[:4], scope), (groups[4:], scope), (lonely, scope)]
+    steps = [(groups[:4], scope), ([*groups[4:], *segmented_groups(2)], scope), (lonely, scope)]
     for with_checkpointing in (False, True):
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
     ranks.close()

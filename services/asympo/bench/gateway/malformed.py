@@ -108,6 +108,7 @@ def _valid() -> dict[str, Any]:
     responses = [
         {"text": "a", "reward": 1.0},
         {"token_ids": [1, 2], "reward": 0.0, "trained_token_mask": [True, False]},
+        {"segments": [{"token_ids": [1]}, {"context_ids": [2], "token_ids": [3]}], "reward": 0.5},
     ]
     return {
         "group_id": "1",

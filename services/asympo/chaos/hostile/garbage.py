@@ -188,6 +188,29 @@ def _mask_of_nothing(message: _Message, rng: random.Random) -> None:
     response.trained_token_mask.extend([False] * len(response.token_ids))
 
 
+def _in_segments(message: _Message) -> rollout_pb2.Response:
+    """Its first response, rightly in two."""
+    response = message.responses[0]
+    response.segments.add(token_ids=response.token_ids)
+    response.segments.add(context_ids=message.prompt.token_ids, token_ids=response.token_ids)
+    response.ClearField("token_ids")
+    response.ClearField("text")
+    return response
+
+
+def _beside_segments(message: _Message, rng: random.Random) -> None:
+    _in_segments(message).text = "hostile"
+
+
+def _segment_of_nothing(message: _Message, rng: random.Random) -> None:
+    _in_segments(message).segments[1].ClearField(rng.choice(("context_ids", "token_ids")))
+
+
+def _many_segments(message: _Message, rng: random.Random) -> None:
+    segments = _in_segments(message).segments
+    segments.extend([segments[1]] * rng.choice((200, 50_000)))
+
+
 def _stop_string(message: _Message, rng: random.Random) -> None:
     message.responses[0].stop_string = "\n"
 
@@ -244,6 +267,9 @@ _FAULTS: dict[str, Callable[[_Message, random.Random], bytes | None]] = {
     "too much text": _long_text,
     "mask of another length": _wrong_mask,
     "mask of nothing": _mask_of_nothing,
+    "text beside segments": _beside_segments,
+    "segment of nothing": _segment_of_nothing,
+    "too many segments": _many_segments,
     "stop string without a stop": _stop_string,
     "too many values": _many_values,
     "value that is not finite": _value_not_finite,
