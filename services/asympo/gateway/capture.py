@@ -38,7 +38,7 @@ class Turn:
 
 
 class TurnReader:
-    """Collects a turn from the answer of a chat completion, streamed or whole."""
+    """Collects a turn from the answer of a completion or a response, streamed or whole."""
 
     def __init__(self) -> None:
         self._prompt_ids: list[int] = []
@@ -49,11 +49,22 @@ class TurnReader:
         """One body, or one event of a stream."""
         if not isinstance(body, dict):
             return
+        if body.get("type") == "response.completed" or body.get("object") == "response":
+            self._read_response(body.get("response") or body)
+            return
         self._prompt_ids = body.get("prompt_token_ids") or self._prompt_ids
         for choice in body.get("choices") or ():
             self._prompt_ids = choice.get("prompt_token_ids") or self._prompt_ids
             self._answer_ids += choice.get("token_ids") or ()
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
+
+    def _read_response(self, body: dict[str, Any]) -> None:
+        """The whole of it; the engine's own tools, of which a door has none, would make it several turns."""
+        shown, said = body.get("input_messages") or (), body.get("output_messages") or ()
+        if len(shown) == len(said) == 1:
+            self._prompt_ids, self._answer_ids = shown[0].get("tokens") or [], said[0].get("tokens") or []
+        status = str(body.get("status"))
+        self._finish_reason = {"completed": "stop", "incomplete": "length"}.get(status, status)
 
     @property
     def turn(self) -> Turn | None:

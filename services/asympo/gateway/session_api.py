@@ -14,7 +14,7 @@ from asympo.gateway.producers import Scope
 from asympo.gateway.sessions import Session, SessionGroup, SessionRefused, Sessions
 from asympo.gateway.work import NoWork
 
-PATHS = ("chat/completions", "completions")
+PATHS = ("chat/completions", "completions", "responses")
 """What an agent may ask: those of which the engine says the token ids."""
 
 
@@ -80,13 +80,13 @@ class SessionApi:
         """`POST /sessions/{id}/v1/chat/completions`: as the engine answers; the turn is noted."""
         session_id, path = request.path_params["session_id"], request.path_params["path"]
         if path not in PATHS:
-            raise Refusal(404, f"a session answers {' and '.join(PATHS)}, not {path}")
+            raise Refusal(404, f"a session answers {', '.join(PATHS)}, not {path}")
         session = self._sessions.open_session(session_id)
         body = await self._api.read_json(request)
         if body.get("n", 1) != 1:
             raise Refusal(400, "n: a session gives one answer to each request; open more sessions")
         body["model"] = self._model_name
-        body["return_token_ids"] = True
+        body["enable_response_messages" if path == "responses" else "return_token_ids"] = True
         if body.get("stream"):
             return await self._stream(session, path, body)
         async with self._doors.ask(session_id, path, body, is_streamed=False) as answer:
@@ -106,17 +106,26 @@ class SessionApi:
             return Response(content, status_code=answer.status, media_type="application/json")
         reader = TurnReader()
 
+        def read(line: bytes) -> None:
+            event = line.removeprefix(b"data:").strip()
+            if event == line or not event:
+                return
+            is_end = event == b"[DONE]"
+            if not is_end:
+                reader.read(json.loads(event))
+            # The engine says its last word only once the policy is proven: now the turn counts.
+            if is_end or (path == "responses" and reader.turn):
+                _note(session, reader)
+
         async def relay() -> AsyncIterator[bytes]:
+            rest = b""
             try:
-                async for line in answer.content:
-                    if line.startswith(b"data:"):
-                        event = line.removeprefix(b"data:").strip()
-                        if event == b"[DONE]":
-                            # The engine says this only once the policy is proven: now the turn counts.
-                            _note(session, reader)
-                        elif event:
-                            reader.read(json.loads(event))
-                    yield line
+                # Not by its own lines: they may not be as long as an event with the ids of a long prompt.
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        read(line)
+                    yield chunk
             finally:
                 await asking.__aexit__(None, None, None)
 

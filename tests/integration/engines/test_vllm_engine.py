@@ -1,6 +1,7 @@
 """vLLM on CPU with a tiny tied model: reloads are proven against a reference forward pass."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from asympo.common.records import FinishReason
 from asympo.engines.base import DoorTerms, SamplingSettings
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
+from asympo.gateway.capture import TurnReader
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.engines.policies import (
@@ -242,6 +244,17 @@ async def test_door_serves_the_openai_package_from_the_engine_of_the_log(engine:
     text: Any = await client.completions.create(model="policy", prompt="hi", max_tokens=3)
     assert text.choices[0].prompt_token_ids == engine.tokenizer.encode("hi")
     assert (await client.responses.create(model="policy", input="hi", max_output_tokens=16)).output
+    ask = {"model": "policy", "input": "hi", "max_output_tokens": 12, "enable_response_messages": True}
+    for is_streamed in (False, True):
+        reader = TurnReader()
+        found = await http.post("/v1/responses", json=ask | {"stream": is_streamed})
+        events = [line[5:] for line in found.text.splitlines() if line.startswith("data:")]
+        for body in events if is_streamed else [found.text]:
+            assert reader.turn is None
+            reader.read(json.loads(body))
+        assert reader.turn is not None
+        assert reader.turn.prompt_ids == tuple(chat.prompt_token_ids)
+        assert (len(reader.turn.answer_ids), reader.turn.finish_reason) == (12, "length")
     assert [model.id for model in (await client.models.list()).data] == ["policy"]
     for path in ("/metrics", "/tokenize", "/invocations", "/v1/embeddings", "/version", "/docs"):
         assert (await http.post(path, json={})).status_code == 404

@@ -25,6 +25,7 @@ class FakeDoor:
         """As an engine that is killed in the middle of an answer."""
         app = FastAPI()
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        app.add_api_route("/v1/responses", self.respond, methods=["POST"])
         listener = bind("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         self._server = QuietServer(app)
@@ -56,6 +57,25 @@ class FakeDoor:
             choice["token_ids"] = written
         return JSONResponse({**_NAMES, "object": "chat.completion", "choices": [choice], **ids})
 
+    async def respond(self, request: Request) -> Response:
+        """As vLLM, in the part that is read: every fourth answer is cut off."""
+        body = await request.json()
+        self.num_asked += 1
+        answer = str(self.num_asked)
+        shown = "".join(f"{each['role']}:{_text(each['content'])};" for each in body["input"]) + "assistant:"
+        content = [{"type": "output_text", "text": answer, "annotations": []}]
+        whole: dict[str, Any] = {
+            **{"id": "x", "object": "response", "created_at": 1, "model": "policy"},
+            "status": "completed" if self.num_asked % 4 else "incomplete",
+            "output": [{"id": "y", "type": "message", "role": "assistant", "content": content}],
+        }
+        if body["enable_response_messages"]:
+            whole["input_messages"] = [{"message": shown, "tokens": list(shown.encode())}]
+            whole["output_messages"] = [{"message": answer, "tokens": list(f"{answer};".encode())}]
+        if body.get("stream"):
+            return StreamingResponse(_events(answer, whole), media_type="text/event-stream")
+        return JSONResponse(whole)
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
@@ -63,6 +83,20 @@ class FakeDoor:
 
 async def _begin() -> AsyncIterator[bytes]:
     yield b"{"
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+async def _events(answer: str, whole: dict[str, Any]) -> AsyncIterator[bytes]:
+    begun = {**whole, "status": "in_progress", "output": []}
+    for event in (
+        {"type": "response.created", "response": begun},
+        {"type": "response.output_text.delta", "delta": answer},
+        {"type": "response.completed", "response": whole},
+    ):
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
 async def _stream(answer: str, ids: dict[str, Any], written: list[int]) -> AsyncIterator[bytes]:

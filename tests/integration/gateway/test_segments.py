@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import openai
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +14,7 @@ from asympo.learner.model.policy import load_model
 
 from tests.integration.gateway.conftest import RunningGateway
 from tests.integration.gateway.fake_door import FakeDoor
-from tests.integration.gateway.test_sessions import complete, outcome, say, start
+from tests.integration.gateway.test_sessions import ask, complete, outcome, say, start
 from tests.integration.learner.process import LearnerProcess
 
 PLAIN = ((b"user:a;assistant:", b"1;"),)
@@ -63,9 +62,7 @@ def test_agent_that_rewrites_its_history_is_trained_as_one_response(
     say(plain, "a")
     say(summarising, "a", "b")
     say(summarising, "sum")
-    client = openai.OpenAI(base_url=summarising["base_url"], api_key="any", max_retries=0)
-    earlier = (("user", "a"), ("assistant", "2"), ("user", "c"))
-    client.chat.completions.create(model="any", messages=[{"role": r, "content": c} for r, c in earlier])
+    ask(summarising, ("user", "a"), ("assistant", "2"), ("user", "c"))
     complete(gateway, plain, 0.0)
     complete(gateway, summarising, 1.0)
     assert outcome(gateway, plain) == {"outcome": "appended", "failures": []}

@@ -54,6 +54,13 @@ def say(session: dict[str, str], *texts: str, stream: bool = False) -> list[dict
     return history
 
 
+def ask(session: dict[str, str], *messages: tuple[str, str]) -> None:
+    """One request with a history of its own."""
+    client = openai.OpenAI(base_url=session["base_url"], api_key="any", max_retries=0)
+    history: list[Any] = [{"role": role, "content": content} for role, content in messages]
+    client.chat.completions.create(model="any", messages=history)
+
+
 def complete(gateway: RunningGateway, session: dict[str, str], reward: float) -> None:
     path = f"/sessions/{session['session_id']}/complete"
     assert httpx.post(gateway.http + path, json={"reward": reward}).status_code == 200
@@ -103,6 +110,47 @@ def test_turns_of_an_agent_become_one_response_with_what_it_heard_as_context(
     assert {body["model"] for body in door.bodies} == {"policy"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_agent_of_the_responses_api_is_trained_like_any_other(
+    stream: bool, log: RunLog, door: FakeDoor, start_gateway: StartGateway
+) -> None:
+    learner = start_run(log)
+    gateway = start_gateway(doors=(door.address,))
+    sessions = start(gateway)
+    for reward, session in enumerate(sessions):
+        client = openai.OpenAI(base_url=session["base_url"], api_key="any", max_retries=0)
+        history: list[Any] = []
+        for text in ("a", "b"):
+            history.append({"role": "user", "content": text})
+            answer = client.responses.create(model="any", input=history, stream=stream)
+            if stream:
+                answer = list(answer)[-1].response
+            history += answer.output
+        complete(gateway, session, reward)
+    assert outcome(gateway, sessions[0]) == {"outcome": "appended", "failures": []}
+    group = the_group(learner)
+    assert bytes(group.prompt.token_ids) == b"user:a;assistant:"
+    assert [bytes(each.token_ids) for each in group.responses] == [
+        b"1;user:b;assistant:2;",
+        b"3;user:b;assistant:4;",
+    ]
+    assert [each.finish_reason.value for each in group.responses] == ["stop", "length"]
+
+
+def test_streamed_answer_to_a_long_prompt_is_read(
+    log: RunLog, door: FakeDoor, start_gateway: StartGateway
+) -> None:
+    """One event of the stream holds all ids of the prompt."""
+    learner = start_run(log)
+    gateway = start_gateway(doors=(door.address,))
+    for session in start(gateway):
+        say(session, "e" * 120_000, "b", stream=True)
+        complete(gateway, session, float(session["session_id"][0] > "7"))
+    group = the_group(learner)
+    assert len(group.prompt.token_ids) == 120_000 + len("user:;assistant:")
+    assert [len(each.token_ids) for each in group.responses] == [len("1;user:b;assistant:2;")] * 2
+
+
 def test_own_beginnings_of_agents_are_context_behind_the_prompt_they_share(
     log: RunLog, door: FakeDoor, start_gateway: StartGateway
 ) -> None:
@@ -132,11 +180,7 @@ def test_history_that_was_rewritten_or_forked_is_further_segments_of_one_respons
     say(summarising, "sum: 2", "c")
     say(forking, "a", "b")
     for text in ("c", "d"):
-        client = openai.OpenAI(base_url=forking["base_url"], api_key="any", max_retries=0)
-        earlier = [("user", "a"), ("assistant", "6"), ("user", text)]
-        client.chat.completions.create(
-            model="any", messages=[{"role": role, "content": content} for role, content in earlier]
-        )
+        ask(forking, ("user", "a"), ("assistant", "6"), ("user", text))
     for reward, session in enumerate((plain, summarising, forking)):
         complete(gateway, session, reward)
     assert outcome(gateway, plain) == {"outcome": "appended", "failures": []}
@@ -232,7 +276,7 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/sessions/{id}/complete", {"reward": "much"}, 400),
         ("/sessions/{id}/complete", {"reward": True}, 400),
         ("/sessions/{id}/complete", {"reward": 1e9}, 400),
-        ("/sessions/{id}/v1/responses", {}, 404),
+        ("/sessions/{id}/v1/embeddings", {}, 404),
         ("/sessions/{id}/v1/chat/completions", {"messages": [], "n": 2}, 400),
         ("/sessions/none/v1/chat/completions", {"messages": []}, 404),
     ],
