@@ -60,7 +60,7 @@ class TurnReader:
 
     def _read_response(self, body: dict[str, Any]) -> None:
         """The whole of it; the engine's own tools, of which a door has none, would make it several turns."""
-        shown, said = body.get("input_messages") or (), body.get("output_messages") or ()
+        shown, said = body.get("input_messages") or [], body.get("output_messages") or []
         if len(shown) == len(said) == 1:
             self._prompt_ids, self._answer_ids = shown[0].get("tokens") or [], said[0].get("tokens") or []
         status = str(body.get("status"))
