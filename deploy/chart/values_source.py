@@ -78,8 +78,27 @@ def json_schema(source: dict[str, Any]) -> dict[str, Any]:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the asympo chart",
         **schema,
+        # Apart from the properties, which pools refer to, as a pool may leave out anything.
+        "allOf": [_needed(source)],
         "definitions": kubernetes_kinds.schemas(kinds) | alerts.definitions(),
     }
+
+
+def _needed(node: dict[str, Any]) -> dict[str, Any]:
+    """Keys that have to be there: Helm takes one with its default away where a file says nothing after it."""
+    inner = {key: _needed(each) for key, each in node["properties"].items() if _is_section(each)}
+    names = [key for key, each in node["properties"].items() if key in inner or _counts(each.get("default"))]
+    found = {"required": names, "properties": {key: each for key, each in inner.items() if each["required"]}}
+    return found if found["properties"] else {"required": names}
+
+
+def _counts(default: Any) -> bool:
+    """Whether its absence would be something else than the default."""
+    return default is not None and default is not False and default not in ("", [], {})
+
+
+def _is_section(node: dict[str, Any]) -> bool:
+    return "properties" in node and "default" not in node
 
 
 def _closed(node: Any, kinds: set[str]) -> Any:
@@ -124,7 +143,7 @@ class Leaf:
 def iter_leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """Every value, in the order of the source; an object with a default of its own is one."""
     for key, each in node["properties"].items():
-        if "properties" in each and "default" not in each:
+        if _is_section(each):
             yield from iter_leaves(each, (*path, key))
         else:
             yield Leaf(path=(*path, key), node=each)
@@ -148,7 +167,7 @@ def _write(node: dict[str, Any], depth: int, lines: list[str]) -> None:
         lines += [
             f"{indent}# {line}" for line in textwrap.wrap(each["description"], _WIDTH - 2 - len(indent))
         ]
-        if "properties" in each and "default" not in each:
+        if _is_section(each):
             lines.append(f"{indent}{key}:")
             _write(each, depth + 1, lines)
             continue

@@ -38,7 +38,7 @@ EVENTS = (
         "Take-over",
         # The new owner may be another pod, and the run may have been without one.
         "max by (run) (asympo_learner_fence{$s})"
-        " > max by (run) (max_over_time(asympo_learner_fence{$s}[1h] offset 1m))",
+        " > (max by (run) (max_over_time(asympo_learner_fence{$s}[1h] offset 1m)) > 0)",
         "orange",
         True,
     ),
@@ -50,13 +50,7 @@ EVENTS = (
         True,
     ),
     (
-        "Generator falls back to an older policy",
-        "(asympo_generator_policy_step{$s} > 0) < (asympo_generator_policy_step{$s} offset 1m)",
-        "purple",
-        True,
-    ),
-    (
-        "Reload that failed",
+        "Generator falls back: a reload failed",
         'sum by (run) (increase(asympo_generator_reloads_total{$s,verdict="failed"}[1m])) > 0',
         "red",
         True,

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.observability import record
 from tests.observability.alert_cases import (
     CASES,
     MINUTES,
@@ -16,6 +18,8 @@ from tests.observability.alert_cases import (
     Changes,
     healthy,
 )
+from tests.observability.failures import FAILURES
+from tests.observability.queries import annotation_queries
 from tests.observability.tools import ROOT, RULES, promtool
 
 RECORDED = Path(__file__).with_name("recorded") / "stability.jsonl"
@@ -47,9 +51,9 @@ def _expectation(alert: str, run: str, *, is_firing: bool, minutes: int = MINUTE
     }
 
 
-def _promtool_test(path: Path, tests: list[dict[str, Any]]) -> None:
+def _promtool_test(path: Path, tests: list[dict[str, Any]], *, interval: str = "2m") -> None:
     files = [str(file) for file in RULE_FILES]
-    path.write_text(yaml.safe_dump({"rule_files": files, "evaluation_interval": "2m", "tests": tests}))
+    path.write_text(yaml.safe_dump({"rule_files": files, "evaluation_interval": interval, "tests": tests}))
     promtool("test", "rules", path)
 
 
@@ -133,6 +137,57 @@ def test_learning_alerts_on_recorded_runs(tmp_path: Path) -> None:
         tmp_path / "recorded.yaml",
         [{"interval": "1m", "input_series": series, "promql_expr_test": expected}],
     )
+
+
+def _recorded_tests(expected: Callable[[str], dict[str, list[str]]]) -> Iterator[dict[str, Any]]:
+    """Expected of a recording by its name: expressions, and the labels of their samples at its end."""
+    recordings = {each["name"]: each["series"] for each in record.recorded()}
+    assert recordings.keys() == FAILURES.keys(), "python -m tests.observability.record NAME"
+    for name, failure in FAILURES.items():
+        series = record.played(recordings[name], failure.pace)
+        seconds = failure.pace * max(_num_samples(each["values"]) for each in series)
+        told = [
+            {
+                "expr": expression.replace("ALL", f"{seconds}s"),
+                "eval_time": f"{seconds}s",
+                "exp_samples": [{"labels": labels, "value": 1} for labels in found],
+            }
+            for expression, found in expected(name).items()
+        ]
+        yield {"name": name, "interval": f"{failure.pace}s", "input_series": series, "promql_expr_test": told}
+
+
+def test_on_a_recorded_failure_exactly_its_alerts_fire(tmp_path: Path) -> None:
+    fired = 'max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[ALL]))'
+
+    def expected(name: str) -> dict[str, list[str]]:
+        return {fired: [f'{{alertname="{alert}"}}' for alert in sorted(FAILURES[name].alerts)]}
+
+    _promtool_test(tmp_path / "failures.yaml", list(_recorded_tests(expected)), interval="1m")
+
+
+MARKED = {
+    # A learner that is started again takes its own run over.
+    "Take-over": {"two learners"},
+    "Generator falls back: a reload failed": {"reloads change nothing"},
+    "Learner falls back to a slower way": set[str](),
+}
+
+
+def test_marks_are_set_on_recorded_failures_of_their_kind(tmp_path: Path) -> None:
+    expressions = {where.partition(": ")[2]: text for where, text in annotation_queries()}
+
+    def expected(name: str) -> dict[str, list[str]]:
+        return {
+            f"group(max_over_time(({expressions[mark]})[ALL:1m]))": ["{}"] if name in failures else []
+            for mark, failures in MARKED.items()
+        }
+
+    _promtool_test(tmp_path / "marks.yaml", list(_recorded_tests(expected)), interval="1h")
+
+
+def _num_samples(values: str) -> int:
+    return sum(1 + int(word.partition("x")[2] or 0) for word in values.split())
 
 
 def test_each_alert_has_severity_summary_and_a_runbook_that_exists() -> None:

@@ -81,7 +81,7 @@
 {{- $found := false }}
 {{- $paths := list $task.data $task.held_out_data }}
 {{- if .Values.evaluator.enabled }}
-{{- range .Values.evaluator.settings.evals }}
+{{- range (.Values.evaluator.settings | default dict).evals }}
 {{- range list . (.task | default dict) }}{{ $paths = concat $paths (list .data .held_out_data) }}{{ end }}
 {{- end }}
 {{- end }}

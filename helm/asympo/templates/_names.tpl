@@ -37,7 +37,7 @@ app.kubernetes.io/instance: {{ .Release.Name | toJson }}
 {{/* Ours, then .more, then `commonLabels`, each key once. */}}
 {{- define "asympo.labels" -}}
 {{- $ours := include "asympo.ownLabels" . | fromYaml }}
-{{- toYaml (merge $ours (deepCopy (.more | default dict)) .root.Values.commonLabels) }}
+{{- toYaml (merge $ours (deepCopy (.more | default dict)) (.root.Values.commonLabels | default dict)) }}
 {{- end }}
 
 {{- define "asympo.ownLabels" -}}
@@ -59,7 +59,7 @@ namespace: {{ .root.Release.Namespace | toJson }}
 {{- end }}
 labels:
   {{- include "asympo.labels" . | nindent 2 }}
-{{- with merge (deepCopy (.annotations | default dict)) .root.Values.commonAnnotations }}
+{{- with merge (deepCopy (.annotations | default dict)) (.root.Values.commonAnnotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -61,7 +61,7 @@ tolerations:
 
 {{/* Affinity as JSON, towards the learner's node where that alone can mount the checkpoints. .root .values */}}
 {{- define "asympo.affinity" -}}
-{{- $affinity := deepCopy .values.affinity }}
+{{- $affinity := deepCopy (.values.affinity | default dict) }}
 {{- if .root.Values.checkpoints.sameNode }}
 {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "asympo.selector" (dict "root" .root "component" "learner") | fromYaml)) }}
 {{- $pods := $affinity.podAffinity | default dict }}
@@ -129,7 +129,7 @@ resources:
 {{- if not (has .name $given) }}{{ $all = append $all . }}{{ end }}
 {{- end -}}
 env:
-  {{- toYaml (concat $all .extra) | nindent 2 }}
+  {{- toYaml (concat $all (.extra | default list)) | nindent 2 }}
 {{- end }}
 
 {{- define "asympo.environment" -}}
@@ -408,13 +408,13 @@ automountServiceAccountToken: false
 {{/* The pod template's metadata. .toml: its settings' text; .values .own as everywhere. */}}
 {{- define "asympo.podMetadata" -}}
 labels:
-  {{- include "asympo.labels" (merge (dict "more" (merge (deepCopy (.more | default dict)) .values.podLabels)) .) | nindent 2 }}
+  {{- include "asympo.labels" (merge (dict "more" (merge (deepCopy (.more | default dict)) (.values.podLabels | default dict))) .) | nindent 2 }}
 annotations:
   checksum/settings: {{ .files | sha256sum | toJson }}
   {{- with include "asympo.usersChecksum" .root }}
   checksum/broker-users: {{ . | toJson }}
   {{- end }}
-  {{- with omit (merge (deepCopy .values.podAnnotations) .root.Values.commonAnnotations) "checksum/settings" "checksum/broker-users" }}
+  {{- with omit (merge (deepCopy (.values.podAnnotations | default dict)) (.root.Values.commonAnnotations | default dict)) "checksum/settings" "checksum/broker-users" }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}

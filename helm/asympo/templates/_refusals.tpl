@@ -421,7 +421,7 @@
 {{- if not (and $gateway.producersFrom.secret $gateway.producersFrom.key) }}
 {{- fail "gateway.enabled is true and no producers are named: beyond its pod a gateway asks everybody for a token; create a Secret with a producers.toml, as docs/producers.md shows, and set gateway.producersFrom.secret and .key" }}
 {{- end }}
-{{- if and $gateway.doorsTokenFrom.secret (not $gateway.settings.doors) }}
+{{- if and $gateway.doorsTokenFrom.secret (not ($gateway.settings | default dict).doors) }}
 {{- fail "gateway.doorsTokenFrom is for doors of engines and gateway.settings.doors is empty: set gateway.settings.doors" }}
 {{- end }}
 {{- if and .Values.networkPolicy.enabled (not $gateway.allowFrom) }}

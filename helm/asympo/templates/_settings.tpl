@@ -128,7 +128,7 @@ grpc_tls:
 {{/* The settings that a service has in the end: those of .values over the defaults of its code. .root .service */}}
 {{- define "asympo.settings" -}}
 {{- $defaults := index (.root.Files.Get "files/default-settings.json" | fromJson) .service }}
-{{- mergeOverwrite $defaults (deepCopy .values.settings) | toJson }}
+{{- mergeOverwrite $defaults (deepCopy (.values.settings | default dict)) | toJson }}
 {{- end }}
 
 {{- define "asympo.learnerSettings" -}}
@@ -153,7 +153,7 @@ grpc_tls:
 {{- $name := printf "%s-learner" (include "asympo.fullname" .) }}
 {{- $page := .Values.learner.page }}
 {{- $hosts := list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) }}
-{{- concat $hosts $page.allowedHosts (compact (list $page.ingress.host)) $page.httpRoute.hostnames | uniq | toJson }}
+{{- concat $hosts ($page.allowedHosts | default list) (compact (list $page.ingress.host)) ($page.httpRoute.hostnames | default list) | uniq | toJson }}
 {{- end }}
 
 {{- define "asympo.gatewayToml" -}}
@@ -164,14 +164,14 @@ grpc_tls:
 {{- if .Values.gateway.doorsTokenFrom.secret }}
 {{- $_ := set $own "doors_token" "/etc/asympo/doors-token/token" }}
 {{- end }}
-{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .Values.gateway.settings) $own) "path" "") | trim }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy (.Values.gateway.settings | default dict)) $own) "path" "") | trim }}
 {{- end }}
 
 {{/* .root .values */}}
 {{- define "asympo.evaluatorToml" -}}
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8083 }}
-{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .values.settings) $own) "path" "") | trim }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy (.values.settings | default dict)) $own) "path" "") | trim }}
 {{- end }}
 
 {{/* .root .values */}}
@@ -179,5 +179,5 @@ grpc_tls:
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8081 }}
 {{- $own = merge $own (include "asympo.controlSettings" (dict "root" .root "port" 50052) | fromYaml) (include "asympo.tracingSettings" .root | fromYaml) }}
-{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy .values.settings) $own) "path" "") | trim }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy (.values.settings | default dict)) $own) "path" "") | trim }}
 {{- end }}

@@ -5,7 +5,7 @@
 {{- range (fromYaml .text).groups }}
 {{- $rules := list }}
 {{- range .rules }}
-{{- $change := get $values.alerts (.alert | default "") | default dict }}
+{{- $change := get ($values.alerts | default dict) (.alert | default "") | default dict }}
 {{- if ne (toString (get $change "enabled")) "false" }}
 {{- $rules = append $rules (include "asympo.rule" (dict "rule" . "change" $change "root" $.root) | fromYaml) }}
 {{- end }}

@@ -133,11 +133,11 @@ addresses its environment names. .root
 {{- end }}
 {{- range include "asympo.addressVariables" $root | fromJsonArray }}{{ with get $named . }}{{ $urls = append $urls . }}{{ end }}{{ end }}
 {{- end }}
-{{- if eq $component "gateway" }}{{ $urls = concat $urls ($root.Values.gateway.settings.doors | default list) }}{{ end }}
+{{- if eq $component "gateway" }}{{ $urls = concat $urls (($root.Values.gateway.settings | default dict).doors | default list) }}{{ end }}
 {{- $rewards := list }}
 {{- if has $component (list "generator" "evaluator") }}{{ $rewards = $task.rewards | default list }}{{ end }}
 {{- if eq $component "evaluator" }}
-{{- range $root.Values.evaluator.settings.evals }}
+{{- range ($root.Values.evaluator.settings | default dict).evals }}
 {{- $rewards = concat $rewards (.rewards | default list) ((.task | default dict).rewards | default list) }}
 {{- end }}
 {{- end }}

@@ -36,7 +36,7 @@ What each role may do, as files/broker-users.json says, which is generated from 
 this broker; the operator's rules name none.
 */}}
 {{- define "asympo.acl" -}}
-{{- $runs := prepend .Values.redis.embedded.moreRuns .Values.run }}
+{{- $runs := prepend (.Values.redis.embedded.moreRuns | default list) .Values.run }}
 {{- $rules := .Files.Get "files/broker-users.json" | fromJson }}
 user default off
 user health on nopass resetkeys -@all +ping
