@@ -183,7 +183,7 @@ def test_marks_are_set_on_recorded_failures_of_their_kind(tmp_path: Path) -> Non
             for mark, failures in MARKED.items()
         }
 
-    _promtool_test(tmp_path / "marks.yaml", list(_recorded_tests(expected)), interval="1h")
+    _promtool_test(tmp_path / "marks.yaml", list(_recorded_tests(expected)), interval="1m")
 
 
 def _num_samples(values: str) -> int:
