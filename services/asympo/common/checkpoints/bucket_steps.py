@@ -74,7 +74,7 @@ class BucketSteps(Generic[M]):
         *,
         bucket: Bucket,
         cached: int | None = None,
-        keyframe_every: int = 1,
+        keyframe_every: int,
     ) -> None:
         """`cached` limits the copies that `verify` leaves."""
         self.path = Path(root) / check_run_name(run) / kind.directory
