@@ -34,11 +34,12 @@ cluster has. Nothing where no cluster can be asked: every rendering would have o
 {{/*
 What each role may do, as files/broker-users.json says, which is generated from the code. `@run@` is each run that may use
 this broker; the operator's rules name none.
+Nobody is the default user, which is off; but Redis 7.0 reads its own log back with its rights, and drops what they forbid.
 */}}
 {{- define "asympo.acl" -}}
 {{- $runs := prepend (.Values.redis.embedded.moreRuns | default list) .Values.run }}
 {{- $rules := .Files.Get "files/broker-users.json" | fromJson }}
-user default off
+user default off allkeys allchannels +@all
 user health on nopass resetkeys -@all +ping
 {{- range $role := include "asympo.brokerRoles" . | fromJsonArray }}
 {{- $patterns := list }}
