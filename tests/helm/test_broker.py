@@ -23,7 +23,7 @@ from tests.helm.conftest import CHART
 from tests.integration.rollout_log.certificates import Authority
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Embedded:
     """A broker started as its container starts it."""
 
@@ -35,6 +35,12 @@ class Embedded:
 
     def connect(self, user: str) -> Broker:
         return Broker.connect(f"redis://{user}:{self.passwords[user]}@127.0.0.1:{self.port}/0", max_retries=1)
+
+    def kill_and_start_again(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process = subprocess.Popen(self.process.args, env=self.environment, stdout=subprocess.DEVNULL)
+        wait_until_up(self)
 
 
 @pytest.fixture(params=["redis", "valkey"])
@@ -76,8 +82,8 @@ def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Embedde
     started = Embedded(port=port, passwords=passwords, process=process, environment=environment, probe=probe)
     wait_until_up(started)
     yield started
-    process.kill()
-    process.wait()
+    started.process.kill()
+    started.process.wait()
 
 
 def wait_until_up(broker: Embedded) -> None:
@@ -134,6 +140,9 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     operator.state.delete()
     operator.copies.put_back(pieces)
     assert operator.stats.read().trained == 1
+    before = list(operator.copies.read())
+    embedded.kill_and_start_again()
+    assert list(RunLog(embedded.connect("operator"), "run-a").copies.read()) == before
 
 
 FORBIDDEN = (
