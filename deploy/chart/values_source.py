@@ -85,16 +85,18 @@ def json_schema(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needed(node: dict[str, Any]) -> dict[str, Any]:
-    """Keys that have to be there: Helm takes one with its default away where a file says nothing after it."""
+    """Keys that have to be there: Helm takes one with its default away where a file says nothing, or null."""
     inner = {key: _needed(each) for key, each in node["properties"].items() if _is_section(each)}
-    names = [key for key, each in node["properties"].items() if key in inner or _counts(each.get("default"))]
+    names = [key for key, each in node["properties"].items() if key in inner or _counts(each)]
     found = {"required": names, "properties": {key: each for key, each in inner.items() if each["required"]}}
     return found if found["properties"] else {"required": names}
 
 
-def _counts(default: Any) -> bool:
-    """Whether its absence would be something else than the default."""
-    return default is not None and default is not False and default not in ("", [], {})
+def _counts(node: dict[str, Any]) -> bool:
+    """Whether its absence would be something else than the default, and null is no value of it."""
+    default = node.get("default")
+    is_empty = default is None or default is False or default in ("", [], {})
+    return not is_empty and "null" not in node.get("type", ())
 
 
 def _is_section(node: dict[str, Any]) -> bool:
