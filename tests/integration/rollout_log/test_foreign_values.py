@@ -152,6 +152,20 @@ def test_leases_that_do_not_parse_end(log: RunLog, learner: Learner, value: byte
     assert len(learner.consume(5, block_seconds=0.0)) == 1
 
 
+def test_leases_that_nobody_was_given_hold_no_slot(log: RunLog, learner: Learner) -> None:
+    honest, capacity = must_lease(log), log.state.config().capacity
+    for number in range(capacity):
+        token = f"forged-{number}"
+        put(log, "HSET", "leases", token, "garbage")
+        if number % 2:
+            put(log, "ZADD", "deadlines", 10**15, token)
+    second = must_lease(log)
+    assert second.group_id != honest.group_id
+    must_append(log, honest)
+    must_append(log, second)
+    assert log.broker.command("HLEN", key(log.run, "leases")) == 0
+
+
 def test_state_of_a_later_release_counts_as_not_running(log: RunLog, learner: Learner) -> None:
     put(log, "HSET", "learner", "state", b"hibernating\xff")
     assert log.state.get() is RunState.CREATED

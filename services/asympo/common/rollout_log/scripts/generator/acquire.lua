@@ -7,8 +7,8 @@
 --!include time
 --!include wake
 --!include lease
---!include expire
 --!include beside
+--!include expire
 local run, open, leases, deadlines, reissue, wake = unpack(KEYS)
 local policies, policy_steps, resting = beside(run, 'policies'), beside(run, 'policy_steps'), beside(run, 'resting')
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]

@@ -8,8 +8,8 @@
 --!include time
 --!include wake
 --!include lease
---!include expire
 --!include beside
+--!include expire
 --!include enter
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
