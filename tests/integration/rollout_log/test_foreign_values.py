@@ -153,8 +153,9 @@ def test_leases_that_do_not_parse_end(log: RunLog, learner: Learner, value: byte
 
 
 def test_leases_that_nobody_was_given_hold_no_slot(log: RunLog, learner: Learner) -> None:
-    honest, capacity = must_lease(log), log.state.config().capacity
-    for number in range(capacity):
+    honest, config = must_lease(log), log.state.config()
+    assert config is not None
+    for number in range(config.capacity):
         token = f"forged-{number}"
         put(log, "HSET", "leases", token, "garbage")
         if number % 2:
