@@ -7,7 +7,9 @@ from asympo.common.errors import BadModel
 from asympo.common.rollout_log import RunConfig
 from asympo.tasks import of_run
 from asympo.tasks.base import Task, TaskPrompt
+from asympo.tasks.quick_tokenizer import open_tokenizer
 from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer_digest import tokenizer_digest
 
 
 class PolicyText:
@@ -26,10 +28,21 @@ class PolicyText:
         """That of the run, its digest checked; raises BadModel and RunConfigMismatch."""
         with self._lock:
             if self._tokenizer is None:
-                tokenizer = _load(self._model)
-                of_run.check_tokenizer_digest(self._config, tokenizer)
-                self._tokenizer = tokenizer
+                self._tokenizer = self._quick() or self._whole()
             return self._tokenizer
+
+    def _quick(self) -> Any:
+        """From the model's files alone, if that makes the run's ids: importing transformers takes 300 MiB."""
+        try:
+            tokenizer = open_tokenizer(self._model)
+        except BadModel:
+            return None
+        return tokenizer if tokenizer_digest(tokenizer) == self._config.tokenizer_digest else None
+
+    def _whole(self) -> Any:
+        tokenizer = _load(self._model)
+        of_run.check_tokenizer_digest(self._config, tokenizer)
+        return tokenizer
 
     @property
     def task(self) -> Task:

@@ -130,7 +130,7 @@ def is_template_error(error: Exception) -> bool:
 
 @lru_cache(maxsize=2)
 def _with_break(tokenizer: Any) -> tuple[Any, int]:
-    from transformers import AddedToken
+    from tokenizers import AddedToken
 
     breaking = copy.deepcopy(tokenizer)
     breaking.add_tokens([AddedToken(_BREAK, special=True, normalized=False)], special_tokens=True)

@@ -1,7 +1,9 @@
 """A tokenizer for looking at prompts: the model's files alone, without what transformers takes to load."""
 
+import copy
 import datetime
 import json
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,14 +29,40 @@ class QuickTokenizer:
         self.all_special_tokens = list(self._named.values())
         self.all_special_ids = [tokenizer.token_to_id(token) for token in self.all_special_tokens]
         self.bos_token_id = tokenizer.token_to_id(self.bos_token) if self.bos_token else None
+        self.eos_token_id = tokenizer.token_to_id(eos) if (eos := self._named.get("eos_token")) else None
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, **_: bool) -> list[int]:
+    @cached_property
+    def _splitting(self) -> Any:
+        """A copy to which control tokens are plain text; a switch of the one would reach other threads."""
+        splitting = copy.deepcopy(self._tokenizer)
+        splitting.encode_special_tokens = True
+        return splitting
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]:
         """As transformers' tokenizers do."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        tokenizer = self._splitting if split_special_tokens else self._tokenizer
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, ids: list[int]) -> str:
-        """With the control tokens."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of the ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by spelling, added tokens included."""
+        vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocab
+
+    def add_tokens(self, tokens: list[Any], *, special_tokens: bool) -> None:
+        """`tokenizers.AddedToken`s."""
+        add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
+        add(tokens)
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Id of a spelling."""
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         """Spellings of the ids."""

@@ -133,7 +133,7 @@ def merge(path: Path, out: Path, *, base: str | None) -> Merged:
     changed = adapter.add_to(model, base=name, dtype=dtype)
     if not changed:
         raise AsympoError(f"the adapter in {path} changes no value of {name} in {_word(dtype)}")
-    model.to(dtype)  # type: ignore[arg-type]
+    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps it and hides its types
     weights = named_weights(model)
     if odd := next((key for key, value in weights.items() if not torch.isfinite(value).all()), None):
         raise BadSetting(f"{name} with the adapter in {path} has values in {odd} that are not finite")

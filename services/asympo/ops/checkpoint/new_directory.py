@@ -32,6 +32,6 @@ def written_beside(to: Path) -> Iterator[Path]:
         refuse_if_there(to)
         unfinished.rename(to)
         flush_directory(to.parent)
-    except BaseException:
+    except BaseException:  # an interrupt leaves nothing either
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

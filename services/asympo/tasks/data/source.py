@@ -75,7 +75,7 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads alike
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

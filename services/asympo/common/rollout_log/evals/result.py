@@ -1,9 +1,10 @@
 """The result of one evaluation of one policy, as it travels and as it is kept."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from asympo.common.rollout_log.evals.values import number, whole
 
 _MAX_ENTRIES = 64
 """Of reward functions, or of k, in one result."""
@@ -89,14 +90,14 @@ class EvalResult:
                 policy_step=_whole_or_none(values.get("policy_step")),
                 policy_fence=_whole_or_none(values.get("policy_fence")),
                 last_policy_step=_whole_or_none(values.get("last_policy_step")),
-                prompts=_whole(values["prompts"]),
-                samples=_whole(values["samples"]),
+                prompts=whole(values["prompts"]),
+                samples=whole(values["samples"]),
                 mean=_estimate(values["mean"]),
                 pass_at={int(k): _estimate(each) for k, each in pass_at.items()},
-                functions={str(name)[:64]: _number(each) for name, each in functions.items()},
-                unscored=_whole(values.get("unscored", 0)),
-                seconds=_number(values.get("seconds", 0.0)),
-                at_seconds=_number(values.get("at_seconds", 0.0)),
+                functions={str(name)[:64]: number(each) for name, each in functions.items()},
+                unscored=whole(values.get("unscored", 0)),
+                seconds=number(values.get("seconds", 0.0)),
+                at_seconds=number(values.get("at_seconds", 0.0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"it is not a result of an evaluation ({error!r})") from None
@@ -117,20 +118,8 @@ def best_of(results: Iterable[EvalResult], name: str) -> EvalResult | None:
 
 def _estimate(value: Any) -> Estimate:
     mean, low, high = value
-    return Estimate(value=_number(mean), low=_number(low), high=_number(high))
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
-    return value
+    return Estimate(value=number(mean), low=number(low), high=number(high))
 
 
 def _whole_or_none(value: Any) -> int | None:
-    return None if value is None else _whole(value)
+    return None if value is None else whole(value)

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from asympo.common.rollout_log.evals.values import number, whole
 
 MAX_RESPONSES = 4
 """Kept of one prompt."""
@@ -59,11 +60,11 @@ class EvalSample:
         try:
             return cls(
                 eval=str(values["eval"])[:_MAX_NAME_CHARS],
-                policy_step=None if values["policy_step"] is None else _whole(values["policy_step"]),
+                policy_step=None if values["policy_step"] is None else whole(values["policy_step"]),
                 prompt=_text(values["prompt"]),
                 answer=_text(values["answer"]),
                 responses=tuple(map(_response, list(values["responses"])[:MAX_RESPONSES])),
-                at_seconds=_number(values["at_seconds"]),
+                at_seconds=number(values["at_seconds"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"it is not a sample of an evaluation ({error!r})") from None
@@ -107,26 +108,14 @@ def _response(values: Mapping[str, Any]) -> EvalResponse:
     reward = values["reward"]
     return EvalResponse(
         text=_text(values["text"]),
-        reward=None if reward is None else _number(reward),
-        functions={str(name)[:_MAX_NAME_CHARS]: _number(value) for name, value in functions},
+        reward=None if reward is None else number(reward),
+        functions={str(name)[:_MAX_NAME_CHARS]: number(value) for name, value in functions},
         reason=_text(values.get("reason", "")),
-        num_tokens=_whole(values.get("num_tokens", 0)),
+        num_tokens=whole(values.get("num_tokens", 0)),
     )
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
     return value
