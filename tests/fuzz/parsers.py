@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from asympo.common.checkpoints.delta import apply_delta, write_delta
 from asympo.common.checkpoints.digests import tensor_spans
 from asympo.common.checkpoints.manifest import decode_manifest, open_sealed_json, sealed_json
 from asympo.common.checkpoints.names import parse_name, parse_temporary
@@ -21,6 +22,7 @@ from asympo.common.foreign.text import printable
 from asympo.common.group_ids import is_issued, parse_own_id
 from asympo.common.redaction import redact_text, redact_url
 from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.common.rollout_log.evals.sample import EvalSample
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.settings import read_toml, validate
 from asympo.common.trained_ids import TrainedIds
@@ -91,8 +93,29 @@ def _seed(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def _parent() -> Path:
+    path = Path(_FOLDER.name) / "parent"
+    path.write_bytes(bytes(600))
+    return path
+
+
+def _apply(delta: Path) -> None:
+    out = delta.with_name("child")
+    out.unlink(missing_ok=True)
+    apply_delta(_parent(), delta, out)
+
+
+def _delta() -> bytes:
+    child, delta = (Path(_FOLDER.name) / name for name in ("next", "seed"))
+    child.write_bytes(b"ab" * 2 + bytes(590) + b"\xff" * 6)
+    write_delta(_parent(), child, delta, old_sha256="", max_bytes=1 << 16)
+    return delta.read_bytes()
+
+
 _HEADER = _seed({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
 _RESULT = {"eval": "e", "prompts": 1, "samples": 1, "mean": [0.5, 0, 1], "pass_at": {"1": [0.5, 0, 1]}}
+_SAMPLE = {"eval": "e", "policy_step": 3, "prompt": "x", "answer": "y", "responses": [], "at_seconds": 1.5}
+_RESPONSE = {"text": "x", "reward": 1.0, "functions": {"f": 0.5}, "reason": "", "num_tokens": 3}
 _SEALED = sealed_json({"format": 1, "step": 1, "fence": 1, "files": []})
 
 PARSERS = (
@@ -163,6 +186,13 @@ PARSERS = (
         seeds=(_seed(_RESULT),),
         refuses_with=(ValueError,),
     ),
+    Parser(
+        name="eval-sample",
+        parse=lambda data: EvalSample.from_dict(parse_object(data, max_bytes=1 << 14)).to_group(number=1),
+        seeds=(_seed({**_SAMPLE, "responses": [_RESPONSE, {**_RESPONSE, "reward": None}]}),),
+        refuses_with=(ValueError,),
+    ),
+    Parser(name="delta", parse=_file("delta", _apply), seeds=(_delta(),), refuses_with=(AsympoError,)),
     Parser(name="eval-results", parse=_file(RESULTS, read_results), seeds=(_seed(_RESULT) + b"\n",)),
     Parser(
         name="events",
