@@ -164,7 +164,7 @@ def test_sample_browser_shows_what_two_policies_answered_in_an_evaluation(
     choose(page, "compare", "0/gsm8k")
     page.wait_for("document.querySelectorAll('.sides section').length === 2")
     titles = page.run("[...document.querySelectorAll('.sides h4')].map(n => n.textContent)")
-    assert titles == ["policy 20: 1 responses", "policy 40: 1 responses"]
+    assert titles == ["policy 20: 1 response", "policy 40: 1 response"]
     texts = page.run("[...document.querySelectorAll('.sides .response-text')].map(n => n.textContent)")
     assert texts == ["3", HOSTILE]
     assert page.run("document.querySelectorAll('.sides .advantage, .sides .badge').length") == 0

@@ -171,7 +171,7 @@ function detail(group, compared, comparison) {
 function answers(group, title) {
   const largest = Math.max(...group.responses.map((one) => Math.abs(one.advantage) || 0), 1e-9);
   return [
-    element("h4", {}, `${title}${group.responses.length} responses`),
+    element("h4", {}, `${title}${group.responses.length} response${group.responses.length === 1 ? "" : "s"}`),
     element("ol", { class: "responses" }, ...group.responses.map((one, index) => response(one, index, largest))),
     ...unscored(group.unscored || []),
   ];
