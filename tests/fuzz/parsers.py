@@ -189,7 +189,10 @@ PARSERS = (
     Parser(
         name="eval-sample",
         parse=lambda data: EvalSample.from_dict(parse_object(data, max_bytes=1 << 14)).to_group(number=1),
-        seeds=(_seed({**_SAMPLE, "responses": [_RESPONSE, {**_RESPONSE, "reward": None}]}),),
+        seeds=(
+            _seed({**_SAMPLE, "responses": [_RESPONSE, {**_RESPONSE, "reward": None}]}),
+            _seed({**_SAMPLE, "responses": "x"}),
+        ),
         refuses_with=(ValueError,),
     ),
     Parser(name="delta", parse=_file("delta", _apply), seeds=(_delta(),), refuses_with=(AsympoError,)),

@@ -103,7 +103,9 @@ def _cut(value: Any, max_chars: int) -> Any:
     return [_cut(each, max_chars) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _response(values: Mapping[str, Any]) -> EvalResponse:
+def _response(values: Any) -> EvalResponse:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{values!r} is no response")
     functions = list(dict(values.get("functions") or {}).items())[:_MAX_NAMES]
     reward = values["reward"]
     return EvalResponse(
