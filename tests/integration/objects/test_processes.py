@@ -31,6 +31,9 @@ def test_learner_that_lost_its_disk_goes_on_from_the_store_and_a_generator_follo
         "1",
         "--share-prefixes",
         "never",
+        # Five steps at least, however fast the generator is.
+        "--max-groups-per-step",
+        "4",
     )
     learner = LearnerProcess(
         url=broker_url, run=run_name, root=tmp_path / "learner", model=tiny_model, flags=flags
