@@ -67,6 +67,7 @@ def test_run_that_lost_broker_and_storage_goes_on_from_its_backup(
     flags = (
         *("--task.name", "jsonl", "--task.path", str(rows), "--task.held-out-fraction", "0"),
         *("--num-epochs", "1", "--retain", "--share-prefixes", "never"),
+        *("--max-groups-per-step", "6"),  # ten steps at least, however fast the producer is
     )
     root, out = tmp_path / "runs", tmp_path / "backup"
     learner = LearnerProcess(url=own_broker.url, run=RUN, root=root, model=tiny_model, flags=flags)
