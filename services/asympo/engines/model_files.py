@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from asympo.common.errors import BadModel
+from asympo.common.foreign.text import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,7 @@ def local_model(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=list(_FILES)))
     except (OSError, HFValidationError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadModel(
-            f"the run's model {model!r} is not a directory here and cannot be downloaded ({reason}): "
-            "name its directory on this machine with --model"
+            f"the run's model {model!r} is not a directory here and cannot be downloaded "
+            f"({reason_of(error)}): name its directory on this machine with --model"
         ) from error

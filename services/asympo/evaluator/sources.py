@@ -12,7 +12,7 @@ from asympo.common.rollout_log.broker.calls import Calls
 from asympo.engines.base import Engine
 from asympo.evaluator.measure import Sampler
 from asympo.evaluator.samplers import EngineSampler, FleetSampler
-from asympo.tasks.quick_tokenizer import open_tokenizer
+from asympo.tasks.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
 

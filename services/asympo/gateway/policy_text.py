@@ -7,8 +7,8 @@ from asympo.common.errors import BadModel
 from asympo.common.rollout_log import RunConfig
 from asympo.tasks import of_run
 from asympo.tasks.base import Task, TaskPrompt
-from asympo.tasks.quick_tokenizer import open_tokenizer
 from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer import load_tokenizer, open_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 
 
@@ -40,7 +40,7 @@ class PolicyText:
         return tokenizer if tokenizer_digest(tokenizer) == self._config.tokenizer_digest else None
 
     def _whole(self) -> Any:
-        tokenizer = _load(self._model)
+        tokenizer = load_tokenizer(self._model)
         of_run.check_tokenizer_digest(self._config, tokenizer)
         return tokenizer
 
@@ -64,15 +64,3 @@ class PolicyText:
         prompt = TaskPrompt(index=0, messages=tuple(messages), answer="")
         token_ids = render_prompt(prompt, self.tokenizer)
         return token_ids, self.tokenizer.decode(token_ids, skip_special_tokens=False)
-
-
-def _load(model: str) -> Any:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise BadModel(f"prompts of messages need transformers, and importing it failed ({error})") from error
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadModel(f"the tokenizer of {model!r} cannot be loaded ({reason}): give model") from error

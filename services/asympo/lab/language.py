@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from asympo.lab.sampling import Sampler
 from asympo.lab.worlds import Draws, Question, TokenIds, sequence_logprobs
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.model.policy import Policy, load_model
 from asympo.tasks.base import Task, TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
 from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer import load_tokenizer
 
 _MAX_TOKENS = 12
 _NUM_HELD_OUT = 64

@@ -29,7 +29,7 @@ from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
-from asympo.learner.log.create_run import create_run, load_tokenizer
+from asympo.learner.log.create_run import create_run
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
 from asympo.learner.metrics import LearnerMetrics
@@ -39,6 +39,7 @@ from asympo.learner.servers.grpc import RpcServer
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.torchrun import Launch
+from asympo.tasks.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from asympo.learner.build import OwnedRun

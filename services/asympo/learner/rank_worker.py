@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from asympo.common.errors import BrokerUnavailable, PublishFailed
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import GroupReader
 from asympo.learner.model.batching import TrainedGroup
 from asympo.learner.model.weights import Weights
@@ -20,6 +19,7 @@ from asympo.learner.step.compute import Compute, set_up_torch
 from asympo.learner.step.objectives import StepScope
 from asympo.learner.step.shares import Share
 from asympo.learner.step.stepper import StepParts, build_group_reader, build_step_parts
+from asympo.tasks.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -235,14 +235,14 @@ class LearnerSettings(ControlSettings):
         """Groups of any kind that end a step."""
         return self.max_groups_per_step or 4 * self.groups_per_step
 
-    def progress(self, *, num_prompts: int, step: int = 0) -> RunProgress:
+    def progress(self, *, num_prompts: int) -> RunProgress:
         """What reward functions are told when no run goes on that would know."""
         # The rollout log is behind it, and settings are read without.
         from asympo.common.rollout_log.run_config import planned_steps
 
         limits = {"num_epochs": self.num_epochs, "groups_per_step": self.groups_per_step}
         total = planned_steps(self.total_steps, num_prompts=num_prompts, **limits)
-        return RunProgress(step=step, total_steps=total, num_epochs=self.num_epochs)
+        return RunProgress(total_steps=total, num_epochs=self.num_epochs)
 
     @property
     def run_directory(self) -> Path:

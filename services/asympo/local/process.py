@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
+from asympo.common.errors import AsympoError
 from asympo.common.redaction import redact_text
 from asympo.local.log_file import last_sentence
 
@@ -34,9 +35,12 @@ def launched(
     return [sys.executable, "-m", "asympo.local.launch", *options, "--", *command]
 
 
-def run_helper(command: Sequence[str], *, seconds: float) -> subprocess.CompletedProcess[str]:
-    """A short program of ours, waited for; it ends when we do. Raises subprocess.TimeoutExpired."""
-    return subprocess.run(
+def run_helper(command: Sequence[str], *, seconds: float) -> str:
+    """What a short program of ours prints; it ends when we do.
+
+    Raises subprocess.TimeoutExpired, and AsympoError with its last words and exit code where it failed.
+    """
+    done = subprocess.run(
         launched(command),
         capture_output=True,
         text=True,
@@ -45,6 +49,11 @@ def run_helper(command: Sequence[str], *, seconds: float) -> subprocess.Complete
         env={**os.environ, "PYTHONPATH": import_path()},
         timeout=seconds,
     )
+    if done.returncode != 0:
+        error = AsympoError((done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("asympo: "))
+        error.exit_code = done.returncode
+        raise error
+    return done.stdout
 
 
 def kill_group(leader: int) -> None:

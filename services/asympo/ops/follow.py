@@ -53,8 +53,8 @@ def main(arguments: Namespace) -> int:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
         settings = _settings(arguments, run_directory, config)
         # From here on torch.
-        from asympo.learner.log.create_run import load_tokenizer
         from asympo.learner.replay.second_learner import SecondLearner
+        from asympo.tasks.tokenizer import load_tokenizer
 
         report = SecondLearner(
             settings=settings,

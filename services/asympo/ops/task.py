@@ -17,8 +17,8 @@ from asympo.learner.settings import LearnerSettings
 from asympo.rewards.scorer import Scored, Scorer
 from asympo.run.settings import RunFile, parse_overrides, read_run_file
 from asympo.tasks.base import Task, TaskPrompt, columns_of
-from asympo.tasks.quick_tokenizer import files_of, open_tokenizer
 from asympo.tasks.registry import load_task
+from asympo.tasks.tokenizer import files_of, open_tokenizer
 
 _BARS = 10
 _BAR_WIDTH = 40

@@ -13,6 +13,7 @@ from typing import Any, Self
 import psutil
 
 from asympo.common.errors import BadSetting
+from asympo.local.whole_file import write_whole
 
 _MARK = "run.json"
 _STOPPING_SECONDS = 300.0
@@ -48,9 +49,7 @@ class RunDirectory:
     def write_mark(self, **values: Any) -> None:
         """Adds to what is noted, atomically."""
         mark = {"run": self.path.name, "created_at_seconds": time.time(), **self.read_mark(), **values}
-        part = self.path / f"{_MARK}.part"
-        part.write_text(json.dumps(mark, indent=2) + "\n")
-        os.replace(part, self.path / _MARK)
+        write_whole(self.path / _MARK, json.dumps(mark, indent=2) + "\n")
 
     def delete(self) -> None:
         """Removes the run's files; refuses anything that is not a run's directory."""

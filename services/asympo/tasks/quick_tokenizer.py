@@ -4,11 +4,8 @@ import copy
 import datetime
 import json
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-from asympo.common.errors import BadModel
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -89,56 +86,6 @@ class QuickTokenizer:
             last = str(messages[-1]["content"]).strip()
             text = text[: text.rindex(last) + len(last)]
         return self.encode(text, add_special_tokens=False) if tokenize else text
-
-
-def open_tokenizer(model: str) -> Any:
-    """The model's tokenizer from files on this machine, the quick one where they allow. Raises BadModel."""
-    folder = files_of(model)
-    if not folder.is_dir():
-        raise BadModel(f"the model {model} is not on this machine: give its directory, or download it first")
-    try:
-        import tokenizers
-
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # noqa: BLE001  the library raises Exception itself; transformers has the last word
-        return _transformers(model, folder)
-    return QuickTokenizer(tokenizer=tokenizer, config=config, chat_template=_template(folder, config))
-
-
-def files_of(model: str) -> Path:
-    """The model's directory, or where the hub's cache keeps it."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return folder
-    return Path(found).parent if isinstance(found, str) else folder
-
-
-def _template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text()
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return next((each["template"] for each in template if each["name"] == "default"), None)
-    return template
-
-
-def _transformers(model: str, folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from None
 
 
 def _content(token: Any) -> str | None:

@@ -23,7 +23,6 @@ from asympo.common.telemetry import new_registry
 from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.control import LearnerControl
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.session import LogSession
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.model.policy import Policy, load_model
@@ -32,6 +31,7 @@ from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.publish.policy_writer import PolicyWriter
 from asympo.learner.record.traces import GroupTraces
 from asympo.learner.settings import LearnerSettings
+from asympo.tasks.tokenizer import load_tokenizer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 

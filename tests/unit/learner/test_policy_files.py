@@ -11,7 +11,6 @@ import torch
 import transformers
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.model.policy import Policy, end_token_ids, load_model
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, read_weights
@@ -20,6 +19,7 @@ from asympo.learner.replay.archive_replay import first_difference
 from asympo.learner.step.probe import fixed_probes
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer import load_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from asympo.testing.tiny_model import load_tiny_tokenizer
 from transformers import AutoModelForCausalLM, PretrainedConfig

@@ -12,8 +12,9 @@ from asympo.common.rollout_log import RunConfig
 from asympo.gateway.policy_text import PolicyText
 from asympo.tasks.base import TaskPrompt
 from asympo.tasks.encoding import encode_plain
-from asympo.tasks.quick_tokenizer import QuickTokenizer, open_tokenizer
+from asympo.tasks.quick_tokenizer import QuickTokenizer
 from asympo.tasks.render import render_prompt
+from asympo.tasks.tokenizer import open_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from transformers import AutoTokenizer
 

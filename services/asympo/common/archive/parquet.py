@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from asympo.common.archive.rows import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
 from asympo.common.errors import BadSetting, CorruptArchive
 from asympo.common.foreign.documents import parse_object
+from asympo.common.foreign.text import reason_of
 
 _METADATA_KEY = b"asympo.archive"
 _ENTRY_COLUMNS = tuple(item.name for item in dataclasses.fields(ArchivedEntry))
@@ -60,7 +61,7 @@ def read_info(path: Path) -> PartInfo:
         FORMAT.check(document.get(FORMAT.name), what=str(path))
         return _INFO.validate_python(document)
     except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError, ValidationError) as error:
-        raise CorruptArchive(f"{path} is not a readable archive part: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not a readable archive part: {reason_of(error)}") from error
 
 
 def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
@@ -73,7 +74,7 @@ def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
             for row in batch.to_pylist():
                 yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise CorruptArchive(f"{path} is not an archive part: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not an archive part: {reason_of(error)}") from error
 
 
 def read_table(path: Path, *, sha256: str) -> Any:
@@ -85,7 +86,7 @@ def read_table(path: Path, *, sha256: str) -> Any:
         schema = schema_of(pa)
         return pq.read_table(io.BytesIO(content), columns=schema.names).cast(schema)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise CorruptArchive(f"{path} is not an archive part: {_first_line(error)}") from error
+        raise CorruptArchive(f"{path} is not an archive part: {reason_of(error)}") from error
 
 
 def _verified(path: Path, sha256: str) -> bytes:
@@ -138,7 +139,3 @@ def arrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise BadSetting("the archive needs pyarrow: run pip install 'asympo[learner]'") from error
     return pyarrow, pyarrow.parquet
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

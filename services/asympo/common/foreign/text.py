@@ -12,5 +12,10 @@ def printable(value: object, *, max_chars: int = MAX_SHOWN_CHARS) -> str:
     return "".join(char if char.isprintable() else _spelt(char) for char in shown)
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library's error says, or its type where it says nothing."""
+    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
+
+
 def _spelt(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode("ascii")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from asympo.common.context_length import context_length, what_does_not_fit
 from asympo.common.errors import BadModel, BadSetting, RunConfigMismatch
-from asympo.common.foreign.text import printable
+from asympo.common.foreign.text import reason_of
 from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.tasks.config import TaskConfig
@@ -22,17 +22,6 @@ from asympo.tasks.tokenizer_digest import tokenizer_digest
 log = logging.getLogger(__name__)
 
 
-def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer; raises BadModel with one sentence. Imports transformers, not torch models."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:
-        reason = printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
-        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from error
-
-
 def read_config(model: str) -> Any:
     """The model's config; raises BadModel with one sentence."""
     from transformers import AutoConfig
@@ -41,8 +30,7 @@ def read_config(model: str) -> Any:
         return AutoConfig.from_pretrained(model)
     except Exception as error:
         # Each family's config checks its values with errors of its own.
-        reason = printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
-        raise BadModel(f"the model {model} has no readable config: {reason}") from error
+        raise BadModel(f"the model {model} has no readable config: {reason_of(error)}") from error
 
 
 def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> RunConfig:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from asympo.common.errors import BadModel
-from asympo.common.foreign.text import printable
+from asympo.common.foreign.text import reason_of
 from asympo.learner.model.attention import plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
 from asympo.learner.model.forward_path import FAST, ForwardPath
@@ -207,17 +207,13 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) ->
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:
         # A damaged file or config raises whatever the library that meets it has for that.
-        said = f"the model {path} cannot be loaded as a causal language model: {_words(error)}"
+        said = f"the model {path} cannot be loaded as a causal language model: {reason_of(error)}"
         raise BadModel(said) from error
     model: PreTrainedModel
     model, report = loaded
     if missing := report["missing_keys"]:
         raise BadModel(f"the model {path} lacks {min(missing)}: it would be trained from random values")
     return model.to(device)  # type: ignore[arg-type]
-
-
-def _words(error: Exception) -> str:
-    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def vocab_size(config: PretrainedConfig) -> int:

@@ -15,10 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
-from asympo.learner.log.create_run import load_tokenizer, read_config
+from asympo.learner.log.create_run import read_config
 from asympo.learner.model.policy import load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
+from asympo.tasks.tokenizer import load_tokenizer
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20

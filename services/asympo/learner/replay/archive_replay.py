@@ -15,7 +15,6 @@ from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, Seq
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.log.create_run import load_tokenizer
 from asympo.learner.log.segment import Segment
 from asympo.learner.model.weights import named_weights
 from asympo.learner.progress import Progress
@@ -27,6 +26,7 @@ from asympo.learner.state.saver import trained_ids_of
 from asympo.learner.state.store import TrainingState
 from asympo.learner.state.tensors import training_tensors
 from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts, rebuilt
+from asympo.tasks.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

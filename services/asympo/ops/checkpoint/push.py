@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError, BadSetting
-from asympo.common.foreign.text import printable
+from asympo.common.foreign.text import reason_of
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -48,5 +48,4 @@ def _hub_errors(what: str) -> Iterator[None]:
     except AsympoError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise AsympoError(f"{what}: {printable(reason)}") from error
+        raise AsympoError(f"{what}: {reason_of(error)}") from error

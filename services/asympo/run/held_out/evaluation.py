@@ -1,26 +1,27 @@
 """Held-out accuracy, measured through a generator: greedy responses of the policy it serves."""
 
+import asyncio
 import json
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from asympo.common.errors import AsympoError, NoProgress
-from asympo.common.proxies import DIRECT_CHANNEL
+from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.engines.base import SamplingSettings
+from asympo.evaluator.config import EvalConfig
 from asympo.evaluator.estimate import wilson_interval
+from asympo.evaluator.measure import measure
+from asympo.evaluator.prepare import Prepared
+from asympo.evaluator.samplers import FleetSampler
 from asympo.local.process import run_helper
+from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import TaskPrompt
-from asympo.v1 import generator_service_pb2 as messages
-from asympo.v1 import rollout_pb2
-from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
 
-_CHUNK = 256
-_CALL_SECONDS = 300.0
+_MAX_IN_FLIGHT = 256
+_NUM_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,103 +81,63 @@ def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> H
             str(out),
             str(max_prompts),
         ]
-        done = run_helper(command, seconds=600)
-        if done.returncode != 0:
-            words = done.stderr.strip().splitlines() or ["no output"]
-            error = AsympoError(words[-1].removeprefix("asympo: "))
-            error.exit_code = done.returncode
-            raise error
+        run_helper(command, seconds=600)
     return load_held_out(out)
-
-
-def greedy_responses(
-    address: str, token_ids: Sequence[Sequence[int]], *, max_tokens: int, stop: Sequence[str] = ()
-) -> tuple[list[str], list[tuple[int, ...]], int | None]:
-    """One greedy response to each prompt, as text and as token ids, and the step of the policy that gave all.
-
-    Raises grpc.RpcError when the generator fails or goes away, NoProgress when its policy changed meanwhile.
-    """
-    texts: list[str] = []
-    response_ids: list[tuple[int, ...]] = []
-    steps: set[int | None] = set()
-    with grpc.insecure_channel(address, options=DIRECT_CHANNEL) as channel:
-        stub = GeneratorServiceStub(channel)
-        for start in range(0, len(token_ids), _CHUNK):
-            request = messages.GeneratorServiceGenerateRequest(
-                prompts=[rollout_pb2.Prompt(token_ids=ids) for ids in token_ids[start : start + _CHUNK]],
-                num_samples=1,
-                sampling=messages.Sampling(
-                    temperature=0.0, top_p=1.0, max_tokens=max_tokens, stop=list(stop)
-                ),
-            )
-            answer = stub.Generate(request, timeout=_CALL_SECONDS)
-            texts += [group.responses[0].text for group in answer.groups]
-            response_ids += [tuple(group.responses[0].token_ids) for group in answer.groups]
-            steps |= {
-                answer.policy_step if answer.HasField("policy_step") else None,
-                answer.last_policy_step if answer.HasField("last_policy_step") else None,
-            }
-    if len(steps) != 1:
-        raise NoProgress(f"the policy changed during the evaluation (steps {sorted(map(str, steps))})")
-    return texts, response_ids, steps.pop()
 
 
 class Evaluation(threading.Thread):
     """One measurement in a thread of its own, so that the supervisor goes on looking after its processes."""
 
-    def __init__(
-        self,
-        *,
-        address: str,
-        held_out: HeldOut,
-        settings: Any,
-        allow_python: bool = False,
-        num_attempts: int = 3,
-    ) -> None:
+    def __init__(self, *, address: str, held_out: HeldOut, settings: Any, allow_python: bool = False) -> None:
         """`settings` is the learner's: its task scores, its sampling limits the length."""
         super().__init__(name="evaluation", daemon=True)
         self._address = address
         self._held_out = held_out
         self._settings = settings
         self._allow_python = allow_python
-        self._num_attempts = num_attempts
         self.accuracy: Accuracy | None = None
         self.problem: str | None = None
 
     def run(self) -> None:
-        for attempt in range(self._num_attempts):
+        for attempt in range(1, _NUM_ATTEMPTS + 1):
             try:
                 self.accuracy = self._measure()
                 self.problem = None
                 return
-            except grpc.RpcError as error:
-                code = error.code() if isinstance(error, grpc.Call) else None
-                self.problem = f"the generator did not answer the evaluation ({code})"
             except AsympoError as error:
                 self.problem = str(error)
-            if attempt + 1 < self._num_attempts:
-                threading.Event().wait(2.0 * (attempt + 1))
+            if attempt < _NUM_ATTEMPTS:
+                threading.Event().wait(2.0 * attempt)
 
     def _measure(self) -> Accuracy:
-        from asympo.rewards.scorer import Scored, Scorer
-
-        sampling = self._settings.sampling
-        texts, token_ids, step = greedy_responses(
-            self._address, self._held_out.token_ids, max_tokens=sampling.max_tokens, stop=sampling.stop
+        settings, config = self._settings, EvalConfig()
+        scorer = Scorer(task=settings.task, timeout_seconds=30.0, allow_python=self._allow_python)
+        prepared = Prepared(
+            config=config,
+            prompts=self._held_out.prompts,
+            sampling=config.sampling(SamplingSettings(**settings.sampling.model_dump())),
+            scorer=scorer,
+            progress=settings.progress(num_prompts=self._held_out.num_prompts),
+            prompt_ids=self._held_out.token_ids,
         )
-        progress = self._settings.progress(num_prompts=self._held_out.num_prompts, step=step or 0)
-        scorer = Scorer(task=self._settings.task, timeout_seconds=30.0, allow_python=self._allow_python)
         try:
-            rewards = [
-                score.reward if isinstance(score, Scored) else 0.0
-                for prompt, text, ids in zip(self._held_out.prompts, texts, token_ids, strict=True)
-                for score in scorer.score(prompt, [text], token_ids=[ids], progress=progress)
-            ]
+            result = asyncio.run(_ask(self._address, prepared))
         finally:
             scorer.close()
+        steps = (result.policy_step, result.last_policy_step)
+        if len(set(steps)) != 1:
+            raise NoProgress(f"the policy changed during the evaluation (from step {steps[0]} to {steps[1]})")
         return Accuracy(
-            num_correct=sum(reward >= 1.0 for reward in rewards),
-            num_prompts=len(rewards),
-            policy_step=step,
-            mean_reward=sum(rewards) / max(1, len(rewards)),
+            num_correct=round(result.pass_at[1].value * result.prompts),
+            num_prompts=result.prompts,
+            policy_step=result.policy_step,
+            mean_reward=result.mean.value,
         )
+
+
+async def _ask(address: str, prepared: Prepared) -> EvalResult:
+    sampler = FleetSampler([address])
+    try:
+        return (await measure(prepared, sampler, max_in_flight=_MAX_IN_FLIGHT)).result
+    finally:
+        await sampler.close()

@@ -1,7 +1,6 @@
 """Held-out accuracy before and after, fitted into the run: what to measure when."""
 
 import json
-import os
 import subprocess
 import threading
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import grpc
 
 from asympo.common.errors import AsympoError
 from asympo.common.proxies import DIRECT_CHANNEL
+from asympo.local.whole_file import write_whole
 from asympo.run.held_out.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
@@ -151,7 +151,4 @@ class HeldOutMeasurements:
             ) from None
 
     def _save(self, name: str, accuracy: Accuracy) -> None:
-        path = self._directory / f"held_out_{name}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**asdict(accuracy)}) + "\n")
-        os.replace(part, path)
+        write_whole(self._directory / f"held_out_{name}.json", json.dumps(asdict(accuracy)) + "\n")

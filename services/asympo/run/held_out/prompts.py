@@ -5,12 +5,12 @@
 
 import dataclasses
 import json
-import os
 import random
 import sys
 from pathlib import Path
 
-from asympo.common.errors import AsympoError, BadModel
+from asympo.common.errors import AsympoError
+from asympo.local.whole_file import write_whole
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     from asympo.learner.settings import LearnerSettings
     from asympo.tasks.registry import load_task
     from asympo.tasks.render import render_prompt
+    from asympo.tasks.tokenizer import load_tokenizer
 
     try:
         settings = LearnerSettings.load(["--config", settings_path])
@@ -34,21 +35,8 @@ def main(argv: list[str]) -> int:
     except AsympoError as error:
         sys.stderr.write(f"asympo: {error}\n")
         return error.exit_code
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps({"task_digest": task.digest, "num_prompts": len(task), "prompts": prompts}))
-    os.replace(part, out)
+    write_whole(out, json.dumps({"task_digest": task.digest, "num_prompts": len(task), "prompts": prompts}))
     return 0
-
-
-def load_tokenizer(model: str):  # type: ignore[no-untyped-def]
-    """The model's tokenizer; BadModel in one sentence."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from asympo.common.context_length import what_does_not_fit
 from asympo.common.errors import AsympoError, BadModel
-from asympo.run.held_out.prompts import load_tokenizer
+from asympo.common.foreign.text import reason_of
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     from asympo.learner.settings import LearnerSettings
     from asympo.tasks.registry import load_task
     from asympo.tasks.render import render_prompt
+    from asympo.tasks.tokenizer import load_tokenizer
 
     try:
         settings = LearnerSettings.load(["--config", argv[0]])
@@ -56,8 +57,7 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
         with init_empty_weights():
             empty = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadModel(f"the model {model} cannot be loaded: {reason}") from None
+        raise BadModel(f"the model {model} cannot be loaded: {reason_of(error)}") from None
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

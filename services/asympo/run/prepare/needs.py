@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.errors import BadSetting
 from asympo.common.settings import dump_toml, validate
 from asympo.local.process import launched, run_helper
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
@@ -208,10 +208,6 @@ def look_at_model(file: RunFile) -> dict[str, Any]:
         path = Path(directory) / "learner.toml"
         path.write_text(dump_toml(file.learner_values))
         command = [sys.executable, "-m", "asympo.run.prepare.dry_run", str(path)]
-        done = run_helper(command, seconds=900)
-    if done.returncode != 0:
-        error = AsympoError((done.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("asympo: "))
-        error.exit_code = done.returncode
-        raise error
-    shape: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        printed = run_helper(command, seconds=900)
+    shape: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
     return shape

@@ -2,13 +2,13 @@
 
 import base64
 import html
-import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asympo.local.whole_file import write_whole
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events
 from asympo.run.report.evals import RESULTS, read_results, summary_rows
@@ -75,9 +75,7 @@ def write_page(directory: Path, summary: Mapping[str, Any]) -> None:
     parts += ["<h2>What happened when</h2>", *_table(_events(directory))]
     parts += _samples(directory)
     parts.append("</body></html>\n")
-    part = directory / "report.html.part"
-    part.write_text("\n".join(parts), encoding="utf-8")
-    os.replace(part, directory / "report.html")
+    write_whole(directory / "report.html", "\n".join(parts))
 
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """`samples.json`: groups of the first and of the last steps, kept for the report where they may be shown."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from asympo.local.whole_file import write_whole
 
 _NAME = "samples.json"
 _MAX_GROUPS = 4
@@ -18,9 +19,7 @@ def keep_samples(directory: Path, groups: Sequence[Mapping[str, Any]]) -> None:
     kept = read_samples(directory)
     kept["last"] = [_short(group) for group in groups[:_MAX_GROUPS]]
     kept.setdefault("first", kept["last"])
-    part = directory / f"{_NAME}.part"
-    part.write_text(json.dumps(kept))
-    os.replace(part, directory / _NAME)
+    write_whole(directory / _NAME, json.dumps(kept))
 
 
 def read_samples(directory: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,13 +1,14 @@
 """summary.json, curves.png and what is printed at the end."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from asympo.common.errors import AsympoError
 from asympo.local.process import run_helper
+from asympo.local.whole_file import write_whole
 from asympo.run.audit import count_trained_twice
 from asympo.run.console.view import duration
 from asympo.run.held_out.evaluation import Accuracy
@@ -53,9 +54,7 @@ def write_summary(outcome: Outcome, directory: Path, targets: TargetsSection | N
     }
     summary["broken_promises"] = broken_promises(summary, targets) if outcome.is_finished else []
     summary["remarks"] = remarks(summary, targets) if outcome.is_finished else []
-    part = directory / "summary.json.part"
-    part.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(part, directory / "summary.json")
+    write_whole(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -66,11 +65,11 @@ def draw(directory: Path, *, title: str) -> str | None:
         return "no curves: no step was done"
     command = [sys.executable, "-m", "asympo.run.report.curves", str(metrics), str(out), title]
     try:
-        done = run_helper(command, seconds=_DRAW_SECONDS)
+        run_helper(command, seconds=_DRAW_SECONDS)
     except subprocess.TimeoutExpired:
         return f"no curves: drawing took more than {_DRAW_SECONDS:g} s"
-    if done.returncode != 0:
-        return f"no curves: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+    except AsympoError as error:
+        return f"no curves: {error}"
     return None
 
 
