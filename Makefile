@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 
 .PHONY: help setup demo gpu-check check test lint types test-python format lock proto proto-check docs \
-	test-tools object-store-tools verifiers-tools \
+	test-tools object-store-tools verifiers-tools llama-cpp-tools \
 	chart-tools chart chart-generate pods \
 	k8s-binaries k8s-e2e simulate-autoscaling bench-peers bench-parity bench-learner bench-models dashboards dashboard-pictures \
 	images images-lock clean
@@ -64,6 +64,9 @@ object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 
 verifiers-tools:  ## Install verifiers into .cache, apart from all else (a minute), for its example and its test
 	@deploy/local/tools.sh deploy/verifiers verifiers-tools
+
+llama-cpp-tools:  ## Fetch a llama.cpp server into .cache, apart from all else, for its test and benchmark
+	@deploy/local/tools.sh deploy/llama_cpp llama-cpp-tools
 
 chart-tools:  ## Fetch helm, kubectl and the checkers into .cache, by digest
 	@deploy/chart/tools.sh

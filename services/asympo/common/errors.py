@@ -112,6 +112,10 @@ class PromptRefused(AsympoError):
     """The engine cannot serve these token ids (too long, outside the vocabulary); it is fine itself."""
 
 
+class EngineUnavailable(AsympoError):
+    """The server that is the engine does not answer; the caller may ask again later."""
+
+
 class BadModel(BadSetting):
     """The model or its tokenizer cannot be loaded."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,10 +38,20 @@ class Sample:
     """One response as the engine drew it."""
 
     token_ids: tuple[int, ...]
-    """Exactly the sampled ids, the end-of-sequence id included where one was sampled."""
+    """Exactly the sampled ids, the end-of-sequence id included where one was sampled; none where only a
+    server knows them."""
     text: str
-    """The ids as text, special tokens left out and nothing stripped: for scoring only."""
+    """The response as text, special tokens left out and nothing stripped."""
     finish_reason: FinishReason
+    stop_string: str = ""
+    """What ended a response without ids, when that is known to be no end-of-sequence token."""
+    num_tokens: int = 0
+    """Tokens of a response without ids, as the server counts them."""
+
+    @property
+    def length(self) -> int:
+        """Tokens, as far as they are known."""
+        return len(self.token_ids) or self.num_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +139,10 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     @property
+    def can_reload(self) -> bool:
+        """False where the weights stay what they are: nobody knows which policy, so the oldest is assumed."""
+
+    @property
     def is_broken(self) -> bool:
         """True once a method raised EngineBroken or the engine died; it never becomes False again."""
 
@@ -143,9 +157,11 @@ class Engine(Protocol):
         sampling: SamplingSettings,
         request_id: str,
         cache_salt: str,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Sample]:
         """Draw `num_samples` responses to one prompt; continues across reload().
 
+        `messages` are what the ids were rendered from, for engines that render by themselves.
         `cache_salt` keeps cached prompts of different policies apart: one value for each policy.
         Requests of an aborted `request_id` return what they have, with finish reason `abort`.
         """

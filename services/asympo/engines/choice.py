@@ -1,10 +1,18 @@
 """The engine that a service's settings ask for; imports no other."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from asympo.common.errors import BadSetting
 from asympo.engines.base import Engine
-from asympo.engines.settings import EngineSettings, SimulatedSettings
+from asympo.engines.settings import EngineSettings, OpenAISettings, SimulatedSettings
+
+
+@runtime_checkable
+class AsksServers(Protocol):
+    """Settings of a service whose engine may be a server."""
+
+    @property
+    def openai(self) -> OpenAISettings: ...
 
 
 class EngineChoice(Protocol):
@@ -26,6 +34,15 @@ def build_engine(settings: EngineChoice) -> Engine:
         from asympo.engines.simulated import SimulatedEngine
 
         return SimulatedEngine(settings=settings.simulated)
+    if settings.engine == "openai" and isinstance(settings, AsksServers):
+        try:
+            from asympo.engines.openai.engine import OpenAIEngine
+        except ImportError as error:
+            raise BadSetting(
+                f"engine = 'openai' needs the openai client, and importing it failed ({error}): install "
+                "asympo[openai]"
+            ) from error
+        return OpenAIEngine(settings=settings.openai)
     try:
         from asympo.engines.vllm import VllmEngine
     except ImportError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from asympo.common.errors import EngineBroken
 from asympo.common.records import FinishReason
@@ -37,6 +38,10 @@ class GroupEngine(ABC):
         )
 
     @property
+    def can_reload(self) -> bool:
+        return True
+
+    @property
     def is_broken(self) -> bool:
         return self._failure is not None
 
@@ -48,13 +53,14 @@ class GroupEngine(ABC):
         sampling: SamplingSettings,
         request_id: str,
         cache_salt: str,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Sample]:
         self._require_usable()
         if request_id in self._groups:
             raise ValueError(f"request {request_id!r} is already in flight")
         tasks = [
             asyncio.create_task(
-                self._sample(prompt_ids, index, sampling, f"{request_id}/{index}", cache_salt)
+                self._sample(prompt_ids, messages, index, sampling, f"{request_id}/{index}", cache_salt)
             )
             for index in range(num_samples)
         ]
@@ -75,12 +81,18 @@ class GroupEngine(ABC):
 
     @abstractmethod
     async def _sample(
-        self, prompt_ids: Sequence[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+        self,
+        prompt_ids: Sequence[int],
+        messages: Sequence[Mapping[str, Any]] | None,
+        index: int,
+        sampling: SamplingSettings,
+        name: str,
+        cache_salt: str,
     ) -> Sample:
         """Draw one response."""
 
     def _count(self, sample: Sample) -> Sample:
-        self._num_tokens_generated += len(sample.token_ids)
+        self._num_tokens_generated += sample.length
         self._num_responses += 1
         return sample
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asympo.common.paths import OptionalPath
+
 
 class EngineSettings(BaseModel):
     """How vLLM uses the machine."""
@@ -70,3 +72,33 @@ class SimulatedSettings(BaseModel):
     reload_seconds: float = Field(default=0.05, ge=0.0, description="time of one reload")
     reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="time limit for one reload")
     faults: SimulatedFaults = SimulatedFaults()
+
+
+class OpenAISettings(BaseModel):
+    """Which server answers, and how it is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str | None = Field(
+        default=None, pattern=r"^https?://", description="address of the server, up to /v1"
+    )
+    model: str | None = Field(
+        default=None, min_length=1, description="its name for the model; none: the only one that it has"
+    )
+    api_key_file: OptionalPath = Field(
+        default=None, description="file with the API key; none: the one in OPENAI_API_KEY, if any"
+    )
+    prompt_as: Literal["token_ids", "text", "messages"] = Field(
+        default="token_ids",
+        description="how it is asked; token_ids: it has the run's vocabulary; messages: it has a template",
+    )
+    reload: Literal["none", "vllm", "sglang"] = Field(
+        default="none", description="its own way to take new weights; none: it keeps those that it has"
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="responses under way at the same time")
+    max_retries: int = Field(default=6, ge=0, le=20, description="further attempts while it is away or busy")
+    request_timeout_seconds: float = Field(default=600.0, gt=0.0, description="time limit for one response")
+    start_timeout_seconds: float = Field(
+        default=900.0, gt=0.0, description="time limit for it to answer at the start"
+    )
+    reload_timeout_seconds: float = Field(default=600.0, gt=0.0, description="time limit for a reload")

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,13 @@ class SimulatedEngine(GroupEngine):
         self._cancel_groups()
 
     async def _sample(
-        self, prompt_ids: Sequence[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+        self,
+        prompt_ids: Sequence[int],
+        messages: Sequence[Mapping[str, Any]] | None,
+        index: int,
+        sampling: SamplingSettings,
+        name: str,
+        cache_salt: str,
     ) -> Sample:
         prompt_text = self._tokenizer.decode(prompt_ids, skip_special_tokens=True)
         async with self._slots:

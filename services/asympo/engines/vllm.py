@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,7 +246,13 @@ class VllmEngine(GroupEngine):
         )
 
     async def _sample(
-        self, prompt_ids: Sequence[int], index: int, sampling: SamplingSettings, name: str, cache_salt: str
+        self,
+        prompt_ids: Sequence[int],
+        messages: Sequence[Mapping[str, Any]] | None,
+        index: int,
+        sampling: SamplingSettings,
+        name: str,
+        cache_salt: str,
     ) -> Sample:
         async with self._slots:
             self._in_engine.add(name)

@@ -14,7 +14,7 @@ from asympo.common.checkpoints.opening import open_policies
 from asympo.common.checkpoints.waiting import wait_for_storage
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.control.certificate_ends import certificate_ends
-from asympo.common.errors import CorruptCheckpoint, EngineBroken
+from asympo.common.errors import BadSetting, CorruptCheckpoint, EngineBroken
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
@@ -201,6 +201,7 @@ class GeneratorProcess:
         )
         watcher = self._watcher(run_log, store)
         engine = self._engine_factory(settings)
+        _require_fresh_enough(engine, config)
         closing.push_async_callback(_close_engine, engine)
         policy = await self._start_engine(engine, config, store, watcher, presence)
         of_run.check_tokenizer(config, engine.tokenizer, task)
@@ -336,6 +337,19 @@ class GeneratorProcess:
             groups=groups,
             gate=gate,
             sampling=sampling,
+        )
+
+
+def _require_fresh_enough(engine: Engine, config: RunConfig) -> None:
+    """Weights that never change are older than such a run takes: it would never give a prompt."""
+    limits = {"max_staleness": 0} if config.max_staleness == 0 else {}
+    if config.max_generation_staleness is not None:
+        limits["max_generation_staleness"] = config.max_generation_staleness
+    if limits and not engine.can_reload:
+        name, value = next(iter(limits.items()))
+        raise BadSetting(
+            f"run {config.run!r} takes nothing from old policies ({name} is {value}), and this engine keeps "
+            "the weights that it has: set openai.reload to what its server offers, or change the run"
         )
 
 

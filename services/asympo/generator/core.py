@@ -133,7 +133,7 @@ class Generator:
             return GeneratorState.DRAINING
         if parts is None:
             return GeneratorState.STARTING
-        if parts.reloader.policy is None:
+        if parts.reloader.served_step is None:
             return GeneratorState.WAITING_FOR_POLICY
         if parts.worker.refusal is RefusalReason.RUN_ENDED:
             return GeneratorState.STOPPED
@@ -149,7 +149,7 @@ class Generator:
             return "the engine is not loaded yet"
         if parts.engine.is_broken:
             return "the engine is broken"
-        if parts.reloader.policy is None:
+        if parts.reloader.served_step is None:
             return "no policy has been published yet"
         return None if self.is_broker_answering else "the broker does not answer"
 
@@ -224,7 +224,8 @@ class Generator:
             "run": self.run,
             "state": self.state.value,
             "not_ready_reason": self.not_ready_reason,
-            "policy_step": policy.step if policy else None,
+            "policy_step": parts.reloader.served_step if parts else None,
+            "can_reload": parts.engine.can_reload if parts else None,
             "policy_fence": policy.fence if policy else None,
             "loading_step": self.loading.step if self.loading else None,
             "loading_fence": self.loading.fence if self.loading else None,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from asympo.common.control.settings import ControlSettings, Port, is_loopback
 from asympo.common.names import MAX_HOLDER_CHARS
 from asympo.common.paths import OptionalPath, OptionalPathOrName
-from asympo.engines.settings import EngineSettings, SimulatedSettings
+from asympo.engines.settings import EngineSettings, OpenAISettings, SimulatedSettings
 
 
 class DoorOptions(BaseModel):
@@ -53,11 +53,12 @@ class GeneratorSettings(ControlSettings):
         default=None, description="where the task's file is on this machine, if elsewhere"
     )
     allow_python: bool = Field(default=False, description="allow the task to score with your Python code")
-    engine: Literal["vllm", "simulated"] = Field(
-        default="vllm", description="engine that samples the responses"
+    engine: Literal["vllm", "simulated", "openai"] = Field(
+        default="vllm", description="engine that samples the responses; openai: a server of your own"
     )
     vllm: EngineSettings = EngineSettings()
     simulated: SimulatedSettings = SimulatedSettings()
+    openai: OpenAISettings = OpenAISettings()
     max_groups_in_flight: int = Field(
         default=8, ge=1, le=4096, description="prompts that it leases at the same time"
     )

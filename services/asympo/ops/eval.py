@@ -65,6 +65,10 @@ async def _measure(file: RunFile, evals: Sequence[EvalConfig], model: str) -> li
     allow_python = bool(file.evaluator_values.get("allow_python", generator.allow_python))
     progress = learner.progress(num_prompts=0)
     chosen: list[Chosen] = []
+    if generator.engine == "openai":
+        raise BadSetting(
+            "a server of generator.engine = 'openai' loads no policy by hand: set generator.engine to vllm"
+        )
     engine = build_engine(generator)
     try:
         # Data and reward functions say what is wrong before a model is loaded.

@@ -34,6 +34,7 @@ async def _sample(
                     sampling=sampling,
                     request_id=f"try-{prompt.index}",
                     cache_salt="",
+                    messages=prompt.plain_messages,
                 )
                 for prompt in prompts
             )

@@ -38,6 +38,11 @@ class TaskPrompt:
     is_prefilled: bool = False
     """Whether the last message is the beginning of the response."""
 
+    @property
+    def plain_messages(self) -> tuple[Message, ...] | None:
+        """Messages that say all there is to the prompt; None for a text, with tools, or prefilled."""
+        return None if self.is_prefilled or self.tools else self.messages
+
 
 def own_prompt(columns: Mapping[str, Any]) -> Any:
     """What a row itself asks: a text, a list of messages, or None."""

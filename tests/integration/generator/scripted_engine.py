@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ScriptedEngine:
     """Answers with `texts` in turn; serves a policy by remembering its directory."""
 
     tokenizer = ByteTokenizer()
+    can_reload = True
 
     def __init__(self) -> None:
         self.texts = ["7", "8"]
@@ -76,6 +77,7 @@ class ScriptedEngine:
         sampling: SamplingSettings,
         request_id: str,
         cache_salt: str,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Sample]:
         self.salts.append(cache_salt)
         if self.errors:

@@ -14,6 +14,8 @@ from asympo.generator.reload.reloader import Reloader
 class SlowProbe:
     """An engine that answers its probe when told to."""
 
+    can_reload = True
+
     def __init__(self) -> None:
         self.asked, self.answer = asyncio.Event(), asyncio.Event()
 

@@ -65,6 +65,13 @@ class Reloader:
         self.last_reload: ReloadReport | None = None
 
     @property
+    def served_step(self) -> int | None:
+        """Step of the policy served; None before there is one. Weights that never change count as step 0."""
+        if not self._engine.can_reload:
+            return 0
+        return None if self.policy is None else self.policy.step
+
+    @property
     def cache_salt(self) -> str:
         """Keeps cached prompts of different weights apart; a policy loaded twice gets two values."""
         return f"{'model' if self.policy is None else self.policy.name}.{self._num_loads}"
@@ -77,6 +84,9 @@ class Reloader:
 
     async def adopt(self, policy: PolicyRef) -> None:
         """Take over the policy the engine was started on, once it reads back; else fall back."""
+        if not self._engine.can_reload:
+            await self._claim(None)
+            return
         manifest = await self._calls.run(self._store.load_manifest, policy)
         self._gate.shut()
         readback = await self._engine.read_back(policy.path, manifest=manifest)
@@ -91,6 +101,8 @@ class Reloader:
 
     async def run(self) -> None:
         """Follow the newest policy for ever. Raises EngineBroken when the engine must not go on."""
+        if not self._engine.can_reload:
+            await asyncio.Event().wait()
         while True:
             policy = await self._watcher.next_after(self.policy)
             await self._claim(policy)

@@ -24,7 +24,8 @@ from asympo.generator.work.inflight import GroupInFlight, GroupStopped, StopReas
 from asympo.generator.work.journal import AppendJournal
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
-from asympo.tasks.base import Task, TaskPrompt, columns_json
+from asympo.tasks.base import Message, Task, TaskPrompt, columns_json
+from asympo.tasks.encoding import encode_plain
 from asympo.tasks.render import render_prompt
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ class GroupMaker:
         task_prompt = self._task.prompt(group.lease.index)
         prompt_ids = self._render(task_prompt)
         with self._tracing.span(group.lease.group_id, "generate") as span:
-            samples = await self._sample(group, prompt_ids)
-            span["asympo.tokens"] = sum(len(sample.token_ids) for sample in samples)
+            samples = await self._sample(group, prompt_ids, task_prompt.plain_messages)
+            span["asympo.tokens"] = sum(sample.length for sample in samples)
         with self._tracing.span(group.lease.group_id, "reward") as span:
             responses, unscored = await self._score(group, task_prompt, samples)
             span["asympo.responses"] = len(responses)
@@ -119,7 +120,9 @@ class GroupMaker:
             # A template is somebody's own code: what it raises is about this prompt, not about the process.
             raise PromptFailed(f"prompt {task_prompt.index} cannot be rendered: {error!r}") from error
 
-    async def _sample(self, group: GroupInFlight, prompt_ids: list[int]) -> list[Sample]:
+    async def _sample(
+        self, group: GroupInFlight, prompt_ids: list[int], messages: Sequence[Message] | None
+    ) -> list[Sample]:
         # Weights without a verdict must not fill the prompt cache, nor be sampled from afresh.
         await group.unless_stopped(self._gate.opened())
         started = time.monotonic()
@@ -131,6 +134,7 @@ class GroupMaker:
                 sampling=self._sampling,
                 request_id=group.request_id,
                 cache_salt=self._cache_salt(),
+                messages=messages,
             )
         )
         samples: list[Sample] = []
@@ -151,7 +155,7 @@ class GroupMaker:
             self._count_lost(group, samples)
         self._metrics.generation_seconds.observe(time.monotonic() - started)
         for sample in samples:
-            self._metrics.count_response(sample.finish_reason, num_tokens=len(sample.token_ids))
+            self._metrics.count_response(sample.finish_reason, num_tokens=sample.length)
         return samples
 
     async def _abort(self, group: GroupInFlight, generation: "asyncio.Future[list[Sample]]") -> None:
@@ -174,7 +178,7 @@ class GroupMaker:
         self, group: GroupInFlight, task_prompt: TaskPrompt, samples: Sequence[Sample]
     ) -> tuple[list[Response], list[UnscoredResponse]]:
         """Responses with their rewards, and those without; neither the aborted nor the empty ones."""
-        usable = [s for s in samples if s.token_ids and s.finish_reason is not FinishReason.ABORT]
+        usable = [s for s in samples if (s.token_ids or s.text) and s.finish_reason is not FinishReason.ABORT]
         overlong_reward = self._config.overlong_reward
         is_fixed = [overlong_reward is not None and s.finish_reason is FinishReason.LENGTH for s in usable]
         asked = [sample for sample, fixed in zip(usable, is_fixed, strict=True) if not fixed]
@@ -183,7 +187,7 @@ class GroupMaker:
             self._scorer.score,
             task_prompt,
             [sample.text for sample in asked],
-            token_ids=[sample.token_ids for sample in asked],
+            token_ids=[self._ids_to_score(sample) for sample in asked],
             progress=self._progress_at(group.lease),
         )
         scores = iter(await group.unless_stopped(scoring))
@@ -205,11 +209,18 @@ class GroupMaker:
                     text=sample.text,
                     reward=score.reward,
                     finish_reason=sample.finish_reason,
+                    stop_string=sample.stop_string,
                     function_values=numbers_of(score),
                     function_notes=notes_of(score),
                 )
             )
         return responses, unscored
+
+    def _ids_to_score(self, sample: Sample) -> Sequence[int]:
+        """For reward functions that ask for ids; of a text they are the tokenizer's."""
+        if sample.token_ids or not self._scorer.wants_token_ids:
+            return sample.token_ids
+        return encode_plain(sample.text, self._engine.tokenizer)
 
     def _progress_at(self, lease: Lease) -> RunProgress:
         config = self._config

@@ -157,11 +157,11 @@ class Worker:
         while True:
             await self._unpaused.wait()
             await self._gate.opened()
-            policy = self._reloader.policy
-            if policy is None:
+            step = self._reloader.served_step
+            if step is None:
                 await self._reloader.wait_for_change(self._slot_wait_seconds)
                 continue
-            answer = await self._ask_for_lease(policy.step)
+            answer = await self._ask_for_lease(step)
             if isinstance(answer, Lease):
                 self.refusal = None
                 self._metrics.lease_wait_seconds.observe(time.monotonic() - wanted_since)

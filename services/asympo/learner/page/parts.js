@@ -163,7 +163,7 @@ function generatorRow({ one, seen }, isPresent, isConnected, newestPolicy, now) 
   return element("tr", { "data-generator": one.holder, "data-present": String(isPresent) },
     element("th", { scope: "row" }, one.holder), cell("State", state, isPresent && one.waiting_for ? muted(` ${String(one.waiting_for).replaceAll("_", " ")}`) : null),
     cell("Policy", `step ${count(one.policy_step)}`, behind > 0 ? muted(` (${behind} behind)`) : null),
-    cell("Last reload", reload ? `${seconds(reload.seconds)}, ${ago(ageOf(one, now))}` : "none yet", reload && isNumber(reload.in_flight) ? muted(` · ${count(reload.in_flight)} in flight`) : null),
+    cell("Last reload", one.can_reload === false ? "keeps its weights" : reload ? `${seconds(reload.seconds)}, ${ago(ageOf(one, now))}` : "none yet", reload && isNumber(reload.in_flight) ? muted(` · ${count(reload.in_flight)} in flight`) : null),
     cell("Verdict", reload ? badge(tone, reload.verdict || "unknown", meaning) : "–", reload && isNumber(reload.step) ? muted(` step ${count(reload.step)}`) : null),
     quantity("Groups in flight", one.groups_in_flight), quantity("Tokens/s", one.tokens_per_second), quantity("Responses", one.responses_total));
 }

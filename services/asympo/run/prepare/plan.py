@@ -23,6 +23,7 @@ from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
+from asympo.run.prepare.server import check_server
 from asympo.run.settings import RunFile
 from asympo.tasks.config import TaskConfig
 
@@ -179,6 +180,7 @@ def check_inputs(file: RunFile) -> None:
         if not os.access(config, os.R_OK):
             raise BadModel(f"the model {settings.model} cannot be read: check the permissions of {config}")
     generator = validate(GeneratorSettings, file.generator_values)
+    check_server(file, generator)
     if settings.task.rewards or settings.task.name in ("addition", "jsonl", "data"):
         check_task(settings.task, generator)
     check_evals(file, settings)
