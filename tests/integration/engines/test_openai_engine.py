@@ -45,7 +45,7 @@ def engine_of(server: FakeServer, **settings: Any) -> OpenAIEngine:
 
 
 async def draw(engine: OpenAIEngine, *, num: int = 1, **changes: Any) -> list[Sample]:
-    values = {"sampling": SAMPLING, "messages": MESSAGES} | changes
+    values: dict[str, Any] = {"sampling": SAMPLING, "messages": MESSAGES} | changes
     return await engine.generate(PROMPT, num_samples=num, request_id="r", cache_salt="s", **values)
 
 
