@@ -8,12 +8,17 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
+import kubernetes_validate.utils
 import yaml
+
+# It reads megabytes of schemas again for each object.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
+kubernetes_validate.utils.all_versions = cache(kubernetes_validate.utils.all_versions)
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?\Z")
 _CUSTOM_FILES = {
@@ -83,17 +88,24 @@ def custom_problems(thing: dict[str, Any], crds: Path | None) -> Iterator[str]:
         return
     if crds is None:
         return
-    schema = yaml.safe_load((crds / file).read_text())
-    if schema.get("kind") == "CustomResourceDefinition":
-        wanted = thing["apiVersion"].partition("/")[2]
-        versions = [each for each in schema["spec"]["versions"] if each["name"] == wanted]
-        if not versions:
-            yield f"version {wanted} is not defined"
-            return
-        schema = versions[0]["schema"]["openAPIV3Schema"]
-    thing = {**thing, "metadata": {}}
-    for error in jsonschema.Draft7Validator(closed(schema)).iter_errors(thing):
+    schema = custom_schema(crds / file, thing["apiVersion"].partition("/")[2])
+    if schema is None:
+        yield f"{thing['apiVersion']} is not defined"
+        return
+    for error in jsonschema.Draft7Validator(schema).iter_errors({**thing, "metadata": {}}):
         yield f"{list(error.absolute_path)}: {error.message[:300]}"
+
+
+@cache
+def custom_schema(path: Path, version: str) -> Any:
+    """The closed schema of this version; None where the definition has no such version."""
+    schema = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    if schema.get("kind") == "CustomResourceDefinition":
+        versions = [each for each in schema["spec"]["versions"] if each["name"] == version]
+        if not versions:
+            return None
+        schema = versions[0]["schema"]["openAPIV3Schema"]
+    return closed(schema)
 
 
 def closed(node: Any) -> Any:

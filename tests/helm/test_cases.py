@@ -6,6 +6,8 @@ which part of which `objects` must be there, what is `absent`, and which words t
 """
 
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,32 @@ NAMES = sorted(str(path.relative_to(CASES).with_suffix("")) for path in CASES.gl
 MODEL = CASES / "model.yaml"
 
 
+@cache
 def outcome_of(name: str) -> dict[str, Any]:
     lines = (CASES / f"{name}.yaml").read_text().splitlines()
     found: dict[str, Any] = yaml.safe_load("\n".join(line[3:] for line in lines if line.startswith("#= ")))
     return found
 
 
-def render(name: str, helm: str, directory: Path) -> Any:
-    outcome = outcome_of(name)
-    chart, own = CHART, directory / name
-    own.mkdir(parents=True)
-    if "cluster" in outcome:
-        chart = chart_on_cluster(own, *outcome["cluster"])
-    return rendering.template(
-        chart,
-        values=[MODEL, CASES / f"{name}.yaml"],
-        helm=helm,
-        release=outcome.get("release", rendering.RELEASE),
-        kube_version=outcome.get("kube_version", rendering.KUBE_VERSION),
-        api_versions=[*rendering.OPERATOR_KINDS, *outcome.get("api_versions", [])],
-    )
+@pytest.fixture(scope="module")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
+    """What Helm says of a case, once for each Helm."""
+
+    @cache
+    def result(name: str, helm: str) -> Any:
+        outcome, chart = outcome_of(name), CHART
+        if "cluster" in outcome:
+            chart = chart_on_cluster(tmp_path_factory.mktemp("cluster"), *outcome["cluster"])
+        return rendering.template(
+            chart,
+            values=[MODEL, CASES / f"{name}.yaml"],
+            helm=helm,
+            release=outcome.get("release", rendering.RELEASE),
+            kube_version=outcome.get("kube_version", rendering.KUBE_VERSION),
+            api_versions=[*rendering.OPERATOR_KINDS, *outcome.get("api_versions", [])],
+        )
+
+    return result
 
 
 def slashed(text: str) -> str:
@@ -66,8 +74,8 @@ def missing(wanted: Any, found: Any, where: str = "") -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("helm", ["helm4", "helm3"])
-def test_case_has_its_outcome(name: str, helm: str, tmp_path: Path) -> None:
-    outcome, result = outcome_of(name), render(name, helm, tmp_path)
+def test_case_has_its_outcome(name: str, helm: str, render: Callable[[str, str], Any]) -> None:
+    outcome, result = outcome_of(name), render(name, helm)
     for key in ("refused", "refused_by_schema"):
         if key in outcome:
             assert result.returncode != 0, "it renders"
@@ -87,10 +95,10 @@ def test_case_has_its_outcome(name: str, helm: str, tmp_path: Path) -> None:
     assert not any(words in result.stdout for words in outcome.get("lacks", []))
 
 
-def test_what_the_cases_render_passes_the_strict_schemas(tmp_path: Path) -> None:
+def test_what_the_cases_render_passes_the_strict_schemas(render: Callable[[str, str], Any]) -> None:
     seen: dict[str, tuple[str, Any]] = {}
     for name in NAMES:
-        for thing in rendering.objects(render(name, "helm4", tmp_path).stdout):
+        for thing in rendering.objects(render(name, "helm4").stdout):
             newer = thing["kind"] == "HTTPRoute" or outcome_of(name).get("kube_version")
             if not newer:
                 seen.setdefault(repr(thing), (name, thing))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asympo.common.checkpoints.manifest import decode_manifest
-from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
+from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.common.records import FinishReason
 from asympo.engines.base import DoorTerms, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
 from asympo.engines.groups import GroupEngine
 from asympo.engines.settings import SimulatedSettings
 from asympo.engines.simulated_answers import Answers, ByteTokenizer, ResponseLength, answer_addition
+from asympo.tasks.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -66,7 +67,10 @@ class SimulatedEngine(GroupEngine):
 
     async def start(self, *, model_path: Path) -> None:
         self._origin = str(model_path)
-        self._tokenizer = await asyncio.to_thread(_load_tokenizer, model_path)
+        if (model_path / "tokenizer.json").is_file():
+            self._tokenizer = await asyncio.to_thread(open_tokenizer, str(model_path))
+        else:
+            self._tokenizer = ByteTokenizer()
         self._eos_token_id = self._tokenizer.eos_token_id or 0
         self._filler = list(self._tokenizer.encode(" hmm", add_special_tokens=False))
         manifest_path = model_path / "manifest.json"
@@ -212,15 +216,3 @@ class SimulatedEngine(GroupEngine):
         if not self._resumed.is_set():
             self._paused_seconds += time.monotonic() - self._paused_at
             self._resumed.set()
-
-
-def _load_tokenizer(model_path: Path) -> Any:
-    """The directory's own tokenizer, else one of bytes."""
-    if not (model_path / "tokenizer.json").is_file():
-        return ByteTokenizer()
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(str(model_path))
-    except (ValueError, OSError) as error:
-        raise BadModel(f"the tokenizer in {model_path} cannot be loaded: {error}") from error

@@ -3,7 +3,7 @@
 import copy
 import datetime
 import json
-from functools import cached_property
+from functools import cache, cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,6 +92,7 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
+@cache
 def _compile(template: str) -> Any:
     """As transformers compiles chat templates."""
     from jinja2 import TemplateError

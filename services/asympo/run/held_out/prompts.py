@@ -18,12 +18,12 @@ def main(argv: list[str]) -> int:
     from asympo.learner.settings import LearnerSettings
     from asympo.tasks.registry import load_task
     from asympo.tasks.render import render_prompt
-    from asympo.tasks.tokenizer import load_tokenizer
+    from asympo.tasks.tokenizer import open_tokenizer
 
     try:
         settings = LearnerSettings.load(["--config", settings_path])
         task = load_task(settings.task)
-        tokenizer = load_tokenizer(settings.model)
+        tokenizer = open_tokenizer(settings.model)
         chosen = list(task.held_out())
         if len(chosen) > max_prompts:
             # The same ones in every evaluation of every run of this task.
