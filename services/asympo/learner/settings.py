@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS, directory_of_run
@@ -18,6 +18,8 @@ ObjectiveName = Literal["asympo", "spo", "naive", "gpg"]
 HEAD_ROWS = {"cpu": 256, "cuda": 2048}
 """Each chunk of logits reads and writes the head's gradient once, 1.2 GB of it for a 1.7B model: a GPU takes
 so many rows that they are as large. A CPU is quickest with what is near its cache."""
+
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -53,6 +55,30 @@ class SamplingOptions(BaseModel):
     def to_run_config(self) -> dict[str, Any]:
         """As every service compares it."""
         return {**self.model_dump(), "stop": list(self.stop)}
+
+
+class LoraSettings(BaseModel):
+    """An adapter that is trained instead of the model's own weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1, le=4096, description="columns of the pairs of matrices")
+    alpha: int = Field(32, ge=1, description="what is added is scaled by alpha / rank")
+    rank_stabilised: bool = Field(False, description="scaled by alpha over the root of rank (rsLoRA)")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        ALL_LINEAR, description="layers that get a pair, by the ends of their names; all linears but the head"
+    )
+    dropout: float = Field(0.0, description="only 0: the loss needs the policy's own probabilities")
+
+    @field_validator("dropout")
+    @classmethod
+    def _is_none(cls, value: float) -> float:
+        if value:
+            raise ValueError(
+                f"dropout is {value}: give 0, because with dropout the learner's probabilities would not be "
+                "the policy's"
+            )
+        return value
 
 
 class LearnerSettings(ControlSettings):

@@ -43,7 +43,7 @@ class FlopCount:
         tables = {id(head), id(getattr(model.get_input_embeddings(), "weight", None))}
         share = _share_of_experts(config)
         body = sum(
-            round(parameter.numel() * (share if ".experts." in name else 1))
+            _per_weight(parameter) * round(parameter.numel() * (share if ".experts." in name else 1))
             for name, parameter in model.named_parameters()
             if id(parameter) not in tables
         )
@@ -51,7 +51,9 @@ class FlopCount:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
         pair = 2 * 2 * heads * head_size * config.num_hidden_layers
         return cls(
-            per_token=6 * body, per_head_row=0 if head is None else 6 * head.numel(), per_pair=3 * pair
+            per_token=body,
+            per_head_row=0 if head is None else _per_weight(head) * head.numel(),
+            per_pair=3 * pair,
         )
 
     def step(self, *, num_tokens: int, num_head_rows: int, num_pairs: int) -> int:
@@ -71,6 +73,11 @@ def peak_of(name: str) -> float | None:
     if "MIG" in name:
         return None
     return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def _per_weight(weight: torch.Tensor) -> int:
+    """Two for each product: forward, gradient of the input, and that of what is trained."""
+    return 6 if weight.requires_grad else 4
 
 
 def _share_of_experts(config: PretrainedConfig) -> float:

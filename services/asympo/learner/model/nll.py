@@ -88,7 +88,9 @@ class _ChunkedNll(torch.autograd.Function):
         cast_UD, cast_VD = hidden_UD.to(options.compute_dtype), weight_VD.to(options.compute_dtype)
         grad_hidden_UD = torch.empty_like(hidden_UD)
         grad_weight_VD: Tensor | None = None
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+        # A head that is not trained has none.
+        _, is_weight_trained, is_bias_trained, *_ = ctx.needs_input_grad
+        grad_bias_V = torch.zeros_like(bias_V) if is_bias_trained else None
         # Each chunk of probabilities is overwritten by its gradient, so they serve once.
         kept, ctx.kept = ctx.kept, []
         for rows, tokens in _chunks(len(hidden_UD), ctx.bounds, options.chunk_rows):
@@ -112,7 +114,8 @@ class _ChunkedNll(torch.autograd.Function):
                 options.compute_dtype
             )
             grad_hidden_UD[rows] = (cast_grad @ cast_VD).to(hidden_UD.dtype)
-            grad_weight_VD = _add_product(grad_weight_VD, cast_grad.T, cast_UD[rows], weight_VD.dtype)
+            if is_weight_trained:
+                grad_weight_VD = _add_product(grad_weight_VD, cast_grad.T, cast_UD[rows], weight_VD.dtype)
             # Before the next chunk is made: one exists at a time.
             del grad_logits, cast_grad, part, slope
         return grad_hidden_UD, grad_weight_VD, grad_bias_V, None, None, None, None

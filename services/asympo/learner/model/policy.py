@@ -77,7 +77,9 @@ class Policy:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        """Of what is trained."""
+        trained = (each for each in self.model.parameters() if each.requires_grad)
+        return next(trained, next(self.model.parameters())).dtype
 
     def pack(
         self, groups: Sequence[TrainedGroup], *, token_budget: int, share_prefixes: bool

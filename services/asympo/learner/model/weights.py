@@ -38,7 +38,17 @@ class Weights:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What is published of a model: parameters, tied ones once, and the buffers that a checkpoint holds."""
+    """What is published of a model: parameters, tied ones once, and the buffers that a checkpoint holds.
+
+    Of one with an adapter only that.
+    """
+    if is_adapted(model):
+        return {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
     saved = model.state_dict().keys()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether an adapter is all that is trained of it."""
+    return hasattr(model, "base_sha256")

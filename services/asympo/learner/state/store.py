@@ -28,6 +28,7 @@ from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
 from asympo.common.checkpoints.verify import verify_step
 from asympo.common.errors import (
     AsympoError,
+    BadSetting,
     CorruptCheckpoint,
     StorageUnavailable,
 )
@@ -41,6 +42,7 @@ from asympo.learner.state.manifest import (
 )
 from asympo.learner.state.rng import capture_random_state, restore_random_state
 from asympo.learner.state.tensors import (
+    BASE_DIGEST,
     allocate_optimizer_state,
     check_tensors,
     describe_groups,
@@ -196,10 +198,16 @@ class StateStore:
         allocate_optimizer_state(model, optimizer, groups=manifest.optimizer_groups, stored=stored)
         tensors = training_tensors(model, optimizer)
         check_tensors(tensors, stored, what=str(path))
+        base = {name: tensors[name].clone() for name in (BASE_DIGEST,) if name in tensors}
         rng_sizes = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.name == rng_name}
         if rng_sizes:
             tensors[rng_name] = torch.empty(rng_sizes[rng_name], dtype=torch.uint8)
         self._read_into(tensors, path, manifest)
+        if any(not torch.equal(tensors[name], here) for name, here in base.items()):
+            raise BadSetting(
+                f"{path} holds an adapter for other weights than those of the model here: give the model "
+                "that the run started from"
+            )
         if rng_sizes and manifest.world_size == self._world_size():
             restore_random_state(tensors[rng_name].numpy().tobytes())
         else:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from asympo.common.errors import BadSetting, CorruptCheckpoint
+from asympo.learner.model.weights import is_adapted, named_weights
 from asympo.learner.state.dcp import DTYPES, dtype_name
 from asympo.learner.state.manifest import StateTensor
 from asympo.learner.step.muon import ADAMW, MUON
@@ -16,15 +17,17 @@ log = logging.getLogger(__name__)
 
 _OF_THE_STEP = {"params", "lr"}
 """Of a group's values, those that are no settings of their own."""
+BASE_DIGEST = "base.sha256"
+"""In a state of an adapter, which holds nothing else of its base."""
 _COMPILED_PREFIX = "_orig_mod."
 """Put into parameter names by torch.compile."""
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor to save, shared with the model and the optimizer, not copied. Tied weights occur once."""
-    saved = model.state_dict().keys()
-    tensors = {f"model.{_plain(name)}": parameter.detach() for name, parameter in model.named_parameters()}
-    tensors |= {f"model.{_plain(name)}": buffer for name, buffer in model.named_buffers() if name in saved}
+    tensors = {f"model.{_plain(name)}": value for name, value in named_weights(model).items()}
+    if is_adapted(model):
+        tensors[BASE_DIGEST] = cast(Tensor, model.base_sha256)
     for name, parameter in _named(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):

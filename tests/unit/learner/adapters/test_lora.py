@@ -1,0 +1,157 @@
+"""An adapter beside frozen weights: PEFT's own numbers and gradients, and a state that knows its base."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asympo.common.errors import BadSetting
+from asympo.learner.model.batching import TrainedGroup, pack
+from asympo.learner.model.forward_path import FAST
+from asympo.learner.model.fused import fuse
+from asympo.learner.model.lora import adapter_config, add_adapter
+from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.weights import named_weights
+from asympo.learner.settings import LoraSettings
+from asympo.learner.state.open import open_states
+from asympo.learner.state.store import TrainingState
+from asympo.learner.step.optimizer import make_optimizer
+from peft.tuners.lora import LoraLayer
+from pydantic import ValidationError
+from transformers import PreTrainedModel
+
+from tests.unit.learner.test_policy import make_groups, widen_norms
+
+CPU = torch.device("cpu")
+
+
+def adapted(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
+    noise: float = 0.1,
+    **lora: Any,
+) -> Policy:
+    """A policy whose adapter is not at its beginning, where it adds nothing."""
+    model = load_model(path, dtype=dtype, device=CPU)
+    if dtype is torch.float64:
+        widen_norms(model)
+    fuse(model)
+    settings = LoraSettings(**{"rank": 3, "alpha": 5, **lora})
+    add_adapter(model, settings, compute_dtype=compute_dtype or dtype, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in named_weights(model).values():
+            value.add_(noise * torch.randn(value.shape, generator=generator))
+    if dtype is torch.float64:
+        model.double()  # PEFT begins in float32
+    return Policy(model=model, compute_dtype=compute_dtype or dtype, chunk_rows=7, path=FAST)
+
+
+def as_peft_computes(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            del module.forward
+
+
+def nlls_and_gradients(
+    policy: Policy, groups: list[TrainedGroup], *, budget: int, share: bool
+) -> list[torch.Tensor]:
+    policy.model.zero_grad()
+    nlls: dict[Any, float] = {}
+    for batch in pack(groups, token_budget=budget, share_prefixes=share):
+        mean_nll_R = policy.response_nll(batch).mean_nll_R
+        weight_R = torch.tensor(batch.advantage_R, dtype=mean_nll_R.dtype)
+        (mean_nll_R * weight_R).sum().backward()
+        nlls |= dict(zip(batch.sequences_R, mean_nll_R.tolist(), strict=True))
+    gradients = [each.grad for each in policy.model.parameters() if each.requires_grad]
+    return [
+        torch.tensor([nlls[key] for key in sorted(nlls)]),
+        *(each for each in gradients if each is not None),
+    ]
+
+
+@pytest.mark.parametrize("is_rank_stabilised", [False, True])
+def test_adapter_has_peft_numbers_and_gradients_when_rows_are_packed(
+    tiny_model: Path, is_rank_stabilised: bool
+) -> None:
+    policy = adapted(tiny_model, dtype=torch.float64, rank_stabilised=is_rank_stabilised)
+    groups = make_groups(3)
+    packed = nlls_and_gradients(policy, groups, budget=60, share=True)
+
+    as_peft_computes(policy.model)
+    plain = nlls_and_gradients(policy, groups, budget=1, share=False)
+
+    assert len(packed) == 1 + 2 * 2 * 7
+    for ours, theirs in zip(packed, plain, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_base_is_narrow_and_gets_no_gradient_when_products_are_bfloat16(tiny_model: Path) -> None:
+    wide = adapted(tiny_model, noise=0.02)
+    narrow = adapted(tiny_model, compute_dtype=torch.bfloat16, noise=0.02)
+    groups = make_groups(2)
+
+    exact = nlls_and_gradients(wide, groups, budget=60, share=True)
+    rounded = nlls_and_gradients(narrow, groups, budget=60, share=True)
+
+    assert {value.dtype for value in named_weights(narrow.model).values()} == {torch.float32}
+    base = {name: each for name, each in narrow.model.named_parameters() if not each.requires_grad}
+    assert {name for name, each in base.items() if each.dtype is not torch.bfloat16} == {
+        name for name, each in base.items() if each.dim() < 2
+    }
+    assert all(each.grad is None for each in base.values())
+    torch.testing.assert_close(rounded[0], exact[0], rtol=0, atol=0.05)
+    for ours, theirs in zip(rounded[1:], exact[1:], strict=True):
+        assert torch.nn.functional.cosine_similarity(ours.ravel(), theirs.ravel(), dim=0) > 0.98
+
+
+def test_adapter_begins_the_same_whatever_was_drawn_before(tiny_model: Path) -> None:
+    first = named_weights(adapted(tiny_model, noise=0).model)
+    torch.rand(7)
+    again = named_weights(adapted(tiny_model, noise=0).model)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(bool(value.any()) == ("lora_A" in name) for name, value in first.items())
+
+
+def test_targets_choose_layers_or_are_refused(tiny_model: Path) -> None:
+    chosen = adapted(tiny_model, targets=("q_proj", "mlp.down_proj")).model
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in named_weights(chosen)} == {
+        *("q_proj", "down_proj")
+    }
+    assert set(adapter_config(chosen).target_modules or ()) == {"q_proj", "down_proj"}
+    for targets in (("lm_head",), ("q_proj", "query")):
+        with pytest.raises(BadSetting, match=rf"targets names {targets[-1]}, and the linears of .* q_proj"):
+            adapted(tiny_model, targets=targets)
+    with pytest.raises(ValidationError, match=r"dropout is 0\.1: give 0"):
+        LoraSettings(dropout=0.1)
+
+
+def test_state_holds_the_adapter_alone_and_refuses_another_base(tiny_model: Path, tmp_path: Path) -> None:
+    store = open_states(tmp_path, "run")
+    policy = adapted(tiny_model)
+    optimizer = make_optimizer(policy.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    nlls_and_gradients(policy, make_groups(1), budget=60, share=True)
+    optimizer.step()
+    name = store.save(
+        TrainingState(step=1, fence=1, sequence=1, trained_ids=b""), model=policy.model, optimizer=optimizer
+    )
+    held = store.tensors(name)
+    assert all("lora_" in each or each.startswith(("rng.", "base.")) for each in held)
+
+    again = adapted(tiny_model, noise=0.3)
+    other = make_optimizer(again.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    store.load(name, model=again.model, optimizer=other)
+    mine, theirs = named_weights(policy.model), named_weights(again.model)
+    assert all(torch.equal(mine[each], theirs[each]) for each in mine)
+
+    changed = tmp_path / "changed"
+    model = load_model(tiny_model, dtype=torch.float32, device=CPU)
+    model.get_output_embeddings().weight.data[0, 0] += 1
+    model.save_pretrained(changed)
+    foreign = adapted(changed)
+    third = make_optimizer(foreign.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    with pytest.raises(BadSetting, match="an adapter for other weights than those of the model here"):
+        store.load(name, model=foreign.model, optimizer=third)
