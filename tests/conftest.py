@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Workers share the cores; threads that wait for one another would only spin. Torch reads it when it loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.local.broker import LocalBroker
