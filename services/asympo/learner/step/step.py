@@ -18,6 +18,7 @@ from asympo.learner.model.transfer import to_device
 from asympo.learner.step.objectives import Objective, ObjectiveOptions, StepScope
 from asympo.learner.step.optimizer import guarded_step
 from asympo.learner.step.probe import ProbeText, choose_probes
+from asympo.learner.step.published_values import PublishedValues
 
 if TYPE_CHECKING:
     # Only its type: whoever trains on groups at hand (benchmarks) needs no client of the log.
@@ -105,6 +106,7 @@ class Stepper:
         self._share_prefixes = share_prefixes
         self._shards = shards
         self._rows = rows
+        self._published_values = PublishedValues(policy)
         self._flops = FlopCount.of(policy.model)
         peak = known_peak(policy.device, policy.compute_dtype)
         self._peak_flops = peak and peak * (1 if shards is None else shards.num_ranks)
@@ -170,7 +172,8 @@ class Stepper:
         batches = self._pack(groups)
         while True:
             try:
-                return self._run(batches, scope)
+                with self._published_values.in_place():
+                    return self._run(batches, scope)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
