@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import hiredis
 import pytest
 from asympo.chaos.faults.base import is_appended
-from asympo.chaos.proxy import Link, Moment, Verdict
+from asympo.chaos.proxy import ClientLink, Handling, Moment
 from asympo.chaos.resp import FrameSplitter, encode_command, parse_reply, parse_request
 from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import AppendOutcome, Broker, Lease, RunConfig, RunLog, RunState
@@ -62,7 +62,7 @@ def test_request_without_a_script_is_no_script() -> None:
 class Door:
     """A link in front of the test broker and a run behind it, used from a thread like a client."""
 
-    def __init__(self, link: Link, url: str, run: str) -> None:
+    def __init__(self, link: ClientLink, url: str, run: str) -> None:
         self.link = link
         direct = Broker.connect(url)
         self.behind = RunLog(direct, run)
@@ -86,7 +86,7 @@ def through_door(broker_url: str, run_name: str, use: Callable[[Door], Any]) -> 
     """Runs an async test body with an open door."""
 
     async def run() -> None:
-        link = Link(name="client", broker_port=urlsplit(broker_url).port or 6379)
+        link = ClientLink(name="client", broker_port=urlsplit(broker_url).port or 6379)
         await link.open()
         try:
             door = await asyncio.to_thread(Door, link, broker_url, run_name)
@@ -117,7 +117,7 @@ def test_link_cut_between_append_and_reply_leaves_one_group(broker_url: str, run
         assert not appending.done()
         assert door.behind.stats.read().appended == 1
         assert door.link.reset() >= 1
-        trap.release(Verdict.DISCARD)
+        trap.release(Handling.DISCARD)
         result = await appending
         assert (result.outcome, result.sequence) == (AppendOutcome.DUPLICATE, 1)
         assert door.behind.stats.read().appended == 1
@@ -135,7 +135,7 @@ def test_append_held_before_the_broker_is_not_done(broker_url: str, run_name: st
         )
         await trap.caught(5.0)
         assert door.behind.stats.read().appended == 0
-        trap.release(Verdict.RELAY)
+        trap.release(Handling.RELAY)
         assert (await appending).outcome is AppendOutcome.APPENDED
 
     through_door(broker_url, run_name, use)
@@ -153,7 +153,7 @@ def test_append_sent_again_is_answered_duplicate_and_the_client_hears_the_first(
         )
         catch = await trap.caught(5.0)
         assert (await catch.connection.ask_again(catch.request))[:2] == [b"DUPLICATE", 1]
-        trap.release(Verdict.RELAY)
+        trap.release(Handling.RELAY)
         assert (await appending).outcome is AppendOutcome.APPENDED
 
     through_door(broker_url, run_name, use)

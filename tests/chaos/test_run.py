@@ -13,7 +13,7 @@ from typing import Any
 import asympo
 import psutil
 import pytest
-from asympo.chaos.schedule import Kind, Window
+from asympo.chaos.schedule import FaultKind, Window
 
 from tests.conftest import require
 
@@ -41,7 +41,7 @@ def test_short_run_of_every_kind_loses_nothing_and_doubles_nothing(tmp_path: Pat
     assert code == 0, said
     assert report["problems"] == []
     assert report["kills"] == sum(report["faults"].values()) == 20
-    assert all(report["faults"][kind.value] >= 1 for kind in Kind)
+    assert all(report["faults"][kind.value] >= 1 for kind in FaultKind)
     assert all(report["windows"][window.value] >= 2 for window in Window)
     assert (report["groups_lost"], report["groups_trained_twice"]) == (0, 0)
     assert report["prompts_answered"] == report["groups_trained"] > 100

@@ -8,14 +8,14 @@ from asympo.chaos.schedule import (
     KINDS_OF_WINDOW,
     MIN_IN_WINDOW,
     MIN_OF_EACH,
-    Kind,
+    FaultKind,
     Window,
     make_schedule,
     minimum_for,
     reachable_windows,
 )
 
-ALL = list(Kind)
+ALL = list(FaultKind)
 
 
 def test_schedule_is_the_same_for_the_same_seed_and_another_for_another() -> None:
@@ -53,7 +53,7 @@ def test_schedule_puts_a_kind_only_into_windows_that_it_can_hit() -> None:
 
 
 def test_schedule_of_few_kinds_asks_for_no_window_out_of_their_reach() -> None:
-    kinds = [Kind.DUPLICATE_APPEND, Kind.ZOMBIE_LEARNER]
+    kinds = [FaultKind.DUPLICATE_APPEND, FaultKind.ZOMBIE_LEARNER]
     assert reachable_windows(kinds) == [Window.SAVE_COMMIT]
     faults = make_schedule(num_faults=4, seed=0, kinds=kinds)
     assert Counter(fault.kind for fault in faults) == dict.fromkeys(kinds, 2)

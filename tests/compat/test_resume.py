@@ -96,7 +96,7 @@ def test_storage_of_the_release_before_is_read(storage: Path) -> None:
     assert {tensor.partition(".")[0] for tensor in states.tensors(name)} == {"model", "optimizer", "rng"}
     entries = list(archive.open_archive(storage / RUN).entries())
     assert [entry.sequence for entry in entries] == list(range(1, 14))
-    assert Counter(entry.outcome for entry in entries)[archive.Outcome.DEAD_LETTER] == 2
+    assert Counter(entry.outcome for entry in entries)[archive.EntryOutcome.DEAD_LETTER] == 2
     assert [row["step"] for row in read_steps(storage / RUN / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert [segment.step for segment in read_trained(storage / RUN / "trained.jsonl")] == [1, 2, 3, 4, 5]
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from asympo.common.codec import encode_group
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, Segment
+from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment, RolloutGroup
 
 FILE = Path(__file__).with_name("records.json")
 
@@ -46,8 +46,8 @@ GROUPS = {
                 reward=1.0,
                 finish_reason=FinishReason.STOP,
                 segments=(
-                    Segment(token_ids=(1, 2, 300), trained_token_mask=(True, False, True)),
-                    Segment(context_ids=(5, 9), token_ids=(4,)),
+                    ResponseSegment(token_ids=(1, 2, 300), trained_token_mask=(True, False, True)),
+                    ResponseSegment(context_ids=(5, 9), token_ids=(4,)),
                 ),
             ),
         ),

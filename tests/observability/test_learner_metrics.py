@@ -9,7 +9,7 @@ from typing import Any
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Broker, LogStats, RunLog
 from asympo.learner.log.host import HostWatch
-from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.log.segment import LogSegment, ReadGroup
 from asympo.learner.metrics import ROW_GAUGES, LearnerMetrics
 from asympo.learner.record.step_record import step_row
 from asympo.learner.step.step import StepResult
@@ -88,7 +88,7 @@ def test_step_with_two_responses_is_exported_as_its_row_says() -> None:
     row = step_row(
         step=3,
         fence=1,
-        segment=Segment(first_sequence=4, last_sequence=4, groups=(group,), entries=(), reasons={}),
+        segment=LogSegment(first_sequence=4, last_sequence=4, groups=(group,), entries=(), reasons={}),
         result=RESULT,
         staleness=(2,),
         generation_staleness_mean=1.0,

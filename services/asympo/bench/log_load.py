@@ -38,7 +38,7 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class LogLoad:
     """What one process of generators does."""
 
     url: str
@@ -96,7 +96,7 @@ class _Generator:
 class LoadProcess:
     """All generators of one process."""
 
-    def __init__(self, load: Load, shared: Shared) -> None:
+    def __init__(self, load: LogLoad, shared: Shared) -> None:
         self._load, self._shared = load, shared
         self._rng = random.Random(f"{load.seed}-{load.run}")
         self._payload = self._rng.randbytes(load.payload_bytes)

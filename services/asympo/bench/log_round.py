@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from asympo.bench.log_load import Load, LoadProcess, LoadResult, Shared
+from asympo.bench.log_load import LoadProcess, LoadResult, LogLoad, Shared
 from asympo.bench.log_reader import ReaderResult, read_bare, read_product
 from asympo.bench.log_wire import load_scripts
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
@@ -109,7 +109,7 @@ def _processes(asked: Round, config: RunConfig, shared: Shared, results: Any) ->
     num_processes = min(asked.num_client_processes, asked.num_generators)
     share = [len(range(place, asked.num_generators, num_processes)) for place in range(num_processes)]
     loads = [
-        Load(
+        LogLoad(
             url=asked.url,
             run=asked.run,
             is_bare=asked.is_bare,
@@ -132,7 +132,7 @@ def _read(asked: Round, config: RunConfig, shared: Shared, results: Any) -> None
     results.put((read_bare if asked.is_bare else read_product)(asked.url, config, shared))
 
 
-def _load(load: Load, shared: Shared, results: Any) -> None:
+def _load(load: LogLoad, shared: Shared, results: Any) -> None:
     results.put(LoadProcess(load, shared).run())
 
 

@@ -74,7 +74,7 @@ class Counts:
 
 
 @dataclass(kw_only=True)
-class Policies:
+class PolicyChain:
     """A chain of policies, each one step from the one before; two are kept."""
 
     current: Path
@@ -185,7 +185,7 @@ def _faults_of(model: Path) -> Sequence[str]:
 
 async def _inject(
     engine: VllmEngine,
-    policies: Policies,
+    policies: PolicyChain,
     counts: Counts,
     name: str,
     faults: Sequence[str],
@@ -199,12 +199,12 @@ async def _inject(
         counts.note(await _swap(engine, policies))
 
 
-async def _swap(engine: VllmEngine, policies: Policies) -> Reloaded:
+async def _swap(engine: VllmEngine, policies: PolicyChain) -> Reloaded:
     policy, manifest = await asyncio.to_thread(policies.advance)
     return await engine.reload(policy, manifest=manifest)
 
 
-async def _fault(engine: VllmEngine, policies: Policies, name: str, fault: str) -> dict[str, Any]:
+async def _fault(engine: VllmEngine, policies: PolicyChain, name: str, fault: str) -> dict[str, Any]:
     await engine.rpc("inject", fault)
     try:
         wrong: Sequence[str] = (await _swap(engine, policies)).readback.wrong
@@ -216,7 +216,7 @@ async def _fault(engine: VllmEngine, policies: Policies, name: str, fault: str) 
 @contextlib.asynccontextmanager
 async def _engine(
     model: Path, directory: Path, arguments: argparse.Namespace
-) -> AsyncIterator[tuple[VllmEngine, Policies]]:
+) -> AsyncIterator[tuple[VllmEngine, PolicyChain]]:
     """An engine on the model, and policies that begin with it."""
     directory.mkdir()
     settings = EngineSettings(
@@ -225,7 +225,7 @@ async def _engine(
     engine = VllmEngine(settings=settings, worker_extension_cls=WORKER_EXTENSION)
     try:
         await engine.start(model_path=model)
-        yield engine, Policies(current=model, directory=directory, learning_rate=arguments.learning_rate)
+        yield engine, PolicyChain(current=model, directory=directory, learning_rate=arguments.learning_rate)
     finally:
         await engine.close()
 

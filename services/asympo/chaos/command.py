@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asympo.chaos.schedule import NEEDS_SHIM, Kind, make_schedule
+from asympo.chaos.schedule import NEEDS_SHIM, FaultKind, make_schedule
 from asympo.common.commands import CommandParser, add_json_flag, say, write_json, write_table
 from asympo.common.errors import BadSetting
 from asympo.common.paths import given_path
@@ -121,7 +121,7 @@ def _parser() -> CommandParser:
         metavar="H",
         help="run: as many ends as fit into the time, whatever --kills says",
     )
-    names = ", ".join(kind.value for kind in Kind)
+    names = ", ".join(kind.value for kind in FaultKind)
     parser.add_argument("--only", metavar="KINDS", help=f"comma-separated, of: {names}")
     parser.add_argument("--without", metavar="KINDS", help="leave these out")
     parser.add_argument("--broker", metavar="PATH", help="redis-server or valkey-server to use")
@@ -136,8 +136,8 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _kinds(*, only: str | None, without: str | None) -> list[Kind]:
-    kinds = _named(only) if only else list(Kind)
+def _kinds(*, only: str | None, without: str | None) -> list[FaultKind]:
+    kinds = _named(only) if only else list(FaultKind)
     left_out = set(_named(without)) if without else set()
     kinds = [kind for kind in kinds if kind not in left_out]
     if not kinds:
@@ -145,13 +145,13 @@ def _kinds(*, only: str | None, without: str | None) -> list[Kind]:
     return kinds
 
 
-def _named(text: str) -> list[Kind]:
+def _named(text: str) -> list[FaultKind]:
     found = []
     for name in text.split(","):
         try:
-            found.append(Kind(name.strip()))
+            found.append(FaultKind(name.strip()))
         except ValueError:
-            known = ", ".join(kind.value for kind in Kind)
+            known = ", ".join(kind.value for kind in FaultKind)
             raise BadSetting(f"there is no kind of fault {name.strip()!r}: choose from {known}") from None
     return found
 
@@ -170,7 +170,7 @@ def _fresh(directory: Path) -> Path:
 
 
 async def _run(
-    arguments: argparse.Namespace, kinds: Sequence[Kind], directory: Path, shim: Path | None, binary: str
+    arguments: argparse.Namespace, kinds: Sequence[FaultKind], directory: Path, shim: Path | None, binary: str
 ) -> dict[str, Any]:
     from asympo.chaos.runner import ChaosRun
     from asympo.chaos.system import System

@@ -30,7 +30,7 @@ class Moment(StrEnum):
     """The broker has done it, the client has not heard."""
 
 
-class Verdict(StrEnum):
+class Handling(StrEnum):
     """What becomes of a message that was held."""
 
     RELAY = "relay"
@@ -57,7 +57,7 @@ class Trap:
     moment: Moment
     is_wanted: Callable[[Request, Any], bool]
     _caught: asyncio.Future[Catch] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    _verdict: asyncio.Future[Verdict] = field(
+    _handling: asyncio.Future[Handling] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
@@ -68,23 +68,23 @@ class Trap:
                 return await asyncio.shield(self._caught)
         except (TimeoutError, asyncio.CancelledError):
             # A trap that nobody waits for would hold its message for good.
-            self.release(Verdict.RELAY)
+            self.release(Handling.RELAY)
             raise
 
-    def release(self, verdict: Verdict) -> None:
+    def release(self, handling: Handling) -> None:
         """Lets the message go its way; only the first call counts."""
-        if not self._verdict.done():
-            self._verdict.set_result(verdict)
+        if not self._handling.done():
+            self._handling.set_result(handling)
 
     @property
     def is_spent(self) -> bool:
         """It holds or has held a message, or was given up."""
-        return self._caught.done() or self._verdict.done()
+        return self._caught.done() or self._handling.done()
 
-    async def hold(self, catch: Catch) -> Verdict:
-        """Called by the connection: waits for the verdict."""
+    async def hold(self, catch: Catch) -> Handling:
+        """Called by the connection: waits until it is said how to handle it."""
         self._caught.set_result(catch)
-        return await self._verdict
+        return await self._handling
 
 
 class Connection:
@@ -93,7 +93,7 @@ class Connection:
     def __init__(
         self,
         *,
-        link: "Link",
+        link: "ClientLink",
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         broker: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
@@ -167,11 +167,11 @@ class Connection:
         trap = link.trap_for(request, reply, moment)
         if trap is None:
             return False
-        verdict = await trap.hold(Catch(request=request, reply=reply, connection=self))
-        return verdict is Verdict.DISCARD
+        handling = await trap.hold(Catch(request=request, reply=reply, connection=self))
+        return handling is Handling.DISCARD
 
 
-class Pace(Protocol):
+class RequestPace(Protocol):
     """May hold requests back."""
 
     async def admit(self, request: Request) -> None:
@@ -181,7 +181,7 @@ class Pace(Protocol):
         """One more lease was handed out."""
 
 
-class Link:
+class ClientLink:
     """The way of one client to the broker."""
 
     def __init__(
@@ -189,7 +189,7 @@ class Link:
         *,
         name: str,
         broker_port: int,
-        pace: Pace | None = None,
+        pace: RequestPace | None = None,
     ) -> None:
         self.name = name
         self._broker_port = broker_port

@@ -17,7 +17,7 @@ from asympo.chaos.evidence import AuditImpossible, read_archive, read_journal, r
 from asympo.chaos.faults.base import NotObserved, PromiseBroken, Stage
 from asympo.chaos.faults.registry import INJECTIONS
 from asympo.chaos.recovery import recovery_seconds
-from asympo.chaos.schedule import Fault, Kind, Minimum, Window, minimum_for, reachable_windows
+from asympo.chaos.schedule import Fault, FaultKind, Minimum, Window, minimum_for, reachable_windows
 from asympo.chaos.system import NUM_EPOCHS, System
 from asympo.chaos.undisturbed import weights_problem
 from asympo.common.errors import AsympoError, BrokerUnavailable
@@ -31,12 +31,12 @@ Say = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class ChaosOutcome:
     """Everything a run of faults found."""
 
     seed: int
     kills: int = 0
-    faults: Counter[Kind] = field(default_factory=Counter)
+    faults: Counter[FaultKind] = field(default_factory=Counter)
     windows: Counter[Window] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
     audit: Audit | None = None
@@ -52,7 +52,7 @@ class Outcome:
         return {
             "seed": self.seed,
             "kills": self.kills,
-            "faults": {kind.value: self.faults[kind] for kind in Kind},
+            "faults": {kind.value: self.faults[kind] for kind in FaultKind},
             "windows": {window.value: self.windows[window] for window in Window},
             "prompts_answered": counts.prompts_answered if counts else None,
             "groups_appended": counts.groups_appended if counts else None,
@@ -75,7 +75,7 @@ class ChaosRun:
     """One seeded run, from the first process to the verdict."""
 
     def __init__(
-        self, *, system: System, kinds: Sequence[Kind], schedule: Sequence[Fault], seed: int, say: Say
+        self, *, system: System, kinds: Sequence[FaultKind], schedule: Sequence[Fault], seed: int, say: Say
     ) -> None:
         self._system = system
         self._kinds = kinds
@@ -84,9 +84,9 @@ class ChaosRun:
         self._say = say
         self._evidence = system.directory / "faults.jsonl"
         self._final_state = ""
-        self.outcome = Outcome(seed=seed)
+        self.outcome = ChaosOutcome(seed=seed)
 
-    async def run(self) -> Outcome:
+    async def run(self) -> ChaosOutcome:
         """Never raises for what the system does wrong: that is the outcome."""
         begun = time.monotonic()
         try:
@@ -206,7 +206,7 @@ class ChaosRun:
             outcome.problems += _few(getattr(found, name))
 
 
-def _shortfalls(outcome: Outcome, minimum: Minimum, kinds: Sequence[Kind]) -> list[str]:
+def _shortfalls(outcome: ChaosOutcome, minimum: Minimum, kinds: Sequence[FaultKind]) -> list[str]:
     found = [
         f"only {outcome.faults[kind]} of {minimum.of_each} {kind.value} had an effect that was seen"
         for kind in kinds

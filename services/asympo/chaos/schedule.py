@@ -10,7 +10,7 @@ MIN_OF_EACH, MIN_IN_WINDOW, FULL_RUN = 15, 20, 200
 """What a full run has of every kind, in every window, and what counts as one."""
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """Everything that is done to the system."""
 
     KILL_GENERATOR = "kill_generator"
@@ -40,16 +40,16 @@ class Window(StrEnum):
     """The state is durable, the broker does not know."""
 
 
-NEEDS_SHIM = frozenset({Kind.SLOW_FSYNC, Kind.DISK_FULL, Kind.CLOCK_JUMP})
+NEEDS_SHIM = frozenset({FaultKind.SLOW_FSYNC, FaultKind.DISK_FULL, FaultKind.CLOCK_JUMP})
 """Kinds that need the C library's calls intercepted."""
 
-_ANYWHERE = {Kind.KILL_BROKER, Kind.LINK_RESET, Kind.LINK_DROP}
+_ANYWHERE = {FaultKind.KILL_BROKER, FaultKind.LINK_RESET, FaultKind.LINK_DROP}
 KINDS_OF_WINDOW = {
-    Window.APPEND_REPLY: frozenset({Kind.KILL_GENERATOR, *_ANYWHERE}),
-    Window.PUBLISH_FREE: frozenset({Kind.KILL_LEARNER, *_ANYWHERE}),
-    Window.SAVE_COMMIT: frozenset({Kind.KILL_LEARNER, *_ANYWHERE}),
+    Window.APPEND_REPLY: frozenset({FaultKind.KILL_GENERATOR, *_ANYWHERE}),
+    Window.PUBLISH_FREE: frozenset({FaultKind.KILL_LEARNER, *_ANYWHERE}),
+    Window.SAVE_COMMIT: frozenset({FaultKind.KILL_LEARNER, *_ANYWHERE}),
 }
-ALWAYS_IN = {Kind.ZOMBIE_LEARNER: Window.SAVE_COMMIT}
+ALWAYS_IN = {FaultKind.ZOMBIE_LEARNER: Window.SAVE_COMMIT}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class Fault:
 
     number: int
     """From 1."""
-    kind: Kind
+    kind: FaultKind
     window: Window | None
     """Where it has to hit; None for any instant."""
     seed: int
@@ -73,13 +73,13 @@ class Minimum:
     in_window: int
 
 
-def minimum_for(num_faults: int, kinds: Collection[Kind]) -> Minimum:
+def minimum_for(num_faults: int, kinds: Collection[FaultKind]) -> Minimum:
     """As many of each as fit, up to what a full run has."""
     of_each = min(MIN_OF_EACH, num_faults // len(kinds))
     return Minimum(of_each=of_each, in_window=min(MIN_IN_WINDOW, num_faults // 10))
 
 
-def make_schedule(*, num_faults: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
+def make_schedule(*, num_faults: int, seed: int, kinds: Sequence[FaultKind]) -> list[Fault]:
     """The faults in their order.
 
     A full run is as long as it has to be for the minimum of every kind, which may be more than asked for.
@@ -100,7 +100,7 @@ def make_schedule(*, num_faults: int, seed: int, kinds: Sequence[Kind]) -> list[
     ]
 
 
-def reachable_windows(kinds: Collection[Kind]) -> list[Window]:
+def reachable_windows(kinds: Collection[FaultKind]) -> list[Window]:
     """Windows that a run of these kinds can hit."""
     return [
         window
@@ -111,7 +111,7 @@ def reachable_windows(kinds: Collection[Kind]) -> list[Window]:
 
 def _fill(
     window: Window,
-    chosen: Sequence[Kind],
+    chosen: Sequence[FaultKind],
     windows: list[Window | None],
     at_least: int,
     rng: random.Random,

@@ -13,7 +13,7 @@ from asympo.chaos.broker import ChaosBroker
 from asympo.chaos.evidence import Rollback
 from asympo.chaos.pace import Pace, num_prompts_for
 from asympo.chaos.processes import Supervised
-from asympo.chaos.proxy import Link
+from asympo.chaos.proxy import ClientLink
 from asympo.chaos.shim import Control
 from asympo.local.ports import free_port
 from asympo.local.process import import_path
@@ -32,11 +32,11 @@ _CADENCES = ((2, 4), (1, 2), (2, 2))
 
 
 @dataclass(eq=False, kw_only=True)
-class Client:
+class ProxiedProcess:
     """One process with its door and, where there is a compiler, the library loaded into it."""
 
     process: Supervised
-    link: Link
+    link: ClientLink
     control: Control | None
 
     @property
@@ -74,14 +74,14 @@ class System:
         )
         self.rollbacks: list[Rollback] = []
         """What the broker took back, for the auditor."""
-        self.generators: list[Client] = []
-        self.learner: Client
+        self.generators: list[ProxiedProcess] = []
+        self.learner: ProxiedProcess
         """The one that owns the run, or should."""
-        self.spare: Client
+        self.spare: ProxiedProcess
         """Takes over when the learner is stopped; then they change places."""
 
     @property
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[ProxiedProcess]:
         return [*self.generators, self.learner, self.spare]
 
     @property
@@ -104,7 +104,7 @@ class System:
             await client.process.start()
         await self.learner.process.said(STEP, timeout_seconds=START_SECONDS)
 
-    async def generator_serving(self, preferred: int) -> Client:
+    async def generator_serving(self, preferred: int) -> ProxiedProcess:
         """The preferred generator when it serves, else one that does. Raises TimeoutError."""
         order = [self.generators[(preferred + turn) % NUM_GENERATORS] for turn in range(NUM_GENERATORS)]
         async with asyncio.timeout(START_SECONDS):
@@ -114,7 +114,7 @@ class System:
                         return client
                 await asyncio.sleep(0.05)
 
-    async def learner_training(self) -> Client:
+    async def learner_training(self) -> ProxiedProcess:
         """The learner, once it reads the log. Raises TimeoutError."""
         process = self.learner.process
         await process.until(
@@ -145,15 +145,15 @@ class System:
             await client.link.close()
         await self.broker.process.closed()
 
-    def _all(self) -> list[Client]:
+    def _all(self) -> list[ProxiedProcess]:
         return [
             *self.generators,
             *(getattr(self, name) for name in ("learner", "spare") if hasattr(self, name)),
         ]
 
-    async def _client(self, name: str) -> Client:
+    async def _client(self, name: str) -> ProxiedProcess:
         is_generator = name.startswith("generator")
-        link = Link(name=name, broker_port=self.broker.port, pace=self.pace if is_generator else None)
+        link = ClientLink(name=name, broker_port=self.broker.port, pace=self.pace if is_generator else None)
         await link.open()
         control = self._control(name)
         flags = self._generator_flags(name) if is_generator else self._learner_flags(name)
@@ -167,7 +167,7 @@ class System:
             log_directory=self.logs,
             environment={**client_environment(), **_preload(control)},
         )
-        return Client(process=process, link=link, control=control)
+        return ProxiedProcess(process=process, link=link, control=control)
 
     def _control(self, name: str) -> Control | None:
         if self._shim is None:

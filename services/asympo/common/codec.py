@@ -19,8 +19,8 @@ from asympo.common.records import (
     FinishReason,
     Prompt,
     Response,
+    ResponseSegment,
     RolloutGroup,
-    Segment,
     UnscoredResponse,
 )
 from asympo.v1 import rollout_pb2
@@ -232,7 +232,7 @@ def _response_from_wire(
         function_values=dict(message.function_values),
         function_notes=dict(message.function_notes),
         segments=tuple(
-            Segment(
+            ResponseSegment(
                 context_ids=as_ids(segment.context_ids),
                 token_ids=as_ids(segment.token_ids),
                 trained_token_mask=tuple(segment.trained_token_mask) or None,
@@ -335,7 +335,7 @@ def _check_segments(name: str, response: Response, vocab_size: int | None) -> No
         _check_sequence(which, segment, vocab_size)
 
 
-def _check_sequence(name: str, sequence: Response | Segment, vocab_size: int | None) -> None:
+def _check_sequence(name: str, sequence: Response | ResponseSegment, vocab_size: int | None) -> None:
     token_ids, mask = sequence.token_ids, sequence.trained_token_mask
     _check_token_ids(name, token_ids, vocab_size)
     if mask is None:

@@ -40,7 +40,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class ResponseSegment:
     """One sequence of a response whose history was rewritten on the way."""
 
     context_ids: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ class Response:
     """Value of each reward function that applies; of each number that it gave beside it as `name/number`."""
     function_notes: Mapping[str, str] = field(default_factory=dict)
     """What reward functions noted of the response in words, as `name/note`."""
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[ResponseSegment, ...] = ()
     """All its sequences, where it is more than one; then ids, text and mask are theirs alone."""
 
     @property

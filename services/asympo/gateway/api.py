@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from asympo.common.errors import AsympoError, BadSetting, BrokerUnavailable, InvalidRecord
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.bodies import GroupBody, messages_of, read_group, to_wire
-from asympo.gateway.core import Answer, Gateway, NotReady
+from asympo.gateway.core import Answer, Gateway, NotJoined
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import NotAllowed, Producer, Producers, Scope
 from asympo.gateway.work import Granted
@@ -28,7 +28,7 @@ class Refusal(AsympoError):
         self.status = status
 
 
-class Answered(JSONResponse):
+class AsciiResponse(JSONResponse):
     """JSON in ASCII: a text that quotes a caller's lone surrogate can be sent as well."""
 
     def render(self, content: Any) -> bytes:
@@ -69,7 +69,7 @@ class GatewayApi:
             for answer in answers
         ]
         headers = {"retry-after": "1"} if is_full else {}
-        return Answered({"results": results}, status_code=429 if is_full else 200, headers=headers)
+        return AsciiResponse({"results": results}, status_code=429 if is_full else 200, headers=headers)
 
     async def get_work(self, request: Request) -> JSONResponse:
         """`POST /v1/work`: `{"wait_seconds": 10}`."""
@@ -83,8 +83,8 @@ class GatewayApi:
         found = await self._gateway.get_work(producer, wait_seconds=float(wait_seconds), policy_step=step)
         if not isinstance(found, Granted):
             answer = {"refusal": found.reason, "retry_after_seconds": found.retry_after_seconds}
-            return Answered(answer, status_code=410 if found.reason == "run_ended" else 429)
-        return Answered(
+            return AsciiResponse(answer, status_code=410 if found.reason == "run_ended" else 429)
+        return AsciiResponse(
             {
                 "group_id": found.lease.group_id,
                 "lease_token": found.lease.token,
@@ -105,7 +105,7 @@ class GatewayApi:
         ):
             raise Refusal(400, "lease_tokens, handed_back: give lists of tokens")
         lost = await self._gateway.renew_work(producer, keep=lists[0], hand_back=lists[1])
-        return Answered({"lost": lost})
+        return AsciiResponse({"lost": lost})
 
     async def policy(self, request: Request) -> JSONResponse:
         """`GET /v1/policy`: the newest one; 404 before the first."""
@@ -113,7 +113,7 @@ class GatewayApi:
         newest = await self._calls.run(self._gateway.parts.run_log.policies.latest)
         if newest is None:
             raise Refusal(404, "no policy has been published yet")
-        return Answered({"step": newest.step, "fence": newest.fence, "manifest_digest": newest.digest})
+        return AsciiResponse({"step": newest.step, "fence": newest.fence, "manifest_digest": newest.digest})
 
     def admit(self, request: Request, scope: Scope) -> Producer:
         """Who calls; raises NotAllowed."""
@@ -173,9 +173,9 @@ def build_api(api: GatewayApi, *, gateway: Gateway, metrics_endpoint: Any) -> Fa
     async def refused(request: Request, error: Exception) -> JSONResponse:
         status = _status(error)
         headers = {"www-authenticate": "Bearer"} if status == 401 else {}
-        return Answered({"error": {"message": str(error)}}, status_code=status, headers=headers)
+        return AsciiResponse({"error": {"message": str(error)}}, status_code=status, headers=headers)
 
-    for kind in (Refusal, NotAllowed, NotReady, BrokerUnavailable, BadSetting):
+    for kind in (Refusal, NotAllowed, NotJoined, BrokerUnavailable, BadSetting):
         app.add_exception_handler(kind, refused)
     app.add_api_route("/livez", livez)
     app.add_api_route("/readyz", readyz)
@@ -192,4 +192,4 @@ def _status(error: Exception) -> int:
         return error.status
     if isinstance(error, NotAllowed):
         return 403 if error.is_known else 401
-    return 503 if isinstance(error, NotReady | BrokerUnavailable) else 500
+    return 503 if isinstance(error, NotJoined | BrokerUnavailable) else 500

@@ -17,7 +17,7 @@ from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.broker.joining import connect, wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
-from asympo.gateway.core import Gateway, Parts
+from asympo.gateway.core import Gateway, JoinedParts
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
 from asympo.gateway.producers import Producers
@@ -135,7 +135,7 @@ class GatewayProcess:
         config = await wait_for_config(run_log, self._calls, wait_seconds=CONFIG_WAIT_SECONDS)
         text = PolicyText(config=config, model=settings.model, task_path=settings.task_path)
         work = Work(run_log=run_log, config=config, calls=self._calls, metrics=self._metrics, text=text)
-        self.gateway.attach(Parts(run_log=run_log, config=config, work=work))
+        self.gateway.attach(JoinedParts(run_log=run_log, config=config, work=work))
         log.info("Joined run %s: %d slots", settings.run, config.capacity)
 
 

@@ -6,7 +6,7 @@ from operator import eq
 from typing import Any
 
 from asympo.common.errors import AsympoError
-from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_SEGMENTS, FinishReason, Response, Segment
+from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_SEGMENTS, FinishReason, Response, ResponseSegment
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -95,9 +95,9 @@ class Stretch:
         self.token_ids += [*shown, *turn.answer_ids]
         self.is_sampled += [False] * len(shown) + [True] * len(turn.answer_ids)
 
-    def segment(self, *, after: int, has_context: bool) -> Segment:
+    def segment(self, *, after: int, has_context: bool) -> ResponseSegment:
         """What follows the first `after` tokens; what was shown is context, not a target."""
-        return Segment(
+        return ResponseSegment(
             context_ids=tuple(self.token_ids[:after]) if has_context else (),
             token_ids=tuple(self.token_ids[after:]),
             trained_token_mask=tuple(self.is_sampled[after:]),

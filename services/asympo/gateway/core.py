@@ -25,7 +25,7 @@ POLICY_WAIT_SECONDS = 5.0
 """Longest single wait for a policy; a caller that left is noticed between two."""
 
 
-class NotReady(AsympoError):
+class NotJoined(AsympoError):
     """The gateway has not joined its run yet; ask again."""
 
 
@@ -42,7 +42,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class JoinedParts:
     """What exists once the run is joined."""
 
     run_log: RunLog
@@ -62,18 +62,18 @@ class Gateway:
         self._limits = limits
         self._max_queued = max_queued_groups
         self._queues: dict[str, ProducerQueue] = {}
-        self._parts: Parts | None = None
+        self._parts: JoinedParts | None = None
 
-    def attach(self, parts: Parts) -> None:
+    def attach(self, parts: JoinedParts) -> None:
         """The run is joined: from now on there is something to do."""
         self._parts = parts
         self._limits = replace(self._limits, max_responses=parts.config.group_size)
 
     @property
-    def parts(self) -> Parts:
-        """Raises NotReady before the run is joined."""
+    def parts(self) -> JoinedParts:
+        """Raises NotJoined before the run is joined."""
         if self._parts is None:
-            raise NotReady(
+            raise NotJoined(
                 f"the gateway waits for run {self.run}: no learner has created it, or its broker is away"
             )
         return self._parts
@@ -86,7 +86,7 @@ class Gateway:
     async def submit(
         self, producer: Producer, group: rollout_pb2.RolloutGroup, *, lease_token: str, wait_seconds: float
     ) -> Answer:
-        """Appends one group; says what became of it. Raises NotReady and BrokerUnavailable."""
+        """Appends one group; says what became of it. Raises NotJoined and BrokerUnavailable."""
         if lease_token:
             return await self._submit_leased(producer, group, lease_token)
         pending = await self.enqueue(producer, group, wait_seconds=wait_seconds)
@@ -157,7 +157,7 @@ class Gateway:
         self._metrics.count_group(producer.name, outcome)
         return Answer(outcome=outcome, group_id=lease.group_id)
 
-    def _queue(self, producer: Producer, parts: Parts) -> ProducerQueue:
+    def _queue(self, producer: Producer, parts: JoinedParts) -> ProducerQueue:
         queue = self._queues.get(producer.name)
         if queue is None:
             queue = self._queues[producer.name] = ProducerQueue(

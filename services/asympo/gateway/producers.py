@@ -121,7 +121,7 @@ class Producers:
         return found[0]
 
 
-class Pace:
+class RateLimit:
     """At most so many in a minute: a bucket that holds those of a second, one at least."""
 
     def __init__(self, per_minute: float | None) -> None:

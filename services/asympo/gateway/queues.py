@@ -10,7 +10,7 @@ from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Refused, RunLog, Submission, SubmitOutcome, Submitted
 from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.gateway.metrics import GatewayMetrics
-from asympo.gateway.producers import Pace, Producer
+from asympo.gateway.producers import Producer, RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ProducerQueue:
         self._calls = calls
         self._metrics = metrics
         self._max_slots = producer.max_slots(capacity)
-        self._pace = Pace(producer.groups_per_minute)
+        self._limit = RateLimit(producer.groups_per_minute)
         self._room = asyncio.Semaphore(max_queued)
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -90,7 +90,7 @@ class ProducerQueue:
                 continue
             batch = self._next_batch()
             if not batch:
-                await asyncio.sleep(min(MAX_WAIT_SECONDS, self._pace.wait_seconds))
+                await asyncio.sleep(min(MAX_WAIT_SECONDS, self._limit.wait_seconds))
                 continue
             try:
                 answers, refused = await self._calls.run(
@@ -125,7 +125,7 @@ class ProducerQueue:
             if batch and (len(batch) == MAX_BATCH_GROUPS or num_bytes > MAX_BATCH_BYTES):
                 break
             batch.append(waiting)
-        allowed = self._pace.take(len(batch))
+        allowed = self._limit.take(len(batch))
         for waiting in batch[allowed:]:
             waiting.last = Submitted(outcome=SubmitOutcome.OVER_SHARE, sequence=None)
         return batch[:allowed]

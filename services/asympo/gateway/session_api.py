@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from asympo.gateway.api import Answered, GatewayApi, Refusal
+from asympo.gateway.api import AsciiResponse, GatewayApi, Refusal
 from asympo.gateway.capture import TurnReader
 from asympo.gateway.doors import Doors, NoDoor
 from asympo.gateway.producers import Scope
@@ -45,14 +45,14 @@ class SessionApi:
         if isinstance(group, NoWork):
             status = 410 if group.reason == "run_ended" else 429
             answer = {"refusal": group.reason, "retry_after_seconds": group.retry_after_seconds}
-            return Answered(answer, status_code=status)
-        return Answered(self._started(request, group))
+            return AsciiResponse(answer, status_code=status)
+        return AsciiResponse(self._started(request, group))
 
     async def set_reward(self, request: Request) -> JSONResponse:
         """`POST /rl/set_reward`: `{"session_id": …, "reward": 1.0}`."""
         body = await self._api.read_json(request)
         self._reward(_session_id(body), body)
-        return Answered({})
+        return AsciiResponse({})
 
     async def end(self, request: Request) -> JSONResponse:
         """`POST /rl/end_session`: `{"session_id": …}`."""
@@ -67,7 +67,7 @@ class SessionApi:
         """`GET /sessions/{id}`: what became of it and its group."""
         session = self._sessions.session(session_id)
         group = session.group
-        return Answered(
+        return AsciiResponse(
             {
                 "turns": len(session.turns),
                 "reward": session.reward,
@@ -152,7 +152,7 @@ class SessionApi:
 
     def _end(self, session_id: str) -> JSONResponse:
         group = self._sessions.end(session_id)
-        return Answered({"open": sum(not each.is_closed for each in group.sessions)})
+        return AsciiResponse({"open": sum(not each.is_closed for each in group.sessions)})
 
 
 def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
@@ -160,7 +160,7 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         status = error.status if isinstance(error, SessionRefused) else 503
-        return Answered({"error": {"message": str(error)}}, status_code=status)
+        return AsciiResponse({"error": {"message": str(error)}}, status_code=status)
 
     app.add_exception_handler(SessionRefused, refused)
     app.add_exception_handler(NoDoor, refused)

@@ -29,7 +29,7 @@ from asympo.engines.model_files import local_model
 from asympo.engines.of_run import sampling_of
 from asympo.generator.api import build_api
 from asympo.generator.context import GeneratorContext
-from asympo.generator.core import Generator, Parts
+from asympo.generator.core import Generator, ServingParts
 from asympo.generator.door import open_door
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.presence_reporter import PresenceReporter
@@ -276,7 +276,7 @@ class GeneratorProcess:
 
     # --- serve -----------------------------------------------------------------------------------------
 
-    async def _serve(self, parts: Parts, policy: PolicyRef | None) -> None:
+    async def _serve(self, parts: ServingParts, policy: PolicyRef | None) -> None:
         """Follow policies and lease, until drained or broken."""
         await self.rpc.set_serving(True)
         if policy is not None:
@@ -314,7 +314,7 @@ class GeneratorProcess:
         watcher: PolicyWatcher,
         claim: Callable[[PolicyRef | None], Awaitable[None]],
         journal: AppendJournal | None,
-    ) -> Parts:
+    ) -> ServingParts:
         sampling = sampling_of(context.config)
         gate, groups = VerdictGate(), GroupsInFlight(metrics=context.metrics)
         reloader = Reloader(
@@ -330,7 +330,7 @@ class GeneratorProcess:
             journal=journal,
         )
         worker = Worker(context=context, maker=maker, reloader=reloader, gate=gate, groups=groups)
-        return Parts(
+        return ServingParts(
             engine=context.engine,
             reloader=reloader,
             worker=worker,

@@ -41,7 +41,7 @@ class NotReady(AsympoError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class ServingParts:
     """What exists once the engine serves."""
 
     engine: Engine
@@ -107,14 +107,14 @@ class Generator:
         self._drain_seconds = drain_seconds
         self._is_paused_early = False
         self._is_over = False
-        self.parts: Parts | None = None
+        self.parts: ServingParts | None = None
         self.rate = TokenRate()
         self.is_broker_answering = False
         """Whether the newest presence report arrived."""
         self.loading: PolicyRef | None = None
         """The policy being loaded: the report keeps the learner from deleting it meanwhile."""
 
-    def attach(self, parts: Parts) -> None:
+    def attach(self, parts: ServingParts) -> None:
         """The engine serves: from now on there is something to control."""
         self.parts = parts
         if self._is_paused_early:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from asympo.lab.sampling import Sampler
+from asympo.lab.sampling import AncestralSampler
 from asympo.lab.worlds import Draws, Question, TokenIds, sequence_logprobs
 from asympo.learner.model.policy import Policy, load_model
 from asympo.tasks.base import Task, TaskPrompt
@@ -68,7 +68,7 @@ class LanguageWorld:
         model = self.make_model()
         model.set_attn_implementation("sdpa")
         end = frozenset({int(self._tokenizer.eos_token_id)})
-        return Sampler(model, end_token_ids=end, max_tokens=_MAX_TOKENS)
+        return AncestralSampler(model, end_token_ids=end, max_tokens=_MAX_TOKENS)
 
     def sequence_logprobs(
         self, policy: Policy, sequences: Sequence[tuple[TokenIds, TokenIds]]

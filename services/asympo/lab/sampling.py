@@ -24,7 +24,7 @@ class Drawn:
     """Of each token under the policy that drew it, in float32."""
 
 
-class Sampler:
+class AncestralSampler:
     """Ancestral sampling at temperature 1 with a key-value cache; its model is not the one being trained."""
 
     def __init__(self, model: PreTrainedModel, *, end_token_ids: frozenset[int], max_tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from asympo.common.rollout_log import CommitRecord
 from asympo.learner.context import LearnerContext
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.log.session import LogSession
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.record.traces import GroupTraces
@@ -37,7 +37,7 @@ class Ledger:
         """Segments without signal since the last step."""
 
     def trained(
-        self, segment: Segment, *, row_limits: tuple[int, int], staleness: list[int], begun: float
+        self, segment: LogSegment, *, row_limits: tuple[int, int], staleness: list[int], begun: float
     ) -> None:
         """A step was made of it; its slots are held for the next policy."""
         self._progress.step += 1
@@ -51,7 +51,7 @@ class Ledger:
             staleness=staleness,
         )
 
-    def passed_over(self, segment: Segment, *, row_limits: tuple[int, int]) -> None:
+    def passed_over(self, segment: LogSegment, *, row_limits: tuple[int, int]) -> None:
         """It had no signal: the cursor moves, its slots are free, and nothing else happens."""
         self._consumed(segment, step=None, row_limits=row_limits)
         self._session.free(segment.group_ids)
@@ -76,7 +76,7 @@ class Ledger:
         """Before a save: the rows of what it covers belong on storage first."""
         self._trained_log.flush()
 
-    def _consumed(self, segment: Segment, *, step: int | None, row_limits: tuple[int, int]) -> None:
+    def _consumed(self, segment: LogSegment, *, step: int | None, row_limits: tuple[int, int]) -> None:
         self._trained_log.add(
             segment, after_sequence=self._progress.sequence, step=step, fence=self._progress.fence
         )

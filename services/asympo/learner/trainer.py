@@ -9,7 +9,7 @@ from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
 from asympo.learner.heap import return_free_pages
 from asympo.learner.ledger import Ledger
-from asympo.learner.log.segment import Segment, SegmentReader
+from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.log.session import LogSession
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.record.recorder import StepRecorder
@@ -56,7 +56,7 @@ class Trainer:
         self._recorder = recorder
         self._save_at: float | None = None
         self._probes: tuple[ProbeText, ...] = ()
-        self._held: Segment | None = None
+        self._held: LogSegment | None = None
         self._held_at_reconcile = 0
         self._is_closing = False
 
@@ -113,7 +113,7 @@ class Trainer:
             return
         self._consume(segment)
 
-    def _next_segment(self) -> Segment | None:
+    def _next_segment(self) -> LogSegment | None:
         held, self._held = self._held, None
         if held is not None and self._held_at_reconcile == self._session.num_reconciles:
             return held
@@ -125,7 +125,7 @@ class Trainer:
 
     # --- one segment -----------------------------------------------------------------------------------
 
-    def _consume(self, segment: Segment) -> None:
+    def _consume(self, segment: LogSegment) -> None:
         self._publishing.settle(wait=False)
         if not any(group.has_signal for group in segment.groups):
             self._pass_over(segment)
@@ -153,7 +153,7 @@ class Trainer:
         if step % self._settings.save_every == 0:
             self._save()
 
-    def _pass_over(self, segment: Segment) -> None:
+    def _pass_over(self, segment: LogSegment) -> None:
         """A segment without signal moves the cursor and nothing else."""
         self._ledger.passed_over(segment, row_limits=self._stepper.row_limits)
         is_many = self._ledger.empty_in_a_row >= self._settings.max_empty_segments

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from asympo.common.errors import BadSetting
 from asympo.rewards import scoring
 from asympo.rewards.code import CodeOptions, CodeReward
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcome_of, plain_extra
+from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, outcome_of, plain_extra
 from asympo.rewards.http import HttpOptions, http_reward
 from asympo.tasks.reward_config import RewardConfig
 
@@ -27,7 +27,7 @@ class BuiltIn:
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (asked,), {}
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         if isinstance(result, dict):
             extras = {name: plain_extra(value) for name, value in result.items() if name != "reward"}
             return [outcome_of(result.get("reward"), extras=extras)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.rewards.built_in import BuiltIn, make_built_in
-from asympo.rewards.conventions.base import Asked, Convention, Notes, Outcome, failed
+from asympo.rewards.conventions.base import Asked, Convention, FunctionOutcome, Notes, failed
 from asympo.rewards.conventions.recognise import (
     CONVENTIONS,
     check_signature,
@@ -72,11 +72,11 @@ class RewardFunction:
             named = {name: value for name, value in named.items() if name not in self.dropped}
         return self.function(*positional, **named)
 
-    def outcomes(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def outcomes(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         """What the result says of each response, whatever it is."""
         return self.convention.read(result, asked, notes)
 
-    def raised(self, error: BaseException, asked: Asked) -> list[Outcome]:
+    def raised(self, error: BaseException, asked: Asked) -> list[FunctionOutcome]:
         """The same for every response of the call."""
         reason = f"scoring raised {type(error).__name__}: {error}"
         return [failed("raised", reason)] * len(asked.texts)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from asympo.common.errors import BadSetting
 from asympo.rewards.concurrent import ConcurrentWorker
-from asympo.rewards.conventions.base import FailureKind, Outcome, failed
+from asympo.rewards.conventions.base import FailureKind, FunctionOutcome, failed
 from asympo.rewards.process import WorkerGone, WorkerProcess
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.token_ids import pack_ids
@@ -121,7 +121,7 @@ class Scorer:
             "token_ids": [pack_ids(ids) for ids in token_ids] if self.wants_token_ids else [],
             "progress": dataclasses.asdict(progress),
         }
-        table: list[list[Outcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
+        table: list[list[FunctionOutcome]] = [[_CLOSED] * len(texts) for _ in self._rewards]
         try:
             for future in [future for jobs in self._start(request) for future in jobs]:
                 for number, places, outcomes in future.result():
@@ -197,7 +197,7 @@ class Scorer:
             for number, places in calls:
                 limit_seconds = self._limits[number]
                 reply = worker.hear(timeout_seconds=limit_seconds)
-                answers.append((number, places, [Outcome(**each) for each in reply["outcomes"]]))
+                answers.append((number, places, [FunctionOutcome(**each) for each in reply["outcomes"]]))
         except TimeoutError:
             worker.stop()
             return fail("timed_out", f"scoring took more than {limit_seconds:g} s")
@@ -218,7 +218,7 @@ class Scorer:
             started, limit_seconds = time.monotonic(), self._limits[number]
             try:
                 reply = self._concurrent.ask(_about(request, call), timeout_seconds=limit_seconds)
-                return [(number, places, [Outcome(**each) for each in reply["outcomes"]])]
+                return [(number, places, [FunctionOutcome(**each) for each in reply["outcomes"]])]
             except TimeoutError:
                 outcome = self._failed("timed_out", f"scoring took more than {limit_seconds:g} s and blocked")
                 break
@@ -232,12 +232,12 @@ class Scorer:
                 break
         return [(number, places, [outcome] * len(places))]
 
-    def _failed(self, kind: FailureKind, reason: str) -> Outcome:
+    def _failed(self, kind: FailureKind, reason: str) -> FunctionOutcome:
         return _CLOSED if self._is_closed else failed(kind, reason)
 
     # --- the sum ---------------------------------------------------------------------------------------
 
-    def _sum(self, outcomes: Sequence[Outcome]) -> Score:
+    def _sum(self, outcomes: Sequence[FunctionOutcome]) -> Score:
         """The weighted sum of one response, or why it has none."""
         titles = [reward.title for reward in self._rewards]
         functions = (
@@ -276,7 +276,7 @@ def _about(request: dict[str, Any], call: "_Call") -> dict[str, Any]:
 
 _Call = tuple[int, list[int]]
 """Number of a function, and the places of the responses it is called about."""
-_Answers = list[tuple[int, list[int], list[Outcome]]]
+_Answers = list[tuple[int, list[int], list[FunctionOutcome]]]
 _OWN = RewardConfig(function="exact", name="own")
 """Stands for the task's own scoring, of weight 1."""
 _CLOSED = failed("closed", "scoring was closed")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from asympo.common.errors import AsympoError
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, failed
+from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, failed
 from asympo.rewards.functions import RewardFunction, awaited, load_function, task_function
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.token_ids import unpack_ids
@@ -120,7 +120,7 @@ def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -
     )
 
 
-def _reply(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+def _reply(outcomes: Sequence[FunctionOutcome], seconds: float) -> dict[str, Any]:
     shown = [
         {field.name: value for field in dataclasses.fields(each) if (value := getattr(each, field.name))}
         if each.value != 0

@@ -25,7 +25,7 @@ from asympo.run.processes.services import Services
 from asympo.run.processes.status import GeneratorTotals, History, HttpStatus
 from asympo.run.processes.totals import Totals
 from asympo.run.processes.trouble import ProgressWatch, Warnings
-from asympo.run.report.outcome import LastPolicy, Outcome
+from asympo.run.report.outcome import LastPolicy, RunOutcome
 from asympo.run.report.samples import keep_samples
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Supervisor:
             give_up_seconds=section.give_up_seconds,
         )
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Also where a process cannot go on, which the outcome says; the rest is stopped in order first."""
         self._memory.start()
         broker: Broker | None = None
@@ -105,7 +105,7 @@ class Supervisor:
             if broker is not None:
                 broker.close()
             killed, totals = self._stop_all(is_finished=is_finished, failure=failure)
-        return Outcome(
+        return RunOutcome(
             failure=failure,
             warnings=tuple(self._warnings.lines),
             is_finished=is_finished,

@@ -15,7 +15,7 @@ from asympo.client import AsyncClient, Client, text_group
 from asympo.client.ways import ProducerRefused
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, NoProgress
-from asympo.common.records import FinishReason, Prompt, Response, Segment
+from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment
 from asympo.common.rollout_log import RunLog, RunState
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -71,11 +71,11 @@ def test_response_of_several_segments_comes_as_it_was_sent(
     way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
 ) -> None:
     learner = start_run(log)
-    first = Segment(token_ids=(1, 2, 3), trained_token_mask=(True, False, True))
+    first = ResponseSegment(token_ids=(1, 2, 3), trained_token_mask=(True, False, True))
     responses = (
         Response(token_ids=(1, 2), reward=0.0, finish_reason=FinishReason.STOP),
         Response(
-            segments=(first, Segment(context_ids=(4, 5), token_ids=(6,))),
+            segments=(first, ResponseSegment(context_ids=(4, 5), token_ids=(6,))),
             reward=1.0,
             finish_reason=FinishReason.LENGTH,
         ),

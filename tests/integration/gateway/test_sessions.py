@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from asympo.common.codec import WireLimits, decode_group
-from asympo.common.records import RolloutGroup, Segment
+from asympo.common.records import ResponseSegment, RolloutGroup
 from asympo.common.rollout_log import RunLog
 from asympo.gateway.settings import GatewaySettings
 from asympo.testing.tiny_model import write_tiny_model
@@ -202,7 +202,7 @@ def test_history_that_was_rewritten_or_forked_is_further_segments_of_one_respons
     ]
 
 
-def shown(segment: Segment) -> tuple[bytes, bytes, bytes]:
+def shown(segment: ResponseSegment) -> tuple[bytes, bytes, bytes]:
     mask = segment.trained_token_mask or (True,) * len(segment.token_ids)
     sampled = [token for token, is_sampled in zip(segment.token_ids, mask, strict=True) if is_sampled]
     return bytes(segment.context_ids), bytes(segment.token_ids), bytes(sampled)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from asympo.cli import main
-from asympo.common.archive import ArchivedEntry, Outcome, PartInfo, PartRef, open_archive
+from asympo.common.archive import ArchivedEntry, EntryOutcome, PartInfo, PartRef, open_archive
 from asympo.common.checkpoints.manifest import STATE_FORMAT, sealed_json
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import LogEntry, RunLog
@@ -23,7 +23,7 @@ def archive(log: RunLog, root: Path, entries: list[LogEntry]) -> PartRef:
             sequence=entry.sequence,
             segment_end=entries[-1].sequence,
             step=1,
-            outcome=Outcome.TRAINED,
+            outcome=EntryOutcome.TRAINED,
             reason="",
             group_id=entry.group_id,
             producer=entry.producer,

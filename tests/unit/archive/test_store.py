@@ -8,7 +8,7 @@ import pytest
 from asympo.common.archive import (
     ArchivedEntry,
     ArchiveStore,
-    Outcome,
+    EntryOutcome,
     PartInfo,
     PartRef,
     ReadableGroup,
@@ -34,13 +34,15 @@ GROUP = ReadableGroup(
 )
 
 
-def entry(sequence: int, *, group_id: str = "", outcome: Outcome = Outcome.TRAINED) -> ArchivedEntry:
+def entry(
+    sequence: int, *, group_id: str = "", outcome: EntryOutcome = EntryOutcome.TRAINED
+) -> ArchivedEntry:
     return ArchivedEntry(
         sequence=sequence,
         segment_end=sequence,
-        step=None if outcome is Outcome.WITHOUT_SIGNAL else sequence,
+        step=None if outcome is EntryOutcome.WITHOUT_SIGNAL else sequence,
         outcome=outcome,
-        reason="no record" if outcome is Outcome.DEAD_LETTER else "",
+        reason="no record" if outcome is EntryOutcome.DEAD_LETTER else "",
         group_id=group_id or f"0-{sequence}",
         producer="test",
         entry_id=f"{sequence}-0",

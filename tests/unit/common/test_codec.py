@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from asympo.common.codec import WireLimits, decode_group, encode_group, prompt_from_wire
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, Segment
+from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment, RolloutGroup
 from asympo.v1 import rollout_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,13 +64,13 @@ def masks(token_ids: tuple[int, ...]) -> st.SearchStrategy[tuple[bool, ...] | No
 
 
 @st.composite
-def segments(draw: st.DrawFn) -> tuple[Segment, ...]:
+def segments(draw: st.DrawFn) -> tuple[ResponseSegment, ...]:
     found = []
     for index in range(draw(st.integers(1, 3))):
         token_ids = draw(ids.filter(bool))
         context = draw(ids.filter(bool)) if index else ()
         mask = draw(masks(token_ids))
-        found.append(Segment(context_ids=context, token_ids=token_ids, trained_token_mask=mask))
+        found.append(ResponseSegment(context_ids=context, token_ids=token_ids, trained_token_mask=mask))
     return tuple(found)
 
 
@@ -275,8 +275,11 @@ def test_fields_of_a_later_schema_are_ignored() -> None:
         ({"text": "\ud800"}, "cannot be serialised"),
         ({"trained_token_mask": ()}, "trains nothing"),
         ({"token_ids": (), "text": "x", "trained_token_mask": (True,)}, "no token ids"),
-        ({"segments": (Segment(token_ids=(1,)),)}, "has segments, and token ids"),
-        ({"token_ids": (), "text": "", "segments": (Segment(token_ids=(-1,)),)}, "segment 0 has token id -1"),
+        ({"segments": (ResponseSegment(token_ids=(1,)),)}, "has segments, and token ids"),
+        (
+            {"token_ids": (), "text": "", "segments": (ResponseSegment(token_ids=(-1,)),)},
+            "segment 0 has token id -1",
+        ),
     ],
 )
 def test_producer_is_told_at_once_when_no_reader_would_accept(change: dict[str, Any], reason: str) -> None:

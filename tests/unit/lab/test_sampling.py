@@ -8,7 +8,7 @@ import pytest
 import torch
 from asympo.lab.digits import END, DigitAddition
 from asympo.lab.fast_sampling import FastSampler
-from asympo.lab.sampling import Drawn, Sampler
+from asympo.lab.sampling import AncestralSampler, Drawn
 from asympo.lab.start import tiny_model, weights_of
 from asympo.lab.variants import TokenLosses
 from asympo.lab.worlds import sequence_logprobs
@@ -26,13 +26,13 @@ def policy() -> Policy:
     return Policy(model=tiny_model(TASK), compute_dtype=torch.float32)
 
 
-def general_sampler(policy: Policy) -> Sampler:
+def general_sampler(policy: Policy) -> AncestralSampler:
     model = copy.deepcopy(policy.model)
     model.set_attn_implementation("sdpa")
-    return Sampler(model, end_token_ids=frozenset({END}), max_tokens=5)
+    return AncestralSampler(model, end_token_ids=frozenset({END}), max_tokens=5)
 
 
-def draw(sampler: Sampler | FastSampler, prompts: list[tuple[int, ...]]) -> list[list[Drawn]]:
+def draw(sampler: AncestralSampler | FastSampler, prompts: list[tuple[int, ...]]) -> list[list[Drawn]]:
     return sampler.draw(prompts, num_samples=6, generator=torch.Generator().manual_seed(3))
 
 

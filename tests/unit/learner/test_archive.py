@@ -3,19 +3,19 @@
 from pathlib import Path
 
 import pytest
-from asympo.common.archive import Outcome, PartRef, open_archive
+from asympo.common.archive import EntryOutcome, PartRef, open_archive
 from asympo.common.codec import encode_group
 from asympo.common.errors import PublishFailed
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.advantages import group_advantages
-from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.log.segment import LogSegment, ReadGroup
 from asympo.learner.state.archive import Archive
 
 LIMITS = (1024, 256)
 
 
-def segment(*sequences: int, dead: int | None = None, equal: int | None = None) -> Segment:
+def segment(*sequences: int, dead: int | None = None, equal: int | None = None) -> LogSegment:
     entries, groups = [], []
     for sequence in sequences:
         rewards = (1.0, 1.0) if sequence == equal else (1.0, 0.0)
@@ -43,7 +43,7 @@ def segment(*sequences: int, dead: int | None = None, equal: int | None = None) 
                 advantages=group_advantages(rewards),
             )
             groups.append(group)
-    return Segment(
+    return LogSegment(
         first_sequence=sequences[0],
         last_sequence=sequences[-1],
         groups=tuple(groups),
@@ -70,10 +70,10 @@ def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> 
     (link,) = open_archive(tmp_path).chain(part.tip)
     rows = list(open_archive(tmp_path).read(link))
     assert [(row.sequence, row.segment_end, row.step, row.outcome, row.reason) for row in rows] == [
-        (1, 3, 1, Outcome.TRAINED, ""),
-        (2, 3, 1, Outcome.DEAD_LETTER, "bad record"),
-        (3, 3, 1, Outcome.WITHOUT_SIGNAL, ""),
-        (6, 6, None, Outcome.WITHOUT_SIGNAL, ""),
+        (1, 3, 1, EntryOutcome.TRAINED, ""),
+        (2, 3, 1, EntryOutcome.DEAD_LETTER, "bad record"),
+        (3, 3, 1, EntryOutcome.WITHOUT_SIGNAL, ""),
+        (6, 6, None, EntryOutcome.WITHOUT_SIGNAL, ""),
     ]
     assert link.info.lost == ((4, 5),)
     assert (link.info.first, link.info.last, link.info.step_before, link.info.step) == (1, 6, 0, 1)

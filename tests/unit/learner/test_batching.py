@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asympo.common.records import Segment
+from asympo.common.records import ResponseSegment
 from asympo.learner.model.attention import block_masks, plan_layout
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.position_rule import PositionRule, position_rule
@@ -45,7 +45,9 @@ def draw_response(rng: random.Random) -> TrainedResponse:
         advantage=rng.choice([-1.0, 0.5]),
         trained_token_mask=draw_mask(rng, first),
         segments=tuple(
-            Segment(context_ids=draw_tokens(rng), token_ids=ids, trained_token_mask=draw_mask(rng, ids))
+            ResponseSegment(
+                context_ids=draw_tokens(rng), token_ids=ids, trained_token_mask=draw_mask(rng, ids)
+            )
             for ids in further
         ),
     )
@@ -53,7 +55,7 @@ def draw_response(rng: random.Random) -> TrainedResponse:
 
 def sequences_of(
     group: TrainedGroup, response: TrainedResponse
-) -> list[tuple[tuple[int, ...], TrainedResponse | Segment]]:
+) -> list[tuple[tuple[int, ...], TrainedResponse | ResponseSegment]]:
     return [(group.prompt_ids, response), *((each.context_ids, each) for each in response.segments)]
 
 

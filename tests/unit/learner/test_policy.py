@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.common.records import Segment
+from asympo.common.records import ResponseSegment
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate, num_input_tokens, pack
 from asympo.learner.model.check import check_weights
 from asympo.learner.model.forward_path import ForwardPath
@@ -105,7 +105,7 @@ def _reference_loss(policy: Policy, groups: list[TrainedGroup]) -> tuple[float, 
 
 
 def _trained_nll(
-    policy: Policy, context: tuple[int, ...], sequence: TrainedResponse | Segment
+    policy: Policy, context: tuple[int, ...], sequence: TrainedResponse | ResponseSegment
 ) -> torch.Tensor:
     ids = torch.tensor([context + sequence.token_ids])
     logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
@@ -129,12 +129,15 @@ def segmented_groups(num_groups: int) -> list[TrainedGroup]:
     groups = []
     for group in make_groups(num_groups, seed=3):
         one, two, three, *_ = group.responses
-        summary = Segment(
+        summary = ResponseSegment(
             context_ids=(*group.prompt_ids[:4], 30, 31, 32),
             token_ids=(5, 6, 7, 8),
             trained_token_mask=(True, False, False, True),
         )
-        forks = [Segment(context_ids=group.prompt_ids + two.token_ids[:1], token_ids=(n, 9)) for n in (1, 2)]
+        forks = [
+            ResponseSegment(context_ids=group.prompt_ids + two.token_ids[:1], token_ids=(n, 9))
+            for n in (1, 2)
+        ]
         responses = (
             replace(one, segments=(summary, replace(summary, token_ids=(8, 7, 6, 5)))),
             replace(two, segments=tuple(forks)),
@@ -245,7 +248,7 @@ def test_collate_refuses_what_has_no_mean_nll() -> None:
     empty = TrainedGroup(prompt_ids=(1,), responses=(TrainedResponse(token_ids=(), advantage=1.0),))
     with pytest.raises(ValueError, match="trained token"):
         collate([empty], share_prefixes=True)
-    answer = TrainedResponse(token_ids=(1,), advantage=1.0, segments=(Segment(token_ids=(2,)),))
+    answer = TrainedResponse(token_ids=(1,), advantage=1.0, segments=(ResponseSegment(token_ids=(2,)),))
     with pytest.raises(ValueError, match="without tokens predicts nothing"):
         collate([TrainedGroup(prompt_ids=(1,), responses=(answer,))], share_prefixes=True)
     no_prompt = TrainedGroup(prompt_ids=(), responses=(TrainedResponse(token_ids=(1,), advantage=1.0),))

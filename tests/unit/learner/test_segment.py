@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
-from asympo.common.records import Segment as ResponseSegment
+from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment, RolloutGroup
 from asympo.common.rollout_log import LogEntry, RunConfig
-from asympo.learner.log.segment import GroupReader, Segment, SegmentReader
+from asympo.learner.log.segment import GroupReader, LogSegment, SegmentReader
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.progress import Progress
 
@@ -79,7 +78,7 @@ def group_reader(
     )
 
 
-def segments(log: ListLog, tokenizer: Any, *, per_step: int = 2, limit: int = 5) -> list[Segment]:
+def segments(log: ListLog, tokenizer: Any, *, per_step: int = 2, limit: int = 5) -> list[LogSegment]:
     reader = SegmentReader(
         log=log,
         group_reader=group_reader(tokenizer),

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from asympo.bench.gateway.services import GROUP_SIZE, Services, stub, wait_for_answer
+from asympo.bench.gateway.services import GROUP_SIZE, GatewayServices, stub, wait_for_answer
 from asympo.common.records import RolloutGroup
 from asympo.local.ports import free_port
 
@@ -26,7 +26,7 @@ _NAMED_END = {"appended", "not_enough", "no_capacity", "invalid"}
 """How a group of sessions may end: each tells what became of it."""
 
 
-def measure_overhead(running: Services, *, num_requests: int) -> dict[str, float]:
+def measure_overhead(running: GatewayServices, *, num_requests: int) -> dict[str, float]:
     """Median milliseconds of a request: straight to the engine, through the gateway, through a bare proxy."""
     port = free_port()
     passing = stub("proxy", port, running.doors[0], log_path=running.directory / "proxy.log").start()
@@ -37,7 +37,7 @@ def measure_overhead(running: Services, *, num_requests: int) -> dict[str, float
         passing.kill()
 
 
-async def _overhead(running: Services, proxy: str, num_requests: int) -> dict[str, float]:
+async def _overhead(running: GatewayServices, proxy: str, num_requests: int) -> dict[str, float]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         found: dict[str, float] = {}
         for num_clients in (1, NUM_CLIENTS):
@@ -70,7 +70,9 @@ async def _ask_often(http: aiohttp.ClientSession, base: str, count: int) -> list
     return seconds
 
 
-async def _sessions(http: aiohttp.ClientSession, running: Services, num_groups: int) -> list[dict[str, str]]:
+async def _sessions(
+    http: aiohttp.ClientSession, running: GatewayServices, num_groups: int
+) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for _ in range(num_groups):
         body = {"own_prompt": True, "num_sessions": GROUP_SIZE}
@@ -80,7 +82,7 @@ async def _sessions(http: aiohttp.ClientSession, running: Services, num_groups: 
     return found
 
 
-def measure_sessions(running: Services, *, num_sessions: int, seed: int) -> dict[str, Any]:
+def measure_sessions(running: GatewayServices, *, num_sessions: int, seed: int) -> dict[str, Any]:
     """Agents of five turns while generators die and come back; what became of every session."""
     outcomes = asyncio.run(_chaos(running, num_sessions // GROUP_SIZE, random.Random(seed)))
     logged = Counter(question_of(group) for group in running.groups())
@@ -109,7 +111,7 @@ def _is_lost(end: str, num_logged: int) -> bool:
     return num_logged != (end == "appended") or end not in _NAMED_END
 
 
-async def _chaos(running: Services, num_groups: int, dice: random.Random) -> dict[str, Any]:
+async def _chaos(running: GatewayServices, num_groups: int, dice: random.Random) -> dict[str, Any]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         sessions = await _sessions(http, running, num_groups)
         counts: Counter[str] = Counter()
@@ -126,7 +128,7 @@ async def _chaos(running: Services, num_groups: int, dice: random.Random) -> dic
         return {"ends": ends, "kills": counts["kills"], "again": counts["again"]}
 
 
-async def _kill_engines(running: Services, counts: Counter[str], dice: random.Random) -> None:
+async def _kill_engines(running: GatewayServices, counts: Counter[str], dice: random.Random) -> None:
     while True:
         await asyncio.sleep(dice.uniform(0.05, 0.5))
         engine = dice.choice(running.engines)
@@ -137,7 +139,11 @@ async def _kill_engines(running: Services, counts: Counter[str], dice: random.Ra
 
 
 async def _agent(
-    http: aiohttp.ClientSession, running: Services, session: dict[str, str], number: int, counts: Counter[str]
+    http: aiohttp.ClientSession,
+    running: GatewayServices,
+    session: dict[str, str],
+    number: int,
+    counts: Counter[str],
 ) -> None:
     """Five turns, each sent again until it is answered, and a reward."""
     messages = [{"role": "user", "content": f"question {number}"}]
@@ -164,7 +170,7 @@ async def _answer(
     raise TimeoutError(f"no generator answered a session {MAX_TRIES} times")
 
 
-async def _end_of(http: aiohttp.ClientSession, running: Services, session: dict[str, str]) -> str:
+async def _end_of(http: aiohttp.ClientSession, running: GatewayServices, session: dict[str, str]) -> str:
     for _ in range(600):
         async with http.get(f"{running.http}/sessions/{session['session_id']}") as answer:
             outcome: str = (await answer.json())["group"]["outcome"]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asympo.bench.gateway.services import Services
+from asympo.bench.gateway.services import GatewayServices
 from asympo.bench.log_round import percentiles
 from asympo.client import AsyncClient, FinishReason, Prompt, Response, RolloutGroup, text_group
 from asympo.common.errors import NoProgress
@@ -55,7 +55,7 @@ async def _singly(address: str, groups: Sequence[RolloutGroup]) -> None:
 
 
 def measure_rate(
-    running: Services, make: MakeGroup, *, first: int, count: int, is_stream: bool
+    running: GatewayServices, make: MakeGroup, *, first: int, count: int, is_stream: bool
 ) -> dict[str, Any]:
     """One client with `count` groups, in one stream or one call each."""
     groups = [make(first + number) for number in range(count)]
@@ -75,7 +75,7 @@ def measure_rate(
 
 
 def measure_latency(
-    running: Services, make: MakeGroup, *, rate: float, first: int, seconds: float
+    running: GatewayServices, make: MakeGroup, *, rate: float, first: int, seconds: float
 ) -> dict[str, float]:
     """Single groups at a fixed pace, each timed from the moment at which it was due."""
     return percentiles(asyncio.run(_paced(running.grpc, make, rate=rate, first=first, seconds=seconds)))

@@ -11,7 +11,7 @@ import grpc
 import psutil
 
 from asympo.bench.gateway.ingest import text_of_16k
-from asympo.bench.gateway.services import Services
+from asympo.bench.gateway.services import GatewayServices
 from asympo.client import AsyncClient
 from asympo.common.codec import to_message
 from asympo.v1 import rollout_ingest_service_pb2 as messages
@@ -44,7 +44,7 @@ _VALUES: tuple[Any, ...] = (
 )
 
 
-def measure_malformed(running: Services, *, count: int, seed: int) -> dict[str, Any]:
+def measure_malformed(running: GatewayServices, *, count: int, seed: int) -> dict[str, Any]:
     """Half over HTTP, half over gRPC; what came back, and whether the gateway still works."""
     process, dice = psutil.Process(running.gateway.pid), random.Random(seed)
     # What is loaded at the first request of a kind is no leak.
@@ -61,7 +61,7 @@ def measure_malformed(running: Services, *, count: int, seed: int) -> dict[str, 
     }
 
 
-async def _send(running: Services, count: int, dice: random.Random) -> Counter[str]:
+async def _send(running: GatewayServices, count: int, dice: random.Random) -> Counter[str]:
     answers: Counter[str] = Counter()
     target = running.grpc.removeprefix("grpc://")
     async with aiohttp.ClientSession() as http, grpc.aio.insecure_channel(target) as channel:
@@ -78,7 +78,7 @@ async def _send(running: Services, count: int, dice: random.Random) -> Counter[s
     return answers
 
 
-async def _over_http(http: aiohttp.ClientSession, running: Services, dice: random.Random) -> str:
+async def _over_http(http: aiohttp.ClientSession, running: GatewayServices, dice: random.Random) -> str:
     body = json.dumps(_spoilt(_valid(), dice)).encode()
     if dice.random() < 0.3:
         body = _flipped(body, dice)

@@ -32,7 +32,7 @@ _MAX_OPEN_GROUPS = 100_000
 
 
 @dataclass(kw_only=True, eq=False)
-class Services:
+class GatewayServices:
     """What runs."""
 
     directory: Path
@@ -63,7 +63,7 @@ class Services:
 
 
 @contextmanager
-def services(*, num_engines: int = 0, mean_delay_seconds: float = 0.0) -> Iterator[Services]:
+def services(*, num_engines: int = 0, mean_delay_seconds: float = 0.0) -> Iterator[GatewayServices]:
     """Starts them and ends them."""
     with ExitStack() as ending:
         directory = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="asympo-bench-")))
@@ -94,7 +94,7 @@ def services(*, num_engines: int = 0, mean_delay_seconds: float = 0.0) -> Iterat
         http = f"http://127.0.0.1:{http_port}"
         for address in (f"{http}/readyz", *doors):
             wait_for_answer(gateway, address)
-        yield Services(
+        yield GatewayServices(
             directory=directory,
             broker=broker,
             gateway=gateway,

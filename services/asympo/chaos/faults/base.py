@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asympo.chaos.proxy import Catch, Link, Moment, Trap, Verdict
+from asympo.chaos.proxy import Catch, ClientLink, Handling, Moment, Trap
 from asympo.chaos.resp import Request
 from asympo.chaos.schedule import Fault, Window
-from asympo.chaos.system import Client, System
+from asympo.chaos.system import ProxiedProcess, System
 
 WINDOW_SECONDS = 60.0
 """How long a window may take to come: a learner may have to start first."""
@@ -41,7 +41,7 @@ def is_appended(request: Request, reply: Any) -> bool:
     return isinstance(reply, list) and reply[0] == b"APPENDED"
 
 
-async def window_client(stage: Stage) -> Client:
+async def window_client(stage: Stage) -> ProxiedProcess:
     """The process in whose life the window lies; without a window any one, by the fault's own choice."""
     system, window = stage.system, stage.fault.window
     if window is None:
@@ -52,7 +52,7 @@ async def window_client(stage: Stage) -> Client:
     return await system.learner_training()
 
 
-async def caught_in_window(stage: Stage, client: Client) -> tuple[Trap, Catch]:
+async def caught_in_window(stage: Stage, client: ProxiedProcess) -> tuple[Trap, Catch]:
     """Waits until the client stands in the fault's window, and holds it there."""
     window, link = stage.fault.window, client.link
     if window is Window.APPEND_REPLY:
@@ -67,13 +67,13 @@ async def caught_in_window(stage: Stage, client: Client) -> tuple[Trap, Catch]:
     return trap, await trap.caught(WINDOW_SECONDS)
 
 
-async def _announced(link: Link) -> None:
+async def _announced(link: ClientLink) -> None:
     trap = link.trap(script="announce_policy", moment=Moment.AFTER)
     await trap.caught(WINDOW_SECONDS)
-    trap.release(Verdict.RELAY)
+    trap.release(Handling.RELAY)
 
 
-async def in_window_or_any_time(stage: Stage, client: Client) -> Trap | None:
+async def in_window_or_any_time(stage: Stage, client: ProxiedProcess) -> Trap | None:
     """Comes back in the window, holding the client's message, or after a random while without one."""
     if stage.fault.window is None:
         await asyncio.sleep(stage.rng.uniform(0.0, 0.5))
@@ -82,7 +82,7 @@ async def in_window_or_any_time(stage: Stage, client: Client) -> Trap | None:
     return trap
 
 
-def release(trap: Trap | None, verdict: Verdict) -> None:
+def release(trap: Trap | None, handling: Handling) -> None:
     """Lets go of what a window held, if there was one."""
     if trap is not None:
-        trap.release(verdict)
+        trap.release(handling)

@@ -14,7 +14,7 @@ from asympo.chaos.faults.base import (
     window_client,
 )
 from asympo.chaos.processes import Life
-from asympo.chaos.proxy import Moment, Verdict
+from asympo.chaos.proxy import Handling, Moment
 from asympo.chaos.schedule import Window
 from asympo.chaos.system import LEASE_SECONDS
 
@@ -26,7 +26,7 @@ async def kill_generator(stage: Stage) -> dict[str, Any]:
     client = await stage.system.generator_serving(stage.rng.randrange(2))
     trap = await in_window_or_any_time(stage, client)
     life = await client.process.kill()
-    release(trap, Verdict.DISCARD)
+    release(trap, Handling.DISCARD)
     return {"process": client.name, **_death(life)}
 
 
@@ -36,7 +36,7 @@ async def kill_learner(stage: Stage) -> dict[str, Any]:
     trap = await in_window_or_any_time(stage, client)
     killed_at = time.monotonic()
     life = await client.process.kill()
-    release(trap, Verdict.DISCARD)
+    release(trap, Handling.DISCARD)
     return {"process": client.name, "killed_at": killed_at, **_death(life)}
 
 
@@ -46,7 +46,7 @@ async def kill_broker(stage: Stage) -> dict[str, Any]:
     client = await window_client(stage)
     trap = await in_window_or_any_time(stage, client)
     life = await broker.kill()
-    release(trap, Verdict.DISCARD if stage.fault.window is Window.APPEND_REPLY else Verdict.RELAY)
+    release(trap, Handling.DISCARD if stage.fault.window is Window.APPEND_REPLY else Handling.RELAY)
     await broker.process.until(lambda: broker.process.life is not life, timeout_seconds=10.0)
     await broker.answering()
     return {"process": "broker", "in_window_of": client.name, **_death(life)}
@@ -65,7 +65,7 @@ async def stop_past_lease(stage: Stage) -> dict[str, Any]:
     token = catch.request.arguments[0]
     stopped_at = time.monotonic()
     client.process.send(signal.SIGSTOP)
-    trap.release(Verdict.RELAY)
+    trap.release(Handling.RELAY)
     try:
         await asyncio.sleep(LEASE_SECONDS)
         # Leases expire when somebody asks for work; the other generator may have none to ask for.

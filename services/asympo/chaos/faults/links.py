@@ -13,7 +13,7 @@ from asympo.chaos.faults.base import (
     release,
     window_client,
 )
-from asympo.chaos.proxy import Moment, Verdict
+from asympo.chaos.proxy import Handling, Moment
 from asympo.chaos.system import CLIENT_TIMEOUT_SECONDS
 
 
@@ -41,7 +41,7 @@ async def link_drop(stage: Stage) -> dict[str, Any]:
     trap = await in_window_or_any_time(stage, client)
     link.num_swallowed, hung_up_before = 0, link.num_hung_up
     link.is_deaf = True
-    release(trap, Verdict.DISCARD)
+    release(trap, Handling.DISCARD)
     try:
         async with asyncio.timeout(3 * CLIENT_TIMEOUT_SECONDS + 5.0):
             while link.num_hung_up == hung_up_before:
@@ -64,7 +64,7 @@ async def link_reset(stage: Stage) -> dict[str, Any]:
     client = await window_client(stage)
     trap = await in_window_or_any_time(stage, client)
     num_reset, opened_before = client.link.reset(), client.link.num_opened
-    release(trap, Verdict.DISCARD)
+    release(trap, Handling.DISCARD)
     if not num_reset:
         raise NotObserved(f"{client.name} had no connection to reset")
     async with asyncio.timeout(30.0):
@@ -84,7 +84,7 @@ async def duplicate_append(stage: Stage) -> dict[str, Any]:
         except OSError as error:
             raise NotObserved(f"the second append of {client.name} got no answer: {error}") from error
     finally:
-        trap.release(Verdict.RELAY)
+        trap.release(Handling.RELAY)
     outcome = second[0] if isinstance(second, list) else second
     if outcome != b"DUPLICATE" or second[1] != catch.reply[1]:
         raise PromiseBroken(

@@ -11,7 +11,7 @@ from asympo.chaos.evidence import Rollback
 from asympo.chaos.faults.base import NotObserved, Stage
 from asympo.chaos.processes import Supervised
 from asympo.chaos.shim import Control
-from asympo.chaos.system import STEP, Client
+from asympo.chaos.system import STEP, ProxiedProcess
 from asympo.common.errors import BrokerUnavailable
 
 _EFFECT_SECONDS = 30.0
@@ -36,7 +36,7 @@ async def slow_fsync(stage: Stage) -> dict[str, Any]:
     return {"process": "broker", "delay_seconds": round(seconds, 3), "write_seconds": round(measured, 3)}
 
 
-async def _slow_learner(learner: Client, seconds: float) -> dict[str, Any]:
+async def _slow_learner(learner: ProxiedProcess, seconds: float) -> dict[str, Any]:
     control = _control(learner.control)
     before = control.num_slow_fsyncs
     control.slow_fsync(seconds)

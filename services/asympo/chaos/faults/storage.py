@@ -12,8 +12,8 @@ from typing import Any
 
 from asympo.chaos.faults.base import WINDOW_SECONDS, NotObserved, PromiseBroken, Stage
 from asympo.chaos.processes import ProcessEnded
-from asympo.chaos.proxy import Moment, Verdict
-from asympo.chaos.system import START_SECONDS, TRAINING, Client
+from asympo.chaos.proxy import Handling, Moment
+from asympo.chaos.system import START_SECONDS, TRAINING, ProxiedProcess
 from asympo.common.errors import Fenced
 
 _TORN_SECONDS = 20.0
@@ -35,7 +35,7 @@ async def torn_checkpoint(stage: Stage) -> dict[str, Any]:
     return await _tear_state(stage, learner)
 
 
-async def _die_while_saving(learner: Client, run_directory: Path) -> dict[str, Any]:
+async def _die_while_saving(learner: ProxiedProcess, run_directory: Path) -> dict[str, Any]:
     assert learner.control is not None
     learner.control.slow_fsync(_SAVING_SECONDS)
     try:
@@ -49,13 +49,13 @@ async def _die_while_saving(learner: Client, run_directory: Path) -> dict[str, A
     return {"process": learner.name, "killed_at": killed_at, "torn": torn.name, "how": "died while saving"}
 
 
-async def _tear_state(stage: Stage, learner: Client) -> dict[str, Any]:
+async def _tear_state(stage: Stage, learner: ProxiedProcess) -> dict[str, Any]:
     trap = learner.link.trap(script="commit", moment=Moment.BEFORE)
     catch = await trap.caught(WINDOW_SECONDS)
     name = catch.request.arguments[4].decode()
     killed_at = time.monotonic()
     await learner.process.kill(is_restarted=False)
-    trap.release(Verdict.DISCARD)
+    trap.release(Handling.DISCARD)
     try:
         how = tear(stage.system.run_directory / "train" / name, stage.rng)
     except FileNotFoundError as error:
@@ -66,7 +66,7 @@ async def _tear_state(stage: Stage, learner: Client) -> dict[str, Any]:
     return {"process": learner.name, "killed_at": killed_at, "torn": name, "how": how}
 
 
-async def _tear_policy(stage: Stage, learner: Client) -> dict[str, Any]:
+async def _tear_policy(stage: Stage, learner: ProxiedProcess) -> dict[str, Any]:
     trap = learner.link.trap(script="announce_policy", moment=Moment.BEFORE)
     catch = await trap.caught(WINDOW_SECONDS)
     try:
@@ -76,7 +76,7 @@ async def _tear_policy(stage: Stage, learner: Client) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise NotObserved(f"the policy to tear is not there: {error}") from error
     finally:
-        trap.release(Verdict.RELAY)
+        trap.release(Handling.RELAY)
     return {"process": learner.name, "torn": path.name, "how": how}
 
 
@@ -129,7 +129,7 @@ async def zombie_learner(stage: Stage) -> dict[str, Any]:
     finally:
         answer = zombie.link.trap(moment=Moment.AFTER, is_wanted=_is_fenced_script)
         zombie.process.send(signal.SIGCONT)
-        trap.release(Verdict.RELAY)
+        trap.release(Handling.RELAY)
     reply = await _zombie_answer(answer)
     await zombie.process.until(lambda: life.exit_code is not None, timeout_seconds=_TORN_SECONDS * 3)
     if life.exit_code != Fenced.exit_code:
@@ -161,7 +161,7 @@ async def _zombie_answer(answer: Any) -> str:
     except TimeoutError:
         raise NotObserved("the superseded learner asked the broker nothing") from None
     finally:
-        answer.release(Verdict.RELAY)
+        answer.release(Handling.RELAY)
     status = catch.reply[0].decode() if isinstance(catch.reply[0], bytes) else str(catch.reply[0])
     if status != "FENCED":
         raise PromiseBroken(

@@ -9,7 +9,7 @@ Imports pyarrow when something is read or written, not before.
 
 from asympo.common.archive.rows import (
     ArchivedEntry,
-    Outcome,
+    EntryOutcome,
     PartInfo,
     PartRef,
     ReadableGroup,
@@ -20,7 +20,7 @@ from asympo.common.archive.store import ArchiveStore, open_archive
 __all__ = [
     "ArchiveStore",
     "ArchivedEntry",
-    "Outcome",
+    "EntryOutcome",
     "PartInfo",
     "PartRef",
     "ReadableGroup",

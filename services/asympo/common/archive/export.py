@@ -12,7 +12,7 @@ from typing import Any
 from asympo.common.archive.choice import Choice
 from asympo.common.archive.parquet import read_table, table_of
 from asympo.common.archive.readable import by_step, readable, write_tables
-from asympo.common.archive.rows import ArchivedEntry, Outcome, PartInfo, PartRef, ReadableGroup
+from asympo.common.archive.rows import ArchivedEntry, EntryOutcome, PartInfo, PartRef, ReadableGroup
 from asympo.common.archive.store import ArchiveStore
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group
@@ -76,7 +76,7 @@ def iter_groups(
     for entry in backlog:
         step = step_of(entry.sequence)
         if choice.takes_step(step):
-            yield ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason="", step=step)
+            yield ArchivedEntry.of(entry, outcome=EntryOutcome.BACKLOG, reason="", step=step)
 
 
 def _may_have(info: PartInfo, choice: Choice) -> bool:
@@ -130,7 +130,7 @@ def _waiting(entry: LogEntry, step: int | None) -> tuple[ArchivedEntry, Readable
             response_ids=[response.token_ids for response in record.responses],
             advantages=[response.reward - mean for response in record.responses],
         )
-    return ArchivedEntry.of(entry, outcome=Outcome.BACKLOG, reason=reason, step=step), group
+    return ArchivedEntry.of(entry, outcome=EntryOutcome.BACKLOG, reason=reason, step=step), group
 
 
 def _write_lines(path: Path, tables: Iterable[Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from asympo.common.archive.rows import FORMAT, ArchivedEntry, Outcome, PartInfo, ReadableGroup
+from asympo.common.archive.rows import FORMAT, ArchivedEntry, EntryOutcome, PartInfo, ReadableGroup
 from asympo.common.errors import BadSetting, CorruptArchive
 from asympo.common.foreign.documents import parse_object
 from asympo.common.foreign.text import reason_of
@@ -72,7 +72,7 @@ def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
         file = pq.ParquetFile(io.BytesIO(content))
         for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
             for row in batch.to_pylist():
-                yield ArchivedEntry(**{**row, "outcome": Outcome(row["outcome"])})
+                yield ArchivedEntry(**{**row, "outcome": EntryOutcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise CorruptArchive(f"{path} is not an archive part: {reason_of(error)}") from error
 

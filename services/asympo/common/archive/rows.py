@@ -19,7 +19,7 @@ _KEPT = ("sequence", "group_id", "producer", "entry_id", "appended_at_seconds", 
 """Of a log's entry."""
 
 
-class Outcome(StrEnum):
+class EntryOutcome(StrEnum):
     """What the learner did with an entry."""
 
     TRAINED = "trained"
@@ -43,7 +43,7 @@ class ArchivedEntry:
     0 in the backlog."""
     step: int | None
     """Optimizer step of that segment; None when the segment was passed over."""
-    outcome: Outcome
+    outcome: EntryOutcome
     """What was done with it."""
     reason: str
     """Why it was set aside; empty otherwise."""
@@ -60,7 +60,13 @@ class ArchivedEntry:
 
     @classmethod
     def of(
-        cls, entry: LogEntry, *, outcome: Outcome, reason: str, segment_end: int = 0, step: int | None = None
+        cls,
+        entry: LogEntry,
+        *,
+        outcome: EntryOutcome,
+        reason: str,
+        segment_end: int = 0,
+        step: int | None = None,
     ) -> "ArchivedEntry":
         """An entry of the log, and what became of it."""
         kept = {name: getattr(entry, name) for name in _KEPT}

@@ -70,7 +70,7 @@ def _trained(response: Response, token_ids: tuple[int, ...], advantage: float) -
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class LogSegment:
     """A contiguous part of the log that makes one step."""
 
     first_sequence: int
@@ -219,7 +219,7 @@ class SegmentReader:
         last = self._waiting or self._entries
         return last[-1].sequence if last else self._log.progress.sequence
 
-    def poll(self, *, block_seconds: float) -> Segment | None:
+    def poll(self, *, block_seconds: float) -> LogSegment | None:
         """The next segment, or None when the log holds no complete one after `block_seconds`."""
         if not self._waiting:
             self._waiting.extend(
@@ -238,7 +238,7 @@ class SegmentReader:
             self._rewind()
         return None
 
-    def flush(self) -> Segment | None:
+    def flush(self) -> LogSegment | None:
         """What is left when no further entry will come; None when that is nothing."""
         return self._give_out() if self._entries and not self._waiting else None
 
@@ -262,8 +262,8 @@ class SegmentReader:
         else:
             self._log.free([entry.group_id])
 
-    def _give_out(self) -> Segment:
-        segment = Segment(
+    def _give_out(self) -> LogSegment:
+        segment = LogSegment(
             first_sequence=self._entries[0].sequence,
             last_sequence=self._entries[-1].sequence,
             groups=tuple(self._groups),

@@ -17,7 +17,7 @@ from itertools import compress
 
 import numpy as np
 
-from asympo.common.records import Segment
+from asympo.common.records import ResponseSegment
 from asympo.learner.model.prefix_tree import NO_TOKENS, IntArray, lay_out
 
 
@@ -30,7 +30,7 @@ class TrainedResponse:
     advantage: float
     trained_token_mask: tuple[bool, ...] | None = None
     """Which tokens count in the mean NLL; None is all."""
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[ResponseSegment, ...] = ()
     """Further sequences of the same response, each after a context of its own."""
 
     @property
@@ -208,7 +208,7 @@ def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBa
         prompt = np.array(group.prompt_ids, dtype=np.int64)
         for response in group.responses:
             first = len(trained)
-            parts: tuple[TrainedResponse | Segment, ...] = (response, *response.segments)
+            parts: tuple[TrainedResponse | ResponseSegment, ...] = (response, *response.segments)
             contexts = (prompt, *(np.array(each.context_ids, dtype=np.int64) for each in response.segments))
             for context, part in zip(contexts, parts, strict=True):
                 if not len(context):
@@ -240,7 +240,7 @@ def collate(groups: Sequence[TrainedGroup], *, share_prefixes: bool) -> PackedBa
     )
 
 
-def _trained_tokens(sequence: TrainedResponse | Segment) -> IntArray:
+def _trained_tokens(sequence: TrainedResponse | ResponseSegment) -> IntArray:
     """Ascending indexes of the tokens that count."""
     mask = sequence.trained_token_mask or (True,) * len(sequence.token_ids)
     if len(mask) != len(sequence.token_ids) or not any(mask):

@@ -75,13 +75,13 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class NllsAndGradients:
     """Mean NLLs of all responses and gradients of all parameters."""
 
     nll_R: Tensor
     gradients: list[Tensor]
 
-    def minus(self, other: "Measured") -> Difference:
+    def minus(self, other: "NllsAndGradients") -> Difference:
         """Relative to `other`."""
         norms = [each.norm() for each in other.gradients]
         whole = torch.stack(norms).norm()
@@ -125,7 +125,7 @@ def check_model(config: PretrainedConfig, *, is_checkpointed: bool) -> Checked:
 def _first_right(
     model: PreTrainedModel,
     config: PretrainedConfig,
-    theirs: Measured,
+    theirs: NllsAndGradients,
     *,
     bound: Difference,
     is_checkpointed: bool,
@@ -154,7 +154,7 @@ def _ways(config: PretrainedConfig) -> list[ForwardPath]:
     return [*(ForwardPath(alone_above=limit) for limit in limits), *own]
 
 
-def own_forward(model: PreTrainedModel) -> Measured:
+def own_forward(model: PreTrainedModel) -> NllsAndGradients:
     """The miniature's own, a sequence at a time; raises CannotTry, and BadModel where it is not causal."""
     kind = f"a model of the kind {model.config.model_type}"
     versions = [parameter._version for parameter in model.parameters()]
@@ -187,7 +187,7 @@ def _is_causal(model: PreTrainedModel, ids: Ids, ending: Ids, other: Ids) -> boo
     return torch.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
-def _measured(model: PreTrainedModel, path: ForwardPath, *, is_backwards: bool = False) -> Measured:
+def _measured(model: PreTrainedModel, path: ForwardPath, *, is_backwards: bool = False) -> NllsAndGradients:
     policy = Policy(model=model, compute_dtype=next(model.parameters()).dtype, path=path)
     groups = groups_for_check()
     if is_backwards:
@@ -195,7 +195,7 @@ def _measured(model: PreTrainedModel, path: ForwardPath, *, is_backwards: bool =
     return measure(policy, groups, [p for p in model.parameters() if p.requires_grad])
 
 
-def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence[Tensor]) -> Measured:
+def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence[Tensor]) -> NllsAndGradients:
     """What the policy says as it is."""
     policy.model.zero_grad(set_to_none=True)
     nlls: dict[Ids, Tensor] = {}
@@ -205,7 +205,7 @@ def measure(policy: Policy, groups: Sequence[TrainedGroup], parameters: Sequence
         (nll_R * nll_R.new_tensor(batch.advantage_R)).sum().backward(inputs=list(parameters))
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     policy.model.zero_grad(set_to_none=True)
-    return Measured(nll_R=torch.stack([nlls[key] for key in sorted(nlls)]), gradients=gradients)
+    return NllsAndGradients(nll_R=torch.stack([nlls[key] for key in sorted(nlls)]), gradients=gradients)
 
 
 def check_weights(policy: Policy) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from asympo.common.rollout_log import LogStats
 from asympo.learner.context import LearnerContext
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.record.samples import sample_groups
 from asympo.learner.record.step_record import step_row
 from asympo.learner.record.trackers import Trackers
@@ -52,7 +52,7 @@ class StepRecorder:
 
     def stepped(
         self,
-        segment: Segment,
+        segment: LogSegment,
         result: StepResult,
         *,
         staleness: list[int],

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from asympo.common.records import Response
-from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.log.segment import LogSegment, ReadGroup
 
 MAX_SAMPLES_A_STEP = 8
 _MAX_SHOWN_CHARS = 8192
 
 
 def sample_groups(
-    segment: Segment, *, step: int, decode: Callable[[Sequence[int]], str]
+    segment: LogSegment, *, step: int, decode: Callable[[Sequence[int]], str]
 ) -> list[dict[str, Any]]:
     """The first groups of a segment as the page shows them."""
     return [_sample(group, step=step, decode=decode) for group in segment.groups[:MAX_SAMPLES_A_STEP]]

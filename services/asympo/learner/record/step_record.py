@@ -6,7 +6,7 @@ from typing import Any
 
 from asympo.common.records import MAX_FUNCTION_VALUES, FinishReason
 from asympo.common.rollout_log import LogStats
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.step.step import StepResult
 
 
@@ -14,7 +14,7 @@ def step_row(
     *,
     step: int,
     fence: int,
-    segment: Segment,
+    segment: LogSegment,
     result: StepResult,
     staleness: Sequence[int],
     generation_staleness_mean: float | None,
@@ -82,7 +82,7 @@ def _computing(result: StepResult) -> dict[str, Any]:
     }
 
 
-def function_numbers(segment: Segment) -> dict[str, float]:
+def function_numbers(segment: LogSegment) -> dict[str, float]:
     """Mean of each reward function's values, and its mean spread inside groups: 0 says it ranks nothing."""
     means: dict[str, list[float]] = {}
     spreads: dict[str, list[float]] = {}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from asympo.common.clock import Clock
 from asympo.common.tracing import Tracing
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 
 _NS = 1_000_000_000
 
@@ -18,7 +18,7 @@ class GroupTraces:
         # Once: the two clocks cannot be read at the same instant, and the order of our spans must not suffer.
         self._offset_seconds = min(_offset(clock) for _ in range(5))[1]
 
-    def trained(self, segment: Segment, *, step: int, begun: float) -> None:
+    def trained(self, segment: LogSegment, *, step: int, begun: float) -> None:
         """A step on this segment has just ended; `begun` is monotonic."""
         if not self._tracing.is_on:
             return

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asympo.common.jsonl import JsonlWriter
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class TrainedLog:
         self._on_failure = on_failure
         self._unwritten: list[dict[str, Any]] = []
 
-    def add(self, segment: Segment, *, after_sequence: int, step: int | None, fence: int) -> None:
+    def add(self, segment: LogSegment, *, after_sequence: int, step: int | None, fence: int) -> None:
         """One segment that was consumed when the cursor stood at `after_sequence`."""
         self._unwritten.append(
             {

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from asympo.common.archive import ArchivedEntry, Outcome, PartInfo, open_archive
+from asympo.common.archive import ArchivedEntry, EntryOutcome, PartInfo, open_archive
 from asympo.common.archive.store import Part
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.model.weights import named_weights
 from asympo.learner.progress import Progress
 from asympo.learner.publish.policy_files import read_weights
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
+class FirstDifference:
     """The first thing that is not the same."""
 
     where: str
@@ -60,7 +60,7 @@ class ReplayReport:
     policies_compared: int
     states_superseded: int
     """States of learners whose work was not carried on; not compared."""
-    first_difference: Difference | None
+    first_difference: FirstDifference | None
 
 
 class ArchivedLog:
@@ -144,7 +144,7 @@ class Replay:
         Raises SequenceGap, CorruptArchive, ReplayDiverged when the entries make other steps here than they
         made in the run, and BadSetting where this build or device cannot give the same bits.
         """
-        difference: Difference | None = None
+        difference: FirstDifference | None = None
         for part in self._parts:
             difference = self._replay(part, until_step)
             if difference is not None or self._is_over(until_step):
@@ -169,7 +169,7 @@ class Replay:
 
     # --- one part --------------------------------------------------------------------------------------
 
-    def _replay(self, part: Part, until_step: int | None) -> Difference | None:
+    def _replay(self, part: Part, until_step: int | None) -> FirstDifference | None:
         self._follow_recipe(part)
         fence = part.info.fence
         difference = self._policy_difference(fence)
@@ -226,7 +226,7 @@ class Replay:
                 self._num_superseded += 1
         return found
 
-    def _state_difference(self, part: Part) -> Difference | None:
+    def _state_difference(self, part: Part) -> FirstDifference | None:
         for name in self._states_by_part.get(part.ref.sha256, []):
             if self._states.read(name).sequence != part.info.last:
                 continue
@@ -235,12 +235,12 @@ class Replay:
             tensor = first_difference(stored, ours)
             if tensor is not None:
                 where = str(self._states.path / name)
-                return Difference(where=where, step=self._training.progress.step, tensor=tensor)
+                return FirstDifference(where=where, step=self._training.progress.step, tensor=tensor)
             self._num_states += 1
             log.info("Training state %s: the same", name)
         return None
 
-    def _policy_difference(self, fence: int) -> Difference | None:
+    def _policy_difference(self, fence: int) -> FirstDifference | None:
         ref = self._uncompared.pop((self._training.progress.step, fence), None)
         if ref is None:
             return None
@@ -251,7 +251,7 @@ class Replay:
         rounded = {name: ours[name].to(tensor.dtype).cpu() for name, tensor in stored.items()}
         tensor = first_difference(stored, rounded)
         if tensor is not None:
-            return Difference(where=str(ref.path), step=self._training.progress.step, tensor=tensor)
+            return FirstDifference(where=str(ref.path), step=self._training.progress.step, tensor=tensor)
         self._num_policies += 1
         return None
 
@@ -281,12 +281,12 @@ def segments_of(entries: Iterator[ArchivedEntry], *, after_sequence: int) -> Ite
             segment = []
 
 
-def check_same_segment(entries: Sequence[ArchivedEntry], segment: Segment | None, *, step: int) -> None:
+def check_same_segment(entries: Sequence[ArchivedEntry], segment: LogSegment | None, *, step: int) -> None:
     """Raises ReplayDiverged unless the entries made here what they had made in the run."""
     span = f"groups {entries[0].sequence} to {entries[-1].sequence}"
     if segment is None or segment.last_sequence != entries[-1].segment_end:
         raise ReplayDiverged(f"{span} made one step in the run but do not here: groups_per_step differs")
-    set_aside = {entry.sequence for entry in entries if entry.outcome is Outcome.DEAD_LETTER}
+    set_aside = {entry.sequence for entry in entries if entry.outcome is EntryOutcome.DEAD_LETTER}
     if set_aside != set(segment.reasons):
         number = min(set_aside ^ set(segment.reasons))
         raise ReplayDiverged(

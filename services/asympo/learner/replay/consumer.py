@@ -3,7 +3,7 @@
 import logging
 
 from asympo.common.trained_ids import TrainedIds
-from asympo.learner.log.segment import Segment, SegmentLog, SegmentReader
+from asympo.learner.log.segment import LogSegment, SegmentLog, SegmentReader
 from asympo.learner.step.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class LogConsumer:
         self.progress = source.progress
         """Where it stands."""
 
-    def advance(self, *, block_seconds: float = 0.0, is_last: bool = False) -> Segment | None:
+    def advance(self, *, block_seconds: float = 0.0, is_last: bool = False) -> LogSegment | None:
         """Consumes the next segment; None when the log holds no complete one.
 
         `is_last`: no entry follows what can be read, so the rest makes a segment.

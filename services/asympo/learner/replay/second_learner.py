@@ -16,7 +16,7 @@ from asympo.common.errors import BadSetting, BrokerUnavailable, CorruptArchive, 
 from asympo.common.lifecycle import StopSignal
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
-from asympo.learner.log.segment import Segment
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.replay.followed_decisions import FollowedDecisions
@@ -212,7 +212,7 @@ class SecondLearner:
         self._states.prune(keep=self._settings.keep_states)
         return name
 
-    def _advance(self) -> tuple[Segment | None, bool]:
+    def _advance(self) -> tuple[LogSegment | None, bool]:
         """The next segment, if there is one, and whether the run is over; waits while the broker is away."""
         try:
             self._decisions.refresh(step=self._training.progress.step)

@@ -7,12 +7,12 @@ from typing import Any
 from asympo.common.archive import (
     ArchivedEntry,
     ArchiveStore,
-    Outcome,
+    EntryOutcome,
     PartInfo,
     PartRef,
     ReadableGroup,
 )
-from asympo.learner.log.segment import ReadGroup, Segment
+from asympo.learner.log.segment import LogSegment, ReadGroup
 
 _Row = tuple[ArchivedEntry, ReadableGroup | None]
 
@@ -63,7 +63,7 @@ class Archive:
         self._is_swept = False
         self._unnamed: set[str] = set()
 
-    def consumed(self, segment: Segment, *, step: int | None, row_limits: tuple[int, int]) -> None:
+    def consumed(self, segment: LogSegment, *, step: int | None, row_limits: tuple[int, int]) -> None:
         """One segment, with the optimizer step it made, or None when it was passed over.
 
         `row_limits`: most tokens of a row and logits at once, as the step used them.
@@ -119,15 +119,15 @@ def _changes(row_limits: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int
     )
 
 
-def _rows(segment: Segment, step: int | None) -> list[_Row]:
+def _rows(segment: LogSegment, step: int | None) -> list[_Row]:
     groups = {group.sequence: group for group in segment.groups}
     rows: list[_Row] = []
     for entry in segment.entries:
         group = groups.get(entry.sequence)
         if group is None:
-            outcome = Outcome.DEAD_LETTER
+            outcome = EntryOutcome.DEAD_LETTER
         else:
-            outcome = Outcome.TRAINED if group.has_signal else Outcome.WITHOUT_SIGNAL
+            outcome = EntryOutcome.TRAINED if group.has_signal else EntryOutcome.WITHOUT_SIGNAL
         archived = ArchivedEntry.of(
             entry,
             outcome=outcome,

@@ -22,7 +22,7 @@ from asympo.learner.step.published_values import PublishedValues
 
 if TYPE_CHECKING:
     # Only its type: whoever trains on groups at hand (benchmarks) needs no client of the log.
-    from asympo.learner.log.segment import Segment
+    from asympo.learner.log.segment import LogSegment
     from asympo.learner.step.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Stepper:
         peak = known_peak(policy.device, policy.compute_dtype)
         self._peak_flops = peak and peak * (1 if shards is None else shards.num_ranks)
 
-    def step(self, segment: "Segment", *, step: int) -> StepResult:
+    def step(self, segment: "LogSegment", *, step: int) -> StepResult:
         """Trains on a segment with at least one group with signal; `step` counts from 1."""
         scope = StepScope(
             num_responses=segment.num_responses,

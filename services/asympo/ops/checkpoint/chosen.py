@@ -20,7 +20,7 @@ _WORDS = "STEP, best or last"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenWeights:
     """Weights that a command was asked about, on this machine."""
 
     path: Path
@@ -47,7 +47,7 @@ def add_choice_flags(parser: ArgumentParser, *, needs_run: bool) -> None:
     add_eval_flags(parser)
 
 
-def choose(text: str, arguments: Namespace) -> Chosen:
+def choose(text: str, arguments: Namespace) -> ChosenWeights:
     """The policy of the run, every byte checked, or the directory; BadSetting, CorruptCheckpoint."""
     is_policy = text in ("best", "last") or text.isdecimal() or parse_name(text) is not None
     if is_policy:
@@ -55,10 +55,10 @@ def choose(text: str, arguments: Namespace) -> Chosen:
     path = given_path(text)
     if not path.is_dir():
         raise BadSetting(f"{text!r} is neither a policy ({_WORDS}) nor a directory")
-    return Chosen(path=path, ref=None)
+    return ChosenWeights(path=path, ref=None)
 
 
-def choose_policy(text: str, arguments: Namespace) -> Chosen:
+def choose_policy(text: str, arguments: Namespace) -> ChosenWeights:
     """The same for a policy of the run only."""
     if arguments.run is None:
         raise BadSetting(f"{text} is a policy of a run: say which with --run")
@@ -79,7 +79,7 @@ def choose_policy(text: str, arguments: Namespace) -> Chosen:
             raise BadSetting(f"{text!r} is no policy: give {_WORDS}")
         ref = _named(store, name)
     store.verify(ref)
-    return Chosen(path=ref.path, ref=ref)
+    return ChosenWeights(path=ref.path, ref=ref)
 
 
 def best_result(arguments: Namespace) -> EvalResult:

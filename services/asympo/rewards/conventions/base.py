@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class FunctionOutcome:
     """What one function says of one response."""
 
     value: float | None = None
@@ -64,15 +64,17 @@ class Outcome:
     """What else the function said of the response; numbers are drawn, the rest is shown with it."""
 
 
-def failed(kind: FailureKind, reason: str) -> Outcome:
+def failed(kind: FailureKind, reason: str) -> FunctionOutcome:
     """A response that has no value, and why."""
-    return Outcome(kind=kind, reason=reason[:MAX_REASON_CHARS])
+    return FunctionOutcome(kind=kind, reason=reason[:MAX_REASON_CHARS])
 
 
-def outcome_of(value: Any, *, may_be_none: bool = False, extras: dict[str, Any] | None = None) -> Outcome:
+def outcome_of(
+    value: Any, *, may_be_none: bool = False, extras: dict[str, Any] | None = None
+) -> FunctionOutcome:
     """A returned value as a number: bools and numpy scalars are; texts, lists and NaN are not."""
     if value is None and may_be_none:
-        return Outcome(extras=extras or {})
+        return FunctionOutcome(extras=extras or {})
     shape = getattr(value, "shape", ())
     if value is None or isinstance(value, str | bytes) or tuple(shape) != ():
         return failed("wrong_result", f"scoring returned {_short(value)}, which is not a number")
@@ -82,10 +84,10 @@ def outcome_of(value: Any, *, may_be_none: bool = False, extras: dict[str, Any] 
         return failed("wrong_result", f"scoring returned {_short(value)}, which is not a number")
     if not math.isfinite(number) or abs(number) > MAX_ABS_REWARD:
         return failed("not_finite", f"reward is {number}, not a finite number of at most {MAX_ABS_REWARD:g}")
-    return Outcome(value=number, extras=extras or {})
+    return FunctionOutcome(value=number, extras=extras or {})
 
 
-def outcomes_of_list(values: Any, asked: Asked, *, may_be_none: bool = False) -> list[Outcome]:
+def outcomes_of_list(values: Any, asked: Asked, *, may_be_none: bool = False) -> list[FunctionOutcome]:
     """One value for each response; a list of another length says nothing about any of them."""
     if hasattr(values, "tolist"):
         values = values.tolist()
@@ -126,7 +128,7 @@ class Convention(Protocol):
     def arguments(self, asked: Asked, notes: "Notes") -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments; what the function does not take is left out by the caller."""
 
-    def read(self, result: Any, asked: Asked, notes: "Notes") -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: "Notes") -> list[FunctionOutcome]:
         """What the returned value says of each response."""
 
     def provided(self, columns: Sequence[str]) -> set[str] | None:

@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, failed, outcomes_of_list, plain_extra
+from asympo.rewards.conventions.base import (
+    Asked,
+    FunctionOutcome,
+    Notes,
+    failed,
+    outcomes_of_list,
+    plain_extra,
+)
 
 
 class OpenRlhf:
@@ -22,7 +29,7 @@ class OpenRlhf:
             "labels": [label] * number,
         }
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         if not isinstance(result, Mapping):
             return outcomes_of_list(result, asked)
         if "rewards" not in result:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcome_of
+from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, outcome_of
 
 
 class Plain:
@@ -15,7 +15,7 @@ class Plain:
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (asked.texts[0],), dict(asked.columns)
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         return [outcome_of(result, may_be_none=True)]
 
     def provided(self, columns: Sequence[str]) -> set[str] | None:
@@ -31,7 +31,7 @@ class OfTaskPrompt:
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (asked.prompt, asked.texts[0]), {}
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         return [outcome_of(result)]
 
     def provided(self, columns: Sequence[str]) -> set[str] | None:

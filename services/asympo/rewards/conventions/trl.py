@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, outcomes_of_list
+from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, outcomes_of_list
 from asympo.rewards.progress import RunProgress
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids", "prompts", "completions")
@@ -36,7 +36,7 @@ class Trl:
             "log_metric": notes.log_metric,
         }
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         outcomes = outcomes_of_list(result, asked, may_be_none=True)
         # A number about the whole call is one about each of its responses.
         extras = [

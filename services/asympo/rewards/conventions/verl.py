@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asympo.rewards.conventions.base import Asked, Notes, Outcome, failed, outcome_of, plain_extra
+from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, failed, outcome_of, plain_extra
 
 _NAMES = ("data_source", "solution_str", "ground_truth", "extra_info")
 
@@ -23,7 +23,7 @@ class Verl:
             "extra_info": columns.get("extra_info") or {},
         }
 
-    def read(self, result: Any, asked: Asked, notes: Notes) -> list[Outcome]:
+    def read(self, result: Any, asked: Asked, notes: Notes) -> list[FunctionOutcome]:
         if not isinstance(result, Mapping):
             return [outcome_of(result)]
         if "score" not in result:

@@ -21,7 +21,7 @@ class LastPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """How a supervised run ended."""
 
     is_finished: bool

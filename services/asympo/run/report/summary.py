@@ -12,14 +12,14 @@ from asympo.local.whole_file import write_whole
 from asympo.run.audit import count_trained_twice
 from asympo.run.console.view import duration
 from asympo.run.held_out.evaluation import Accuracy
-from asympo.run.report.outcome import Outcome
+from asympo.run.report.outcome import RunOutcome
 from asympo.run.report.promises import broken_promises, remarks
 from asympo.run.settings import TargetsSection
 
 _DRAW_SECONDS = 180.0
 
 
-def write_summary(outcome: Outcome, directory: Path, targets: TargetsSection | None) -> dict[str, Any]:
+def write_summary(outcome: RunOutcome, directory: Path, targets: TargetsSection | None) -> dict[str, Any]:
     """The summary as it was written to `summary.json`."""
     twice, num_groups = count_trained_twice(directory / "trained.jsonl")
     before = outcome.held_out.before if outcome.held_out else None
