@@ -36,6 +36,8 @@ DIFFERENT = {
     "probe_tolerance": "the run's; a generator's own instead of it",
     "start_timeout_seconds": "of an engine; of a whole run",
     "service": "each has its own",
+    "prompt_as": "of a server that is asked; of the column that holds prompts",
+    "max_retries": "of requests to a server, each of which waits long; of commands of the broker",
 }
 
 

@@ -155,7 +155,7 @@ class LoneRun:
     def meet(self, kind: End) -> None:
         """One end, and what is seen of it."""
         if kind is End.NO_ROOM:
-            self._refused("--run.keep-free-mb=1e12", said="free some")
+            self._refused("--run.keep-free-mb=1e12", said="make room")
         elif kind is End.UNWRITABLE:
             self._refused(f"--run.directory={self._server}/runs", said="give another path")
         elif kind in _ON_VOLUME:
@@ -340,7 +340,7 @@ class LoneRun:
         return path
 
     def _pretend_server(self, version: str) -> None:
-        """A `redis-server` on the PATH that only says its version: another one than wrote the log."""
+        """A `redis-server` on the PATH that only says its version: not the one that wrote the log."""
         self._server.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0:0 bits=64'\n")
         self._server.chmod(0o755)
 

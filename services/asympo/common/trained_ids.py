@@ -153,7 +153,7 @@ class TrainedIds:
         if len(bitmaps) != size * (len(ids._counts) + len(resting)):
             raise TypeError("its bitmaps have another size")
         if not set(resting) <= ids._counts.keys() or len(set(resting)) < len(resting):
-            raise TypeError("it has prompts that rest in other epochs than it has ids of")
+            raise TypeError("its prompts rest in epochs of which it has no ids")
         parts = [bitmaps[start : start + size] for start in range(0, len(bitmaps), size)] if size else []
         ids._bitmaps = dict(zip(ids._counts, map(bytearray, parts), strict=False))
         ids._resting = dict(zip(resting, parts[len(ids._counts) :], strict=False))

@@ -77,7 +77,7 @@ class Readback:
     num_changed: int | None
     """Places among them in which the policy and the weights before differ; None when those are not known."""
     wrong: tuple[str, ...] = ()
-    """Layers that hold other values than the policy, with how many."""
+    """Layers whose values differ from the policy's, with how many."""
     uncovered: tuple[str, ...] = ()
     """What could not be read back, so that nothing is proved of it."""
 

@@ -59,7 +59,7 @@ class EngineSource:
             return self._sampler(policy)
         if readback.wrong:
             raise EngineBroken(
-                f"the engine holds other values than policy {policy.step}: {readback.wrong[0]}"
+                f"the engine's values differ from those of policy {policy.step}: {readback.wrong[0]}"
             )
         self._policy = policy
         return self._sampler(policy)

@@ -134,7 +134,7 @@ class LearnerControl:
                 self._changed.release()
 
     def wait_while_paused(self, timeout_seconds: float) -> None:
-        """Blocks the training thread until resumed, asked to save or stopped, at most so long."""
+        """Blocks the training thread until resumed, asked to save or stopped, for a limited time."""
         with self._changed:
             self._changed.wait_for(
                 lambda: not self._is_paused or self._save is not None or self._stop.is_set, timeout_seconds

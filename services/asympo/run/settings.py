@@ -1,6 +1,6 @@
 """The settings file of `asympo run`: one TOML for everything that runs on this machine.
 
-`[run]` holds what the supervisor decides and, besides, any setting of the learner that describes the run
+`[run]` holds what the supervisor decides and, in addition, any setting of the learner that describes the run
 (model, task, sampling, ...); `[learner]` and `[generator]` hold any setting of these services.
 """
 

@@ -132,7 +132,7 @@ def test_ids_of_the_server_are_taken_when_they_are_those_of_the_run(server: Fake
 
 def test_ids_of_another_vocabulary_are_refused_or_left_alone(server: FakeServer, model: Path) -> None:
     server.choice = {"finish_reason": "stop", "token_ids": [9999, 17]}
-    with pytest.raises(BadSetting, match=r"another vocabulary than the run: set openai\.prompt_as to"):
+    with pytest.raises(BadSetting, match=r"not have the run's vocabulary: set openai\.prompt_as to"):
         run(server, model)
     (sample,) = run(server, model, prompt_as="messages")
     assert (sample.token_ids, sample.text) == ((), "12")

@@ -259,7 +259,7 @@ def test_segments_that_the_model_cannot_compute_together_are_refused(tokenizer: 
     with pytest.raises(InvalidRecord, match="computes sequences one at a time"):
         group_reader(tokenizer, alone_above=0).read(entry)
     group_reader(tokenizer, alone_above=0).read(make_entry(1, SIGNAL, responses=segmented()))
-    with pytest.raises(InvalidRecord, match="65 tokens in a row, the model takes 64"):
+    with pytest.raises(InvalidRecord, match="a sequence of 65 tokens, and the model takes 64"):
         group_reader(tokenizer).read(make_entry(1, SIGNAL, responses=segmented(2, 64)))
 
 

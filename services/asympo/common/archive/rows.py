@@ -84,7 +84,7 @@ class ReadableResponse:
     text: str
     """As it came; may be empty where token ids came."""
     token_ids: tuple[int, ...]
-    """As sampled, or as the learner tokenised the text; empty for segments, of which none is the response."""
+    """As sampled, or as the learner tokenised the text; empty for one of several segments."""
     reward: float
     advantage: float
     """Relative to the group."""

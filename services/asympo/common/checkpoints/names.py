@@ -27,7 +27,7 @@ DECISION_FILES = re.compile(r"decisions-f(?P<fence>[0-9]{4,10})-n(?P<length>[0-9
 """Beside the training states: what the run has decided, by the fence that sealed it and its length."""
 
 MAX_FENCE = 10**9
-"""One for each start of a learner: nobody has started so many."""
+"""One for each start of a learner: no run is started that often."""
 
 MAX_DECISION_BYTES = 16 << 20
 

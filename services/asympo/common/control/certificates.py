@@ -71,7 +71,7 @@ class Certificates:
                 _warn_if_readable_by_all(key)
                 return pems
         raise BadSetting(
-            f"the files of grpc_tls change while they are read: {certificate}, {key}, {client_ca}"
+            f"the files of grpc_tls changed while they were being read: {certificate}, {key}, {client_ca}"
         )
 
     def _read(self) -> _Pems:

@@ -284,9 +284,9 @@ class OpenAIEngine(GroupEngine):
             return
         if self._settings.prompt_as == "token_ids":
             raise BadSetting(
-                f"{self._url} has another vocabulary than the run: set openai.prompt_as to messages or text"
+                f"{self._url} does not have the run's vocabulary: set openai.prompt_as to messages or text"
             )
-        log.warning("%s has another vocabulary than the run: its texts are taken, not its ids", self._url)
+        log.warning("%s does not have the run's vocabulary: its texts are taken, not its ids", self._url)
 
 
 def _load_tokenizer(model_path: Path) -> Any:

@@ -152,12 +152,14 @@ class GroupReader:
 
     def _check_length(self, longest: int, num_segments: int) -> None:
         if self._max_tokens is not None and longest > self._max_tokens:
-            raise InvalidRecord(f"group has {longest} tokens in a row, the model takes {self._max_tokens}")
+            raise InvalidRecord(
+                f"the group has a sequence of {longest} tokens, and the model takes {self._max_tokens}"
+            )
         if num_segments > 1 and self._alone_above is not None and longest - 1 > self._alone_above:
             above = f"sequences of more than {self._alone_above} tokens" if self._alone_above else "sequences"
             raise InvalidRecord(
                 f"a response has {num_segments} segments of up to {longest} tokens, and this model computes "
-                f"{above} one at a time: their one mean NLL needs them together"
+                f"{above} one at a time: the mean NLL of a response needs them together"
             )
 
 

@@ -143,7 +143,7 @@ def merge(path: Path, out: Path, *, base: str | None) -> Merged:
         (out / file).write_bytes(content)
     again = named_weights(load_model(out, dtype=dtype, device=cpu))
     if odd := next((key for key in weights if not torch.equal(weights[key], again[key])), None):
-        raise CorruptCheckpoint(f"{out} holds another {odd} than was written to it")
+        raise CorruptCheckpoint(f"{out} does not hold the {odd} that was written to it")
     return Merged(base=name, changed=changed, tensors=len(weights), dtype=_word(dtype))
 
 

@@ -59,7 +59,9 @@ def prove(copy: Path, *, policy: Path, base: str, is_start: bool) -> Proof:
     start = _load(Path(base) if Path(base).is_dir() else base, texts)
     if start.shapes != again.shapes:
         odd = min(name for name, _ in start.shapes.items() ^ again.shapes.items())
-        raise BadSetting(f"{base} is another model than {policy} ({odd}): name the run's start with --base")
+        raise BadSetting(
+            f"{base} and {policy} are different models ({odd}): name the run's start with --base"
+        )
     num_different = sum(start.digests[name] != digest for name, digest in again.digests.items())
     if not num_different and not is_start:
         raise AsympoError(

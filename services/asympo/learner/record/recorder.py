@@ -41,12 +41,12 @@ class StepRecorder:
         return self._context.clock.monotonic_seconds() - self._started_at
 
     def waited(self, seconds: float) -> None:
-        """No group was there for so long."""
+        """Notes how long no group was there."""
         self.wait_seconds += seconds
         self._context.metrics.waited(seconds)
 
     def saved(self, seconds: float) -> None:
-        """A save and its commit took so long."""
+        """Notes how long a save and its commit took."""
         self._save_seconds += seconds
         self._context.metrics.committed(seconds=seconds, at_seconds=self._context.clock.now_seconds())
 

@@ -285,7 +285,7 @@ def check_same_segment(entries: Sequence[ArchivedEntry], segment: LogSegment | N
     """Raises ReplayDiverged unless the entries made here what they had made in the run."""
     span = f"groups {entries[0].sequence} to {entries[-1].sequence}"
     if segment is None or segment.last_sequence != entries[-1].segment_end:
-        raise ReplayDiverged(f"{span} made one step in the run but do not here: groups_per_step differs")
+        raise ReplayDiverged(f"{span} made one step in the run and does not here: groups_per_step differs")
     set_aside = {entry.sequence for entry in entries if entry.outcome is EntryOutcome.DEAD_LETTER}
     if set_aside != set(segment.reasons):
         number = min(set_aside ^ set(segment.reasons))

@@ -111,7 +111,7 @@ class Archive:
 
 
 def _changes(row_limits: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """The first step, and those with other limits than the step before."""
+    """The first step, and those whose limits differ from the step before."""
     return tuple(
         limits
         for index, limits in enumerate(row_limits)

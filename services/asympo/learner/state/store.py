@@ -205,7 +205,7 @@ class StateStore:
         self._read_into(tensors, path, manifest)
         if any(not torch.equal(tensors[name], here) for name, here in base.items()):
             raise BadSetting(
-                f"{path} holds an adapter for other weights than those of the model here: give the model "
+                f"{path} holds an adapter whose base is not the model here: give the model "
                 "that the run started from"
             )
         if rng_sizes and manifest.world_size == self._world_size():

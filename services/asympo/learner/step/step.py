@@ -221,7 +221,7 @@ class Stepper:
 
         On a GPU this thread thereby prepares and launches row k + 1 while the device computes row k. That is
         all the overlap there is inside a step, on purpose: reading, packing and planning take a thousandth of
-        a step where CPUs compute, and a thread for them would only be one more way to train other groups than
+        a step where CPUs compute, and a thread for them would only be one more way to train groups other than
         an undisturbed learner.
         """
         if self._shards is not None:

@@ -81,9 +81,9 @@ def check_disk(directory: Path, need: DiskNeed, *, keep_free_bytes: int) -> None
     raise BadSetting(
         f"{directory} has {_size(free)} free, and the run keeps up to {_size(need.total)} there (policies "
         f"{_size(need.policies)}, training states {_size(need.states)}, logs {_size(need.logs)}, broker "
-        f"{_size(need.broker)}, archive {_size(need.archive)}), {_size(keep_free_bytes)} besides: free some, "
-        "give another run.directory, or lower learner.keep_policies, learner.keep_states, run.max_log_mb, "
-        "broker.rewrite_mb, run.max_archive_gb or run.keep_free_mb"
+        f"{_size(need.broker)}, archive {_size(need.archive)}) and leaves {_size(keep_free_bytes)} free: "
+        "make room, give another run.directory, or lower learner.keep_policies, learner.keep_states, "
+        "run.max_log_mb, broker.rewrite_mb, run.max_archive_gb or run.keep_free_mb"
     )
 
 

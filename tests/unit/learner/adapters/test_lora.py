@@ -153,5 +153,5 @@ def test_state_holds_the_adapter_alone_and_refuses_another_base(tiny_model: Path
     model.save_pretrained(changed)
     foreign = adapted(changed)
     third = make_optimizer(foreign.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    with pytest.raises(BadSetting, match="an adapter for other weights than those of the model here"):
+    with pytest.raises(BadSetting, match="an adapter whose base is not the model here"):
         store.load(name, model=foreign.model, optimizer=third)
