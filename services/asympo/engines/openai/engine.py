@@ -279,7 +279,7 @@ class OpenAIEngine(GroupEngine):
         except (IndexError, OverflowError, TypeError, ValueError):
             ours = None
         text = choice.get("text") or (choice.get("message") or {}).get("content") or ""
-        self._gives_token_ids = ours is not None and ours.strip() == text.strip()
+        self._gives_token_ids = ours is not None and _comparable(ours) == _comparable(text)
         if self._gives_token_ids:
             return
         if self._settings.prompt_as == "token_ids":
@@ -287,6 +287,11 @@ class OpenAIEngine(GroupEngine):
                 f"{self._url} does not have the run's vocabulary: set openai.prompt_as to messages or text"
             )
         log.warning("%s does not have the run's vocabulary: its texts are taken, not its ids", self._url)
+
+
+def _comparable(text: str) -> str:
+    """Without what servers leave out at the end: parts of a character that was cut off."""
+    return text.replace("\N{REPLACEMENT CHARACTER}", "").strip()
 
 
 def _load_tokenizer(model_path: Path) -> Any:
