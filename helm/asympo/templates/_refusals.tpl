@@ -421,8 +421,16 @@
 {{- if not (and $gateway.producersFrom.secret $gateway.producersFrom.key) }}
 {{- fail "gateway.enabled is true and no producers are named: beyond its pod a gateway asks everybody for a token; create a Secret with a producers.toml, as docs/producers.md shows, and set gateway.producersFrom.secret and .key" }}
 {{- end }}
-{{- if and $gateway.doorsTokenFrom.secret (not ($gateway.settings | default dict).doors) }}
-{{- fail "gateway.doorsTokenFrom is for doors of engines and gateway.settings.doors is empty: set gateway.settings.doors" }}
+{{- if and $gateway.doorsTokenFrom.secret (not (include "asympo.doors" . | fromJsonArray)) }}
+{{- fail "gateway.doorsTokenFrom is for doors and there are none: set gateway.settings.doors, or generator.settings.door" }}
+{{- end }}
+{{- if $gateway.autoscaling.enabled }}
+{{- if not ($gateway.resources.requests | default dict).cpu }}
+{{- fail "gateway.autoscaling.enabled is true and gateway.resources.requests.cpu is not set: the load is a share of it; set it to 1" }}
+{{- end }}
+{{- if gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas) }}
+{{- fail (printf "gateway.autoscaling.minReplicas is %d and maxReplicas is %d: set maxReplicas to at least as many" (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.networkPolicy.enabled (not $gateway.allowFrom) }}
 {{- fail "gateway.enabled is true and gateway.allowFrom is empty: the network policies would let no producer through; set gateway.allowFrom to where producers run" }}

@@ -161,6 +161,9 @@ grpc_tls:
 {{- $_ := set $own "http_port" 8090 }}
 {{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50053) | fromYaml) }}
 {{- $_ := set $own "producers" "/etc/asympo/producers/producers.toml" }}
+{{- with include "asympo.doors" . | fromJsonArray }}
+{{- $_ := set $own "doors" . }}
+{{- end }}
 {{- if .Values.gateway.doorsTokenFrom.secret }}
 {{- $_ := set $own "doors_token" "/etc/asympo/doors-token/token" }}
 {{- end }}

@@ -1,3 +1,14 @@
+{{/* As many as there are where an autoscaler decides, and nothing where nobody knows. */}}
+{{- define "asympo.gatewayReplicas" -}}
+{{- if not .Values.gateway.autoscaling.enabled }}
+{{- .Values.gateway.replicas | int }}
+{{- else }}
+{{- $name := include "asympo.name" (dict "root" . "component" "gateway") }}
+{{- $there := include "asympo.present" (dict "root" . "apiVersion" "apps/v1" "kind" "Deployment" "name" $name) | fromJson }}
+{{- with $there.spec }}{{ if hasKey . "replicas" }}{{ max (int .replicas) 1 }}{{ end }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* The pod of the gateway: .root .component .values .own .role .user .isReadOnly as everywhere. */}}
 {{- define "asympo.gatewayPod" -}}
 {{- $gateway := . }}

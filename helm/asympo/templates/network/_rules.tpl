@@ -133,7 +133,7 @@ addresses its environment names. .root
 {{- end }}
 {{- range include "asympo.addressVariables" $root | fromJsonArray }}{{ with get $named . }}{{ $urls = append $urls . }}{{ end }}{{ end }}
 {{- end }}
-{{- if eq $component "gateway" }}{{ $urls = concat $urls (($root.Values.gateway.settings | default dict).doors | default list) }}{{ end }}
+{{- if eq $component "gateway" }}{{ $urls = concat $urls (include "asympo.doors" $root | fromJsonArray) }}{{ end }}
 {{- $rewards := list }}
 {{- if has $component (list "generator" "evaluator") }}{{ $rewards = $task.rewards | default list }}{{ end }}
 {{- if eq $component "evaluator" }}
