@@ -2,10 +2,11 @@
 
 import random
 import threading
+from dataclasses import replace
 
 from asympo.common.codec import encode_group
 from asympo.common.errors import BrokerUnavailable, NoProgress
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment, RolloutGroup
 from asympo.common.rollout_log import Broker, Refused, RunLog
 
 GROUP_SIZE = 4
@@ -33,6 +34,24 @@ def make_group(group_id: str) -> RolloutGroup:
             for reward in rewards
         ),
     )
+
+
+def make_any_group(group_id: str) -> RolloutGroup:
+    """The same, of five groups one with a response in segments, and one with a text."""
+    group, number = make_group(group_id), int(group_id.partition("-")[2])
+    first, *others = group.responses
+    if number % 5 == 1:
+        segments = (
+            ResponseSegment(token_ids=(21, 22, 23, 24), trained_token_mask=(True, False, False, True)),
+            ResponseSegment(context_ids=(1, 5, number % 200), token_ids=(25, 26)),
+            ResponseSegment(
+                context_ids=(1, 9), token_ids=(27, 28, 29), trained_token_mask=(True, False, True)
+            ),
+        )
+        first = replace(first, token_ids=(), text="", segments=segments)
+    elif number % 5 == 2:
+        first = replace(first, token_ids=())
+    return replace(group, responses=(first, *others))
 
 
 class Producer:
@@ -79,7 +98,7 @@ class Producer:
         if isinstance(lease, Refused):
             self._run_log.leases.wait_for_slot(0.2, refused=lease)
             return
-        payload = encode_group(make_group(lease.group_id))
+        payload = encode_group(make_any_group(lease.group_id))
         if self._hostile_every and self.num_appended % self._hostile_every == 1:
             payload = b"\xff" + payload
         result = self._run_log.leases.append(lease, payload, producer="producer")

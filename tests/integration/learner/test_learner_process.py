@@ -7,7 +7,7 @@ import grpc
 import pytest
 from asympo.common.archive import open_archive
 from asympo.common.checkpoints.opening import open_policies
-from asympo.common.codec import encode_group
+from asympo.common.codec import WireLimits, decode_group, encode_group
 from asympo.common.jsonl import read_jsonl
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.local.ports import free_port
@@ -17,7 +17,7 @@ from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 from safetensors.numpy import load_file
 
 from tests.integration.learner.process import LearnerProcess
-from tests.integration.learner.producer import GROUP_SIZE, Producer, make_group
+from tests.integration.learner.producer import GROUP_SIZE, Producer, make_any_group
 
 
 def final_digests(root: Path, run: str) -> dict[str, str]:
@@ -67,7 +67,9 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
         assert {key: one[key] for key in numbers} == {key: other[key] for key in numbers}
     archived = list(open_archive(tmp_path / runs[1]).entries())
     assert [entry.sequence for entry in archived] == list(range(1, disturbed.rows[-1]["sequence"] + 1))
-    assert all(entry.payload == encode_group(make_group(entry.group_id)) for entry in archived)
+    assert all(entry.payload == encode_group(make_any_group(entry.group_id)) for entry in archived)
+    trained = [decode_group(entry.payload, limits=WireLimits()).responses[0] for entry in archived]
+    assert {bool(each.segments) for each in trained} == {bool(each.text) for each in trained} == {True, False}
     segments = effective_segments(read_jsonl(tmp_path / runs[1] / "trained.jsonl"))
     assert [entry.group_id for entry in archived] == [i for row in segments for i in row["group_ids"]]
     assert {entry.step for entry in archived} >= set(range(1, 13))
@@ -76,6 +78,7 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     broker.close()
     assert stats.state is RunState.FINISHED
     assert stats.open <= stats.capacity
+    assert stats.dead_letters == 0
 
 
 def test_learner_serves_status_history_samples_and_control(
