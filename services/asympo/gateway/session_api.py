@@ -140,6 +140,7 @@ class SessionApi:
                 for each in group.sessions
             ],
             "group_id": work.lease.group_id if work else "",
+            "index": work.lease.index if work else None,
             "prompt": work.text if work else "",
             "messages": json.loads(work.messages_json or "[]") if work else [],
         }
@@ -148,7 +149,7 @@ class SessionApi:
         reward = body.get("reward")
         if isinstance(reward, bool) or not isinstance(reward, int | float):
             raise Refusal(400, "reward: give a number")
-        self._sessions.set_reward(session_id, float(reward))
+        self._sessions.set_reward(session_id, float(reward), functions=_functions(body.get("functions", {})))
 
     def _end(self, session_id: str) -> JSONResponse:
         group = self._sessions.end(session_id)
@@ -171,6 +172,16 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
     # The one route that is asked all the time: without FastAPI's look at its parameters.
     app.add_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
+
+
+def _functions(values: Any) -> dict[str, float]:
+    """Parts of a reward by name."""
+    is_right = isinstance(values, dict) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values.values()
+    )
+    if not is_right:
+        raise Refusal(400, "functions: give an object of numbers")
+    return {name: float(value) for name, value in values.items()}
 
 
 def _session_id(body: dict[str, Any]) -> str:

@@ -5,11 +5,12 @@ import logging
 import math
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from asympo.common.codec import to_message
 from asympo.common.errors import AsympoError, BrokerUnavailable
-from asympo.common.records import MAX_ABS_REWARD, Prompt, Response, RolloutGroup
+from asympo.common.records import MAX_ABS_REWARD, MAX_FUNCTION_VALUES, Prompt, RolloutGroup
 from asympo.common.rollout_log import RunConfig
 from asympo.gateway.capture import NotTrainable, Turn, conversation_of, shared_prompt
 from asympo.gateway.core import Gateway
@@ -45,6 +46,8 @@ class Session:
     group: "SessionGroup"
     turns: list[Turn] = field(default_factory=list)
     reward: float | None = None
+    functions: Mapping[str, float] = field(default_factory=dict)
+    """Parts of the reward, for people."""
     is_closed: bool = False
 
 
@@ -119,12 +122,14 @@ class Sessions:
             raise SessionRefused(404, "there is no such session: it has expired, or was opened elsewhere")
         return session
 
-    def set_reward(self, session_id: str, reward: float) -> None:
+    def set_reward(self, session_id: str, reward: float, *, functions: Mapping[str, float]) -> None:
         """What the session earned; the last word before its end counts."""
         session = self.open_session(session_id)
         if not math.isfinite(reward) or abs(reward) > MAX_ABS_REWARD:
             raise SessionRefused(400, f"reward is {reward}: give a finite number up to {MAX_ABS_REWARD:g}")
-        session.reward = reward
+        if len(functions) > MAX_FUNCTION_VALUES or not all(map(math.isfinite, functions.values())):
+            raise SessionRefused(400, f"functions: give at most {MAX_FUNCTION_VALUES}, each a finite number")
+        session.reward, session.functions = reward, functions
 
     def end(self, session_id: str) -> SessionGroup:
         """Closes a session; one without a reward counts as failed. Closing it again changes nothing."""
@@ -213,7 +218,7 @@ class Sessions:
                 if session.reward is None:
                     raise NotTrainable("no_reward", "the session ended without a reward")
                 conversation = conversation_of(session.turns, has_segments=has_segments)
-                usable.append((conversation, session.reward))
+                usable.append((conversation, session))
             except NotTrainable as error:
                 group.failures.append(error.reason)
                 self._metrics.count_session(error.reason)
@@ -222,8 +227,12 @@ class Sessions:
         if len(usable) < MIN_RESPONSES:
             return None
         prompt = shared_prompt([conversation for conversation, _ in usable])
-        responses: list[Response] = [
-            conversation.response(after=len(prompt), reward=reward) for conversation, reward in usable
+        responses = [
+            replace(
+                conversation.response(after=len(prompt), reward=session.reward or 0.0),
+                function_values=session.functions,
+            )
+            for conversation, session in usable
         ]
         group_id = (
             group.work.lease.group_id

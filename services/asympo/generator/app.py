@@ -329,7 +329,12 @@ class GeneratorProcess:
             cache_salt=lambda: reloader.cache_salt,
             journal=journal,
         )
-        worker = Worker(context=context, maker=maker, reloader=reloader, gate=gate, groups=groups)
+        is_played = context.config.task.get("name") == "verifiers"
+        if is_played and context.settings.door.port is None:
+            raise BadSetting("the run's environment asks the policy through doors: give door.port")
+        worker = Worker(
+            context=context, maker=maker, reloader=reloader, gate=gate, groups=groups, leases=not is_played
+        )
         return ServingParts(
             engine=context.engine,
             reloader=reloader,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME, directory_of_run
-from asympo.common.paths import SettingPath
+from asympo.common.paths import OptionalPath, SettingPath
 from asympo.common.settings import merge, nearest, read_toml, validate
 from asympo.evaluator.config import EvalConfig, check_names
 
@@ -47,6 +47,12 @@ class RunSection(_Section):
     )
     evals: tuple[EvalConfig, ...] = Field(
         default=(), description="what is measured while the run goes on; none: only first and last policy"
+    )
+    environment_python: OptionalPath = Field(
+        default=None, description="Python that has the environment of a verifiers task"
+    )
+    environment_groups: int = Field(
+        default=4, ge=1, le=1024, description="prompts that the environment plays at the same time"
     )
     use_gpus: bool = Field(default=True, description="use GPUs if there are any")
     learner_cores: tuple[int, ...] | None = Field(

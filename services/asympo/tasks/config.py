@@ -15,12 +15,13 @@ from asympo.common.paths import OptionalPathOrName
 from asympo.tasks.reward_config import RewardConfig
 
 _ONLY_FOR = {
-    "path": ("jsonl",),
+    "path": ("jsonl", "verifiers"),
     "scoring": ("jsonl", "data"),
     "pattern": ("jsonl", "data"),
     "dataset": ("reasoning-gym",),
     "dataset_options": ("reasoning-gym",),
     "size": ("reasoning-gym",),
+    **dict.fromkeys(("environment", "environment_args"), ("verifiers",)),
     **dict.fromkeys(
         ("data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"), ("data",)
     ),
@@ -31,7 +32,7 @@ _ONLY_FOR = {
 _NEW_SINCE_RUNS_EXIST = (
     *("cue", "rewards", "data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"),
     *("prompt_template", "prefill", "chat_template_kwargs", "weight_column", "left_out", "too_long"),
-    "order",
+    *("order", "environment", "environment_args"),
 )
 """Left out where they say nothing, so that a run created before they existed reads as it did."""
 
@@ -41,13 +42,15 @@ class TaskConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["addition", "jsonl", "data", "reasoning-gym"] = Field(
+    name: Literal["addition", "jsonl", "data", "reasoning-gym", "verifiers"] = Field(
         "addition", description="which task; if data is given, it is data"
     )
     rewards: tuple[RewardConfig, ...] = Field(
         (), description="functions whose weighted sum is the reward; none: the task's own scoring"
     )
-    path: OptionalPathOrName = Field(None, description="jsonl: file with one JSON object a line")
+    path: OptionalPathOrName = Field(
+        None, description="jsonl: file with one JSON object a line; verifiers: the environment's rows"
+    )
     data: OptionalPathOrName = Field(
         None,
         description="JSONL, CSV, Parquet, a folder written by save_to_disk, or owner/name on the Hugging "
@@ -104,6 +107,10 @@ class TaskConfig(BaseModel):
         default_factory=dict, description="reasoning-gym: options of the data set"
     )
     size: int = Field(1000, ge=1, description="reasoning-gym: entries to generate, held-out ones included")
+    environment: str | None = Field(None, description="verifiers: name of an installed environment")
+    environment_args: dict[str, Any] = Field(
+        default_factory=dict, description="verifiers: arguments of its load_environment"
+    )
     held_out_fraction: float = Field(0.2, ge=0, lt=1, description="share of the prompts never trained on")
     seed: int = Field(0, ge=0, description="decides which prompts are held out, and what is generated")
     system_prompt: str | None = Field(
@@ -154,6 +161,10 @@ class TaskConfig(BaseModel):
             raise ValueError(f"two rewards have the name {twice}: give each a name of its own")
         if self.name == "reasoning-gym" and self.dataset is None:
             raise ValueError("the reasoning-gym task needs dataset, the name of one of its data sets")
+        if self.name == "verifiers" and (self.environment is None or self.path is None):
+            raise ValueError("the verifiers task needs environment, its name, and path, its rows")
+        if self.name == "verifiers" and self.rewards:
+            raise ValueError("an environment has rewards of its own: leave rewards out")
         if {"seed", "size"} & set(self.dataset_options):
             raise ValueError("seed and size are options of the task, not of dataset_options")
         if (self.scoring == "regex") != (self.pattern is not None):

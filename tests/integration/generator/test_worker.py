@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asympo.common.errors import EngineBroken, RunConfigMismatch
+from asympo.common.errors import BadSetting, EngineBroken, RunConfigMismatch
 from asympo.common.records import FinishReason
 from asympo.common.rollout_log import RunState
+from asympo.engines.base import DoorTerms
+from asympo.local.ports import free_port
+from asympo.tasks.config import TaskConfig
+from fastapi import FastAPI
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import EOS, ScriptedEngine
@@ -180,3 +184,27 @@ async def test_generator_refuses_to_join_a_run_it_would_answer_differently(
     with pytest.raises(RunConfigMismatch, match=sentence):
         await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.stats.read().leases_granted == 0
+
+
+class EngineWithDoor(ScriptedEngine):
+    """Its door opens on nothing."""
+
+    async def build_door(self, terms: DoorTerms) -> FastAPI:
+        return FastAPI()
+
+
+async def test_worker_of_an_environment_leaves_the_prompts_to_it(
+    make_learner: Callable[..., LearnerSide], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    task = TaskConfig(name="verifiers", environment="e", path=str(tmp_path / "rows.jsonl"))
+    learner = make_learner(task_config=task).create()
+    learner.publish(0, nll=2.0)
+    with pytest.raises(BadSetting, match=r"asks the policy through doors: give door\.port"):
+        await start(settings_for(learner)).task
+    engine = EngineWithDoor()
+    async with running(settings_for(learner, door={"port": free_port()}), engine) as gen:
+        learner.publish(1, nll=2.0)
+        await until(lambda: gen.status["policy_step"] == 1)
+        assert gen.status["waiting_for"] is None
+    assert (learner.groups(), engine.in_flight, learner.run_log.stats.read().leases) == ([], {}, 0)

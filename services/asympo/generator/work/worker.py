@@ -36,7 +36,10 @@ class Worker:
         reloader: Reloader,
         gate: VerdictGate,
         groups: GroupsInFlight,
+        leases: bool = True,
     ) -> None:
+        """Without `leases` it asks for no prompts: others do, and ask the policy through the door."""
+        self._leases = leases
         settings = context.settings
         self._config = context.config
         self._run_log = context.run_log
@@ -62,7 +65,7 @@ class Worker:
         self._unpaused = asyncio.Event()
         self._unpaused.set()
         self._drain = asyncio.Event()
-        self.refusal: RefusalReason | None = RefusalReason.NOT_STARTED
+        self.refusal: RefusalReason | None = RefusalReason.NOT_STARTED if leases else None
         """Why the broker last gave no work; None after it gave some."""
 
     @property
@@ -156,6 +159,8 @@ class Worker:
         wanted_since = time.monotonic()
         while True:
             await self._unpaused.wait()
+            if not self._leases:
+                await asyncio.Event().wait()
             await self._gate.opened()
             step = self._reloader.served_step
             if step is None:

@@ -21,6 +21,7 @@ from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
+from asympo.run.prepare.environment import player_command, with_environment
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.server import check_server
@@ -58,6 +59,8 @@ class Plan:
     """None without evaluations."""
     gateway: ServicePlan | None
     """None when the file does not ask for one."""
+    player: tuple[str, ...]
+    """Command that plays the environment of a verifiers task; empty without one."""
     notes: tuple[str, ...]
     """Sentences a person should see before the start."""
     page: PagePort
@@ -74,6 +77,7 @@ class Plan:
 
 def make_plan(file: RunFile, machine: Machine) -> Plan:
     """Chooses ports and cores and writes the services' settings files; BadSetting with one sentence."""
+    file = with_environment(file)
     check_learner_values(file)
     check_inputs(file)
     check_devices(file, machine)
@@ -121,6 +125,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         page=page,
         evaluator=evaluator,
         gateway=gateway,
+        player=() if gateway is None else player_command(file, learner.settings, gateway.settings),
         notes=(
             *([gateway_note(gateway.settings)] if gateway else ()),
             *([page.note] if page.note else ()),

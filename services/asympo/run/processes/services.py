@@ -29,6 +29,8 @@ class Services:
     """None without evaluations."""
     gateway: Service | None
     """None when the run has none."""
+    environment: Service | None
+    """Plays the environment of a task that is one; None for other tasks."""
     broker_url: str
     description: tuple[str, ...]
     """What each process got, for the log."""
@@ -45,7 +47,7 @@ class Services:
     @property
     def _others(self) -> tuple[Service, ...]:
         """Those that a run may do without."""
-        return tuple(service for service in (self.gateway, self.evaluator) if service is not None)
+        return tuple(service for service in (self.gateway, self.evaluator, self.environment) if service)
 
     def be_guarded(self, guard: Guard, *, drain_seconds: Callable[[Service], float]) -> None:
         """From now on; called before anything is started.
@@ -164,6 +166,9 @@ def build_services(plan: Plan) -> Services:
         None if planned is None else _service(name, name, planned, logs, policy, plan)
         for name, planned in (("evaluator", plan.evaluator), ("gateway", plan.gateway))
     )
+    environment = Service(
+        name="environment", command=list(plan.player), log_path=logs / "environment.log", policy=policy
+    )
     for service, planned in zip((learner, *generators), (plan.learner, *plan.generators), strict=True):
         description.append(f"{service.name}: {planned.share}")
     return Services(
@@ -172,6 +177,7 @@ def build_services(plan: Plan) -> Services:
         generators=generators,
         evaluator=evaluator,
         gateway=gateway,
+        environment=environment if plan.player else None,
         broker_url=plan.broker_url,
         description=tuple(description),
     )

@@ -1,0 +1,1 @@
+"""Environments that play whole episodes, each in a process and an interpreter of its own."""

@@ -1,0 +1,51 @@
+"""Prompts of a `verifiers` environment; its episodes are played and scored in a process of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asympo.common.errors import BadSetting
+from asympo.tasks.base import SplitPrompts, TaskPrompt
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.data.messages import check_messages
+
+
+class VerifiersTask(SplitPrompts):
+    """Every row that the environment wrote down; none is held out, because nothing here could score it.
+
+    The environment itself is never run here: settings that came over the broker name no program.
+    """
+
+    name = "verifiers"
+
+    def __init__(self, config: TaskConfig) -> None:
+        rows = [
+            (number, {"answer": str(row.get("answer") or ""), "row": number, **_asked(row, number)})
+            for number, row in enumerate(_read_rows(str(config.path)))
+        ]
+        super().__init__(rows, fraction=0.0, seed=config.seed)
+        self.digest = self.digest_with(config.model_dump(mode="json", exclude={"path"}))
+
+    def prepare_scoring(self, *, allow_python: bool = False) -> None:
+        """Nothing to load."""
+
+    def score(self, prompt: TaskPrompt, response_text: str) -> float:
+        """Only the environment's own rubric can."""
+        raise BadSetting("an environment scores whole episodes, in its own process: play it through sessions")
+
+
+def _asked(row: dict[str, Any], number: int) -> dict[str, Any]:
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    return {"messages": check_messages(prompt, f"row {number} of the environment")}
+
+
+def _read_rows(path: str) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"task.path {path}, the rows of the environment, cannot be read: {error}") from error
+    if not rows:
+        raise BadSetting(f"task.path {path} has no rows: the environment has nothing to train on")
+    return rows
