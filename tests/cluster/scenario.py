@@ -22,12 +22,13 @@ NAMESPACE = "asympo-e2e"
 _RELEASE = rendering.RELEASE
 _LEARNER, _GENERATOR = "statefulset/asympo-learner", "deployment/asympo-generator"
 _ABSENT = "absent"
-_PRODUCERS = '[[producers]]\nname = "agents"\ntoken = "of-the-try"\n'
-_HAND_IN = """
+_TOKEN = "of-the-agents-of-the-try"
+_PRODUCERS = f'[[producers]]\nname = "agents"\ntoken = "{_TOKEN}"\n'
+_HAND_IN = f"""
 import json, urllib.request as r
-body = {"group_id": 1, "prompt": "What is 2 + 2?",
-        "responses": [{"text": "4", "reward": 1}, {"text": "5", "reward": 0}]}
-headers = {"authorization": "Bearer of-the-try", "content-type": "application/json"}
+body = {{"group_id": 1, "prompt": "What is 2 + 2?",
+        "responses": [{{"text": "4", "reward": 1}}, {{"text": "5", "reward": 0}}]}}
+headers = {{"authorization": "Bearer {_TOKEN}", "content-type": "application/json"}}
 request = r.Request("http://127.0.0.1:8090/v1/rollouts", json.dumps(body).encode(), headers)
 print(r.urlopen(request, timeout=30).read().decode())
 """
@@ -103,8 +104,8 @@ class Scenario:
         self._cluster.helm("install", _RELEASE, str(chart), *self._values, "--wait", "--timeout=8m")
 
     def _upgrade_to(self, *arguments: str) -> None:
-        """With the values of before and those given; back to before when not every pod turns ready."""
-        kept = ("--reset-then-reuse-values", "--rollback-on-failure", "--wait")
+        """With the values of before and those given, until every pod is ready."""
+        kept = ("--reset-then-reuse-values", "--wait")
         self._cluster.helm("upgrade", _RELEASE, str(self._charts.now), *kept, *arguments)
 
     def _check_model(self) -> str:
@@ -179,7 +180,8 @@ class Scenario:
     def _fail_upgrade(self) -> str:
         learner = self._uid("asympo-learner-0")
         try:
-            self._upgrade_to(f"--set-string=generator.image.tag={_ABSENT}", "--timeout=40s")
+            absent = f"--set-string=generator.image.tag={_ABSENT}"
+            self._upgrade_to(absent, "--rollback-on-failure", "--timeout=40s")
         except ClusterFault as fault:
             said = str(fault)
         else:
@@ -306,7 +308,15 @@ class Scenario:
             events = self._kubectl(
                 "get", "events", "--field-selector=type=Warning", "--sort-by=.lastTimestamp"
             )
-            return self._kubectl("get", "pods", "--output=wide") + "\n".join(events.splitlines()[-10:])
+            pods = self._kubectl("get", "pods", "--output=wide")
+            waiting = [line.split()[0] for line in pods.splitlines()[1:] if " 0/" in line]
+        except ClusterFault as fault:
+            return str(fault)
+        return "\n".join([pods, *map(self._said, waiting), *events.splitlines()[-10:]])
+
+    def _said(self, pod: str) -> str:
+        try:
+            return f"{pod}: {self._kubectl('logs', pod, '--tail=3')}"
         except ClusterFault as fault:
             return str(fault)
 
