@@ -147,5 +147,5 @@ class EvaluatorProcess:
     def _open_source(self, run_log: RunLog, store: PolicyStore) -> Source:
         settings = self._settings
         if settings.engine == "generators":
-            return FleetSource(settings.generators, run_log=run_log, calls=self._calls)
+            return FleetSource(settings.generators, run_log=run_log, store=store, calls=self._calls)
         return EngineSource(self._engine_factory(settings), store=store, calls=self._calls)

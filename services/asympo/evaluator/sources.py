@@ -78,8 +78,10 @@ class EngineSource:
 class FleetSource:
     """Generators that go on with their work; if they swap policies meanwhile, the result says so."""
 
-    def __init__(self, addresses: Sequence[str], *, run_log: RunLog, calls: Calls) -> None:
-        self._run_log, self._calls = run_log, calls
+    def __init__(
+        self, addresses: Sequence[str], *, run_log: RunLog, store: PolicyStore, calls: Calls
+    ) -> None:
+        self._run_log, self._store, self._calls = run_log, store, calls
         self._sampler = FleetSampler(addresses)
         self._tokenizer: Any = None
 
@@ -89,6 +91,10 @@ class FleetSource:
 
     async def open(self, policy: PolicyRef) -> Sampler:
         if self._tokenizer is None:
+            try:
+                await self._calls.run(self._store.verify, policy)
+            except (CorruptCheckpoint, OSError) as error:
+                raise NoProgress(f"policy {policy.step} failed verification ({error})") from None
             self._tokenizer = await self._calls.run(open_tokenizer, str(policy.path))
         try:
             async with asyncio.timeout(_SERVED_SECONDS):

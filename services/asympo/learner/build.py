@@ -11,7 +11,6 @@ from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.create_run import read_config
 from asympo.learner.log.session import LogSession
-from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
@@ -72,7 +71,7 @@ def build_trainer(
     )
     traces = GroupTraces(tracing=context.tracing, clock=context.clock)
     publishing = BackgroundPublisher(
-        publisher=_make_publisher(context, run, compute, built.policy.path),
+        publisher=_make_publisher(context, run, compute, built.policy),
         weights=Weights(model=built.policy.model, ranks=context.ranks),
         session=session,
         learner=context.control,
@@ -156,16 +155,25 @@ def _make_saver(
     )
 
 
-def _make_publisher(
-    context: LearnerContext, run: OwnedRun, compute: Compute, path: ForwardPath
-) -> PolicyWriter:
+def _make_publisher(context: LearnerContext, run: OwnedRun, compute: Compute, policy: Policy) -> PolicyWriter:
     settings = context.settings
+    if settings.lora is not None:
+        from asympo.learner.publish.adapter_writer import AdapterWriter
+
+        return AdapterWriter(
+            store=run.policies,
+            policy=policy,
+            model=settings.model,
+            tokenizer=run.tokenizer,
+            tolerance=settings.probe_tolerance,
+            keep=settings.keep_policies,
+        )
     shadow_model = load_model(settings.model, dtype=PUBLISHED_DTYPE, device=compute.torch_device)
     shadow = Policy(
         model=shadow_model.eval(),
         compute_dtype=compute.torch_dtype,
         chunk_rows=settings.head_rows(compute.device),
-        path=path,
+        path=policy.path,
     )
     return PolicyWriter(
         store=run.policies,

@@ -151,6 +151,11 @@ class LearnerSettings(ControlSettings):
         description="the run is finished after this many steps; if not given, it has no end",
     )
 
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="an adapter that is trained; if not given, the model's own weights are",
+    )
+
     # The machine
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where the policy is trained")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -248,6 +253,8 @@ class LearnerSettings(ControlSettings):
                 f"warmup_steps ({self.warmup_steps}) must be below total_steps ({self.total_steps}): the "
                 "learning rate would only reach its highest when the run ends"
             )
+        if self.lora is not None and self.optimizer == "muon":
+            raise ValueError("optimizer is muon: give adamw, Muon is not made for the matrices of lora")
         if self.sampling.min_tokens > self.sampling.max_tokens:
             raise ValueError("sampling.min_tokens is above sampling.max_tokens")
         return self

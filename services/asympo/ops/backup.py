@@ -192,11 +192,12 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
         if newest is None:
             return None
         try:
-            store.verify(newest)
-            shutil.copytree(newest.path, target / newest.name)
-            verify_step(target / newest.name, POLICIES)
+            base = store.verify(newest).base
+            for name in (newest.name,) if base is None else (base.name, newest.name):
+                shutil.copytree(store.path / name, target / name)
+                verify_step(target / name, POLICIES)
         except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
-            shutil.rmtree(target / newest.name, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
         else:
             return newest.name
     raise CorruptCheckpoint(f"no policy in {store.path} could be copied whole")

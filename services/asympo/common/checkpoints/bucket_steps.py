@@ -118,6 +118,8 @@ class BucketSteps(Generic[M]):
         """A copy, every digest checked, if there is none yet."""
         final = self.path / str(name)
         if final.exists():
+            if self._cached is not None:
+                cache.note_use(final)
             return final
         log.info("Fetching the %s %s from %s", self._kind.noun, name, self)
         with cache.download_directory(self.path, name) as temporary:

@@ -77,6 +77,17 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BasePolicy:
+    """What an adapter is added to."""
+
+    __pydantic_config__ = _CHECKED
+    name: str
+    """Directory of a whole policy of the same run."""
+    digest: str
+    """Digest of its manifest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Written last into a checkpoint directory; what it does not list does not exist."""
 
@@ -87,14 +98,16 @@ class Manifest:
     """Optimizer step of the policy."""
     fence: int
     """Fence of the learner that published it."""
-    kind: Literal["full", "delta"] = "full"
-    """Whether the files are complete or a difference to the parent."""
+    kind: Literal["full", "delta", "adapter"] = "full"
+    """Whether the files are complete, a difference to the parent, or an adapter for the base."""
+    base: BasePolicy | None = None
+    """Of an adapter alone."""
     parent: str | None = None
     """Manifest digest of the policy published before, when there is one."""
     files: tuple[FileEntry, ...]
     """Every file but the manifest, sorted by name."""
     tensors: tuple[TensorEntry, ...]
-    """Every tensor of the safetensors files, sorted by name."""
+    """Every tensor of the safetensors files, of an adapter those merged into its base; sorted by name."""
     probe: Probe
     """What the model says with these weights."""
     digest: str = field(default="")
@@ -157,7 +170,10 @@ def decode_sealed(content: bytes, adapter: TypeAdapter[DocumentT], *, layout: Fo
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The manifest as file content; its digest is computed here, whatever the field holds."""
-    return sealed_json(dataclasses.asdict(manifest))
+    document = dataclasses.asdict(manifest)
+    if manifest.base is None:
+        del document["base"]
+    return sealed_json(document)
 
 
 def decode_manifest(content: bytes, *, what: str) -> Manifest:

@@ -13,12 +13,16 @@ POLICY_FILES = re.compile(
     r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json"
     r"|config\.json|generation_config\.json"
     r"|tokenizer\.json|tokenizer_config\.json|tokenizer\.model|special_tokens_map\.json|added_tokens\.json"
+    r"|adapter_config\.json|adapter_model\.safetensors"
     r"|vocab\.json|vocab\.txt|merges\.txt|spiece\.model|chat_template\.jinja|chat_template\.json"
 )
 """Everything a published policy may hold beside its manifest. No code, no pickles."""
 
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """Those of them that hold tensors."""
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What a policy that is an adapter holds beside its manifest, in PEFT's form."""
 
 STATE_FILES = re.compile(r"rank-\d{5}\.safetensors|(trained_ids|streaks)\.bin")
 """Everything a durable training state may hold beside its manifest."""

@@ -1,18 +1,31 @@
 """The policies of one run."""
 
+import dataclasses
 import logging
 import math
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
-from asympo.common.checkpoints.manifest import FileEntry, Manifest, Probe, decode_manifest, encode_manifest
-from asympo.common.checkpoints.names import POLICY_FILES, WEIGHT_FILES, StepName
+from asympo.common.checkpoints.manifest import (
+    BasePolicy,
+    FileEntry,
+    Manifest,
+    Probe,
+    decode_manifest,
+    encode_manifest,
+)
+from asympo.common.checkpoints.names import POLICY_FILES, WEIGHT_FILES, StepName, parse_name
 from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
 from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.errors import BadModel, CorruptCheckpoint, PublishFailed, UnknownVersion
+
+if TYPE_CHECKING:
+    from asympo.common.checkpoints.merge import MergeRoom
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +48,7 @@ class PolicyRef:
     fence: int
     """Fence of the learner that published it."""
     path: Path
-    """Its directory, loadable as a Hugging Face checkpoint."""
+    """Its directory, loadable as a Hugging Face checkpoint; of an adapter once it was verified."""
     digest: str
     """Digest of its manifest."""
 
@@ -46,10 +59,15 @@ class PolicyRef:
 
 
 class PolicyStore:
-    """Publishes, finds, verifies and prunes the policies of one run. Stateless and safe in any thread."""
+    """Publishes, finds, verifies and prunes the policies of one run. Safe in any thread.
+
+    Directories of adapters lie in a room of this process, in which they are whole, merged into their base.
+    """
 
     def __init__(self, steps: Steps[Manifest]) -> None:
         self._steps = steps
+        self._merging = threading.RLock()
+        self._room: MergeRoom | None = None
 
     @property
     def path(self) -> Path:
@@ -64,13 +82,15 @@ class PolicyStore:
         fill: Callable[[Path], None],
         probe: Probe,
         parent: str | None = None,
+        base: PolicyRef | None = None,
     ) -> PolicyRef:
         """Make the files that `fill` writes into the directory it is given visible as the policy of `step`.
 
         The tensor list is computed from the safetensors files. On any failure nothing is visible and what was
-        written is removed. Raises PublishFailed when storage fails, the step exists already under this
-        fence or the probe is not finite, Fenced when a higher fence has published, BadModel
-        when `fill` writes files that a policy may not have, and whatever else `fill` raises.
+        written is removed. With `base` the files are an adapter for that policy. Raises PublishFailed when
+        storage fails, the step exists already under this fence or the probe is not finite, Fenced when a
+        higher fence has published, BadModel when `fill` writes files that a policy may not have, and whatever
+        else `fill` raises.
         """
         name = StepName(step=step, fence=fence)
         what = f"the policy of step {step}"
@@ -84,10 +104,10 @@ class PolicyStore:
             temporary = directory.create_temporary(self.path, name)
             try:
                 fill(temporary)
-                content = encode_manifest(
-                    _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
-                )
-                return self._ref(self._steps.seal(temporary, manifest=content))
+                described = _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
+                if base is not None:
+                    described = self._added_to(base, temporary, described)
+                return self._ref(self._steps.seal(temporary, manifest=encode_manifest(described)))
             except BaseException:
                 directory.discard(temporary)
                 raise
@@ -126,11 +146,27 @@ class PolicyStore:
 
     def load_manifest(self, ref: PolicyRef) -> Manifest:
         """The manifest in the directory of `ref`; CorruptCheckpoint when it is another, or damaged."""
-        return _same(ref, read_manifest(ref.path, POLICIES))
+        return _same(ref, read_manifest(self.path / ref.name, POLICIES))
 
     def verify(self, ref: PolicyRef) -> Manifest:
-        """The manifest of `ref` once every byte on this machine was checked; CorruptCheckpoint."""
-        return _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
+        """The manifest of `ref` once every byte on this machine was checked; CorruptCheckpoint.
+
+        An adapter is merged for that: from then on the directory of `ref` is there.
+        """
+        manifest = _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
+        self.check_merge(manifest)
+        return manifest
+
+    def check_merge(self, manifest: Manifest, *, adapter: Path | None = None) -> None:
+        """Merges an adapter whose files were checked; CorruptCheckpoint unless that gives what it should.
+
+        `adapter` is a directory with other copies of the files.
+        """
+        if manifest.base is not None:
+            name = str(manifest.name)
+            base, base_manifest = self._base(manifest.base, of=name)
+            with self._merging:
+                self._merged.merge(base, base_manifest, adapter or self.path / name, manifest)
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged ones included, or None in an empty store."""
@@ -149,7 +185,7 @@ class PolicyStore:
     def prune(
         self, *, keep: int, is_in_use: Callable[[PolicyRef], bool] = lambda ref: False
     ) -> Sequence[PolicyRef]:
-        """Delete all but the `keep` newest policies and those in use.
+        """Delete all but the `keep` newest policies, those in use and bases of adapters.
 
         `is_in_use` is asked right before each deletion, so a claim made meanwhile still counts.
         Directories that do not verify and sort below the oldest kept one are deleted too. Returns the deleted
@@ -160,10 +196,11 @@ class PolicyStore:
         deleted: list[PolicyRef] = []
         try:
             found = self._manifests()
+            bases = {manifest.base.name for manifest in found if manifest.base is not None}
             # The newest first: older ones may be needed to read it.
             for manifest in reversed(found[:-keep]):
                 ref = self._ref(manifest)
-                if not is_in_use(ref) and self._steps.delete(manifest.name):
+                if ref.name not in bases and not is_in_use(ref) and self._steps.delete(manifest.name):
                     deleted.append(ref)
             verified = {manifest.name for manifest in found}
             for name in self._steps.present():
@@ -177,8 +214,39 @@ class PolicyStore:
         return [*self._steps.newest_first()][::-1]
 
     def _ref(self, manifest: Manifest) -> PolicyRef:
-        path = self.path / str(manifest.name)
+        place = self.path if manifest.base is None else self._merged.path
+        path = place / str(manifest.name)
         return PolicyRef(step=manifest.step, fence=manifest.fence, path=path, digest=manifest.digest)
+
+    @property
+    def _merged(self) -> "MergeRoom":
+        from asympo.common.checkpoints.merge import MergeRoom
+
+        with self._merging:
+            self._room = self._room or MergeRoom()
+            return self._room
+
+    def _base(self, base: BasePolicy, *, of: str) -> tuple[Path, Manifest]:
+        """The directory and the manifest of the policy that an adapter is added to; CorruptCheckpoint."""
+        name = parse_name(base.name)
+        if name is None:
+            raise CorruptCheckpoint(f"{of} names the base {base.name}, which is no policy")
+        try:
+            path = self._steps.bring(name)
+            manifest = read_manifest(path, POLICIES)
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(f"the base of {of} cannot be had: {error}") from error
+        if manifest.digest != base.digest or manifest.base is not None:
+            raise CorruptCheckpoint(f"{of} is an adapter for another base than {path}")
+        return path, manifest
+
+    def _added_to(self, base: PolicyRef, adapter: Path, described: Manifest) -> Manifest:
+        from asympo.common.checkpoints.merge import merged_entries
+
+        held = BasePolicy(name=base.name, digest=base.digest)
+        path, manifest = self._base(held, of=f"step {described.step}")
+        tensors = merged_entries(path, manifest, adapter)
+        return dataclasses.replace(described, kind="adapter", base=held, tensors=tensors)
 
 
 def _describe(path: Path, *, step: int, fence: int, probe: Probe, parent: str | None) -> Manifest:

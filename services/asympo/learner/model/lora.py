@@ -1,13 +1,13 @@
 """LoRA: pairs of small matrices, put in by PEFT, beside the linears of a model whose own weights stay.
 
-What is trained is float32. The base holds the values that a policy of it holds, those of bfloat16, and keeps
-its linears and embeddings in the precision of products. PEFT makes the layers and begins them; their forward
-is written here, because PEFT's own passes over every activation several times more.
+What is trained is float32. The base holds the values that a policy of it holds, those of bfloat16. PEFT makes
+the layers and begins them; their forward is written here, because PEFT's own computes another policy than the
+merged one that is served, and passes over every activation several times more.
 """
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from asympo.common.errors import BadSetting
 from asympo.learner.model.fused import unfuse
+from asympo.learner.model.weights import is_adapted
 from asympo.learner.settings import ALL_LINEAR, LoraSettings
 
 _ADAPTER = "default"
-_BASE_DTYPE = torch.bfloat16
+_PUBLISHED_DTYPE = torch.bfloat16
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: torch.dtype, seed: int) -> None:
@@ -29,6 +30,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
 
     Changes nothing that the model says once its weights are rounded. Raises BadSetting.
     """
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise BadSetting("the model is quantised: adapters are trained on the one that it was made from")
     chosen = _chosen(model, lora)
     config = LoraConfig(
         r=lora.rank,
@@ -48,17 +51,29 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     if odd := layers.keys() ^ chosen:
         raise BadSetting(f"lora.targets do not tell {min(odd)} from other layers of the same name")
     _round(model)
-    model.base_sha256 = _base_digest(model)
+    model.base_sha256 = base_digest(model)
+    for layer in layers.values():
+        base = cast(Any, layer.get_base_layer())
+        base.weight.data = base.weight.data.to(_PUBLISHED_DTYPE)
+        layer.forward = _Forward(layer, compute_dtype)  # type: ignore[attr-defined]
     if compute_dtype.itemsize < torch.float32.itemsize:
         _narrow(model, compute_dtype)
-    for layer in layers.values():
-        layer.forward = _Forward(layer)  # type: ignore[attr-defined]
 
 
 def adapter_config(model: nn.Module) -> LoraConfig:
     """As PEFT writes it."""
     config: LoraConfig = model.peft_config[_ADAPTER]  # type: ignore[index,assignment]
     return config
+
+
+def adapts(name: str) -> bool:
+    """Whether a matrix of an adapter is one that is zero at the beginning, so that nothing is added."""
+    return ".lora_B." in name
+
+
+def name_in_peft(name: str) -> str:
+    """How a matrix of an adapter is called in files, by its name in the model."""
+    return f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}"
 
 
 def _chosen(model: PreTrainedModel, lora: LoraSettings) -> set[str]:
@@ -90,16 +105,18 @@ def _round(model: nn.Module) -> None:
     """What is added to a policy's base is trained with that base."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            parameter.copy_(parameter.to(_BASE_DTYPE))
+            parameter.copy_(parameter.to(_PUBLISHED_DTYPE))
 
 
-def _base_digest(model: nn.Module) -> Tensor:
-    """Of names and values: what a training state is compared with, because it does not hold the base."""
+def base_digest(model: nn.Module) -> Tensor:
+    """Of names and values, without an adapter: what holds only that is compared with it."""
+    if is_adapted(model):
+        return cast(Tensor, model.base_sha256)
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            value = parameter.detach().to(_BASE_DTYPE).cpu().contiguous().view(-1)
+        if ".lora_" not in name:
+            digest.update(name.replace(".base_layer.", ".").encode())
+            value = parameter.detach().to(_PUBLISHED_DTYPE).cpu().contiguous().view(-1)
             digest.update(value.view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
@@ -115,41 +132,56 @@ def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class _Forward:
-    """Forward of one of PEFT's layers."""
+    """Forward of one of PEFT's layers: at the merged weight that generators serve.
 
-    def __init__(self, layer: LoraLayer) -> None:
-        self._base = layer.get_base_layer()
-        self._a, self._b = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+    Most of what an adapter adds is less than the distance between two bfloat16 numbers. A gradient at the sum
+    before it is rounded would improve a policy that nobody samples from.
+    """
+
+    def __init__(self, layer: LoraLayer, compute_dtype: torch.dtype) -> None:
+        self._base = cast(Any, layer.get_base_layer())
+        self._a: nn.Module = layer.lora_A[_ADAPTER]
+        self._b: nn.Module = layer.lora_B[_ADAPTER]
         self._scale = float(layer.scaling[_ADAPTER])
+        self._merged = torch.empty_like(self._base.weight, dtype=compute_dtype)
+        self._merged_at = (-1, -1)
 
     def __call__(self, x: Tensor) -> Tensor:
+        a_RD, b_FR = cast(Tensor, self._a.weight), cast(Tensor, self._b.weight)
+        # Whoever changes a parameter in place counts its version up.
+        if self._merged_at != (a_RD._version, b_FR._version):
+            self._merge(a_RD.detach(), b_FR.detach())
+            self._merged_at = (a_RD._version, b_FR._version)
         output: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            x, self._base.weight, self._base.bias, self._a.weight, self._b.weight, self._scale
+            x, self._merged, self._base.bias, a_RD, b_FR, self._scale
         )
         return output
 
+    def _merge(self, a_RD: Tensor, b_FR: Tensor) -> None:
+        """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
+        wide = torch.promote_types(_PUBLISHED_DTYPE, torch.float32)
+        product_FD = _rounded(b_FR, wide).mul_(self._scale) @ _rounded(a_RD, wide)
+        product_FD += self._base.weight.detach()
+        self._merged.copy_(product_FD.to(_PUBLISHED_DTYPE))
+
 
 class _Product(torch.autograd.Function):
-    """x W' + bias + scale (x A') B', without a gradient of W."""
+    """x W' + bias, where W = W0 + scale B A is merged already; with gradients of x, A and B alone."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight_FD: Tensor,
+        merged_FD: Tensor,
         bias_F: Tensor | None,
         a_RD: Tensor,
         b_FR: Tensor,
         scale: float,
     ) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        x_TD = x.reshape(-1, x.shape[-1]).to(dtype)
-        inner_TR = x_TD @ a_RD.to(dtype).T
-        bias_F = None if bias_F is None else bias_F.to(dtype)
-        output_TF = nn.functional.linear(x_TD, weight_FD.to(dtype), bias_F)
-        output_TF.addmm_(inner_TR, (b_FR * scale).to(dtype).T)
-        ctx.save_for_backward(x_TD, inner_TR, weight_FD, a_RD, b_FR)
+        x_TD = x.reshape(-1, x.shape[-1]).to(merged_FD.dtype)
+        bias_F = None if bias_F is None else bias_F.to(merged_FD.dtype)
+        output_TF = nn.functional.linear(x_TD, merged_FD, bias_F)
+        ctx.save_for_backward(x_TD, merged_FD, a_RD, b_FR)
         ctx.scale, ctx.x_dtype = scale, x.dtype
         # Not as a view: some layers add to it in place.
         output: Tensor = torch.ops.aten._unsafe_view(output_TF, (*x.shape[:-1], output_TF.shape[-1]))
@@ -158,14 +190,18 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, inner_TR, weight_FD, a_RD, b_FR = ctx.saved_tensors
-        dtype = x_TD.dtype
+        x_TD, merged_FD, a_RD, b_FR = ctx.saved_tensors
         grad_TF = grad.reshape(-1, grad.shape[-1])
-        grad_inner_TR = grad_TF @ (b_FR * ctx.scale).to(dtype)
+        inner_TR = x_TD @ _rounded(a_RD, x_TD.dtype).T
+        grad_inner_TR = grad_TF @ _rounded(b_FR, x_TD.dtype)
+        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(ctx.scale)
+        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(ctx.scale)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_TF @ weight_FD.to(dtype)).addmm_(grad_inner_TR, a_RD.to(dtype)).to(ctx.x_dtype)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype)
-        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(ctx.scale)
+            grad_x = (grad_TF @ merged_FD).to(ctx.x_dtype).view(*grad.shape[:-1], -1)
         return grad_x, None, None, grad_a_RD, grad_b_FR, None
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is published, in a tensor of its own."""
+    return value.to(_PUBLISHED_DTYPE).to(dtype, copy=True)

@@ -54,6 +54,8 @@ class PolicyWriter:
         """Digest of the policy whose weights the shadow holds."""
         self._last: str | None = None
         """Digest of the policy published last."""
+        self._base: PolicyRef | None = None
+        """The policy that what is written is added to, where that is an adapter."""
 
     def adopt_newest(self) -> PolicyRef | None:
         """Takes the newest valid policy on storage as the one published last; None when there is none."""
@@ -61,7 +63,7 @@ class PolicyWriter:
         if ref is None:
             return None
         try:
-            self._load(ref.path)
+            self._load(ref)
         except (OSError, ValueError, KeyError, RuntimeError, CorruptCheckpoint) as error:
             log.warning("The newest policy %s cannot be compared with: %s", ref.name, error)
             return None
@@ -89,18 +91,7 @@ class PolicyWriter:
         self._refresh(weights)
         self._require_finite(step)
         texts = (self._fixed[0], *probes) if probes else self._fixed
-        probe = Probe(
-            sequences=tuple(
-                ProbeSequence(
-                    token_ids=text.token_ids,
-                    num_prompt_tokens=text.num_prompt_tokens,
-                    mean_nll=mean_nll,
-                )
-                for text, mean_nll in zip(texts, mean_nlls(self._shadow, texts), strict=True)
-            ),
-            tolerance=self._tolerance,
-        )
-        return PreparedPolicy(step=step, fence=fence, probe=probe)
+        return PreparedPolicy(step=step, fence=fence, probe=self._probe(self._shadow, texts))
 
     def write(self, prepared: PreparedPolicy) -> PolicyRef:
         """Makes it visible; in any thread, and no arithmetic that would take cores from training.
@@ -114,6 +105,7 @@ class PolicyWriter:
             fill=self._fill,
             probe=prepared.probe,
             parent=self._last,
+            base=self._base,
         )
         self._parent = self._last = ref.digest
         return ref
@@ -121,6 +113,19 @@ class PolicyWriter:
     def prune(self, *, is_in_use: Callable[[PolicyRef], bool]) -> None:
         """Deletes old policies; what cannot be deleted is tried again next time."""
         self._store.prune(keep=self._keep, is_in_use=is_in_use)
+
+    def _probe(self, policy: Policy, texts: Sequence[ProbeText]) -> Probe:
+        return Probe(
+            sequences=tuple(
+                ProbeSequence(
+                    token_ids=text.token_ids,
+                    num_prompt_tokens=text.num_prompt_tokens,
+                    mean_nll=mean_nll,
+                )
+                for text, mean_nll in zip(texts, mean_nlls(policy, texts), strict=True)
+            ),
+            tolerance=self._tolerance,
+        )
 
     def _fill(self, directory: Path) -> None:
         write_weights(self._shadow.model, directory)
@@ -142,7 +147,7 @@ class PolicyWriter:
         return zip(ours, weights.values(dtype=PUBLISHED_DTYPE), strict=True)
 
     @torch.no_grad()
-    def _load(self, path: Path) -> None:
-        stored = read_weights(self._shadow.model, path)
+    def _load(self, ref: PolicyRef) -> None:
+        stored = read_weights(self._shadow.model, ref.path)
         for name, ours in named_weights(self._shadow.model).items():
             ours.copy_(stored[name])

@@ -7,16 +7,19 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from asympo.common.archive import ArchivedEntry, EntryOutcome, PartInfo, open_archive
 from asympo.common.archive.store import Part
+from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.segment import LogSegment
-from asympo.learner.model.weights import named_weights
+from asympo.learner.model.weights import is_adapted, named_weights
 from asympo.learner.progress import Progress
 from asympo.learner.publish.policy_files import read_weights
 from asympo.learner.replay.consumer import LogConsumer
@@ -163,8 +166,14 @@ class Replay:
         )
 
     def save(self, directory: Path) -> None:
-        """Writes the weights in float32, as they are trained, with config and tokenizer."""
-        self._built.policy.model.save_pretrained(directory)
+        """Writes what is trained, in float32, with config and tokenizer."""
+        model = self._built.policy.model
+        if is_adapted(model):
+            from asympo.learner.publish.adapter_writer import write_adapter
+
+            write_adapter(directory, named_weights(model), model=model, base=self._recipe.settings.model)
+        else:
+            model.save_pretrained(directory)
         self._tokenizer.save_pretrained(directory)
 
     # --- one part --------------------------------------------------------------------------------------
@@ -246,7 +255,7 @@ class Replay:
             return None
         self._policies.verify(ref)
         model = self._built.policy.model
-        stored = read_weights(model, ref.path)
+        stored = _stored(self._policies, ref, model)
         ours = named_weights(model)
         rounded = {name: ours[name].to(tensor.dtype).cpu() for name, tensor in stored.items()}
         tensor = first_difference(stored, rounded)
@@ -313,3 +322,11 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     a, b = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in (a, b))
     return a.numel() == 0 or torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def _stored(policies: PolicyStore, ref: PolicyRef, model: PreTrainedModel) -> dict[str, Tensor]:
+    if not is_adapted(model):
+        return read_weights(model, ref.path)
+    from asympo.learner.publish.adapter_writer import read_adapter
+
+    return read_adapter(policies.path / ref.name, model)

@@ -45,6 +45,12 @@ def build_step_parts(
     model = load_model(settings.model, dtype=torch.float32, device=device)
     policy = policy_around(model, settings, compute)
     check_weights(policy)
+    if settings.lora is not None:
+        # PEFT takes a while to import.
+        from asympo.learner.model.lora import add_adapter
+
+        add_adapter(model, settings.lora, compute_dtype=compute.torch_dtype, seed=settings.seed)
+        policy.path.apply(model)
     shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
     optimizer = make_optimizer(
         policy.model,

@@ -27,6 +27,8 @@ class ChosenWeights:
     """Their directory."""
     ref: PolicyRef | None
     """The policy of the run; None for a directory that was named."""
+    store: PolicyStore | None = None
+    """Where the policy was found; the directory of an adapter is there as long as this is held."""
 
 
 def add_eval_flags(parser: ArgumentParser) -> None:
@@ -79,7 +81,7 @@ def choose_policy(text: str, arguments: Namespace) -> ChosenWeights:
             raise BadSetting(f"{text!r} is no policy: give {_WORDS}")
         ref = _named(store, name)
     store.verify(ref)
-    return ChosenWeights(path=ref.path, ref=ref)
+    return ChosenWeights(path=ref.path, ref=ref, store=store)
 
 
 def best_result(arguments: Namespace) -> EvalResult:

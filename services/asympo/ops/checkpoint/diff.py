@@ -35,7 +35,8 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """0 however much differs."""
-    a, b = (choose(text, arguments).path for text in (arguments.a, arguments.b))
+    chosen = [choose(text, arguments) for text in (arguments.a, arguments.b)]
+    a, b = (each.path for each in chosen)
     comparison = compare(a, b)
     shared = _share_as_difference(a, b)
     if arguments.json:

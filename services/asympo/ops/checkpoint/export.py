@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asympo.common.checkpoints import Manifest, PolicyRef
+from asympo.common.checkpoints.digests import tensor_entries
+from asympo.common.checkpoints.names import ADAPTER_WEIGHTS, MANIFEST_NAME
 from asympo.common.checkpoints.store import POLICIES
-from asympo.common.checkpoints.verify import read_manifest, verify_files
+from asympo.common.checkpoints.verify import verify_files
 from asympo.common.commands import add_json_flag, show, write_json
 from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.common.names import directory_of_run
@@ -16,6 +18,7 @@ from asympo.common.paths import given_path
 from asympo.common.settings import read_toml
 from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
 from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
+from asympo.ops.checkpoint.compare import weight_files
 from asympo.ops.checkpoint.new_directory import refuse_if_there, written_beside
 from asympo.ops.checkpoint.push import HubRepository
 from asympo.run.directory import RunDirectory
@@ -35,6 +38,11 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="MODEL",
         help="what the run started from, a directory or an id on the hub; none: as its settings say",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--adapter", action="store_true", help="of LoRA: the adapter alone, in PEFT's form")
+    form.add_argument(
+        "--merge", action="store_true", help="of LoRA: merged into the base; what is done without --adapter"
+    )
     parser.add_argument(
         "--push", metavar="OWNER/NAME", help="then upload it to this new, private repository of the hub"
     )
@@ -46,14 +54,23 @@ def main(arguments: Namespace) -> int:
     """0 once the directory was loaded again, answered as the policy and differed from the run's start."""
     to = refuse_if_there(arguments.to)
     repository = HubRepository(arguments.push) if arguments.push is not None else None
-    ref = choose_policy(arguments.policy, arguments).ref
+    chosen = choose_policy(arguments.policy, arguments)
+    ref, store = chosen.ref, chosen.store
     assert ref is not None
+    assert store is not None
     base = _base_of(arguments)
     with written_beside(to) as unfinished:
-        manifest = _copy(ref, unfinished)
+        manifest = store.load_manifest(ref)
+        if arguments.adapter and manifest.base is None:
+            raise BadSetting(f"the policy of step {ref.step} is no adapter: leave --adapter out")
+        _copy(store.path / ref.name if arguments.adapter else ref.path, unfinished, manifest)
         from asympo.learner.publish.proof import prove
 
-        proof = prove(unfinished, policy=ref.path, base=base, is_start=ref.step == 0)
+        if arguments.adapter:
+            # From now on the merged policy is that of the copy.
+            store.check_merge(manifest, adapter=unfinished)
+        shown = ref.path if arguments.adapter else unfinished
+        proof = prove(shown, policy=ref.path, base=base, is_start=ref.step == 0)
         card = ModelCard(
             run=arguments.run,
             manifest=manifest,
@@ -110,13 +127,16 @@ def _results_of(arguments: Namespace) -> Path:
     return arguments.results or directory_of_run(arguments.checkpoint_root, arguments.run) / RESULTS
 
 
-def _copy(ref: PolicyRef, target: Path) -> Manifest:
-    """The policy's files, every byte of the copy checked."""
+def _copy(source: Path, target: Path, manifest: Manifest) -> None:
+    """The policy's files, every byte of the copy checked: of a merged adapter its tensors were."""
+    is_merged = manifest.base is not None and not (source / ADAPTER_WEIGHTS).exists()
     try:
-        manifest = read_manifest(ref.path, POLICIES)
-        for entry in manifest.files:
-            shutil.copyfile(ref.path / entry.name, target / entry.name)
+        for file in source.iterdir():
+            if file.name != MANIFEST_NAME:
+                shutil.copyfile(file, target / file.name)
     except FileNotFoundError as error:
-        raise CorruptCheckpoint(f"{ref.path} was deleted while it was copied: it was an old one") from error
-    verify_files(target, manifest, POLICIES, with_digests=True)
-    return manifest
+        raise CorruptCheckpoint(f"{source} was deleted while it was copied: it was an old one") from error
+    if not is_merged:
+        verify_files(target, manifest, POLICIES, with_digests=True)
+    elif tensor_entries(weight_files(target)) != manifest.tensors:
+        raise CorruptCheckpoint(f"the copy of {source} has other tensors than its manifest says")

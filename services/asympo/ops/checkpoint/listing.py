@@ -93,6 +93,8 @@ def _described(store: PolicyStore, *, with_digests: bool, step: int | None = Non
                 "published": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
             }
             verify_step(path, POLICIES, with_digests=with_digests)
+            if with_digests:
+                store.check_merge(manifest)
             row["state"] = "verified" if with_digests else "complete"
         except (CorruptCheckpoint, UnknownVersion) as error:
             row["state"] = str(error)

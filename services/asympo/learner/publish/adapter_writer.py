@@ -1,0 +1,135 @@
+"""Makes an adapter visible: bf16 pairs of matrices, and once the base that they are added to."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
+from asympo.learner.model.lora import adapter_config, adapts, base_digest, name_in_peft
+from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.weights import Weights, named_weights
+from asympo.learner.publish.policy_files import PUBLISHED_DTYPE, files_beside_weights, write_weights
+from asympo.learner.publish.policy_writer import PolicyWriter, PreparedPolicy
+
+log = logging.getLogger(__name__)
+
+
+class AdapterWriter(PolicyWriter):
+    """Holds the adapter as published last. The base is published whole, before the first adapter for it."""
+
+    def __init__(
+        self, *, store: PolicyStore, policy: Policy, model: str, tokenizer: Any, tolerance: float, keep: int
+    ) -> None:
+        super().__init__(store=store, shadow=policy, tokenizer=tokenizer, tolerance=tolerance, keep=keep)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._held: dict[str, Tensor] = {}
+
+    def write(self, prepared: PreparedPolicy) -> PolicyRef:
+        """Of a policy that adds nothing the base itself, where that is not published yet."""
+        if self._base is None:
+            is_base = not any(value.any() for name, value in self._held.items() if adapts(name))
+            base = self._publish_base(step=prepared.step if is_base else 0, fence=prepared.fence)
+            self._base, self._last = base, base.digest
+            if is_base:
+                self._parent = base.digest
+                return base
+        return super().write(prepared)
+
+    @torch.no_grad()
+    def is_published(self, weights: Weights) -> bool:
+        values = self._rounded(weights)
+        return self._parent is not None and all(
+            torch.equal(held, values[name]) for name, held in self._held.items()
+        )
+
+    def _publish_base(self, *, step: int, fence: int) -> PolicyRef:
+        model = load_model(self._model, dtype=PUBLISHED_DTYPE, device=torch.device("cpu")).eval()
+        policy = Policy(model=model, compute_dtype=self._shadow.compute_dtype, path=self._shadow.path)
+
+        def fill(directory: Path) -> None:
+            write_weights(model, directory)
+            for name, content in files_beside_weights(model, self._tokenizer).items():
+                (directory / name).write_bytes(content)
+
+        log.info("Publishing the base of all adapters as the policy of step %d", step)
+        probe = self._probe(policy, self._fixed)
+        ref = self._store.publish(step=step, fence=fence, fill=fill, probe=probe, parent=self._last)
+        stored = {tensor.name for tensor in self._store.load_manifest(ref).tensors}
+        changed = {name.partition(".lora_")[0] + ".weight" for name in self._held}
+        if odd := sorted(changed - stored):
+            raise BadModel(
+                f"the files of {type(model).__name__} have no {odd[0]}: an adapter for it could not be "
+                "merged; leave it out of lora.targets"
+            )
+        return ref
+
+    def _load(self, ref: PolicyRef) -> None:
+        """Raises CorruptCheckpoint unless it is the base that is trained here, or an adapter for that."""
+        held = self._store.load_manifest(ref).base
+        base = next(each for each in self._store.list() if each.digest == (held or ref).digest)
+        model = load_model(base.path, dtype=PUBLISHED_DTYPE, device=torch.device("cpu"))
+        if not torch.equal(base_digest(model), base_digest(self._shadow.model)):
+            raise CorruptCheckpoint(f"{base.path} holds other weights than the model of this run")
+        self._base = base
+        self._held = read_adapter(self._store.path / ref.name, self._shadow.model)
+
+    @torch.no_grad()
+    def _refresh(self, weights: Weights) -> None:
+        self._held = self._rounded(weights)
+
+    def _require_finite(self, step: int) -> None:
+        for name, value in self._held.items():
+            if not torch.isfinite(value).all():
+                raise AsympoError(f"step {step} is not published: {name} holds values that are not finite")
+
+    def _fill(self, directory: Path) -> None:
+        write_adapter(directory, self._held, model=self._shadow.model, base=self._model)
+
+    def _rounded(self, weights: Weights) -> dict[str, Tensor]:
+        values = zip(named_weights(self._shadow.model), weights.values(dtype=PUBLISHED_DTYPE), strict=True)
+        return {name: value.to("cpu", PUBLISHED_DTYPE, copy=True).contiguous() for name, value in values}
+
+
+def write_adapter(
+    directory: Path, values: Mapping[str, Tensor], *, model: PreTrainedModel, base: str
+) -> None:
+    """In PEFT's form. Raises OSError."""
+    held = {name_in_peft(name): value.contiguous() for name, value in values.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(held, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config: dict[str, Any] = adapter_config(model).to_dict()  # type: ignore[no-untyped-call]
+    # A path of this machine says nothing elsewhere.
+    config |= {"base_model_name_or_path": Path(base).name if Path(base).is_dir() else base}
+    config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1) + "\n")
+
+
+def read_adapter(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a policy says of the matrices of a model's adapter: of the base, that nothing is added.
+
+    Raises CorruptCheckpoint where it is of other layers.
+    """
+    ours = named_weights(model)
+    if not (path / ADAPTER_WEIGHTS).exists():
+        return {
+            name: torch.zeros(each.shape, dtype=PUBLISHED_DTYPE)
+            for name, each in ours.items()
+            if adapts(name)
+        }
+    stored = load_file(path / ADAPTER_WEIGHTS)
+    names = {name_in_peft(name): name for name in ours}
+    if stored.keys() != names.keys():
+        raise CorruptCheckpoint(
+            f"{path} is an adapter of other layers than {min(stored.keys() ^ names.keys())}"
+        )
+    return {names[name]: value for name, value in stored.items()}
