@@ -11,6 +11,8 @@ from asympo.common.settings import merge
 from asympo.run.command import add_run_flags, run_file
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
+LORA = {"lora": {}, "learning_rate": 2e-4}
+"""Settings of `--lora`: an adapter learns at about ten times the rate of whole weights."""
 PRESET = Path(__file__).with_name("demo.toml")
 
 
@@ -21,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="Any setting of `asympo run` can be given as a flag: --learner.total-steps 60",
     )
     parser.add_argument("--model", metavar="ID_OR_PATH", help="another Hugging Face id or path")
+    parser.add_argument("--lora", action="store_true", help="train an adapter, not all weights")
     parser.add_argument("--resume", action="store_true", help="continue the demo that was stopped")
     add_run_flags(parser)
     arguments, rest = parser.parse_known_args(argv)
@@ -31,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         overrides.setdefault("run", {})["model"] = arguments.model
     if not overrides.keys() <= {"view", "broker"}:
         overrides = merge({"run": {"targets": dict.fromkeys(TargetsSection.model_fields)}}, overrides)
+    if arguments.lora:
+        overrides = merge({"learner": LORA}, overrides)
     file = read_run_file(PRESET, overrides=overrides)
     if not (arguments.resume or arguments.fresh or arguments.dry_run or arguments.check_config):
         code = greet_existing(file)

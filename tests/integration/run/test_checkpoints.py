@@ -170,7 +170,7 @@ POLICY = "policy/step-00000001-f0001"
 BAD: list[tuple[str, tuple[str, ...], Any]] = [
     ("no complete policy of step 7", ("7",), None),
     ("is no policy", ("newest",), None),
-    ("another model", ("1", "--base", "{other}"), None),
+    ("different models", ("1", "--base", "{other}"), None),
     ("is not there", ("1", "--base", "{tmp}/nothing"), None),
     ("--base", ("1",), lambda run: shutil.rmtree(run / "config")),
     ("holds no results", ("best",), lambda run: (run / "evals.jsonl").unlink()),

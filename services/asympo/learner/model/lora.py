@@ -148,7 +148,7 @@ class _Forward:
 
     def __call__(self, x: Tensor) -> Tensor:
         a_RD, b_FR = cast(Tensor, self._a.weight), cast(Tensor, self._b.weight)
-        # Whoever changes a parameter in place counts its version up.
+        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
         if self._merged_at != (a_RD._version, b_FR._version):
             self._merge(a_RD.detach(), b_FR.detach())
             self._merged_at = (a_RD._version, b_FR._version)

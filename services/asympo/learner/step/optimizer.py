@@ -99,5 +99,7 @@ def guarded_step(
     is_applied = math.isfinite(norm)
     if is_applied:
         optimizer.step()
+        # Fused kernels leave that out, and what is derived from parameters is derived again by it.
+        torch.autograd.graph.increment_version([p for p in parameters if not isinstance(p, DTensor)])
     optimizer.zero_grad(set_to_none=True)
     return norm, is_applied

@@ -16,7 +16,7 @@ from asympo.learner.model.weights import named_weights
 from asympo.learner.settings import LoraSettings
 from asympo.learner.state.open import open_states
 from asympo.learner.state.store import TrainingState
-from asympo.learner.step.optimizer import make_optimizer
+from asympo.learner.step.optimizer import guarded_step, make_optimizer
 from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 from transformers import PreTrainedModel
@@ -117,6 +117,19 @@ def test_adapter_begins_the_same_whatever_was_drawn_before(tiny_model: Path) -> 
     again = named_weights(adapted(tiny_model, noise=0).model)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert all(bool(value.any()) == ("lora_A" in name) for name, value in first.items())
+
+
+def test_step_of_the_optimizer_is_seen_by_the_next_row(tiny_model: Path) -> None:
+    policy, groups = adapted(tiny_model), make_groups(1)
+    optimizer = make_optimizer(policy.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    before, *_ = nlls_and_gradients(policy, groups, budget=60, share=True)
+    guarded_step(optimizer, learning_rate=0.1, max_norm=1.0)
+    after, *_ = nlls_and_gradients(policy, groups, budget=60, share=True)
+    assert (after - before).abs().min() > 1e-3
+    as_peft_computes(policy.model)
+    policy.model.float()
+    plain, *_ = nlls_and_gradients(policy, groups, budget=1, share=False)
+    torch.testing.assert_close(after, plain, rtol=0, atol=0.05)
 
 
 def test_targets_choose_layers_or_are_refused(tiny_model: Path) -> None:
