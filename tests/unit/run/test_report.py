@@ -121,6 +121,8 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     weights = sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
     assert need(keep_states=3).states - need(keep_states=2).states == pytest.approx(6 * weights, rel=0.2)
     assert need(total_steps=1, save_every=10).states < need().states
+    assert need(lora={"rank": 1}).states < need().states / 4
+    assert need(lora={"rank": 1}).policies < need().policies / 2
     assert need().archive == 0
     assert need(retain=True).archive == 10**10
     assert 0 < need(retain=True, total_steps=10).archive < 10**8

@@ -43,7 +43,11 @@ def disk_need(
     broker_bytes: int,
     max_archive_bytes: int,
 ) -> DiskNeed:
-    num_parameters = 0 if settings.object_store.is_given else _num_parameters(model)
+    shapes = [] if settings.object_store.is_given else _shapes(model)
+    base = sum(map(math.prod, shapes))
+    lora = settings.lora
+    # At most: some matrices have no pair.
+    trained = base if lora is None else sum(lora.rank * sum(each) for each in shapes if len(each) == 2)
     total = settings.total_steps or float("inf")
     # One more of each exists while it is written.
     num_policies = min(settings.keep_policies, total // settings.publish_every + 1) + 1
@@ -53,8 +57,8 @@ def disk_need(
     archived = total * settings.groups_per_step * group
     keeps_archive = settings.retain and not settings.object_store.is_given
     return DiskNeed(
-        policies=int(num_policies) * _POLICY_BYTES * num_parameters,
-        states=int(num_states) * _STATE_BYTES * num_parameters,
+        policies=_POLICY_BYTES * (int(num_policies) * trained + (base if lora is not None else 0)),
+        states=int(num_states) * _STATE_BYTES * trained,
         logs=2 * max_log_bytes * (_NUM_LOGS + num_generators),
         # Rewritten once it has doubled and is larger than that; both files exist then.
         broker=3 * max(capacity * group, broker_bytes),
@@ -62,14 +66,14 @@ def disk_need(
     )
 
 
-def _num_parameters(model: Path) -> int:
-    """As the headers of its files say; no weights are read."""
-    total = 0
+def _shapes(model: Path) -> list[list[int]]:
+    """Of all tensors, as the headers of the files say; no weights are read."""
+    found: list[list[int]] = []
     for path in model.glob("*.safetensors"):
         with path.open("rb") as weights:
             header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
-        total += sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
-    return total
+        found += [each["shape"] for name, each in header.items() if name != "__metadata__"]
+    return found
 
 
 def check_disk(directory: Path, need: DiskNeed, *, keep_free_bytes: int) -> None:
