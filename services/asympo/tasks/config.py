@@ -161,8 +161,8 @@ class TaskConfig(BaseModel):
             raise ValueError(f"two rewards have the name {twice}: give each a name of its own")
         if self.name == "reasoning-gym" and self.dataset is None:
             raise ValueError("the reasoning-gym task needs dataset, the name of one of its data sets")
-        if self.name == "verifiers" and (self.environment is None or self.path is None):
-            raise ValueError("the verifiers task needs environment, its name, and path, its rows")
+        if self.name == "verifiers" and self.environment is None:
+            raise ValueError("the verifiers task needs environment, the name of one")
         if self.name == "verifiers" and self.rewards:
             raise ValueError("an environment has rewards of its own: leave rewards out")
         if {"seed", "size"} & set(self.dataset_options):

@@ -47,7 +47,6 @@ def test_digest_follows_rows_and_arguments_and_not_where_the_file_lies(tmp_path:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"name": "verifiers", "environment": "count"}, "path, its rows"),
         ({"name": "verifiers", "path": "rows"}, "needs environment"),
         (
             {"name": "verifiers", "environment": "e", "path": "p", "rewards": [{"function": "exact"}]},
@@ -67,5 +66,7 @@ def test_config_says_what_an_environment_needs(values: dict[str, object], words:
 def test_rows_that_are_none_are_refused(tmp_path: Path, rows: list[dict[str, Any]], words: str) -> None:
     with pytest.raises(BadSetting, match=words):
         load_task(config_of(write(tmp_path / "rows", rows)))
+    with pytest.raises(BadSetting, match="needs path, the environment's rows"):
+        load_task(TaskConfig(name="verifiers", environment="count"))
     with pytest.raises(BadSetting, match="cannot be read"):
         load_task(config_of(str(tmp_path / "none")))

@@ -19,9 +19,13 @@ class VerifiersTask(SplitPrompts):
     name = "verifiers"
 
     def __init__(self, config: TaskConfig) -> None:
+        if config.path is None:
+            raise BadSetting(
+                "the verifiers task needs path, the environment's rows: `asympo run` writes them"
+            )
         rows = [
             (number, {"answer": str(row.get("answer") or ""), "row": number, **_asked(row, number)})
-            for number, row in enumerate(_read_rows(str(config.path)))
+            for number, row in enumerate(_read_rows(config.path))
         ]
         super().__init__(rows, fraction=0.0, seed=config.seed)
         self.digest = self.digest_with(config.model_dump(mode="json", exclude={"path"}))
