@@ -37,12 +37,12 @@ def compiler() -> None:
 
 @pytest.mark.timeout(300)
 def test_short_run_of_every_kind_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
-    code, report, said = chaos(tmp_path / "chaos", "--kills", "20", "--seed", "5")
+    code, report, said = chaos(tmp_path / "chaos", "--kills", "14", "--seed", "5")
     assert code == 0, said
     assert report["problems"] == []
-    assert report["kills"] == sum(report["faults"].values()) == 20
+    assert report["kills"] == sum(report["faults"].values()) == 14
     assert all(report["faults"][kind.value] >= 1 for kind in FaultKind)
-    assert all(report["windows"][window.value] >= 2 for window in Window)
+    assert all(report["windows"][window.value] >= 1 for window in Window)
     assert (report["groups_lost"], report["groups_trained_twice"]) == (0, 0)
     assert report["prompts_answered"] == report["groups_trained"] > 100
     assert report["weights_identical"] is True

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ _QUOTED = ("toJson }}", "toJson }}]", "quote }}", "| int }}", "}}{{ end }}", "| 
 _QUOTES_ITSELF = ('include "asympo.quantity"', "{{ div ", "{{ mul ", "{{ if ", "toYaml", "nindent")
 
 
-def leaves() -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+@cache
+def leaves() -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     source = values_source.load(ROOT / "deploy/chart/values.schema.yaml")
-    for leaf in values_source.iter_leaves(source):
-        if leaf.node.get("type") == "string" and "enum" not in leaf.node:
-            yield leaf.path, leaf.node
+    return [
+        (leaf.path, leaf.node)
+        for leaf in values_source.iter_leaves(source)
+        if leaf.node.get("type") == "string" and "enum" not in leaf.node
+    ]
 
 
 def with_looks(given: dict[str, Any], look: str) -> tuple[dict[str, Any], set[tuple[str, ...]]]:

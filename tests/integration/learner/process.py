@@ -41,7 +41,8 @@ class LearnerProcess(Process):
             *("--group-size", str(GROUP_SIZE), "--groups-per-step", "3", "--save-every", "3"),
             *("--compute-dtype", "float32", "--learning-rate", "1e-3", "--token-budget", "64"),
             *("--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port), "--show-samples"),
-            *("--log-format", "text", *flags),
+            # Measuring what is faster takes a second of every start.
+            *("--share-prefixes", "always", "--log-format", "text", *flags),
         ]
         super().__init__(
             command=command,

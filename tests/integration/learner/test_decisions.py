@@ -35,7 +35,7 @@ SHARED, SEPARATE = {"SHARED_AND_SEPARATE": "1 2"}, {"SHARED_AND_SEPARATE": "2 1"
 def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--total-steps", str(STEPS), "--save-every", str(STEPS), "--retain")
+    flags = ("--total-steps", str(STEPS), "--save-every", str(STEPS), "--retain", "--share-prefixes", "auto")
 
     def learner(run: str, environment: dict[str, str]) -> LearnerProcess:
         return LearnerProcess(
@@ -84,7 +84,7 @@ def test_machine_that_would_choose_otherwise_by_now_trains_as_it_was_decided(
 def test_rows_made_smaller_before_a_kill_are_as_small_after_it(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    flags = ("--total-steps", "9", "--save-every", "9", "--share-prefixes", "always")
+    flags = ("--total-steps", "9", "--save-every", "9")
     where = {"url": broker_url, "root": tmp_path, "model": tiny_model, "flags": flags}
     small, disturbed = f"{run_name}-small", f"{run_name}-disturbed"
     with Producer(url=broker_url, run=small):

@@ -39,8 +39,7 @@ def state_bytes(root: Path, run: str) -> dict[str, bytes]:
 def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    # Two runs: what each would measure for itself, a busy machine may answer differently.
-    flags = ("--total-steps", "12", "--share-prefixes", "always", "--compute-dtype", "float32")
+    flags = ("--total-steps", "12")
     runs = (f"{run_name}-a", f"{run_name}-b")
     plain, disturbed = (
         LearnerProcess(url=broker_url, run=run, root=tmp_path, model=tiny_model, flags=flags) for run in runs

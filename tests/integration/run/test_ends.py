@@ -1,15 +1,11 @@
 """Every way a supervisor can end leaves no process behind and a run that goes on."""
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,39 +89,6 @@ def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind
     mark = json.loads((directory / "run.json").read_text())
     assert commit_of(directory) == mark["step"] > drained, "the last step was saved"
     assert last_event(directory).startswith(f"stopped at step {mark['step']} by SIG")
-
-
-def sit_at_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # Ignored where the tests run under nohup, and the run would inherit that.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.mark.timeout(600)
-def test_closed_terminal_stops_the_run_in_order(config: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "runs" / "tiny"
-    terminal, inside = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asympo.cli", "run", str(config), "--run.evaluate=false"],
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
-        env={**os.environ, "REDIS_URL": ""},
-        start_new_session=True,
-        preexec_fn=sit_at_terminal,
-    )
-    os.close(inside)
-    deadline = time.monotonic() + 300
-    while last_step(directory) < 2:
-        os.read(terminal, 65536)
-        assert time.monotonic() < deadline
-    all_of_it = family(process.pid)
-    os.close(terminal)
-    assert process.wait(300) == 130
-    wait_until_gone(all_of_it)
-    step = json.loads((directory / "run.json").read_text())["step"]
-    assert last_event(directory) == f"stopped at step {step} by SIGHUP"
-    assert commit_of(directory) == step
 
 
 def test_run_started_with_nohup_does_not_hear_its_terminal_close() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.unit.house.test_sizes import ROOT, SOURCES
+from tests.unit.house.test_sizes import ROOT, SOURCES, tree
 
 PACKAGE = ROOT / "services"
 PRODUCT = [path for path in SOURCES if PACKAGE in path.parents]
@@ -23,7 +23,7 @@ def where(path: Path, node: ast.AST | int) -> str:
 
 def nodes(paths: list[Path]) -> Iterator[tuple[Path, ast.AST]]:
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             yield path, node
 
 

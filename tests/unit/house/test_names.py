@@ -4,6 +4,7 @@ import ast
 from collections import defaultdict
 
 from tests.unit.house.test_dialect import PRODUCT, where
+from tests.unit.house.test_sizes import tree
 
 EXCEPTIONS: dict[str, str] = {}
 """Names of several classes, each with its reason."""
@@ -12,7 +13,7 @@ EXCEPTIONS: dict[str, str] = {}
 def test_no_two_classes_share_a_name() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for path in PRODUCT:
-        for node in ast.parse(path.read_text()).body:
+        for node in tree(path).body:
             # What begins with an underscore is not seen elsewhere.
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(where(path, node))
