@@ -336,6 +336,12 @@ def _type_name(annotation: Any) -> str:
     return words.get(member, "VALUE")
 
 
+def problem_of(error: ValidationError) -> str:
+    """Where the first mistake is and what it is, for a sentence that says whose."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'as a whole'}: {first['msg']}"
+
+
 def _sentence(model: type[BaseModel], error: ValidationError, origin: Mapping[tuple[str, ...], str]) -> str:
     first, *others = error.errors(include_url=False)
     path = tuple(str(part) for part in first["loc"])

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from asympo.common.errors import BadSetting
+from asympo.common.settings import problem_of
 from asympo.engines.base import SamplingSettings
 from asympo.tasks.base import Task, TaskPrompt
 from asympo.tasks.config import TaskConfig
@@ -78,9 +79,7 @@ class EvalConfig(BaseModel):
         try:
             return TaskConfig(**values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "its task"
-            raise BadSetting(f"the evaluation {self.name}: {where}: {first['msg']}") from error
+            raise BadSetting(f"the evaluation {self.name}: {problem_of(error)}") from error
 
     def choose(self, task: Task) -> list[TaskPrompt]:
         """The prompts to ask: those of another source, or the run's held-out ones. Raises BadSetting."""

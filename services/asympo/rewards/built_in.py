@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asympo.common.errors import BadSetting
+from asympo.common.settings import problem_of
 from asympo.rewards import scoring
 from asympo.rewards.code import CodeOptions, CodeReward
 from asympo.rewards.conventions.base import Asked, FunctionOutcome, Notes, outcome_of, plain_extra
@@ -95,10 +96,8 @@ def make_built_in(config: RewardConfig, *, columns: Sequence[str] | None = None)
     try:
         options = model(**config.options)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
         raise BadSetting(
-            f"reward {config.function} has options {config.options}: {name}: {first['msg'].lower()}; "
+            f"reward {config.function} has options {config.options}: {problem_of(error)}; "
             f"it takes {', '.join(model.model_fields) or 'none'}"
         ) from error
     return make(options)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from asympo.common.errors import RunConfigMismatch
 from asympo.common.rollout_log import RunConfig
+from asympo.common.settings import problem_of
 from asympo.tasks.base import Task
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
@@ -21,10 +22,8 @@ def task_config_of(config: RunConfig, *, task_path: str | None) -> TaskConfig:
     try:
         return TaskConfig(**values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
         raise RunConfigMismatch(
-            f"run {config.run!r} asks for a task this build does not know (task.{name}: {first['msg']}): "
+            f"run {config.run!r} asks for a task this build does not know (task.{problem_of(error)}): "
             "use the build that created it"
         ) from error
 

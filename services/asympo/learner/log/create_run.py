@@ -12,6 +12,7 @@ from asympo.common.context_length import context_length, what_does_not_fit
 from asympo.common.errors import BadModel, BadSetting, RunConfigMismatch
 from asympo.common.foreign.text import reason_of
 from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.settings import problem_of
 from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.lengths import changes, too_long
@@ -101,10 +102,8 @@ def _completed(stored: RunConfig) -> RunConfig:
         task = TaskConfig(**stored.task).model_dump(mode="json")
         sampling = SamplingOptions(**stored.sampling).to_run_config()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
         raise RunConfigMismatch(
-            f"run {stored.run!r} has an option this build does not know ({name}: {first['msg']}): use the "
+            f"run {stored.run!r} has an option this build does not know ({problem_of(error)}): use the "
             "build that created it"
         ) from error
     return dataclasses.replace(stored, task=task, sampling=sampling)
