@@ -30,7 +30,7 @@ DURATION_BUCKETS_SECONDS = (
 MAX_MESSAGE_CHARS = 8192
 """A message may quote what a stranger sent: more of it is no use to anybody."""
 _MAX_EXCEPTION_CHARS = 8 * MAX_MESSAGE_CHARS
-_QUIET_LOGGERS = ("uvicorn.access", "httpx", "httpcore", "urllib3", "asyncio")
+_QUIET_LOGGERS = ("uvicorn.access", "httpx", "httpx2", "httpcore", "urllib3", "asyncio")
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
