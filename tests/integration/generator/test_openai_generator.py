@@ -61,9 +61,13 @@ async def test_generator_of_a_server_appends_texts_and_says_that_it_keeps_its_we
     learner.publish(1)
     learner.free_all()
     assert len(await until(lambda: found if len(found := learner.groups()) > len(groups) else None))
-    (present,) = learner.run_log.presence.generators()
+
+    def reported() -> Any:
+        (present,) = learner.run_log.presence.generators()
+        return present if present["tokens_total"] >= 4 else None
+
+    present = await until(reported)
     assert (present["policy_step"], present["can_reload"], present["state"]) == (0, False, "generating")
-    assert present["tokens_total"] >= 4
     stop.set("test")
     await task
     for response in groups[0].responses:
