@@ -47,5 +47,5 @@ class Pace:
 
 
 def num_prompts_for(num_faults: int) -> int:
-    """Enough for the faults, their waits and a quiet end."""
-    return 2 * HEAD_START_GROUPS + (GROUPS_PER_FAULT + 4) * num_faults
+    """Enough for a slow start beside other work, the faults, their waits and a quiet end."""
+    return 4 * HEAD_START_GROUPS + (GROUPS_PER_FAULT + 4) * num_faults
