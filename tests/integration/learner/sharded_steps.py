@@ -1,4 +1,4 @@
-"""Run by torchrun: the same steps alone and by all ranks together, in float64, compared on every rank."""
+"""Run by torchrun: the same steps alone and by all ranks together, compared on every rank."""
 
 import os
 import sys
@@ -70,6 +70,20 @@ def compare(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool)
         assert not torch.equal(whole, before[name]), f"{name} was not trained"
 
 
+def compare_published(path: Path, ranks: Ranks, steps: Steps) -> None:
+    """In float32, where every rank rounds its shards to what is published while it computes."""
+    model, finer = (load_model(path, dtype=torch.float32, device=torch.device("cpu")) for _ in range(2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for rounded, parameter in zip(model.parameters(), finer.parameters(), strict=True):
+            parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
+            rounded.copy_(parameter.bfloat16())
+    (served,) = train(Policy(model=model, compute_dtype=torch.float32), steps, None)
+    (found,) = train(Policy(model=finer, compute_dtype=torch.float32), steps, ranks)
+    for name in ("nll_positive", "nll_negative", "grad_norm"):
+        assert getattr(found, name) == pytest.approx(getattr(served, name), rel=2e-6), (name, found, served)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     path = Path(sys.argv[1])
@@ -81,6 +95,7 @@ def main() -> None:
     steps = [(groups[:4], scope), ([*groups[4:], *segmented_groups(2)], scope), (lonely, scope)]
     for with_checkpointing in (False, True):
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
+    compare_published(path, ranks, steps[:1])
     ranks.close()
 
 

@@ -86,9 +86,10 @@ def merged_entries(base: Path, manifest: Manifest, adapter: Path) -> tuple[Tenso
     On one core: the others train.
     """
     known = {entry.name: entry for entry in manifest.tensors}
+    read = AdapterFactors.read(adapter)
     with ThreadPoolExecutor(1) as pool:
         for file in _weight_files(base):
-            for tensor, content in _merged(file, AdapterFactors.read(adapter), pool, skip_rest=True):
+            for tensor, content in _merged(file, read, pool, skip_rest=True):
                 digest = hashlib.sha256(content).hexdigest()
                 known[tensor.name] = TensorEntry(
                     name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, sha256=digest

@@ -55,6 +55,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     for layer in layers.values():
         base = cast(Any, layer.get_base_layer())
         base.weight.data = base.weight.data.to(_PUBLISHED_DTYPE)
+        # PEFT types its layers as a mixin, not as modules.
         layer.forward = _Forward(layer, compute_dtype)  # type: ignore[attr-defined]
     if compute_dtype.itemsize < torch.float32.itemsize:
         _narrow(model, compute_dtype)
@@ -62,6 +63,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
 
 def adapter_config(model: nn.Module) -> LoraConfig:
     """As PEFT writes it."""
+    # PEFT sets the attribute without declaring it.
     config: LoraConfig = model.peft_config[_ADAPTER]  # type: ignore[index,assignment]
     return config
 
@@ -152,6 +154,7 @@ class _Forward:
         if self._merged_at != (a_RD._version, b_FR._version):
             self._merge(a_RD.detach(), b_FR.detach())
             self._merged_at = (a_RD._version, b_FR._version)
+        # torch declares no types for `apply`.
         output: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             x, self._merged, self._base.bias, a_RD, b_FR, self._scale
         )

@@ -107,6 +107,7 @@ def write_adapter(
     held = {name_in_peft(name): value.contiguous() for name, value in values.items()}
     directory.mkdir(parents=True, exist_ok=True)
     save_file(held, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    # PEFT declares no types for it.
     config: dict[str, Any] = adapter_config(model).to_dict()  # type: ignore[no-untyped-call]
     # A path of this machine says nothing elsewhere.
     config |= {"base_model_name_or_path": Path(base).name if Path(base).is_dir() else base}

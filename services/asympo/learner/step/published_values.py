@@ -30,9 +30,9 @@ class PublishedValues:
         """For the time of forward and backward passes; then the weights are what they were, bit for bit."""
         weights = [_local(parameter) for parameter in _not_rounded_anyway(self._policy)]
         if not self._rests:
-            self._rests = [torch.empty(w.numel(), dtype=torch.int16, device=w.device) for w in weights]
+            self._rests = [torch.empty_like(w, dtype=torch.int16) for w in weights]
         for value, rest in _chunks(weights, self._rests):
-            rest.copy_(value.view(torch.int16)[0::2])
+            rest.copy_(value.view(torch.int32))  # the lower half of the bits
             # Halves go up; publishing takes the even neighbour, for one of 130,000 values another one.
             value.view(torch.int32).add_(0x8000).bitwise_and_(-0x10000)
         try:
@@ -60,4 +60,7 @@ def _local(parameter: nn.Parameter) -> Tensor:
 
 def _chunks(weights: list[Tensor], rests: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     for weight, rest in zip(weights, rests, strict=True):
-        yield from zip(weight.view(-1).split(_CHUNK), rest.split(_CHUNK), strict=True)
+        if weight.is_contiguous():
+            yield from zip(weight.view(-1).split(_CHUNK), rest.view(-1).split(_CHUNK), strict=True)
+        else:
+            yield weight, rest

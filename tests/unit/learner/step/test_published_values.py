@@ -82,6 +82,9 @@ def test_weights_have_published_values_for_a_while_and_are_themselves_again_what
     norm = next(m for m in finer.modules() if type(m).__name__.endswith("Norm")).weight
     with torch.no_grad():
         norm[: len(edges)] = edges.to(torch.int32).view(torch.float32)
+    turned = next(m for m in finer.modules() if isinstance(m, nn.Embedding)).weight
+    turned.data = turned.data.T.contiguous().T
+    assert not turned.is_contiguous()
     before = {name: parameter.detach().clone() for name, parameter in finer.named_parameters()}
     values = PublishedValues(Policy(model=finer, compute_dtype=dtype))
     inside: dict[str, torch.Tensor] = {}
