@@ -1,7 +1,8 @@
 """Simulated generators: many connections turned by one event loop, so that the client costs little.
 
-Each holds one group in work and asks for its next prompt while the last group is being appended, as the real
-generator does, which leases and appends side by side. So both arms take one round trip a group.
+Each holds one group in work and asks for its next prompt while the last group is being appended, so that both
+arms take one round trip a group. Once an append has said that no slot was free, it waits for the answer of
+the next one before it asks, as the real generator does.
 """
 
 import heapq
@@ -83,6 +84,8 @@ class _Generator:
         self.expected: deque[tuple[str, float]] = deque()
         self.token = ""
         self.next_token = ""
+        self.is_full = False
+        """Whether its last append said that no slot was free."""
 
     def new_token(self) -> str:
         return f"{self._rng.getrandbits(128):032x}"
@@ -150,13 +153,16 @@ class LoadProcess:
             command = pack("XADD", key(load.run, "log"), "*", *fields, "payload", self._payload)
             generator.send(command, "xadd")
             return
-        commands, kinds = b"", []
-        if generator.token:
-            commands = append_command(
-                load.run, token=generator.token, payload=self._payload, producer=generator.name
-            )
-            kinds.append("append")
-        generator.send(commands + self._acquire(generator), *kinds, "acquire")
+        if not generator.token:
+            generator.send(self._acquire(generator), "acquire")
+            return
+        command = append_command(
+            load.run, token=generator.token, payload=self._payload, producer=generator.name
+        )
+        if generator.is_full:
+            generator.send(command, "append_alone")
+        else:
+            generator.send(command + self._acquire(generator), "append", "acquire")
 
     def _has_room(self) -> bool:
         """Flow control of the bare arm. It costs the broker nothing, which is the best case for that arm."""
@@ -179,6 +185,15 @@ class LoadProcess:
             raise RuntimeError(f"a group was not appended but {reply[0].decode()}: the measurement is void")
         self.result.num_groups += 1
         _keep(self.result.append_seconds, seconds)
+        generator.is_full = len(reply) > 4
+
+    def _on_append_alone(self, generator: _Generator, reply: Any, seconds: float) -> None:
+        self._on_append(generator, reply, seconds)
+        generator.token = ""
+        if generator.is_full:
+            self._wait(generator, retry_ms=reply[4], wake_id=reply[5])
+        else:
+            self._work_done(generator)
 
     def _on_acquire(self, generator: _Generator, reply: Any, seconds: float) -> None:
         if reply[0] == b"GRANTED":
@@ -188,7 +203,10 @@ class LoadProcess:
             return
         generator.token = ""
         self.result.num_refusals += 1
-        command = wait_command(self._load.run, after_id=reply[3].decode(), block_ms=min(1000, reply[2]))
+        self._wait(generator, retry_ms=reply[2], wake_id=reply[3])
+
+    def _wait(self, generator: _Generator, *, retry_ms: int, wake_id: bytes) -> None:
+        command = wait_command(self._load.run, after_id=wake_id.decode(), block_ms=min(1000, retry_ms))
         generator.send(command, "wait")
 
     def _on_wait(self, generator: _Generator, reply: Any, seconds: float) -> None:
@@ -207,6 +225,7 @@ class LoadProcess:
 
     _handlers: ClassVar[dict[str, Callable[..., None]]] = {
         "append": _on_append,
+        "append_alone": _on_append_alone,
         "acquire": _on_acquire,
         "wait": _on_wait,
         "xadd": _on_xadd,

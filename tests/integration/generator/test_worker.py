@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from asympo.common.errors import BadSetting, EngineBroken, RunConfigMismatch
 from asympo.common.records import FinishReason
-from asympo.common.rollout_log import RunState
+from asympo.common.rollout_log import Lease, Refused, RunState
+from asympo.common.rollout_log.leases import Leases
 from asympo.engines.base import DoorTerms
 from asympo.local.ports import free_port
 from asympo.tasks.config import TaskConfig
@@ -19,9 +20,20 @@ from tests.integration.generator.scripted_engine import EOS, ScriptedEngine
 pytestmark = pytest.mark.asyncio
 
 
-async def test_worker_appends_scored_groups_until_capacity_is_used_up(learner: LearnerSide) -> None:
+async def test_worker_appends_scored_groups_until_capacity_is_used_up(
+    learner: LearnerSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner.create().publish(0, nll=2.0)
-    async with running(settings_for(learner)) as gen:
+    # One group at a time, and no time-out after which it would ask again.
+    settings = settings_for(learner, max_groups_in_flight=1, slot_wait_seconds=60.0)
+    acquire, asked = Leases.acquire, list[str]()
+
+    def asks(leases: Leases, *, holder: str, policy_step: int) -> Lease | Refused:
+        asked.append(holder)
+        return acquire(leases, holder=holder, policy_step=policy_step)
+
+    monkeypatch.setattr(Leases, "acquire", asks)
+    async with running(settings) as gen:
         await until(lambda: len(learner.groups()) == learner.config.capacity)
         group = learner.groups()[0]
         assert [r.token_ids for r in group.responses] == [
@@ -30,6 +42,7 @@ async def test_worker_appends_scored_groups_until_capacity_is_used_up(learner: L
         assert "Answer with only the number." in group.prompt.text
         assert all(r.reward in (0.0, 1.0) for r in group.responses)
         await until(lambda: gen.status["waiting_for"] == "no_capacity")
+        assert len(asked) == learner.config.capacity, "the last append said that no slot was free"
         learner.free_all()
         await until(lambda: len(learner.groups()) > learner.config.capacity)
     assert gen.status["groups_appended"] == len(learner.groups())

@@ -213,16 +213,17 @@ def test_asker_with_a_stale_policy_wakes_on_an_announcement_and_one_without_a_sl
 
 def test_refused_asker_does_not_miss_an_event_before_it_waits(log: RunLog) -> None:
     learner = start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0)
-    must_append(log)
-    refused = refusal(log)
+    refused = must_append(log).no_slot
+    assert refused == refusal(log), "an append says what an asker would be told"
     learner.consume(1)
     assert waited_seconds(log, refused) < 30
 
 
 def test_refused_asker_wakes_when_a_lease_is_about_to_expire(log: RunLog) -> None:
-    start_run(log, groups_per_step=1, max_groups_per_step=1, max_staleness=0, lease_seconds=3.0)
-    lost = must_lease(log)
-    refused = refusal(log)
+    start_run(log, groups_per_step=2, max_groups_per_step=2, max_staleness=0, lease_seconds=3.0)
+    lost, answered = must_lease(log), must_lease(log)
+    refused = must_append(log, answered).no_slot
+    assert refused is not None
     assert 0 < refused.retry_after_seconds < 3.1
     assert waited_seconds(log, refused) < 30
     assert must_lease(log).group_id == lost.group_id

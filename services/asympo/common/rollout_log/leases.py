@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.types import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
@@ -83,6 +84,7 @@ class Leases:
             sequence=number(reply[1]) or None,
             generation_staleness=number(reply[2]),
             generation_staleness_steps=number(reply[3]),
+            no_slot=_no_slot(*reply[4:6]) if len(reply) > 4 else None,
         )
 
     def hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> bool:
@@ -96,3 +98,12 @@ class Leases:
     def _newest_wake_id(self) -> str:
         newest = self._run.broker.newest(self._run.key("wake"), max_count=1)
         return str(newest[0][0]) if newest else "0"
+
+
+def _no_slot(retry_ms: Any, wake_id: Any) -> Refused:
+    return Refused(
+        reason=RefusalReason.NO_CAPACITY,
+        retry_after_seconds=number(retry_ms) / 1000,
+        wake_id=text(wake_id),
+        policy_id="0-0",
+    )

@@ -93,6 +93,8 @@ class AppendResult:
     """Policies published between lease and append; 0 unless appended or too stale."""
     generation_staleness_steps: int
     """The same in optimizer steps."""
+    no_slot: Refused | None = None
+    """What a request for the next prompt would have been told; None if a slot was free then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -242,6 +242,7 @@ class GroupMaker:
         result = await group.unless_stopped(
             self._calls.until_answered(self._append_and_note, group.lease, payload)
         )
+        group.no_slot = result.no_slot
         outcome: GroupOutcome = result.outcome.value
         if outcome == "too_large":
             raise PromptFailed(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from asympo.common.rollout_log import Lease
+from asympo.common.rollout_log import Lease, Refused
 from asympo.generator.metrics import GeneratorMetrics
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class GroupInFlight:
     is_unproven: bool = False
     """Its last tokens were sampled from weights that had no verdict yet."""
     stop_reason: StopReason | None = None
+    no_slot: Refused | None = None
+    """What its append was told of the next lease; None while slots were free."""
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self, reason: StopReason) -> None:

@@ -60,6 +60,8 @@ class Worker:
         self._num_failures_in_row = 0
         self._num_fruitless, self._pause_seconds, self._lease_after = 0, 0.0, 0.0
         self._asking: asyncio.Future[Lease | Refused] | None = None
+        self._no_slot: Refused | None = None
+        """What the last append was told of the next lease: then nobody needs to ask."""
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._broken.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._unpaused = asyncio.Event()
@@ -166,7 +168,11 @@ class Worker:
             if step is None:
                 await self._reloader.wait_for_change(self._slot_wait_seconds)
                 continue
-            answer = await self._ask_for_lease(step)
+            answer: Lease | Refused
+            if self._no_slot is not None:
+                answer, self._no_slot = self._no_slot, None
+            else:
+                answer = await self._ask_for_lease(step)
             if isinstance(answer, Lease):
                 self.refusal = None
                 self._metrics.lease_wait_seconds.observe(time.monotonic() - wanted_since)
@@ -248,6 +254,7 @@ class Worker:
             if not self._broken.done():
                 self._broken.set_exception(error)
         finally:
+            self._no_slot = group.no_slot
             self._groups.discard(group)
             self._free.release()
 

@@ -9,51 +9,40 @@
 --!include lease
 --!include beside
 --!include expire
+--!include wait
 local run, open, leases, deadlines, reissue, wake = unpack(KEYS)
-local policies, policy_steps, resting = beside(run, 'policies'), beside(run, 'policy_steps'), beside(run, 'resting')
 local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 if #token > 64 or not policy_step or #holder > 512 or string.find(holder, '%c') then
   return redis.error_reply('ERR a token, a policy step and the name of a holder are needed')
 end
 
-local function newest_id(stream)
-  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
-  return newest[1] and newest[1][1] or '0-0'
-end
-
 local function refuse(reason, retry_ms)
   local policy_id = '0-0'
   if reason == 'stale_policy' or reason == 'not_started' then
-    policy_id = newest_id(policies)
+    policy_id = newest_id(beside(run, 'policies'))
   end
-  return {'REFUSED', reason, math.max(1, math.floor(retry_ms)), newest_id(wake), policy_id}
-end
-
-local function until_next_expiry()
-  local first = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
-  return first[2] and math.min(30000, tonumber(first[2]) - now + 1) or 30000
+  return {'REFUSED', reason, retry_ms, newest_id(wake), policy_id}
 end
 
 -- The same permutation as order/permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
+local floor, bxor = math.floor, bit.bxor
 local function permuted_index(seed, epoch, position, num_prompts)
-  local bits = 0
-  while 2 ^ bits < num_prompts do
-    bits = bits + 1
+  local half, square = 2, 4
+  while square < num_prompts do
+    half, square = half * 2, square * 4
   end
-  local half = 2 ^ math.max(1, math.floor((bits + 1) / 2))
   local digest, round_keys = redis.sha1hex(seed .. ':' .. epoch), {}
   for round = 1, 6 do
     round_keys[round] = tonumber(string.sub(digest, 6 * round - 5, 6 * round), 16)
   end
   local value = position
   repeat
-    local left, right = math.floor(value / half), value % half
+    local left, right = floor(value / half), value % half
     for round = 1, 6 do
       local mixed = (right + round_keys[round]) * 73244475 % 4294967296
-      mixed = bit.bxor(mixed, math.floor(mixed / 32768)) % 67108864
-      mixed = mixed * 73244475 % 4294967296
-      left, right = right, bit.bxor(left, bit.bxor(mixed, math.floor(mixed / 8192)) % half)
+      mixed = bxor(mixed, floor(mixed / 32768)) % 67108864 * 73244475 % 4294967296
+      left, right = right, bxor(left, bxor(mixed, floor(mixed / 8192)) % half)
     end
     value = left * half + right
   until value < num_prompts
@@ -65,7 +54,7 @@ local function awake(limits, epoch, position)
   local num_prompts = tonumber(limits.num_prompts)
   while limits.order == 'by-success' and position < num_prompts do
     local index = permuted_index(limits.seed, plain(epoch), position, num_prompts)
-    local piece = redis.call('HGET', resting, plain(epoch) .. '/' .. plain(math.floor(index / 8192)))
+    local piece = redis.call('HGET', beside(run, 'resting'), plain(epoch) .. '/' .. plain(math.floor(index / 8192)))
     local byte = string.byte(piece or '', math.floor(index % 8192 / 8) + 1) or 0
     if math.floor(byte / 2 ^ (index % 8)) % 2 == 0 then
       return position
@@ -107,18 +96,12 @@ end
 local granted = redis.call('HGET', leases, token)
 if granted and is_own_id((parse_lease(granted))) then
   local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
-  local total = redis.call('HGET', learner_hash(run), 'total_steps')
+  local total = learner_fields(run, {'state', 'total_steps'}).total_steps
   return {'GRANTED', (parse_lease(granted)), math.max(0, left), total or '0'}
 end
 
-local names = {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness', 'seed', 'num_prompts',
-  'num_epochs', 'policy_step', 'order', 'total_steps'}
-local limits = {}
-for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
-  limits[names[i]] = value
-end
-local cursor = redis.call('HMGET', run, 'epoch', 'position', 'leases_granted')
-limits.epoch, limits.position = cursor[1] or '', cursor[2] or ''
+local limits = learner_fields(run, {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness',
+  'seed', 'num_prompts', 'num_epochs', 'policy_step', 'order', 'total_steps', 'max_lease_ms'})
 
 if limits.state == 'finished' or limits.state == 'failed' then
   return refuse('run_ended', 30000)
@@ -137,15 +120,26 @@ if max_staleness == 0 and policy_step ~= tonumber(limits.policy_step) then
 end
 -- Append would refuse the finished group, so it is not sampled at all.
 if max_generation >= 0 and policy_step < tonumber(limits.policy_step)
-  and redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf') > max_generation then
+  and redis.call('ZCOUNT', beside(run, 'policy_steps'), '(' .. plain(policy_step), '+inf') > max_generation then
   return refuse('stale_policy', 30000)
 end
-if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
-  return refuse('no_capacity', until_next_expiry())
+
+local num_leases, num_open = redis.call('HLEN', leases), redis.call('SCARD', open)
+local function end_strays()
+  return expire_strays(now, tonumber(limits.max_lease_ms), num_leases, run, leases, deadlines, reissue, wake)
 end
+if num_leases + num_open >= tonumber(limits.capacity)
+  and not (end_strays() and redis.call('HLEN', leases) + num_open < tonumber(limits.capacity)) then
+  return refuse('no_capacity', until_next_expiry(now, deadlines))
+end
+local cursor = redis.call('HMGET', run, 'epoch', 'position', 'leases_granted')
+limits.epoch, limits.position = cursor[1] or '', cursor[2] or ''
 local group_id, epoch, position = next_group_id(limits)
+if not group_id and end_strays() then
+  group_id, epoch, position = next_group_id(limits)
+end
 if not group_id then
-  return refuse('no_prompts', until_next_expiry())
+  return refuse('no_prompts', until_next_expiry(now, deadlines))
 end
 
 local lease_ms = tonumber(limits.lease_ms)

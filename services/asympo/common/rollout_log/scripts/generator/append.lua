@@ -2,7 +2,8 @@
 -- Appends one group under the next dense number and ends its lease.
 -- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, failures.
 -- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps;
--- or TOO_LARGE, bytes that a record of this run may have.
+-- or TOO_LARGE, bytes that a record of this run may have. While no slot is free, more behind these four: milliseconds
+-- until it may be worth asking for the next prompt, newest event. So nobody has to ask to be told the same.
 -- Without allow-oom: a broker over its memory limit refuses it before it starts. XADD is the first write, so when
 -- that is refused nothing else has happened. Twice with one token: the second call finds the token among the
 -- answers and replies DUPLICATE.
@@ -11,14 +12,16 @@
 --!include lease
 --!include beside
 --!include enter
+--!include wait
 local run, log, open, leases, deadlines, answers, reissue, wake, failures = unpack(KEYS)
-local learner, policy_steps = learner_hash(run), beside(run, 'policy_steps')
 local token, payload, producer = ARGV[1], ARGV[2], ARGV[3]
 
 if #producer > 512 or string.find(producer, '%c') then
   return redis.error_reply('ERR the name of a producer is needed')
 end
-local max_bytes = tonumber(redis.call('HGET', learner, 'max_record_bytes') or '16777216') or 16777216
+local limits = learner_fields(run, {'state', 'capacity', 'max_generation_staleness', 'policy_step',
+  'max_record_bytes'})
+local max_bytes = tonumber(limits.max_record_bytes or '16777216') or 16777216
 if #payload > max_bytes then
   return {'TOO_LARGE', max_bytes, 0, 0}
 end
@@ -37,18 +40,17 @@ end
 
 local now = now_ms()
 local group_id, policy_step = parse_lease(stored)
-local limits = redis.call('HMGET', learner, 'state', 'capacity', 'max_generation_staleness', 'policy_step')
 local names = {'last_sequence', 'prompt_failures', 'appended', 'generation_staleness_policies_total',
   'generation_staleness_steps_total', 'generation_staleness_max'}
 local fields = {}
 for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
   fields[names[i]] = value
 end
-local state, max_generation = limits[1], tonumber(limits[3])
-local staleness_steps = math.max(0, tonumber(limits[4] or policy_step) - policy_step)
+local state, max_generation = limits.state, tonumber(limits.max_generation_staleness)
+local staleness_steps = math.max(0, tonumber(limits.policy_step or policy_step) - policy_step)
 local staleness = 0
 if staleness_steps > 0 then
-  staleness = redis.call('ZCOUNT', policy_steps, '(' .. plain(policy_step), '+inf')
+  staleness = redis.call('ZCOUNT', beside(run, 'policy_steps'), '(' .. plain(policy_step), '+inf')
 end
 
 local function total(name, more)
@@ -84,7 +86,7 @@ redis.call('HDEL', leases, token)
 redis.call('ZREM', deadlines, token)
 redis.call('ZADD', answers, sequence, token)
 if sequence % 64 == 0 then
-  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(limits[2])))
+  redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(limits.capacity)))
 end
 if fields.prompt_failures then
   redis.call('HDEL', failures, group_id)
@@ -94,5 +96,8 @@ if staleness > 0 then
     'generation_staleness_policies_total', total('generation_staleness_policies_total', staleness),
     'generation_staleness_steps_total', total('generation_staleness_steps_total', staleness_steps),
     'generation_staleness_max', plain(math.max(staleness, tonumber(fields.generation_staleness_max or '0'))))
+end
+if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
+  return {'APPENDED', sequence, staleness, staleness_steps, until_next_expiry(now, deadlines), newest_id(wake)}
 end
 return {'APPENDED', sequence, staleness, staleness_steps}

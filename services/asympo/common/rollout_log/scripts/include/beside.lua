@@ -15,3 +15,15 @@ local function learner_hash(run)
   local learner = beside(run, 'learner')
   return redis.call('EXISTS', learner) == 1 and learner or run
 end
+
+-- Fields of that hash by name, the first of which is always there.
+local function learner_fields(run, names)
+  local values, fields = redis.call('HMGET', beside(run, 'learner'), unpack(names)), {}
+  if not values[1] then
+    values = redis.call('HMGET', run, unpack(names))
+  end
+  for i, value in ipairs(values) do
+    fields[names[i]] = value
+  end
+  return fields
+end

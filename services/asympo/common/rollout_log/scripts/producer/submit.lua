@@ -10,6 +10,7 @@
 --!include lease
 --!include beside
 --!include expire
+--!include wait
 --!include enter
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -28,15 +29,17 @@ if not is_named then
 end
 
 local now = now_ms()
-local names = {'state', 'capacity', 'max_record_bytes'}
-local fields = {last_sequence = redis.call('HGET', run, 'last_sequence')}
-for i, value in ipairs(redis.call('HMGET', learner_hash(run), unpack(names))) do
-  fields[names[i]] = value
-end
+local fields = learner_fields(run, {'state', 'capacity', 'max_record_bytes', 'max_lease_ms'})
+fields.last_sequence = redis.call('HGET', run, 'last_sequence')
 expire_leases(now, run, leases, deadlines, reissue, wake)
 
 local first, last = '[' .. prefix, '(' .. producer .. '0' -- '0' is the character after '/'
-local used = redis.call('HLEN', leases) + redis.call('SCARD', open)
+local num_leases, num_open = redis.call('HLEN', leases), redis.call('SCARD', open)
+if num_leases + num_open >= (tonumber(fields.capacity) or 0)
+  and expire_strays(now, tonumber(fields.max_lease_ms), num_leases, run, leases, deadlines, reissue, wake) then
+  num_leases = redis.call('HLEN', leases)
+end
+local used = num_leases + num_open
 
 -- Counted once a call: only slots of groups made under no lease, and leases that the producer holds.
 local mine = nil
@@ -88,10 +91,7 @@ local function refusal(id, payload)
   return nil
 end
 
-local wake_id = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
-local first_expiry = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
-local retry_ms = first_expiry and math.max(1, math.min(30000, tonumber(first_expiry) - now + 1)) or 30000
-local found = {wake_id[1] and wake_id[1][1] or '0-0', retry_ms}
+local found = {newest_id(wake), until_next_expiry(now, deadlines)}
 local counts = {}
 for i = 4, #ARGV, 3 do
   local id, group_id = ARGV[i], ARGV[i + 1]
