@@ -26,7 +26,7 @@ local function refuse(reason, retry_ms)
 end
 
 -- The same permutation as order/permutation.py. Every product stays below 2^53, so that doubles hold it exactly.
-local floor, bxor = math.floor, bit.bxor
+local bxor = bit.bxor
 local function permuted_index(seed, epoch, position, num_prompts)
   local half, square = 2, 4
   while square < num_prompts do
@@ -38,11 +38,12 @@ local function permuted_index(seed, epoch, position, num_prompts)
   end
   local value = position
   repeat
-    local left, right = floor(value / half), value % half
+    local right = value % half
+    local left = (value - right) / half
     for round = 1, 6 do
       local mixed = (right + round_keys[round]) * 73244475 % 4294967296
-      mixed = bxor(mixed, floor(mixed / 32768)) % 67108864 * 73244475 % 4294967296
-      left, right = right, bxor(left, bxor(mixed, floor(mixed / 8192)) % half)
+      mixed = bxor(mixed, (mixed - mixed % 32768) / 32768) % 67108864 * 73244475 % 4294967296
+      left, right = right, bxor(left, bxor(mixed, (mixed - mixed % 8192) / 8192) % half)
     end
     value = left * half + right
   until value < num_prompts
@@ -101,8 +102,7 @@ if granted and is_own_id((parse_lease(granted))) then
 end
 
 local limits = learner_fields(run, {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness',
-  'seed', 'num_prompts', 'num_epochs', 'policy_step', 'order', 'total_steps', 'max_lease_ms'})
-
+  'seed', 'num_prompts', 'num_epochs', 'policy_step', 'order', 'total_steps'})
 if limits.state == 'finished' or limits.state == 'failed' then
   return refuse('run_ended', 30000)
 elseif limits.state == 'draining' then
@@ -126,7 +126,8 @@ end
 
 local num_leases, num_open = redis.call('HLEN', leases), redis.call('SCARD', open)
 local function end_strays()
-  return expire_strays(now, tonumber(limits.max_lease_ms), num_leases, run, leases, deadlines, reissue, wake)
+  local longest = learner_fields(run, {'state', 'max_lease_ms'}).max_lease_ms
+  return expire_strays(now, tonumber(longest), num_leases, run, leases, deadlines, reissue, wake)
 end
 if num_leases + num_open >= tonumber(limits.capacity)
   and not (end_strays() and redis.call('HLEN', leases) + num_open < tonumber(limits.capacity)) then
@@ -144,7 +145,7 @@ end
 
 local lease_ms = tonumber(limits.lease_ms)
 redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .. plain(now) .. '|' .. holder)
-redis.call('ZADD', deadlines, now + lease_ms, token)
+redis.call('ZADD', deadlines, plain(now + lease_ms), token)
 redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
   plain((tonumber(cursor[3] or '0') or 0) + 1))
 return {'GRANTED', group_id, lease_ms, limits.total_steps or '0'}

@@ -32,29 +32,19 @@ if answered then
   return {'DUPLICATE', tonumber(answered), 0, 0}
 end
 
-local stored = redis.call('HGET', leases, token)
-if not stored or not is_own_id((parse_lease(stored))) then
+local group_id, policy_step = parse_lease(redis.call('HGET', leases, token) or '')
+if not is_own_id(group_id) then
   redis.call('HINCRBY', run, 'wasted_appends', 1)
   return {'LEASE_LOST', 0, 0, 0}
 end
 
 local now = now_ms()
-local group_id, policy_step = parse_lease(stored)
-local names = {'last_sequence', 'prompt_failures', 'appended', 'generation_staleness_policies_total',
-  'generation_staleness_steps_total', 'generation_staleness_max'}
-local fields = {}
-for i, value in ipairs(redis.call('HMGET', run, unpack(names))) do
-  fields[names[i]] = value
-end
+local counts = redis.call('HMGET', run, 'last_sequence', 'appended', 'prompt_failures')
 local state, max_generation = limits.state, tonumber(limits.max_generation_staleness)
 local staleness_steps = math.max(0, tonumber(limits.policy_step or policy_step) - policy_step)
 local staleness = 0
 if staleness_steps > 0 then
   staleness = redis.call('ZCOUNT', beside(run, 'policy_steps'), '(' .. plain(policy_step), '+inf')
-end
-
-local function total(name, more)
-  return plain(tonumber(fields[name] or '0') + more)
 end
 
 local function refuse(outcome, counter)
@@ -75,27 +65,28 @@ elseif max_generation >= 0 and staleness > max_generation then
   return refuse('TOO_STALE', 'stale_appends')
 end
 
-local sequence, problem = enter(log, fields.last_sequence, 'group_id', group_id, 'producer', producer,
+local sequence, problem = enter(log, counts[1], 'group_id', group_id, 'producer', producer,
   'at_ms', plain(now), 'payload', payload)
 if problem then
   return problem
 end
-redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', total('appended', 1))
+redis.call('HSET', run, 'last_sequence', plain(sequence), 'appended', plain(tonumber(counts[2] or '0') + 1))
 redis.call('SADD', open, group_id)
 redis.call('HDEL', leases, token)
 redis.call('ZREM', deadlines, token)
-redis.call('ZADD', answers, sequence, token)
+redis.call('ZADD', answers, plain(sequence), token)
 if sequence % 64 == 0 then
   redis.call('ZREMRANGEBYSCORE', answers, '-inf', sequence - math.max(4096, 8 * tonumber(limits.capacity)))
 end
-if fields.prompt_failures then
+if counts[3] then
   redis.call('HDEL', failures, group_id)
 end
 if staleness > 0 then
-  redis.call('HSET', run,
-    'generation_staleness_policies_total', total('generation_staleness_policies_total', staleness),
-    'generation_staleness_steps_total', total('generation_staleness_steps_total', staleness_steps),
-    'generation_staleness_max', plain(math.max(staleness, tonumber(fields.generation_staleness_max or '0'))))
+  local names = {'generation_staleness_policies_total', 'generation_staleness_steps_total', 'generation_staleness_max'}
+  local sums = redis.call('HMGET', run, unpack(names))
+  redis.call('HSET', run, names[1], plain(tonumber(sums[1] or '0') + staleness),
+    names[2], plain(tonumber(sums[2] or '0') + staleness_steps),
+    names[3], plain(math.max(staleness, tonumber(sums[3] or '0'))))
 end
 if redis.call('HLEN', leases) + redis.call('SCARD', open) >= tonumber(limits.capacity) then
   return {'APPENDED', sequence, staleness, staleness_steps, until_next_expiry(now, deadlines), newest_id(wake)}

@@ -17,7 +17,7 @@ local function end_leases(expired, run, leases, deadlines, reissue, wake)
 end
 
 local function expire_leases(now, run, leases, deadlines, reissue, wake)
-  local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 200)
+  local expired = redis.call('ZRANGEBYSCORE', deadlines, '-inf', plain(now), 'LIMIT', '0', '200')
   return #expired > 0 and end_leases(expired, run, leases, deadlines, reissue, wake)
 end
 
@@ -25,7 +25,7 @@ end
 -- off than any can be. Looked for only where a slot is missing. Says whether there were any.
 local function expire_strays(now, longest, num_leases, run, leases, deadlines, reissue, wake)
   local strays = longest and redis.call('ZREVRANGEBYSCORE', deadlines, '+inf', plain(now + longest + 1),
-    'LIMIT', 0, 200) or {}
+    'LIMIT', '0', '200') or {}
   if num_leases > redis.call('ZCARD', deadlines) then
     for _, token in ipairs(redis.call('HRANDFIELD', leases, 200)) do
       if not redis.call('ZSCORE', deadlines, token) then
