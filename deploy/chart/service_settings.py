@@ -6,7 +6,7 @@ from typing import Any
 from asympo.common.settings import ServiceSettings
 
 CHOSEN_BY_CHART = (
-    *("run", "redis_url", "checkpoint_root", "object_store", "log_level", "log_format"),
+    *("run", "redis_url", "checkpoint_root", "object_store", "deltas", "log_level", "log_format"),
     *("http_host", "http_port", "grpc_host", "grpc_port", "grpc_tls", "holder", "allowed_hosts"),
     "tracing",
     # Given as `model.path` or `model.download`.

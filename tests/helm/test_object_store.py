@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.object_store import DeltaOptions, ObjectStoreOptions
 from pydantic import ValidationError
 
 from deploy.chart import rendering
@@ -84,8 +84,15 @@ def test_chart_and_services_take_the_same_buckets(url: str) -> None:
 
 def test_chart_and_services_agree_on_numbers_of_policies() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    for name, setting in (("cachedPolicies", "cached_policies"), ("keyframeEvery", "keyframe_every")):
-        option, value = ObjectStoreOptions.model_fields[setting], VALUES["objectStore"]["properties"][name]
-        assert values["checkpoints"]["objectStore"][name] == option.default
+    shared, store = values["checkpoints"], values["checkpoints"]["objectStore"]
+    for option, value, default in (
+        (
+            ObjectStoreOptions.model_fields["cached_policies"],
+            VALUES["objectStore"]["properties"]["cachedPolicies"],
+            store["cachedPolicies"],
+        ),
+        (DeltaOptions.model_fields["keyframe_every"], VALUES["keyframeEvery"], shared["keyframeEvery"]),
+    ):
+        assert default == option.default
         assert value["minimum"] == option.metadata[0].ge
         assert value.get("maximum") == (option.metadata[1].le if option.metadata[1:] else None)

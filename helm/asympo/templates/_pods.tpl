@@ -295,6 +295,10 @@ volumeMounts:
   - name: checkpoints
     mountPath: /checkpoints
     readOnly: {{ and .isReadOnly (empty .root.Values.checkpoints.objectStore.url) | toJson }}
+  {{- if not .root.Values.checkpoints.objectStore.url }}
+  - name: copies
+    mountPath: /copies
+  {{- end }}
   - name: temporary
     mountPath: /tmp
   - name: cache
@@ -330,6 +334,11 @@ volumes:
     persistentVolumeClaim:
       claimName: {{ include "asympo.checkpointsClaim" .root | toJson }}
     {{- end }}
+  {{- if not .root.Values.checkpoints.objectStore.url }}
+  - name: copies
+    emptyDir:
+      sizeLimit: {{ include "asympo.quantity" .root.Values.checkpoints.cacheSize }}
+  {{- end }}
   - name: temporary
     emptyDir:
       sizeLimit: {{ include "asympo.quantity" .values.cacheSize }}

@@ -60,9 +60,13 @@ object_store:
   ca_file: /etc/asympo/object-store-ca/ca.crt
   {{- end }}
   cached_policies: {{ .cachedPolicies | toJson }}
-  keyframe_every: {{ .keyframeEvery | toJson }}
 {{- end }}
 {{- end }}
+deltas:
+  keyframe_every: {{ .Values.checkpoints.keyframeEvery | toJson }}
+  {{- if not .Values.checkpoints.objectStore.url }}
+  cache: /copies
+  {{- end }}
 log_level: {{ .Values.logLevel | toJson }}
 log_format: json
 http_host: 0.0.0.0

@@ -1,4 +1,4 @@
-"""Settings of an S3-compatible store for checkpoints; light, because every service's settings hold them."""
+"""Settings of what shares checkpoints; light, because every service's settings hold them."""
 
 import re
 from typing import Self
@@ -10,6 +10,24 @@ from asympo.common.paths import OptionalPath
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class DeltaOptions(BaseModel):
+    """How policies are shared, whatever holds them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keyframe_every: int = Field(
+        default=8,
+        ge=1,
+        le=32,
+        description="every how many policies the learner shares whole weights, else differences; 1: always",
+    )
+    cache: OptionalPath = Field(
+        default=None,
+        description="directory on this machine's own disk for whole copies of policies that are shared as "
+        "differences in a directory; if not given, in the temporary directory",
+    )
 
 
 class ObjectStoreOptions(BaseModel):
@@ -35,12 +53,6 @@ class ObjectStoreOptions(BaseModel):
     )
     cached_policies: int = Field(
         default=3, ge=2, description="policies that a generator keeps on its own disk"
-    )
-    keyframe_every: int = Field(
-        default=8,
-        ge=1,
-        le=32,
-        description="every how many policies the learner sends whole weights, else differences; 1: always",
     )
 
     @field_validator("url")

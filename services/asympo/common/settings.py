@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 from asympo.common.commands import CommandParser
 from asympo.common.errors import BadSetting
 from asympo.common.names import RUN_NAME
-from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.object_store import DeltaOptions, ObjectStoreOptions
 from asympo.common.paths import SettingPath, given_path
 from asympo.common.redaction import redact_url, redact_value, redacted
 from asympo.common.tracing import TracingOptions
@@ -53,6 +53,7 @@ class ServiceSettings(BaseModel):
         default=Path("runs/checkpoints"), description="directory of all runs' checkpoints"
     )
     object_store: ObjectStoreOptions = ObjectStoreOptions()
+    deltas: DeltaOptions = DeltaOptions()
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="lowest level that is logged"
     )

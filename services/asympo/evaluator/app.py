@@ -101,6 +101,7 @@ class EvaluatorProcess:
             settings.checkpoint_root,
             settings.run,
             settings.object_store,
+            deltas=settings.deltas,
             cached=settings.object_store.cached_policies,
         )
         writer = JsonlWriter(settings.results) if settings.results else None

@@ -197,6 +197,7 @@ class GeneratorProcess:
             settings.checkpoint_root,
             settings.run,
             settings.object_store,
+            deltas=settings.deltas,
             cached=settings.object_store.cached_policies,
         )
         watcher = self._watcher(run_log, store)

@@ -299,7 +299,11 @@ class LearnerProcess:
             process_group=None if ranks is None else ranks.group,
         )
         policies = open_policies(
-            settings.checkpoint_root, settings.run, settings.object_store, cached=settings.keep_policies
+            settings.checkpoint_root,
+            settings.run,
+            settings.object_store,
+            deltas=settings.deltas,
+            cached=settings.keep_policies,
         )
         stores = (states, policies, open_archive(settings.run_directory, settings.object_store))
         highest = max(store.highest_fence() or 0 for store in stores)

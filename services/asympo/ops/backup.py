@@ -192,10 +192,10 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
         if newest is None:
             return None
         try:
-            base = store.verify(newest).base
-            for name in (newest.name,) if base is None else (base.name, newest.name):
-                shutil.copytree(store.path / name, target / name)
-                verify_step(target / name, POLICIES)
+            store.verify(newest)
+            for path in store.directories(newest):
+                shutil.copytree(path, target / path.name)
+                verify_step(target / path.name, POLICIES)
         except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
             shutil.rmtree(target, ignore_errors=True)
         else:

@@ -42,7 +42,7 @@ class GatedStore(PolicyStore):
     """Storage that is as slow as the test wants, and full when told so."""
 
     def __init__(self, root: Path, run: str) -> None:
-        super().__init__(DirectorySteps(root, run, POLICIES))
+        super().__init__(DirectorySteps(root, run, POLICIES, keyframe_every=1))
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.is_full = False

@@ -45,7 +45,7 @@ def test_strange_directories_are_reported_once_and_ignored(
 
 
 def test_empty_directory_is_nobodys_fence(tmp_path: Path) -> None:
-    steps = DirectorySteps(tmp_path, "r", POLICIES)
+    steps = DirectorySteps(tmp_path, "r", POLICIES, keyframe_every=1)
     (steps.path / "step-00000009-f0900").mkdir(parents=True)
     assert steps.highest_fence() is None
     damaged = steps.path / "step-00000001-f0007"

@@ -79,6 +79,10 @@ spec:
       readOnly: true
     - name: checkpoints
       mountPath: /checkpoints
+    {{- if not .root.Values.checkpoints.objectStore.url }}
+    - name: copies
+      mountPath: /copies
+    {{- end }}
     - name: temporary
       mountPath: /tmp
     {{- with .values.extraVolumeMounts }}

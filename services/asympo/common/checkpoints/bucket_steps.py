@@ -4,7 +4,7 @@ Under `<run>/<kind>/`:
 
     step-00000042-f0007/manifest.json          written last, only if absent: from then on the step is visible
     step-00000042-f0007/<digest>/<file>        what it lists; <digest> begins the manifest's own
-    step-00000042-f0007/<digest>/<file>.from-… or its difference to a step before (see `bucket_deltas`)
+    step-00000042-f0007/<digest>/<file>.from-… or its difference to a step before (see `links`)
     fence-00000007.json                        written by a learner that takes over, only if absent
 
 Nothing is written twice: another attempt at a step has another manifest, and so other keys. A learner that
@@ -18,16 +18,16 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
-from asympo.common.checkpoints import cache, directory
+from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.bucket import Bucket, NoSuchObject, StoreError
-from asympo.common.checkpoints.bucket_deltas import attempt_of, is_needed, links_of
-from asympo.common.checkpoints.bucket_transfer import Transfer
+from asympo.common.checkpoints.cache import StepCopies
+from asympo.common.checkpoints.links import Attempt, Link, attempt_of, is_needed, links_of
 from asympo.common.checkpoints.manifest import open_sealed_json, sealed_json
 from asympo.common.checkpoints.names import (
     MANIFEST_NAME,
@@ -37,7 +37,7 @@ from asympo.common.checkpoints.names import (
     parse_name,
 )
 from asympo.common.checkpoints.steps import Kind, M, refuse_if_fenced
-from asympo.common.checkpoints.verify import verify_step
+from asympo.common.checkpoints.transfer import Transfer
 from asympo.common.errors import CorruptCheckpoint, Fenced, UnknownVersion
 from asympo.common.names import check_run_name
 from asympo.common.versions import Format
@@ -53,14 +53,36 @@ _NUM_LOOKS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Listing:
-    """What one look at the bucket shows."""
+    """What one look at the bucket shows: a shelf, for `transfer`."""
 
+    bucket: Bucket
+    root: str
+    """What keys begin with."""
     steps: dict[StepName, dict[str, int]] = field(default_factory=dict)
     """Bytes of each object of each step, by its key below the step."""
     fences: set[int] = field(default_factory=set)
     """Fences that have taken over."""
     retained: set[str] = field(default_factory=set)
     """Names of steps that are kept for good."""
+
+    def stored(self) -> Iterator[str]:
+        """Names of all files and differences."""
+        return (key.rpartition("/")[2] for sizes in self.steps.values() for key in sizes)
+
+    def files_of(self, attempt: Attempt) -> Mapping[str, int]:
+        """Bytes of an attempt's objects, by name."""
+        start = f"{attempt.payload}/"
+        sizes = self.steps.get(attempt.name, {})
+        return {key.removeprefix(start): size for key, size in sizes.items() if key.startswith(start)}
+
+    def whole(self, attempt: Attempt) -> Path | None:
+        """None is read where it is."""
+        return None
+
+    def fetch(self, wanted: Mapping[Link, Path]) -> None:
+        """By downloading."""
+        keys = {f"{self.root}{link.of.name}/{link.of.payload}/{link.stored}": link for link in wanted}
+        self.bucket.download({key: wanted[link] for key, link in keys.items()})
 
 
 class BucketSteps(Generic[M]):
@@ -81,10 +103,8 @@ class BucketSteps(Generic[M]):
         self._kind = kind
         self._bucket = bucket
         self._root = f"{run}/{kind.directory}/"
-        self._cached = cached
-        self._transfer: Transfer[M] = Transfer(
-            self.path, kind, bucket=bucket, root=self._root, keyframe_every=keyframe_every
-        )
+        self._copies: StepCopies[M] = StepCopies(self.path, kind, keep=cached, is_durable=True)
+        self._transfer: Transfer[M] = Transfer(kind, keyframe_every=keyframe_every)
         self._token = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._being_written: set[StepName] = set()
@@ -94,6 +114,14 @@ class BucketSteps(Generic[M]):
         return f"{self._bucket}/{self._root}".rstrip("/")
 
     # --- readers ---------------------------------------------------------------------------------------
+
+    def begin(self, name: StepName, *, is_whole: bool = False) -> Path:
+        """Among the copies."""
+        return directory.create_temporary(self.path, name)
+
+    def place(self, name: StepName) -> Path:
+        """Among the copies."""
+        return self.path / str(name)
 
     def present(self) -> list[StepName]:
         """Those with a manifest that is not too late."""
@@ -114,36 +142,17 @@ class BucketSteps(Generic[M]):
         """As the bucket has it; its objects are not looked at."""
         return self._read(name)[0]
 
+    def complete(self, name: StepName) -> M:
+        """By what the bucket lists."""
+        return self._complete(name, self._list())
+
     def bring(self, name: StepName) -> Path:
         """A copy, every digest checked, if there is none yet."""
-        final = self.path / str(name)
-        if final.exists():
-            if self._cached is not None:
-                cache.note_use(final)
-            return final
-        log.info("Fetching the %s %s from %s", self._kind.noun, name, self)
-        with cache.download_directory(self.path, name) as temporary:
-            content = self._download(name, temporary)
-            try:
-                directory.seal(temporary, manifest=content)
-            except FileExistsError:
-                log.info("%s was fetched by another process at the same time", final)
-        return final
+        return self._copies.bring(name, lambda target: self._download(name, target))
 
     def verify(self, name: StepName) -> M:
         """Reads every file of the copy, which is fetched again when it is damaged."""
-        path = self.path / str(name)
-        try:
-            manifest = verify_step(path, self._kind)
-        except CorruptCheckpoint as error:
-            if path.exists():
-                log.warning("a damaged copy is fetched again: %s", error)
-                directory.delete_step(path)
-            manifest = verify_step(self.bring(name), self._kind, with_digests=False)
-        if self._cached is not None:
-            cache.note_use(path)
-            cache.trim(self.path, keep=self._cached)
-        return manifest
+        return self._copies.verify(name, lambda target: self._download(name, target))
 
     def highest_fence(self) -> int | None:
         """Of steps and of who took over."""
@@ -222,11 +231,10 @@ class BucketSteps(Generic[M]):
 
     def delete(self, name: StepName) -> bool:
         """In the bucket, unless another step is a difference to it (then False), and its copy here."""
-        is_free = not is_needed(self._list().steps, name)
+        is_free = not is_needed(self._list().stored(), name)
         if is_free:
             self._delete_objects(name)
-        if (self.path / str(name)).exists():
-            directory.try_to_delete_step(self.path / str(name))
+        self._copies.delete(name)
         return is_free
 
     def retain(self, name: StepName) -> None:
@@ -243,7 +251,10 @@ class BucketSteps(Generic[M]):
         wanted = self._kind.open(content, name=name, what=str(written))
         with self._writing(name):
             self._refuse_if_fenced(name.fence)
-            sent = self._transfer.send(wanted, written, objects=self._list().steps)
+            with self._transfer.ready(wanted, written, shelf=self._list(), copies=self._copies) as ready:
+                sent, stored = ready
+                payload = sent.attempt.payload
+                self._bucket.upload({self._key(name, payload, each): path for each, path in stored.items()})
             # Uploading takes its time: a learner that lost the run meanwhile should hear of it here.
             self._refuse_if_fenced(name.fence)
             if self._bucket.create(self._key(name, MANIFEST_NAME), content):
@@ -275,10 +286,11 @@ class BucketSteps(Generic[M]):
 
     def _download(self, name: StepName, target: Path) -> bytes:
         """Its files, every digest checked, into an empty directory; returns the manifest."""
+        log.info("Fetching the %s %s from %s", self._kind.noun, name, self)
         found, content = self._read(name)
         try:
-            self._transfer.receive(found, target, objects=self._list().steps)
-        except NoSuchObject as error:
+            self._transfer.receive(found, target, shelf=self._list(), copies=self._copies)
+        except (NoSuchObject, FileNotFoundError) as error:
             self._forget(name)
             raise CorruptCheckpoint(f"{self}/{name} was deleted while it was read") from error
         return content
@@ -303,7 +315,7 @@ class BucketSteps(Generic[M]):
         raise StoreError(f"{self} keeps changing owners")
 
     def _list(self) -> _Listing:
-        listing = _Listing()
+        listing = _Listing(bucket=self._bucket, root=self._root)
         for found in self._bucket.find(self._root):
             head, _, rest = found.key.removeprefix(self._root).partition("/")
             name = parse_name(head.removesuffix(RETAINED))
@@ -329,7 +341,7 @@ class BucketSteps(Generic[M]):
     def _complete(self, name: StepName, listing: _Listing) -> M:
         found = self.manifest(name)
         for entry in found.files:
-            links = links_of(listing.steps, attempt_of(found), entry.name)
+            links = links_of(listing.files_of, attempt_of(found), entry.name)
             if links is None or links[0].size != entry.size:
                 raise CorruptCheckpoint(f"{self}/{name} lacks {entry.name}")
         return found

@@ -46,19 +46,26 @@ def create_temporary(parent: Path, name: StepName) -> Path:
     return path
 
 
-def seal(temporary: Path, *, manifest: bytes) -> Path:
-    """Flush the files, write the manifest, give the directory its final name, returned. Raises OSError."""
+def seal(temporary: Path, *, manifest: bytes, is_durable: bool = True) -> Path:
+    """Flush the files, write the manifest, give the directory its final name, returned. Raises OSError.
+
+    What need not outlive a power cut is not flushed.
+    """
     final = temporary.parent / str(step_of(temporary))
-    flush_files(temporary)
+    if is_durable:
+        flush_files(temporary)
     with open(temporary / MANIFEST_NAME, "xb") as file:
         file.write(manifest)
         file.flush()
-        os.fsync(file.fileno())
-    flush_directory(temporary)
+        if is_durable:
+            os.fsync(file.fileno())
+    if is_durable:
+        flush_directory(temporary)
     if os.path.lexists(final):
         raise FileExistsError(errno.EEXIST, "exists already and is never overwritten", str(final))
     os.rename(temporary, final)
-    flush_directory(final.parent)
+    if is_durable:
+        flush_directory(final.parent)
     with _being_written_lock:
         _being_written.discard(temporary)
     return final

@@ -1,28 +1,59 @@
-"""Steps in a directory that all machines share: `<root>/<run>/<kind>/step-00000042-f0007/`."""
+"""Steps in a directory that all machines share: `<root>/<run>/<kind>/step-00000042-f0007/`.
 
+Weights lie there whole, or as differences to a step before (see `links`). Differences are made and undone on
+the disks of the machines that write and read them.
+"""
+
+import hashlib
 import logging
-from collections.abc import Collection, Iterator
+import shutil
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Generic
 
 from asympo.common.checkpoints import directory
+from asympo.common.checkpoints.cache import StepCopies
+from asympo.common.checkpoints.links import Attempt, Link, attempt_of, file_of, is_needed, links_of
 from asympo.common.checkpoints.names import MANIFEST_NAME, RETAINED, StepName
+from asympo.common.checkpoints.rooms import ScratchRoom
 from asympo.common.checkpoints.steps import Kind, M
-from asympo.common.checkpoints.verify import read_manifest, verify_step
+from asympo.common.checkpoints.transfer import Sent, Transfer
+from asympo.common.checkpoints.verify import read_manifest, read_manifest_bytes, verify_step
 from asympo.common.errors import CorruptCheckpoint, UnknownVersion
 from asympo.common.names import check_run_name
 
 _MAX_DAMAGED_FENCE = 10**6
 """What says that it is of a later one and cannot be read was made by nobody."""
+_CACHED = 3
+"""The one that is served, the one that comes, and one that somebody looks at."""
 log = logging.getLogger(__name__)
 
 
 class DirectorySteps(Generic[M]):
     """Every step becomes visible by one rename."""
 
-    def __init__(self, root: Path, run: str, kind: Kind[M]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run: str,
+        kind: Kind[M],
+        *,
+        keyframe_every: int,
+        cache: Path | None = None,
+        cached: int | None = None,
+    ) -> None:
+        """`cache` holds whole copies of what is shared as differences: none, one in the temporary directory.
+
+        `cached` limits the copies.
+        """
         self.path = Path(root) / check_run_name(run) / kind.directory
         self._kind = kind
+        self._cache = cache
+        self._cached = cached or _CACHED
+        self._transfer: Transfer[M] = Transfer(kind, keyframe_every=keyframe_every)
+        self._opening = threading.Lock()
+        self._room: ScratchRoom | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -32,12 +63,12 @@ class DirectorySteps(Generic[M]):
         return directory.step_names(self.path)
 
     def newest_first(self, *, exclude: Collection[str] = ()) -> Iterator[M]:
-        """Steps whose files have the names and sizes that their manifests say."""
+        """Steps whose files have the names and sizes that their manifests say, or can be had from others."""
         for name in reversed(self.present()):
             if str(name) in exclude:
                 continue
             try:
-                yield verify_step(self.path / str(name), self._kind, with_digests=False)
+                yield self.complete(name)
             except self._kind.passed_over as error:
                 log.warning("%s passed over: %s", self._kind.noun, error)
 
@@ -45,18 +76,79 @@ class DirectorySteps(Generic[M]):
         """As the directory has it; its files are not looked at."""
         return read_manifest(self.path / str(name), self._kind)
 
+    def complete(self, name: StepName) -> M:
+        """Sizes are compared, and what differences are to is looked for."""
+        path = self.path / str(name)
+        if not self._is_difference(name):
+            return verify_step(path, self._kind, with_digests=False)
+        manifest = self.manifest(name)
+        attempt = attempt_of(manifest)
+        listed = {entry.name for entry in manifest.files}
+        found = directory.check_files(
+            path,
+            allowed=lambda each: bool(each == MANIFEST_NAME or self._kind.allowed.fullmatch(file_of(each))),
+        )
+        stored = set(found) - {MANIFEST_NAME}
+        for file in sorted(listed.symmetric_difference(map(file_of, stored))):
+            raise CorruptCheckpoint(
+                f"{path / file} is {'missing' if file in listed else 'not listed in the manifest'}"
+            )
+        for entry in manifest.files:
+            links = links_of(self.files_of, attempt, entry.name)
+            if links is None or links[0].size != entry.size:
+                raise CorruptCheckpoint(f"{path} lacks {entry.name}, or what it is a difference to is gone")
+        return manifest
+
+    def place(self, name: StepName) -> Path:
+        """The directory itself, or that of a copy."""
+        return self._copies.path / str(name) if self._is_difference(name) else self.path / str(name)
+
     def bring(self, name: StepName) -> Path:
-        """Nothing to bring."""
-        return self.path / str(name)
+        """Differences are undone on this machine's disk."""
+        if not self._is_difference(name):
+            return self.path / str(name)
+        self.verify(name)
+        return self.place(name)
 
     def verify(self, name: StepName) -> M:
         """Reads every file."""
-        return verify_step(self.path / str(name), self._kind)
+        if not self._is_difference(name):
+            return verify_step(self.path / str(name), self._kind)
+        manifest = self.complete(name)
+        return self._copies.verify(
+            name, lambda target: self._undo(name, manifest, target), digest=manifest.digest
+        )
+
+    def begin(self, name: StepName, *, is_whole: bool = False) -> Path:
+        """Among the copies where it may become a difference, else where it will lie."""
+        if not is_whole and self._transfer.may_differ:
+            try:
+                return directory.create_temporary(self._copies.path, name)
+            except (OSError, CorruptCheckpoint) as error:
+                log.warning("%s is shared whole, as no difference can be made: %s", name, error)
+        return directory.create_temporary(self.path, name)
 
     def seal(self, temporary: Path, *, manifest: bytes) -> M:
         """By renaming it."""
-        final = directory.seal(temporary, manifest=manifest)
-        return self._kind.open(manifest, name=directory.step_of(temporary), what=str(final))
+        name = directory.step_of(temporary)
+        wanted = self._kind.open(manifest, name=name, what=str(temporary))
+        if temporary.parent == self.path:
+            self._transfer.note_shared(None)
+            directory.seal(temporary, manifest=manifest)
+            self._transfer.note_shared(Sent(attempt=attempt_of(wanted), files=wanted.files))
+            return wanted
+        with self._transfer.ready(wanted, temporary, shelf=self, copies=self._copies) as (sent, stored):
+            shared = directory.create_temporary(self.path, name)
+            try:
+                for each, path in stored.items():
+                    (shutil.copyfile if sent.num_links else shutil.move)(path, shared / each)
+                directory.seal(shared, manifest=manifest)
+            except BaseException:
+                directory.discard(shared)
+                raise
+        self._transfer.note_shared(sent)
+        self._keep(temporary, manifest if sent.num_links else None)
+        return wanted
 
     def highest_fence(self) -> int | None:
         """Of directories that a learner has sealed, however damaged: they get their names with a manifest."""
@@ -83,11 +175,14 @@ class DirectorySteps(Generic[M]):
 
     def sweep(self, *, fence: int) -> list[str]:
         """Temporary directories."""
+        if self._room is not None:
+            directory.sweep(self._copies.path, fence=fence)
         return directory.sweep(self.path, fence=fence)
 
     def delete(self, name: StepName) -> bool:
-        """By renaming it, then file by file."""
-        return directory.try_to_delete_step(self.path / str(name))
+        """By renaming it, then file by file; not what another step is a difference to."""
+        stored = (each for of in self.present() for each in self.files_of(Attempt(name=of, payload="")))
+        return not is_needed(stored, name) and directory.try_to_delete_step(self.path / str(name))
 
     def retain(self, name: StepName) -> None:
         """An empty file beside the directory."""
@@ -97,3 +192,61 @@ class DirectorySteps(Generic[M]):
     def retained(self) -> set[str]:
         """By the files beside the directories."""
         return {path.name.removesuffix(RETAINED) for path in self.path.glob(f"*{RETAINED}")}
+
+    # --- a shelf, for `transfer` -----------------------------------------------------------------------
+
+    def files_of(self, attempt: Attempt) -> Mapping[str, int]:
+        """Of whatever attempt has the name: a directory is never overwritten."""
+        try:
+            return {each.name: each.stat().st_size for each in (self.path / str(attempt.name)).iterdir()}
+        except FileNotFoundError:
+            return {}
+
+    def whole(self, attempt: Attempt) -> Path | None:
+        """The directory itself."""
+        try:
+            manifest = verify_step(self.path / str(attempt.name), self._kind, with_digests=False)
+        except (CorruptCheckpoint, UnknownVersion):
+            return None
+        return self.path / str(attempt.name) if attempt_of(manifest) == attempt else None
+
+    def fetch(self, wanted: Mapping[Link, Path]) -> None:
+        """By copying."""
+        for link, path in wanted.items():
+            shutil.copyfile(self.path / str(link.of.name) / link.stored, path, follow_symlinks=False)
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    @property
+    def _copies(self) -> StepCopies[M]:
+        """In a room that all processes of this machine share."""
+        with self._opening:
+            if self._room is None:
+                owner = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+                self._room = ScratchRoom("policies", name=owner, below=self._cache)
+        path = self._room.path / self._kind.directory
+        return StepCopies(path, self._kind, keep=self._cached, is_durable=False)
+
+    def _is_difference(self, name: StepName) -> bool:
+        return self._kind.weights is not None and any(
+            file_of(stored) != stored for stored in self.files_of(Attempt(name=name, payload=""))
+        )
+
+    def _undo(self, name: StepName, manifest: M, target: Path) -> bytes:
+        """The whole files, every digest checked, into an empty directory; returns the manifest."""
+        try:
+            self._transfer.receive(manifest, target, shelf=self, copies=self._copies)
+            return read_manifest_bytes(self.path / str(name))
+        except FileNotFoundError as error:
+            raise CorruptCheckpoint(f"{self.path / str(name)} was deleted while it was read") from error
+
+    def _keep(self, written: Path, manifest: bytes | None) -> None:
+        """What was shared as a difference stays here whole, for readers and for the next difference."""
+        try:
+            if manifest is not None:
+                self._copies.keep(written, manifest)
+                self._copies.trim()
+        except OSError as error:
+            log.warning("No copy of %s is kept: %s", directory.step_of(written), error)
+        finally:
+            directory.discard(written)

@@ -7,13 +7,11 @@ left to right, which no processor and no library does otherwise. So whoever merg
 the manifest can hold their digests. What is added to is always the base's own file: merges never accumulate.
 """
 
-import fcntl
 import hashlib
 import math
 import os
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from asympo.common.checkpoints.digests import (
 )
 from asympo.common.checkpoints.manifest import Manifest, TensorEntry, encode_manifest
 from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST_NAME, WEIGHT_FILES
+from asympo.common.checkpoints.rooms import ScratchRoom
 from asympo.common.errors import CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
 
@@ -123,30 +122,11 @@ def write_merged(base: Path, base_manifest: Manifest, adapter: Path, manifest: M
 
 
 class MergeRoom:
-    """Where a process keeps merged policies: a directory of its own, gone when it ends.
-
-    What a process that was killed has left is removed by the next one: nobody holds its lock.
-    """
+    """Where a process keeps merged policies: a directory of its own, gone when it ends."""
 
     def __init__(self) -> None:
-        shared = Path(tempfile.gettempdir()) / f"asympo-merged-{os.geteuid()}"
-        shared.mkdir(mode=0o700, exist_ok=True)
-        if shared.is_symlink() or shared.stat().st_uid != os.geteuid():
-            raise CorruptCheckpoint(
-                f"{shared} belongs to somebody else: set TMPDIR to a directory of your own"
-            )
-        door = os.open(shared, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(door, fcntl.LOCK_EX)
-            for room in shared.iterdir():
-                if (left := _lock(room)) is not None:
-                    shutil.rmtree(room, ignore_errors=True)
-                    os.close(left)
-            self.path = Path(tempfile.mkdtemp(dir=shared))
-            self._lock = _lock(self.path)
-        finally:
-            os.close(door)
-        self._close = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self._room = ScratchRoom("merged")
+        self.path = self._room.path
 
     def merge(self, base: Path, base_manifest: Manifest, adapter: Path, manifest: Manifest) -> None:
         """Puts the whole policy where `place` says."""
@@ -165,20 +145,6 @@ class MergeRoom:
     def place(self, manifest: Manifest) -> Path:
         """The directory of a merged policy, there or not."""
         return self.path / str(manifest.name)
-
-
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a directory; None where another process has it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _weight_files(path: Path) -> list[Path]:

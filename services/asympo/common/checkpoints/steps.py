@@ -46,7 +46,7 @@ class Kind(Generic[M_co]):
     passed_over: tuple[type[AsympoError], ...]
     """Errors of a manifest after which the next newest step is looked for."""
     weights: re.Pattern[str] | None = None
-    """Files of which a bucket may get the difference to the step before."""
+    """Files that may be shared as differences to the step before."""
 
     def open(self, content: bytes, *, name: StepName | None, what: str) -> M_co:
         """The manifest of the step `name`; CorruptCheckpoint, UnknownVersion naming `what`."""
@@ -64,12 +64,18 @@ class Kind(Generic[M_co]):
 class Steps(Protocol[M_co]):
     """The steps of one kind of one run. Safe in any thread; methods raise OSError when storage fails.
 
-    One is written into a directory of `directory.create_temporary(path, name)` and then sealed.
+    One is written into a directory of `begin` and then sealed.
     """
 
     @property
     def path(self) -> Path:
-        """Where their directories lie on this machine: all of them, or copies."""
+        """Where their directories lie on this machine: all of them, some without their weights, or copies."""
+
+    def begin(self, name: StepName, *, is_whole: bool = False) -> Path:
+        """A new directory to write a step into; a whole one needs no room beside the others."""
+
+    def place(self, name: StepName) -> Path:
+        """Where the step lies on this machine, whole, once it was verified."""
 
     def present(self) -> list[StepName]:
         """Visible steps, damaged ones included, sorted so that the last one wins."""
@@ -79,6 +85,9 @@ class Steps(Protocol[M_co]):
 
     def manifest(self, name: StepName) -> M_co:
         """The manifest of a step; CorruptCheckpoint when it is gone or damaged."""
+
+    def complete(self, name: StepName) -> M_co:
+        """The manifest of a step that has all it lists, by names and sizes; CorruptCheckpoint."""
 
     def bring(self, name: StepName) -> Path:
         """The directory of a step, copied to this machine if it is not here; no digest is checked again."""

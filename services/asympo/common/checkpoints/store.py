@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import (
@@ -48,7 +50,7 @@ class PolicyRef:
     fence: int
     """Fence of the learner that published it."""
     path: Path
-    """Its directory, loadable as a Hugging Face checkpoint; of an adapter once it was verified."""
+    """Its directory, a Hugging Face checkpoint; of an adapter or a difference once it was verified."""
     digest: str
     """Digest of its manifest."""
 
@@ -61,7 +63,8 @@ class PolicyRef:
 class PolicyStore:
     """Publishes, finds, verifies and prunes the policies of one run. Safe in any thread.
 
-    Directories of adapters lie in a room of this process, in which they are whole, merged into their base.
+    Directories of adapters lie in a room of this process, in which they are whole, merged into their base;
+    those of differences in a room of all processes here.
     """
 
     def __init__(self, steps: Steps[Manifest]) -> None:
@@ -71,7 +74,7 @@ class PolicyStore:
 
     @property
     def path(self) -> Path:
-        """Where they lie on this machine: all of them, or copies."""
+        """Where they lie on this machine: all of them, some without their weights, or copies."""
         return self._steps.path
 
     def publish(
@@ -101,16 +104,26 @@ class PolicyStore:
             if (self.path / str(name)).exists():
                 raise PublishFailed(f"{what} is already published as {self.path / str(name)}")
             self.sweep(fence=fence)
-            temporary = directory.create_temporary(self.path, name)
+
+            def write(temporary: Path) -> PolicyRef:
+                try:
+                    fill(temporary)
+                    described = _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
+                    if base is not None:
+                        described = self._added_to(base, temporary, described)
+                    return self._ref(self._steps.seal(temporary, manifest=encode_manifest(described)))
+                except BaseException:
+                    directory.discard(temporary)
+                    raise
+
+            temporary = self._steps.begin(name)
             try:
-                fill(temporary)
-                described = _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
-                if base is not None:
-                    described = self._added_to(base, temporary, described)
-                return self._ref(self._steps.seal(temporary, manifest=encode_manifest(described)))
-            except BaseException:
-                directory.discard(temporary)
-                raise
+                return write(temporary)
+            except (OSError, SafetensorError, PublishFailed) as error:
+                if temporary.parent == self.path:
+                    raise
+                log.warning("%s is shared whole, as no difference could be made: %s", what, error)
+            return write(self._steps.begin(name, is_whole=True))
 
     def list(self) -> Sequence[PolicyRef]:
         """Policies whose manifest verifies and whose files have the right names and sizes, newest last."""
@@ -156,6 +169,22 @@ class PolicyStore:
         manifest = _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
         self.check_merge(manifest)
         return manifest
+
+    def look(self, name: StepName, *, with_digests: bool) -> Manifest:
+        """The manifest of a policy; without digests, only names and sizes are compared.
+
+        Raises CorruptCheckpoint, UnknownVersion.
+        """
+        if not with_digests:
+            return self._steps.complete(name)
+        manifest = self._steps.verify(name)
+        self.check_merge(manifest)
+        return manifest
+
+    def directories(self, ref: PolicyRef) -> Sequence[Path]:
+        """What holds a policy by itself, once it was verified: with the base of an adapter."""
+        base = self.load_manifest(ref).base
+        return [ref.path] if base is None else [self._base(base, of=ref.name)[0], self.path / ref.name]
 
     def check_merge(self, manifest: Manifest, *, adapter: Path | None = None) -> None:
         """Merges an adapter whose files were checked; CorruptCheckpoint unless that gives what it should.
@@ -214,8 +243,8 @@ class PolicyStore:
         return [*self._steps.newest_first()][::-1]
 
     def _ref(self, manifest: Manifest) -> PolicyRef:
-        place = self.path if manifest.base is None else self._merged.path
-        path = place / str(manifest.name)
+        name = manifest.name
+        path = self._steps.place(name) if manifest.base is None else self._merged.path / str(name)
         return PolicyRef(step=manifest.step, fence=manifest.fence, path=path, digest=manifest.digest)
 
     @property

@@ -3,13 +3,17 @@
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.directory import step_names
+from asympo.common.checkpoints.links import file_of
+from asympo.common.checkpoints.names import MANIFEST_NAME
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.checkpoints.store import POLICIES
-from asympo.common.checkpoints.verify import read_manifest, verify_step
+from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting, CorruptCheckpoint, UnknownVersion
 from asympo.ops.checkpoint.chosen import best_result
@@ -23,7 +27,7 @@ def list_policies(arguments: Namespace) -> int:
         for row in rows:
             write_json(row)
         return 0
-    columns = ("name", "step", "fence", "kind", "MiB", "tensors", "published", "state")
+    columns = ("name", "step", "fence", "kind", "MiB", "stored", "tensors", "published", "state")
     write_table(f"policies in {store.path}", columns, [[row[column] for column in columns] for row in rows])
     return 0
 
@@ -62,7 +66,9 @@ def best(arguments: Namespace) -> int:
     if arguments.json:
         write_json(row)
     else:
-        where = row["path"] or "pruned: learner.keep_best keeps the best one"
+        where = str(row["path"] or "pruned: learner.keep_best keeps the best one")
+        if newest and _is_delta(_stored(store.path / str(newest))):
+            where += ", as a difference: `asympo checkpoint export best` writes it whole"
         sys.stdout.write(
             f"step {found.policy_step}: {found.eval} mean@{found.samples} {found.mean}; {where}\n"
         )
@@ -83,20 +89,29 @@ def _described(store: PolicyStore, *, with_digests: bool, step: int | None = Non
             continue
         path = store.path / str(name)
         row: dict[str, Any] = {"name": str(name), "step": name.step, "fence": name.fence}
-        row |= {"kind": None, "MiB": None, "tensors": None, "published": None}
+        row |= {"kind": None, "MiB": None, "stored": None, "tensors": None, "published": None}
         try:
             manifest = read_manifest(path, POLICIES)
+            stored = _stored(path)
             row |= {
-                "kind": manifest.kind,
+                "kind": "delta" if _is_delta(stored) else manifest.kind,
                 "MiB": round(manifest.size_bytes / 2**20, 1),
+                "stored": round(sum(stored.values()) / 2**20, 1),
                 "tensors": len(manifest.tensors),
                 "published": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
             }
-            verify_step(path, POLICIES, with_digests=with_digests)
-            if with_digests:
-                store.check_merge(manifest)
+            store.look(name, with_digests=with_digests)
             row["state"] = "verified" if with_digests else "complete"
         except (CorruptCheckpoint, UnknownVersion) as error:
             row["state"] = str(error)
         rows.append(row)
     return rows
+
+
+def _stored(path: Path) -> dict[str, int]:
+    """Bytes of what lies in the directory of a policy beside its manifest, by name."""
+    return {each.name: each.stat().st_size for each in path.iterdir() if each.name != MANIFEST_NAME}
+
+
+def _is_delta(stored: Iterable[str]) -> bool:
+    return any(file_of(each) != each for each in stored)

@@ -17,6 +17,10 @@ _BYTES_OF_A_TOKEN = 16
 _SMALL_BYTES = 8 * 2**20
 """Settings, metrics, report."""
 _NUM_LOGS = 3
+_COPIES = 4
+"""Of policies that are shared as differences, one that is being written among them."""
+_SHARE = 0.1
+"""Of its policy that a difference takes: several times what is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,15 @@ def disk_need(
     total = settings.total_steps or float("inf")
     # One more of each exists while it is written.
     num_policies = min(settings.keep_policies, total // settings.publish_every + 1) + 1
+    if lora is None and settings.deltas.keyframe_every > 1:
+        num_policies = num_policies // settings.deltas.keyframe_every + 2 + _SHARE * num_policies + _COPIES
     num_states = min(settings.keep_states, total // settings.save_every + 1) + 1
     capacity = (1 + settings.max_staleness) * settings.publish_every * settings.groups_per_step
     group = settings.group_size * settings.sampling.max_tokens * _BYTES_OF_A_TOKEN
     archived = total * settings.groups_per_step * group
     keeps_archive = settings.retain and not settings.object_store.is_given
     return DiskNeed(
-        policies=_POLICY_BYTES * (int(num_policies) * trained + (base if lora is not None else 0)),
+        policies=_POLICY_BYTES * (int(num_policies * trained) + (base if lora is not None else 0)),
         states=int(num_states) * _STATE_BYTES * trained,
         logs=2 * max_log_bytes * (_NUM_LOGS + num_generators),
         # Rewritten once it has doubled and is larger than that; both files exist then.

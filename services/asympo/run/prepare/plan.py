@@ -96,6 +96,8 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         "run": file.run.name,
         "checkpoint_root": str(file.run.directory.absolute()),
         "log_format": "text",
+        # On the run's own disk, which is looked at before it starts.
+        "deltas": {"cache": str(directory / "copies")},
     }
     if not file.external_broker_url:
         # A given URL may hold a password: it travels in the environment only.
