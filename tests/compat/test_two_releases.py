@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asympo.common.rollout_log import Broker, Lease, RunLog, RunState
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.trained_ids import TrainedIds
 
 from tests.compat.release_before import RECORD, OldGenerator, OldLearner
@@ -150,6 +151,7 @@ def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, s
     log.state.set(RunState.RUNNING)
     generators: list[OldGenerator | NewGenerator] = [OldGenerator(log.broker, log.run), NewGenerator(log)]
     held: list[tuple[OldGenerator | NewGenerator, str]] = []
+    payload = b"p" * MIN_APART_BYTES
     answered: Counter[str] = Counter()
     while log.state.get() is RunState.RUNNING:
         generator = rng.choice(generators)
@@ -162,8 +164,8 @@ def test_parts_of_two_releases_answer_and_train_every_prompt_once(log: RunLog, s
             if rng.random() < 0.2:
                 assert holder.hand_back(token)
             else:
-                assert holder.append(token, b"payload")[0] == "APPENDED"
-                assert holder.append(token, b"payload")[0] == "DUPLICATE"
+                assert holder.append(token, payload)[0] == "APPENDED"
+                assert holder.append(token, payload)[0] == "DUPLICATE"
                 answered[holder.holder] += 1
         if rng.random() < 0.1:
             learner.leave()

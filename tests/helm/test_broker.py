@@ -14,6 +14,7 @@ import pytest
 from asympo.common.errors import BadSetting, BrokerRefused, BrokerUnavailable
 from asympo.common.records import MAX_PAYLOAD_BYTES
 from asympo.common.rollout_log import Broker, CommitRecord, Lease, RunConfig, RunLog, RunState
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.ports import free_port
 
@@ -123,7 +124,7 @@ def test_services_work_as_their_users_and_lose_nothing(embedded: Embedded) -> No
     assert isinstance(second, Lease)
     assert generator.leases.renew([first, second]) == []
     assert generator.leases.hand_back(second, reason="test") is True
-    assert generator.leases.append(first, b"payload", producer="gen").outcome == "appended"
+    assert generator.leases.append(first, b"p" * MIN_APART_BYTES, producer="gen").outcome == "appended"
     generator.policies.mark_bad(step=7, fence=1, reason="test", holder="gen")
     assert len(generator.policies.bad()) == len(learner.policies.bad()) == 1
     generator.leases.wait_for_slot(0.01)

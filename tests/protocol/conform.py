@@ -16,6 +16,7 @@ from asympo.common.rollout_log import (
     permuted_index,
 )
 from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.trained_ids import TrainedIds
 
 from tests.protocol.model import Protocol, Rules
@@ -93,7 +94,8 @@ class RealLog:
     def _append(self, after: State, number: int) -> None:
         held = self.state.generators[number]
         assert held is not None
-        result = self.log.leases.append(self._leases[held.token], b"payload", producer=f"gen-{number}")
+        payload = b"p" * (MIN_APART_BYTES if held.token % 2 else 1)
+        result = self.log.leases.append(self._leases[held.token], payload, producer=f"gen-{number}")
         if after.broker != self.state.broker:
             assert (result.outcome, result.sequence) == (AppendOutcome.APPENDED, after.broker.last)
         else:
@@ -203,7 +205,7 @@ class RealLog:
             "leased": sorted(leased),
             "queued": queued,
             "open": sorted(member.decode() for member in client.smembers(key("open"))),
-            "log": [(entry.sequence, entry.group_id) for entry in log.reader.iter_entries()],
+            "log": [(e.sequence, e.group_id + e.problem) for e in log.reader.iter_entries()],
             "last": stats.last_sequence,
             "fence": stats.fence,
             "committed": stats.committed_sequence,

@@ -160,9 +160,9 @@ class LoadProcess:
             load.run, token=generator.token, payload=self._payload, producer=generator.name
         )
         if generator.is_full:
-            generator.send(command, "append_alone")
+            generator.send(command, "payload", "append_alone")
         else:
-            generator.send(command + self._acquire(generator), "append", "acquire")
+            generator.send(command + self._acquire(generator), "payload", "append", "acquire")
 
     def _has_room(self) -> bool:
         """Flow control of the bare arm. It costs the broker nothing, which is the best case for that arm."""
@@ -179,6 +179,10 @@ class LoadProcess:
         return acquire_command(
             self._load.run, token=generator.next_token, policy_step=1_000_000_000, holder=generator.name
         )
+
+    def _on_payload(self, generator: _Generator, reply: Any, seconds: float) -> None:
+        if reply != 1:
+            raise RuntimeError("a payload was not taken: the measurement is void")
 
     def _on_append(self, generator: _Generator, reply: Any, seconds: float) -> None:
         if reply[0] != b"APPENDED":
@@ -224,6 +228,7 @@ class LoadProcess:
             self._work_done(generator)
 
     _handlers: ClassVar[dict[str, Callable[..., None]]] = {
+        "payload": _on_payload,
         "append": _on_append,
         "append_alone": _on_append_alone,
         "acquire": _on_acquire,

@@ -65,8 +65,9 @@ def acquire_command(run: str, *, token: str, policy_step: int, holder: str) -> b
 
 
 def append_command(run: str, *, token: str, payload: bytes, producer: str) -> bytes:
-    """Appends a group; the reply is that of `append.lua`."""
-    return _script_command("append", run, token, payload, producer)
+    """Appends a group; the replies are those of HSETNX, for a payload beside the log, and of `append.lua`."""
+    apart = pack("HSETNX", key(run, "payloads"), token, payload)
+    return apart + _script_command("append", run, token, b"", producer)
 
 
 def wait_command(run: str, *, after_id: str, block_ms: int) -> bytes:

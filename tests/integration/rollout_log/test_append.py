@@ -1,4 +1,5 @@
 from asympo.common.rollout_log import AppendOutcome, Lease, RunLog, RunState
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 
 from .conftest import let_expire, must_append, must_lease, start_run
 
@@ -92,3 +93,56 @@ def test_append_is_taken_while_draining_and_refused_when_finished(log: RunLog) -
     log.state.set(RunState.FINISHED)
     assert log.leases.append(second, b"x", producer="gen-0").outcome == AppendOutcome.REFUSED
     assert log.stats.read().leases == 0
+
+
+LARGE = b"p" * MIN_APART_BYTES
+
+
+def test_large_payload_lies_beside_the_log_and_goes_with_its_entry(log: RunLog) -> None:
+    learner = start_run(log)
+    lease = must_lease(log)
+    must_append(log, lease, LARGE)
+    [(_, fields)] = log.broker.read_range(log.access.key("log"), first_id="-", max_count=9)
+    assert (fields["payload_at"], "payload" in fields) == (lease.token.encode(), False)
+    again = log.leases.append(lease, b"q" * MIN_APART_BYTES, producer="gen-0")
+    assert (again.outcome, again.sequence) == (AppendOutcome.DUPLICATE, 1)
+    assert log.stats.read().bytes_used > MIN_APART_BYTES
+    [entry] = learner.consume(1)
+    assert (entry.payload, entry.problem) == (LARGE, "")
+    learner.commit([entry.group_id])
+    assert num_payloads(log) == 0
+
+
+def test_payload_that_an_earlier_attempt_left_is_not_taken_for_another(log: RunLog) -> None:
+    start_run(log)
+    lease = must_lease(log)
+    log.broker.command("HSETNX", log.access.key("payloads"), lease.token, b"left")
+    must_append(log, lease, LARGE)
+    assert [entry.payload for entry in log.reader.iter_entries()] == [LARGE]
+
+
+def test_payloads_that_nothing_refers_to_go_with_a_commit(log: RunLog) -> None:
+    learner = start_run(log, groups_per_step=50, max_groups_per_step=50)
+    for lease in [must_lease(log) for _ in range(70)]:
+        let_expire(log, lease)
+        assert log.leases.append(lease, LARGE, producer="gen-0").outcome == AppendOutcome.LEASE_LOST
+    must_append(log, payload=LARGE)
+    must_append(log, payload=LARGE)
+    held = must_lease(log)
+    log.broker.command("HSETNX", log.access.key("payloads"), held.token, LARGE)
+    assert num_payloads(log) == 73
+    learner.commit([entry.group_id for entry in learner.consume(1)])
+    assert num_payloads(log) == 2, "that of the entry to be read, and that of the lease"
+    assert [entry.problem for entry in log.reader.iter_entries()] == [""]
+
+
+def test_entry_whose_payload_is_gone_says_so(log: RunLog) -> None:
+    start_run(log)
+    must_append(log, payload=LARGE)
+    log.broker.command("DEL", log.access.key("payloads"))
+    assert [entry.problem for entry in log.reader.iter_entries()] == ["entry has no payload"]
+
+
+def num_payloads(log: RunLog) -> int:
+    count: int = log.broker.command("HLEN", log.access.key("payloads"))
+    return count

@@ -12,6 +12,7 @@ import pytest
 import redis
 from asympo.common.errors import BadSetting, BrokerChanged, BrokerFull, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog, list_runs
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.rollout_log.lua import load_script, script_names
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
@@ -54,7 +55,7 @@ def test_acknowledged_groups_survive_a_kill_and_callers_only_see_a_delay(
     for number in range(150):
         if number == 75:
             is_half_way.set()
-        lease, payload = must_lease(log), b"group %d" % number
+        lease, payload = must_lease(log), b"group %d" % number * (1 + number % 2 * MIN_APART_BYTES)
         result = log.leases.append(lease, payload, producer="gen-0")
         assert result.outcome in (AppendOutcome.APPENDED, AppendOutcome.DUPLICATE)
         acknowledged[lease.group_id] = payload

@@ -6,6 +6,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog
 from asympo.common.rollout_log.keys import NOUNS, key
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.local.broker import LocalBroker
 
 from .conftest import Learner, must_append, must_lease, start_run
@@ -33,8 +34,8 @@ def content(log: RunLog) -> dict[str, object]:
 
 def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, elsewhere: RunLog) -> None:
     learner = start_run(log, num_prompts=20, num_epochs=1)
-    for _ in range(6):
-        must_append(log)
+    for number in range(6):
+        must_append(log, payload=b"p" * (1 + number % 2 * MIN_APART_BYTES))
     entries = learner.consume(4)
     learner.commit([entry.group_id for entry in entries[:3]])
     log.dead_letters.add(learner.fence, entries[3], "bad")
@@ -43,6 +44,8 @@ def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, el
     log.presence.report("gen-0", {}, ttl_seconds=5)
     elsewhere.copies.put_back(log.copies.read())
     assert content(elsewhere) == content(log)
+    kept = [[(e.payload, e.problem) for e in each.reader.iter_entries()] for each in (elsewhere, log)]
+    assert kept[0] == kept[1] == [(b"p", ""), (b"p" * (MIN_APART_BYTES + 1), "")]
     assert elsewhere.presence.generators() == []
     stats = elsewhere.stats.read()
     assert (stats.leases, stats.reissue, stats.is_fence_alive) == (0, 1, False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from asympo.common.rollout_log import AppendOutcome, Broker, CommitRecord, Lease, RunLog, permuted_index
 from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.trained_ids import TrainedIds
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,6 +23,11 @@ from .conftest import Learner, start_run
 
 NUM_PROMPTS, NUM_EPOCHS = 5, 3
 PICK = st.integers(0, 1_000_000)
+
+
+def payload_of(group_id: str) -> bytes:
+    """Of every second prompt one that lies beside the log."""
+    return group_id.encode() * (MIN_APART_BYTES if group_id[-1] in "02468" else 1)
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -88,14 +94,14 @@ class LogMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def append(self, pick: int) -> None:
         lease = self.held.pop(pick % len(self.held))
-        self.log.leases.append(lease, lease.group_id.encode(), producer="gen")
+        self.log.leases.append(lease, payload_of(lease.group_id), producer="gen")
         self.answered.append(lease)
 
     @precondition(lambda self: self.answered)
     @rule(pick=PICK)
     def retry_append(self, pick: int) -> None:
         lease = self.answered[pick % len(self.answered)]
-        result = self.log.leases.append(lease, lease.group_id.encode(), producer="gen")
+        result = self.log.leases.append(lease, payload_of(lease.group_id), producer="gen")
         if self.is_undisturbed:
             assert result.outcome in (AppendOutcome.DUPLICATE, AppendOutcome.LEASE_LOST)
 
@@ -125,7 +131,7 @@ class LogMachine(RuleBasedStateMachine):
             after_sequence=learner.sequence, max_count=count, block_seconds=0, fence=learner.fence
         )
         for entry in entries:
-            assert entry.payload == entry.group_id.encode()
+            assert entry.payload == payload_of(entry.group_id)
             is_new = learner.trained.add(entry.group_id)
             assert is_new or not self.is_undisturbed, f"{entry.group_id} was in the log twice"
             learner.sequence = entry.sequence

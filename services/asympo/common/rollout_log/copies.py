@@ -11,6 +11,8 @@ from asympo.common.rollout_log.keys import NOUNS
 _LARGE = ("dead", "log")
 """Streams with payloads: read by and by, behind the rest."""
 _TRANSIENT = ("presence", "presence_until")
+_APART = "payloads"
+"""They are copied inside the entries that refer to them."""
 _AT_ONCE = 1000
 _ENTRIES_AT_ONCE = 100
 
@@ -41,7 +43,7 @@ class Copies:
         A learner that commits meanwhile trims the log: its first entries may be missing, and are covered by a
         training state that is on storage by then. Raises BadSetting when there is no such run.
         """
-        small = [noun for noun in NOUNS if noun not in (*_LARGE, *_TRANSIENT)]
+        small = [noun for noun in NOUNS if noun not in (*_LARGE, *_TRANSIENT, _APART)]
         copied = self._run.broker.run_script("copy", [self._run.key(noun) for noun in small], [])
         last_sequence = None
         for noun, (kind, items) in zip(small, copied, strict=True):
@@ -102,11 +104,24 @@ class Copies:
             span = {"first_id": f"({after}-0", "last_id": f"{last_sequence}-0"}
             entries = self._run.broker.read_range(self._run.key(noun), max_count=_ENTRIES_AT_ONCE, **span)
             for entry_id, fields in entries:
+                after = int(entry_id.partition("-")[0])
+                if not self._fetch_payload(fields):
+                    continue
                 flat = (part for name, value in fields.items() for part in (name.encode(), value))
                 yield CopiedPiece(noun=noun, kind="stream", place=place, items=(entry_id.encode(), *flat))
-                after, place = int(entry_id.partition("-")[0]), place + 1
+                place += 1
             if not entries:
                 return
+
+    def _fetch_payload(self, fields: dict[str, bytes]) -> bool:
+        """Puts a payload that lies beside the log into its entry; False where a commit has deleted both."""
+        token = fields.pop("payload_at", None)
+        if token is not None and "payload" not in fields:
+            payload = self._run.broker.command("HGET", self._run.key(_APART), token)
+            if payload is None:
+                return False
+            fields["payload"] = payload
+        return True
 
 
 def _pieces(noun: str, kind: str, items: Iterable[object]) -> Iterator[CopiedPiece]:

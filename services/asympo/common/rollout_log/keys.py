@@ -9,6 +9,7 @@ NOUNS = {
     "run": "hash",  # what generators write: last sequence number, prompt cursor, counters
     "learner": "hash",  # what only the learner writes: state, limits, fence, newest policy, cursor, counters
     "log": "stream",  # one entry a group, id = "<sequence>-0"
+    "payloads": "hash",  # token -> payload that its entry in the log refers to; learner's to delete
     "open": "set",  # ids of groups appended and not yet freed
     "leases": "hash",  # token -> group id, policy step, grant time, holder
     "deadlines": "zset",  # token -> expiry in milliseconds

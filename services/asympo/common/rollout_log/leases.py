@@ -8,6 +8,8 @@ from typing import Any
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.types import AppendOutcome, AppendResult, Lease, RefusalReason, Refused
 
+MIN_APART_BYTES = 4096
+"""Payloads from this size on are not sent through a script, which costs the broker 4 microseconds a KiB."""
 _MAX_RENEWED_AT_ONCE = 500
 _POLICY_REASONS = (RefusalReason.STALE_POLICY, RefusalReason.NOT_STARTED)
 
@@ -41,7 +43,8 @@ class Leases:
             token=token,
             expires_in_seconds=number(reply[2]) / 1000,
             policy_step=policy_step,
-            total_steps=number(reply[3]) if len(reply) > 3 else 0,
+            total_steps=number(reply[3]),
+            is_apart=bool(number(reply[4])),
         )
 
     def wait_for_slot(self, timeout_seconds: float, *, refused: Refused | None = None) -> None:
@@ -77,7 +80,8 @@ class Leases:
         Calling it again with the same lease is safe: the second call finds the first. Raises BrokerFull when
         the broker is out of memory: keep the lease renewed and try again.
         """
-        reply = self._run.call("append", lease.token, payload, producer)
+        is_apart = lease.is_apart and len(payload) >= MIN_APART_BYTES and self._put_apart(lease, payload)
+        reply = self._run.call("append", lease.token, b"" if is_apart else payload, producer)
         outcome = AppendOutcome(text(reply[0]).lower())
         return AppendResult(
             outcome=outcome,
@@ -94,6 +98,14 @@ class Leases:
         aside for its epoch.
         """
         return bool(number(self._run.call("hand_back", lease.token, int(is_prompt_failure), reason)[0]))
+
+    def _put_apart(self, lease: Lease, payload: bytes) -> bool:
+        """Whether the payload lies under the lease's token now; never in the place of another one there.
+
+        An earlier attempt has left one if it does not: then this one goes through the script.
+        """
+        key = self._run.key("payloads")
+        return number(self._run.broker.command("HSETNX", key, lease.token, payload)) == 1
 
     def _newest_wake_id(self) -> str:
         newest = self._run.broker.newest(self._run.key("wake"), max_count=1)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from asympo.common.codec import MAX_GROUP_ID_CHARS
 from asympo.common.errors import SequenceGap
@@ -19,7 +19,8 @@ MAX_READ_BYTES = 32 * 2**20
 """Of the entries that one call brings; a single one may be larger."""
 MAX_ENTRY_BYTES = 17 * 2**20
 """Of one entry: the largest record, and what is beside it. A larger payload stays on the broker."""
-_FIELDS = (b"group_id", b"producer", b"at_ms", b"payload")
+_PAYLOAD, _APART = b"payload", b"payload_at"
+_FIELDS = (b"group_id", b"producer", b"at_ms", _PAYLOAD)
 _LAST_PART = 2**64 - 1
 """Of an entry's id: whatever somebody adds under the number of an entry lies before it."""
 
@@ -102,17 +103,34 @@ class Reader:
 
     def _batch(self, after_sequence: int, *, max_count: int) -> tuple[list[LogEntry], list[str]]:
         """Entries after a number, and ids of those that no append wrote."""
-        reply = self._run.call("read", after_sequence, max_count, MAX_READ_BYTES, MAX_ENTRY_BYTES)
-        last_sequence = number(reply[0])
-        entries, strays = list[LogEntry](), list[str]()
-        for entry_id, size, fields in zip(reply[1::3], reply[2::3], reply[3::3], strict=True):
-            whole, _, part = text(entry_id).partition("-")
-            sequence = parse_whole(whole)
-            if part != "0" or sequence is None or sequence > last_sequence:
-                strays.append(text(entry_id))
-            else:
-                entries.append(_entry(sequence, number(size), fields))
-        return entries, strays
+        for is_last in (False, True):
+            reply = self._run.call("read", after_sequence, max_count, MAX_READ_BYTES, MAX_ENTRY_BYTES)
+            last_sequence = number(reply[0])
+            found, strays = list[tuple[int, int, dict[bytes, bytes]]](), list[str]()
+            for entry_id, size, flat in zip(reply[1::3], reply[2::3], reply[3::3], strict=True):
+                digits, _, part = text(entry_id).partition("-")
+                sequence = parse_whole(digits)
+                if part != "0" or sequence is None or sequence > last_sequence:
+                    strays.append(text(entry_id))
+                else:
+                    found.append((sequence, number(size), dict(zip(flat[::2], flat[1::2], strict=False))))
+            # A commit between the two calls deletes entries with their payloads: then those are gone as well.
+            whole = [fields for _, size, fields in found if size <= MAX_ENTRY_BYTES]
+            if self._fetch_payloads(whole) or is_last:
+                break
+        return [_entry(*each) for each in found], strays
+
+    def _fetch_payloads(self, entries: Sequence[dict[bytes, bytes]]) -> bool:
+        """Puts payloads that lie beside the log into the entries; False when one was not there."""
+        apart = [fields for fields in entries if _APART in fields and _PAYLOAD not in fields]
+        if not apart:
+            return True
+        tokens = [fields[_APART] for fields in apart]
+        payloads = self._run.broker.command("HMGET", self._run.key("payloads"), *tokens)
+        for fields, payload in zip(apart, payloads, strict=True):
+            if payload is not None:
+                fields[_PAYLOAD] = payload
+        return None not in payloads
 
     def _expel(self, fence: Fence, strays: Sequence[str]) -> None:
         reason = "no append wrote this entry: somebody added it to the stream by hand"
@@ -161,9 +179,8 @@ def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _entry(sequence: int, size: int, flat: Sequence[bytes]) -> LogEntry:
+def _entry(sequence: int, size: int, fields: Mapping[bytes, bytes]) -> LogEntry:
     """One stream entry as a LogEntry; one that is no group says why."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=False))
     missing = [name for name in _FIELDS if name not in fields]
     at_ms = parse_whole(fields.get(b"at_ms"))
     group_id, producer = text(fields.get(b"group_id")), text(fields.get(b"producer"))
@@ -180,7 +197,7 @@ def _entry(sequence: int, size: int, flat: Sequence[bytes]) -> LogEntry:
         sequence=sequence,
         group_id=group_id[:MAX_GROUP_ID_CHARS],
         producer=printable(producer, max_chars=MAX_HOLDER_CHARS),
-        payload=fields.get(b"payload", b""),
+        payload=fields.get(_PAYLOAD, b""),
         entry_id=f"{sequence}-0",
         appended_at_seconds=(at_ms or 0) / 1000,
         problem=problem,

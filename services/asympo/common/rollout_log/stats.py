@@ -24,8 +24,9 @@ class Stats:
         values: dict[str, object] = {
             "state": state_of(found["state"]),
             "server_time_seconds": number(found["server_time_ms"]) / 1000,
-            "bytes_used": number(
-                self._run.broker.command("MEMORY USAGE", self._run.key("log"), "SAMPLES", 5)
+            "bytes_used": sum(
+                number(self._run.broker.command("MEMORY USAGE", self._run.key(noun), "SAMPLES", 5))
+                for noun in ("log", "payloads")
             ),
         }
         for item in dataclasses.fields(LogStats):

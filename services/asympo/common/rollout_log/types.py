@@ -47,6 +47,8 @@ class Lease:
     """Time left when it was granted; renew at a third of it."""
     policy_step: int
     """Policy its holder said it serves."""
+    is_apart: bool = False
+    """Whether the run is of a release that finds payloads beside the log."""
     total_steps: int = 0
     """That the run makes; 0 if its learner was given none."""
 

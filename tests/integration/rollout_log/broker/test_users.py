@@ -11,6 +11,7 @@ from asympo.common.errors import BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import Broker, RunLog, RunState, Submission
 from asympo.common.rollout_log.broker.users import ROLES, acl_line
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.local.broker import LocalBroker
 
 from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
@@ -52,7 +53,7 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     assert generator.state.wait_for_config(5).num_prompts == 9
     assert generator.policies.latest() == log.policies.latest()
     generator.presence.report("gen-0", {"state": "generating"}, ttl_seconds=60)
-    must_append(generator)
+    must_append(generator, payload=b"p" * MIN_APART_BYTES)
     kept, back = must_lease(generator), must_lease(generator)
     assert generator.leases.renew([kept, back]) == []
     assert generator.leases.hand_back(back, reason="test", is_prompt_failure=True)
@@ -74,6 +75,7 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     log.fence.heartbeat(learner.fence)
     entries = learner.consume(9)
     assert [entry.sequence for entry in entries] == [1, 2, 3, 4]
+    assert entries[0].payload == b"p" * MIN_APART_BYTES
     log.dead_letters.add(learner.fence, entries[0], "test")
     log.decisions.replace(learner.fence, b"{}")
     learner.commit([entry.group_id for entry in entries])
@@ -136,6 +138,10 @@ FORBIDDEN = {
         ("UNLINK", OWN + "run"),
         ("RENAME", OWN + "log", OWN + "open"),
         ("EXPIRE", OWN + "log", 1),
+        ("HSET", OWN + "payloads", "a", "b"),
+        ("HDEL", OWN + "payloads", "a"),
+        ("HSETNX", OWN + "learner", "a", "b"),
+        ("HSETNX", FOREIGN + "payloads", "a", "b"),
     ),
     "producer": (
         ("GET", OWN + "config"),

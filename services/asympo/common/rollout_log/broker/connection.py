@@ -1,7 +1,8 @@
 """One broker: connecting, retrying, turning its refusals into our errors.
 
-Every command sent through here is a read or one of our scripts, and every script may be run twice with the
-same effect (each says how in its head). That is what makes blind retries after a lost connection safe.
+Every command sent through here is a read, one of our scripts, or the HSETNX of a payload, and may be run
+twice with the same effect (each script says how in its head). That is what makes blind retries after a lost
+connection safe.
 """
 
 import dataclasses

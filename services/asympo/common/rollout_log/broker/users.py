@@ -30,6 +30,8 @@ class BrokerRole:
     """Sent outside of scripts."""
     reads: tuple[str, ...] = ()
     """Keys that it reads outside of scripts."""
+    adds_to: tuple[str, ...] = ()
+    """Hashes into which it may put fields that are not there yet, outside of scripts, and nothing else."""
     owns: str = ""
     """Pattern of keys instead of those that its scripts name; `{run}` is one run."""
 
@@ -46,12 +48,14 @@ ROLES = {
         more_scripts=("list_bad_policies",),
         commands=("get", "hmget", "xread", "xrevrange"),
         reads=("config", "run", "learner", "policies", "wake"),
+        adds_to=("payloads",),
     ),
     "gateway": BrokerRole(
         callers=("producer",),
         more_scripts=_LEASES,
         commands=("get", "hmget", "xread", "xrevrange"),
         reads=("config", "run", "learner", "policies", "wake"),
+        adds_to=("payloads",),
     ),
     "producer": BrokerRole(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
     "evaluator": BrokerRole(
@@ -79,16 +83,18 @@ ROLES = {
 
 
 def key_rules(role: str, run: str) -> list[str]:
-    """Patterns of the keys of one run that a role may touch: `~` written and read, `%R~` only read."""
+    """What a role may touch of one run: keys, `~` written and read, `%R~` only read; or `(command key)`."""
     known = ROLES[role]
     if known.owns:
         return [f"~{PREFIX}{known.owns.replace('{run}', f'{{{run}}}')}"]
     scripts = known.scripts()
     written = {noun for script in scripts for noun in script.nouns}
     read = {*known.reads, *(noun for script in scripts for noun in script.reads)} - written
-    return [
+    rules = [
         f"{'~' if noun in written else '%R~'}{key(run, noun)}" for noun in NOUNS if noun in written | read
     ]
+    # A selector: the rights to these keys are no others' of the user, nor its other rights these keys'.
+    return rules + [f"(+hsetnx ~{key(run, noun)})" for noun in known.adds_to]
 
 
 def command_rules(role: str) -> list[str]:
@@ -109,6 +115,5 @@ def acl_line(role: str, *, runs: Sequence[str], user: str, digests: Sequence[str
         raise BadSetting(f"user {user!r}: give up to 64 of A-Z a-z 0-9 _ . -")
     keys = dict.fromkeys(rule for run in runs for rule in key_rules(role, check_run_name(run)))
     passwords = [f"#{digest}" for digest in digests]
-    return " ".join(
-        ["user", user, "on", *passwords, "resetkeys", "resetchannels", *keys, *command_rules(role)]
-    )
+    nothing = ("resetkeys", "clearselectors", "resetchannels")
+    return " ".join(["user", user, "on", *passwords, *nothing, *keys, *command_rules(role)])

@@ -2,7 +2,7 @@
 -- Grants a lease while valid leases + open groups < capacity.
 -- KEYS: run, open, leases, deadlines, reissue, wake. ARGV: new token, policy step of the
 -- holder, holder. Replies GRANTED, group id, milliseconds left,
--- steps that the run makes or 0; or REFUSED, reason, milliseconds until it may be worth
+-- steps that the run makes or 0, 1 if its payload may lie beside the log; or REFUSED, reason, milliseconds until it may be worth
 -- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
 --!include time
 --!include wake
@@ -98,7 +98,7 @@ local granted = redis.call('HGET', leases, token)
 if granted and is_own_id((parse_lease(granted))) then
   local left = tonumber(redis.call('ZSCORE', deadlines, token) or '0') - now
   local total = learner_fields(run, {'state', 'total_steps'}).total_steps
-  return {'GRANTED', (parse_lease(granted)), math.max(0, left), total or '0'}
+  return {'GRANTED', (parse_lease(granted)), math.max(0, left), total or '0', learner_hash(run) == run and 0 or 1}
 end
 
 local limits = learner_fields(run, {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness',
@@ -148,4 +148,4 @@ redis.call('HSET', leases, token, group_id .. '|' .. plain(policy_step) .. '|' .
 redis.call('ZADD', deadlines, plain(now + lease_ms), token)
 redis.call('HSET', run, 'epoch', epoch, 'position', position, 'leases_granted',
   plain((tonumber(cursor[3] or '0') or 0) + 1))
-return {'GRANTED', group_id, lease_ms, limits.total_steps or '0'}
+return {'GRANTED', group_id, lease_ms, limits.total_steps or '0', limits.is_apart and 1 or 0}

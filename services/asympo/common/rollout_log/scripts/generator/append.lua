@@ -1,7 +1,8 @@
 #!lua
 -- Appends one group under the next dense number and ends its lease.
 -- KEYS: run, log, open, leases, deadlines, answers, reissue, wake, failures.
--- ARGV: token, payload, producer. Replies outcome, sequence, staleness in policies, staleness in optimizer steps;
+-- ARGV: token, payload, producer. No payload: it lies among the payloads beside the log, under the token; Lua would
+-- hash every byte that passes through it. Replies outcome, sequence, staleness in policies, staleness in optimizer steps;
 -- or TOO_LARGE, bytes that a record of this run may have. While no slot is free, more behind these four: milliseconds
 -- until it may be worth asking for the next prompt, newest event. So nobody has to ask to be told the same.
 -- Without allow-oom: a broker over its memory limit refuses it before it starts. XADD is the first write, so when
@@ -22,7 +23,8 @@ end
 local limits = learner_fields(run, {'state', 'capacity', 'max_generation_staleness', 'policy_step',
   'max_record_bytes'})
 local max_bytes = tonumber(limits.max_record_bytes or '16777216') or 16777216
-if #payload > max_bytes then
+local size = #payload > 0 and #payload or redis.call('HSTRLEN', beside(run, 'payloads'), token)
+if size > max_bytes then
   return {'TOO_LARGE', max_bytes, 0, 0}
 end
 
@@ -65,8 +67,11 @@ elseif max_generation >= 0 and staleness > max_generation then
   return refuse('TOO_STALE', 'stale_appends')
 end
 
+if size == 0 then
+  return redis.error_reply('STRAY the payload is not there')
+end
 local sequence, problem = enter(log, counts[1], 'group_id', group_id, 'producer', producer,
-  'at_ms', plain(now), 'payload', payload)
+  'at_ms', plain(now), unpack(#payload > 0 and {'payload', payload} or {'payload_at', token}))
 if problem then
   return problem
 end

@@ -16,11 +16,11 @@ local function learner_hash(run)
   return redis.call('EXISTS', learner) == 1 and learner or run
 end
 
--- Fields of that hash by name, the first of which is always there.
+-- Fields of that hash by name, the first of which is always there; and whether it is one of its own.
 local function learner_fields(run, names)
-  local values, fields = redis.call('HMGET', beside(run, 'learner'), unpack(names)), {}
+  local values, fields = redis.call('HMGET', beside(run, 'learner'), unpack(names)), {is_apart = true}
   if not values[1] then
-    values = redis.call('HMGET', run, unpack(names))
+    values, fields.is_apart = redis.call('HMGET', run, unpack(names)), false
   end
   for i, value in ipairs(values) do
     fields[names[i]] = value

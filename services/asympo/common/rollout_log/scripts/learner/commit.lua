@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- Makes the cursor durable: record, freed ids, trim, in one script.
--- KEYS: run, commit, log, open, leases, reissue, holes, wake. ARGV: fence number, token, server id, sequence,
+-- KEYS: run, commit, log, open, leases, reissue, holes, wake, payloads. ARGV: fence number, token, server id, sequence,
 -- state name, step, number of groups consumed, their ids.
 -- Only entries up to the committed sequence are ever deleted. Twice: the record is there, ids are freed, entries gone.
 --!include time
 --!include wake
 --!include fence
-local run, commit, log, open, leases, reissue, holes, wake = unpack(KEYS)
+--!include payloads
+local run, commit, log, open, leases, reissue, holes, wake, payloads = unpack(KEYS)
 local problem = fence_problem(run)
 if problem then
   return problem
@@ -35,7 +36,7 @@ local freed = 0
 for i = 8, #ARGV do
   freed = freed + redis.call('SREM', open, ARGV[i])
 end
-redis.call('XTRIM', log, 'MINID', plain(math.max(sequence, committed) + 1) .. '-0')
+trim(log, payloads, leases, plain(math.max(sequence, committed) + 1) .. '-0')
 local flat = redis.call('HGETALL', holes)
 for i = 1, #flat, 2 do
   if tonumber(flat[i + 1]) <= sequence then

@@ -1,0 +1,46 @@
+-- Tokens of the payloads that entries refer to, between two ids.
+local function referred(log, first, last)
+  local tokens = {}
+  repeat
+    local entries = redis.call('XRANGE', log, first, last, 'COUNT', '100')
+    for _, entry in ipairs(entries) do
+      for i = 1, #entry[2], 2 do
+        if entry[2][i] == 'payload_at' then
+          tokens[#tokens + 1] = entry[2][i + 1]
+        end
+      end
+      first = '(' .. entry[1]
+    end
+  until #entries < 100
+  return tokens
+end
+
+local function delete_all(payloads, tokens)
+  for i = 1, #tokens, 100 do
+    redis.call('HDEL', payloads, unpack(tokens, i, math.min(i + 99, #tokens)))
+  end
+end
+
+-- Deletes entries before an id, and their payloads with them. A payload that no entry refers to (its holder died
+-- before it appended, or came too late) goes once there are too many of those, unless its lease is still out.
+local function trim(log, payloads, leases, first_kept)
+  local num_payloads = redis.call('HLEN', payloads)
+  if num_payloads > 0 then
+    delete_all(payloads, referred(log, '-', '(' .. first_kept))
+    num_payloads = redis.call('HLEN', payloads)
+  end
+  redis.call('XTRIM', log, 'MINID', first_kept)
+  if num_payloads <= redis.call('XLEN', log) + redis.call('HLEN', leases) + 64 then
+    return
+  end
+  local is_used, unused = {}, {}
+  for _, token in ipairs(referred(log, '-', '+')) do
+    is_used[token] = true
+  end
+  for _, token in ipairs(redis.call('HKEYS', payloads)) do
+    if not is_used[token] and redis.call('HEXISTS', leases, token) == 0 then
+      unused[#unused + 1] = token
+    end
+  end
+  delete_all(payloads, unused)
+end
