@@ -16,6 +16,8 @@ from asympo.gateway.work import NoWork
 
 PATHS = ("chat/completions", "completions", "responses")
 """What an agent may ask: those of which the engine says the token ids."""
+SESSION_HEADER = "x-session-id"
+"""Names the session where all of them are asked at one address."""
 
 
 class SessionApi:
@@ -78,9 +80,12 @@ class SessionApi:
 
     async def ask(self, request: Request) -> Response:
         """`POST /sessions/{id}/v1/chat/completions`: as the engine answers; the turn is noted."""
-        session_id, path = request.path_params["session_id"], request.path_params["path"]
+        path = request.path_params["path"]
         if path not in PATHS:
             raise Refusal(404, f"a session answers {', '.join(PATHS)}, not {path}")
+        session_id = request.path_params.get("session_id") or request.headers.get(SESSION_HEADER)
+        if not session_id:
+            raise Refusal(400, f"give the session's id in the header {SESSION_HEADER}, or use its base_url")
         session = self._sessions.open_session(session_id)
         body = await self._api.read_json(request)
         if body.get("n", 1) != 1:
@@ -172,6 +177,7 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
     # The one route that is asked all the time: without FastAPI's look at its parameters.
     app.add_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
+    app.add_route("/v1/{path:path}", sessions.ask, methods=["POST"])
 
 
 def _functions(values: Any) -> dict[str, float]:

@@ -21,6 +21,8 @@ class FakeDoor:
         self.bodies: list[dict[str, Any]] = []
         self.has_token_ids = True
         self.status = 200
+        self.calls: dict[str, Any] | None = None
+        """Function to call, `name` and `arguments`, in answer to whatever a tool has not said."""
         self.breaks_off = False
         """As an engine that is killed in the middle of an answer."""
         app = FastAPI()
@@ -43,15 +45,18 @@ class FakeDoor:
         self.bodies.append(body)
         self.num_asked += 1
         answer = str(self.num_asked)
-        shown = "".join(f"{each['role']}:{each['content']};" for each in body["messages"]) + "assistant:"
-        written = list(f"{answer};".encode())
+        shown = "".join(map(_rendered, body["messages"])) + "assistant:"
+        says: dict[str, Any] = {"role": "assistant", "content": answer}
+        if self.calls is not None and body["messages"][-1]["role"] != "tool":
+            says |= {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": self.calls}]}
+        written = list(_rendered(says).removeprefix("assistant:").encode())
         ids = {"prompt_token_ids": list(shown.encode())} if self.has_token_ids else {}
         if body.get("stream"):
-            return StreamingResponse(_stream(answer, ids, written), media_type="text/event-stream")
+            return StreamingResponse(_stream(says, ids, written), media_type="text/event-stream")
         choice: dict[str, Any] = {
             "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": answer},
+            "finish_reason": "tool_calls" if "tool_calls" in says else "stop",
+            "message": says,
         }
         if self.has_token_ids:
             choice["token_ids"] = written
@@ -99,10 +104,16 @@ async def _events(answer: str, whole: dict[str, Any]) -> AsyncIterator[bytes]:
         yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
-async def _stream(answer: str, ids: dict[str, Any], written: list[int]) -> AsyncIterator[bytes]:
+def _rendered(message: dict[str, Any]) -> str:
+    calls = "".join(json.dumps(call["function"], sort_keys=True) for call in message.get("tool_calls") or ())
+    return f"{message['role']}:{_text(message.get('content') or '')}{calls};"
+
+
+async def _stream(says: dict[str, Any], ids: dict[str, Any], written: list[int]) -> AsyncIterator[bytes]:
+    reason = "tool_calls" if "tool_calls" in says else "stop"
     first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], **ids}
-    text = {"choices": [{"index": 0, "delta": {"content": answer}, "token_ids": written}]}
-    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "token_ids": []}]}
+    text = {"choices": [{"index": 0, "delta": says, "token_ids": written}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason, "token_ids": []}]}
     for event in (first, text, last):
         yield f"data: {json.dumps({**_NAMES, 'object': 'chat.completion.chunk', **event})}\n\n".encode()
     yield b"data: [DONE]\n\n"

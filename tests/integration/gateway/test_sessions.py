@@ -279,6 +279,8 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/sessions/{id}/v1/embeddings", {}, 404),
         ("/sessions/{id}/v1/chat/completions", {"messages": [], "n": 2}, 400),
         ("/sessions/none/v1/chat/completions", {"messages": []}, 404),
+        ("/v1/chat/completions", {"messages": []}, 400),
+        ("/v1/embeddings", {}, 404),
     ],
 )
 def test_wrong_request_of_a_session_is_refused(

@@ -1,16 +1,18 @@
-"""An environment of the `verifiers` package as it is, in a virtual environment that holds nothing of ours."""
+"""Environments of both generations of `verifiers` as they are, each in a virtual environment of its own."""
 
 import json
 import os
 import re
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from asympo.common.codec import WireLimits, decode_group
+from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import RunLog, RunState
-from asympo.run.prepare.environment import PLAYER
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.environments.player_command import player_command
 from asympo.tasks.registry import load_task
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -20,7 +22,8 @@ from tests.integration.gateway.test_ingest import StartGateway
 from tests.integration.rollout_log.conftest import start_run
 
 ROOT = Path(__file__).parents[3]
-PYTHON = ROOT / ".cache" / "verifiers-tools" / "bin" / "python"
+LEGACY = ROOT / ".cache" / "verifiers-tools" / "bin" / "python"
+V1 = ROOT / ".cache" / "verifiers-v1-tools" / "bin" / "python"
 ENVIRONMENT = """
 import verifiers.legacy as vf
 from datasets import Dataset
@@ -40,19 +43,54 @@ def load_environment():
     rubric = vf.Rubric(funcs=[is_even, length], weights=[1.0, 0.0])
     return TwoTurns(dataset=rows, rubric=rubric, max_turns=2, system_prompt="Count.")
 """
+TASKSET = """
+import verifiers.v1 as vf
+
+__all__ = ["Sums"]
+
+class Row(vf.TaskData):
+    answer: str
+
+class Calculator(vf.Toolset[vf.SharedToolsetConfig]):
+    @vf.tool
+    def add(self, left: int, right: int) -> int:
+        'Adds two numbers.'
+        return left + right
+
+class Sum(vf.Task[Row]):
+    @vf.reward(weight=2.0)
+    async def is_even(self, trace):
+        return float(int(trace.last_reply) % 2 == 0)
+
+    @vf.metric
+    async def sum(self, trace):
+        return float(trace.tool_messages[-1].content)
+
+class Sums(vf.Taskset[Sum]):
+    def load(self):
+        yield Sum(Row(prompt="2 + 3?", system_prompt="Add.", answer="5"), self.config.task)
+
+    @classmethod
+    def toolsets(cls, config):
+        return [Calculator(vf.SharedToolsetConfig())]
+
+if __name__ == "__main__":
+    Calculator.run()
+"""
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Variables with which the other interpreter finds `two-turns`, and nothing of ours."""
-    require(PYTHON.exists(), "verifiers (make verifiers-tools)")
+    """Variables with which the other interpreter finds `two-turns` and `sums`, and nothing of ours."""
+    require(LEGACY.exists() and V1.exists(), "verifiers (make verifiers-tools)")
     (tmp_path / "two_turns.py").write_text(ENVIRONMENT)
-    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "sums.py").write_text(TASKSET)
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     return dict(os.environ) | {"PYTHONPATH": str(tmp_path)} | offline
 
 
 def run(environment: dict[str, str], *command: object) -> "subprocess.CompletedProcess[str]":
-    words = [str(word) for word in (PYTHON, *command)]
+    words = [str(word) for word in command]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -64,7 +102,7 @@ def test_example_of_a_verifiers_environment_is_rewarded_by_its_rubric(
     gateway = start_gateway(producers=None, doors=(door.address,))
     script = ROOT / "examples" / "producers" / "verifiers_env.py"
     try:
-        done = run(environment, script, "two-turns", gateway.http)
+        done = run(environment, LEGACY, script, "two-turns", gateway.http)
     finally:
         door.stop()
     assert done.returncode == 0, done.stderr
@@ -80,33 +118,79 @@ def test_example_of_a_verifiers_environment_is_rewarded_by_its_rubric(
         assert sum(each.trained_token_mask or ()) == len(said[1]) + len(said[2])
 
 
-@pytest.mark.timeout(400)
-def test_environment_of_a_task_is_played_until_the_run_ends(
-    log: RunLog, start_gateway: StartGateway, environment: dict[str, str], tmp_path: Path
-) -> None:
-    rows = tmp_path / "rows.jsonl"
-    done = run(environment, PLAYER, "rows", "two-turns", "{}", rows)
+def play_to_the_end(
+    python: Path,
+    name: str,
+    *,
+    log: RunLog,
+    open_gateway: Callable[[], str],
+    folder: Path,
+    env: dict[str, str],
+) -> RolloutGroup:
+    """The one group of an environment that is played as a task until its run ends."""
+    rows = folder / "rows.jsonl"
+    config = TaskConfig(name="verifiers", environment=name, path=str(rows))
+    done = run(env, *player_command(python, config, "rows", str(rows)))
     assert done.returncode == 0, done.stderr
-    config = TaskConfig(name="verifiers", environment="two-turns", path=str(rows))
-    task = load_task(config)
     settings = config.model_dump(mode="json")
-    learner = start_run(log, num_prompts=len(task), task=settings, num_epochs=1)
-    door = FakeDoor()
-    gateway = start_gateway(
-        producers=None, doors=(door.address,), model=str(write_tiny_model(tmp_path / "m"))
-    )
+    learner = start_run(log, num_prompts=len(load_task(config)), task=settings, num_epochs=1, group_size=2)
     sampling = json.dumps({"temperature": 1.0, "top_p": 1.0, "max_tokens": 16})
-    command = [str(PYTHON), str(PLAYER), "play", "two-turns", "{}", gateway.http, sampling, "1"]
-    player = subprocess.Popen(command, env=environment)
+    command = player_command(python, config, "play", open_gateway(), sampling, "1")
+    player = subprocess.Popen(command, env=env)
     try:
-        (entry,) = learner.consume(10, block_seconds=60)
+        (entry,) = learner.consume(10, block_seconds=240)
         log.state.set(RunState.FINISHED, fence=learner.fence)
         assert player.wait(60) == 0
     finally:
         player.kill()
-        door.stop()
-    assert {body["max_completion_tokens"] for body in door.bodies} == {16}
     group = decode_group(entry.payload, limits=WireLimits())
-    assert (entry.group_id, len(group.responses)) == ("0-0", 4)
+    assert (group.group_id, len(group.responses)) == ("0-0", 2)
+    return group
+
+
+Play = Callable[[Path, str], RolloutGroup]
+
+
+@pytest.fixture
+def door() -> Iterator[FakeDoor]:
+    door = FakeDoor()
+    yield door
+    door.stop()
+
+
+@pytest.fixture
+def play(
+    log: RunLog, start_gateway: StartGateway, environment: dict[str, str], tmp_path: Path, door: FakeDoor
+) -> Play:
+    def open_gateway() -> str:
+        model = str(write_tiny_model(tmp_path / "m"))
+        return start_gateway(producers=None, doors=(door.address,), model=model).http
+
+    def start(python: Path, name: str) -> RolloutGroup:
+        return play_to_the_end(
+            python, name, log=log, open_gateway=open_gateway, folder=tmp_path, env=environment
+        )
+
+    return start
+
+
+@pytest.mark.timeout(400)
+def test_legacy_environment_is_played_until_the_run_ends(play: Play, door: FakeDoor) -> None:
+    group = play(LEGACY, "two-turns")
+    assert {body["max_completion_tokens"] for body in door.bodies} == {16}
     for each in group.responses:
         assert each.function_values == {"is_even": each.reward, "length": 3.0, "num_turns": 2.0}
+
+
+@pytest.mark.timeout(400)
+def test_taskset_is_played_with_its_tools_and_sessions_told_by_a_header(play: Play, door: FakeDoor) -> None:
+    door.calls = {"name": "calculator_add", "arguments": '{"left": 2, "right": 3}'}
+    group = play(V1, "sums")
+    assert {(body["max_tokens"], body["temperature"]) for body in door.bodies} == {(16, 1.0)}
+    assert bytes(group.prompt.token_ids) == b"system:Add.;user:2 + 3?;assistant:"
+    for each in group.responses:
+        said = re.fullmatch(rb"(\d+\{.*add.*\};)tool:5;assistant:((\d+);)", bytes(each.token_ids))
+        assert said is not None, bytes(each.token_ids)
+        is_even = float(int(said[3]) % 2 == 0)
+        assert (each.reward, each.function_values) == (2 * is_even, {"is_even": is_even, "sum": 5.0})
+        assert sum(each.trained_token_mask or ()) == len(said[1]) + len(said[2])

@@ -10,15 +10,19 @@ from asympo.common.errors import BadSetting
 from asympo.common.settings import validate
 from asympo.gateway.settings import GatewaySettings
 from asympo.learner.settings import LearnerSettings
-from asympo.run.prepare.environment import PLAYER, player_command, with_environment
+from asympo.run.prepare.environment import play_command, with_environment
 from asympo.run.settings import RunFile, take_apart
+from asympo.tasks.environments.player_command import PLAYER
 
 TASK = {"name": "verifiers", "environment": "count", "environment_args": {"level": 2}}
 VERIFIERS = """
 class Rows(list):
     to_list = lambda self: list(self)
 
+ClientConfig = dict
+
 class Environment:
+    eval_dataset = None
     def __init__(self, **arguments):
         self.arguments = arguments
     def get_dataset(self):
@@ -68,9 +72,12 @@ def test_environment_writes_its_rows_once_and_brings_a_gateway(tmp_path: Path) -
 def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Path) -> None:
     file = file_of(tmp_path, task=TASK | {"path": "rows"}, environment_groups=3)
     learner = validate(LearnerSettings, file.learner_values | {"run": "r", "checkpoint_root": str(tmp_path)})
-    command = player_command(file, learner, GatewaySettings(run="r", http_port=8091))
-    *start, address, sampling, groups = command
-    assert start == [sys.executable, str(PLAYER), "play", "count", '{"level": 2}']
+    command = play_command(file, learner, GatewaySettings(run="r", http_port=8091))
+    *start, spec, verb, address, sampling, groups = command
+    assert (start, verb) == ([sys.executable, "-P", str(PLAYER)], "play")
+    assert json.loads(spec) == {
+        **{"kind": "verifiers", "environment": "count", "arguments": {"level": 2}, "rows": "rows"}
+    }
     assert (address, groups) == ("http://127.0.0.1:8091", "3")
     assert set(json.loads(sampling)) == {"temperature", "top_p", "max_tokens"}
 

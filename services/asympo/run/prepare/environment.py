@@ -2,15 +2,18 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.common.settings import merge
+from asympo.common.settings import merge, validate
 from asympo.gateway.settings import GatewaySettings
 from asympo.learner.settings import LearnerSettings
 from asympo.run.settings import RunFile
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.environments.player_command import player_command
 
-PLAYER = Path(__file__).parents[2] / "tasks" / "environments" / "player.py"
 _LOAD_SECONDS = 300.0
 
 
@@ -31,7 +34,7 @@ def with_environment(file: RunFile) -> RunFile:
     return file.model_copy(update={"learner_values": values, "gateway_values": file.gateway_values or {}})
 
 
-def player_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySettings) -> tuple[str, ...]:
+def play_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySettings) -> tuple[str, ...]:
     """What plays the environment until the run ends; empty for other tasks."""
     task, sampling = learner.task, learner.sampling
     if task.name != "verifiers":
@@ -39,26 +42,30 @@ def player_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySett
     asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")}
     address = f"http://{gateway.http_host}:{gateway.http_port}"
     groups = str(file.run.environment_groups)
-    play = _command(file, "play", task.environment, task.environment_args)
-    return (*play, address, json.dumps(asked), groups)
+    return tuple(player_command(_python(file), task, "play", address, json.dumps(asked), groups))
 
 
-def _command(file: RunFile, verb: str, name: object, arguments: object) -> list[str]:
+def _python(file: RunFile) -> Path:
     if file.run.environment_python is None:
         raise BadSetting(
             "a verifiers task needs run.environment_python: the Python of a virtual environment with "
             "verifiers and the environment"
         )
-    return [str(file.run.environment_python), str(PLAYER), verb, str(name), json.dumps(arguments)]
+    return file.run.environment_python
 
 
-def _write_rows(file: RunFile, task: dict[str, object], out: Path) -> None:
-    name = task.get("environment")
-    command = _command(file, "rows", name, task.get("environment_args") or {})
+def _write_rows(file: RunFile, values: dict[str, Any], out: Path) -> None:
+    task = validate(TaskConfig, values)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _run(player_command(_python(file), task, "rows", str(out)), task.environment)
+    if not out.exists():
+        raise BadSetting(f"the environment {task.environment} wrote no rows")
+
+
+def _run(command: Sequence[str], name: str | None) -> None:
     try:
         done = subprocess.run(
-            [*command, str(out)],
+            command,
             capture_output=True,
             text=True,
             errors="replace",
@@ -70,6 +77,6 @@ def _write_rows(file: RunFile, task: dict[str, object], out: Path) -> None:
         raise BadSetting(f"the environment {name} did not load within {_LOAD_SECONDS:.0f} s") from error
     except OSError as error:
         raise BadSetting(f"run.environment_python {command[0]} cannot be run: {error.strerror}") from error
-    if done.returncode != 0 or not out.exists():
+    if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise BadSetting(f"the environment {name} cannot be loaded by {command[0]}: {said}")

@@ -21,7 +21,7 @@ from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
-from asympo.run.prepare.environment import player_command, with_environment
+from asympo.run.prepare.environment import play_command, with_environment
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.server import check_server
@@ -127,7 +127,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         page=page,
         evaluator=evaluator,
         gateway=gateway,
-        player=() if gateway is None else player_command(file, learner.settings, gateway.settings),
+        player=() if gateway is None else play_command(file, learner.settings, gateway.settings),
         notes=(
             *([gateway_note(gateway.settings)] if gateway else ()),
             *([page.note] if page.note else ()),

@@ -11,7 +11,7 @@ from asympo.tasks.data.messages import check_messages
 
 
 class VerifiersTask(SplitPrompts):
-    """Every row that the environment wrote down; none is held out, because nothing here could score it.
+    """Every row that the environment wrote down; held out are those that say so.
 
     The environment itself is never run here: settings that came over the broker name no program.
     """
@@ -23,11 +23,14 @@ class VerifiersTask(SplitPrompts):
             raise BadSetting(
                 "the verifiers task needs path, the environment's rows: `asympo run` writes them"
             )
+        read = _read_rows(config.path)
         rows = [
             (number, {"answer": str(row.get("answer") or ""), "row": number, **_asked(row, number)})
-            for number, row in enumerate(_read_rows(config.path))
+            for number, row in enumerate(read)
         ]
-        super().__init__(rows, fraction=0.0, seed=config.seed)
+        self.place(rows, {number for number, row in enumerate(read) if row.get("held_out")})
+        if not len(self):
+            raise BadSetting(f"task.path {config.path} holds every row out: nothing is left to train on")
         self.digest = self.digest_with(config.model_dump(mode="json", exclude={"path"}))
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:

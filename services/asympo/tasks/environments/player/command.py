@@ -1,0 +1,70 @@
+"""`SPEC rows OUT`, `SPEC play GATEWAY SAMPLING GROUPS` and `SPEC evaluate DOOR SAMPLING EPISODES`.
+
+SPEC and SAMPLING are JSON. SPEC says the `kind` and name of the `environment`, its `arguments`, and the file
+with its `rows`. `evaluate` reads the numbers of the rows to play from its input, one for each episode, and
+writes what each earned to its output.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from .playing import Evaluation, Player
+from .stage import KEY_VARIABLE, Stage
+
+
+def main(spec: str, verb: str, *rest: str) -> None:
+    # What the environment prints is not an answer of ours.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    said: dict[str, Any] = json.loads(spec)
+    stage = open_stage(said)
+    if verb == "rows":
+        lines = (json.dumps(row, default=str) for row in stage.rows())
+        Path(rest[0]).write_text("".join(f"{line}\n" for line in lines))
+        return
+    rows = [json.loads(line) for line in Path(said["rows"]).read_text().splitlines()]
+    check_rows(stage, rows)
+    sampling, num_at_once = json.loads(rest[1]), int(rest[2])
+    if verb == "play":
+        trained = [number for number, row in enumerate(rows) if not row.get("held_out")]
+        player = Player(stage, trained=trained, sampling=sampling)
+        asyncio.run(play(player, rest[0], num_at_once, stage.serving()))
+    else:
+        evaluation = Evaluation(stage, door=rest[0], sampling=sampling, answers=answers)
+        asyncio.run(evaluation.run([int(line) for line in sys.stdin], num_at_once))
+
+
+def open_stage(said: dict[str, Any]) -> Stage:
+    """The environment by its kind; which generation of verifiers is installed decides between its two."""
+    name, arguments = said["environment"], said["arguments"]
+    if importlib.util.find_spec("verifiers.legacy") is not None:
+        from .legacy_stage import LegacyStage
+
+        return LegacyStage(name, arguments)
+    from .taskset_stage import TasksetStage
+
+    return TasksetStage(name, arguments)
+
+
+def check_rows(stage: Stage, written: list[dict[str, Any]]) -> None:
+    """Ends when the environment no longer asks what it asked when its rows were written down."""
+    found = json.loads(json.dumps(stage.rows(), default=str))
+    if [row.get("prompt") for row in found] != [row.get("prompt") for row in written]:
+        raise SystemExit("the environment's rows are no longer those that the run was created with")
+
+
+async def play(
+    player: Player, address: str, num_groups: int, serving: AbstractAsyncContextManager[Any]
+) -> None:
+    import httpx
+
+    token = os.environ.get(KEY_VARIABLE)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with serving, httpx.AsyncClient(base_url=address, headers=headers, timeout=90) as gateway:
+        await asyncio.gather(*(player.play(gateway) for _ in range(num_groups)))

@@ -1,0 +1,99 @@
+"""Two ways to play: through the gateway's sessions until the run ends, or given rows at a door."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from .stage import EpisodeFailed, Played, Seat, Stage
+
+log = logging.getLogger("asympo.player")
+
+WAIT_SECONDS = 1.0
+"""Between two tries while the gateway is away."""
+EPISODE_SECONDS = 600.0
+"""Of an evaluation; a session has a time limit of its own."""
+
+
+class Player:
+    """Asks the gateway for prompts, and plays an episode in each of their sessions."""
+
+    def __init__(self, stage: Stage, *, trained: Sequence[int], sampling: Mapping[str, Any]) -> None:
+        self._stage = stage
+        self._trained = trained
+        self._sampling = sampling
+
+    async def play(self, gateway: Any) -> None:
+        """One prompt after the other, until the run has ended."""
+        while True:
+            answer = await _post(gateway, "/rl/start_session", {"wait_seconds": 30})
+            status = 503 if answer is None else answer.status_code
+            if status == 410:
+                return
+            if status in (429, 503):
+                said = answer.json() if status == 429 else {}
+                await asyncio.sleep(float(said.get("retry_after_seconds") or WAIT_SECONDS))
+                continue
+            if status != 200:
+                raise SystemExit(f"the gateway opens no sessions: {answer.text}")
+            started = answer.json()
+            row = self._trained[started["index"]]
+            await asyncio.gather(*(self._episode(gateway, row, each) for each in started["sessions"]))
+
+    async def _episode(self, gateway: Any, row: int, session: Mapping[str, str]) -> None:
+        """One episode, and its reward with the rubric's parts. One that failed has none: it is left out."""
+        session_id = session["session_id"]
+        shared_url = f"{str(gateway.base_url).rstrip('/')}/v1"
+        seat = Seat(base_url=session["base_url"], shared_url=shared_url, session_id=session_id)
+        try:
+            played = await self._stage.play(row, seat, self._sampling)
+        except Exception as error:  # noqa: BLE001  somebody else's code: its failure ends one session only
+            log.warning("Row %s failed: %s", row, _reason(error))
+            await _post(gateway, "/rl/end_session", {"session_id": session_id})
+            return
+        body = {"reward": played.reward, "functions": dict(played.functions)}
+        await _post(gateway, f"/sessions/{session_id}/complete", body)
+
+
+class Evaluation:
+    """Plays given rows and says what each episode earned, a JSON object a line, in no certain order."""
+
+    def __init__(self, stage: Stage, *, door: str, sampling: Mapping[str, Any], answers: TextIO) -> None:
+        self._stage = stage
+        self._seat = Seat(base_url=door, shared_url=door)
+        self._sampling = sampling
+        self._answers = answers
+
+    async def run(self, rows: Sequence[int], num_at_once: int) -> None:
+        slots = asyncio.Semaphore(num_at_once)
+        async with self._stage.serving():
+            await asyncio.gather(*(self._episode(number, row, slots) for number, row in enumerate(rows)))
+
+    async def _episode(self, number: int, row: int, slots: asyncio.Semaphore) -> None:
+        try:
+            async with slots, asyncio.timeout(EPISODE_SECONDS):
+                told = _told(await self._stage.play(row, self._seat, self._sampling))
+        except Exception as error:  # noqa: BLE001  somebody else's code: its failure ends one episode only
+            told = {"failure": _reason(error)}
+        self._answers.write(f"{json.dumps({'episode': number, **told})}\n")
+        self._answers.flush()
+
+
+def _told(played: Played) -> dict[str, Any]:
+    return {"reward": played.reward, "functions": dict(played.functions), "text": played.text}
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, EpisodeFailed) else repr(error)
+
+
+async def _post(gateway: Any, path: str, body: dict[str, Any]) -> Any:
+    """The answer; None while nobody answers."""
+    import httpx
+
+    try:
+        return await gateway.post(path, json=body)
+    except httpx.TransportError as error:
+        log.warning("The gateway does not answer: %r", error)
+        return None
