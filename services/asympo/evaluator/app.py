@@ -21,6 +21,7 @@ from asympo.engines.base import Engine
 from asympo.engines.choice import build_engine
 from asympo.engines.of_run import sampling_of
 from asympo.evaluator.api import build_api
+from asympo.evaluator.episodes import player_of
 from asympo.evaluator.loop import EvaluationLoop, EvaluatorStatus
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, choose
@@ -142,11 +143,20 @@ class EvaluatorProcess:
                 progress=progress,
             )
             closing.callback(chosen.scorer.close)
+            if chosen.task.is_environment:
+                player_of(settings, chosen.task)
             found.append(chosen)
         return found
 
     def _open_source(self, run_log: RunLog, store: PolicyStore) -> Source:
         settings = self._settings
         if settings.engine == "generators":
-            return FleetSource(settings.generators, run_log=run_log, store=store, calls=self._calls)
-        return EngineSource(self._engine_factory(settings), store=store, calls=self._calls)
+            return FleetSource(
+                settings.generators, run_log=run_log, store=store, calls=self._calls, doors=settings.doors
+            )
+        return EngineSource(
+            self._engine_factory(settings),
+            store=store,
+            calls=self._calls,
+            tool_call_parser=settings.tool_call_parser,
+        )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from asympo.common.rollout_log import RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import EvalResult
 from asympo.common.rollout_log.presence import EVALUATOR
+from asympo.evaluator.episodes import measure_episodes, player_of
 from asympo.evaluator.measure import Measured, Sampler, measure
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, Prepared, render
@@ -131,6 +132,8 @@ class EvaluationLoop:
             self._progress.measuring = f"{each.config.name}: {done} of {total} prompts"
 
         try:
+            if each.task.is_environment:
+                return await self._play(each, policy, note)
             return await measure(
                 each,
                 sampler,
@@ -140,6 +143,19 @@ class EvaluationLoop:
             )
         finally:
             self._progress.measuring = ""
+
+    async def _play(self, each: Prepared, policy: PolicyRef, note: Callable[[int], None]) -> Measured:
+        settings = self._settings
+        door, sampler = await self._source.door(policy)
+        return await measure_episodes(
+            each,
+            player_of(settings, each.task),
+            door=door,
+            sampler=sampler,
+            max_in_flight=settings.max_prompts_in_flight,
+            policy_fence=policy.fence if settings.engine != "generators" else None,
+            note=note,
+        )
 
     async def _keep(self, measured: Measured) -> None:
         result = measured.result

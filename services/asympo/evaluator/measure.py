@@ -92,6 +92,18 @@ async def measure(
     finally:
         for task in tasks:
             task.cancel()
+    return conclude(prepared, pairs, policy_fence=policy_fence, begun=begun)
+
+
+def conclude(
+    prepared: Prepared,
+    pairs: Sequence[tuple[Answered, Sequence[Score]]],
+    *,
+    policy_fence: int | None,
+    begun: float,
+) -> Measured:
+    """The numbers of what was answered to each prompt, and the first of the answers."""
+    config = prepared.config
     steps = [step for answered, _ in pairs for step in answered.policy_steps]
     known = [step for step in steps if step is not None]
     result = count(

@@ -19,6 +19,7 @@ class Chosen:
     """An evaluation whose data is read and whose scoring is ready."""
 
     config: EvalConfig
+    task: TaskConfig
     prompts: tuple[TaskPrompt, ...]
     sampling: SamplingSettings
     scorer: Scorer
@@ -55,6 +56,7 @@ def choose(
     )
     return Chosen(
         config=config,
+        task=task_config,
         prompts=prompts,
         sampling=config.sampling(sampling_of_run),
         scorer=scorer,
@@ -67,6 +69,7 @@ def render(chosen: Chosen, tokenizer: Any) -> Prepared:
     ids: Sequence[tuple[int, ...]] = [tuple(render_prompt(each, tokenizer)) for each in chosen.prompts]
     return Prepared(
         config=chosen.config,
+        task=chosen.task,
         prompts=chosen.prompts,
         sampling=chosen.sampling,
         scorer=chosen.scorer,

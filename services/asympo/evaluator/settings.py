@@ -27,6 +27,18 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
     generators: tuple[str, ...] = Field(
         default=(), description="gRPC addresses of generators on this machine, for engine = generators"
     )
+    doors: tuple[str, ...] = Field(
+        default=(), description="addresses of these generators' doors (http://HOST:PORT/v1), for episodes"
+    )
+    doors_token: OptionalPath = Field(default=None, description="file with the token that doors ask for")
+    tool_call_parser: str | None = Field(
+        default=None,
+        description="vLLM's name of the model's tool calls; for episodes",
+    )
+    environment: str | None = Field(
+        default=None, description="the environment that may be played: that of the run's task"
+    )
+    environment_python: OptionalPath = Field(default=None, description="Python that has the environment")
     vllm: EngineSettings = EngineSettings()
     simulated: SimulatedSettings = SimulatedSettings()
     task_path: str | None = Field(

@@ -3,13 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.errors import CorruptCheckpoint, EngineBroken, NoProgress
+from asympo.common.http_server import bind, serving
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.broker.calls import Calls
-from asympo.engines.base import Engine
+from asympo.engines.base import DoorTerms, Engine
 from asympo.evaluator.measure import Sampler
 from asympo.evaluator.samplers import EngineSampler, FleetSampler
 from asympo.tasks.tokenizer import open_tokenizer
@@ -31,15 +33,23 @@ class Source(Protocol):
     async def open(self, policy: PolicyRef) -> Sampler:
         """Asks this policy from now on. Raises NoProgress when it cannot be had, EngineBroken."""
 
+    async def door(self, policy: PolicyRef) -> tuple[str, Sampler]:
+        """Where episodes ask the policy that was opened, and who says which one answers there."""
+
     async def close(self) -> None: ...
 
 
 class EngineSource:
     """An engine that no swap disturbs while it is asked."""
 
-    def __init__(self, engine: Engine, *, store: PolicyStore, calls: Calls) -> None:
+    def __init__(
+        self, engine: Engine, *, store: PolicyStore, calls: Calls, tool_call_parser: str | None = None
+    ) -> None:
         self._engine, self._store, self._calls = engine, store, calls
+        self._tool_call_parser = tool_call_parser
         self._policy: PolicyRef | None = None
+        self._door = ""
+        self._closing = AsyncExitStack()
 
     @property
     def tokenizer(self) -> Any:
@@ -64,12 +74,38 @@ class EngineSource:
         self._policy = policy
         return self._sampler(policy)
 
+    async def door(self, policy: PolicyRef) -> tuple[str, Sampler]:
+        if not self._door:
+            self._door = await self._open_door()
+        return self._door, self._sampler(policy)
+
+    async def _open_door(self) -> str:
+        async def opened() -> None:
+            """What is loaded here has been read back."""
+
+        async def passes() -> bool:
+            return True
+
+        terms = DoorTerms(
+            model_name="policy",
+            tool_call_parser=self._tool_call_parser,
+            opened=opened,
+            passes=passes,
+            cache_salt=lambda: self._policy.name if self._policy else "",
+            policy_step=lambda: self._policy.step if self._policy else None,
+        )
+        app = await self._engine.build_door(terms)
+        listener = bind("127.0.0.1", 0)
+        await self._closing.enter_async_context(serving(app, listener))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
     def _sampler(self, policy: PolicyRef) -> Sampler:
         return EngineSampler(self._engine, policy_step=policy.step, policy_name=policy.name)
 
     async def close(self) -> None:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._closing.aclose()
                 await self._engine.close()
         except TimeoutError:
             log.error("The engine did not close within %.0f s and is left behind", _CLOSE_SECONDS)
@@ -79,10 +115,17 @@ class FleetSource:
     """Generators that go on with their work; if they swap policies meanwhile, the result says so."""
 
     def __init__(
-        self, addresses: Sequence[str], *, run_log: RunLog, store: PolicyStore, calls: Calls
+        self,
+        addresses: Sequence[str],
+        *,
+        run_log: RunLog,
+        store: PolicyStore,
+        calls: Calls,
+        doors: Sequence[str] = (),
     ) -> None:
         self._run_log, self._store, self._calls = run_log, store, calls
-        self._sampler = FleetSampler(addresses)
+        self._doors = doors
+        self._sampler, self._first = FleetSampler(addresses), FleetSampler(addresses[:1])
         self._tokenizer: Any = None
 
     @property
@@ -114,5 +157,9 @@ class FleetSource:
             for fence, step in served
         )
 
+    async def door(self, policy: PolicyRef) -> tuple[str, Sampler]:
+        return self._doors[0], self._first
+
     async def close(self) -> None:
         await self._sampler.close()
+        await self._first.close()

@@ -4,12 +4,11 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 
 from asympo.common.codec import WireLimits
-from asympo.common.errors import BadSetting
+from asympo.common.control.tokens import read_token
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RunLog
@@ -119,7 +118,7 @@ class GatewayProcess:
         from asympo.gateway.session_api import SessionApi, add_sessions
 
         doors = Doors(
-            settings.doors, token=_read_token(settings.doors_token), timeout_seconds=settings.request_seconds
+            settings.doors, token=read_token(settings.doors_token), timeout_seconds=settings.request_seconds
         )
         closing.push_async_callback(doors.close)
         closing.push_async_callback(self._sessions.close)
@@ -137,12 +136,3 @@ class GatewayProcess:
         work = Work(run_log=run_log, config=config, calls=self._calls, metrics=self._metrics, text=text)
         self.gateway.attach(JoinedParts(run_log=run_log, config=config, work=work))
         log.info("Joined run %s: %d slots", settings.run, config.capacity)
-
-
-def _read_token(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text().split()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise BadSetting(f"doors_token: no token can be read from {path} ({error!r})") from None

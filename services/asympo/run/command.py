@@ -103,6 +103,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.console.terminal import SteadyStream
     from asympo.run.console.view import make_view
     from asympo.run.held_out.measurements import HeldOutMeasurements
+    from asympo.run.prepare.environment import episodes_of
     from asympo.run.prepare.plan import make_plan
     from asympo.run.processes.services import build_services
     from asympo.run.supervisor import Supervisor
@@ -117,6 +118,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     held_out = None
     if file.run.evaluate:
         first = plan.generators[0].settings
+        gateway = plan.gateway.settings if plan.gateway else None
         held_out = HeldOutMeasurements(
             directory=directory.path,
             learner_settings=plan.learner.settings_path,
@@ -124,6 +126,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             generator_address=first.grpc_address,
             max_prompts=file.run.max_evaluation_prompts,
             allow_python=first.allow_python,
+            episodes=episodes_of(plan.file, plan.learner.settings, gateway),
         )
     stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
     with log_path.open("a") as log_file, stopping as stop:

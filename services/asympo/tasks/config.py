@@ -125,6 +125,11 @@ class TaskConfig(BaseModel):
         description="text: stands after the question and begins the answer, such as Solution:",
     )
 
+    @property
+    def is_environment(self) -> bool:
+        """Whether whole episodes are played and scored elsewhere, through sessions."""
+        return self.name == "verifiers"
+
     @model_serializer(mode="wrap")
     def _leave_out_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)

@@ -25,13 +25,18 @@ def config_of(path: str, **values: object) -> TaskConfig:
     return TaskConfig.model_validate({"name": "verifiers", "environment": "count", "path": path} | values)
 
 
-def test_task_asks_each_row_of_the_environment_and_holds_none_out(tmp_path: Path) -> None:
+def test_task_asks_each_row_of_the_environment_and_holds_out_those_that_say_so(tmp_path: Path) -> None:
     task = load_task(config_of(write(tmp_path / "rows", ROWS)))
     assert [(task.prompt(i).messages, task.prompt(i).text, task.prompt(i).answer) for i in range(2)] == [
         (tuple(ROWS[0]["prompt"]), None, "1"),
         (None, "b", ""),
     ]
     assert (len(task), list(task.held_out())) == (2, [])
+    marked = [ROWS[0], ROWS[1] | {"held_out": True}]
+    split = load_task(config_of(write(tmp_path / "split", marked)))
+    assert (len(split), [each.row for each in split.held_out()]) == (1, [1])
+    with pytest.raises(BadSetting, match="nothing is left to train on"):
+        load_task(config_of(write(tmp_path / "none", marked[1:])))
     with pytest.raises(BadSetting, match="scores whole episodes, in its own process"):
         task.score(task.prompt(0), "1")
 

@@ -12,6 +12,7 @@ from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.rollout_log.evals.result import EvalResult
 from asympo.engines.base import SamplingSettings
 from asympo.evaluator.config import EvalConfig
+from asympo.evaluator.episodes import EpisodePlayer, measure_episodes
 from asympo.evaluator.estimate import wilson_interval
 from asympo.evaluator.measure import measure
 from asympo.evaluator.prepare import Prepared
@@ -21,6 +22,8 @@ from asympo.rewards.scorer import Scorer
 from asympo.tasks.base import TaskPrompt
 
 _MAX_IN_FLIGHT = 256
+_MAX_EPISODES = 8
+"""At the same time: each may be processes of its own."""
 _NUM_ATTEMPTS = 3
 
 
@@ -85,16 +88,34 @@ def render_held_out(learner_settings: Path, out: Path, *, max_prompts: int) -> H
     return load_held_out(out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """How a task that is an environment is measured."""
+
+    player: EpisodePlayer
+    door: str
+    """Of the generator that is asked."""
+
+
 class Evaluation(threading.Thread):
     """One measurement in a thread of its own, so that the supervisor goes on looking after its processes."""
 
-    def __init__(self, *, address: str, held_out: HeldOut, settings: Any, allow_python: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        held_out: HeldOut,
+        settings: Any,
+        allow_python: bool = False,
+        episodes: Episodes | None = None,
+    ) -> None:
         """`settings` is the learner's: its task scores, its sampling limits the length."""
         super().__init__(name="evaluation", daemon=True)
         self._address = address
         self._held_out = held_out
         self._settings = settings
         self._allow_python = allow_python
+        self._episodes = episodes
         self.accuracy: Accuracy | None = None
         self.problem: str | None = None
 
@@ -114,6 +135,7 @@ class Evaluation(threading.Thread):
         scorer = Scorer(task=settings.task, timeout_seconds=30.0, allow_python=self._allow_python)
         prepared = Prepared(
             config=config,
+            task=settings.task,
             prompts=self._held_out.prompts,
             sampling=config.sampling(SamplingSettings(**settings.sampling.model_dump())),
             scorer=scorer,
@@ -121,7 +143,7 @@ class Evaluation(threading.Thread):
             prompt_ids=self._held_out.token_ids,
         )
         try:
-            result = asyncio.run(_ask(self._address, prepared))
+            result = asyncio.run(_ask(self._address, prepared, self._episodes))
         finally:
             scorer.close()
         steps = (result.policy_step, result.last_policy_step)
@@ -135,9 +157,18 @@ class Evaluation(threading.Thread):
         )
 
 
-async def _ask(address: str, prepared: Prepared) -> EvalResult:
+async def _ask(address: str, prepared: Prepared, episodes: Episodes | None) -> EvalResult:
     sampler = FleetSampler([address])
     try:
+        if episodes is not None:
+            measured = await measure_episodes(
+                prepared,
+                episodes.player,
+                door=episodes.door,
+                sampler=sampler,
+                max_in_flight=_MAX_EPISODES,
+            )
+            return measured.result
         return (await measure(prepared, sampler, max_in_flight=_MAX_IN_FLIGHT)).result
     finally:
         await sampler.close()

@@ -12,7 +12,7 @@ import grpc
 from asympo.common.errors import AsympoError
 from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.local.whole_file import write_whole
-from asympo.run.held_out.evaluation import Accuracy, Evaluation, HeldOut, render_held_out
+from asympo.run.held_out.evaluation import Accuracy, Episodes, Evaluation, HeldOut, render_held_out
 from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 
@@ -31,11 +31,13 @@ class HeldOutMeasurements:
         generator_address: str,
         max_prompts: int,
         allow_python: bool = False,
+        episodes: Episodes | None = None,
     ) -> None:
         self._directory = directory
         self._learner_settings = learner_settings
         self._settings = settings
         self._allow_python = allow_python
+        self._episodes = episodes
         self._generator_address = generator_address
         self._max_prompts = max_prompts
         self._held_out: HeldOut | None = None
@@ -128,6 +130,7 @@ class HeldOutMeasurements:
             held_out=held_out,
             settings=self._settings,
             allow_python=self._allow_python,
+            episodes=self._episodes,
         )
         self._evaluation.start()
         return self._evaluation

@@ -4,40 +4,79 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from asympo.common.control.tokens import read_token
 from asympo.common.errors import BadSetting
 from asympo.common.settings import merge, validate
 from asympo.gateway.settings import GatewaySettings
 from asympo.learner.settings import LearnerSettings
+from asympo.local.whole_file import write_whole
 from asympo.run.settings import RunFile
+from asympo.tasks.base import held_out_keys
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.environments.player_command import player_command
+
+if TYPE_CHECKING:
+    from asympo.run.held_out.evaluation import Episodes
 
 _LOAD_SECONDS = 300.0
 
 
 def with_environment(file: RunFile) -> RunFile:
-    """The file with what a verifiers task needs beside it: its rows, a gateway, and nobody who scores."""
+    """The file with what an environment needs beside it: its rows and a gateway."""
+    values = file.learner_values.get("task") or {}
+    if not isinstance(values, dict) or values.get("name") != "verifiers":
+        return file
+    rows = file.directory.absolute() / "environment.jsonl"
+    if values.get("path") is None and not rows.exists():
+        task = validate(TaskConfig, values)
+        _write_rows(file, task, rows)
+        if file.run.evaluate or any(each.asks_the_run for each in file.run.evals):
+            _hold_out(task, rows)
+    learner_values = merge(file.learner_values, {"task": {"path": values.get("path") or str(rows)}})
+    return file.model_copy(
+        update={"learner_values": learner_values, "gateway_values": file.gateway_values or {}}
+    )
+
+
+def evaluation_of_episodes(file: RunFile, gateway: GatewaySettings) -> dict[str, Any]:
+    """Settings of an evaluator that plays the run's environment."""
     task = file.learner_values.get("task") or {}
     if not isinstance(task, dict) or task.get("name") != "verifiers":
-        return file
-    if file.run.evaluate or file.run.evals:
+        return {}
+    values: dict[str, Any] = {"environment": task["environment"], "environment_python": str(_python(file))}
+    if file.evaluator_values.get("engine", "generators") == "generators":
+        values["doors"] = list(gateway.doors)
+        if gateway.doors_token is not None:
+            values["doors_token"] = str(gateway.doors_token)
+    elif parser := file.generator_values.get("door", {}).get("tool_call_parser"):
+        values["tool_call_parser"] = parser
+    return values
+
+
+def episodes_of(
+    file: RunFile, learner: LearnerSettings, gateway: GatewaySettings | None
+) -> "Episodes | None":
+    """How the first and the last policy are measured; None for tasks that are scored here."""
+    if not learner.task.is_environment or gateway is None:
+        return None
+    if not gateway.doors:
         raise BadSetting(
-            "an environment plays whole episodes, which no evaluation does: set run.evaluate to false and "
-            "leave run.evals out"
+            "episodes ask a generator's door, and the gateway has none: set run.evaluate to false, or give "
+            "gateway.doors"
         )
-    rows = file.directory.absolute() / "environment.jsonl"
-    if task.get("path") is None and not rows.exists():
-        _write_rows(file, task, rows)
-    values = merge(file.learner_values, {"task": {"path": task.get("path") or str(rows)}})
-    return file.model_copy(update={"learner_values": values, "gateway_values": file.gateway_values or {}})
+    from asympo.evaluator.episodes import EpisodePlayer
+    from asympo.run.held_out.evaluation import Episodes
+
+    player = EpisodePlayer(python=_python(file), token=read_token(gateway.doors_token))
+    return Episodes(player=player, door=gateway.doors[0])
 
 
 def play_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySettings) -> tuple[str, ...]:
     """What plays the environment until the run ends; empty for other tasks."""
     task, sampling = learner.task, learner.sampling
-    if task.name != "verifiers":
+    if not task.is_environment:
         return ()
     asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")}
     address = f"http://{gateway.http_host}:{gateway.http_port}"
@@ -54,12 +93,24 @@ def _python(file: RunFile) -> Path:
     return file.run.environment_python
 
 
-def _write_rows(file: RunFile, values: dict[str, Any], out: Path) -> None:
-    task = validate(TaskConfig, values)
+def _write_rows(file: RunFile, task: TaskConfig, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     _run(player_command(_python(file), task, "rows", str(out)), task.environment)
     if not out.exists():
         raise BadSetting(f"the environment {task.environment} wrote no rows")
+
+
+def _hold_out(task: TaskConfig, path: Path) -> None:
+    """Marks a share of the rows, unless the environment has a split of its own for evaluation."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if any(row.get("held_out") for row in rows):
+        return
+    asked = [json.dumps(row.get("prompt"), sort_keys=True) for row in rows]
+    chosen = held_out_keys(asked, fraction=task.held_out_fraction, seed=task.seed)
+    for row, key in zip(rows, asked, strict=True):
+        if key in chosen:
+            row["held_out"] = True
+    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _run(command: Sequence[str], name: str | None) -> None:

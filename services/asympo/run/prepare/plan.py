@@ -21,7 +21,7 @@ from asympo.local.broker import broker_url
 from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
-from asympo.run.prepare.environment import play_command, with_environment
+from asympo.run.prepare.environment import evaluation_of_episodes, play_command, with_environment
 from asympo.run.prepare.gateway import gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.server import check_server
@@ -115,8 +115,8 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         name = f"generator-{number}"
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
-    evaluator = _plan_evaluator(file, common, generators, taken)
     gateway = _plan_gateway(file, common, generators, taken)
+    evaluator = _plan_evaluator(file, common, generators, gateway, taken)
     return Plan(
         file=file,
         directory=directory,
@@ -337,11 +337,17 @@ def _generator_defaults(machine: Machine, share: CoreShare, file: RunFile, taken
 
 
 def _plan_evaluator(
-    file: RunFile, common: Mapping[str, Any], generators: Sequence[ServicePlan], taken: set[int]
+    file: RunFile,
+    common: Mapping[str, Any],
+    generators: Sequence[ServicePlan],
+    gateway: ServicePlan | None,
+    taken: set[int],
 ) -> ServicePlan | None:
     if not file.run.evals:
         return None
-    values = merge(common, _evaluator_defaults(file, generators, taken), file.evaluator_values)
+    of_episodes = {} if gateway is None else evaluation_of_episodes(file, gateway.settings)
+    defaults = merge(_evaluator_defaults(file, generators, taken), of_episodes)
+    values = merge(common, defaults, file.evaluator_values)
     # Its threads wait for generators; an engine of its own is told what it may use.
     share = CoreShare(cores=(), num_threads=1, environment={})
     planned = _plan_service(EvaluatorSettings, values, file.directory.absolute(), "evaluator", share, file)

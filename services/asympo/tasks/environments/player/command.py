@@ -14,8 +14,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from .playing import Evaluation, Player
-from .stage import KEY_VARIABLE, Stage
+from .playing import DoorPlayer, Player
+from .stage import KEY_VARIABLE, StagedPlay
 
 
 def main(spec: str, verb: str, *rest: str) -> None:
@@ -36,11 +36,11 @@ def main(spec: str, verb: str, *rest: str) -> None:
         player = Player(stage, trained=trained, sampling=sampling)
         asyncio.run(play(player, rest[0], num_at_once, stage.serving()))
     else:
-        evaluation = Evaluation(stage, door=rest[0], sampling=sampling, answers=answers)
-        asyncio.run(evaluation.run([int(line) for line in sys.stdin], num_at_once))
+        player_at_door = DoorPlayer(stage, door=rest[0], sampling=sampling, answers=answers)
+        asyncio.run(player_at_door.run([int(line) for line in sys.stdin], num_at_once))
 
 
-def open_stage(said: dict[str, Any]) -> Stage:
+def open_stage(said: dict[str, Any]) -> StagedPlay:
     """The environment by its kind; which generation of verifiers is installed decides between its two."""
     name, arguments = said["environment"], said["arguments"]
     if importlib.util.find_spec("verifiers.legacy") is not None:
@@ -52,7 +52,7 @@ def open_stage(said: dict[str, Any]) -> Stage:
     return TasksetStage(name, arguments)
 
 
-def check_rows(stage: Stage, written: list[dict[str, Any]]) -> None:
+def check_rows(stage: StagedPlay, written: list[dict[str, Any]]) -> None:
     """Ends when the environment no longer asks what it asked when its rows were written down."""
     found = json.loads(json.dumps(stage.rows(), default=str))
     if [row.get("prompt") for row in found] != [row.get("prompt") for row in written]:

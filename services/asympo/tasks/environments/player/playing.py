@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from .stage import EpisodeFailed, Played, Seat, Stage
+from .stage import EpisodeFailed, Played, Seat, StagedPlay
 
 log = logging.getLogger("asympo.player")
 
@@ -19,7 +19,7 @@ EPISODE_SECONDS = 600.0
 class Player:
     """Asks the gateway for prompts, and plays an episode in each of their sessions."""
 
-    def __init__(self, stage: Stage, *, trained: Sequence[int], sampling: Mapping[str, Any]) -> None:
+    def __init__(self, stage: StagedPlay, *, trained: Sequence[int], sampling: Mapping[str, Any]) -> None:
         self._stage = stage
         self._trained = trained
         self._sampling = sampling
@@ -56,10 +56,10 @@ class Player:
         await _post(gateway, f"/sessions/{session_id}/complete", body)
 
 
-class Evaluation:
+class DoorPlayer:
     """Plays given rows and says what each episode earned, a JSON object a line, in no certain order."""
 
-    def __init__(self, stage: Stage, *, door: str, sampling: Mapping[str, Any], answers: TextIO) -> None:
+    def __init__(self, stage: StagedPlay, *, door: str, sampling: Mapping[str, Any], answers: TextIO) -> None:
         self._stage = stage
         self._seat = Seat(base_url=door, shared_url=door)
         self._sampling = sampling

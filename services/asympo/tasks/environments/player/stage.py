@@ -39,7 +39,7 @@ class Played:
     """The last answer, for people."""
 
 
-class Stage(Protocol):
+class StagedPlay(Protocol):
     """An environment whose rows are numbered."""
 
     def rows(self) -> list[dict[str, Any]]:
