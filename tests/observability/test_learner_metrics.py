@@ -94,6 +94,7 @@ def test_step_with_two_responses_is_exported_as_its_row_says() -> None:
         generation_staleness_mean=1.0,
         stats=STATS,
         seconds={"wall": 9.0, "wait": 1.0, "busy": 3.0, "publish": 0.0, "save": 0.0},
+        publish_bytes=0,
         policy_step=2,
     )
     assert (row["reward_mean"], row["truncated_ratio"], row["response_tokens_mean"]) == (0.5, 0.5, 2.0)

@@ -35,6 +35,7 @@ from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.presence_reporter import PresenceReporter
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
+from asympo.generator.reload.turn import SwapTurns
 from asympo.generator.reload.watcher import PolicyWatcher
 from asympo.generator.rpc import control_server
 from asympo.generator.settings import GeneratorSettings
@@ -319,7 +320,13 @@ class GeneratorProcess:
         sampling = sampling_of(context.config)
         gate, groups = VerdictGate(), GroupsInFlight(metrics=context.metrics)
         reloader = Reloader(
-            context=context, store=store, watcher=watcher, gate=gate, groups=groups, claim=claim
+            context=context,
+            store=store,
+            watcher=watcher,
+            gate=gate,
+            groups=groups,
+            turns=SwapTurns(context),
+            claim=claim,
         )
         maker = GroupMaker(
             context=context,

@@ -40,6 +40,8 @@ class Tally:
     """Sampled in full for the log."""
     reward_failures: int = 0
     reloads: int = 0
+    reload_pause_seconds: float = 0.0
+    """Of all reloads."""
     probe_failures: int = 0
     requests_lost: int = 0
     """Responses in flight at a reload that ended without a full result."""
@@ -185,6 +187,7 @@ class GeneratorMetrics:
         self._load_seconds.observe(timing.reload_seconds)
         self._readback_seconds.observe(timing.readback_seconds)
         self.tally.reloads += 1
+        self.tally.reload_pause_seconds += timing.pause_seconds
         self.count_judgement(judgement)
 
     def count_judgement(self, judgement: Judgement) -> None:

@@ -88,6 +88,12 @@ class GeneratorSettings(ControlSettings):
     max_engine_failures: int = Field(
         default=5, ge=1, description="the process ends after this many failed generations in a row"
     )
+    reload_share: float = Field(
+        default=0.25,
+        gt=0.0,
+        le=1.0,
+        description="share of the generators that may load a policy at the same time, once one has proved it",
+    )
     policy_poll_seconds: float = Field(
         default=10.0, gt=0.0, description="how often to look for policies that were not announced"
     )

@@ -147,7 +147,7 @@ class Trainer:
             staleness=staleness,
             busy_seconds=self._clock.monotonic_seconds() - begun,
             stats=self._session.stats(),
-            publish_seconds=self._publishing.take_seconds(),
+            published=self._publishing.take_totals(),
             policy_step=self._publishing.published_step or 0,
         )
         if step % self._settings.save_every == 0:

@@ -180,8 +180,8 @@ class Supervisor:
             self._progress.rest()
         text = self._progress.note(
             step=self._step,
-            num_groups=self._generator_totals.total("groups_appended"),
-            num_failures=self._generator_totals.total("prompt_failures"),
+            num_groups=int(self._generator_totals.total("groups_appended")),
+            num_failures=int(self._generator_totals.total("prompt_failures")),
             cause=self._warnings.likely_cause,
         )
         if text:
@@ -336,9 +336,10 @@ class Supervisor:
             wall_seconds=time.monotonic() - self._started_at,
             peak_memory_bytes=self._memory.peak_bytes,
             memory_kind=self._memory.kind,
-            reloads=self._generator_totals.total("reloads"),
-            probe_failures=self._generator_totals.total("probe_failures"),
-            requests_lost=self._generator_totals.total("requests_lost"),
+            reloads=int(self._generator_totals.total("reloads")),
+            reload_pause_seconds=self._generator_totals.total("reload_pause_seconds"),
+            probe_failures=int(self._generator_totals.total("probe_failures")),
+            requests_lost=int(self._generator_totals.total("requests_lost")),
             restarts=sum(service.num_restarts for service in self._services),
         )
 

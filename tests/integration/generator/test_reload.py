@@ -1,7 +1,9 @@
 """Reloads in flight: proved, held, failed, fallen back."""
 
 import asyncio
+import functools
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,42 @@ async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_o
         await until(lambda: len(learner.groups()) == learner.config.capacity)
     assert learner.run_log.stats.read().prompt_failures == 0
     assert [name[:13] for name in engine.reloaded] == [f"step-0000000{step}" for step in (1, 0, 2)]
+
+
+async def test_bad_policy_stops_at_the_first_generator_of_a_fleet(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engines = [ScriptedEngine() for _ in range(3)]
+
+    def tried(step: int) -> int:
+        return sum(f"step-{step:08d}-f0001" in engine.reloaded for engine in engines)
+
+    async with AsyncExitStack() as fleet:
+        gens = [
+            await fleet.enter_async_context(running(settings_for(learner, holder=f"g{number}"), engine))
+            for number, engine in enumerate(engines)
+        ]
+        await until(lambda: all(gen.status["policy_step"] == 0 for gen in gens))
+        for engine in engines:
+            engine.is_stale = True
+        learner.publish(1, nll=3.0)
+        await until(learner.run_log.policies.bad)
+        for engine in engines:
+            engine.is_stale = False
+            engine.probing.clear()
+        # One that died while it was the first: its turn expires.
+        claim = functools.partial(learner.run_log.swaps.claim, "dead", step=2, fence=1, share=1, seconds=2)
+        await until(claim)
+        learner.publish(2, nll=3.0)
+        await until(lambda: claim() and [gen.status["loading_step"] for gen in gens] == [2] * 3)
+        assert tried(2) == 0, "it is the dead one's turn"
+        await until(lambda: tried(2))
+        assert not claim()
+        await until(lambda: [gen.status["loading_step"] for gen in gens] == [2] * 3)
+        assert tried(2) == 1, "it is not proved yet"
+        for engine in engines:
+            engine.probing.set()
+        await until(lambda: all(gen.status["policy_step"] == 2 for gen in gens))
+    assert (tried(1), tried(2)) == (1, 3)
 
 
 async def test_failed_reload_gives_up_what_is_still_being_sampled(learner: LearnerSide) -> None:

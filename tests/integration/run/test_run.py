@@ -52,6 +52,8 @@ def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
     assert summary["starts"] == 2
     assert summary["held_out_policy_step_after"] == reached + 30
     assert summary["peak_rss_bytes_total"] > 2**28
+    assert 0 < summary["publish_bytes_median"] < 0.5 * summary["publish_bytes_max"], "most are differences"
+    assert summary["stall_seconds_per_reload"] > 0
     assert (directory / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])

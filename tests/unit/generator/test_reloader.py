@@ -45,7 +45,13 @@ def made(engine: SlowProbe) -> Reloader:
     nothing: Any = None
     store: Any = SimpleNamespace(load_manifest=None)
     return Reloader(
-        context=context, store=store, watcher=nothing, gate=VerdictGate(), groups=nothing, claim=nothing
+        context=context,
+        store=store,
+        watcher=nothing,
+        gate=VerdictGate(),
+        groups=nothing,
+        turns=nothing,
+        claim=nothing,
     )
 
 

@@ -63,8 +63,9 @@ def test_counters_survive_restarts_of_their_process() -> None:
     totals.note("generator-0", 0, {"reloads": 3, "state": "generating"})
     totals.note("generator-0", 0, {"reloads": 5})
     totals.note("generator-0", 0, {})
-    totals.note("generator-0", 1, {"reloads": 2})
+    totals.note("generator-0", 1, {"reloads": 2, "reload_pause_seconds": 0.5})
     assert (totals.total("reloads"), totals.total("probe_failures")) == (7, 0)
+    assert totals.total("reload_pause_seconds") == 0.5
 
 
 def test_totals_add_up_over_starts() -> None:
@@ -73,6 +74,7 @@ def test_totals_add_up_over_starts() -> None:
         peak_memory_bytes=9,
         memory_kind="pss",
         reloads=1,
+        reload_pause_seconds=0.25,
         probe_failures=0,
         requests_lost=0,
         restarts=1,
@@ -82,12 +84,14 @@ def test_totals_add_up_over_starts() -> None:
         peak_memory_bytes=5,
         memory_kind="rss",
         reloads=1,
+        reload_pause_seconds=0.25,
         probe_failures=1,
         requests_lost=2,
         restarts=0,
     )
     assert two == Totals(
         wall_seconds=5, peak_memory_bytes=9, memory_kind="pss", reloads=2, probe_failures=1, requests_lost=2,
+        reload_pause_seconds=0.5,
         restarts=1, starts=2,
     )  # fmt: skip
 

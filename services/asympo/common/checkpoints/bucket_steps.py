@@ -115,6 +115,11 @@ class BucketSteps(Generic[M]):
 
     # --- readers ---------------------------------------------------------------------------------------
 
+    @property
+    def sent_bytes(self) -> int:
+        """Whole or not."""
+        return self._transfer.sent_bytes
+
     def begin(self, name: StepName, *, is_whole: bool = False) -> Path:
         """Among the copies."""
         return directory.create_temporary(self.path, name)

@@ -58,6 +58,11 @@ class DirectorySteps(Generic[M]):
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def sent_bytes(self) -> int:
+        """Whole or not."""
+        return self._transfer.sent_bytes
+
     def present(self) -> list[StepName]:
         """Names of all directories."""
         return directory.step_names(self.path)
@@ -135,7 +140,10 @@ class DirectorySteps(Generic[M]):
         if temporary.parent == self.path:
             self._transfer.note_shared(None)
             directory.seal(temporary, manifest=manifest)
-            self._transfer.note_shared(Sent(attempt=attempt_of(wanted), files=wanted.files))
+            size = sum(entry.size for entry in wanted.files)
+            self._transfer.note_shared(
+                Sent(attempt=attempt_of(wanted), files=wanted.files, num_links=0, num_bytes=size)
+            )
             return wanted
         with self._transfer.ready(wanted, temporary, shelf=self, copies=self._copies) as (sent, stored):
             shared = directory.create_temporary(self.path, name)

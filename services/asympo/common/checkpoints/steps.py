@@ -71,6 +71,10 @@ class Steps(Protocol[M_co]):
     def path(self) -> Path:
         """Where their directories lie on this machine: all of them, some without their weights, or copies."""
 
+    @property
+    def sent_bytes(self) -> int:
+        """What the step that was sealed last takes where it is shared, the manifest aside."""
+
     def begin(self, name: StepName, *, is_whole: bool = False) -> Path:
         """A new directory to write a step into; a whole one needs no room beside the others."""
 

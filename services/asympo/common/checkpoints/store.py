@@ -77,6 +77,11 @@ class PolicyStore:
         """Where they lie on this machine: all of them, some without their weights, or copies."""
         return self._steps.path
 
+    @property
+    def published_bytes(self) -> int:
+        """What the policy that was published last takes where it is shared."""
+        return self._steps.sent_bytes
+
     def publish(
         self,
         *,

@@ -42,8 +42,10 @@ class Sent:
 
     attempt: Attempt
     files: tuple[FileEntry, ...]
-    num_links: int = 0
+    num_links: int
     """Differences in a row, down to whole files."""
+    num_bytes: int
+    """Of what is stored, the manifest aside."""
 
 
 class Transfer(Generic[M]):
@@ -54,6 +56,8 @@ class Transfer(Generic[M]):
         self._kind = kind
         self._keyframe_every = keyframe_every
         self._shared: Sent | None = None
+        self.sent_bytes = 0
+        """Of what was shared last."""
 
     @property
     def may_differ(self) -> bool:
@@ -85,11 +89,14 @@ class Transfer(Generic[M]):
                     stored[delta_name(entry.name, parent=before.attempt)] = deltas[entry.name]
                 else:
                     stored[entry.name] = written / entry.name
-            yield Sent(attempt=attempt, files=wanted.files, num_links=num_links), stored
+            num_bytes = sum(path.stat().st_size for path in stored.values())
+            yield Sent(attempt=attempt, files=wanted.files, num_links=num_links, num_bytes=num_bytes), stored
 
     def note_shared(self, sent: Sent | None) -> None:
         """What was sent is visible: the next step may be a difference to it. None: it must be whole."""
         self._shared = sent
+        if sent is not None:
+            self.sent_bytes = sent.num_bytes
 
     def receive(self, found: M, target: Path, *, shelf: Shelf, copies: StepCopies[M]) -> None:
         """Bring the files of a step into an empty directory, every digest checked.

@@ -10,7 +10,7 @@ from asympo.common.rollout_log.keys import NOUNS
 
 _LARGE = ("dead", "log")
 """Streams with payloads: read by and by, behind the rest."""
-_TRANSIENT = ("presence", "presence_until")
+_TRANSIENT = ("presence", "presence_until", "swaps")
 _APART = "payloads"
 """They are copied inside the entries that refer to them."""
 _AT_ONCE = 1000

@@ -30,6 +30,7 @@ NOUNS = {
     "producers": "hash",  # "<producer>/<outcome>" -> how many groups that were submitted without a lease
     "evaluations": "stream",  # results of evaluations as JSON, the newest few thousand
     "eval_samples": "stream",  # what policies answered in evaluations as JSON, the newest few hundred
+    "swaps": "hash",  # "h:<holder>" -> deadline of loading a policy; "proved" -> "<fence>:<step>"
     "presence": "hash",  # holder -> status
     "presence_until": "zset",  # holder -> when its status stops being true
 }

@@ -17,6 +17,7 @@ from asympo.common.rollout_log.reader import Reader
 from asympo.common.rollout_log.reconcile import Reconciler
 from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.stats import Stats
+from asympo.common.rollout_log.swaps import Swaps
 from asympo.common.rollout_log.types import RunSummary
 
 
@@ -38,6 +39,7 @@ class RunLog:
         self.dead_letters = DeadLetters(self.access)
         self.policies = Policies(self.access)
         self.presence = Presence(self.access)
+        self.swaps = Swaps(self.access)
         self.evaluations = Evaluations(self.access)
         self.stats = Stats(self.access)
         self.copies = Copies(self.access)

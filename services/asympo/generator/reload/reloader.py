@@ -11,6 +11,7 @@ from asympo.common.errors import CorruptCheckpoint, EngineBroken, PromptRefused,
 from asympo.engines.base import Readback, ReloadTiming
 from asympo.generator.context import GeneratorContext
 from asympo.generator.reload.gate import VerdictGate
+from asympo.generator.reload.turn import SwapTurns
 from asympo.generator.reload.verdict import Judgement, Verdict, check_nll, judge
 from asympo.generator.reload.watcher import PolicyWatcher
 from asympo.generator.work.inflight import GroupsInFlight
@@ -40,6 +41,7 @@ class Reloader:
         watcher: PolicyWatcher,
         gate: VerdictGate,
         groups: GroupsInFlight,
+        turns: SwapTurns,
         claim: Callable[[PolicyRef | None], Awaitable[None]],
     ) -> None:
         self._engine = context.engine
@@ -53,6 +55,7 @@ class Reloader:
         self._holder = context.holder
         self._groups = groups
         self._claim = claim
+        self._turns = turns
         self._probe_timeout_seconds = context.settings.probe_timeout_seconds
         self._max_unproven_reloads = context.settings.max_consistent_reloads
         self._token_noise: float | None = None
@@ -97,22 +100,29 @@ class Reloader:
             log.info("Started on policy %d: %s", policy.step, judgement, extra={"step": policy.step})
         else:
             await self._fall_back(policy, judgement)
+        await self._turns.ended(policy, is_served=self.policy == policy)
         await self._claim(None)
 
     async def run(self) -> None:
         """Follow the newest policy for ever. Raises EngineBroken when the engine must not go on."""
         if not self._engine.can_reload:
             await asyncio.Event().wait()
+        verified: tuple[PolicyRef, Manifest] | None = None
         while True:
             policy = await self._watcher.next_after(self.policy)
             await self._claim(policy)
             try:
-                manifest = await self._calls.run(self._store.verify, policy)
+                if verified is None or verified[0] != policy:
+                    verified = (policy, await self._calls.run(self._store.verify, policy))
             except (CorruptCheckpoint, OSError) as error:
                 log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
                 self._watcher.pass_over(policy)
                 continue
-            await self._swap(policy, manifest)
+            # While others load it there may come a newer one, or it may turn out to be bad.
+            if await self._turns.come(policy):
+                async with self._turns.kept(policy):
+                    await self._swap(policy, verified[1])
+                await self._turns.ended(policy, is_served=self.policy == policy)
             await self._claim(None)
 
     async def _swap(self, policy: PolicyRef, manifest: Manifest) -> None:

@@ -26,6 +26,7 @@ class _Written:
     """What the background has done."""
 
     ref: PolicyRef
+    num_bytes: int
     policy: PolicyAnnouncement | None
     """None: the broker did not take it, so the training thread announces and frees."""
 
@@ -75,6 +76,7 @@ class BackgroundPublisher:
         self._held: list[str] = []
         self._times: list[float] = []
         self._seconds = 0.0
+        self._num_bytes = 0
         self._ended_at = 0.0
         self.published_step: int | None = None
         """Step of the newest policy that is visible."""
@@ -145,6 +147,7 @@ class BackgroundPublisher:
         self._times.append(policy.published_at_seconds)
         seconds = self._ended_at - job.begun_at
         self._seconds += seconds
+        self._num_bytes += written.num_bytes
         self._traces.published(job.group_ids, step=job.step, begun=job.begun_at, ended=self._ended_at)
         self._metrics.published(seconds=seconds, at_seconds=self._clock.now_seconds())
 
@@ -166,10 +169,11 @@ class BackgroundPublisher:
         until = self._clock.monotonic_seconds() if self._is_in_flight else self._ended_at
         return max(0.0, until - since)
 
-    def take_seconds(self) -> float:
-        """Duration of what was published since this was asked last."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    def take_totals(self) -> tuple[float, int]:
+        """Duration and bytes of what was published since this was asked last."""
+        totals = (self._seconds, self._num_bytes)
+        self._seconds, self._num_bytes = 0.0, 0
+        return totals
 
     def close(self) -> None:
         """Waits for the background thread and ignores what it did."""
@@ -181,6 +185,7 @@ class BackgroundPublisher:
 
     def _write(self, prepared: PreparedPolicy, group_ids: Sequence[str]) -> _Written:
         ref = self._publisher.write(prepared)
+        num_bytes = self._publisher.num_bytes
         policy = self._session.try_announce(step=ref.step, digest=ref.digest, group_ids=group_ids)
         if policy is not None:
             self._learner.set_policy(policy)
@@ -190,4 +195,4 @@ class BackgroundPublisher:
                 self._learner.evals.is_best(policy) or self._session.is_policy_in_use(policy)
             )
         )
-        return _Written(ref=ref, policy=policy)
+        return _Written(ref=ref, num_bytes=num_bytes, policy=policy)

@@ -110,6 +110,11 @@ class PolicyWriter:
         self._parent = self._last = ref.digest
         return ref
 
+    @property
+    def num_bytes(self) -> int:
+        """What the policy that was written last takes where it is shared."""
+        return self._store.published_bytes
+
     def prune(self, *, is_in_use: Callable[[PolicyRef], bool]) -> None:
         """Deletes old policies; what cannot be deleted is tried again next time."""
         self._store.prune(keep=self._keep, is_in_use=is_in_use)

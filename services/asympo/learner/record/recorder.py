@@ -57,11 +57,14 @@ class StepRecorder:
         *,
         staleness: list[int],
         busy_seconds: float,
-        publish_seconds: float,
+        published: tuple[float, int],
         policy_step: int,
         stats: LogStats,
     ) -> None:
-        """A step was made of the segment; `busy_seconds` is what it took with all that goes with it."""
+        """A step was made of the segment; `busy_seconds` is what it took with all that goes with it.
+
+        `published` is the duration and the bytes of what was published since the step before.
+        """
         context, step = self._context, self._context.progress.step
         row = step_row(
             step=step,
@@ -75,9 +78,10 @@ class StepRecorder:
                 "wall": self.wall_seconds,
                 "wait": self.wait_seconds,
                 "busy": busy_seconds,
-                "publish": publish_seconds,
+                "publish": published[0],
                 "save": self._save_seconds,
             },
+            publish_bytes=published[1],
             policy_step=policy_step,
         )
         self.wait_seconds = self._save_seconds = 0.0

@@ -20,6 +20,7 @@ def step_row(
     generation_staleness_mean: float | None,
     stats: LogStats,
     seconds: dict[str, float],
+    publish_bytes: int,
     policy_step: int,
 ) -> dict[str, Any]:
     """One JSON row. `seconds` has wall, wait, busy, publish and save; None is "nothing to measure"."""
@@ -56,6 +57,7 @@ def step_row(
         "busy_seconds": seconds["busy"],
         "wait_ratio": seconds["wait"] / max(1e-9, seconds["wait"] + seconds["busy"]),
         "publish_seconds": seconds["publish"],
+        "publish_bytes": publish_bytes,
         "save_seconds": seconds["save"],
         "queue_staleness_mean": sum(staleness) / len(staleness),
         "queue_staleness_max": max(staleness),

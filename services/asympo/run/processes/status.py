@@ -72,14 +72,14 @@ class History:
 class GeneratorTotals:
     """Counters of generators, kept over restarts of their processes."""
 
-    _seen: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
 
     def note(self, name: str, incarnation: int, status: Mapping[str, Any]) -> None:
         """Remembers the newest counters of one life of one generator."""
-        counters = {key: value for key, value in status.items() if type(value) is int}
+        counters = {key: value for key, value in status.items() if type(value) in (int, float)}
         self._seen.setdefault((name, incarnation), {}).update(counters)
 
-    def total(self, counter: str) -> int:
+    def total(self, counter: str) -> float:
         return sum(counters.get(counter, 0) for counters in self._seen.values())
 
 

@@ -14,6 +14,8 @@ class Totals:
     memory_kind: str = "pss"
     """How that was counted: pss shares pages out, rss counts them for each process."""
     reloads: int = 0
+    reload_pause_seconds: float = 0.0
+    """Of all reloads, in which an engine sampled nothing."""
     probe_failures: int = 0
     requests_lost: int = 0
     """Responses in flight at a reload that ended without a full result."""
@@ -35,6 +37,7 @@ class Totals:
         peak_memory_bytes: int,
         memory_kind: str,
         reloads: int,
+        reload_pause_seconds: float,
         probe_failures: int,
         requests_lost: int,
         restarts: int,
@@ -46,6 +49,7 @@ class Totals:
             peak_memory_bytes=max(self.peak_memory_bytes, peak_memory_bytes),
             memory_kind=memory_kind if is_new_peak else self.memory_kind,
             reloads=self.reloads + reloads,
+            reload_pause_seconds=self.reload_pause_seconds + reload_pause_seconds,
             probe_failures=self.probe_failures + probe_failures,
             requests_lost=self.requests_lost + requests_lost,
             restarts=self.restarts + restarts,

@@ -1,12 +1,14 @@
 """summary.json, curves.png and what is printed at the end."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError
+from asympo.common.jsonl import read_jsonl
 from asympo.local.process import run_helper
 from asympo.local.whole_file import write_whole
 from asympo.run.audit import count_trained_twice
@@ -39,6 +41,10 @@ def write_summary(outcome: RunOutcome, directory: Path, targets: TargetsSection 
         "steps": outcome.step,
         "wall_seconds": round(totals.wall_seconds, 1),
         "reloads": totals.reloads,
+        "stall_seconds_per_reload": (
+            round(totals.reload_pause_seconds / totals.reloads, 4) if totals.reloads else None
+        ),
+        **_published(directory / "metrics.jsonl"),
         "probe_failures": totals.probe_failures,
         "requests_lost": totals.requests_lost,
         "groups_trained": num_groups,
@@ -95,6 +101,11 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
     table.add_row("steps", str(summary["steps"]))
     table.add_row("wall time", duration(summary["wall_seconds"]))
     table.add_row("reloads / failed probes", f"{summary['reloads']} / {summary['probe_failures']}")
+    if summary["publish_bytes_median"] is not None:
+        shared, whole = (summary[f"publish_bytes_{end}"] / 1e6 for end in ("median", "max"))
+        table.add_row("shared per policy, median / largest", f"{shared:.1f} / {whole:.1f} MB")
+    if summary["stall_seconds_per_reload"] is not None:
+        table.add_row("stall per swap", f"{summary['stall_seconds_per_reload']:.2f} s")
     table.add_row("requests lost", str(summary["requests_lost"]))
     table.add_row(
         "groups trained / twice", f"{summary['groups_trained']} / {summary['groups_trained_twice']}"
@@ -124,6 +135,17 @@ def print_promises(summary: dict[str, Any]) -> None:
     if not broken:
         write("nothing was lost, failed or trained twice\n")
     sys.stdout.flush()
+
+
+def _published(metrics: Path) -> dict[str, float | None]:
+    """What the policies of the run took where they are shared."""
+    rows = read_jsonl(metrics) if metrics.exists() else ()
+    sizes = [row["publish_bytes"] for row in rows if row.get("publish_bytes")]
+    return {
+        "publish_bytes_median": statistics.median(sizes) if sizes else None,
+        "publish_bytes_mean": round(statistics.fmean(sizes)) if sizes else None,
+        "publish_bytes_max": max(sizes, default=None),
+    }
 
 
 def _interval(accuracy: Accuracy | None) -> list[float] | None:
