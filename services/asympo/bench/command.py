@@ -129,6 +129,13 @@ def add_reload_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--requests", type=int, default=16, help="requests in flight")
     parser.add_argument("--tokens", type=int, default=128, help="length of each response")
+    parser.add_argument(
+        "--publish-steps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="train as many steps in four runs, to measure what is published and what that costs; 0: do not",
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-6, help="size of the step between policies")
     parser.add_argument(
         "--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="the engine's arithmetic"
@@ -226,7 +233,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    from asympo.bench.reload import measure_reload
+    from asympo.bench.reload.swaps import measure_reload
 
     # vLLM and its processes log to standard output, which is for the answer alone.
     answers = os.dup(1)

@@ -154,7 +154,14 @@ def pipeline_run(
             },
         },
     }
-    plan = make_plan(take_apart(values, source="asympo bench pipeline"), look_at_machine())
+    with started_run(values, source="asympo bench pipeline", is_paused=is_paused) as run:
+        yield run
+
+
+@contextmanager
+def started_run(values: dict[str, Any], *, source: str, is_paused: bool = False) -> Iterator[PipelineRun]:
+    """A started run of a settings file's values; it is stopped on the way out."""
+    plan = make_plan(take_apart(values, source=source), look_at_machine())
     run = PipelineRun(plan=plan, services=build_services(plan))
     try:
         run.start(is_paused=is_paused)

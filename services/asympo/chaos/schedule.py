@@ -38,6 +38,8 @@ class Window(StrEnum):
     """The policy is visible, the slots of its groups are not free."""
     SAVE_COMMIT = "save_to_commit"
     """The state is durable, the broker does not know."""
+    TURN_PROOF = "turn_to_proof"
+    """A generator may load a policy and the others wait for its proof."""
 
 
 NEEDS_SHIM = frozenset({FaultKind.SLOW_FSYNC, FaultKind.DISK_FULL, FaultKind.CLOCK_JUMP})
@@ -48,6 +50,7 @@ KINDS_OF_WINDOW = {
     Window.APPEND_REPLY: frozenset({FaultKind.KILL_GENERATOR, *_ANYWHERE}),
     Window.PUBLISH_FREE: frozenset({FaultKind.KILL_LEARNER, *_ANYWHERE}),
     Window.SAVE_COMMIT: frozenset({FaultKind.KILL_LEARNER, *_ANYWHERE}),
+    Window.TURN_PROOF: frozenset({FaultKind.KILL_GENERATOR, *_ANYWHERE}),
 }
 ALWAYS_IN = {FaultKind.ZOMBIE_LEARNER: Window.SAVE_COMMIT}
 
@@ -76,7 +79,9 @@ class Minimum:
 def minimum_for(num_faults: int, kinds: Collection[FaultKind]) -> Minimum:
     """As many of each as fit, up to what a full run has."""
     of_each = min(MIN_OF_EACH, num_faults // len(kinds))
-    return Minimum(of_each=of_each, in_window=min(MIN_IN_WINDOW, num_faults // 10))
+    # A short run has few of the kinds that can hit a window.
+    in_window = num_faults // (10 if num_faults >= FULL_RUN else 14)
+    return Minimum(of_each=of_each, in_window=min(MIN_IN_WINDOW, in_window))
 
 
 def make_schedule(*, num_faults: int, seed: int, kinds: Sequence[FaultKind]) -> list[Fault]:

@@ -160,6 +160,8 @@ class System:
         command = [sys.executable, "-m", "asympo.cli", name.partition("-")[0], "--run", RUN]
         command += ["--redis-url", f"{link.url}?socket_timeout={CLIENT_TIMEOUT_SECONDS:g}"]
         command += ["--checkpoint-root", str(self.checkpoints), "--log-format", "json", "--holder", name]
+        # Each as on a machine of its own: generators undo differences themselves.
+        command += ["--deltas.cache", str(self.directory / "copies" / name)]
         command += ["--http-port", "0", "--grpc-port", "0", *flags]
         process = Supervised(
             name=name,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from asympo.bench.models import write_tiny_family
-from asympo.bench.reload import BREAKING_FAULT, FAULTS, manifest_for, write_next_policy
+from asympo.bench.reload.swaps import BREAKING_FAULT, FAULTS, manifest_for, write_next_policy
 from asympo.common import errors
 from asympo.engines.base import Readback, SamplingSettings
 from asympo.engines.settings import EngineSettings

@@ -41,13 +41,18 @@ def is_appended(request: Request, reply: Any) -> bool:
     return isinstance(reply, list) and reply[0] == b"APPENDED"
 
 
+def is_turn(request: Request, reply: Any) -> bool:
+    """A generator may load a policy now."""
+    return isinstance(reply, list) and reply[0] in (b"FIRST", b"OK")
+
+
 async def window_client(stage: Stage) -> ProxiedProcess:
     """The process in whose life the window lies; without a window any one, by the fault's own choice."""
     system, window = stage.system, stage.fault.window
     if window is None:
         pick = stage.rng.randrange(3)
         return await system.learner_training() if pick == 2 else await system.generator_serving(pick)
-    if window is Window.APPEND_REPLY:
+    if window in (Window.APPEND_REPLY, Window.TURN_PROOF):
         return await system.generator_serving(stage.rng.randrange(2))
     return await system.learner_training()
 
@@ -57,6 +62,13 @@ async def caught_in_window(stage: Stage, client: ProxiedProcess) -> tuple[Trap, 
     window, link = stage.fault.window, client.link
     if window is Window.APPEND_REPLY:
         trap = link.trap(script="append", moment=Moment.AFTER, is_wanted=is_appended)
+    elif window is Window.TURN_PROOF:
+        # Before the new weights, or after them and before anybody hears of it.
+        moment = stage.rng.choice([Moment.BEFORE, Moment.AFTER])
+        if moment is Moment.AFTER:
+            trap = link.trap(script="claim_swap", moment=moment, is_wanted=is_turn)
+        else:
+            trap = link.trap(script="end_swap", moment=moment)
     elif window is Window.PUBLISH_FREE:
         await _announced(link)
         trap = link.trap(script="free", moment=Moment.BEFORE)

@@ -14,6 +14,7 @@ from asympo.chaos.faults.base import WINDOW_SECONDS, NotObserved, PromiseBroken,
 from asympo.chaos.processes import ProcessEnded
 from asympo.chaos.proxy import Handling, Moment
 from asympo.chaos.system import START_SECONDS, TRAINING, ProxiedProcess
+from asympo.common.checkpoints.links import file_of
 from asympo.common.errors import Fenced
 
 _TORN_SECONDS = 20.0
@@ -22,31 +23,32 @@ _SAVING_SECONDS = 0.4
 
 
 async def torn_checkpoint(stage: Stage) -> dict[str, Any]:
-    """One of: a learner dies in the middle of a save; a whole state that nobody committed is torn after its
-    learner died; a policy is torn before anyone hears of it."""
+    """One of: a learner dies in a save or a publish; a whole state that nobody committed is torn
+    after its learner died; a policy is torn before anyone hears of it."""
     system = stage.system
     learner = await system.learner_training()
-    choices = ["state", "policy", *(["saving"] if learner.control is not None else [])]
+    choices = ["state", "policy", *(["saving", "publishing"] if learner.control is not None else [])]
     how = stage.rng.choice(choices)
-    if how == "saving":
-        return await _die_while_saving(learner, system.run_directory)
+    if how in ("saving", "publishing"):
+        kind = "train" if how == "saving" else "policy"
+        return await _die_while_writing(learner, system.run_directory / kind, how)
     if how == "policy":
         return await _tear_policy(stage, learner)
     return await _tear_state(stage, learner)
 
 
-async def _die_while_saving(learner: ProxiedProcess, run_directory: Path) -> dict[str, Any]:
+async def _die_while_writing(learner: ProxiedProcess, directory: Path, how: str) -> dict[str, Any]:
     assert learner.control is not None
     learner.control.slow_fsync(_SAVING_SECONDS)
     try:
-        torn = await _temporary(run_directory)
+        torn = await _temporary(directory)
         killed_at = time.monotonic()
         await learner.process.kill()
     finally:
         learner.control.slow_fsync(0.0)
     if not torn.is_dir():
         raise NotObserved(f"{torn.name} was complete before its learner died")
-    return {"process": learner.name, "killed_at": killed_at, "torn": torn.name, "how": "died while saving"}
+    return {"process": learner.name, "killed_at": killed_at, "torn": torn.name, "how": f"died while {how}"}
 
 
 async def _tear_state(stage: Stage, learner: ProxiedProcess) -> dict[str, Any]:
@@ -82,7 +84,9 @@ async def _tear_policy(stage: Stage, learner: ProxiedProcess) -> dict[str, Any]:
 
 def tear(path: Path, rng: random.Random) -> str:
     """Damages one file of a directory; says how. Raises NotObserved unless its digest differs afterwards."""
-    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
+    files = sorted(
+        file for file in path.iterdir() if Path(file_of(file.name)).suffix in (".safetensors", ".bin")
+    )
     file = rng.choice(files)
     before = _digest(file)
     size = file.stat().st_size
@@ -171,13 +175,13 @@ async def _zombie_answer(answer: Any) -> str:
     return f"{catch.request.script}: {status}"
 
 
-async def _temporary(run_directory: Path) -> Path:
-    """A directory that is being written now."""
-    begun = set(run_directory.glob("*/.tmp-step-*"))
+async def _temporary(directory: Path) -> Path:
+    """What is being written there now."""
+    begun = set(directory.glob(".tmp-step-*"))
     try:
         async with asyncio.timeout(WINDOW_SECONDS):
             while True:
-                for path in run_directory.glob("*/.tmp-step-*"):
+                for path in directory.glob(".tmp-step-*"):
                     # It may have got its final name since we saw it.
                     with contextlib.suppress(FileNotFoundError):
                         if path not in begun and any(path.iterdir()):

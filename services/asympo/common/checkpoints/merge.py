@@ -79,6 +79,27 @@ class AdapterFactors:
         return cls(scale=np.float32(scale), pairs=pairs)
 
 
+def with_product(base: _Floats, a: _Floats, b: _Floats, *, scale: np.float32) -> _Floats:
+    """Some rows of a matrix with the product of A and the same rows of B.
+
+    Each ufunc rounds by itself: nothing here may be fused or summed in another order.
+    """
+    total = b[:, :1] * a[0]
+    product = np.empty_like(total)
+    for k in range(1, len(a)):
+        np.multiply(b[:, k : k + 1], a[k], out=product)
+        np.add(total, product, out=total)
+    np.multiply(total, scale, out=total)
+    np.add(base, total, out=total)
+    return total
+
+
+def tiles(num_rows: int, num_columns: int) -> list[slice]:
+    """Rows of a matrix that are merged at a time."""
+    step = max(1, _TILE_VALUES // num_columns)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
+
+
 def merged_entries(base: Path, manifest: Manifest, adapter: Path) -> tuple[TensorEntry, ...]:
     """What a manifest says of the merged tensors; `manifest` is that of the base. CorruptCheckpoint.
 
@@ -170,22 +191,15 @@ def _added(tensor: TensorSpan, a: _Floats, b: _Floats, *, scale: np.float32, poo
             f"holds {tensor.dtype} {list(tensor.shape)}: it was trained on another base"
         )
     words = _read(tensor)
-    step = max(1, _TILE_VALUES // a.shape[1])
-    rows = [slice(start, start + step) for start in range(0, len(b), step)]
+    rows = tiles(*tensor.shape)
     for _ in pool.map(lambda each: _add(words[each], a, b[each], scale), rows):
         pass
     return words
 
 
 def _add(words: _Words, a: _Floats, b: _Floats, scale: np.float32) -> None:
-    """In place. Each ufunc rounds by itself: nothing here may be fused or summed in another order."""
-    total = b[:, :1] * a[0]
-    product = np.empty_like(total)
-    for k in range(1, len(a)):
-        np.multiply(b[:, k : k + 1], a[k], out=product)
-        np.add(total, product, out=total)
-    np.multiply(total, scale, out=total)
-    np.add(_widened(words), total, out=total)
+    """In place."""
+    total = with_product(_widened(words), a, b, scale=scale)
     if not np.isfinite(total).all():
         raise CorruptCheckpoint("an adapter makes values that are not finite")
     bits = total.view(np.uint32)

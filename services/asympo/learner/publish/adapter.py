@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from asympo.common.checkpoints.merge import tiles, with_product
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
 from asympo.learner.log.create_run import read_config
@@ -95,17 +97,19 @@ class Adapter:
         changed = 0
         for module, (a, b) in self.pairs.items():
             weight = weights.get(f"{module}.weight")
-            product = self._scale(module, rank=a.shape[0]) * (b.float() @ a.float())
-            if self.config.get("fan_in_fan_out"):
-                product = product.T
-            if weight is None or weight.shape != product.shape:
+            scale = np.float32(self._scale(module, rank=a.shape[0]))
+            # As PEFT lays such layers out, the product is added to the transposed weight.
+            shown = weight.T if weight is not None and self.config.get("fan_in_fan_out") else weight
+            if weight is None or shown is None or shown.shape != (b.shape[0], a.shape[1]):
                 what = "does not have" if weight is None else "has in another shape"
                 raise BadSetting(
                     f"the adapter in {self.path} changes {module}, which {base} {what}: it was trained on "
                     "another model"
                 )
             before = weight.to(dtype, copy=True)
-            weight.add_(product)
+            values, rows, columns = shown.numpy(), b.float().numpy(), a.float().numpy()
+            for each in tiles(*shown.shape):
+                values[each] = with_product(values[each], columns, rows[each], scale=scale)
             changed += not torch.equal(before, weight.to(dtype))
         return changed
 

@@ -1,4 +1,4 @@
-"""`asympo bench reload`: policies one small step apart swapped with requests in flight; faults to catch."""
+"""Policies one small step apart are swapped with requests in flight; faults are to be caught."""
 
 import argparse
 import asyncio
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asympo.bench.models import write_tiny_family
+from asympo.bench.reload.publishing import MIN_STEPS, measure_publishing
 from asympo.common.checkpoints import Manifest, Probe
 from asympo.common.checkpoints.digests import available_cores, tensor_entries
 from asympo.common.errors import BadSetting, EngineBroken
@@ -26,6 +27,7 @@ from asympo.engines.base import Reloaded, ReloadTiming, SamplingSettings
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_faults import WORKER_EXTENSION
+from asympo.testing.tiny_model import write_tiny_model
 
 _DENSE_FAULTS = (
     *("nothing_changed", "fused_tensor_missing", "tensor_of_parent", "fused_tensor_of_parent"),
@@ -41,6 +43,7 @@ FAULTS = {
     "deepseek-v2": _EXPERT_FAULTS,
 }
 """Which faults a tiny model of each family can have."""
+_NUM_IDLE_LOADS = 5
 BREAKING_FAULT = "whole_tensor_missing"
 """Refused by the loader's own account of what it filled: the engine is broken afterwards."""
 
@@ -62,6 +65,10 @@ class Counts:
     expect_seconds: list[float] = field(default_factory=list)
     """Working out what the policy looks like inside the engine, beside the requests."""
     values_read_back: list[int] = field(default_factory=list)
+    start_seconds: float = 0.0
+    """Of the engine: what a restart takes."""
+    idle_load_seconds: list[float] = field(default_factory=list)
+    """Loading the same warm file on the idle engine, again and again."""
 
     def note(self, reloaded: Reloaded) -> None:
         """A right reload has ended."""
@@ -80,6 +87,8 @@ class PolicyChain:
     current: Path
     directory: Path
     learning_rate: float
+    start_seconds: float = 0.0
+    """What starting the engine on the first one took."""
     num_made: int = 0
     num_changed: list[int] = field(default_factory=list)
 
@@ -137,6 +146,8 @@ def measure_reload(arguments: argparse.Namespace, *, say: Callable[[str], None])
     """Runs it all; one engine after another."""
     if arguments.swaps < 1 or arguments.requests < 1 or arguments.tokens < 1:
         raise BadSetting("--swaps, --requests and --tokens: give 1 or more")
+    if arguments.publish_steps and arguments.publish_steps < MIN_STEPS:
+        raise BadSetting(f"--publish-steps is {arguments.publish_steps}: give 0 or at least {MIN_STEPS}")
     return asyncio.run(_measure(arguments, say=say))
 
 
@@ -145,20 +156,16 @@ async def _measure(arguments: argparse.Namespace, *, say: Callable[[str], None])
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         model, name = _model_of(arguments, directory)
-        async with (
-            _engine(model, directory / "swaps", arguments) as (engine, policies),
-            _load(engine, counts, arguments),
-        ):
-            dtype = engine.dtype
-            for number in range(arguments.swaps):
-                policy, manifest = await asyncio.to_thread(policies.advance)
-                began = time.monotonic()
-                reloaded = await engine.reload(policy, manifest=manifest)
-                counts.note(reloaded)
-                counts.expect_seconds.append(time.monotonic() - began - reloaded.timing.pause_seconds)
-                say(_line(number + 1, reloaded))
-            changed = list(policies.num_changed)
-            await _inject(engine, policies, counts, name, _faults_of(model), say=say)
+        async with _engine(model, directory / "swaps", arguments) as (engine, policies):
+            dtype, counts.start_seconds = engine.dtype, policies.start_seconds
+            policy, manifest = await asyncio.to_thread(policies.advance)
+            for _ in range(_NUM_IDLE_LOADS):
+                idle = await engine.reload(policy, manifest=manifest)
+                counts.idle_load_seconds.append(idle.timing.reload_seconds)
+            async with _load(engine, counts, arguments):
+                await _swaps(engine, policies, counts, arguments.swaps, say=say)
+                changed = policies.num_changed[-arguments.swaps :]
+                await _inject(engine, policies, counts, name, _faults_of(model), say=say)
         for family in arguments.family or FAULTS:
             tiny = await asyncio.to_thread(write_tiny_family, family, directory / f"model-{family}")
             async with _engine(tiny, directory / family, arguments) as (engine, policies):
@@ -166,7 +173,25 @@ async def _measure(arguments: argparse.Namespace, *, say: Callable[[str], None])
                     await _inject(engine, policies, counts, family, FAULTS[family], say=say)
                 # Breaks the engine, and with it whatever would be in flight.
                 counts.faults.append(await _fault(engine, policies, family, BREAKING_FAULT))
-    return _report(counts, changed, arguments) | {"dtype": dtype}
+        published = {}
+        if arguments.publish_steps:
+            trained = Path(arguments.model) if arguments.model else write_tiny_model(directory / "trained")
+            published = await asyncio.to_thread(
+                measure_publishing, trained, directory / "runs", num_steps=arguments.publish_steps, say=say
+            )
+    return _report(counts, changed, arguments) | {"dtype": dtype} | published
+
+
+async def _swaps(
+    engine: VllmEngine, policies: PolicyChain, counts: Counts, number: int, *, say: Callable[[str], None]
+) -> None:
+    for at in range(number):
+        policy, manifest = await asyncio.to_thread(policies.advance)
+        began = time.monotonic()
+        reloaded = await engine.reload(policy, manifest=manifest)
+        counts.note(reloaded)
+        counts.expect_seconds.append(time.monotonic() - began - reloaded.timing.pause_seconds)
+        say(_line(at + 1, reloaded))
 
 
 def _model_of(arguments: argparse.Namespace, directory: Path) -> tuple[Path, str]:
@@ -224,8 +249,17 @@ async def _engine(
     )
     engine = VllmEngine(settings=settings, worker_extension_cls=WORKER_EXTENSION)
     try:
+        began = time.monotonic()
         await engine.start(model_path=model)
-        yield engine, PolicyChain(current=model, directory=directory, learning_rate=arguments.learning_rate)
+        yield (
+            engine,
+            PolicyChain(
+                current=model,
+                directory=directory,
+                learning_rate=arguments.learning_rate,
+                start_seconds=time.monotonic() - began,
+            ),
+        )
     finally:
         await engine.close()
 
@@ -272,7 +306,13 @@ def _line(number: int, reloaded: Reloaded) -> str:
 
 def _report(counts: Counts, changed: Sequence[int], arguments: argparse.Namespace) -> dict[str, Any]:
     timings = counts.timings[: arguments.swaps]
+    stall = statistics.median(timing.pause_seconds for timing in timings)
+    idle = statistics.median(counts.idle_load_seconds)
     return {
+        "stall_ratio_to_load": stall / idle,
+        "stall_ratio_to_restart": stall / counts.start_seconds,
+        "idle_load_seconds": idle,
+        "start_seconds": counts.start_seconds,
         "swaps": counts.swaps,
         "false_alarms": counts.false_alarms,
         "not_proved": counts.not_proved,
