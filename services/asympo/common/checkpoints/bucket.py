@@ -1,7 +1,10 @@
 """One bucket of an S3-compatible store, and the few requests that checkpoints need."""
 
 import errno
+import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +21,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.proxies import is_own
 
+log = logging.getLogger(__name__)
+
 _PART_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 20
 _NUM_THREADS = 8
 _MAX_ATTEMPTS = 5
 _CONNECT_SECONDS = 10
@@ -156,7 +162,7 @@ class Bucket:
         self._each(files.items(), self._upload)
 
     def download(self, keys: Mapping[str, Path]) -> None:
-        """Copy objects into new files."""
+        """Copy objects into new files; a connection that breaks costs no byte that has come."""
         self._each(keys.items(), self._download)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -195,8 +201,38 @@ class Bucket:
             self._client.upload_file(str(path), self._name, self._prefix + key, Config=self._transfer)
 
     def _download(self, key: str, path: Path) -> None:
+        """In parts at a time, each of which goes on where it broke off."""
         with self._asking("download", key):
-            self._client.download_file(self._name, self._prefix + key, str(path), Config=self._transfer)
+            size = int(self._client.head_object(Bucket=self._name, Key=self._prefix + key)["ContentLength"])
+        with open(path, "xb") as file, ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="part") as pool:
+            starts = range(0, size, _PART_BYTES)
+            parts = [
+                pool.submit(self._fetch, key, file.fileno(), start, min(start + _PART_BYTES, size))
+                for start in starts
+            ]
+            for part in parts:
+                part.result()
+
+    def _fetch(self, key: str, descriptor: int, start: int, end: int) -> None:
+        """Some bytes of an object into a file. Gives up after so many failures in a row that brought none."""
+        at, num_failures = start, 0
+        while at < end:
+            reached = at
+            try:
+                with self._asking("download", key):
+                    answer = self._client.get_object(
+                        Bucket=self._name, Key=self._prefix + key, Range=f"bytes={at}-{end - 1}"
+                    )
+                    with answer["Body"] as body:
+                        while content := body.read(_CHUNK_BYTES):
+                            os.pwrite(descriptor, content, at)
+                            at += len(content)
+            except StoreError as error:
+                num_failures = 1 if at > reached else num_failures + 1
+                if error.is_refusal or isinstance(error, NoSuchObject) or num_failures == _MAX_ATTEMPTS:
+                    raise
+                log.info("The download of %s goes on at byte %d: %s", key, at, error.strerror)
+                time.sleep(2.0 ** (num_failures - 1))
 
     def _delete(self, key: str, _: None) -> None:
         with self._asking("delete", key):
