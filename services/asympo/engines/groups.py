@@ -6,6 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from asympo.common.errors import EngineBroken
@@ -13,6 +14,22 @@ from asympo.common.records import FinishReason
 from asympo.engines.base import EngineStats, Sample, SamplingSettings
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseRequest:
+    """One response of a group, as it is asked of an engine."""
+
+    name: str
+    """`request_id/index`; unique among the requests in flight."""
+    index: int
+    """Within its group."""
+    prompt_ids: Sequence[int]
+    messages: Sequence[Mapping[str, Any]] | None
+    """What the ids were rendered from, for engines that render by themselves."""
+    sampling: SamplingSettings
+    cache_salt: str
+
 
 _ABORTED = Sample(token_ids=(), text="", finish_reason=FinishReason.ABORT)
 
@@ -60,7 +77,16 @@ class GroupEngine(ABC):
             raise ValueError(f"request {request_id!r} is already in flight")
         tasks = [
             asyncio.create_task(
-                self._sample(prompt_ids, messages, index, sampling, f"{request_id}/{index}", cache_salt)
+                self._sample(
+                    ResponseRequest(
+                        name=f"{request_id}/{index}",
+                        index=index,
+                        prompt_ids=prompt_ids,
+                        messages=messages,
+                        sampling=sampling,
+                        cache_salt=cache_salt,
+                    )
+                )
             )
             for index in range(num_samples)
         ]
@@ -80,15 +106,7 @@ class GroupEngine(ABC):
                 task.cancel()
 
     @abstractmethod
-    async def _sample(
-        self,
-        prompt_ids: Sequence[int],
-        messages: Sequence[Mapping[str, Any]] | None,
-        index: int,
-        sampling: SamplingSettings,
-        name: str,
-        cache_salt: str,
-    ) -> Sample:
+    async def _sample(self, request: ResponseRequest) -> Sample:
         """Draw one response."""
 
     def _count(self, sample: Sample) -> Sample:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from asympo.common.checkpoints.manifest import decode_manifest
 from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.common.records import FinishReason
 from asympo.engines.base import DoorTerms, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
-from asympo.engines.groups import GroupEngine
+from asympo.engines.groups import GroupEngine, ResponseRequest
 from asympo.engines.settings import SimulatedSettings
 from asympo.engines.simulated_answers import Answers, ByteTokenizer, ResponseLength, answer_addition
 from asympo.tasks.tokenizer import open_tokenizer
@@ -155,21 +155,13 @@ class SimulatedEngine(GroupEngine):
         self._failure = self._failure or "it is closed"
         self._cancel_groups()
 
-    async def _sample(
-        self,
-        prompt_ids: Sequence[int],
-        messages: Sequence[Mapping[str, Any]] | None,
-        index: int,
-        sampling: SamplingSettings,
-        name: str,
-        cache_salt: str,
-    ) -> Sample:
-        prompt_text = self._tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    async def _sample(self, request: ResponseRequest) -> Sample:
+        prompt_text = self._tokenizer.decode(request.prompt_ids, skip_special_tokens=True)
         async with self._slots:
             self._num_decoding += 1
             try:
                 # The policy at the start decides, and the time passes afterwards: a response may span two.
-                sample = self._draw(prompt_text, name, sampling)
+                sample = self._draw(prompt_text, request.name, request.sampling)
                 await self._decode_for(len(sample.token_ids) * self._settings.seconds_per_token)
             finally:
                 self._num_decoding -= 1

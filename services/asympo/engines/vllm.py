@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from asympo.engines.base import (
     Sample,
     SamplingSettings,
 )
-from asympo.engines.groups import GroupEngine
+from asympo.engines.groups import GroupEngine, ResponseRequest
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_load import CacheLoad
 from asympo.engines.vllm_start import build_engine, first_line
@@ -245,30 +245,28 @@ class VllmEngine(GroupEngine):
             uncovered=tuple(dict.fromkeys(name for worker in found for name in worker["uncovered"])),
         )
 
-    async def _sample(
-        self,
-        prompt_ids: Sequence[int],
-        messages: Sequence[Mapping[str, Any]] | None,
-        index: int,
-        sampling: SamplingSettings,
-        name: str,
-        cache_salt: str,
-    ) -> Sample:
+    async def _sample(self, request: ResponseRequest) -> Sample:
         async with self._slots:
-            self._in_engine.add(name)
+            self._in_engine.add(request.name)
             try:
-                params = _sampling_params(sampling, index)
+                params = _sampling_params(request.sampling, request.index)
                 output = await self._request(
-                    list(prompt_ids), params, name, cache_salt=cache_salt, priority=_RESPONSE_PRIORITY
+                    list(request.prompt_ids),
+                    params,
+                    request.name,
+                    cache_salt=request.cache_salt,
+                    priority=_RESPONSE_PRIORITY,
                 )
             finally:
-                self._in_engine.discard(name)
+                self._in_engine.discard(request.name)
         completion = output.outputs[0]
         token_ids = tuple(completion.token_ids)
         text = (
-            completion.text if sampling.stop else self.tokenizer.decode(token_ids, skip_special_tokens=True)
+            completion.text
+            if request.sampling.stop
+            else self.tokenizer.decode(token_ids, skip_special_tokens=True)
         )
-        reason = self._finish_reason(completion.finish_reason, name)
+        reason = self._finish_reason(completion.finish_reason, request.name)
         return self._count(Sample(token_ids=token_ids, text=text, finish_reason=reason))
 
     async def _request(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import openai
 from asympo.common.errors import BadModel, BadSetting, PromptRefused
 from asympo.common.records import FinishReason
 from asympo.engines.base import DoorTerms, Readback, Reloaded, ReloadTiming, Sample, SamplingSettings
-from asympo.engines.groups import GroupEngine
+from asympo.engines.groups import GroupEngine, ResponseRequest
 from asympo.engines.openai.answers import explain, read_answer
 from asympo.engines.openai.reload_doors import ReloadDoor, open_reload_door
 from asympo.engines.openai.requests import extras_of, prompt_of, sampling_of
@@ -161,22 +161,15 @@ class OpenAIEngine(GroupEngine):
             raise broken from error
         return seconds
 
-    async def _sample(
-        self,
-        prompt_ids: Sequence[int],
-        messages: Sequence[Mapping[str, Any]] | None,
-        index: int,
-        sampling: SamplingSettings,
-        name: str,
-        cache_salt: str,
-    ) -> Sample:
+    async def _sample(self, request: ResponseRequest) -> Sample:
+        sampling = request.sampling
         async with self._slots:
             await self._resumed.wait()
-            body = self._body(prompt_ids, messages, sampling)
+            body = self._body(request)
             if sampling.seed is not None:
-                body["seed"] = sampling.seed + index
+                body["seed"] = sampling.seed + request.index
             if self._settings.reload == "vllm":
-                body["cache_salt"] = cache_salt
+                body["cache_salt"] = request.cache_salt
             self._num_asked += 1
             try:
                 answer = await self._ask(self._route, body)
@@ -196,16 +189,11 @@ class OpenAIEngine(GroupEngine):
     def _route(self) -> str:
         return "/chat/completions" if self._settings.prompt_as == "messages" else "/completions"
 
-    def _body(
-        self,
-        prompt_ids: Sequence[int],
-        messages: Sequence[Mapping[str, Any]] | None,
-        sampling: SamplingSettings,
-    ) -> dict[str, Any]:
+    def _body(self, request: ResponseRequest) -> dict[str, Any]:
         """A request as JSON. Raises PromptRefused for a prompt that cannot be asked like this."""
-        asked = prompt_of(self._settings.prompt_as, prompt_ids, messages, self._tokenizer)
-        body = {"model": self._model, **asked, **sampling_of(sampling)}
-        return body | extras_of(sampling) if self._takes_extras else body
+        asked = prompt_of(self._settings.prompt_as, request.prompt_ids, request.messages, self._tokenizer)
+        body = {"model": self._model, **asked, **sampling_of(request.sampling)}
+        return body | extras_of(request.sampling) if self._takes_extras else body
 
     async def _ask(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         self._require_usable()
@@ -249,7 +237,16 @@ class OpenAIEngine(GroupEngine):
         """One short response: what would always fail fails here, and it shows whether there are token ids."""
         prompt = self._tokenizer.encode("Hello", add_special_tokens=False)
         for self._takes_extras in (True, False):
-            body = self._body(prompt, [{"role": "user", "content": "Hello"}], _TRIAL)
+            body = self._body(
+                ResponseRequest(
+                    name="trial",
+                    index=0,
+                    prompt_ids=prompt,
+                    messages=[{"role": "user", "content": "Hello"}],
+                    sampling=_TRIAL,
+                    cache_salt="",
+                )
+            )
             try:
                 answer = await self._post(self._route, body)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
