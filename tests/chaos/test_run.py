@@ -82,12 +82,22 @@ def mutant(directory: Path, change: Callable[[str], str], script: str) -> Path:
 
 
 def without_dedupe(source: str) -> str:
-    """Neither finds an earlier append of its token nor ends the lease that a second one could not use."""
-    check = "if answered then"
-    ending = "redis.call('HDEL', leases, token)\nredis.call('ZREM', deadlines, token)\n"
-    assert check in source
-    assert ending in source
-    return source.replace(check, "if false then").replace(ending, "")
+    """Finds no earlier append of its token, and takes a lease for held whose group was appended."""
+    for promise, broken in (
+        ("if answered then", "if false then"),
+        (
+            "redis.call('HGET', leases, token)",
+            "redis.call('HGET', leases, token) or redis.call('GET', token)",
+        ),
+        (
+            "redis.call('HDEL', leases, token)\n",
+            "redis.call('SET', token, redis.call('HGET', leases, token))\nredis.call('HDEL', leases, token)\n",
+        ),
+        ("redis.call('ZSCORE', deadlines, token) or '0'", "redis.call('ZSCORE', deadlines, token) or '9e15'"),
+    ):
+        assert source.count(promise) == 1
+        source = source.replace(promise, broken)
+    return source
 
 
 def without_fencing(source: str) -> str:

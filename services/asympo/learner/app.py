@@ -30,6 +30,7 @@ from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
+from asympo.learner.heap import large_imports
 from asympo.learner.log.create_run import create_run
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
@@ -264,7 +265,8 @@ class LearnerProcess:
         self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
     ) -> None:
         # From here on torch.
-        from asympo.learner.build import build_trainer
+        with large_imports():
+            from asympo.learner.build import build_trainer
 
         log.info("Libraries are loaded")
         run = self._take_run(run_log, config, tokenizer, closing)

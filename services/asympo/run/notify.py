@@ -1,5 +1,6 @@
 """Tells somebody who does not watch that a run ended or stands still: a program, a URL."""
 
+import http.client
 import json
 import subprocess
 import urllib.request
@@ -27,7 +28,7 @@ def notify(*, command: Sequence[str], url: str | None, message: Mapping[str, Any
         try:
             with urllib.request.urlopen(request, timeout=_CALL_SECONDS):
                 pass
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # Not the URL itself: who may write to it is often part of it.
             problems.append(f"run.notify_url could not be called: {getattr(error, 'reason', error)}")
     return problems

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import socketserver
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from asympo.common.logs.watch import LogWatch
 from asympo.local.log_file import keep_small, last_sentence
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.notify import notify
+from asympo.run.processes.status import HttpStatus
 from asympo.run.processes.trouble import ProgressWatch, Warnings
 
 from tests.unit.run.test_supervision import look_after
@@ -24,6 +27,21 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@contextmanager
+def no_http_server() -> Iterator[int]:
+    """The port of something that speaks another protocol."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1)
+            self.request.sendall(b"\0\0\x18\x04\0\0\0\0\0\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 @pytest.fixture
@@ -240,6 +258,11 @@ def test_notification_reaches_a_program_and_a_url_and_failures_are_said(tmp_path
     assert problems[0] == "run.notify_command ended with exit code 1: no phone"
     assert "could not be called" in problems[1]
     assert "secret-path" not in problems[1]
+    with no_http_server() as port:
+        [strange] = notify(command=[], url=f"http://127.0.0.1:{port}/", message=message)
+        assert "could not be called" in strange
+        # A port that another program has by now.
+        assert HttpStatus(host="127.0.0.1", port=port).get("/v1/status") is None
     [absent] = notify(command=["/no/such/program"], url=None, message=message)
     assert "does not start" in absent
     door.shutdown()

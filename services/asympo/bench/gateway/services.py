@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import psutil
 
@@ -122,7 +122,7 @@ def wait_for_answer(process: Process, address: str) -> None:
                 return True
         except urllib.error.HTTPError as error:
             return error.code != 503
-        except (URLError, OSError):
+        except (OSError, HTTPException):
             return False
 
     process.until(answers, seconds=_START_SECONDS, what=f"answer of {address}")

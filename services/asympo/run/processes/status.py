@@ -1,8 +1,8 @@
 """What the services of a run say about themselves, over their HTTP endpoints."""
 
+import http.client
 import json
 import math
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,8 @@ class HttpStatus:
         try:
             with self._opener.open(self.base_url + path, timeout=_TIMEOUT_SECONDS) as answer:
                 value = json.load(answer)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
+            # Nobody there, or another program on that port, whatever it speaks.
             return None
         return value if isinstance(value, dict) else None
 
