@@ -1,5 +1,6 @@
 """What the rollout log costs: the product's protocol against bare streams, on one broker, in turns."""
 
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def measure_log(bench: LogBench, *, say: Callable[[str], None]) -> dict[str, Any
         report["commands_per_group"] = arms.commands()
         report.update(arms.scaling())
         report.update(_staleness(bench, url, say))
+        report["cores"], report["load_average"] = os.cpu_count(), os.getloadavg()[0]
         return report
 
 

@@ -1,7 +1,9 @@
 """The learner's side of the log benchmark: reads in order, frees and commits after every step."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from asympo.bench.log_load import Shared
 from asympo.common.rollout_log import Broker, RunConfig, RunLog, RunState
@@ -26,9 +28,22 @@ class ReaderResult:
     """From the append to the moment at which the learner holds the group; a sample, to the millisecond."""
 
 
+class _CountingBroker(Broker):
+    """Says how many scripts it has run."""
+
+    count: Any = None
+    """A multiprocessing.Value."""
+
+    def run_script(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        self.count.value += 1
+        return super().run_script(name, keys, arguments)
+
+
 def read_product(url: str, config: RunConfig, shared: Shared) -> ReaderResult:
     """The product's way: fenced reads, one free, announcement and commit for every step."""
-    broker = Broker.connect(url)
+    broker = _CountingBroker.connect(url)
+    assert isinstance(broker, _CountingBroker)
+    broker.count = shared.reader_calls
     run_log, result = RunLog(broker, config.run), ReaderResult()
     fence = run_log.fence.take("bench")
     trained = TrainedIds(num_prompts=config.num_prompts)
@@ -43,7 +58,6 @@ def read_product(url: str, config: RunConfig, shared: Shared) -> ReaderResult:
             after_sequence=sequence, max_count=wanted, block_seconds=_BLOCK_SECONDS, fence=fence
         )
         _count(result, shared, [entry.appended_at_seconds for entry in entries])
-        shared.reader_calls.value += 1
         if not entries:
             continue
         sequence = entries[-1].sequence
@@ -53,12 +67,10 @@ def read_product(url: str, config: RunConfig, shared: Shared) -> ReaderResult:
         step += 1
         if step % config.publish_every == 0:
             run_log.policies.announce(fence, step=step, digest=str(step))
-            shared.reader_calls.value += 1
         run_log.commits.free(fence, pending, trained_sequence=sequence)
         run_log.commits.commit(
             fence, sequence=sequence, state_name=f"step-{step}", step=step, group_ids=pending
         )
-        shared.reader_calls.value += 2
         pending = []
     result.wall_seconds = time.perf_counter() - start_wall
     result.cpu_seconds = time.process_time() - start_cpu

@@ -44,6 +44,8 @@ class RoundResult:
     groups_per_second: float
     server_cpu_seconds_per_group: float
     """User and system time of the whole server process, from INFO."""
+    server_script_seconds_per_group: float
+    """Spent in scripts, the learner's included, from INFO's account of EVALSHA."""
     commands_per_group: float
     """All commands the broker processed, those inside scripts included, from INFO."""
     generator_commands_per_group: float
@@ -177,6 +179,7 @@ def _result(found: list[Any], delta: dict[str, float]) -> RoundResult:
     return RoundResult(
         groups_per_second=num_groups / taken,
         server_cpu_seconds_per_group=cpu / num_groups,
+        server_script_seconds_per_group=delta["evalsha_microseconds"] / 1e6 / num_groups,
         commands_per_group=delta["total_commands_processed"] / num_groups,
         generator_commands_per_group=(delta["evalsha_calls"] - delta["reader_calls"]) / num_groups,
         server_busy_ratio=main / taken,

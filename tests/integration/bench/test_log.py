@@ -24,6 +24,8 @@ def test_bench_log_reports_ratios_commands_and_the_queue_bound(tmp_path: Path) -
     assert report["throughput_ratio_to_bare"] > 0
     assert report["server_cpu_ratio_to_bare"] > 0
     assert report["knee_groups_per_second"] > 0
+    in_scripts = {name: found["server_script_seconds_per_group"] for name, found in report["rounds"].items()}
+    assert in_scripts["product"] > 1e-5 > in_scripts["bare"], "bare streams need none"
     assert report["scaling_efficiency_32"] > 0
     assert set(report["commands_per_group"]) == {"1", "64"}
     assert min(report["commands_per_group"].values()) > 0

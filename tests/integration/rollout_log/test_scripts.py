@@ -158,13 +158,17 @@ def test_take_fence_gives_one_token_one_number(log: RunLog) -> None:
     assert call(log, "take_fence", "run", "u" * 32, "m", 60_000, 1, 5)[:2] == [b"TAKEN", 6]
 
 
-def test_check_fence_reads_who_owns_the_run(log: RunLog, learner: Learner) -> None:
-    first, again = twice(log, "check_fence", "run", *fenced(learner))
-    assert first == again == [b"OK"]
+def test_read_fenced_reads_for_who_owns_the_run(log: RunLog, learner: Learner) -> None:
+    appended(log)
+    first, again = twice(log, "read_fenced", "run log", *fenced(learner), 0, 9, 999, 999)
+    assert first == again == call(log, "read", "run log", 0, 9, 999, 999)
     number, token, server_id = fenced(learner)
-    assert call(log, "check_fence", "run", number, "x" * 32, server_id) == [b"FENCED", 1, b"learner-0"]
-    assert call(log, "check_fence", "run", number, token, "another") == [b"CHANGED"]
-    assert call(log, "check_fence", "run", number + 1, token, server_id) == [b"CHANGED"]
+    for holder, answer in (
+        ((number, "x" * 32, server_id), [b"FENCED", 1, b"learner-0"]),
+        ((number, token, "another"), [b"CHANGED"]),
+        ((number + 1, token, server_id), [b"CHANGED"]),
+    ):
+        assert call(log, "read_fenced", "run log", *holder, 0, 9, 999, 999) == answer
 
 
 def test_heartbeat_keeps_the_run(log: RunLog, learner: Learner) -> None:

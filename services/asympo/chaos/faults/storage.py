@@ -148,7 +148,7 @@ _FENCED_SCRIPTS = {
     "free",
     "announce_policy",
     "heartbeat",
-    "check_fence",
+    "read_fenced",
     "set_state",
     "dead_letter",
 }

@@ -44,13 +44,10 @@ class Reader:
         deadline = time.monotonic() + block_seconds
         while True:
             left = max(0.0, deadline - time.monotonic())
-            entries, strays = self._batch(after_sequence, max_count=max_count)
-            if fence is not None:
-                # After the read, so that entries of a broker that changed meanwhile are not returned.
-                self._run.call_fenced(fence, "check_fence")
-                if strays:
-                    self._expel(fence, strays)
-                    continue
+            entries, strays = self._batch(after_sequence, max_count=max_count, fence=fence)
+            if fence is not None and strays:
+                self._expel(fence, strays)
+                continue
             if entries or left == 0.0:
                 self._check_dense(after_sequence, entries)
                 return entries
@@ -101,10 +98,18 @@ class Reader:
                 after_sequence = entry.sequence
                 yield entry
 
-    def _batch(self, after_sequence: int, *, max_count: int) -> tuple[list[LogEntry], list[str]]:
+    def _batch(
+        self, after_sequence: int, *, max_count: int, fence: Fence | None = None
+    ) -> tuple[list[LogEntry], list[str]]:
         """Entries after a number, and ids of those that no append wrote."""
+        asked = (after_sequence, max_count, MAX_READ_BYTES, MAX_ENTRY_BYTES)
         for is_last in (False, True):
-            reply = self._run.call("read", after_sequence, max_count, MAX_READ_BYTES, MAX_ENTRY_BYTES)
+            # One script looks at the fence and reads, so that no entry of a broker that changed is returned.
+            reply = (
+                self._run.call_fenced(fence, "read_fenced", *asked)
+                if fence
+                else self._run.call("read", *asked)
+            )
             last_sequence = number(reply[0])
             found, strays = list[tuple[int, int, dict[bytes, bytes]]](), list[str]()
             for entry_id, size, flat in zip(reply[1::3], reply[2::3], reply[3::3], strict=True):

@@ -96,7 +96,8 @@ def _warnings(*, aof: bool, appendfsync: str, policy: str) -> list[str]:
 
 
 def load_counters(info: Mapping[str, Any]) -> dict[str, float]:
-    """The counters of `LOAD_COUNTERS`, and `evalsha_calls`; 0 for those the server does not have."""
-    evalsha = info.get("cmdstat_evalsha")
+    """The counters of `LOAD_COUNTERS`, and `evalsha_…`; 0 for those the server does not have."""
+    evalsha = info.get("cmdstat_evalsha") or {}
     found = {name: float(info.get(name, 0)) for name in LOAD_COUNTERS}
-    return {**found, "evalsha_calls": float(evalsha["calls"]) if evalsha else 0.0}
+    calls, microseconds = (float(evalsha.get(name, 0)) for name in ("calls", "usec"))
+    return {**found, "evalsha_calls": calls, "evalsha_microseconds": microseconds}
