@@ -83,20 +83,15 @@ def mutant(directory: Path, change: Callable[[str], str], script: str) -> Path:
 
 def without_dedupe(source: str) -> str:
     """Finds no earlier append of its token, and takes a lease for held whose group was appended."""
+    held, ended = "redis.call('HGET', leases, token)", "redis.call('HDEL', leases, token)\n"
     for promise, broken in (
         ("if answered then", "if false then"),
-        (
-            "redis.call('HGET', leases, token)",
-            "redis.call('HGET', leases, token) or redis.call('GET', token)",
-        ),
-        (
-            "redis.call('HDEL', leases, token)\n",
-            "redis.call('SET', token, redis.call('HGET', leases, token))\nredis.call('HDEL', leases, token)\n",
-        ),
+        (held, f"{held} or redis.call('GET', token)"),
+        (ended, f"redis.call('SET', token, {held})\n{ended}"),
         ("redis.call('ZSCORE', deadlines, token) or '0'", "redis.call('ZSCORE', deadlines, token) or '9e15'"),
     ):
-        assert source.count(promise) == 1
-        source = source.replace(promise, broken)
+        assert promise in source
+        source = source.replace(promise, broken, 1)
     return source
 
 
