@@ -4,6 +4,7 @@ Weights lie there whole, or as differences to a step before (see `links`). Diffe
 the disks of the machines that write and read them.
 """
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -252,7 +253,9 @@ class DirectorySteps(Generic[M]):
         """What was shared as a difference stays here whole, for readers and for the next difference."""
         try:
             if manifest is not None:
-                self._copies.keep(written, manifest)
+                # A reader here may have been quicker.
+                with contextlib.suppress(FileExistsError):
+                    self._copies.keep(written, manifest)
                 self._copies.trim()
         except OSError as error:
             log.warning("No copy of %s is kept: %s", directory.step_of(written), error)
