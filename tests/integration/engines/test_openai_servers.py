@@ -16,6 +16,7 @@ from asympo.demo.model import find_gguf
 from asympo.engines.base import SamplingSettings
 from asympo.engines.settings import OpenAISettings
 from asympo.local.ports import free_port
+from asympo.local.process import kill_group
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.conftest import require
@@ -30,12 +31,13 @@ GREEDY = SamplingSettings(max_tokens=4, temperature=0.0)
 
 @contextmanager
 def process(*command: object, **environment: str) -> Iterator[None]:
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen([str(word) for word in command], env=os.environ | environment, **quiet) as started:
         try:
             yield
         finally:
-            started.kill()
+            # vLLM's engine is a process of its own, which outlives its server.
+            kill_group(started.pid)
 
 
 @pytest.fixture(scope="module")
