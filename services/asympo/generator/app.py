@@ -46,6 +46,7 @@ from asympo.generator.work.worker import Worker
 from asympo.rewards.scorer import Scorer
 from asympo.tasks import of_run
 from asympo.tasks.base import Task, columns_of
+from asympo.tasks.config import ENVIRONMENTS
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +338,7 @@ class GeneratorProcess:
             cache_salt=lambda: reloader.cache_salt,
             journal=journal,
         )
-        is_played = context.config.task.get("name") == "verifiers"
+        is_played = context.config.task.get("name") in ENVIRONMENTS
         if is_played and context.settings.door.port is None:
             raise BadSetting("the run's environment asks the policy through doors: give door.port")
         worker = Worker(

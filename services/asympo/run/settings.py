@@ -49,7 +49,8 @@ class RunSection(_Section):
         default=(), description="what is measured while the run goes on; none: only first and last policy"
     )
     environment_python: OptionalPath = Field(
-        default=None, description="Python that has the environment of a verifiers task"
+        default=None,
+        description="Python that has the task's environment; trl-environment: ours if not given",
     )
     environment_groups: int = Field(
         default=4, ge=1, le=1024, description="prompts that the environment plays at the same time"
@@ -188,7 +189,7 @@ def _found_beside(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _find_files(task: dict[str, Any], folder: Path) -> None:
-    for key in ("path", "data", "held_out_data"):
+    for key in ("path", "data", "held_out_data", "environment_rows"):
         if isinstance(task.get(key), str) and not Path(task[key]).exists() and (folder / task[key]).exists():
             task[key] = str(folder / task[key])
     rewards = task.get("rewards")

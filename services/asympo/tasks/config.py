@@ -14,14 +14,17 @@ from pydantic import (
 from asympo.common.paths import OptionalPathOrName
 from asympo.tasks.reward_config import RewardConfig
 
+ENVIRONMENTS = ("verifiers", "trl-environment")
+"""Tasks whose episodes are played elsewhere, through sessions."""
 _ONLY_FOR = {
-    "path": ("jsonl", "verifiers"),
+    "path": ("jsonl", *ENVIRONMENTS),
     "scoring": ("jsonl", "data"),
     "pattern": ("jsonl", "data"),
     "dataset": ("reasoning-gym",),
     "dataset_options": ("reasoning-gym",),
     "size": ("reasoning-gym",),
-    **dict.fromkeys(("environment", "environment_args"), ("verifiers",)),
+    **dict.fromkeys(("environment", "environment_args"), ENVIRONMENTS),
+    "environment_rows": ("trl-environment",),
     **dict.fromkeys(
         ("data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"), ("data",)
     ),
@@ -32,7 +35,7 @@ _ONLY_FOR = {
 _NEW_SINCE_RUNS_EXIST = (
     *("cue", "rewards", "data", "subset", "split", "revision", "held_out_data", "held_out_split", "columns"),
     *("prompt_template", "prefill", "chat_template_kwargs", "weight_column", "left_out", "too_long"),
-    *("order", "environment", "environment_args"),
+    *("order", "environment", "environment_args", "environment_rows"),
 )
 """Left out where they say nothing, so that a run created before they existed reads as it did."""
 
@@ -42,7 +45,7 @@ class TaskConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["addition", "jsonl", "data", "reasoning-gym", "verifiers"] = Field(
+    name: Literal["addition", "jsonl", "data", "reasoning-gym", "verifiers", "trl-environment"] = Field(
         "addition", description="which task; if data is given, it is data"
     )
     rewards: tuple[RewardConfig, ...] = Field(
@@ -107,9 +110,15 @@ class TaskConfig(BaseModel):
         default_factory=dict, description="reasoning-gym: options of the data set"
     )
     size: int = Field(1000, ge=1, description="reasoning-gym: entries to generate, held-out ones included")
-    environment: str | None = Field(None, description="verifiers: name of an installed environment")
+    environment: str | None = Field(
+        None, description="verifiers: name of an installed environment; trl-environment: module:factory"
+    )
     environment_args: dict[str, Any] = Field(
-        default_factory=dict, description="verifiers: arguments of its load_environment"
+        default_factory=dict,
+        description="of load_environment, the [env] block of verifiers.v1, or the factory's",
+    )
+    environment_rows: OptionalPathOrName = Field(
+        None, description="trl-environment: file with one JSON object a line, each given to reset"
     )
     held_out_fraction: float = Field(0.2, ge=0, lt=1, description="share of the prompts never trained on")
     seed: int = Field(0, ge=0, description="decides which prompts are held out, and what is generated")
@@ -128,7 +137,7 @@ class TaskConfig(BaseModel):
     @property
     def is_environment(self) -> bool:
         """Whether whole episodes are played and scored elsewhere, through sessions."""
-        return self.name == "verifiers"
+        return self.name in ENVIRONMENTS
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -166,9 +175,11 @@ class TaskConfig(BaseModel):
             raise ValueError(f"two rewards have the name {twice}: give each a name of its own")
         if self.name == "reasoning-gym" and self.dataset is None:
             raise ValueError("the reasoning-gym task needs dataset, the name of one of its data sets")
-        if self.name == "verifiers" and self.environment is None:
-            raise ValueError("the verifiers task needs environment, the name of one")
-        if self.name == "verifiers" and self.rewards:
+        if self.is_environment and self.environment is None:
+            raise ValueError(f"the {self.name} task needs environment, the name of one")
+        if self.name == "trl-environment" and self.environment_rows is None and self.path is None:
+            raise ValueError("the trl-environment task needs environment_rows, a file of JSON lines")
+        if self.is_environment and self.rewards:
             raise ValueError("an environment has rewards of its own: leave rewards out")
         if {"seed", "size"} & set(self.dataset_options):
             raise ValueError("seed and size are options of the task, not of dataset_options")

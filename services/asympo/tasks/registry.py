@@ -28,7 +28,7 @@ def load_task(config: TaskConfig) -> Task:
             from asympo.tasks.reasoning_gym import ReasoningGymTask
 
             return ReasoningGymTask(config)
-        case "verifiers":
-            from asympo.tasks.environments.task import VerifiersTask
+        case "verifiers" | "trl-environment":
+            from asympo.tasks.environments.task import EnvironmentTask
 
-            return VerifiersTask(config)
+            return EnvironmentTask(config)

@@ -1,11 +1,13 @@
-"""Environments of both generations of `verifiers` as they are, each in a virtual environment of its own."""
+"""Environments as they are: both generations of `verifiers`, each apart from all else, and TRL's protocol."""
 
 import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common.codec import WireLimits, decode_group
@@ -78,18 +80,43 @@ if __name__ == "__main__":
     Calculator.run()
 """
 
+FACTORY = """
+class Counter:
+    def __init__(self, step):
+        self.step = step
+
+    def reset(self, start, **row):
+        self.total = start
+        return f" Begin at {start}."
+
+    def add(self, number: int) -> str:
+        '''
+        Adds a number.
+
+        Args:
+            number: What to add.
+        '''
+        self.total += number * self.step
+        return f"total {self.total}"
+
+    def get_reward(self):
+        return float(self.total)
+"""
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Variables with which the other interpreter finds `two-turns` and `sums`, and nothing of ours."""
-    require(LEGACY.exists() and V1.exists(), "verifiers (make verifiers-tools)")
+    """Variables with which the other interpreter finds the environments, and nothing of ours."""
     (tmp_path / "two_turns.py").write_text(ENVIRONMENT)
     (tmp_path / "sums.py").write_text(TASKSET)
+    (tmp_path / "counter.py").write_text(FACTORY)
+    (tmp_path / "starts.jsonl").write_text('{"prompt": "Count.", "start": 3}\n')
     offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     return dict(os.environ) | {"PYTHONPATH": str(tmp_path)} | offline
 
 
 def run(environment: dict[str, str], *command: object) -> "subprocess.CompletedProcess[str]":
+    require(Path(str(command[0])).exists(), "verifiers (make verifiers-tools)")
     words = [str(word) for word in command]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
@@ -120,7 +147,7 @@ def test_example_of_a_verifiers_environment_is_rewarded_by_its_rubric(
 
 def play_to_the_end(
     python: Path,
-    name: str,
+    task: dict[str, Any],
     *,
     log: RunLog,
     open_gateway: Callable[[], str],
@@ -129,7 +156,7 @@ def play_to_the_end(
 ) -> RolloutGroup:
     """The one group of an environment that is played as a task until its run ends."""
     rows = folder / "rows.jsonl"
-    config = TaskConfig(name="verifiers", environment=name, path=str(rows))
+    config = TaskConfig.model_validate(task | {"path": str(rows)})
     done = run(env, *player_command(python, config, "rows", str(rows)))
     assert done.returncode == 0, done.stderr
     settings = config.model_dump(mode="json")
@@ -148,7 +175,7 @@ def play_to_the_end(
     return group
 
 
-Play = Callable[[Path, str], RolloutGroup]
+Play = Callable[[Path, dict[str, Any]], RolloutGroup]
 
 
 @pytest.fixture
@@ -166,9 +193,9 @@ def play(
         model = str(write_tiny_model(tmp_path / "m"))
         return start_gateway(producers=None, doors=(door.address,), model=model).http
 
-    def start(python: Path, name: str) -> RolloutGroup:
+    def start(python: Path, task: dict[str, Any]) -> RolloutGroup:
         return play_to_the_end(
-            python, name, log=log, open_gateway=open_gateway, folder=tmp_path, env=environment
+            python, task, log=log, open_gateway=open_gateway, folder=tmp_path, env=environment
         )
 
     return start
@@ -176,7 +203,7 @@ def play(
 
 @pytest.mark.timeout(400)
 def test_legacy_environment_is_played_until_the_run_ends(play: Play, door: FakeDoor) -> None:
-    group = play(LEGACY, "two-turns")
+    group = play(LEGACY, {"name": "verifiers", "environment": "two-turns"})
     assert {body["max_completion_tokens"] for body in door.bodies} == {16}
     for each in group.responses:
         assert each.function_values == {"is_even": each.reward, "length": 3.0, "num_turns": 2.0}
@@ -185,7 +212,7 @@ def test_legacy_environment_is_played_until_the_run_ends(play: Play, door: FakeD
 @pytest.mark.timeout(400)
 def test_taskset_is_played_with_its_tools_and_sessions_told_by_a_header(play: Play, door: FakeDoor) -> None:
     door.calls = {"name": "calculator_add", "arguments": '{"left": 2, "right": 3}'}
-    group = play(V1, "sums")
+    group = play(V1, {"name": "verifiers", "environment": "sums"})
     assert {(body["max_tokens"], body["temperature"]) for body in door.bodies} == {(16, 1.0)}
     assert bytes(group.prompt.token_ids) == b"system:Add.;user:2 + 3?;assistant:"
     for each in group.responses:
@@ -194,3 +221,19 @@ def test_taskset_is_played_with_its_tools_and_sessions_told_by_a_header(play: Pl
         is_even = float(int(said[3]) % 2 == 0)
         assert (each.reward, each.function_values) == (2 * is_even, {"is_even": is_even, "sum": 5.0})
         assert sum(each.trained_token_mask or ()) == len(said[1]) + len(said[2])
+
+
+def test_environment_of_a_factory_is_played_as_trl_would(play: Play, door: FakeDoor, tmp_path: Path) -> None:
+    door.calls = {"name": "add", "arguments": '{"number": 2}'}
+    task = {
+        "name": "trl-environment",
+        "environment": "counter:Counter",
+        "environment_args": {"step": 2},
+        "environment_rows": str(tmp_path / "starts.jsonl"),
+    }
+    group = play(Path(sys.executable), task)
+    assert [tool["function"]["name"] for tool in door.bodies[0]["tools"]] == ["add"]
+    assert bytes(group.prompt.token_ids) == b"user:Count. Begin at 3.;assistant:"
+    for each in group.responses:
+        assert b"tool:total 7;assistant:" in bytes(each.token_ids)
+        assert (each.reward, each.function_values) == (7.0, {"Counter": 7.0})

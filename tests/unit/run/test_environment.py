@@ -93,7 +93,8 @@ def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Pat
     *start, spec, verb, address, sampling, groups = command
     assert (start, verb) == ([sys.executable, "-P", str(PLAYER)], "play")
     assert json.loads(spec) == {
-        **{"kind": "verifiers", "environment": "count", "arguments": {"level": 2}, "rows": "rows"}
+        **{"kind": "verifiers", "environment": "count", "arguments": {"level": 2}},
+        **{"source": None, "rows": "rows"},
     }
     assert (address, groups) == ("http://127.0.0.1:8091", "3")
     assert set(json.loads(sampling)) == {"temperature", "top_p", "max_tokens"}

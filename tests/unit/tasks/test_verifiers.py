@@ -57,7 +57,9 @@ def test_digest_follows_rows_and_arguments_and_not_where_the_file_lies(tmp_path:
             {"name": "verifiers", "environment": "e", "path": "p", "rewards": [{"function": "exact"}]},
             "rewards of its own",
         ),
-        ({"name": "addition", "environment": "count"}, "environment belongs to the verifiers task"),
+        ({"name": "addition", "environment": "count"}, "environment belongs to the verifiers and trl-env"),
+        ({"name": "trl-environment", "environment": "a:B"}, "needs environment_rows"),
+        ({"name": "verifiers", "environment": "e", "environment_rows": "r"}, "environment_rows belongs to"),
     ],
 )
 def test_config_says_what_an_environment_needs(values: dict[str, object], words: str) -> None:

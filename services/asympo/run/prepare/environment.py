@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from asympo.learner.settings import LearnerSettings
 from asympo.local.whole_file import write_whole
 from asympo.run.settings import RunFile
 from asympo.tasks.base import held_out_keys
-from asympo.tasks.config import TaskConfig
+from asympo.tasks.config import ENVIRONMENTS, TaskConfig
 from asympo.tasks.environments.player_command import player_command
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _LOAD_SECONDS = 300.0
 def with_environment(file: RunFile) -> RunFile:
     """The file with what an environment needs beside it: its rows and a gateway."""
     values = file.learner_values.get("task") or {}
-    if not isinstance(values, dict) or values.get("name") != "verifiers":
+    if not isinstance(values, dict) or values.get("name") not in ENVIRONMENTS:
         return file
     rows = file.directory.absolute() / "environment.jsonl"
     if values.get("path") is None and not rows.exists():
@@ -43,9 +44,10 @@ def with_environment(file: RunFile) -> RunFile:
 def evaluation_of_episodes(file: RunFile, gateway: GatewaySettings) -> dict[str, Any]:
     """Settings of an evaluator that plays the run's environment."""
     task = file.learner_values.get("task") or {}
-    if not isinstance(task, dict) or task.get("name") != "verifiers":
+    if not isinstance(task, dict) or task.get("name") not in ENVIRONMENTS:
         return {}
-    values: dict[str, Any] = {"environment": task["environment"], "environment_python": str(_python(file))}
+    python = str(_python(file, task["name"]))
+    values: dict[str, Any] = {"environment": task["environment"], "environment_python": python}
     if file.evaluator_values.get("engine", "generators") == "generators":
         values["doors"] = list(gateway.doors)
         if gateway.doors_token is not None:
@@ -69,7 +71,7 @@ def episodes_of(
     from asympo.evaluator.episodes import EpisodePlayer
     from asympo.run.held_out.evaluation import Episodes
 
-    player = EpisodePlayer(python=_python(file), token=read_token(gateway.doors_token))
+    player = EpisodePlayer(python=_python(file, learner.task.name), token=read_token(gateway.doors_token))
     return Episodes(player=player, door=gateway.doors[0])
 
 
@@ -81,11 +83,14 @@ def play_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySettin
     asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")}
     address = f"http://{gateway.http_host}:{gateway.http_port}"
     groups = str(file.run.environment_groups)
-    return tuple(player_command(_python(file), task, "play", address, json.dumps(asked), groups))
+    return tuple(player_command(_python(file, task.name), task, "play", address, json.dumps(asked), groups))
 
 
-def _python(file: RunFile) -> Path:
+def _python(file: RunFile, kind: str) -> Path:
     if file.run.environment_python is None:
+        if kind == "trl-environment":
+            # It needs nothing that contradicts what is here.
+            return Path(sys.executable)
         raise BadSetting(
             "a verifiers task needs run.environment_python: the Python of a virtual environment with "
             "verifiers and the environment"
@@ -95,7 +100,7 @@ def _python(file: RunFile) -> Path:
 
 def _write_rows(file: RunFile, task: TaskConfig, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    _run(player_command(_python(file), task, "rows", str(out)), task.environment)
+    _run(player_command(_python(file, task.name), task, "rows", str(out)), task.environment)
     if not out.exists():
         raise BadSetting(f"the environment {task.environment} wrote no rows")
 

@@ -14,6 +14,7 @@ def player_command(python: str | Path, task: TaskConfig, *verb: str) -> list[str
         "kind": task.name,
         "environment": task.environment,
         "arguments": task.environment_args,
+        "source": task.environment_rows,
         "rows": task.path,
     }
     return [str(python), "-P", str(PLAYER), json.dumps(spec), *verb]

@@ -1,4 +1,4 @@
-"""Prompts of a `verifiers` environment; its episodes are played and scored in a process of its own."""
+"""Prompts of an environment; its episodes are played and scored in a process of its own."""
 
 import json
 from pathlib import Path
@@ -10,28 +10,25 @@ from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.messages import check_messages
 
 
-class VerifiersTask(SplitPrompts):
+class EnvironmentTask(SplitPrompts):
     """Every row that the environment wrote down; held out are those that say so.
 
     The environment itself is never run here: settings that came over the broker name no program.
     """
 
-    name = "verifiers"
-
     def __init__(self, config: TaskConfig) -> None:
+        self.name = config.name
         if config.path is None:
             raise BadSetting(
-                "the verifiers task needs path, the environment's rows: `asympo run` writes them"
+                f"the {config.name} task needs path, the environment's rows: `asympo run` writes them"
             )
         read = _read_rows(config.path)
-        rows = [
-            (number, {"answer": str(row.get("answer") or ""), "row": number, **_asked(row, number)})
-            for number, row in enumerate(read)
-        ]
+        rows = [(number, {"row": number, **_parts(row, number)}) for number, row in enumerate(read)]
         self.place(rows, {number for number, row in enumerate(read) if row.get("held_out")})
         if not len(self):
             raise BadSetting(f"task.path {config.path} holds every row out: nothing is left to train on")
-        self.digest = self.digest_with(config.model_dump(mode="json", exclude={"path"}))
+        settings = config.model_dump(mode="json", exclude={"path", "environment_rows"})
+        self.digest = self.digest_with(settings, with_columns=config.name == "trl-environment")
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:
         """Nothing to load."""
@@ -41,11 +38,14 @@ class VerifiersTask(SplitPrompts):
         raise BadSetting("an environment scores whole episodes, in its own process: play it through sessions")
 
 
-def _asked(row: dict[str, Any], number: int) -> dict[str, Any]:
+def _parts(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """A prompt's arguments; what the environment is given besides prompt and answer are its columns."""
+    columns = {key: value for key, value in row.items() if key not in ("prompt", "answer", "held_out")}
+    parts: dict[str, Any] = {"answer": str(row.get("answer") or ""), "columns": columns}
     prompt = row.get("prompt")
     if isinstance(prompt, str):
-        return {"text": prompt}
-    return {"messages": check_messages(prompt, f"row {number} of the environment")}
+        return parts | {"text": prompt}
+    return parts | {"messages": check_messages(prompt, f"row {number} of the environment")}
 
 
 def _read_rows(path: str) -> list[dict[str, Any]]:

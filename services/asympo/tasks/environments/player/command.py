@@ -1,8 +1,8 @@
 """`SPEC rows OUT`, `SPEC play GATEWAY SAMPLING GROUPS` and `SPEC evaluate DOOR SAMPLING EPISODES`.
 
-SPEC and SAMPLING are JSON. SPEC says the `kind` and name of the `environment`, its `arguments`, and the file
-with its `rows`. `evaluate` reads the numbers of the rows to play from its input, one for each episode, and
-writes what each earned to its output.
+SPEC and SAMPLING are JSON. SPEC says the `kind` and name of the `environment`, its `arguments`, the `source`
+of its rows if it brings none, and the file with its `rows`. `evaluate` reads the numbers of the rows to play
+from its input, one for each episode, and writes what each earned to its output.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ def main(spec: str, verb: str, *rest: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     said: dict[str, Any] = json.loads(spec)
-    stage = open_stage(said)
+    stage = open_stage(said, rows=said["source"] if verb == "rows" else said["rows"])
     if verb == "rows":
         lines = (json.dumps(row, default=str) for row in stage.rows())
         Path(rest[0]).write_text("".join(f"{line}\n" for line in lines))
@@ -40,9 +40,13 @@ def main(spec: str, verb: str, *rest: str) -> None:
         asyncio.run(player_at_door.run([int(line) for line in sys.stdin], num_at_once))
 
 
-def open_stage(said: dict[str, Any]) -> StagedPlay:
+def open_stage(said: dict[str, Any], *, rows: str | None) -> StagedPlay:
     """The environment by its kind; which generation of verifiers is installed decides between its two."""
     name, arguments = said["environment"], said["arguments"]
+    if said["kind"] == "trl-environment":
+        from .factory_stage import FactoryStage
+
+        return FactoryStage(name, arguments, Path(str(rows)))
     if importlib.util.find_spec("verifiers.legacy") is not None:
         from .legacy_stage import LegacyStage
 
