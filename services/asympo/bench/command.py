@@ -35,6 +35,11 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--malformed", type=at_least_one, default=10_000, help="malformed requests")
     verb.add_argument("--quick", action="store_true", help="finish within seconds; the speeds mean nothing")
     add_json_flag(verb)
+    text = "vLLM and a server over the demo model's 4-bit weights feed one learner: does the reward rise?"
+    verb = verbs.add_parser("mixed", help=text, description=text)
+    verb.add_argument("--server", required=True, metavar="URL", help="its address, with /v1")
+    verb.add_argument("--total-steps", type=at_least_one, default=20)
+    add_json_flag(verb)
     text = "every family of models, tiny, the way it would be trained against its own forward"
     verb = verbs.add_parser("models", help=text, description=text)
     verb.add_argument(
@@ -53,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         others = {
             "gateway": _gateway,
             "log": _log,
+            "mixed": _mixed,
             "models": _models,
             "pipeline": _pipeline,
             "reload": _reload,
@@ -208,6 +214,13 @@ def _learner(arguments: argparse.Namespace) -> int:
     from asympo.bench.learner import measure_learner
 
     return _answer(measure_learner(arguments, say=say), arguments)
+
+
+def _mixed(arguments: argparse.Namespace) -> int:
+    from asympo.bench.mixed import measure_mixed
+
+    report = measure_mixed(server=arguments.server, total_steps=arguments.total_steps, say=say)
+    return _answer(report, arguments)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -282,7 +282,7 @@ def test_pattern_that_is_no_regular_expression_is_refused(tmp_path: Path) -> Non
     [
         ({"name": "jsonl"}, "needs path"),
         ({"name": "reasoning-gym"}, "needs dataset"),
-        ({"path": "x"}, "path belongs to the jsonl and verifiers task, but name is addition"),
+        ({"path": "x"}, "path belongs to the jsonl and verifiers and trl-environment task"),
         ({"name": "jsonl", "path": "x", "scoring": "regex"}, "give both or neither"),
         ({"name": "jsonl", "path": "x", "pattern": "x"}, "give both or neither"),
         ({"name": "jsonl", "path": "x", "scoring": "python:os"}, "scoring"),
