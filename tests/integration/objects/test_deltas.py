@@ -36,6 +36,7 @@ def fill_with(step: int) -> Callable[[Path], None]:
         save_file({"body": body}, path / "model-00001-of-00002.safetensors")
         save_file({"head": np.arange(64)}, path / "model-00002-of-00002.safetensors")
         (path / "config.json").write_text("{}")
+        (path / "tokenizer.json").write_text("a word\n" * 30_000)
 
     return fill
 

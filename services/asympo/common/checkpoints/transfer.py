@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 _MAX_SHARE = 0.5
 """Of the whole file: larger differences cost readers more than they save."""
+_MIN_BYTES = 1 << 16
+"""Of a file beside the weights, such as a tokenizer, that is not stored again while it is the same."""
 _Ways = Mapping[str, list[Link] | None]
 _CopyOf = Callable[[Attempt], Path | None]
 
@@ -124,15 +126,24 @@ class Transfer(Generic[M]):
         # A quarter of a second that only those pay who send or read one.
         from asympo.common.checkpoints.delta import write_delta
 
-        is_weights = self._kind.weights
-        files = [entry for entry in wanted.files if is_weights and is_weights.fullmatch(entry.name)]
+        pattern = self._kind.weights
+        weights = [entry for entry in wanted.files if pattern and pattern.fullmatch(entry.name)]
         earlier = {entry.name: entry for entry in before.files}
         copy = copies.of(before.attempt) or shelf.whole(before.attempt)
         found: dict[str, Path] = {}
-        if copy is None or any(links_of(shelf.files_of, before.attempt, each.name) is None for each in files):
+        if copy is None or any(
+            links_of(shelf.files_of, before.attempt, each.name) is None for each in before.files
+        ):
             return found
-        for entry in files:
-            if entry.name in earlier and write_delta(
+        unchanged = [
+            entry
+            for entry in wanted.files
+            if entry not in weights and entry.size >= _MIN_BYTES and entry == earlier.get(entry.name)
+        ]
+        for entry in (*weights, *unchanged):
+            # What is beside weights that are whole had better be whole as well.
+            is_tried = entry.name in earlier and (entry in weights or bool(found))
+            if is_tried and write_delta(
                 copy / entry.name,
                 written / entry.name,
                 room / entry.name,
