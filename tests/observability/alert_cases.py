@@ -196,7 +196,10 @@ CASES = {
         quiet={_generator("ready", _POD): _from(115, 1, 0)},
     ),
     "AsympoGeneratorStalled": Case(
-        firing={_generator("groups_total", _POD, 'outcome="appended"'): "500x149"},
+        firing={
+            _generator("groups_total", _POD, 'outcome="appended"'): "500x149",
+            _generator("groups_total", _POD, 'outcome="lease_lost"'): grows(1),
+        },
         quiet={
             _generator("groups_total", _POD, 'outcome="appended"'): "500x149",
             _generator("groups_in_flight", _POD): _still(0),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.prometheus.server import Prometheus
-from tests.observability.failures import FAILURES, RUN, Scene
+from tests.observability.failures import FAILURES
+from tests.observability.failures.scene import RUN, Scene
 from tests.observability.queries import FOREIGN, rules, selectors
 from tests.observability.tools import promql
 
@@ -83,7 +84,10 @@ def short(values: Sequence[float | None], metric: str, begun: float) -> str:
 
 
 def played(series: dict[str, str], pace: int) -> list[dict[str, str]]:
-    """For promtool, at `pace` seconds a sample: what counts seconds or is a moment grows by as much."""
+    """For promtool, at `pace` seconds a sample.
+
+    What counts seconds or is a moment grows by as much; the end of a certificate stays as far ahead.
+    """
     return [
         {"series": f'{name[:-1]},namespace="n"}}', "values": " ".join(_words(name, values, pace))}
         for name, values in series.items()
@@ -91,7 +95,9 @@ def played(series: dict[str, str], pace: int) -> list[dict[str, str]]:
 
 
 def _words(name: str, values: str, pace: int) -> Iterator[str]:
-    times = pace if name.partition("{")[0].endswith(("_seconds_total", "_timestamp_seconds")) else 1
+    metric = name.partition("{")[0]
+    is_stretched = metric.endswith(("_seconds_total", "_timestamp_seconds"))
+    times = pace if is_stretched and not metric.endswith("_expires_timestamp_seconds") else 1
     was_there = False
     for word in values.split():
         text, x, num = word.partition("x")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,51 +138,57 @@ def test_learning_alerts_on_recorded_runs(tmp_path: Path) -> None:
     )
 
 
-def _recorded_tests(expected: Callable[[str], dict[str, list[str]]]) -> Iterator[dict[str, Any]]:
-    """Expected of a recording by its name: expressions, and the labels of their samples at its end."""
-    recordings = {each["name"]: each["series"] for each in record.recorded()}
-    assert recordings.keys() == FAILURES.keys(), "python -m tests.observability.record NAME"
-    for name, failure in FAILURES.items():
-        series = record.played(recordings[name], failure.pace)
-        seconds = failure.pace * max(_num_samples(each["values"]) for each in series)
-        told = [
-            {
-                "expr": expression.replace("ALL", f"{seconds}s"),
-                "eval_time": f"{seconds}s",
-                "exp_samples": [{"labels": labels, "value": 1} for labels in found],
-            }
-            for expression, found in expected(name).items()
-        ]
-        yield {"name": name, "interval": f"{failure.pace}s", "input_series": series, "promql_expr_test": told}
-
-
-def test_on_a_recorded_failure_exactly_its_alerts_fire(tmp_path: Path) -> None:
-    fired = 'max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[ALL]))'
-
-    def expected(name: str) -> dict[str, list[str]]:
-        return {fired: [f'{{alertname="{alert}"}}' for alert in sorted(FAILURES[name].alerts)]}
-
-    _promtool_test(tmp_path / "failures.yaml", list(_recorded_tests(expected)), interval="1m")
-
-
 MARKED = {
     # A learner that is started again takes its own run over.
     "Take-over": {"two learners"},
     "Generator falls back: a reload failed": {"reloads change nothing"},
     "Learner falls back to a slower way": set[str](),
 }
+"""Marks on the dashboards, and the recordings that have them."""
 
 
-def test_marks_are_set_on_recorded_failures_of_their_kind(tmp_path: Path) -> None:
-    expressions = {where.partition(": ")[2]: text for where, text in annotation_queries()}
-
-    def expected(name: str) -> dict[str, list[str]]:
-        return {
-            f"group(max_over_time(({expressions[mark]})[ALL:1m]))": ["{}"] if name in failures else []
-            for mark, failures in MARKED.items()
+def test_on_a_recorded_failure_exactly_its_alerts_fire_and_its_marks_are_set(tmp_path: Path) -> None:
+    recordings = {each["name"]: each["series"] for each in record.recorded()}
+    assert recordings.keys() == FAILURES.keys(), "python -m tests.observability.record NAME"
+    marks = {where.partition(": ")[2]: text for where, text in annotation_queries()}
+    tests = []
+    for name, failure in FAILURES.items():
+        series = record.played(recordings[name], failure.pace)
+        seconds = failure.pace * max(_num_samples(each["values"]) for each in series)
+        expected = {
+            f'max by (alertname) (max_over_time(ALERTS{{alertstate="firing"}}[{seconds}s]))': [
+                f'{{alertname="{alert}"}}' for alert in sorted(failure.alerts)
+            ]
         }
+        for mark, marked in MARKED.items():
+            expected[f"group(max_over_time(({marks[mark]})[{seconds}s:1m]))"] = (
+                ["{}"] if name in marked else []
+            )
+        told = [
+            {
+                "expr": expression,
+                "eval_time": f"{seconds}s",
+                "exp_samples": [{"labels": labels, "value": 1} for labels in found],
+            }
+            for expression, found in expected.items()
+        ]
+        interval = f"{failure.pace}s"
+        tests.append({"name": name, "interval": interval, "input_series": series, "promql_expr_test": told})
+    _promtool_test(tmp_path / "failures.yaml", tests, interval="1m")
 
-    _promtool_test(tmp_path / "marks.yaml", list(_recorded_tests(expected)), interval="1m")
+
+NOT_RECORDED = {
+    # Series of the stability study: `test_learning_alerts_on_recorded_runs`.
+    *("AsympoCollapse", "AsympoNllRising"),
+    # Series of kube-state-metrics and the kubelet, which need a cluster: `RELEASE_CASES` only.
+    *("AsympoLearnerNotReady", "AsympoCrashLoop", "AsympoBrokerVolumeLow"),
+}
+
+
+def test_every_other_alert_has_fired_on_a_recorded_failure_of_its_kind() -> None:
+    recorded = {alert for failure in FAILURES.values() for alert in failure.alerts}
+    assert recorded.isdisjoint(NOT_RECORDED)
+    assert recorded | NOT_RECORDED == set(alerts())
 
 
 def _num_samples(values: str) -> int:

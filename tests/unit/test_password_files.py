@@ -58,4 +58,7 @@ def test_end_of_the_line_belongs_to_no_password(
     path.write_bytes(content.encode())
     assert PasswordFile(user=None, path=str(path)).get_credentials() == ("secret",)
     assert acl(path) == 0
-    assert f"#{hashlib.sha256(b'secret').hexdigest()}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"#{hashlib.sha256(b'secret').hexdigest()}" in printed.out
+    assert printed.out.count("\n") == 1
+    assert "user default off allkeys allchannels +@all" in printed.err

@@ -13,9 +13,9 @@ from asympo.common.http_server import bind, serving
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
-from asympo.common.rollout_log.broker.joining import connect, wait_for_config
+from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.engines.base import Engine
 from asympo.engines.choice import build_engine
@@ -91,7 +91,7 @@ class EvaluatorProcess:
 
     async def _work(self, closing: AsyncExitStack) -> None:
         settings = self._settings
-        broker = await connect(self._calls, settings.redis_url)
+        broker = await self._calls.until_answered(Broker.connect, settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, settings.run)
         config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)

@@ -11,9 +11,9 @@ from asympo.common.codec import WireLimits
 from asympo.common.control.tokens import read_token
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
-from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
-from asympo.common.rollout_log.broker.joining import connect, wait_for_config
+from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
 from asympo.gateway.core import Gateway, JoinedParts
@@ -128,7 +128,7 @@ class GatewayProcess:
     async def _join(self, closing: AsyncExitStack) -> None:
         """Wait for broker and run, however long they take."""
         settings = self._settings
-        broker = await connect(self._calls, settings.redis_url)
+        broker = await self._calls.until_answered(Broker.connect, settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, settings.run)
         config = await wait_for_config(run_log, self._calls, wait_seconds=CONFIG_WAIT_SECONDS)

@@ -18,9 +18,9 @@ from asympo.common.errors import BadSetting, CorruptCheckpoint, EngineBroken
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls, race
-from asympo.common.rollout_log.broker.joining import connect, wait_for_config
+from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
@@ -164,7 +164,7 @@ class GeneratorProcess:
 
     async def _work(self, closing: AsyncExitStack) -> None:
         """Join, load, then lease until drained. Raises what makes going on senseless."""
-        broker = await connect(self._calls, self._settings.redis_url)
+        broker = await self._calls.until_answered(Broker.connect, self._settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, self._settings.run)
         presence = PresenceReporter(

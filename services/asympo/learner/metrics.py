@@ -97,7 +97,7 @@ class LearnerMetrics:
         self._publish_failures = counter("publish_failures", "Policies that could not be published.")
         self._save_failures = counter("save_failures", "Training states that could not be saved.")
         self._published_at = gauge("last_publish_timestamp_seconds", "When the newest policy was published.")
-        self._committed_at = gauge("last_commit_timestamp_seconds", "When the run was committed last.")
+        self._committed_at = gauge("last_commit_timestamp_seconds", "Last commit, or when training began.")
         self._tracker_failures = counter(
             "tracker_failures", "Rows that did not reach a tracker.", ("tracker",)
         )
@@ -207,8 +207,16 @@ class LearnerMetrics:
         self._publish_seconds.observe(seconds)
         self._published_at.set(at_seconds)
 
+    def policy_adopted(self, *, published_at_seconds: float) -> None:
+        """A learner before this one has published its policy."""
+        self._published_at.set(published_at_seconds)
+
     def publish_failed(self) -> None:
         self._publish_failures.inc()
+
+    def training_begins(self, *, at_seconds: float) -> None:
+        """From here on a restart costs what was trained since."""
+        self._committed_at.set(at_seconds)
 
     def committed(self, *, seconds: float, at_seconds: float) -> None:
         """A training state became durable and was committed."""

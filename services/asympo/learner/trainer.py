@@ -63,6 +63,7 @@ class Trainer:
     def start(self) -> None:
         """Makes the policy of the loaded state the visible one."""
         self._publishing.start(step=self._progress.step)
+        self._metrics.training_begins(at_seconds=self._clock.now_seconds())
         if self._session.stats().state is not RunState.RUNNING:
             self._session.set_state(RunState.RUNNING)
 

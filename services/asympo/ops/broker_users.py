@@ -5,9 +5,15 @@ import hashlib
 import sys
 from argparse import Namespace
 
+from asympo.common.commands import say
 from asympo.common.paths import given_path
 from asympo.common.rollout_log.broker.client import read_password
 from asympo.common.rollout_log.broker.users import ROLES, acl_line
+
+_DEFAULT_USER = (
+    "The default user may be off, but needs its rights: user default off allkeys allchannels +@all. After a "
+    "restart Redis 7.0 reads its own log back with them, and without them drops what scripts wrote."
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +38,6 @@ def main(arguments: Namespace) -> int:
     if file is not None:
         digests.append(hashlib.sha256(read_password("--password-file", file).encode()).hexdigest())
     sys.stdout.write(acl_line(arguments.role, runs=arguments.run, user=user, digests=digests) + "\n")
+    # Not on standard output: the server takes no comment in its ACL file.
+    say(_DEFAULT_USER)
     return 0

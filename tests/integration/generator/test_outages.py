@@ -44,6 +44,21 @@ async def test_finished_groups_outlive_a_broker_that_is_killed(
     learner.close()
 
 
+async def test_broker_that_is_away_from_the_start_on_is_counted(
+    own_broker: LocalBroker, run_name: str, tmp_path: Path
+) -> None:
+    learner = LearnerSide(url=own_broker.url, run=run_name, root=tmp_path / "root")
+    learner.create().publish(0, nll=2.0)
+    own_broker.kill()
+    async with running(settings_for(learner)) as gen:
+        read = gen.process.registry.get_sample_value
+        await until(lambda: (read("asympo_generator_broker_errors_total") or 0) >= 1)
+        assert gen.generator.not_ready_reason is not None
+        own_broker.start()
+        await until(lambda: gen.generator.not_ready_reason is None)
+    learner.close()
+
+
 def scored_by_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskConfig:
     (tmp_path / "own_reward.py").write_text(REWARD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")

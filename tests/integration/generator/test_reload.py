@@ -21,15 +21,15 @@ from tests.integration.generator.scripted_engine import ScriptedEngine
 pytestmark = pytest.mark.asyncio
 
 
-def torn_policy(learner: LearnerSide, *, step: int) -> tuple[Path, bytes]:
-    """A visible policy with one wrong byte: the file, and what it should hold."""
+def torn_policy(learner: LearnerSide, *, step: int, ending: bytes = b"!") -> tuple[Path, bytes]:
+    """A visible policy whose last byte is replaced: the file, and what it should hold."""
     visible = learner.store
     learner.store = open_policies(visible.path.parent / "elsewhere", "run")
     ref = learner.publish(step, nll=3.0, announce=False)
     learner.store = visible
     weights = ref.path / "model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1] + b"!")
+    weights.write_bytes(whole[:-1] + ending)
     ref.path.rename(visible.path / ref.name)
     learner.announce(ref)
     return visible.path / ref.name / weights.name, whole
@@ -201,12 +201,16 @@ async def test_watcher_finds_a_policy_that_nobody_announced(learner: LearnerSide
         await until(lambda: gen.status["policy_step"] == 1)
 
 
-async def test_watcher_passes_over_a_torn_policy_and_takes_it_once_it_is_whole(learner: LearnerSide) -> None:
+@pytest.mark.parametrize("ending", [b"!", b""], ids=["changed", "cut"])
+async def test_watcher_passes_over_a_torn_policy_and_takes_it_once_it_is_whole(
+    learner: LearnerSide, ending: bytes
+) -> None:
     learner.create().publish(0, nll=2.0)
     async with running(settings_for(learner)) as gen:
         await until(lambda: gen.status["policy_step"] == 0)
-        weights, whole = torn_policy(learner, step=1)
-        await asyncio.sleep(0.8)
+        weights, whole = torn_policy(learner, step=1, ending=ending)
+        read = gen.process.registry.get_sample_value
+        await until(lambda: (read("asympo_generator_corrupt_policies_total") or 0) >= 2)
         assert gen.status["policy_step"] == 0
         assert gen.engine.reloaded == []
         weights.write_bytes(whole)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import urllib.request
@@ -84,6 +85,12 @@ class LearnerProcess(Process):
     def reached(self, step: int) -> bool:
         rows = self.rows
         return bool(rows) and rows[-1]["step"] >= step
+
+    def metric(self, name: str) -> float:
+        """Of one without labels."""
+        found = re.search(rf"^{name} (\S+)$", self.get("/metrics") or "", re.MULTILINE)
+        assert found is not None, name
+        return float(found[1])
 
     def get(self, path: str) -> Any:
         try:

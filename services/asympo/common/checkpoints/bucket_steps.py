@@ -18,7 +18,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from asympo.common.checkpoints.names import (
     StepName,
     parse_name,
 )
-from asympo.common.checkpoints.steps import Kind, M, refuse_if_fenced
+from asympo.common.checkpoints.steps import Kind, M, ignore, newest_first, refuse_if_fenced
 from asympo.common.checkpoints.transfer import Transfer
 from asympo.common.errors import CorruptCheckpoint, Fenced, UnknownVersion
 from asympo.common.names import check_run_name
@@ -132,16 +132,16 @@ class BucketSteps(Generic[M]):
         """Those with a manifest that is not too late."""
         return self._look()[1]
 
-    def newest_first(self, *, exclude: Collection[str] = ()) -> Iterator[M]:
+    def newest_first(
+        self, *, exclude: Collection[str] = (), on_corrupt: Callable[[StepName], None] = ignore
+    ) -> Iterator[M]:
         """Steps whose objects all exist with the right sizes."""
         listing, visible = self._look()
-        for name in reversed(visible):
-            if str(name) in exclude:
-                continue
-            try:
-                yield self._complete(name, listing)
-            except self._kind.passed_over as error:
-                log.warning("%s passed over: %s", self._kind.noun, error)
+        return newest_first(
+            *(self._kind, visible, lambda name: self._complete(name, listing)),
+            exclude=exclude,
+            on_corrupt=on_corrupt,
+        )
 
     def manifest(self, name: StepName) -> M:
         """As the bucket has it; its objects are not looked at."""

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Generic
 
@@ -18,7 +18,7 @@ from asympo.common.checkpoints.cache import StepCopies
 from asympo.common.checkpoints.links import Attempt, Link, attempt_of, file_of, is_needed, links_of
 from asympo.common.checkpoints.names import MANIFEST_NAME, RETAINED, StepName
 from asympo.common.checkpoints.rooms import ScratchRoom
-from asympo.common.checkpoints.steps import Kind, M
+from asympo.common.checkpoints.steps import Kind, M, ignore, newest_first
 from asympo.common.checkpoints.transfer import Sent, Transfer
 from asympo.common.checkpoints.verify import read_manifest, read_manifest_bytes, verify_step
 from asympo.common.errors import CorruptCheckpoint, UnknownVersion
@@ -68,15 +68,11 @@ class DirectorySteps(Generic[M]):
         """Names of all directories."""
         return directory.step_names(self.path)
 
-    def newest_first(self, *, exclude: Collection[str] = ()) -> Iterator[M]:
+    def newest_first(
+        self, *, exclude: Collection[str] = (), on_corrupt: Callable[[StepName], None] = ignore
+    ) -> Iterator[M]:
         """Steps whose files have the names and sizes that their manifests say, or can be had from others."""
-        for name in reversed(self.present()):
-            if str(name) in exclude:
-                continue
-            try:
-                yield self.complete(name)
-            except self._kind.passed_over as error:
-                log.warning("%s passed over: %s", self._kind.noun, error)
+        return newest_first(self._kind, self.present(), self.complete, exclude=exclude, on_corrupt=on_corrupt)
 
     def manifest(self, name: StepName) -> M:
         """As the directory has it; its files are not looked at."""

@@ -1,7 +1,8 @@
 """Numbered, sealed directories of one kind of one run: what every place that can hold them does."""
 
+import logging
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -9,6 +10,8 @@ from typing import Generic, Protocol, TypeVar
 from asympo.common.checkpoints.manifest import FileEntry
 from asympo.common.checkpoints.names import StepName
 from asympo.common.errors import AsympoError, CorruptCheckpoint, Fenced
+
+log = logging.getLogger(__name__)
 
 
 class StepManifest(Protocol):
@@ -61,6 +64,30 @@ class Kind(Generic[M_co]):
         return manifest
 
 
+def ignore(_: StepName) -> None:
+    """Nobody wants to hear of it."""
+
+
+def newest_first(
+    kind: Kind[M],
+    names: Sequence[StepName],
+    read: Callable[[StepName], M],
+    *,
+    exclude: Collection[str],
+    on_corrupt: Callable[[StepName], None],
+) -> Iterator[M]:
+    """What `read` makes of the names from the last one on, but of those that are passed over."""
+    for name in reversed(names):
+        if str(name) in exclude:
+            continue
+        try:
+            yield read(name)
+        except kind.passed_over as error:
+            log.warning("%s passed over: %s", kind.noun, error)
+            if isinstance(error, CorruptCheckpoint):
+                on_corrupt(name)
+
+
 class Steps(Protocol[M_co]):
     """The steps of one kind of one run. Safe in any thread; methods raise OSError when storage fails.
 
@@ -84,8 +111,13 @@ class Steps(Protocol[M_co]):
     def present(self) -> list[StepName]:
         """Visible steps, damaged ones included, sorted so that the last one wins."""
 
-    def newest_first(self, *, exclude: Collection[str] = ()) -> Iterator[M_co]:
-        """Manifests of the steps that have all they list; others are passed over with a warning."""
+    def newest_first(
+        self, *, exclude: Collection[str] = (), on_corrupt: Callable[[StepName], None] = ignore
+    ) -> Iterator[M_co]:
+        """Manifests of the steps that have all they list; others are passed over with a warning.
+
+        `on_corrupt` hears of those that are damaged, not of those that only a newer version can read.
+        """
 
     def manifest(self, name: StepName) -> M_co:
         """The manifest of a step; CorruptCheckpoint when it is gone or damaged."""

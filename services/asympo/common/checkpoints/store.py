@@ -22,7 +22,7 @@ from asympo.common.checkpoints.manifest import (
     encode_manifest,
 )
 from asympo.common.checkpoints.names import POLICY_FILES, WEIGHT_FILES, StepName, parse_name
-from asympo.common.checkpoints.steps import Kind, Steps, refuse_if_fenced
+from asympo.common.checkpoints.steps import Kind, Steps, ignore, refuse_if_fenced
 from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.errors import BadModel, CorruptCheckpoint, PublishFailed, UnknownVersion
 
@@ -134,13 +134,20 @@ class PolicyStore:
         """Policies whose manifest verifies and whose files have the right names and sizes, newest last."""
         return [self._ref(manifest) for manifest in self._manifests()]
 
-    def newest(self, *, exclude: Collection[str] = (), with_digests: bool = False) -> PolicyRef | None:
+    def newest(
+        self,
+        *,
+        exclude: Collection[str] = (),
+        with_digests: bool = False,
+        on_corrupt: Callable[[StepName], None] = ignore,
+    ) -> PolicyRef | None:
         """The policy of the highest (fence, step) that verifies, or None.
 
         `exclude` holds directory names to pass over; those that do not verify are passed over with a warning.
         With digests, every byte of the winner is read; without, only names and sizes are compared.
+        `on_corrupt` hears of those that lack a file, or have one of another size.
         """
-        for manifest in self._steps.newest_first(exclude=exclude):
+        for manifest in self._steps.newest_first(exclude=exclude, on_corrupt=on_corrupt):
             ref = self._ref(manifest)
             try:
                 if with_digests:

@@ -52,11 +52,19 @@ class PolicyWatcher:
         self._passed_over_until = {
             name: until for name, until in self._passed_over_until.items() if until > now
         }
+        corrupt: list[StepName] = []
         try:
-            return await self._calls.run(self._store.newest, exclude=self._bad | set(self._passed_over_until))
+            newest = await self._calls.run(
+                self._store.newest,
+                exclude=self._bad | set(self._passed_over_until),
+                on_corrupt=corrupt.append,
+            )
         except OSError as error:
             log.error("The policies in %s cannot be read: %s", self._store.path, error)
-            return None
+            newest = None
+        for name in corrupt:
+            self._pass_over(str(name))
+        return newest
 
     async def older_than(self, policy: PolicyRef) -> PolicyRef | None:
         """The newest policy below `policy` that nobody marked bad: the one to fall back to."""
@@ -70,8 +78,11 @@ class PolicyWatcher:
 
     def pass_over(self, policy: PolicyRef) -> None:
         """Pass over `policy` for a while: its files do not verify, which may pass on slow storage."""
+        self._pass_over(policy.name)
+
+    def _pass_over(self, name: str) -> None:
         self._metrics.count_corrupt_policy()
-        self._passed_over_until[policy.name] = self._clock.monotonic_seconds() + self._poll_seconds
+        self._passed_over_until[name] = self._clock.monotonic_seconds() + self._poll_seconds
 
     async def next_after(self, current: PolicyRef | None) -> PolicyRef:
         """Wait for a policy that ranks above `current`; several published ones are skipped to the newest."""

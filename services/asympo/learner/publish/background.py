@@ -91,6 +91,7 @@ class BackgroundPublisher:
             if announced is None or announced.digest != newest.digest:
                 announced = self._session.announce(step=newest.step, digest=newest.digest)
             self._learner.set_policy(announced)
+            self._metrics.policy_adopted(published_at_seconds=announced.published_at_seconds)
             self.published_step = step
         else:
             self.publish(step=step)

@@ -1,11 +1,9 @@
-"""How a service comes to its run: the broker, then the run, however long they take."""
+"""How a service comes to its run, however long that takes."""
 
-import asyncio
 import logging
 
-from asympo.common.errors import BrokerUnavailable, NoProgress
-from asympo.common.rollout_log.broker.calls import Backoff, Calls
-from asympo.common.rollout_log.broker.connection import Broker
+from asympo.common.errors import NoProgress
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.run_log import RunLog
 
@@ -13,17 +11,6 @@ log = logging.getLogger(__name__)
 
 _REMIND_EVERY = 15
 """A line in the log after this many waits for a run that nobody has created."""
-
-
-async def connect(calls: Calls, redis_url: str) -> Broker:
-    """A connection, once the broker answers. Raises BrokerRefused and BadSetting."""
-    backoff = Backoff()
-    while True:
-        try:
-            return await calls.run(Broker.connect, redis_url)
-        except BrokerUnavailable as error:
-            log.warning("Waiting for the broker: %s", error)
-            await asyncio.sleep(backoff.next_seconds())
 
 
 async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> RunConfig:
