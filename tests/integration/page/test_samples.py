@@ -99,11 +99,14 @@ def test_sample_browser_shows_functions_unscored_responses_and_the_row(
     group = recorded_group(9001)
     group["responses"][0]["functions"] = {"accuracy": 1.0, "judge/length": 17.0}
     group["responses"][0]["notes"] = {"judge/why": HOSTILE}
+    group["responses"][1]["num_segments"] = 3
     group["unscored"] = [{"text": HOSTILE, "reason": "judge: scoring took more than 10 s"}]
     group["columns"] = '{"answer": "4", "levels": [1, 2], "note": "<b>bold</b>"}'
     learner.groups = [group]
     soon(page, "document.querySelector('.unscored') !== null")
     assert page.text(".response-functions").split() == ["accuracy", "1", "judge/length", "17"]
+    ends = page.run("[...document.querySelectorAll('.response-end')].map(n => n.textContent)")
+    assert ["tokens in 3 segments" in end for end in ends[:2]] == [False, True]
     notes = "document.querySelectorAll('.response-functions')[1].textContent"
     assert page.run(notes) == f"judge/why {HOSTILE}"
     assert "judge: scoring took more than 10 s" in page.text(".unscored")
