@@ -74,7 +74,14 @@ def _values(
             "sampling": {"max_tokens": 16},
         },
         "view": {"kind": "none"},
-        "learner": {"group_size": 4, "groups_per_step": 4, "total_steps": total_steps, **learner},
+        "learner": {
+            "group_size": 4,
+            "groups_per_step": 4,
+            "total_steps": total_steps,
+            # What is published late must be, before it is saved.
+            "save_every": total_steps,
+            **learner,
+        },
         "generator": {
             "engine": "simulated",
             "max_groups_in_flight": 8,
