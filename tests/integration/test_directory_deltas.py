@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.object_store import DeltaOptions
 
-from tests.integration.objects.test_deltas import expected, publish, weights_of
+from tests.integration.objects.test_deltas import expected, prune_beside_readers, publish, weights_of
 from tests.integration.objects.test_policies import flip_a_byte
 from tests.integration.test_checkpoint_faults import max_file_bytes
 
@@ -97,41 +96,7 @@ def test_reader_that_holds_a_policy_gets_it_while_the_learner_publishes_and_prun
 ) -> None:
     learner = open_store("learner", keyframe_every=5)
     publish(learner, 1)
-    wanted = [expected(step, tmp_path) for step in range(24)]
-    held: dict[str, str] = {}
-    lock, done = threading.Lock(), threading.Event()
-    seen: list[int] = []
-    failures: list[BaseException] = []
-
-    def read(machine: str) -> None:
-        try:
-            while not done.is_set():
-                reader = open_store(f"{machine}-{len(seen)}")
-                with lock:
-                    ref = reader.newest()
-                    assert ref is not None
-                    held[machine] = ref.name
-                reader.verify(ref)
-                assert weights_of(ref.path) == wanted[ref.step]
-                seen.append(ref.step)
-        except BaseException as error:  # noqa: BLE001  # the main thread shows it
-            failures.append(error)
-
-    def is_held(ref: PolicyRef) -> bool:
-        with lock:
-            return ref.name in held.values()
-
-    readers = [threading.Thread(target=read, args=(name,)) for name in ("a", "b")]
-    for reader in readers:
-        reader.start()
-    for step in range(2, 24):
-        publish(learner, step)
-        learner.prune(keep=1, is_in_use=is_held)
-    done.set()
-    for reader in readers:
-        reader.join(60)
-    assert failures == []
-    assert len(seen) >= 2
+    prune_beside_readers(learner, open_store, [expected(step, tmp_path) for step in range(24)])
 
 
 def truncate(delta: Path) -> None:
