@@ -1,6 +1,7 @@
 """Held-out rows of an environment: its player asks a door, and says what each episode earned."""
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -85,13 +86,11 @@ async def _talk(
     assert player.stdin is not None
     assert player.stdout is not None
     found: dict[int, dict[str, Any]] = {}
-    try:
+    # A player that has ended says more by its exit code.
+    with contextlib.suppress(ConnectionError):
         player.stdin.write("".join(f"{row}\n" for row in rows).encode())
         await player.stdin.drain()
         player.stdin.close()
-    except ConnectionError:
-        # It has ended: its exit code says more.
-        pass
     async for line in player.stdout:
         told = json.loads(line)
         found[told["episode"]] = told

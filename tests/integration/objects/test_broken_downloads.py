@@ -52,6 +52,7 @@ class CuttingRelay:
                             self.num_cuts += 1
                             break
         except OSError:
+            # One side is gone; the other is told below.
             pass
         for each in (source, target):
             with suppress(OSError):
