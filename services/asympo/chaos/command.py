@@ -124,6 +124,12 @@ def _parser() -> CommandParser:
     names = ", ".join(kind.value for kind in FaultKind)
     parser.add_argument("--only", metavar="KINDS", help=f"comma-separated, of: {names}")
     parser.add_argument("--without", metavar="KINDS", help="leave these out")
+    parser.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="fleet: what the learner computes in",
+    )
     parser.add_argument("--broker", metavar="PATH", help="redis-server or valkey-server to use")
     parser.add_argument(
         "--directory",
@@ -182,6 +188,7 @@ async def _run(
         num_faults=len(schedule),
         broker_binary=binary,
         shim=shim,
+        compute_dtype=arguments.compute_dtype,
     )
     run = ChaosRun(
         system=system,

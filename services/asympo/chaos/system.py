@@ -53,9 +53,16 @@ class System:
     """Starts everything, knows where everything is, ends everything."""
 
     def __init__(
-        self, *, directory: Path, seed: int, num_faults: int, broker_binary: str, shim: Path | None
+        self,
+        *,
+        directory: Path,
+        seed: int,
+        num_faults: int,
+        broker_binary: str,
+        shim: Path | None,
+        compute_dtype: str,
     ) -> None:
-        self.directory, self.seed = directory, seed
+        self.directory, self.seed, self._compute_dtype = directory, seed, compute_dtype
         self.checkpoints = directory / "checkpoints"
         self.logs = directory / "logs"
         self._shim = shim
@@ -197,7 +204,7 @@ class System:
             "max-lease-seconds": 20,
             "heartbeat-seconds": 2,
             "learning-rate": 1e-3,
-            "compute-dtype": "float32",
+            "compute-dtype": self._compute_dtype,
             "num-threads": 1,
             "publish-retry-seconds": 0.5,
             "keep-states": 3,
