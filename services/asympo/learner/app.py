@@ -166,8 +166,9 @@ class LearnerProcess:
         host = HostWatch(broker=broker, storage=self._settings.run_directory, metrics=self._context.metrics)
         closing.callback(host.stop)
         host.start()
-        # Early and without torch: the generators wait for it.
-        tokenizer = load_tokenizer(self._settings.model)
+        # Early, because the generators wait for the run. Loading it imports torch as well.
+        with large_imports():
+            tokenizer = load_tokenizer(self._settings.model)
         config = create_run(self._settings, run_log, tokenizer)
         is_over = self._is_over(run_log)
         closing.callback(heartbeat.stop)
@@ -264,7 +265,6 @@ class LearnerProcess:
     def _train(
         self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
     ) -> None:
-        # From here on torch.
         with large_imports():
             from asympo.learner.build import build_trainer
 

@@ -10,7 +10,7 @@ from asympo.tasks.quick_tokenizer import QuickTokenizer
 
 
 def load_tokenizer(model: str) -> Any:
-    """As transformers loads it, without torch; raises BadModel with one sentence."""
+    """As transformers loads it, which imports torch; raises BadModel with one sentence."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
