@@ -193,9 +193,9 @@ class LoneRun:
         if self.path.exists():
             # Unlike shutil, it moves the broker's socket to another disk as well.
             subprocess.run(["mv", self.path, parent / "run"], check=True)
-            # Nobody else syncs what was copied, and a disk that fails keeps only what was. Not `os.sync`: it
-            # waits for every disk of the machine, a minute and more after a large installation.
-            subprocess.run(["sync", "--file-system", parent], check=True)
+            if self._volume is not None and parent.is_relative_to(self._volume.path):
+                # Nobody else syncs what was copied, and a disk that fails keeps only what was.
+                subprocess.run(["sync", "--file-system", parent], check=True)
         self._parent = parent
 
     def _live_and_end(self, kind: End) -> None:
