@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -43,8 +44,13 @@ _HOST_NAME = re.compile(
 )
 
 
-class _BoundedConnection(H11Protocol):
-    """A connection that is closed when it asks for nothing: after a while, or once there are too many."""
+class BoundedConnection(asyncio.Protocol):
+    """A connection of uvicorn that is closed when it asks for nothing: after a while, or among too many."""
+
+    connections: set[Any]
+    cycle: Any
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
@@ -52,7 +58,7 @@ class _BoundedConnection(H11Protocol):
         self._since = time.monotonic()
         if len(self.connections) > MAX_CONNECTIONS:
             # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
-            others = (each for each in self.connections if isinstance(each, _BoundedConnection))
+            others = (each for each in self.connections if isinstance(each, BoundedConnection))
             min(others, key=lambda each: (each._is_asking, each._since)).transport.close()
         self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
 
@@ -65,14 +71,18 @@ class _BoundedConnection(H11Protocol):
             self.transport.close()
 
 
+class _H11Connection(BoundedConnection, H11Protocol):
+    """Parsed in Python."""
+
+
 class QuietServer(uvicorn.Server):
     """uvicorn in an event loop or thread that is not its own; stopped through `should_exit`."""
 
-    def __init__(self, api: ASGIApp) -> None:
+    def __init__(self, api: ASGIApp, *, connection: type[asyncio.Protocol] = _H11Connection) -> None:
         super().__init__(
             uvicorn.Config(
                 api,
-                http=_BoundedConnection,
+                http=connection,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -87,9 +97,11 @@ class QuietServer(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(
+    app: ASGIApp, listener: socket.socket, *, connection: type[asyncio.Protocol] = _H11Connection
+) -> AsyncIterator[None]:
     """The application answers on the bound socket meanwhile, in the running event loop."""
-    server = QuietServer(app)
+    server = QuietServer(app, connection=connection)
     with listener:
         task = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:

@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from asympo.common.errors import AsympoError, BadSetting, BrokerUnavailable, InvalidRecord
 from asympo.common.rollout_log.broker.calls import Calls
@@ -125,16 +127,9 @@ class GatewayApi:
 
     async def read_json(self, request: Request) -> dict[str, Any]:
         """The body as an object, no larger than allowed."""
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                raise Refusal(
-                    413, f"the body has more than {self._max_body_bytes} bytes: send fewer groups at a time"
-                )
-            chunks.append(chunk)
+        content = await read_body(request.receive, max_bytes=self._max_body_bytes)
         try:
-            body = json.loads(b"".join(chunks) or b"{}")
+            body = json.loads(content or b"{}")
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"the body is not JSON: {error}") from None
         if not isinstance(body, dict):
@@ -157,6 +152,24 @@ class GatewayApi:
         if not messages:
             return None
         return await self._calls.run(self._gateway.parts.work.text.messages, messages)
+
+
+async def read_body(receive: Receive, *, max_bytes: int) -> bytes:
+    """All of a request's body, no larger than allowed; raises Refusal, or ClientDisconnect."""
+    content, is_whole = b"", False
+    chunks: list[bytes] = []
+    size = 0
+    while not is_whole:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        content = message.get("body", b"")
+        size += len(content)
+        if size > max_bytes:
+            raise Refusal(413, f"the body has more than {max_bytes} bytes: send fewer groups at a time")
+        chunks.append(content)
+        is_whole = not message.get("more_body", False)
+    return content if len(chunks) == 1 else b"".join(chunks)
 
 
 def build_api(api: GatewayApi, *, gateway: Gateway, metrics_endpoint: Any) -> FastAPI:

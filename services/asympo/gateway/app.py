@@ -5,7 +5,9 @@ import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
+import uvloop
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from asympo.common.codec import WireLimits
 from asympo.common.control.tokens import read_token
@@ -16,6 +18,7 @@ from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
+from asympo.gateway.connections import GatewayConnection
 from asympo.gateway.core import Gateway, JoinedParts
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
@@ -35,8 +38,8 @@ CONFIG_WAIT_SECONDS = 2.0
 def main(settings: GatewaySettings) -> int:
     """Runs a gateway until it is told to stop; raises AsympoError with the exit code of what went wrong."""
     set_up_logging(service="gateway", log_format=settings.log_format, level=settings.log_level)
-    with StopSignal() as stop:
-        asyncio.run(GatewayProcess(settings=settings, stop=stop).run())
+    with StopSignal() as stop, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(GatewayProcess(settings=settings, stop=stop).run())
     return 0
 
 
@@ -98,9 +101,9 @@ class GatewayProcess:
             slot_wait_seconds=settings.slot_wait_seconds,
         )
         app = build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
-        self._add_sessions(app, api, closing)
+        served = self._with_sessions(app, api, closing)
         self.http_port = int(listener.getsockname()[1])
-        await closing.enter_async_context(serving(app, listener))
+        await closing.enter_async_context(serving(served, listener, connection=GatewayConnection))
         await self.rpc.start()
         closing.push_async_callback(self.rpc.stop, grace_seconds=settings.drain_seconds)
         log.info(
@@ -110,20 +113,27 @@ class GatewayProcess:
             extra={"http_port": self.http_port, "grpc_port": self.rpc.port},
         )
 
-    def _add_sessions(self, app: FastAPI, api: GatewayApi, closing: AsyncExitStack) -> None:
+    def _with_sessions(self, app: FastAPI, api: GatewayApi, closing: AsyncExitStack) -> ASGIApp:
         settings = self._settings
         if not settings.doors:
-            return
+            return app
+        from asympo.gateway.agent_requests import AgentRequests
         from asympo.gateway.doors import Doors
         from asympo.gateway.session_api import SessionApi, add_sessions
 
         doors = Doors(
             settings.doors, token=read_token(settings.doors_token), timeout_seconds=settings.request_seconds
         )
-        closing.push_async_callback(doors.close)
+        closing.callback(doors.close)
         closing.push_async_callback(self._sessions.close)
-        sessions = SessionApi(api=api, sessions=self._sessions, doors=doors, model_name=settings.model_name)
-        add_sessions(app, sessions)
+        add_sessions(app, SessionApi(api=api, sessions=self._sessions))
+        return AgentRequests(
+            app,
+            sessions=self._sessions,
+            doors=doors,
+            model_name=settings.model_name,
+            max_body_bytes=settings.max_body_bytes,
+        )
 
     async def _join(self, closing: AsyncExitStack) -> None:
         """Wait for broker and run, however long they take."""

@@ -2,22 +2,17 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from asympo.common.errors import AsympoError
+from asympo.gateway.door_connections import DoorAnswer, DoorConnections
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0
 LOOK_UP_SECONDS = 10.0
 """How long the addresses behind a name are taken to be right."""
 _RETRIED_STATUSES = frozenset({502, 503, 504})
@@ -35,61 +30,48 @@ class Doors:
 
     def __init__(self, addresses: Sequence[str], *, token: str, timeout_seconds: float) -> None:
         self._addresses = tuple(address.rstrip("/") for address in addresses)
-        self._headers = {"content-type": "application/json"}
-        if token:
-            self._headers["authorization"] = f"Bearer {token}"
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, connect=CONNECT_SECONDS)
-        self._http: aiohttp.ClientSession | None = None
+        self._connections = DoorConnections(token=token)
+        self._timeout_seconds = timeout_seconds
         self._found = self._addresses
         self._look_up_at = 0.0
 
-    @asynccontextmanager
-    async def ask(
-        self, session_id: str, path: str, body: Any, *, is_streamed: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def ask(self, session_id: str, path: str, payload: bytes, *, is_streamed: bool) -> DoorAnswer:
         """The first answer that is not of a generator that is gone; raises NoDoor when all are.
 
         One that is not streamed is read to its end: a generator that dies in the middle is gone as well.
+        A streamed one belongs to the caller, who reads or closes it.
         """
-        payload = json.dumps(body, separators=(",", ":")).encode()
         if time.monotonic() >= self._look_up_at:
             self._look_up_at = time.monotonic() + LOOK_UP_SECONDS
             found = await asyncio.gather(*map(_addresses_behind, self._addresses))
             self._found = tuple(dict.fromkeys(each for several in found for each in several))
-        async with AsyncExitStack() as open_answers:
-            for address in self._order(session_id):
-                try:
-                    answer = await open_answers.enter_async_context(
-                        self._client().post(f"{address}/{path}", data=payload, headers=self._headers)
-                    )
-                    if not is_streamed:
-                        await answer.read()
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    log.warning("%s does not answer a session: %r", address, error)
+        for address in self._order(session_id):
+            try:
+                answer = await self._connections.post(address, path, payload, seconds=self._timeout_seconds)
+                if answer.status in _RETRIED_STATUSES:
+                    log.warning("%s turns a session away: %d", address, answer.status)
+                    answer.close()
                     continue
-                if answer.status not in _RETRIED_STATUSES:
-                    yield answer
-                    return
-                log.warning("%s turns a session away: %d", address, answer.status)
-            raise NoDoor(f"none of {len(self._found)} generators answers: ask again")
+                if not is_streamed:
+                    await answer.whole()
+            except OSError as error:
+                log.warning("%s does not answer a session: %r", address, error)
+                continue
+            return answer
+        raise NoDoor(f"none of {len(self._found)} generators answers: ask again")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Ends the connections."""
-        if self._http is not None:
-            await self._http.close()
+        self._connections.close()
 
-    def _order(self, session_id: str) -> list[str]:
+    def _order(self, session_id: str) -> Sequence[str]:
+        if len(self._found) == 1:
+            return self._found
+
         def weight(address: str) -> bytes:
             return hashlib.sha256(f"{session_id} {address}".encode()).digest()
 
         return sorted(self._found, key=weight)
-
-    def _client(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            # On the loop that uses it, and without a limit: slots are the engine's affair.
-            connector = aiohttp.TCPConnector(limit=0)
-            self._http = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
-        return self._http
 
 
 async def _addresses_behind(address: str) -> list[str]:

@@ -1,33 +1,24 @@
-"""HTTP of sessions: `/rl/…` for whoever drives the agents, `/sessions/{id}/v1/…` for the agents."""
+"""HTTP of sessions for whoever drives the agents: `/rl/…` and `/sessions/{id}/complete`."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
+from asympo.gateway.agent_requests import PATHS
 from asympo.gateway.api import AsciiResponse, GatewayApi, Refusal
-from asympo.gateway.capture import TurnReader
-from asympo.gateway.doors import Doors, NoDoor
 from asympo.gateway.producers import Scope
-from asympo.gateway.sessions import Session, SessionGroup, SessionRefused, Sessions
+from asympo.gateway.sessions import SessionGroup, SessionRefused, Sessions
 from asympo.gateway.work import NoWork
-
-PATHS = ("chat/completions", "completions", "responses")
-"""What an agent may ask: those of which the engine says the token ids."""
-SESSION_HEADER = "x-session-id"
-"""Names the session where all of them are asked at one address."""
 
 
 class SessionApi:
     """Translates between HTTP and the sessions."""
 
-    def __init__(self, *, api: GatewayApi, sessions: Sessions, doors: Doors, model_name: str) -> None:
+    def __init__(self, *, api: GatewayApi, sessions: Sessions) -> None:
         self._api = api
         self._sessions = sessions
-        self._doors = doors
-        self._model_name = model_name
 
     async def start(self, request: Request) -> JSONResponse:
         """`POST /rl/start_session`: for a prompt of the task, or with `"own_prompt": true` for any."""
@@ -78,63 +69,9 @@ class SessionApi:
             }
         )
 
-    async def ask(self, request: Request) -> Response:
-        """`POST /sessions/{id}/v1/chat/completions`: as the engine answers; the turn is noted."""
-        path = request.path_params["path"]
-        if path not in PATHS:
-            raise Refusal(404, f"a session answers {', '.join(PATHS)}, not {path}")
-        session_id = request.path_params.get("session_id") or request.headers.get(SESSION_HEADER)
-        if not session_id:
-            raise Refusal(400, f"give the session's id in the header {SESSION_HEADER}, or use its base_url")
-        session = self._sessions.open_session(session_id)
-        body = await self._api.read_json(request)
-        if body.get("n", 1) != 1:
-            raise Refusal(400, "n: a session gives one answer to each request; open more sessions")
-        body["model"] = self._model_name
-        body["enable_response_messages" if path == "responses" else "return_token_ids"] = True
-        if body.get("stream"):
-            return await self._stream(session, path, body)
-        async with self._doors.ask(session_id, path, body, is_streamed=False) as answer:
-            content = await answer.read()
-            if answer.status == 200:
-                reader = TurnReader()
-                reader.read(json.loads(content))
-                _note(session, reader)
-            return Response(content, status_code=answer.status, media_type="application/json")
-
-    async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> Response:
-        asking = self._doors.ask(session.session_id, path, body, is_streamed=True)
-        answer = await asking.__aenter__()
-        if answer.status != 200:
-            content = await answer.read()
-            await asking.__aexit__(None, None, None)
-            return Response(content, status_code=answer.status, media_type="application/json")
-        reader = TurnReader()
-
-        def read(line: bytes) -> None:
-            event = line.removeprefix(b"data:").strip()
-            if event == line or not event:
-                return
-            is_end = event == b"[DONE]"
-            if not is_end:
-                reader.read(json.loads(event))
-            # The engine says its last word only once the policy is proven: now the turn counts.
-            if is_end or (path == "responses" and reader.turn):
-                _note(session, reader)
-
-        async def relay() -> AsyncIterator[bytes]:
-            rest = b""
-            try:
-                # Not by its own lines: they may not be as long as an event with the ids of a long prompt.
-                async for chunk in answer.content.iter_any():
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        read(line)
-                    yield chunk
-            finally:
-                await asking.__aexit__(None, None, None)
-
-        return StreamingResponse(relay(), media_type="text/event-stream")
+    async def unknown(self, request: Request) -> Response:
+        """`POST /v1/…`: what neither agents nor producers ask."""
+        raise Refusal(404, f"there is no {request.url.path}: a session answers {', '.join(sorted(PATHS))}")
 
     def _started(self, request: Request, group: SessionGroup) -> dict[str, Any]:
         base = str(request.base_url).rstrip("/")
@@ -165,19 +102,16 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     """The routes of sessions, beside those that are there."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        status = error.status if isinstance(error, SessionRefused) else 503
+        status = error.status if isinstance(error, SessionRefused) else 500
         return AsciiResponse({"error": {"message": str(error)}}, status_code=status)
 
     app.add_exception_handler(SessionRefused, refused)
-    app.add_exception_handler(NoDoor, refused)
     app.add_api_route("/rl/start_session", sessions.start, methods=["POST"])
     app.add_api_route("/rl/set_reward", sessions.set_reward, methods=["POST"])
     app.add_api_route("/rl/end_session", sessions.end, methods=["POST"])
     app.add_api_route("/sessions/{session_id}", sessions.status)
     app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
-    # The one route that is asked all the time: without FastAPI's look at its parameters.
-    app.add_route("/sessions/{session_id}/v1/{path:path}", sessions.ask, methods=["POST"])
-    app.add_route("/v1/{path:path}", sessions.ask, methods=["POST"])
+    app.add_route("/v1/{path:path}", sessions.unknown, methods=["POST"])
 
 
 def _functions(values: Any) -> dict[str, float]:
@@ -195,9 +129,3 @@ def _session_id(body: dict[str, Any]) -> str:
     if not isinstance(session_id, str):
         raise Refusal(400, "session_id: give the session's id")
     return session_id
-
-
-def _note(session: Session, reader: TurnReader) -> None:
-    turn = reader.turn
-    if turn is not None and not session.is_closed:
-        session.turns.append(turn)

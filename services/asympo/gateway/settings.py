@@ -59,6 +59,8 @@ class GatewaySettings(ControlSettings, protected_namespaces=()):
             parts = urlsplit(address)
             if parts.scheme not in ("http", "https") or not parts.hostname or "," in address:
                 raise ValueError(f"{address} is no address of a door: give http://HOST:PORT/v1, one each")
+            if parts.username is not None or (parts.port or 1) < 1:
+                raise ValueError(f"the address of the door at {parts.hostname} holds more than host and port")
         return value
 
     @model_validator(mode="after")

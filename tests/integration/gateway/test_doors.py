@@ -10,7 +10,7 @@ from asympo.gateway.doors import Doors
 
 from tests.integration.gateway.fake_door import FakeDoor
 
-BODY = {"messages": [{"role": "user", "content": "a"}]}
+BODY = b'{"messages": [{"role": "user", "content": "a"}]}'
 
 
 def test_name_with_several_addresses_is_a_door_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,13 +27,13 @@ def test_name_with_several_addresses_is_a_door_at_each(monkeypatch: pytest.Monke
         doors = Doors([f"http://doors.test:{port}/v1"], token="", timeout_seconds=30.0)
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
         for number in range(8):
-            async with doors.ask(f"s{number}", "chat/completions", BODY, is_streamed=False) as answer:
-                assert answer.status == 200
+            answer = await doors.ask(f"s{number}", "chat/completions", BODY, is_streamed=False)
+            assert answer.status == 200
         assert {doors._order(f"s{number}")[0] for number in range(32)} == {
             f"http://{address}:{port}/v1" for address in ("127.0.0.1", "127.0.0.2")
         }
         assert all(doors._order("s") == doors._order("s") for _ in range(4))
-        await doors.close()
+        doors.close()
 
     asyncio.run(work())
     door.stop()

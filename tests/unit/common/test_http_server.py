@@ -1,5 +1,6 @@
 """The server of every service closes what asks for nothing, and what is too many."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -7,25 +8,31 @@ from collections.abc import Iterator
 import pytest
 from asympo.common import http_server
 from asympo.common.http_server import HostCheck, QuietServer, bind
-from fastapi import FastAPI
+from asympo.gateway.connections import GatewayConnection
+from fastapi import FastAPI, Request, Response
 
 
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+@pytest.fixture(params=[{}, {"connection": GatewayConnection}], ids=["every service", "gateway"])
+def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 4)
     monkeypatch.setattr(http_server, "HEADER_SECONDS", 2.0)
     app = FastAPI()
     app.add_api_route("/livez", lambda: "ok")
     app.add_api_route("/v1/status", lambda: "ok")
+    app.add_route("/read", read, methods=["POST"])
     app.add_middleware(HostCheck, allowed_hosts=frozenset())
     listener = bind("127.0.0.1", 0)
-    server = QuietServer(app)
+    server = QuietServer(app, **request.param)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()
     server.should_exit = True
     thread.join()
     listener.close()
+
+
+async def read(request: Request) -> Response:
+    return Response(await request.body())
 
 
 def ask(address: tuple[str, int], path: str, *, host: str = "127.0.0.1") -> bytes:
@@ -50,6 +57,28 @@ def test_connections_that_ask_for_nothing_make_room_for_one_that_asks(address: t
     assert held[0].recv(1) == b"", "the oldest"
     for each in held:
         each.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET /" + b"x" * 200_000,
+        b"GET /livez HTTP/1.1\r\nHost: " + b"x" * 200_000,
+        b"POST /read HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 200_000,
+    ],
+    ids=["address", "header", "extension of a chunk"],
+)
+def test_head_without_an_end_is_refused(
+    address: tuple[str, int], said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 600.0)
+    with socket.create_connection(address, timeout=20) as connection:
+        # What is cut off may reset the connection while it is still being sent.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(said)
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(1000):
+                pass
 
 
 def test_stranger_s_name_is_refused_and_a_probe_is_not(address: tuple[str, int]) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
+import psutil
 
-from asympo.bench.gateway.services import GROUP_SIZE, GatewayServices, stub, wait_for_answer
+from asympo.bench.gateway.services import GROUP_SIZE, GatewayServices, gateway_cores, stub, wait_for_answer
 from asympo.common.records import RolloutGroup
 from asympo.local.ports import free_port
+from asympo.local.process import Process
 
 NUM_CLIENTS = 32
 NUM_TURNS = 5
@@ -27,19 +29,27 @@ _NAMED_END = {"appended", "not_enough", "no_capacity", "invalid"}
 
 
 def measure_overhead(running: GatewayServices, *, num_requests: int) -> dict[str, float]:
-    """Median milliseconds of a request: straight to the engine, through the gateway, through a bare proxy."""
+    """Milliseconds of a request: straight to the engine, through the gateway, through a bare proxy.
+
+    The median that an agent waits, and what the gateway's and the proxy's processes compute for each.
+    """
     port = free_port()
-    passing = stub("proxy", port, running.doors[0], log_path=running.directory / "proxy.log").start()
+    log_path = running.directory / "proxy.log"
+    # On the gateway's core: neither has more of the machine than the other.
+    passing = stub("proxy", port, running.doors[0], log_path=log_path, cores=gateway_cores()).start()
     try:
         wait_for_answer(passing, f"http://127.0.0.1:{port}/v1")
-        return asyncio.run(_overhead(running, f"http://127.0.0.1:{port}/v1", num_requests))
+        return asyncio.run(_overhead(running, passing, f"http://127.0.0.1:{port}/v1", num_requests))
     finally:
         passing.kill()
 
 
-async def _overhead(running: GatewayServices, proxy: str, num_requests: int) -> dict[str, float]:
+async def _overhead(
+    running: GatewayServices, passing: Process, proxy: str, num_requests: int
+) -> dict[str, float]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         found: dict[str, float] = {}
+        processes = {"gateway": psutil.Process(running.gateway.pid), "proxy": psutil.Process(passing.pid)}
         for num_clients in (1, NUM_CLIENTS):
             sessions = await _sessions(http, running, -(-num_clients // GROUP_SIZE))
             addresses = {
@@ -48,15 +58,28 @@ async def _overhead(running: GatewayServices, proxy: str, num_requests: int) -> 
                 "proxy": [proxy] * num_clients,
             }
             times: dict[str, list[float]] = {name: [] for name in addresses}
+            computed = dict.fromkeys(processes, 0.0)
             # In turns, so that what else the machine does falls on all alike; the first turn warms up.
             for turn in range(5):
                 for name, bases in addresses.items():
                     each = max(2, num_requests // num_clients // 4)
+                    before = _cpu_seconds(processes.get(name))
                     asked = await asyncio.gather(*(_ask_often(http, base, each) for base in bases))
-                    times[name] += itertools.chain(*asked) if turn else ()
+                    if turn:
+                        times[name] += itertools.chain(*asked)
+                    if turn and name in computed:
+                        computed[name] += _cpu_seconds(processes.get(name)) - before
             for name, seconds in times.items():
                 found[f"{name}_milliseconds_p50_with_{num_clients}"] = statistics.median(seconds) * 1000
+                if name in processes:
+                    found[f"{name}_cpu_milliseconds_with_{num_clients}"] = (
+                        computed[name] / len(seconds) * 1000
+                    )
         return found
+
+
+def _cpu_seconds(process: psutil.Process | None) -> float:
+    return sum(process.cpu_times()[:2]) if process else 0.0
 
 
 async def _ask_often(http: aiohttp.ClientSession, base: str, count: int) -> list[float]:

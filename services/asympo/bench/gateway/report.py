@@ -61,10 +61,8 @@ def measure_gateway(bench: GatewayBench, *, say: Callable[[str], None]) -> dict[
         "groups_per_second_token_ids": ids["groups_per_second"],
         "p99_milliseconds_half_load": latency["p99"],
         "agent_overhead_milliseconds_p50": added[1],
-        f"agent_ratio_to_bare_proxy_with_{NUM_CLIENTS}": overhead[
-            f"gateway_milliseconds_p50_with_{NUM_CLIENTS}"
-        ]
-        / overhead[f"proxy_milliseconds_p50_with_{NUM_CLIENTS}"],
+        f"agent_ratio_to_bare_proxy_with_{NUM_CLIENTS}": _to_proxy(overhead, "milliseconds_p50"),
+        f"agent_cpu_ratio_to_bare_proxy_with_{NUM_CLIENTS}": _to_proxy(overhead, "cpu_milliseconds"),
         "sessions_lost": sessions["sessions_lost"],
         "malformed_crashes": malformed["malformed_crashes"],
         "text_16k": text,
@@ -75,3 +73,7 @@ def measure_gateway(bench: GatewayBench, *, say: Callable[[str], None]) -> dict[
         "sessions": sessions,
         "malformed": malformed,
     }
+
+
+def _to_proxy(overhead: dict[str, float], what: str) -> float:
+    return overhead[f"gateway_{what}_with_{NUM_CLIENTS}"] / overhead[f"proxy_{what}_with_{NUM_CLIENTS}"]

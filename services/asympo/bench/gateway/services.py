@@ -6,7 +6,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -88,7 +88,7 @@ def services(*, num_engines: int = 0, mean_delay_seconds: float = 0.0) -> Iterat
                 *(word for door in doors for word in ("--doors", door)),
             ],
             log_path=directory / "gateway.log",
-            cores=_gateway_cores(),
+            cores=gateway_cores(),
         )
         ending.callback(gateway.start().kill)
         http = f"http://127.0.0.1:{http_port}"
@@ -107,10 +107,10 @@ def services(*, num_engines: int = 0, mean_delay_seconds: float = 0.0) -> Iterat
         )
 
 
-def stub(kind: str, port: int, more: object, *, log_path: Path) -> Process:
+def stub(kind: str, port: int, more: object, *, log_path: Path, cores: Sequence[int] = ()) -> Process:
     """An engine or a proxy, not yet started."""
     command = [sys.executable, "-m", "asympo.bench.gateway.stub_engine", kind, str(port), str(more)]
-    return Process(command=command, log_path=log_path)
+    return Process(command=command, log_path=log_path, cores=cores)
 
 
 def wait_for_answer(process: Process, address: str) -> None:
@@ -149,7 +149,7 @@ def _start_run(broker: Broker, *, model: Path) -> tuple[RunLog, Fence]:
     return run_log, fence
 
 
-def _gateway_cores() -> list[int]:
+def gateway_cores() -> list[int]:
     """One for the gateway alone: where there are several, the others' processes stay off it by themselves."""
     if not hasattr(os, "sched_getaffinity"):
         return []

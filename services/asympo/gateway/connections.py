@@ -1,0 +1,37 @@
+"""Connections of a gateway: requests are parsed in C, where the other services have a parser in Python."""
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from asympo.common.http_server import BoundedConnection
+
+MAX_HEAD_BYTES = 65536
+"""Of a request's line and headers, or of what stands between two pieces of its body."""
+
+
+class GatewayConnection(BoundedConnection, HttpToolsProtocol):
+    """Bounds what the parser itself does not: it keeps a head until it is complete, however long it gets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._num_unread = 0
+        """Bytes since the parser last had something to say."""
+
+    def data_received(self, data: bytes) -> None:
+        self._num_unread += len(data)
+        super().data_received(data)
+        if self._num_unread > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers are too long.")
+
+    def on_headers_complete(self) -> None:
+        self._num_unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_unread = 0
+        super().on_message_complete()
