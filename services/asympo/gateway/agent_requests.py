@@ -21,6 +21,22 @@ SESSION_HEADER = "x-session-id"
 _SESSION_HEADER = SESSION_HEADER.encode()
 
 
+class _Whole:
+    """What an engine says, sent as it is."""
+
+    __slots__ = ("_content", "_status")
+
+    def __init__(self, content: bytes, status: int) -> None:
+        self._content = content
+        self._status = status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = str(len(self._content)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.body", "body": self._content})
+
+
 class AgentRequests:
     """The application, and the agents' requests in front of it, past its middleware and list of routes."""
 
@@ -38,6 +54,7 @@ class AgentRequests:
         if asked is None:
             await self._app(scope, receive, send)
             return
+        answer: ASGIApp
         try:
             answer = await self._answer(*asked, receive)
         except (Refusal, SessionRefused) as error:
@@ -48,7 +65,7 @@ class AgentRequests:
             return
         await answer(scope, receive, send)
 
-    async def _answer(self, session_id: str, path: str, receive: Receive) -> Response:
+    async def _answer(self, session_id: str, path: str, receive: Receive) -> ASGIApp:
         """As the engine answers; the turn is noted."""
         if path not in PATHS:
             raise Refusal(404, f"a session answers {', '.join(sorted(PATHS))}, not {path}")
@@ -69,13 +86,12 @@ class AgentRequests:
             except ValueError as error:
                 raise Refusal(502, f"the generator's answer is not JSON: {error}") from None
             _note(session, reader)
-        return Response(content, status_code=answer.status, media_type="application/json")
+        return _Whole(content, answer.status)
 
-    async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> Response:
+    async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> ASGIApp:
         answer = await self._doors.ask(session.session_id, path, to_json(body), is_streamed=True)
         if answer.status != 200:
-            content = await answer.whole()
-            return Response(content, status_code=answer.status, media_type="application/json")
+            return _Whole(await answer.whole(), answer.status)
         events = _relayed(answer, session, ends_with_done=path != "responses")
         return StreamingResponse(events, media_type="text/event-stream")
 

@@ -20,6 +20,8 @@ from asympo.local.ports import free_port
 from asympo.local.process import Process
 
 NUM_CLIENTS = 32
+NUM_ROUNDS = 8
+"""Of requests on each way, one way after the other."""
 NUM_TURNS = 5
 MAX_TRIES = 200
 """Of one request of an agent while generators die."""
@@ -60,9 +62,9 @@ async def _overhead(
             times: dict[str, list[float]] = {name: [] for name in addresses}
             computed = dict.fromkeys(processes, 0.0)
             # In turns, so that what else the machine does falls on all alike; the first turn warms up.
-            for turn in range(5):
+            for turn in range(1 + NUM_ROUNDS):
                 for name, bases in addresses.items():
-                    each = max(2, num_requests // num_clients // 4)
+                    each = max(2, num_requests // num_clients // NUM_ROUNDS)
                     before = _cpu_seconds(processes.get(name))
                     asked = await asyncio.gather(*(_ask_often(http, base, each) for base in bases))
                     if turn:
