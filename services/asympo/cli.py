@@ -76,6 +76,11 @@ COMMANDS = (
         summary="show, score, try: look at data and rewards before training on them",
     ),
     Command(
+        name="environment",
+        module="asympo.ops.environment",
+        summary="rows, play: an environment as the task, beside services that you start yourself",
+    ),
+    Command(
         name="init",
         module="asympo.ops.init",
         summary="write a settings file and a reward file with its test, to start from",

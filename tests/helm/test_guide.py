@@ -25,6 +25,7 @@ COMMANDS = [
 ]
 IN_TEXT = re.findall(r"`(kubectl --[^`]+)`", PAGE)
 GIVEN = {"$REGISTRY_PASSWORD": "secret", "$HF_TOKEN": "hf_token", "$REVISION": "0123456789" * 4}
+GIVEN |= {"$PLAYER_TOKEN": "player", "$DOOR_TOKEN": "door"}
 WALK = next(text for text in VALUES if text.startswith("# gsm8k.yaml"))
 
 
@@ -77,6 +78,7 @@ def test_helm_takes_the_line(line: str, tmp_path: Path) -> None:
 def test_kubectl_takes_the_line_and_what_it_makes_is_valid(line: str, tmp_path: Path) -> None:
     words = _words(line)
     if "create" in words:
+        (tmp_path / "producers.toml").touch()
         (tmp_path / "rewards.py").write_text("def accuracy(response_text, **columns):\n    return 1.0\n")
         done = _run(*words, "--dry-run=client", "--output=yaml", directory=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-{{/* Names and labels. A component is one of learner, generator, gateway, redis, test; .pool names a pool of generators. */}}
+{{/* Names and labels. A component is one of learner, generator, gateway, evaluator, environment, redis, test; .pool names a pool of generators. */}}
 
 {{/*
 At most 40 characters, so that every name made of it stays within what Kubernetes allows. A name that had to be changed

@@ -216,10 +216,10 @@ env:
   {{- end }}
 {{- end }}
 
-{{/* Where Python finds the code among `data`; generators and the evaluator run it. */}}
+{{/* Where Python finds the code among `data`; generators, the evaluator and the environment run it. */}}
 {{- define "asympo.pythonPath" -}}
 {{- $paths := list }}
-{{- if has .role (list "generator" "evaluator") }}
+{{- if has .role (list "generator" "evaluator" "environment") }}
 {{- range $name, $own := .root.Values.data }}
 {{- if $own.isCode }}{{ $paths = append $paths $own.mountPath }}{{ end }}
 {{- end }}

@@ -23,6 +23,7 @@
 {{- include "asympo.refuseControl" . }}
 {{- include "asympo.refuseTracing" . }}
 {{- include "asympo.refuseGateway" . }}
+{{- include "asympo.refuseEnvironment" . }}
 {{- include "asympo.refuseSecrets" . }}
 {{- include "asympo.refuseImmutable" . }}
 {{- end }}
@@ -78,7 +79,7 @@
 {{- $ours := list "asympo/pool" "asympo/scrape" }}
 {{- range $key, $_ := include "asympo.ownLabels" (dict "root" . "component" "any") | fromYaml }}{{ $ours = append $ours $key }}{{ end }}
 {{- $all := dict "commonLabels" .Values.commonLabels }}
-{{- range $name := list "learner" "generator" "gateway" "evaluator" }}
+{{- range $name := list "learner" "generator" "gateway" "evaluator" "environment" }}
 {{- range $kind := list "podLabels" "workloadLabels" }}{{ $_ := set $all (printf "%s.%s" $name $kind) (index $.Values $name $kind) }}{{ end }}
 {{- end }}
 {{- range $kind := list "podLabels" "workloadLabels" }}
@@ -97,7 +98,7 @@
 {{/* Two accounts of one name would be one object twice. */}}
 {{- define "asympo.refuseAccounts" -}}
 {{- $made := dict }}
-{{- $services := pick .Values "learner" "generator" "gateway" "evaluator" }}
+{{- $services := pick .Values "learner" "generator" "gateway" "evaluator" "environment" }}
 {{- if eq .Values.redis.mode "embedded" }}{{ $_ := set $services "redis.embedded" (merge (dict "enabled" true) .Values.redis.embedded) }}{{ end }}
 {{- range $named, $own := $services }}
 {{- $account := $own.serviceAccount }}
@@ -432,7 +433,7 @@
 {{- fail (printf "gateway.autoscaling.minReplicas is %d and maxReplicas is %d: set maxReplicas to at least as many" (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
 {{- end }}
 {{- end }}
-{{- if and .Values.networkPolicy.enabled (not $gateway.allowFrom) }}
+{{- if and .Values.networkPolicy.enabled (not $gateway.allowFrom) (not .Values.environment.enabled) }}
 {{- fail "gateway.enabled is true and gateway.allowFrom is empty: the network policies would let no producer through; set gateway.allowFrom to where producers run" }}
 {{- end }}
 {{- end }}
@@ -462,6 +463,9 @@
 {{- end }}
 {{- end }}
 {{- if .Values.evaluator.enabled }}{{ $roles = append $roles $keys.evaluator }}{{ end }}
+{{- with .Values.environment }}
+{{- if .enabled }}{{ $wanted = append $wanted (dict "value" "environment.tokenFrom" "name" .tokenFrom.secret "keys" (list .tokenFrom.key)) }}{{ end }}
+{{- end }}
 {{- $wanted = append $wanted (dict "value" "redis.auth.existingSecret" "name" .Values.redis.auth.existingSecret "keys" $roles) }}
 {{- range $wanted }}
 {{- if .name }}

@@ -145,6 +145,7 @@ grpc_tls:
 {{- $own = merge $own (include "asympo.controlSettings" (dict "root" . "port" 50051) | fromYaml) (include "asympo.tracingSettings" . | fromYaml) }}
 {{- $_ := set $own "allowed_hosts" (include "asympo.pageHosts" . | fromJsonArray) }}
 {{- with include "asympo.modelPath" . }}{{ $_ := set $own "model" . }}{{ end }}
+{{- with include "asympo.environmentRows" . }}{{ $_ := set $own "task" (dict "path" .) }}{{ end }}
 {{- /* A node without a working driver is an error then, not a reason to train on its CPU. */}}
 {{- if and (gt (int .Values.learner.gpus) 0) (not (hasKey .Values.learner.settings "device")) }}
 {{- $_ := set $own "device" "cuda" }}
@@ -178,7 +179,13 @@ grpc_tls:
 {{- define "asympo.evaluatorToml" -}}
 {{- $own := include "asympo.commonSettings" .root | fromYaml }}
 {{- $_ := set $own "http_port" 8083 }}
-{{- include "asympo.toml" (dict "values" (mergeOverwrite (deepCopy (.values.settings | default dict)) $own) "path" "") | trim }}
+{{- $played := dict }}
+{{- if .root.Values.environment.enabled }}
+{{- $_ := set $played "environment" .root.Values.learner.settings.task.environment }}
+{{- with .root.Values.environment.python }}{{ $_ := set $played "environment_python" . }}{{ end }}
+{{- with (.root.Values.generator.settings.door | default dict).tool_call_parser }}{{ $_ := set $played "tool_call_parser" . }}{{ end }}
+{{- end }}
+{{- include "asympo.toml" (dict "values" (mergeOverwrite $played (deepCopy (.values.settings | default dict)) $own) "path" "") | trim }}
 {{- end }}
 
 {{/* .root .values */}}

@@ -104,7 +104,7 @@ def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Pat
 def test_environment_that_cannot_be_had_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"needs run\.environment_python"):
         with_environment(file_of(tmp_path, environment_python=None))
-    with pytest.raises(BadSetting, match=r"environment_python /none cannot be run: No such file"):
+    with pytest.raises(BadSetting, match=r"the environment's Python /none cannot be run: No such file"):
         with_environment(file_of(tmp_path, environment_python="/none"))
     with pytest.raises(BadSetting, match=r"the environment other cannot be loaded by .*Could not import"):
         with_environment(file_of(tmp_path, task=TASK | {"environment": "other"}))

@@ -14,10 +14,14 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- $hasModel := not (empty .Values.model.download.repository) }}
-  {{- if or $hasModel $values.extraInitContainers }}
+  {{- $hasRows := include "asympo.environmentRows" . }}
+  {{- if or $hasModel $hasRows $values.extraInitContainers }}
   initContainers:
     {{- if $hasModel }}
     {{- include "asympo.fetchModel" $learner | nindent 4 }}
+    {{- end }}
+    {{- if $hasRows }}
+    {{- include "asympo.writeRows" $learner | nindent 4 }}
     {{- end }}
     {{- with $values.extraInitContainers }}
     {{- toYaml . | nindent 4 }}

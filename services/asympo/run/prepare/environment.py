@@ -1,9 +1,7 @@
 """A task whose episodes an environment plays: in its own interpreter, through the gateway's sessions."""
 
 import json
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +10,13 @@ from asympo.common.errors import BadSetting
 from asympo.common.settings import merge, validate
 from asympo.gateway.settings import GatewaySettings
 from asympo.learner.settings import LearnerSettings
-from asympo.local.whole_file import write_whole
 from asympo.run.settings import RunFile
-from asympo.tasks.base import held_out_keys
 from asympo.tasks.config import ENVIRONMENTS, TaskConfig
 from asympo.tasks.environments.player_command import player_command
+from asympo.tasks.environments.rows import write_rows
 
 if TYPE_CHECKING:
     from asympo.run.held_out.evaluation import Episodes
-
-_LOAD_SECONDS = 300.0
 
 
 def with_environment(file: RunFile) -> RunFile:
@@ -32,9 +27,8 @@ def with_environment(file: RunFile) -> RunFile:
     rows = file.directory.absolute() / "environment.jsonl"
     if values.get("path") is None and not rows.exists():
         task = validate(TaskConfig, values)
-        _write_rows(file, task, rows)
-        if file.run.evaluate or any(each.asks_the_run for each in file.run.evals):
-            _hold_out(task, rows)
+        measures = file.run.evaluate or any(each.asks_the_run for each in file.run.evals)
+        write_rows(_python(file, task.name), task, rows, holds_out=measures)
     learner_values = merge(file.learner_values, {"task": {"path": values.get("path") or str(rows)}})
     return file.model_copy(
         update={"learner_values": learner_values, "gateway_values": file.gateway_values or {}}
@@ -96,43 +90,3 @@ def _python(file: RunFile, kind: str) -> Path:
             "verifiers and the environment"
         )
     return file.run.environment_python
-
-
-def _write_rows(file: RunFile, task: TaskConfig, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _run(player_command(_python(file, task.name), task, "rows", str(out)), task.environment)
-    if not out.exists():
-        raise BadSetting(f"the environment {task.environment} wrote no rows")
-
-
-def _hold_out(task: TaskConfig, path: Path) -> None:
-    """Marks a share of the rows, unless the environment has a split of its own for evaluation."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    if any(row.get("held_out") for row in rows):
-        return
-    asked = [json.dumps(row.get("prompt"), sort_keys=True) for row in rows]
-    chosen = held_out_keys(asked, fraction=task.held_out_fraction, seed=task.seed)
-    for row, key in zip(rows, asked, strict=True):
-        if key in chosen:
-            row["held_out"] = True
-    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-
-
-def _run(command: Sequence[str], name: str | None) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=_LOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BadSetting(f"the environment {name} did not load within {_LOAD_SECONDS:.0f} s") from error
-    except OSError as error:
-        raise BadSetting(f"run.environment_python {command[0]} cannot be run: {error.strerror}") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise BadSetting(f"the environment {name} cannot be loaded by {command[0]}: {said}")

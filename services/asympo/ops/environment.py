@@ -1,0 +1,87 @@
+"""`asympo environment rows|play`: an environment beside services that you start yourself.
+
+`asympo run` does both by itself.
+"""
+
+import asyncio
+import json
+import sys
+import tomllib
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from asympo.common.commands import CommandParser, at_least_one, say
+from asympo.common.errors import BadSetting
+from asympo.common.lifecycle import StopSignal
+from asympo.common.settings import validate
+from asympo.learner.settings import SamplingOptions
+from asympo.tasks.config import TaskConfig
+from asympo.tasks.environments.player_command import player_command
+from asympo.tasks.environments.rows import write_rows
+
+PLAYED_SAMPLING = ("temperature", "top_p", "max_tokens")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = CommandParser(
+        prog="asympo environment", description="Write down an environment's rows, or play it."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    rows = verbs.add_parser("rows", help="write the rows to task.path, unless the file is there")
+    rows.add_argument("--hold-out", action="store_true", help="mark a share of them for evaluations")
+    play = verbs.add_parser("play", help="play episodes through a gateway until the run ends")
+    play.add_argument("--gateway", required=True, metavar="URL", help="of its HTTP port")
+    play.add_argument("--groups", type=at_least_one, default=4, help="prompts at the same time (default 4)")
+    play.add_argument("--stay", action="store_true", help="once the run has ended, wait to be stopped")
+    for verb in (rows, play):
+        verb.add_argument(
+            "config", type=Path, metavar="CONFIG", help="settings file of the learner: [task] and [sampling]"
+        )
+        verb.add_argument(
+            "--python",
+            type=Path,
+            default=Path(sys.executable),
+            metavar="FILE",
+            help="Python that has the environment (default: this one)",
+        )
+    arguments = parser.parse_args(argv)
+    task, sampling = _settings(arguments.config)
+    if arguments.verb == "rows":
+        write_rows(arguments.python, task, Path(str(task.path)), holds_out=arguments.hold_out)
+        return 0
+    asked = json.dumps({name: getattr(sampling, name) for name in PLAYED_SAMPLING})
+    said = ("play", arguments.gateway, asked, str(arguments.groups))
+    with StopSignal() as stop:
+        return asyncio.run(_play(player_command(arguments.python, task, *said), stop, arguments))
+
+
+def _settings(path: Path) -> tuple[TaskConfig, SamplingOptions]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"{path} cannot be read: {error}") from error
+    task = validate(TaskConfig, values.get("task", {}))
+    if not task.is_environment or task.path is None:
+        raise BadSetting(f"{path}: give task.name verifiers or trl-environment, and task.path, its rows")
+    return task, validate(SamplingOptions, values.get("sampling", {}))
+
+
+async def _play(command: Sequence[str], stop: StopSignal, arguments: Namespace) -> int:
+    """The player's exit code; it ends with us."""
+    try:
+        player = await asyncio.create_subprocess_exec(*command)
+    except OSError as error:
+        raise BadSetting(f"the environment's Python {command[0]} cannot be run: {error.strerror}") from error
+    stopping = asyncio.ensure_future(stop.wait_async())
+    ended = asyncio.ensure_future(player.wait())
+    await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if not ended.done():
+        player.terminate()
+        await ended
+        return 0
+    if ended.result() == 0 and arguments.stay:
+        say("The run has ended: there is nothing left to play.")
+        await stopping
+    stopping.cancel()
+    return ended.result()
