@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.learner.heap import large_imports
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
 from asympo.rewards.sandbox.proof import prove_isolation
@@ -62,6 +63,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWeight:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [*KINDS, _group(item.nodeid)].index(_group(item.nodeid)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    with large_imports():
+        return (yield)
 
 
 def require(condition: bool, what: str) -> None:

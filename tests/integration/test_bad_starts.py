@@ -130,7 +130,6 @@ COMMANDS = (
     ("run", "{file}", "--check-config"),
     ("run", "{file}", f"--run.notify-url=https://h/{SECRET}", "--check-config"),
     ("run", "{file}", "--run.nothing", SECRET),
-    ("run", "{file}", "--dry-run"),
     ("runs", "show", "r"),
     ("runs", "list"),
     ("log", "show", "--run", "r"),

@@ -12,8 +12,9 @@ from typing import Any, Self
 
 from asympo.common.jsonl import read_steps
 from asympo.local.ports import free_port
-from asympo.local.process import Process
+from asympo.local.process import Process, import_path
 
+from tests.forked import ForkedPython, can_fork
 from tests.integration.learner.producer import GROUP_SIZE
 
 START_SECONDS = 90.0
@@ -53,7 +54,16 @@ class LearnerProcess(Process):
 
     def start(self, *more: str) -> Self:
         STARTED.append(self)
-        return super().start(*more)
+        command, environment = [*self.command, *more], {"PYTHONPATH": import_path(), **self.environment}
+        if not can_fork(command, environment):
+            return super().start(*more)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.exit_code = None
+        self._log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._process = ForkedPython(  # type: ignore[assignment]  # it has all of a Popen that is asked for
+            command, output=self.log_path, errors=self.log_path, environment=environment
+        )
+        return self
 
     def wait(self, seconds: float = START_SECONDS) -> int:
         return super().wait(seconds)

@@ -1,11 +1,10 @@
 """A run whose learner was killed and whose broker went back is trained again from its archive."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from asympo.learner.state.recipe import Recipe
 from asympo.learner.step.step import Stepper
 
 from tests.conftest import start_broker
+from tests.forked import ForkedPython
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 
@@ -26,6 +26,7 @@ STEPS = 12
 
 SMALL_MEMORY = """
 import sys
+import tempfile
 from asympo.cli import main
 from asympo.learner.model.policy import Policy
 from asympo.learner.step.step import Stepper
@@ -53,15 +54,12 @@ sys.exit(main(["learner", *sys.argv[1:]]))
 def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
     """`asympo log replay` in a process of its own."""
     command = [sys.executable, "-m", "asympo.cli", "log", "replay", "--run", run, "--json"]
-    result = subprocess.run(
-        [*command, "--checkpoint-root", str(root), *flags],
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=False,
-    )
-    assert result.stdout, result.stderr.decode()
-    return result.returncode, json.loads(result.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        command += ["--checkpoint-root", str(root), *flags]
+        code = ForkedPython(command, output=output, errors=errors, environment={}).wait(120)
+        assert output.stat().st_size, errors.read_text()
+        return code, json.loads(output.read_text())
 
 
 @pytest.fixture(scope="module")

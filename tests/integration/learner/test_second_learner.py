@@ -1,9 +1,7 @@
 """A second learner on the same log: it trains along, and the run does not know."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 from asympo.learner.replay.archive_replay import Replay
 from asympo.learner.state.open import open_states
 
+from tests.forked import ForkedPython
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 from tests.integration.learner.test_learner_process import state_bytes
@@ -26,19 +25,18 @@ def follow(
     out: Path,
     *flags: str,
     launcher: tuple[str, ...] = ("-m", "asympo.cli"),
-) -> "subprocess.Popen[bytes]":
+) -> tuple[ForkedPython, Path]:
+    """A follower, and where its report will be."""
     command = [sys.executable, *launcher, "log", "follow", "--run", run, "--redis-url", url, "--json"]
-    return subprocess.Popen(
-        [*command, "--checkpoint-root", str(root), "--out", str(out), *flags],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command += ["--checkpoint-root", str(root), "--out", str(out), *flags]
+    report = out.with_suffix(".report")
+    return ForkedPython(command, output=report, errors=out.with_suffix(".log"), environment={}), report
 
 
-def report_of(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    report: dict[str, Any] = json.loads(out)
+def report_of(follower: tuple[ForkedPython, Path]) -> dict[str, Any]:
+    process, path = follower
+    assert process.wait(120) == 0
+    report: dict[str, Any] = json.loads(path.read_text())
     return report
 
 
@@ -67,10 +65,10 @@ def test_follower_trains_another_objective_and_the_run_ends_with_the_same_weight
 
     # Without another objective it is the same training, from the archive alone; killed on the way.
     same = tmp_path / "same"
-    killed = follow(broker_url, tmp_path, run, same)
+    killed, _ = follow(broker_url, tmp_path, run, same)
     while not list((same / run / "train").glob("step-00000006-*")):
         assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.wait()
     assert report_of(follow(broker_url, tmp_path, run, same))["step"] == STEPS
     assert state_bytes(same, run) == run_bytes

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,10 @@ def commit_of(directory: Path) -> int:
     return max((int(state.name.split("-")[1]) for state in states), default=0)
 
 
+def guard_of(processes: Iterable[psutil.Process]) -> psutil.Process:
+    return next(each for each in processes if "asympo.run.processes.guard" in each.cmdline())
+
+
 @pytest.mark.timeout(900)
 def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind(
     start: Callable[..., RunProcess], tmp_path: Path
@@ -49,11 +53,14 @@ def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind
     assert run_pid is not None
     all_of_it = family(run_pid)
     # The parent alone, as the kernel does it when memory runs out.
+    guard = guard_of(all_of_it)
+    guard.suspend()
     os.kill(run_pid, signal.SIGKILL)
 
     # Started again at once, it waits for what still drains, and goes on from there.
     again = start("--run.evaluate=false")
     again.until(lambda: "still stopping" in again.log, seconds=60)
+    guard.resume()
     wait_until_gone(all_of_it)
     events = [event["text"] for event in read_events(directory)]
     assert any("was killed: its services are stopped in order" in text for text in events)
@@ -67,8 +74,7 @@ def test_run_goes_on_after_every_end_of_its_supervisor_and_leaves_nothing_behind
     # Supervisor and guard at once: the services drain by themselves, and the broker ends after them.
     assert again.pid is not None
     all_of_it = family(again.pid)
-    guard = next(each for each in all_of_it if "asympo.run.processes.guard" in each.cmdline())
-    guard.kill()
+    guard_of(all_of_it).kill()
     os.kill(again.pid, signal.SIGKILL)
     wait_until_gone(all_of_it)
     assert commit_of(directory) > drained, "what was trained was saved on the way out"

@@ -53,15 +53,21 @@ class FollowedLog:
 
         Raises SequenceGap when entries are in neither, or when the broker went back behind the cursor.
         """
-        commit = self._run_log.commits.last()
-        if commit is not None and commit.sequence > after_sequence:
-            found = self._from_archive(after_sequence, max_count)
-            if found:
-                return found
-        self._refuse_rollback(after_sequence)
-        return self._run_log.reader.read(
-            after_sequence=after_sequence, max_count=max_count, block_seconds=block_seconds
-        )
+        while True:
+            commit = self._run_log.commits.last()
+            if commit is not None and commit.sequence > after_sequence:
+                found = self._from_archive(after_sequence, max_count)
+                if found:
+                    return found
+            self._refuse_rollback(after_sequence)
+            try:
+                return self._run_log.reader.read(
+                    after_sequence=after_sequence, max_count=max_count, block_seconds=block_seconds
+                )
+            except SequenceGap:
+                # What the learner has committed meanwhile is in the archive, and no longer in the log.
+                if self._run_log.commits.last() == commit:
+                    raise
 
     def free(self, group_ids: Sequence[str]) -> None:
         """Slots are the run's own learner's to free."""
@@ -75,11 +81,16 @@ class FollowedLog:
         return stats.state in (RunState.FINISHED, RunState.FAILED) and stats.last_sequence <= after_sequence
 
     def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
-        if self._archived_after != after_sequence:
+        found = self._next(max_count) if self._archived_after == after_sequence else []
+        if not found:
+            # Where it goes on, it may have ended at what was the archive's end when it was opened.
             self._archived = _entries_after(self._archive, after_sequence)
-        found = [entry.to_log_entry() for entry in islice(self._archived, max_count)]
+            found = self._next(max_count)
         self._archived_after = found[-1].sequence if found else -1
         return found
+
+    def _next(self, max_count: int) -> list[LogEntry]:
+        return [entry.to_log_entry() for entry in islice(self._archived, max_count)]
 
     def _refuse_rollback(self, after_sequence: int) -> None:
         last = self._run_log.stats.read().last_sequence
