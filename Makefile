@@ -62,9 +62,10 @@ fuzz: setup  ## Try every parser of foreign bytes with a million inputs (ARGS="-
 object-store-tools:  ## Fetch the tests' S3 server into .cache, by digest
 	@deploy/local/tools.sh deploy/object_store s3-server
 
-verifiers-tools:  ## Install both generations of verifiers into .cache, apart from all else (two minutes), for examples and tests
+verifiers-tools:  ## Install both generations of verifiers, and OpenEnv, into .cache, apart from all else (three minutes), for examples and tests
 	@deploy/local/tools.sh deploy/verifiers verifiers-tools
 	@deploy/local/tools.sh deploy/verifiers_v1 verifiers-v1-tools
+	@deploy/local/tools.sh deploy/openenv openenv-tools
 
 llama-cpp-tools:  ## Fetch a llama.cpp server into .cache, apart from all else, for its test and benchmark
 	@deploy/local/tools.sh deploy/llama_cpp llama-cpp-tools

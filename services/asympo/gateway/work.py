@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from asympo.common.errors import BrokerUnavailable, InvalidRecord
-from asympo.common.rollout_log import AppendOutcome, Lease, RunConfig, RunLog
+from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
@@ -72,7 +72,7 @@ class Work:
             if isinstance(answer, Lease):
                 return await self._grant(producer, answer)
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or answer.reason is RefusalReason.RUN_ENDED:
                 return NoWork(reason=answer.reason.value, retry_after_seconds=answer.retry_after_seconds)
             await self._calls.run(
                 self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer

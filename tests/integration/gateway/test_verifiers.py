@@ -1,10 +1,12 @@
-"""Environments as they are: both generations of `verifiers`, each apart from all else, and TRL's protocol."""
+"""Environments as they are: both generations of `verifiers`, apart from all else, TRL's and OpenEnv's."""
 
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import RunLog, RunState
+from asympo.local.ports import free_port
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.environments.player_command import player_command
 from asympo.tasks.registry import load_task
@@ -26,6 +29,8 @@ from tests.integration.rollout_log.conftest import start_run
 ROOT = Path(__file__).parents[3]
 LEGACY = ROOT / ".cache" / "verifiers-tools" / "bin" / "python"
 V1 = ROOT / ".cache" / "verifiers-v1-tools" / "bin" / "python"
+OPENENV = ROOT / ".cache" / "openenv-tools" / "bin" / "python"
+OPENENV_EXAMPLE = ROOT / "examples" / "openenv"
 ENVIRONMENT = """
 import verifiers.legacy as vf
 from datasets import Dataset
@@ -116,7 +121,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(environment: dict[str, str], *command: object) -> "subprocess.CompletedProcess[str]":
-    require(Path(str(command[0])).exists(), "verifiers (make verifiers-tools)")
+    require(Path(str(command[0])).exists(), "verifiers or OpenEnv (make verifiers-tools)")
     words = [str(word) for word in command]
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
@@ -237,3 +242,44 @@ def test_environment_of_a_factory_is_played_as_trl_would(play: Play, door: FakeD
     for each in group.responses:
         assert b"tool:total 7;assistant:" in bytes(each.token_ids)
         assert (each.reward, each.function_values) == (7.0, {"Counter": 7.0})
+
+
+@pytest.fixture
+def openenv_server(environment: dict[str, str]) -> Iterator[str]:
+    """Address of the example's server."""
+    require(OPENENV.exists(), "OpenEnv (make verifiers-tools)")
+    port = free_port()
+    command = [str(OPENENV), str(OPENENV_EXAMPLE / "guess_server.py"), str(port)]
+    with subprocess.Popen(command, env=environment) as server:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        server.kill()
+
+
+@pytest.mark.timeout(400)
+def test_example_of_an_openenv_client_is_played(
+    openenv_server: str, play: Play, door: FakeDoor, environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment["PYTHONPATH"] += f"{os.pathsep}{OPENENV_EXAMPLE}"
+    first, *_ = (OPENENV_EXAMPLE / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "first.jsonl").write_text(first)
+    door.calls = {"name": "guess", "arguments": json.dumps({"number": json.loads(first)["seed"]})}
+    task = {
+        "name": "trl-environment",
+        "environment": "guess:Guess",
+        "environment_args": {"base_url": openenv_server},
+        "environment_rows": str(tmp_path / "first.jsonl"),
+    }
+    group = play(OPENENV, task)
+    assert bytes(group.prompt.token_ids).endswith(b"Guess a number from 0 to 99.;assistant:")
+    for each in group.responses:
+        assert b"tool:right;assistant:" in bytes(each.token_ids)
+        assert (each.reward, each.function_values) == (1.0, {"Guess": 1.0})
