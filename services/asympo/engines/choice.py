@@ -1,5 +1,6 @@
 """The engine that a service's settings ask for; imports no other."""
 
+import contextlib
 from typing import Protocol, runtime_checkable
 
 from asympo.common.errors import BadSetting
@@ -26,6 +27,18 @@ class EngineChoice(Protocol):
 
     @property
     def simulated(self) -> SimulatedSettings: ...
+
+
+def import_engine(settings: EngineChoice) -> None:
+    """Imports what the engine needs, which takes seconds, ahead of its start.
+
+    That start says what is missing, so nothing is raised here.
+    """
+    if settings.engine == "vllm":
+        with contextlib.suppress(BadSetting):
+            from asympo.engines.vllm_start import import_vllm
+
+            import_vllm()
 
 
 def build_engine(settings: EngineChoice) -> Engine:

@@ -98,22 +98,29 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def build_engine(
-    model_path: Path, settings: EngineSettings, worker_extension_cls: str, load: CacheLoad
-) -> AsyncLLM:
-    """Start vLLM on a model directory; blocks for its whole start. Raises BadSetting."""
-    check_model_dir(model_path)
+def import_vllm() -> None:
+    """Takes seconds the first time. Raises BadSetting."""
     # Both are read when vllm is imported.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
+        import vllm.platforms
+        import vllm.v1.engine.async_llm  # noqa: F401  it brings all that an engine needs
     except ImportError as error:
         raise BadSetting(
             f"the engine 'vllm' needs vLLM, and importing it failed ({error}); install asympo[generator] or "
             "choose the engine 'simulated'"
         ) from error
+
+
+def build_engine(
+    model_path: Path, settings: EngineSettings, worker_extension_cls: str, load: CacheLoad
+) -> AsyncLLM:
+    """Start vLLM on a model directory; blocks for its whole start. Raises BadSetting."""
+    check_model_dir(model_path)
+    import_vllm()
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
 
     is_cpu = current_platform.is_cpu()
     if is_cpu:

@@ -24,7 +24,7 @@ from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
-from asympo.engines.choice import build_engine
+from asympo.engines.choice import build_engine, import_engine
 from asympo.engines.model_files import local_model
 from asympo.engines.of_run import sampling_of
 from asympo.generator.api import build_api
@@ -182,6 +182,8 @@ class GeneratorProcess:
     ) -> None:
         settings = self._settings
         journal = self._open_journal(closing)
+        # While the learner makes the run.
+        importing = asyncio.ensure_future(self._calls.run(import_engine, settings))
         config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         task_config = of_run.task_config_of(config, task_path=settings.task_path)
         task = await self._calls.run(of_run.load_same_task, config, task_config)
@@ -206,6 +208,7 @@ class GeneratorProcess:
         engine = self._engine_factory(settings)
         _require_fresh_enough(engine, config)
         closing.push_async_callback(_close_engine, engine)
+        await importing
         policy = await self._start_engine(engine, config, store, watcher, presence)
         of_run.check_tokenizer(config, engine.tokenizer, task)
         context = GeneratorContext(
