@@ -126,7 +126,7 @@ class GatewayProcess:
         )
         closing.callback(doors.close)
         closing.push_async_callback(self._sessions.close)
-        add_sessions(app, SessionApi(api=api, sessions=self._sessions))
+        add_sessions(app, SessionApi(api=api, sessions=self._sessions, doors=doors))
         return AgentRequests(
             app,
             sessions=self._sessions,

@@ -146,6 +146,11 @@ class _Connection(asyncio.Protocol):
         self._transport.writelines((head, b"Content-Length: %d\r\n\r\n" % len(payload), payload))
         return self._answer
 
+    def rest(self) -> None:
+        """Waits for the next request."""
+        self._idle_since = time.monotonic()
+        self._idle.append(self)
+
     def end(self) -> None:
         """Closes it, now."""
         if self._transport is not None:
@@ -191,8 +196,7 @@ class _Connection(asyncio.Protocol):
             self.end()
         else:
             self.resume()
-            self._idle_since = time.monotonic()
-            self._idle.append(self)
+            self.rest()
         if answer is not None:
             answer.finish()
 
@@ -233,6 +237,18 @@ class DoorConnections:
                 break
         connection = await self._connect(address, idle)
         return await _begun(connection.ask(head, payload, seconds=seconds))
+
+    async def reaches(self, address: str) -> bool:
+        """Whether somebody takes connections there."""
+        idle = self._idle.setdefault(address, [])
+        if any(connection.is_usable for connection in idle):
+            return True
+        try:
+            connection = await self._connect(address, idle)
+        except OSError:
+            return False
+        connection.rest()
+        return True
 
     def close(self) -> None:
         """Ends those that nobody uses."""

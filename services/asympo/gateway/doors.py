@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 LOOK_UP_SECONDS = 10.0
 """How long the addresses behind a name are taken to be right."""
+RETRY_SECONDS = 1.0
+"""Between two tries while no door is open."""
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 
 
@@ -41,10 +43,7 @@ class Doors:
         One that is not streamed is read to its end: a generator that dies in the middle is gone as well.
         A streamed one belongs to the caller, who reads or closes it.
         """
-        if time.monotonic() >= self._look_up_at:
-            self._look_up_at = time.monotonic() + LOOK_UP_SECONDS
-            found = await asyncio.gather(*map(_addresses_behind, self._addresses))
-            self._found = tuple(dict.fromkeys(each for several in found for each in several))
+        await self._look_up()
         for address in self._order(session_id):
             try:
                 answer = await self._connections.post(address, path, payload, seconds=self._timeout_seconds)
@@ -58,11 +57,34 @@ class Doors:
                 log.warning("%s does not answer a session: %r", address, error)
                 continue
             return answer
-        raise NoDoor(f"none of {len(self._found)} generators answers: ask again")
+        raise self._none()
+
+    async def wait_for_one(self, seconds: float) -> None:
+        """Until a door is open: an engine that loads has none yet. Raises NoDoor after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            await self._look_up()
+            for address in self._found:
+                if await self._connections.reaches(address):
+                    return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._none()
+            await asyncio.sleep(min(left, RETRY_SECONDS))
 
     def close(self) -> None:
         """Ends the connections."""
         self._connections.close()
+
+    async def _look_up(self) -> None:
+        if time.monotonic() < self._look_up_at:
+            return
+        self._look_up_at = time.monotonic() + LOOK_UP_SECONDS
+        found = await asyncio.gather(*map(_addresses_behind, self._addresses))
+        self._found = tuple(dict.fromkeys(each for several in found for each in several))
+
+    def _none(self) -> NoDoor:
+        return NoDoor(f"none of {len(self._found)} generators answers: ask again")
 
     def _order(self, session_id: str) -> Sequence[str]:
         if len(self._found) == 1:

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 
 from asympo.gateway.agent_requests import PATHS
 from asympo.gateway.api import AsciiResponse, GatewayApi, Refusal
+from asympo.gateway.doors import Doors, NoDoor
 from asympo.gateway.producers import Scope
 from asympo.gateway.sessions import SessionGroup, SessionRefused, Sessions
 from asympo.gateway.work import NoWork
@@ -16,9 +17,10 @@ from asympo.gateway.work import NoWork
 class SessionApi:
     """Translates between HTTP and the sessions."""
 
-    def __init__(self, *, api: GatewayApi, sessions: Sessions) -> None:
+    def __init__(self, *, api: GatewayApi, sessions: Sessions, doors: Doors) -> None:
         self._api = api
         self._sessions = sessions
+        self._doors = doors
 
     async def start(self, request: Request) -> JSONResponse:
         """`POST /rl/start_session`: for a prompt of the task, or with `"own_prompt": true` for any."""
@@ -29,11 +31,16 @@ class SessionApi:
             raise Refusal(400, "num_sessions: give a number")
         if not isinstance(wait_seconds, int | float) or not 0 <= wait_seconds <= 60:
             raise Refusal(400, "wait_seconds: give 0 to 60")
+        is_own_prompt = body.get("own_prompt") is True
+        if not is_own_prompt:
+            # A prompt that is leased while nobody can be asked would be blamed for it.
+            try:
+                await self._doors.wait_for_one(wait_seconds)
+            except NoDoor:
+                if not await self._sessions.is_over():
+                    raise
         group = await self._sessions.start(
-            producer,
-            is_own_prompt=body.get("own_prompt") is True,
-            num_sessions=size,
-            wait_seconds=float(wait_seconds),
+            producer, is_own_prompt=is_own_prompt, num_sessions=size, wait_seconds=float(wait_seconds)
         )
         if isinstance(group, NoWork):
             status = 410 if group.reason == "run_ended" else 429
@@ -102,10 +109,11 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     """The routes of sessions, beside those that are there."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        status = error.status if isinstance(error, SessionRefused) else 500
+        status = error.status if isinstance(error, SessionRefused) else 503
         return AsciiResponse({"error": {"message": str(error)}}, status_code=status)
 
     app.add_exception_handler(SessionRefused, refused)
+    app.add_exception_handler(NoDoor, refused)
     app.add_api_route("/rl/start_session", sessions.start, methods=["POST"])
     app.add_api_route("/rl/set_reward", sessions.set_reward, methods=["POST"])
     app.add_api_route("/rl/end_session", sessions.end, methods=["POST"])

@@ -108,6 +108,10 @@ class Sessions:
         watching.add_done_callback(self._watching.discard)
         return group
 
+    async def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return await self._gateway.parts.work.is_over()
+
     def open_session(self, session_id: str) -> Session:
         """A session that takes requests; raises SessionRefused."""
         session = self.session(session_id)

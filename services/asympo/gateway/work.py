@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from asympo.common.errors import BrokerUnavailable, InvalidRecord
-from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog
+from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.policy_text import PolicyText
@@ -77,6 +77,10 @@ class Work:
             await self._calls.run(
                 self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer
             )
+
+    async def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return await self._calls.run(self._run_log.state.get) in (RunState.FINISHED, RunState.FAILED)
 
     def lease_of(self, producer: Producer, token: str) -> Lease:
         """The lease that a token proves; one of another gateway is known by its token alone."""

@@ -1,6 +1,7 @@
 """Agents that know only a base_url: what they say and hear becomes one group."""
 
 import importlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import httpx
 import pytest
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.records import ResponseSegment, RolloutGroup
-from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log import RunLog, RunState
 from asympo.gateway.settings import GatewaySettings
+from asympo.local.ports import free_port
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.gateway.conftest import AGENTS, FILES, RunningGateway
@@ -246,6 +248,22 @@ def test_leased_prompt_is_answered_by_sessions_or_given_back_at_the_deadline(
     assert outcome(hasty, started["sessions"][1])["outcome"] == "not_enough"
     stats = log.stats.read()
     assert (stats.leases, stats.prompts_set_aside) == (0, 1)
+
+
+def test_no_prompt_is_leased_before_a_generator_can_be_asked(
+    log: RunLog, door: FakeDoor, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    learner = start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"}, max_prompt_failures=1)
+    model = str(write_tiny_model(tmp_path / "model"))
+    port = free_port()
+    gateway = start_gateway(doors=(f"http://127.0.0.1:{port}/v1",), model=model)
+    refused = post(gateway, {"wait_seconds": 0}, path="/rl/start_session")
+    assert (refused.status_code, "none of 1 generators" in refused.text) == (503, True)
+    assert log.stats.read().leases == 0
+    with socket.create_server(("127.0.0.1", port)):
+        assert len(post(gateway, {}, path="/rl/start_session").json()["sessions"]) == 4
+    log.state.set(RunState.FINISHED, fence=learner.fence)
+    assert post(gateway, {"wait_seconds": 0}, path="/rl/start_session").status_code == 410
 
 
 def test_session_is_asked_elsewhere_when_its_generator_is_gone(

@@ -36,7 +36,8 @@ def _with_held_out(task: TaskConfig, text: str) -> str:
     rows = [json.loads(line) for line in text.splitlines()]
     if any(row.get("held_out") for row in rows):
         return text
-    asked = [json.dumps(row.get("prompt"), sort_keys=True) for row in rows]
+    # All of a row: many environments ask the same of every row, and hide what differs.
+    asked = [json.dumps(row, sort_keys=True) for row in rows]
     chosen = held_out_keys(asked, fraction=task.held_out_fraction, seed=task.seed)
     for row, key in zip(rows, asked, strict=True):
         if key in chosen:
