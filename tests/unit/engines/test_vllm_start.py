@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from asympo.common import errors
+from asympo.engines import vllm_start
+from asympo.engines.choice import import_engine
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import (
     check_model_dir,
@@ -14,6 +16,7 @@ from asympo.engines.vllm_start import (
     has_native_bfloat16,
     thread_environment,
 )
+from asympo.generator.settings import GeneratorSettings
 
 
 def test_one_worker_shares_the_engine_process_and_its_idle_threads_sleep() -> None:
@@ -127,3 +130,20 @@ def test_bfloat16_is_native_unless_switched_off(
     assert has_native_bfloat16() is native
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
     assert not has_native_bfloat16()
+
+
+@pytest.mark.parametrize(("engine", "num_imports"), [("vllm", 1), ("simulated", 0), ("openai", 0)])
+def test_libraries_of_vllm_are_imported_ahead_and_missing_ones_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, engine: str, num_imports: int
+) -> None:
+    tried = []
+
+    def fail() -> None:
+        tried.append(engine)
+        raise errors.BadSetting("not installed")
+
+    monkeypatch.setattr(vllm_start, "import_vllm", fail)
+    import_engine(
+        GeneratorSettings.load(["--engine", engine, "--openai.base-url", "http://localhost/v1"], environ={})
+    )
+    assert len(tried) == num_imports
