@@ -20,6 +20,7 @@ from asympo.engines.vllm import VllmEngine
 from asympo.gateway.capture import TurnReader
 from asympo.testing.tiny_model import write_tiny_model
 
+from tests.integration.engines import played
 from tests.integration.engines.policies import (
     NUM_PROMPT_TOKENS,
     PROBES,
@@ -291,6 +292,15 @@ async def test_door_takes_slots_waits_for_verdicts_and_lets_probes_by(engine: Vl
         failed = await http.post("/v1/chat/completions", json=CHAT)
         assert failed.status_code == 503
         assert "failed its proof" in failed.text
+
+
+@pytest.mark.parametrize("kind", played.REWARDS)
+async def test_environment_is_played_at_the_door_as_evaluations_do(
+    kind: str, engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    told = await played.at_door(await engine.build_door(terms_of(Generator())), kind, tmp_path)
+    assert [each.get("reward") for each in told] == played.REWARDS[kind], told
 
 
 async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
