@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="leave the home-built node's logs in this new directory")
     arguments = parser.parse_args()
     if arguments.home_built:
-        return machine.run(arguments.keep)
+        return machine.run(arguments.keep, "tests.cluster.home_built")
     cluster = Cluster(namespace=arguments.namespace)
     try:
         context = cluster.run("kubectl", "config", "current-context").strip()

@@ -15,6 +15,7 @@ FOREIGN = {
     "kube_statefulset_replicas": {"namespace", "statefulset"},
     "kube_statefulset_status_replicas_ready": {"namespace", "statefulset"},
     "kube_pod_container_status_restarts_total": {"namespace", "pod", "container", "uid"},
+    "kube_pod_init_container_status_restarts_total": {"namespace", "pod", "container", "uid"},
     "DCGM_FI_DEV_GPU_UTIL": {"exported_namespace", "exported_pod", "gpu"},
     "kubelet_volume_stats_available_bytes": {"namespace", "persistentvolumeclaim"},
     "kubelet_volume_stats_capacity_bytes": {"namespace", "persistentvolumeclaim"},

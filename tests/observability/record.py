@@ -7,55 +7,73 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from deploy.prometheus.server import Prometheus
-from tests.observability.failures import FAILURES
-from tests.observability.failures.scene import RUN, Scene
+from tests.cluster.home_built import machine
+from tests.observability.failures import FAILURES, pods
+from tests.observability.failures.scene import Failure, Scene
 from tests.observability.queries import FOREIGN, rules, selectors
 from tests.observability.tools import promql
 
 PATH = Path(__file__).with_name("recorded") / "failures.jsonl.gz"
 
 
+class Recorded(Protocol):
+    """What a failure happens to."""
+
+    targets: list[str]
+    labels: dict[str, str]
+    """That scraping adds."""
+    begun: float
+    """When the recording begins."""
+    healthy_seconds: float
+    """How long nothing had failed by then; 0 if that is nothing to look at."""
+
+    def stop(self) -> None: ...
+
+
+RecordedT = TypeVar("RecordedT", bound=Recorded)
+
+
 def asked_series() -> list[str]:
-    """Those of our services that rules ask for."""
+    """Those that rules ask for and do not make themselves."""
     parser = promql()
     asked = {name for rule in rules() for name, _ in selectors(parser.parse(rule["expr"]))}
-    return sorted(name for name in asked if name.startswith("asympo_") and name not in FOREIGN)
+    return sorted(name for name in asked if name.startswith("asympo_") or name in FOREIGN)
 
 
-def record(name: str) -> dict[str, Any]:
+def record(name: str, failure: Failure[RecordedT], begin: Callable[[Path], RecordedT]) -> dict[str, Any]:
     """One failure: its series by their labels, a value a second, None where there was none."""
     # In memory: how full this machine's disk is, is no part of what is recorded.
     with tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True) as folder:
         prometheus = Prometheus(Path(folder) / "prometheus")
-        scene = Scene(Path(folder))
+        scene = begin(Path(folder))
         is_over = threading.Event()
         telling = threading.Thread(target=_tell_targets, args=(scene, prometheus, is_over))
         telling.start()
         try:
-            FAILURES[name].make(scene)
+            failure.make(scene)
             series = dict(_series(prometheus, scene.begun, time.time()))
         finally:
             is_over.set()
             telling.join()
             scene.stop()
             prometheus.stop()
-    return {"name": name, "series": series}
+    return {"name": name, "healthy_seconds": int(scene.healthy_seconds), "series": series}
 
 
-def _tell_targets(scene: Scene, prometheus: Prometheus, is_over: threading.Event) -> None:
+def _tell_targets(scene: Recorded, prometheus: Prometheus, is_over: threading.Event) -> None:
     told: list[str] = []
     while not is_over.wait(0.1):
         if told != scene.targets:
             told = list(scene.targets)
             path = prometheus.targets / "run.json"
             new = path.with_suffix(".new")
-            new.write_text(json.dumps([{"targets": told, "labels": {"run": RUN}}]))
+            new.write_text(json.dumps([{"targets": told, "labels": scene.labels}]))
             new.rename(path)
 
 
@@ -89,7 +107,10 @@ def played(series: dict[str, str], pace: int) -> list[dict[str, str]]:
     What counts seconds or is a moment grows by as much; the end of a certificate stays as far ahead.
     """
     return [
-        {"series": f'{name[:-1]},namespace="n"}}', "values": " ".join(_words(name, values, pace))}
+        {
+            "series": name if "namespace=" in name else f'{name[:-1]},namespace="n"}}',
+            "values": " ".join(_words(name, values, pace)),
+        }
         for name, values in series.items()
     ]
 
@@ -113,13 +134,22 @@ def _words(name: str, values: str, pace: int) -> Iterator[str]:
         was_there = text != "_"
 
 
-def main(names: Sequence[str]) -> None:
+def keep(made: dict[str, Any]) -> None:
+    """In place of the recording of the same failure, if there is one."""
     kept = {each["name"]: each for each in recorded()} if PATH.exists() else {}
+    kept[made["name"]] = made
+    text = "".join(json.dumps(kept[each], sort_keys=True) + "\n" for each in FAILURES if each in kept)
+    PATH.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main(names: Sequence[str]) -> int:
     for name in names or FAILURES:
         sys.stderr.write(f"{name} …\n")
-        kept[name] = record(name)
-        text = "".join(json.dumps(kept[each], sort_keys=True) + "\n" for each in FAILURES if each in kept)
-        PATH.write_bytes(gzip.compress(text.encode(), mtime=0))
+        if name not in pods.FAILURES:
+            keep(record(name, FAILURES[name], Scene))
+        elif code := machine.run(None, "tests.cluster.home_built.release", name):
+            return code
+    return 0
 
 
 def recorded() -> list[dict[str, Any]]:
@@ -127,4 +157,4 @@ def recorded() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from deploy.chart.rendering import RELEASE
 from tests.observability import record
 from tests.observability.alert_cases import (
     CASES,
@@ -17,7 +19,7 @@ from tests.observability.alert_cases import (
     Changes,
     healthy,
 )
-from tests.observability.failures import FAILURES
+from tests.observability.failures import FAILURES, pods
 from tests.observability.queries import annotation_queries
 from tests.observability.tools import ROOT, RULES, promtool
 
@@ -50,8 +52,10 @@ def _expectation(alert: str, run: str, *, is_firing: bool, minutes: int = MINUTE
     }
 
 
-def _promtool_test(path: Path, tests: list[dict[str, Any]], *, interval: str = "2m") -> None:
-    files = [str(file) for file in RULE_FILES]
+def _promtool_test(
+    path: Path, tests: list[dict[str, Any]], *, interval: str = "2m", rules: Sequence[Path] = RULE_FILES
+) -> None:
+    files = [str(file) for file in rules]
     path.write_text(yaml.safe_dump({"rule_files": files, "evaluation_interval": interval, "tests": tests}))
     promtool("test", "rules", path)
 
@@ -148,18 +152,14 @@ MARKED = {
 
 
 def test_on_a_recorded_failure_exactly_its_alerts_fire_and_its_marks_are_set(tmp_path: Path) -> None:
-    recordings = {each["name"]: each["series"] for each in record.recorded()}
+    recordings = {each["name"]: each for each in record.recorded()}
     assert recordings.keys() == FAILURES.keys(), "python -m tests.observability.record NAME"
     marks = {where.partition(": ")[2]: text for where, text in annotation_queries()}
     tests = []
     for name, failure in FAILURES.items():
-        series = record.played(recordings[name], failure.pace)
+        series = record.played(recordings[name]["series"], failure.pace)
         seconds = failure.pace * max(_num_samples(each["values"]) for each in series)
-        expected = {
-            f'max by (alertname) (max_over_time(ALERTS{{alertstate="firing"}}[{seconds}s]))': [
-                f'{{alertname="{alert}"}}' for alert in sorted(failure.alerts)
-            ]
-        }
+        expected = {_fired(seconds): [f'{{alertname="{alert}"}}' for alert in sorted(failure.alerts)]}
         for mark, marked in MARKED.items():
             expected[f"group(max_over_time(({marks[mark]})[{seconds}s:1m]))"] = (
                 ["{}"] if name in marked else []
@@ -172,17 +172,27 @@ def test_on_a_recorded_failure_exactly_its_alerts_fire_and_its_marks_are_set(tmp
             }
             for expression, found in expected.items()
         ]
+        if healthy := failure.pace * recordings[name].get("healthy_seconds", 0):
+            told.append({"expr": _fired(healthy), "eval_time": f"{healthy}s", "exp_samples": []})
         interval = f"{failure.pace}s"
         tests.append({"name": name, "interval": interval, "input_series": series, "promql_expr_test": told})
-    _promtool_test(tmp_path / "failures.yaml", tests, interval="1m")
+    _promtool_test(tmp_path / "failures.yaml", tests, interval="1m", rules=_of_a_release(tmp_path))
 
 
-NOT_RECORDED = {
-    # Series of the stability study: `test_learning_alerts_on_recorded_runs`.
-    *("AsympoCollapse", "AsympoNllRising"),
-    # Series of kube-state-metrics and the kubelet, which need a cluster: `RELEASE_CASES` only.
-    *("AsympoLearnerNotReady", "AsympoCrashLoop", "AsympoBrokerVolumeLow"),
-}
+def _fired(seconds: int) -> str:
+    return f'max by (alertname) (max_over_time(ALERTS{{alertstate="firing"}}[{seconds}s]))'
+
+
+def _of_a_release(directory: Path) -> list[Path]:
+    """The rules with the names of the release whose pods were recorded, as the chart puts them."""
+    for path in RULE_FILES:
+        text = path.read_text().replace("NAMESPACE", pods.NAMESPACE).replace("FULLNAME", RELEASE)
+        (directory / path.name).write_text(text)
+    return [directory / path.name for path in RULE_FILES]
+
+
+NOT_RECORDED = {"AsympoCollapse", "AsympoNllRising"}
+"""Their series are those of the stability study: `test_learning_alerts_on_recorded_runs`."""
 
 
 def test_every_other_alert_has_fired_on_a_recorded_failure_of_its_kind() -> None:

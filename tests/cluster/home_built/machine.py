@@ -40,15 +40,15 @@ def broker_image() -> str:
     return f"docker.io/{image['repository']}:{image['tag']}"
 
 
-def run(keep: Path | None) -> int:
-    """The exit code of `python -m tests.cluster.home_built`, started in namespaces of its own."""
+def run(keep: Path | None, *program: str) -> int:
+    """The exit code of a module with its arguments and a directory, started in namespaces of its own."""
     if reason := missing():
         sys.stderr.write(f"The home-built node cannot run: {reason}.\n")
         return 2
     subprocess.run([Path(__file__).with_name("images.sh"), broker_image()], check=True)
     namespaces = ("--net", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
     with _working_directory(keep) as directory:
-        inside = (sys.executable, "-m", "tests.cluster.home_built", str(directory))
+        inside = (sys.executable, "-m", *program, str(directory))
         try:
             return subprocess.run(["unshare", *namespaces, *inside], cwd=ROOT, check=False).returncode
         finally:

@@ -24,6 +24,8 @@ GATEWAY = "10.244.77.1"
 POD_NETWORK = "10.244.77.0/24"
 SERVICE_NETWORK = "10.245.0.0/24"
 API = "https://127.0.0.1:6443"
+KUBELET_PORT = 10255
+"""Of its metrics, without TLS."""
 _TOKEN = "administrator"
 _CONTAINERD = "/run/asympo-containerd.sock"
 
@@ -80,16 +82,16 @@ class OneNode:
     def addresses_of(self, service: str, namespace: str) -> list[str] | None:
         """Where a Service is, as name service tells it; None when there is none."""
         path = f"/api/v1/namespaces/{namespace}"
-        found = self._ask(f"{path}/services/{service}")
+        found = self.ask(f"{path}/services/{service}")
         if found is None:
             return None
         if found["spec"]["clusterIP"] != "None":
             return [found["spec"]["clusterIP"]]
-        endpoints = self._ask(f"{path}/endpoints/{service}") or {}
+        endpoints = self.ask(f"{path}/endpoints/{service}") or {}
         subsets = endpoints.get("subsets", [])
         return [each["ip"] for subset in subsets for each in subset.get("addresses", [])]
 
-    def _ask(self, path: str) -> dict[str, Any] | None:
+    def ask(self, path: str) -> dict[str, Any] | None:
         """One object of the API server; None when it does not exist."""
         request = urllib.request.Request(API + path, headers={"Authorization": f"Bearer {_TOKEN}"})
         # It made its certificate itself, and nobody else is in this network.
@@ -103,10 +105,12 @@ class OneNode:
                 return None
             raise
 
-    def add_volume(self, name: str, *, size: str) -> None:
-        """A volume on the node's disk, which the next claim that fits takes."""
+    def add_volume(self, name: str, *, size: str, in_memory: str = "") -> None:
+        """A volume on the node's disk or in so much of its memory, which the next claim that fits takes."""
         path = self._directory / "volumes" / name
         path.mkdir(parents=True)
+        if in_memory:
+            self._here.run("mount", "-t", "tmpfs", "-o", f"size={in_memory}", "tmpfs", str(path))
         on_this_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}
         volume = {
             "apiVersion": "v1",
@@ -259,6 +263,7 @@ class OneNode:
             "enforceNodeAllocatable": [],
             "oomScoreAdj": 0,
             "makeIPTablesUtilChains": False,
+            "readOnlyPort": KUBELET_PORT,
             # The disk of this machine is not the cluster's to judge.
             "evictionHard": {"memory.available": "50Mi"},
             "imageGCHighThresholdPercent": 100,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import grpc
 import redis
@@ -26,11 +26,14 @@ QUICK = {"seconds_per_token": 0.0002, "first_accuracy": 0.5, "accuracy_per_step"
 """Of a simulated engine that is never the bottleneck; most groups have signal, so steps take their time."""
 
 
+SceneT = TypeVar("SceneT")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class Failure(Generic[SceneT]):
     """One way in which a run fails, or does not."""
 
-    make: Callable[["Scene"], None]
+    make: Callable[[SceneT], None]
     """What happens, from the first sample to the last."""
     alerts: Set[str] = frozenset()
     """Exactly those that have fired by the end."""
@@ -47,6 +50,8 @@ class Scene:
         self.broker = LocalBroker(binary=binary, directory=directory / "broker", log_path=log_path).start()
         self.storage = directory / "checkpoints"
         self.targets: list[str] = []
+        self.labels = {"run": RUN}
+        self.healthy_seconds = 0.0
         self.begun = time.time()
         """When the recording begins."""
         self._processes: list[Process] = []
