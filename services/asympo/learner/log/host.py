@@ -7,13 +7,15 @@ import threading
 import time
 from pathlib import Path
 
-from asympo.common.errors import BrokerUnavailable
+from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import Broker
 from asympo.learner.metrics import LearnerMetrics
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 20.0
+_ANSWER_SECONDS = 15.0
+"""So long a stop waits for a broker that is being asked."""
 
 
 class HostWatch:
@@ -24,6 +26,7 @@ class HostWatch:
         self._storage = storage
         self._metrics = metrics
         self._is_ended = threading.Event()
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._turn, name="host-watch", daemon=True)
 
     def start(self) -> None:
@@ -31,8 +34,10 @@ class HostWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends; does not wait for a storage that hangs."""
+        """Ends: the broker may be closed then. Does not wait for a storage that hangs."""
         self._is_ended.set()
+        if self._asking.acquire(timeout=_ANSWER_SECONDS):
+            self._asking.release()
 
     def _turn(self) -> None:
         while True:
@@ -47,10 +52,15 @@ class HostWatch:
             log.warning("The storage at %s cannot be measured: %s", self._storage, error)
         else:
             self._metrics.storage_seen(free_bytes=disk.free, total_bytes=disk.total)
+        with self._asking:
+            if not self._is_ended.is_set():
+                self._ask_broker()
+
+    def _ask_broker(self) -> None:
         try:
             asked_at = time.monotonic()
             info = self._broker.info()
-        except BrokerUnavailable as error:
+        except AsympoError as error:
             log.debug("The broker does not describe itself: %s", error)
             self._metrics.broker_lost()
         else:
