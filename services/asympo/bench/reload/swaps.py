@@ -148,6 +148,8 @@ def measure_reload(arguments: argparse.Namespace, *, say: Callable[[str], None])
         raise BadSetting("--swaps, --requests and --tokens: give 1 or more")
     if arguments.publish_steps and arguments.publish_steps < MIN_STEPS:
         raise BadSetting(f"--publish-steps is {arguments.publish_steps}: give 0 or at least {MIN_STEPS}")
+    # Beside a busy engine, threads that wait for one another make a policy in five times the time of one.
+    torch.set_num_threads(1)
     return asyncio.run(_measure(arguments, say=say))
 
 
