@@ -52,7 +52,7 @@ class DoorAnswer:
             while not self._is_whole:
                 self._connection.resume()
                 await self._more()
-        except BaseException:
+        except BaseException:  # who is cancelled leaves no answer behind that a later request would read
             self.close()
             raise
         if len(self._pieces) > 1:
@@ -280,6 +280,6 @@ class DoorConnections:
 async def _begun(answer: DoorAnswer) -> DoorAnswer:
     try:
         return await answer.begun()
-    except BaseException:
+    except BaseException:  # cancelled as well: the connection is not for the next request then
         answer.close()
         raise

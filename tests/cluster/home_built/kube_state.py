@@ -27,7 +27,7 @@ def serve(node: OneNode, namespace: str) -> str:
             self.wfile.write("".join(f"{line}\n" for line in lines).encode())
 
         def log_message(self, *_: object) -> None:
-            pass
+            """A scrape each second is nothing to tell."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
     threading.Thread(target=server.serve_forever, daemon=True).start()
