@@ -85,6 +85,17 @@ def test_connection_that_the_door_has_closed_is_replaced(run: Callable[..., None
     run(work())
 
 
+def test_connection_that_the_door_says_it_will_close_is_not_used_again(run: Callable[..., None]) -> None:
+    async def work() -> None:
+        connections = DoorConnections(token="")
+        async with Door(WHOLE.replace(b"\r\n", b"\r\nConnection: close\r\n", 1), WHOLE) as door:
+            assert [await post(connections, door) for _ in range(2)] == [b"hello", b"hello"]
+            assert [len(each) for each in door.requests] == [1, 1]
+        connections.close()
+
+    run(work())
+
+
 @pytest.mark.parametrize(
     ("said", "error"),
     [
@@ -132,6 +143,11 @@ def test_door_waits_while_an_agent_does_not_read(
             answer = await connections.post(door.address, "completions", b"{}", seconds=60.0)
             pieces = answer.pieces()
             first = await anext(pieces)
+            transport = answer._connection._transport
+            assert transport is not None
+            async with asyncio.timeout(30):
+                while transport.is_reading():
+                    await asyncio.sleep(0)
             assert not door.written.is_set(), "far more than sockets hold"
             rest = [piece async for piece in pieces]
             assert len(first) + sum(map(len, rest)) == size
