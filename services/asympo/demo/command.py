@@ -1,13 +1,16 @@
 """`asympo demo`: a preset of `asympo run` for newcomers."""
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from asympo.common.commands import CommandParser
+from asympo.common.commands import CommandParser, at_least_one
 from asympo.common.errors import BadSetting
 from asympo.common.settings import merge
+from asympo.demo.seeds import SEEDS, run_seeds
 from asympo.run.command import add_run_flags, run_file
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
@@ -25,14 +28,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", metavar="ID_OR_PATH", help="another Hugging Face id or path")
     parser.add_argument("--lora", action="store_true", help="train an adapter, not all weights")
     parser.add_argument("--resume", action="store_true", help="continue the demo that was stopped")
+    parser.add_argument(
+        "--seeds", type=at_least_one, metavar="N", help="N demos in turn, each with its own seed"
+    )
+    parser.add_argument("--json", action="store_true", help="with --seeds: print one JSON object at the end")
     add_run_flags(parser)
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.seeds:
+        return _run_seeds(arguments, rest)
+    if arguments.json:
+        raise BadSetting("--json goes with --seeds N; a demo's own results are in summary.json of its run")
     if arguments.resume and arguments.fresh:
         raise BadSetting("--resume continues and --fresh starts over: give only one of them")
     overrides = parse_overrides(rest)
     if arguments.model:
         overrides.setdefault("run", {})["model"] = arguments.model
-    if not overrides.keys() <= {"view", "broker"}:
+    if not _is_as_it_is(overrides):
         overrides = merge({"run": {"targets": dict.fromkeys(TargetsSection.model_fields)}}, overrides)
     if arguments.lora:
         overrides = merge({"learner": LORA}, overrides)
@@ -45,6 +56,30 @@ def main(argv: Sequence[str]) -> int:
     if "model" not in file.learner_values and not arguments.check_config:
         file = _with_prepared_model(file)
     return run_file(file, arguments)
+
+
+def _run_seeds(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from asympo.run.prepare.plan import anchored_file
+
+    if arguments.resume or arguments.dry_run or arguments.check_config:
+        raise BadSetting(
+            "--seeds starts demos from nothing: give neither --resume nor --dry-run nor --check-config"
+        )
+    file = read_run_file(PRESET, overrides=parse_overrides(rest))
+    flags = [*rest, *(["--model", arguments.model] if arguments.model else [])]
+    flags += ["--lora"] if arguments.lora else []
+    return run_seeds(
+        arguments.seeds, flags, directory=anchored_file(file).directory.parent, is_json=arguments.json
+    )
+
+
+def _is_as_it_is(overrides: Mapping[str, Any], own: Mapping[str, Any] = SEEDS) -> bool:
+    """Whether the targets hold for it: how it is shown, its name and its seeds change nothing."""
+    return all(
+        name in ("view", "broker")
+        or (name in own and (not isinstance(own[name], Mapping) or _is_as_it_is(value, own[name])))
+        for name, value in overrides.items()
+    )
 
 
 def check_learner_values(file: RunFile) -> None:

@@ -159,24 +159,17 @@ class Expectation:
 
 def file_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a checkpoint directory, one at a time."""
-    from safetensors import safe_open
-
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+    for name, path in _files_of_tensors(directory).items():
+        yield name, _tensor_of(path, name)
 
 
 def changes_between(
     directory: Path, before: Path, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Marks where two checkpoints differ, once rounded to `dtype`, for each tensor that does."""
-    from safetensors import safe_open
-
-    files: list[Any] = [safe_open(path, framework="pt") for path in sorted(before.glob("*.safetensors"))]
-    owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    files = _files_of_tensors(before)
     for number, (name, tensor) in enumerate(file_tensors(directory)):
-        former = owner[name].get_tensor(name) if name in owner else None
+        former = _tensor_of(files[name], name) if name in files else None
         if former is None or former.shape != tensor.shape:
             differs = torch.ones_like(tensor, dtype=torch.bool)
         else:
@@ -186,6 +179,24 @@ def changes_between(
                 continue
             differs = tensor != former
         yield name, differs.to(torch.uint8).mul_(1 + number % _NUM_MARKS)
+
+
+def _files_of_tensors(directory: Path) -> dict[str, Path]:
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+def _tensor_of(path: Path, name: str) -> torch.Tensor:
+    """The file is opened for each: a mapping stays, all of it counted as memory, while a tensor of it does."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def tensors_of(layer: nn.Module) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ class LearnerControl:
         self._clock = clock
         self._changed = threading.Condition()
         self._state = LearnerState.STARTING
-        self._is_paused = False
+        self._pause_after: int | None = None
         self._save: SaveRequest | None = None
         self._rows: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY_ROWS)
         self.samples = SampleStore() if settings.show_samples else None
@@ -102,7 +102,7 @@ class LearnerControl:
     @property
     def is_paused(self) -> bool:
         """Whether the next step is held back."""
-        return self._is_paused
+        return self._pause_after is not None and self.progress.step >= self._pause_after
 
     @property
     def is_ready(self) -> bool:
@@ -113,16 +113,16 @@ class LearnerControl:
     def _is_at_work(self) -> bool:
         return self._state in (LearnerState.WAITING, LearnerState.TRAINING, LearnerState.PAUSED)
 
-    def pause(self) -> None:
-        """No step begins from now on; reading and saving stay possible."""
+    def pause(self, *, after_step: int = 0) -> None:
+        """No step begins once `after_step` has been made; reading and saving stay possible."""
         with self._changed:
-            self._is_paused = True
+            self._pause_after = after_step
             self._changed.notify_all()
 
     def resume(self) -> None:
         """Steps again."""
         with self._changed:
-            self._is_paused = False
+            self._pause_after = None
             self._changed.notify_all()
 
     def _wake(self) -> None:
@@ -137,7 +137,7 @@ class LearnerControl:
         """Blocks the training thread until resumed, asked to save or stopped, for a limited time."""
         with self._changed:
             self._changed.wait_for(
-                lambda: not self._is_paused or self._save is not None or self._stop.is_set, timeout_seconds
+                lambda: not self.is_paused or self._save is not None or self._stop.is_set, timeout_seconds
             )
 
     # --- saving on request -----------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class LearnerControl:
             "state": str(self._state),
             "step": self.progress.step,
             "total_steps": settings.total_steps,
-            "paused": self._is_paused,
+            "paused": self.is_paused,
             "policy_step": None if policy is None else policy.step,
             "fence": self.progress.fence,
             "objective": settings.objective,

@@ -221,7 +221,7 @@ class Supervisor:
             )
 
     def _examine(self) -> None:
-        """The baseline: the learner is held until it is measured."""
+        """The baseline: the learner publishes nothing until it is measured."""
         serving = next((each for each in self._generator_status if each.get("policy_step") is not None), None)
         self._was_serving = self._was_serving or serving is not None
         held_out = self._held_out
@@ -234,7 +234,8 @@ class Supervisor:
             held_out.hold_learner()
         if held_out.is_holding_learner and serving is not None:
             self._phase = "measuring held-out accuracy before training"
-            text = held_out.measure_baseline(step=self._step, policy_step=serving.get("policy_step"))
+            backlog = int(self._status.get("backlog") or 0)
+            text = held_out.measure_baseline(step=self._step, backlog=backlog)
             if text:
                 self._note(text)
 

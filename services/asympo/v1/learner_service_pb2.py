@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from asympo.v1 import checkpoint_pb2 as asympo_dot_v1_dot_checkpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61sympo/v1/learner_service.proto\x12\tasympo.v1\x1a\x1a\x61sympo/v1/checkpoint.proto\"\x1d\n\x1bLearnerServiceStatusRequest\"\xa2\x02\n\x1cLearnerServiceStatusResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x18\n\x0btotal_steps\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tobjective\x18\x06 \x01(\t\x12\x34\n\rlatest_policy\x18\x07 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x1a\n\x12\x63ommitted_sequence\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61\x63klog\x18\n \x01(\x04\x42\x0e\n\x0c_total_steps\",\n\x1aLearnerServicePauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"E\n\x1bLearnerServicePauseResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\"\x1d\n\x1bLearnerServiceResumeRequest\"F\n\x1cLearnerServiceResumeResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\"+\n\x19LearnerServiceSaveRequest\x12\x0e\n\x06retain\x18\x01 \x01(\x08\"P\n\x1aLearnerServiceSaveResponse\x12\x12\n\nstate_name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"U\n%LearnerServiceWatchCheckpointsRequest\x12,\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement\"]\n&LearnerServiceWatchCheckpointsResponse\x12\x33\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement*\xed\x01\n\x0cLearnerState\x12\x1d\n\x19LEARNER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LEARNER_STATE_STARTING\x10\x01\x12\x19\n\x15LEARNER_STATE_WAITING\x10\x02\x12\x1a\n\x16LEARNER_STATE_TRAINING\x10\x03\x12\x18\n\x14LEARNER_STATE_PAUSED\x10\x04\x12\x1a\n\x16LEARNER_STATE_DRAINING\x10\x05\x12\x19\n\x15LEARNER_STATE_STOPPED\x10\x06\x12\x1a\n\x16LEARNER_STATE_FINISHED\x10\x07\x32\xee\x03\n\x0eLearnerService\x12Y\n\x06Status\x12&.asympo.v1.LearnerServiceStatusRequest\x1a\'.asympo.v1.LearnerServiceStatusResponse\x12V\n\x05Pause\x12%.asympo.v1.LearnerServicePauseRequest\x1a&.asympo.v1.LearnerServicePauseResponse\x12Y\n\x06Resume\x12&.asympo.v1.LearnerServiceResumeRequest\x1a\'.asympo.v1.LearnerServiceResumeResponse\x12S\n\x04Save\x12$.asympo.v1.LearnerServiceSaveRequest\x1a%.asympo.v1.LearnerServiceSaveResponse\x12y\n\x10WatchCheckpoints\x12\x30.asympo.v1.LearnerServiceWatchCheckpointsRequest\x1a\x31.asympo.v1.LearnerServiceWatchCheckpointsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61sympo/v1/learner_service.proto\x12\tasympo.v1\x1a\x1a\x61sympo/v1/checkpoint.proto\"\x1d\n\x1bLearnerServiceStatusRequest\"\xa2\x02\n\x1cLearnerServiceStatusResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x18\n\x0btotal_steps\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tobjective\x18\x06 \x01(\t\x12\x34\n\rlatest_policy\x18\x07 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x1a\n\x12\x63ommitted_sequence\x18\t \x01(\x04\x12\x0f\n\x07\x62\x61\x63klog\x18\n \x01(\x04\x42\x0e\n\x0c_total_steps\"@\n\x1aLearnerServicePauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x04\"E\n\x1bLearnerServicePauseResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\"\x1d\n\x1bLearnerServiceResumeRequest\"F\n\x1cLearnerServiceResumeResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.asympo.v1.LearnerState\"+\n\x19LearnerServiceSaveRequest\x12\x0e\n\x06retain\x18\x01 \x01(\x08\"P\n\x1aLearnerServiceSaveResponse\x12\x12\n\nstate_name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"U\n%LearnerServiceWatchCheckpointsRequest\x12,\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement\"]\n&LearnerServiceWatchCheckpointsResponse\x12\x33\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\x1d.asympo.v1.PolicyAnnouncement*\xed\x01\n\x0cLearnerState\x12\x1d\n\x19LEARNER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LEARNER_STATE_STARTING\x10\x01\x12\x19\n\x15LEARNER_STATE_WAITING\x10\x02\x12\x1a\n\x16LEARNER_STATE_TRAINING\x10\x03\x12\x18\n\x14LEARNER_STATE_PAUSED\x10\x04\x12\x1a\n\x16LEARNER_STATE_DRAINING\x10\x05\x12\x19\n\x15LEARNER_STATE_STOPPED\x10\x06\x12\x1a\n\x16LEARNER_STATE_FINISHED\x10\x07\x32\xee\x03\n\x0eLearnerService\x12Y\n\x06Status\x12&.asympo.v1.LearnerServiceStatusRequest\x1a\'.asympo.v1.LearnerServiceStatusResponse\x12V\n\x05Pause\x12%.asympo.v1.LearnerServicePauseRequest\x1a&.asympo.v1.LearnerServicePauseResponse\x12Y\n\x06Resume\x12&.asympo.v1.LearnerServiceResumeRequest\x1a\'.asympo.v1.LearnerServiceResumeResponse\x12S\n\x04Save\x12$.asympo.v1.LearnerServiceSaveRequest\x1a%.asympo.v1.LearnerServiceSaveResponse\x12y\n\x10WatchCheckpoints\x12\x30.asympo.v1.LearnerServiceWatchCheckpointsRequest\x1a\x31.asympo.v1.LearnerServiceWatchCheckpointsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'asympo.v1.learner_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEARNERSTATE']._serialized_start=928
-  _globals['_LEARNERSTATE']._serialized_end=1165
+  _globals['_LEARNERSTATE']._serialized_start=948
+  _globals['_LEARNERSTATE']._serialized_end=1185
   _globals['_LEARNERSERVICESTATUSREQUEST']._serialized_start=74
   _globals['_LEARNERSERVICESTATUSREQUEST']._serialized_end=103
   _globals['_LEARNERSERVICESTATUSRESPONSE']._serialized_start=106
   _globals['_LEARNERSERVICESTATUSRESPONSE']._serialized_end=396
   _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_start=398
-  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_end=442
-  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_start=444
-  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_end=513
-  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_start=515
-  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_end=544
-  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_start=546
-  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_end=616
-  _globals['_LEARNERSERVICESAVEREQUEST']._serialized_start=618
-  _globals['_LEARNERSERVICESAVEREQUEST']._serialized_end=661
-  _globals['_LEARNERSERVICESAVERESPONSE']._serialized_start=663
-  _globals['_LEARNERSERVICESAVERESPONSE']._serialized_end=743
-  _globals['_LEARNERSERVICEWATCHCHECKPOINTSREQUEST']._serialized_start=745
-  _globals['_LEARNERSERVICEWATCHCHECKPOINTSREQUEST']._serialized_end=830
-  _globals['_LEARNERSERVICEWATCHCHECKPOINTSRESPONSE']._serialized_start=832
-  _globals['_LEARNERSERVICEWATCHCHECKPOINTSRESPONSE']._serialized_end=925
-  _globals['_LEARNERSERVICE']._serialized_start=1168
-  _globals['_LEARNERSERVICE']._serialized_end=1662
+  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_end=462
+  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_start=464
+  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_end=533
+  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_start=535
+  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_end=564
+  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_start=566
+  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_end=636
+  _globals['_LEARNERSERVICESAVEREQUEST']._serialized_start=638
+  _globals['_LEARNERSERVICESAVEREQUEST']._serialized_end=681
+  _globals['_LEARNERSERVICESAVERESPONSE']._serialized_start=683
+  _globals['_LEARNERSERVICESAVERESPONSE']._serialized_end=763
+  _globals['_LEARNERSERVICEWATCHCHECKPOINTSREQUEST']._serialized_start=765
+  _globals['_LEARNERSERVICEWATCHCHECKPOINTSREQUEST']._serialized_end=850
+  _globals['_LEARNERSERVICEWATCHCHECKPOINTSRESPONSE']._serialized_start=852
+  _globals['_LEARNERSERVICEWATCHCHECKPOINTSRESPONSE']._serialized_end=945
+  _globals['_LEARNERSERVICE']._serialized_start=1188
+  _globals['_LEARNERSERVICE']._serialized_end=1682
 # @@protoc_insertion_point(module_scope)

@@ -54,10 +54,12 @@ class LearnerServiceStatusResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[LearnerState, str]] = ..., run: _Optional[str] = ..., fence: _Optional[int] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., objective: _Optional[str] = ..., latest_policy: _Optional[_Union[_checkpoint_pb2.PolicyAnnouncement, _Mapping]] = ..., sequence: _Optional[int] = ..., committed_sequence: _Optional[int] = ..., backlog: _Optional[int] = ...) -> None: ...
 
 class LearnerServicePauseRequest(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "after_step")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    AFTER_STEP_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    after_step: int
+    def __init__(self, reason: _Optional[str] = ..., after_step: _Optional[int] = ...) -> None: ...
 
 class LearnerServicePauseResponse(_message.Message):
     __slots__ = ("state",)

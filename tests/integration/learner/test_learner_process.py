@@ -106,8 +106,12 @@ def test_learner_serves_status_history_samples_and_control(
             commit = run_log.commits.last()
             assert commit is not None
             assert (commit.step, commit.state_name) == (step, saved.state_name)
+            stub.Pause(messages.LearnerServicePauseRequest(reason="later", after_step=step + 3))
+            learner.until(lambda: (learner.get("/v1/status") or {}).get("step") == step + 3)
+            learner.until(lambda: (learner.get("/v1/status") or {}).get("state") == "paused")
+            assert stub.Status(messages.LearnerServiceStatusRequest()).step == step + 3
             stub.Resume(messages.LearnerServiceResumeRequest())
-            learner.until(lambda: learner.reached(step + 2))
+            learner.until(lambda: learner.reached(step + 5))
         # The status looks at the log once a second; the steps of this model take a twentieth of that.
         learner.until(lambda: ((learner.get("/v1/status") or {}).get("dead_letters") or 0) >= 1)
         status = learner.get("/v1/status")

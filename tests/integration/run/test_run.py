@@ -66,14 +66,18 @@ def test_run_whose_last_policy_fails_its_proof_says_so_in_its_last_lines(
 ) -> None:
     run = start(
         "--learner.total-steps=4",
+        "--learner.publish-every=2",
         "--generator.simulated.faults.stale-steps=[4]",
         "--run.targets.min-accuracy=0.0",
     )
     assert run.wait(200) == 1, run.log
-    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    directory = tmp_path / "runs" / "tiny"
+    first = json.loads((directory / "held_out_before.json").read_text())
+    assert first["policy_step"] == 0, "the learner may step meanwhile, not publish"
+    summary = json.loads((directory / "summary.json").read_text())
     assert summary["last_policy_step"] == 4
     assert summary["last_policy_served"] is False
-    assert summary["held_out_policy_step_after"] == 3
+    assert summary["held_out_policy_step_after"] == 2
     assert summary["last_policy_wait_seconds"] < 60, "nobody waits for a policy that is marked bad"
     told = [line for line in run.log.splitlines() if line.startswith("went wrong: ")]
     assert run.log.splitlines()[-len(told) :] == told

@@ -144,7 +144,8 @@ class PolicyWriter:
 
     def _require_finite(self, step: int) -> None:
         for name, parameter in self._shadow.model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            # A sum is ten times as quick, and never finite where one of its values is not.
+            if not torch.isfinite(parameter.sum()) and not torch.isfinite(parameter).all():
                 raise AsympoError(f"step {step} is not published: {name} holds values that are not finite")
 
     def _pairs(self, weights: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -61,7 +61,7 @@ class LearnerRpc(LearnerServiceServicer):
     ) -> messages.LearnerServicePauseResponse:
         if not self._learner.is_paused:
             log.info("Paused on request: %s", printable(request.reason) or "no reason given")
-        self._learner.pause()
+        self._learner.pause(after_step=request.after_step)
         return messages.LearnerServicePauseResponse(state=_STATES[self._learner.state])
 
     def Resume(

@@ -75,8 +75,14 @@ class HeldOutMeasurements:
                 self._render_problem = "the task holds no prompts out"
 
     def hold_learner(self) -> None:
-        """Keeps the learner from its first step until the baseline is measured; called until it answers."""
-        if self._call_learner("Pause", messages.LearnerServicePauseRequest(reason="measuring the baseline")):
+        """Keeps the learner from publishing until the baseline is measured; called until it answers.
+
+        It may make the steps before that.
+        """
+        request = messages.LearnerServicePauseRequest(
+            reason="measuring the baseline", after_step=self._last_step_of_first_policy
+        )
+        if self._call_learner("Pause", request):
             self.is_holding_learner = True
 
     def release_learner(self) -> bool:
@@ -85,16 +91,20 @@ class HeldOutMeasurements:
             self.is_holding_learner = False
         return not self.is_holding_learner
 
-    def measure_baseline(self, *, step: int, policy_step: int | None) -> str | None:
-        """Called in turn while the baseline is due and a generator serves; a sentence when it ends."""
-        if step > 0:
+    def measure_baseline(self, *, step: int, backlog: int) -> str | None:
+        """Called in turn while the baseline is due and a generator serves; a sentence when it ends.
+
+        Where the learner may step meanwhile, the groups of its first step (`backlog`) are sampled first.
+        """
+        if self._evaluation is None and step > self._last_step_of_first_policy:
             self._gave_up = True
             return "no baseline: the run had already trained when its accuracy could be measured"
         if self._render_problem:
             self._gave_up = True
             return f"no baseline: {self._render_problem}"
         if self._evaluation is None:
-            if policy_step is not None and self._held_out is not None:
+            is_step_ahead = backlog >= self._settings.groups_per_step or step > 0
+            if self._held_out is not None and (is_step_ahead or not self._last_step_of_first_policy):
                 self._begin(self._held_out)
             return None
         if self._evaluation.is_alive():
@@ -123,6 +133,12 @@ class HeldOutMeasurements:
         self.after = done.accuracy
         self._save("after", self.after)
         return f"held-out accuracy after training: {self.after}"
+
+    @property
+    def _last_step_of_first_policy(self) -> int:
+        """The last step before the learner publishes; 0 where it may end earlier, when prompts run out."""
+        first = min(self._settings.publish_every, self._settings.total_steps or 1)
+        return first - 1
 
     def _begin(self, held_out: HeldOut) -> Evaluation:
         self._evaluation = Evaluation(
