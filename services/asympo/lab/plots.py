@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from asympo.lab.analysis import has_collapsed
+from asympo.lab.analysis import by_setting, has_collapsed
 from asympo.lab.cell import CellResult
+from asympo.lab.presets.plan import COLLAPSE_SHARE
 
 _COLOURS = ("#1b6ca8", "#e08e1b", "#b3261e", "#5a7d2b", "#6a4c93")
 _DPI = 90
@@ -22,13 +23,14 @@ _WINDOW = 15
 
 
 def draw_all(cells: Sequence[CellResult], *, directory: Path) -> dict[str, Path]:
-    """Curves of accuracy and reward, the imbalance ratio, the collapse map."""
+    """Curves of accuracy and reward, the imbalance ratio, the collapse map, and K times the learning rate."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = {
         "accuracy": _curves(cells, "accuracy", "held-out accuracy"),
         "reward": _curves(cells, "reward", "reward of the drawn responses"),
         "imbalance": _curves(cells, "nll_ratio", "mean NLL, negatives / positives", is_log=True),
         "collapse": _collapse_map(cells),
+        "products": _products(cells),
     }
     paths = {}
     for name, figure in drawn.items():
@@ -121,6 +123,49 @@ def _collapse_map(cells: Sequence[CellResult]) -> Figure:
     figure.supxlabel("K, optimizer steps", fontsize=8)
     figure.suptitle("final accuracy, median; below it, seeds that collapsed", fontsize=10)
     figure.subplots_adjust(top=0.72, bottom=0.24)
+    return figure
+
+
+def _products(cells: Sequence[CellResult]) -> Figure:
+    """A panel for each arm, a colour for each learning rate, a point for each staleness above 0.
+
+    The same vertical line in all of them: the smallest product at which most seeds of any arm collapsed.
+    """
+    arms, rates, ages = (_axis(cells, name) for name in ("arm", "learning_rate", "staleness"))
+    settings = by_setting(cell for cell in cells if cell.spec.staleness)
+    collapsed = [
+        setting.staleness * setting.learning_rate
+        for setting, found in settings.items()
+        if 2 * sum(map(has_collapsed, found)) > len(found)
+    ]
+    figure, axes = plt.subplots(
+        1, len(arms), squeeze=False, sharex=True, sharey=True, figsize=(1.2 + 2.6 * len(arms), 3.0)
+    )
+    start = median(cell.evaluations[0]["accuracy"] for cell in cells)
+    for axis, arm in zip(axes[0], arms, strict=True):
+        for colour, rate in zip(_COLOURS, rates, strict=False):
+            points = [
+                (age * rate, median(cell.final_accuracy or 0.0 for cell in found))
+                for age in ages
+                for setting, found in settings.items()
+                if (setting.arm, setting.learning_rate, setting.staleness) == (arm, rate, age)
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=1, label=f"lr {rate:g}")
+        axis.axhline(COLLAPSE_SHARE * start, color="grey", linewidth=0.8, linestyle=":")
+        if collapsed:
+            axis.axvline(min(collapsed), color="black", linewidth=0.8, linestyle="--")
+        axis.set_xscale("log")
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=7)
+        axis.set_title(arm, fontsize=9)
+    axes[0][0].set_ylabel("final accuracy, median", fontsize=8)
+    axes[0][-1].legend(fontsize=7, frameon=False)
+    figure.supxlabel("K, optimizer steps, times the learning rate", fontsize=8)
+    figure.suptitle(
+        "below the dotted line a run has collapsed; dashed: the first product that did", fontsize=9
+    )
+    figure.subplots_adjust(top=0.82, bottom=0.2)
     return figure
 
 

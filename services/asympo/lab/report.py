@@ -87,6 +87,7 @@ def _blocks(
         *_moonshot(summary["moonshot"]),
         *_windows(summary["collapse_window"]),
         Picture(path=pictures["collapse"], text="collapse map"),
+        Picture(path=pictures["products"], text="final accuracy over staleness times learning rate"),
         Picture(path=pictures["accuracy"], text="held-out accuracy over steps"),
         Picture(path=pictures["reward"], text="reward over steps"),
         Picture(path=pictures["imbalance"], text="imbalance ratio over steps"),

@@ -90,12 +90,12 @@ def test_results_are_not_overwritten_without_resume(
 def test_report_shows_pictures_and_the_command(study: tuple[Path, dict[str, Any]]) -> None:
     directory = study[0]
     text = (directory / "report.md").read_text()
-    for name in ("accuracy", "reward", "imbalance", "collapse"):
+    for name in ("accuracy", "reward", "imbalance", "collapse", "products"):
         assert f"](plots/{name}.png)" in text
         assert (directory / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "asympo lab stability --preset tiny" in text
     page = (directory / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "| ---" not in page
 
 

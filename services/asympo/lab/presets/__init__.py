@@ -1,13 +1,23 @@
 """Studies fixed before they are run: tasks, grids, seeds, steps, tuning budget, rule of collapse."""
 
 from asympo.common.errors import BadSetting
-from asympo.lab.presets.laptop import LAPTOP
+from asympo.lab.presets.laptop import LAPTOP, PRODUCTS
 from asympo.lab.presets.plan import Grid, Preset, TaskSettings, WarmUp
 from asympo.lab.presets.smollm import SMOLLM
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LAPTOP, SMOLLM)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LAPTOP, PRODUCTS, SMOLLM)}
 
-__all__ = ["LAPTOP", "PRESETS", "SMOLLM", "Grid", "Preset", "TaskSettings", "WarmUp", "find_preset"]
+__all__ = [
+    "LAPTOP",
+    "PRESETS",
+    "PRODUCTS",
+    "SMOLLM",
+    "Grid",
+    "Preset",
+    "TaskSettings",
+    "WarmUp",
+    "find_preset",
+]
 
 
 def find_preset(name: str) -> Preset:

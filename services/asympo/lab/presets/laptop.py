@@ -134,3 +134,22 @@ LAPTOP = Preset(
         ),
     ),
 )
+
+PRODUCTS = replace(
+    LAPTOP,
+    name="products",
+    tuning=None,
+    confirming_seeds=(),
+    grids=(
+        Grid(
+            name="products",
+            question="Does staleness times learning rate decide where a run collapses?",
+            arms=("naive", "asympo"),
+            staleness=(1, 2, 4, 8, 16, 32, 64),
+            learning_rates=(3e-5, *_LEARNING_RATES, 1e-3),
+            seeds=_SEEDS,
+            steps=_STEPS,
+            constants="first",
+        ),
+    ),
+)
