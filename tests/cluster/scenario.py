@@ -1,6 +1,7 @@
-"""The claims: installed, scaled, broken, upgraded, uninstalled; on the release before, and on from it."""
+"""The claims: installed, scaled, broken, upgraded, uninstalled; from the release before on, to every part."""
 
 import json
+import re
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +18,14 @@ LAPTOP = CHART / "examples/laptop-cpu/values.yaml"
 OVERLAY = Path(__file__).with_name("values.yaml")
 POOLS = Path(__file__).with_name("pools.yaml")
 PARTS = Path(__file__).with_name("parts.yaml")
+ENVIRONMENT = Path(__file__).with_name("environment.yaml")
 ONE_IMAGE = Path(__file__).with_name("one_image.yaml")
 NAMESPACE = "asympo-e2e"
 _RELEASE = rendering.RELEASE
 _LEARNER, _GENERATOR = "statefulset/asympo-learner", "deployment/asympo-generator"
+_GATEWAY = "deployment/asympo-gateway"
+_GAME = [Path(__file__).with_name(name) for name in ("game.py", "game_rows.jsonl")]
+_DOOR = Path(__file__).with_name("game_door.py")
 _ABSENT = "absent"
 _TOKEN = "of-the-agents-of-the-try"
 _PRODUCERS = f'[[producers]]\nname = "agents"\ntoken = "{_TOKEN}"\n'
@@ -82,10 +87,14 @@ class Scenario:
                 "helm upgrade from the release before: the run goes on, with two pools", self._move_on
             )
             self._claim("kubectl scale of both pools: all four report to the run", self._scale_pools)
-            self._claim(
+            if self._claim(
                 "a gateway and an evaluator join: a group handed in is in the log, and a policy is measured",
                 self._add_parts,
-            )
+            ):
+                self._claim(
+                    "an environment joins, with a run of its own: what it plays is rewarded and trained",
+                    self._play,
+                )
 
     def _claim(self, sentence: str, check: Callable[[], str | None]) -> bool:
         """A check returns what is worth telling, or raises."""
@@ -244,10 +253,10 @@ class Scenario:
         self._until("four generators", lambda: self._num_reporting() == {"near": 2, "far": 2})
 
     def _add_parts(self) -> str:
-        literal = f"--from-literal=producers.toml={_PRODUCERS}"
-        self._kubectl("create", "secret", "generic", "producers", literal)
-        self._upgrade_to(f"--values={PARTS}", "--timeout=5m")
-        answer = self._kubectl("exec", "deployment/asympo-gateway", "--", "python", "-c", _HAND_IN)
+        literals = (f"--from-literal=producers.toml={_PRODUCERS}", f"--from-literal=player={_TOKEN}")
+        self._kubectl("create", "secret", "generic", "producers", *literals)
+        self._upgrade_to(f"--values={PARTS}", *self._image_for("gateway", "evaluator"), "--timeout=5m")
+        answer = self._kubectl("exec", _GATEWAY, "--", "python", "-c", _HAND_IN)
         _expect('"outcome":"appended"' in answer, answer)
 
         def results() -> Any:
@@ -257,6 +266,33 @@ class Scenario:
 
         self._until("a result of the evaluator", results)
         return f"policy {results()[0]['policy_step']} measured"
+
+    def _play(self) -> str:
+        self._kubectl("create", "configmap", "game", *(f"--from-file={path}" for path in _GAME))
+        path = "{.spec.template.spec.containers[0].image}"
+        image = self._kubectl("get", _GATEWAY, f"--output=jsonpath={path}")
+        door = ("--command", "--", "python", "-c", _DOOR.read_text())
+        self._kubectl("run", "door", f"--image={image}", "--port=8000", "--expose", *door)
+        self._upgrade_to(f"--values={ENVIRONMENT}", *self._image_for("environment"), "--timeout=5m")
+
+        def has_steps() -> bool:
+            status = self._status()
+            return status["run"] == "game" and status["step"] >= 2
+
+        self._until("two steps", has_steps)
+        url = "http://127.0.0.1:8090/metrics"
+        metrics = self._kubectl("exec", _GATEWAY, "--", "python", "-c", _ASK, url)
+        counted = re.findall(r'(?m)^asympo_gateway_sessions_total\{outcome="(\w+)"\} (\S+)$', metrics)
+        ended = {outcome: int(float(number)) for outcome, number in counted if float(number)}
+        _expect(set(ended) == {"rewarded"}, f"sessions: {ended}")
+        _expect("asympo_gateway_refused_calls_total 0.0" in metrics, "the gateway refused calls")
+        return f"step {self._status()['step']}, {ended['rewarded']} sessions rewarded"
+
+    def _image_for(self, *services: str) -> list[str]:
+        """That of the generators for others that need no engine."""
+        given = json.loads(self._cluster.helm("get", "values", _RELEASE, "--output=json"))
+        image = json.dumps(given["generator"].get("image", {}))
+        return [f"--set-json={service}.image={image}" for service in services]
 
     # --- looking ---------------------------------------------------------------------------------------
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from deploy.chart import rendering
 from tests.cluster import __main__ as command
+from tests.cluster import scenario
 from tests.cluster.home_built import machine
 from tests.cluster.home_built.names import answer
-from tests.helm.conftest import ROOT
+from tests.helm.conftest import CHART, ROOT
 
 _A, _AAAA = 1, 28
 
@@ -73,6 +75,13 @@ def test_without_a_cluster_kubectl_is_quoted_and_the_home_built_node_named(
     assert re.fullmatch(r"kubectl reaches no cluster \(.*current-context.*\): .*--home-built\n", told)
 
 
+def test_values_that_are_added_later_render_on_those_of_before() -> None:
+    values = [scenario.LAPTOP, scenario.OVERLAY, scenario.ONE_IMAGE, scenario.POOLS, scenario.PARTS]
+    for added in ([], [scenario.ENVIRONMENT]):
+        rendered = rendering.template(CHART, values=[*values, *added])
+        assert rendered.returncode == 0, rendered.stderr
+
+
 def test_claims_of_the_guide_are_those_that_a_cluster_run_makes() -> None:
     page = (
         (ROOT / "docs/kubernetes.md")
@@ -82,5 +91,5 @@ def test_claims_of_the_guide_are_those_that_a_cluster_run_makes() -> None:
     )
     source = "".join(path.read_text() for path in (ROOT / "tests/cluster").rglob("*.py"))
     claims = re.findall(r"^ *[\d.]+ s  pass  (\D+?)(?:[:\d]|$)", page, re.MULTILINE)
-    assert len(claims) == 17
+    assert len(claims) == 19
     assert [claim for claim in claims if claim not in source] == []

