@@ -192,7 +192,7 @@ def _files_of_tensors(directory: Path) -> dict[str, Path]:
 
 
 def _tensor_of(path: Path, name: str) -> torch.Tensor:
-    """The file is opened for each: a mapping stays, all of it counted as memory, while a tensor of it does."""
+    """The file is opened for each: a mapping stays, all of it counted as memory, while one tensor does."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
