@@ -58,6 +58,8 @@ class Work:
         self._metrics = metrics
         self.text = text
         self._held: dict[str, tuple[str, Lease, float]] = {}
+        self._answered: set[str] = set()
+        """Tokens among them that are kept for retries alone."""
 
     async def get(
         self, producer: Producer, *, wait_seconds: float, policy_step: int | None
@@ -96,7 +98,8 @@ class Work:
         )
         if result.outcome is not AppendOutcome.DUPLICATE:
             # Kept until it expires, so that a retry finds it and is told the same.
-            self._metrics.leases.set(len(self._held))
+            self._answered.add(lease.token)
+            self._show()
         return "run_ended" if result.outcome is AppendOutcome.REFUSED else result.outcome.value
 
     async def renew(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
@@ -121,13 +124,13 @@ class Work:
         for lease in kept:
             if lease.token not in gone:
                 self._held[lease.token] = (producer.name, lease, until)
-        self._metrics.leases.set(len(self._held))
+        self._show()
         return [*lost, *gone]
 
     async def fail(self, producer: Producer, lease: Lease, *, reason: str) -> None:
         """Hands a prompt back and blames it: after a few of those it is set aside for its epoch."""
         self._held.pop(lease.token, None)
-        self._metrics.leases.set(len(self._held))
+        self._show()
         await self._calls.until_answered(
             self._run_log.leases.hand_back, lease, reason=reason[:500], is_prompt_failure=True
         )
@@ -156,7 +159,7 @@ class Work:
         self._forget_expired()
         until = time.monotonic() + self._config.max_lease_seconds
         self._held[lease.token] = (producer.name, lease, until)
-        self._metrics.leases.set(len(self._held))
+        self._show()
         messages = [] if prompt.messages is None else [dict(message) for message in prompt.messages]
         return Granted(
             lease=lease,
@@ -164,6 +167,10 @@ class Work:
             text=text,
             messages_json=json.dumps(messages) if messages else "",
         )
+
+    def _show(self) -> None:
+        self._answered &= self._held.keys()
+        self._metrics.leases.set(len(self._held) - len(self._answered))
 
     def _forget_expired(self) -> None:
         now = time.monotonic()

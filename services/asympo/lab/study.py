@@ -20,6 +20,7 @@ from asympo.lab.results import Results
 from asympo.lab.start import Weights, load_weights, save_weights, warm_up, weights_of
 from asympo.lab.worlds import DigitWorld, World
 from asympo.learner.step.compute import set_up_torch
+from asympo.local.launch import end_with
 
 Say = Callable[[str], None]
 Advance = Callable[[int, int], None]
@@ -112,7 +113,8 @@ class Study:
 
 
 def set_up_worker() -> None:
-    """One thread each: cells are many, and their matrices too small to share."""
+    """One thread each: cells are many, and their matrices too small to share. It ends with the study."""
+    end_with(os.getppid())
     set_up_torch(seed=0, num_threads=1)
 
 

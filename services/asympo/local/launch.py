@@ -24,12 +24,12 @@ def main(argv: list[str]) -> int:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     if "--while-held" in options:
         return _run_while_held(options[options.index("--while-held") + 1], program)
-    if "--outlive" not in options and not _end_with(parent):
+    if "--outlive" not in options and not end_with(parent):
         return 1
     os.execvp(program[0], program)
 
 
-def _end_with(parent: int) -> bool:
+def end_with(parent: int) -> bool:
     """A supervisor that dies without a word must not leave services behind: they drain and stop."""
     if sys.platform != "linux":
         return True
@@ -46,7 +46,7 @@ def _run_while_held(lock: str, program: list[str]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            if _end_with(me):
+            if end_with(me):
                 os.execvp(program[0], program)
         finally:
             os._exit(1)

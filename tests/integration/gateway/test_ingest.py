@@ -254,7 +254,10 @@ def test_prompt_of_the_task_is_leased_answered_and_handed_back(
     outcomes = [post(gateway, body).json()["results"][0]["outcome"] for _ in range(2)]
     assert outcomes == ["appended", "duplicate"]
     assert [entry.group_id for entry in learner.consume(10)] == [lease["group_id"]]
+    # The answered one is kept for retries, and is no prompt that anybody works on.
+    assert "asympo_gateway_leases 0.0" in httpx.get(f"{gateway.http}/metrics").text
     other = post(gateway, {}, path="/v1/work").json()
+    assert "asympo_gateway_leases 1.0" in httpx.get(f"{gateway.http}/metrics").text
     renewed = post(gateway, {"lease_tokens": [other["lease_token"], "x"]}, path="/v1/work/renew")
     assert renewed.json() == {"lost": ["x"]}
     post(gateway, {"handed_back": [other["lease_token"]]}, path="/v1/work/renew")

@@ -1,9 +1,12 @@
 """A tiny study from the command line: one file a cell, resumed where it stopped, every number in the JSON."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from asympo.cli import main
 from asympo.common.errors import BadSetting
@@ -85,6 +88,37 @@ def test_results_are_not_overwritten_without_resume(
     monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
     with pytest.raises(BadSetting, match="--resume"):
         command.main(["stability", "--preset", "tiny", "--out", str(study[0])])
+
+
+LEFT_ALONE = """
+import sys, time
+from asympo.lab.study import set_up_worker
+from multiprocessing import get_context
+
+def wait_for_ever():
+    set_up_worker()
+    print("begun", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    get_context("spawn").Process(target=wait_for_ever).start()
+    sys.stdin.read()
+"""
+
+
+def test_workers_of_a_study_that_was_killed_end_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "study.py"
+    script.write_text(LEFT_ALONE)
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    # What multiprocessing keeps for itself ends as well.
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 def test_report_shows_pictures_and_the_command(study: tuple[Path, dict[str, Any]]) -> None:
