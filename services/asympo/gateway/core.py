@@ -11,6 +11,7 @@ from asympo.common.rollout_log import (
     RunConfig,
     RunLog,
     Submission,
+    SubmitOutcome,
     Submitted,
     foreign_id,
 )
@@ -23,6 +24,18 @@ from asympo.v1 import rollout_pb2
 
 POLICY_WAIT_SECONDS = 5.0
 """Longest single wait for a policy; a caller that left is noticed between two."""
+
+
+_WHY = {
+    SubmitOutcome.NO_CAPACITY: "the run takes no more groups until some are trained: send it again later",
+    SubmitOutcome.OVER_SHARE: "the producer has its share of the slots while others hold some, or its groups "
+    "of this minute: send it again later",
+    SubmitOutcome.PAUSED: "the run is draining: send it again later",
+    SubmitOutcome.NOT_STARTED: "no learner has started the run: send it again later",
+    SubmitOutcome.TOO_OLD: "its number is below all that are remembered: give a number that grows",
+    SubmitOutcome.TOO_LARGE: "it has more bytes than a record of this run may have",
+    SubmitOutcome.RUN_ENDED: "the run has ended",
+}
 
 
 class NotJoined(AsympoError):
@@ -38,7 +51,7 @@ class Answer:
     group_id: str
     """In the log; as given when it could not be read."""
     reason: str = ""
-    """Which field is wrong and why."""
+    """Which field is wrong and why, or why it was not taken; empty when it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,4 +186,4 @@ class Gateway:
 
 def answer_of(submitted: Submitted, group_id: str) -> Answer:
     """As the callers of this gateway see it."""
-    return Answer(outcome=submitted.outcome.value, group_id=group_id)
+    return Answer(outcome=submitted.outcome.value, group_id=group_id, reason=_WHY.get(submitted.outcome, ""))

@@ -114,7 +114,10 @@ class Producers:
         given = hashlib.sha256(token.strip().encode()).hexdigest()
         found = [each for digest, each in self._by_digest.items() if hmac.compare_digest(digest, given)]
         if kind.lower() != "bearer" or not found:
-            raise NotAllowed("present a valid token: `Authorization: Bearer TOKEN`", is_known=False)
+            raise NotAllowed(
+                "present a valid token: the header Authorization holds the word Bearer, then the token",
+                is_known=False,
+            )
         if scope not in found[0].scopes:
             allowed = ", ".join(sorted(found[0].scopes))
             raise NotAllowed(f"the token of {found[0].name} is for {allowed}, not for {scope}", is_known=True)

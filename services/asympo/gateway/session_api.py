@@ -13,6 +13,8 @@ from asympo.gateway.producers import Scope
 from asympo.gateway.sessions import SessionGroup, SessionRefused, Sessions
 from asympo.gateway.work import NoWork
 
+_REWARD = ("reward", "functions")
+
 
 class SessionApi:
     """Translates between HTTP and the sessions."""
@@ -25,13 +27,15 @@ class SessionApi:
     async def start(self, request: Request) -> JSONResponse:
         """`POST /rl/start_session`: for a prompt of the task, or with `"own_prompt": true` for any."""
         producer = self._api.admit(request, Scope.SESSIONS)
-        body = await self._api.read_json(request)
+        body = _only(await self._api.read_json(request), "num_sessions", "own_prompt", "wait_seconds")
         size, wait_seconds = body.get("num_sessions"), body.get("wait_seconds", 30)
         if size is not None and not isinstance(size, int):
             raise Refusal(400, "num_sessions: give a number")
         if not isinstance(wait_seconds, int | float) or not 0 <= wait_seconds <= 60:
             raise Refusal(400, "wait_seconds: give 0 to 60")
-        is_own_prompt = body.get("own_prompt") is True
+        is_own_prompt = body.get("own_prompt", False)
+        if not isinstance(is_own_prompt, bool):
+            raise Refusal(400, "own_prompt: give true or false")
         if not is_own_prompt:
             # A prompt that is leased while nobody can be asked would be blamed for it.
             try:
@@ -50,17 +54,17 @@ class SessionApi:
 
     async def set_reward(self, request: Request) -> JSONResponse:
         """`POST /rl/set_reward`: `{"session_id": …, "reward": 1.0}`."""
-        body = await self._api.read_json(request)
+        body = _only(await self._api.read_json(request), "session_id", *_REWARD)
         self._reward(_session_id(body), body)
         return AsciiResponse({})
 
     async def end(self, request: Request) -> JSONResponse:
         """`POST /rl/end_session`: `{"session_id": …}`."""
-        return self._end(_session_id(await self._api.read_json(request)))
+        return self._end(_session_id(_only(await self._api.read_json(request), "session_id")))
 
     async def complete(self, request: Request, session_id: str) -> JSONResponse:
         """`POST /sessions/{id}/complete`: `{"reward": 1.0}`, and it is closed."""
-        self._reward(session_id, await self._api.read_json(request))
+        self._reward(session_id, _only(await self._api.read_json(request), *_REWARD))
         return self._end(session_id)
 
     async def status(self, session_id: str) -> JSONResponse:
@@ -120,6 +124,14 @@ def add_sessions(app: FastAPI, sessions: SessionApi) -> None:
     app.add_api_route("/sessions/{session_id}", sessions.status)
     app.add_api_route("/sessions/{session_id}/complete", sessions.complete, methods=["POST"])
     app.add_route("/v1/{path:path}", sessions.unknown, methods=["POST"])
+
+
+def _only(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The body; Refusal for a field that would be passed over."""
+    for name in body:
+        if name not in names:
+            raise Refusal(400, f"{name[:80]}: there is no such field; there are {', '.join(names)}")
+    return body
 
 
 def _functions(values: Any) -> dict[str, float]:

@@ -127,7 +127,9 @@ class Sessions:
         return session
 
     def set_reward(self, session_id: str, reward: float, *, functions: Mapping[str, float]) -> None:
-        """What the session earned; the last word before its end counts."""
+        """What the session earned; the last word before its end counts. Said again, it changes nothing."""
+        if self.session(session_id).is_closed and self.session(session_id).reward == reward:
+            return
         session = self.open_session(session_id)
         if not math.isfinite(reward) or abs(reward) > MAX_ABS_REWARD:
             raise SessionRefused(400, f"reward is {reward}: give a finite number up to {MAX_ABS_REWARD:g}")

@@ -13,6 +13,7 @@ from asympo.common.paths import given_path
 from asympo.common.redaction import redacted_arguments
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
+_PORTS = ("http_port", "grpc_port")
 _SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -206,6 +207,7 @@ def resolved_text(file: RunFile) -> str:
     """The whole file with every default, as TOML that `run` reads back."""
     from asympo.common.redaction import redacted
     from asympo.common.settings import dump_toml, validate
+    from asympo.gateway.settings import GatewaySettings
     from asympo.generator.settings import GeneratorSettings
     from asympo.learner.settings import LearnerSettings
 
@@ -217,17 +219,23 @@ def resolved_text(file: RunFile) -> str:
 
     generator = service(GeneratorSettings, file.generator_values)
     learner = service(LearnerSettings, file.learner_values)
-    for section, given in ((generator, file.generator_values), (learner, file.learner_values)):
-        for port in ("http_port", "grpc_port"):
-            # Left to the supervisor, which finds free ones.
-            if port not in given:
-                section.pop(port, None)
+    gateway = service(GatewaySettings, file.gateway_values or {})
+    for section, given, left_open in (
+        (generator, file.generator_values, _PORTS),
+        (learner, file.learner_values, _PORTS),
+        (gateway, file.gateway_values or {}, (*_PORTS, "doors", "doors_token", "model_name")),
+    ):
+        for name in left_open:
+            # Left to the supervisor, which finds what is free and knows its generators.
+            if name not in given:
+                section.pop(name, None)
     sections = {
         "run": file.run.model_dump(mode="json"),
         "broker": file.broker.model_dump(mode="json"),
         "view": file.view.model_dump(mode="json"),
         "generator": {**file.generators.model_dump(mode="json"), **generator},
         "learner": learner,
+        **({} if file.gateway_values is None else {"gateway": gateway}),
     }
     return dump_toml(redacted(sections), comment=f"asympo run, from {file.source}")
 

@@ -208,7 +208,8 @@ def test_token_decides_who_one_is_and_what_one_may(log: RunLog, start_gateway: S
     start_run(log)
     gateway = start_gateway()
     assert httpx.post(gateway.http + "/v1/rollouts", json=GROUP).status_code == 401
-    assert post(gateway, GROUP, token="x" * 20).status_code == 401
+    refused = post(gateway, GROUP, token="x" * 20)
+    assert (refused.status_code, "Bearer" in refused.text) == (401, True), "it says what would be right"
     assert post(gateway, GROUP, token=FILES).json()["results"][0]["group_id"] == "files/1"
     assert post(gateway, {}, token=FILES, path="/v1/work").status_code == 403
     for address in (gateway.http, gateway.grpc):
@@ -221,11 +222,12 @@ def test_share_of_one_producer_leaves_slots_to_others(log: RunLog, start_gateway
     start_run(log)  # 8 slots, of which files may hold 2
     gateway = start_gateway(slot_wait_seconds=0.1)
     must_lease(log)
-    outcomes = [
-        post(gateway, GROUP | {"group_id": str(number)}, token=FILES).json()["results"][0]["outcome"]
+    results = [
+        post(gateway, GROUP | {"group_id": str(number)}, token=FILES).json()["results"][0]
         for number in range(3)
     ]
-    assert outcomes == ["appended", "appended", "over_share"]
+    assert [each["outcome"] for each in results] == ["appended", "appended", "over_share"]
+    assert [bool(each["reason"]) for each in results] == [False, False, True]
     assert post(gateway, GROUP).json()["results"][0]["outcome"] == "appended"
 
 

@@ -294,6 +294,7 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/sessions/{id}/complete", {"reward": "much"}, 400),
         ("/sessions/{id}/complete", {"reward": True}, 400),
         ("/sessions/{id}/complete", {"reward": 1e9}, 400),
+        ("/sessions/{id}/complete", {"reward": 1, "functons": {}}, 400),
         ("/sessions/{id}/v1/embeddings", {}, 404),
         ("/sessions/{id}/v1/chat/completions", {"messages": [], "n": 2}, 400),
         ("/sessions/none/v1/chat/completions", {"messages": []}, 404),
@@ -318,10 +319,21 @@ def test_closed_session_takes_no_more(log: RunLog, door: FakeDoor, start_gateway
     session = start(gateway)[0]
     say(session, "a")
     complete(gateway, session, 1.0)
+    # As whoever has not heard the answer says it again.
+    complete(gateway, session, 1.0)
     with pytest.raises(openai.ConflictError):
         say(session, "a")
     again = httpx.post(f"{gateway.http}/sessions/{session['session_id']}/complete", json={"reward": 2})
     assert again.status_code == 409
+
+
+def test_misspelt_wish_leases_no_prompt(log: RunLog, door: FakeDoor, start_gateway: StartGateway) -> None:
+    start_run(log)
+    gateway = start_gateway(doors=(door.address,))
+    for body, said in (({"own_promt": True}, "own_promt: there is no such"), ({"own_prompt": 1}, "true or")):
+        refused = post(gateway, body, path="/rl/start_session")
+        assert (refused.status_code, said in refused.text) == (400, True), refused.text
+    assert log.stats.read().leases == 0
 
 
 def test_sessions_need_staleness_and_a_token_for_them(

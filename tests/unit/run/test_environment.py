@@ -81,6 +81,11 @@ def test_environment_writes_its_rows_once_and_brings_a_gateway(tmp_path: Path) -
     assert row == {"prompt": [{"role": "user", "content": "0 {'level': 2}"}], "answer": "1"}
     assert file.learner_values["task"]["path"] == str(rows)
     assert file.gateway_values == {}
+    # A dry run leaves nothing of the run behind.
+    (tmp_path / "dry").mkdir()
+    dry = with_environment(file_of(tmp_path, name="s"), directory=tmp_path / "dry")
+    assert Path(dry.learner_values["task"]["path"]).parent == tmp_path / "dry"
+    assert not (tmp_path / "s").exists()
     rows.write_text("kept\n")
     with_environment(file_of(tmp_path))
     assert rows.read_text() == "kept\n"

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.cli import main
 from asympo.common.errors import BadSetting
 from asympo.gateway.settings import GatewaySettings
 from asympo.generator.settings import DoorOptions, GeneratorSettings
-from asympo.run.prepare.gateway import gateway_defaults, gateway_note
+from asympo.run.prepare.gateway import check_producers, gateway_defaults, gateway_note
 from asympo.run.prepare.machine import Machine
 from asympo.run.prepare.plan import Plan, make_plan
-from asympo.run.settings import take_apart
+from asympo.run.settings import read_run_file, take_apart
 from asympo.testing.tiny_model import write_tiny_model
 
 
@@ -52,6 +53,42 @@ def test_engine_without_a_door_leaves_the_gateway_to_finished_groups(tmp_path: P
 def test_what_other_sections_decide_is_refused(key: str) -> None:
     with pytest.raises(BadSetting, match=f"{key} in .gateway. of run.toml"):
         gateway_defaults({key: "x"}, doors=(), taken=set(), source="run.toml")
+
+
+def test_producers_and_the_players_token_are_looked_at_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "producers.toml"
+    settings = GatewaySettings(run="r", producers=path)
+    path.write_text('[[producers]]\nname = "env"\ntoken = "0123456789abcdef"\nscopes = ["submit"]\n')
+    check_producers(settings, is_played=False)
+    monkeypatch.delenv("ASYMPO_TOKEN", raising=False)
+    with pytest.raises(BadSetting, match=r"in ASYMPO_TOKEN: .*present a valid token"):
+        check_producers(settings, is_played=True)
+    monkeypatch.setenv("ASYMPO_TOKEN", "0123456789abcdef")
+    with pytest.raises(BadSetting, match="for submit, not for sessions"):
+        check_producers(settings, is_played=True)
+    path.write_text(path.read_text().replace("submit", "sessions"))
+    check_producers(settings, is_played=True)
+    check_producers(GatewaySettings(run="r"), is_played=True)
+    path.write_text('[[producers]]\nname = "env"\ntoken = "short"\n')
+    with pytest.raises(BadSetting, match="16"):
+        plan(tmp_path, gateway={"producers": str(path)})
+
+
+def test_section_is_checked_and_shown_with_what_it_leaves_open_left_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[run]\nname = "r"\nmodel = "m"\n[run.task]\nname = "addition"\n[gateway]\n')
+    assert main(["run", str(path), "--gateway.http-portt=3", "--check-config"]) != 0
+    assert "did you mean http_port?" in capsys.readouterr().err
+    assert main(["run", str(path), "--check-config"]) == 0
+    path.write_text(capsys.readouterr().out)
+    file = read_run_file(path)
+    assert file.gateway_values is not None
+    assert file.gateway_values["session_seconds"] == 600
+    assert not {"http_port", "grpc_port", "doors", "model_name"} & file.gateway_values.keys()
 
 
 def test_port_of_one_door_cannot_be_that_of_several(tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from asympo.run.held_out.evaluation import Episodes
 
 
-def with_environment(file: RunFile) -> RunFile:
-    """The file with what an environment needs beside it: its rows and a gateway."""
+def with_environment(file: RunFile, *, directory: Path | None = None) -> RunFile:
+    """The file with what an environment needs beside it: its rows and a gateway.
+
+    `directory` gets the rows instead of the run's own.
+    """
     values = file.learner_values.get("task") or {}
     if not isinstance(values, dict) or values.get("name") not in ENVIRONMENTS:
         return file
-    rows = file.directory.absolute() / "environment.jsonl"
+    rows = (directory or file.directory.absolute()) / "environment.jsonl"
     if values.get("path") is None and not rows.exists():
         task = validate(TaskConfig, values)
         measures = file.run.evaluate or any(each.asks_the_run for each in file.run.evals)

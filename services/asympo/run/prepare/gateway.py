@@ -1,12 +1,15 @@
 """A run's gateway: where it listens, and which doors its sessions ask."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asympo.common.errors import BadSetting
+from asympo.gateway.producers import NotAllowed, Producers, Scope
 from asympo.gateway.settings import GatewaySettings
 from asympo.generator.settings import DoorOptions
 from asympo.local.ports import free_port, is_free, require_free
+from asympo.tasks.environments.player.stage import KEY_VARIABLE as PLAYERS_TOKEN
 
 
 def gateway_defaults(
@@ -32,6 +35,19 @@ def gateway_defaults(
         if open_doors[0].tokens is not None:
             values["doors_token"] = str(open_doors[0].tokens)
     return values
+
+
+def check_producers(settings: GatewaySettings, *, is_played: bool) -> None:
+    """The producers' file, and that it knows the token of what plays the task; raises BadSetting."""
+    producers = Producers.read(settings.producers)
+    try:
+        if is_played:
+            producers.admit(f"Bearer {os.environ.get(PLAYERS_TOKEN, '')}", Scope.SESSIONS)
+    except NotAllowed as error:
+        raise BadSetting(
+            f"what plays the environment shows the gateway the token in {PLAYERS_TOKEN}: set it to that of a "
+            f"producer in {settings.producers} with the scope sessions ({error})"
+        ) from None
 
 
 def gateway_note(settings: GatewaySettings) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from asympo.common.errors import BadSetting
 from asympo.common.settings import dump_toml, validate
 from asympo.local.process import launched, run_helper
+from asympo.run.prepare.environment import with_environment
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.plan import odd_sampling
 from asympo.run.settings import RunFile
@@ -206,7 +207,8 @@ def look_at_model(file: RunFile) -> dict[str, Any]:
     """Sizes of model and prompt, found in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "learner.toml"
-        path.write_text(dump_toml(file.learner_values))
+        # Nothing of the run is written: rows of an environment are made and forgotten.
+        path.write_text(dump_toml(with_environment(file, directory=Path(directory)).learner_values))
         command = [sys.executable, "-m", "asympo.run.prepare.dry_run", str(path)]
         printed = run_helper(command, seconds=900)
     shape: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])

@@ -22,7 +22,7 @@ from asympo.local.ports import PagePort, free_port, page_port, require_free
 from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.environment import evaluation_of_episodes, play_command, with_environment
-from asympo.run.prepare.gateway import gateway_defaults, gateway_note
+from asympo.run.prepare.gateway import check_producers, gateway_defaults, gateway_note
 from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.server import check_server
 from asympo.run.settings import RunFile
@@ -116,6 +116,8 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
     gateway = _plan_gateway(file, common, generators, taken)
+    if gateway is not None:
+        check_producers(gateway.settings, is_played=learner.settings.task.is_environment)
     evaluator = _plan_evaluator(file, common, generators, gateway, taken)
     return Plan(
         file=file,
@@ -160,6 +162,7 @@ def check_learner_values(file: RunFile) -> None:
     for model, values, section in (
         (LearnerSettings, file.learner_values, "learner"),
         (GeneratorSettings, file.generator_values, "generator"),
+        (GatewaySettings, file.gateway_values or {}, "gateway"),
     ):
         places: dict[tuple[str, ...], str] = {}
         for key in values:
@@ -168,7 +171,7 @@ def check_learner_values(file: RunFile) -> None:
             if key in ("run", "redis_url", "checkpoint_root"):
                 raise BadSetting(f"{key} {places[(key,)]} is decided by [run] and [broker]: leave it out")
         settings = validate(model, values, origin=places)
-        if settings.grpc_tls.is_given:
+        if section != "gateway" and settings.grpc_tls.is_given:
             raise BadSetting(
                 f"grpc_tls {places[('grpc_tls',)]} is for services of several machines: leave it out, "
                 "`asympo run` calls its services on loopback"
