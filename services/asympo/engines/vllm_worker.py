@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from asympo.common.errors import CorruptCheckpoint, EngineBroken
+from asympo.common.heap import return_free_pages
 from asympo.engines.base import Readback
 from asympo.engines.vllm_blueprint import Blueprint, as_first_load
 from asympo.engines.vllm_readback import Expectation, changes_between, file_tensors
@@ -264,6 +265,8 @@ def _worked_out(expectation: Expectation, path: Path, before: Path | None, dtype
     if before is not None and any(before.glob("*.safetensors")):
         expectation.note_changes(changes_between(path, before, dtype=dtype))
     expectation.note_values(file_tensors(path))
+    # What was compared lay in temporaries as large as whole layers, which this thread's heap would keep.
+    return_free_pages()
     return expectation
 
 

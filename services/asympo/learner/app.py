@@ -20,6 +20,7 @@ from asympo.common.errors import (
     RunEnded,
     RunHasLearner,
 )
+from asympo.common.heap import large_imports
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
@@ -30,7 +31,6 @@ from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
-from asympo.learner.heap import large_imports
 from asympo.learner.log.create_run import create_run
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch

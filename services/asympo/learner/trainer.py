@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable
 
 from asympo.common.errors import Fenced, PublishFailed
+from asympo.common.heap import return_free_pages
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
-from asympo.learner.heap import return_free_pages
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.log.session import LogSession

@@ -1,4 +1,4 @@
-"""The heap of a learner: C's, whose allocator keeps its memory, and Python's with its collector."""
+"""Heaps of processes with large tensors: C's, which keeps its memory, and Python's with its collector."""
 
 import ctypes
 import gc
