@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.common.heap import large_imports
 from asympo.local.broker import LocalBroker
+from asympo.local.heap import large_imports
 from asympo.local.ports import free_port
 from asympo.rewards.sandbox.proof import prove_isolation
 from asympo.testing.tiny_model import write_tiny_model

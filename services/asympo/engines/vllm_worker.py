@@ -23,10 +23,10 @@ import psutil
 import torch
 
 from asympo.common.errors import CorruptCheckpoint, EngineBroken
-from asympo.common.heap import return_free_pages
 from asympo.engines.base import Readback
 from asympo.engines.vllm_blueprint import Blueprint, as_first_load
 from asympo.engines.vllm_readback import Expectation, changes_between, file_tensors
+from asympo.local.heap import return_free_pages
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,6 @@ from asympo.common.errors import (
     RunEnded,
     RunHasLearner,
 )
-from asympo.common.heap import large_imports
 from asympo.common.jsonl import JsonlWriter, read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
@@ -41,6 +40,7 @@ from asympo.learner.servers.grpc import RpcServer
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.torchrun import Launch
+from asympo.local.heap import large_imports
 from asympo.tasks.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 
 from asympo.common.errors import Fenced, PublishFailed
-from asympo.common.heap import return_free_pages
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
@@ -16,6 +15,7 @@ from asympo.learner.record.recorder import StepRecorder
 from asympo.learner.state.saver import Saver
 from asympo.learner.step.probe import ProbeText
 from asympo.learner.step.step import Stepper
+from asympo.local.heap import return_free_pages
 
 log = logging.getLogger(__name__)
 

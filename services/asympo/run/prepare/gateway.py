@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.gateway.producers import NotAllowed, Producers, Scope
 from asympo.gateway.settings import GatewaySettings
 from asympo.generator.settings import DoorOptions
 from asympo.local.ports import free_port, is_free, require_free
@@ -39,6 +38,9 @@ def gateway_defaults(
 
 def check_producers(settings: GatewaySettings, *, is_played: bool) -> None:
     """The producers' file, and that it knows the token of what plays the task; raises BadSetting."""
+    # It imports redis, which nobody needs who only looks at settings.
+    from asympo.gateway.producers import NotAllowed, Producers, Scope
+
     producers = Producers.read(settings.producers)
     try:
         if is_played:

@@ -115,9 +115,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         name = f"generator-{number}"
         generators.append(_plan_service(GeneratorSettings, values, directory, name, share, file))
         taken |= {generators[-1].settings.http_port, generators[-1].settings.grpc_port}
-    gateway = _plan_gateway(file, common, generators, taken)
-    if gateway is not None:
-        check_producers(gateway.settings, is_played=learner.settings.task.is_environment)
+    gateway = _plan_gateway(file, common, generators, taken, learner.settings.task.is_environment)
     evaluator = _plan_evaluator(file, common, generators, gateway, taken)
     return Plan(
         file=file,
@@ -359,7 +357,11 @@ def _plan_evaluator(
 
 
 def _plan_gateway(
-    file: RunFile, common: Mapping[str, Any], generators: Sequence[ServicePlan], taken: set[int]
+    file: RunFile,
+    common: Mapping[str, Any],
+    generators: Sequence[ServicePlan],
+    taken: set[int],
+    is_played: bool,
 ) -> ServicePlan | None:
     own = file.gateway_values
     if own is None:
@@ -371,7 +373,9 @@ def _plan_gateway(
         own,
     )
     share = CoreShare(cores=(), num_threads=1, environment={})
-    return _plan_service(GatewaySettings, values, file.directory.absolute(), "gateway", share, file)
+    planned = _plan_service(GatewaySettings, values, file.directory.absolute(), "gateway", share, file)
+    check_producers(planned.settings, is_played=is_played)
+    return planned
 
 
 def _evaluator_defaults(file: RunFile, generators: Sequence[ServicePlan], taken: set[int]) -> dict[str, Any]:

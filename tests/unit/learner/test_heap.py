@@ -8,7 +8,7 @@ from asympo.run.prepare.machine import KEEP_MEMORY
 
 _GAPS = """
 import ctypes, psutil
-from asympo.common.heap import return_free_pages
+from asympo.local.heap import return_free_pages
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
