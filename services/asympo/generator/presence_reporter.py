@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import threading
+from typing import Any
 
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.errors import BrokerUnavailable
@@ -36,6 +38,8 @@ class PresenceReporter:
         self._calls = calls
         self._metrics = metrics
         self._interval_seconds = interval_seconds
+        self._telling = threading.Lock()
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Report for ever."""
@@ -54,11 +58,10 @@ class PresenceReporter:
 
     async def say_goodbye(self) -> None:
         """Vanish from the list now instead of after the last report's time."""
+        self._is_leaving = True
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._calls.run(
-                    self._run_log.presence.report, self._generator.holder, {}, ttl_seconds=0
-                )
+                await self._calls.run(self._tell, {}, ttl_seconds=0)
         except (BrokerUnavailable, TimeoutError) as error:
             log.debug("Nobody heard the goodbye: %r", error)
 
@@ -70,12 +73,8 @@ class PresenceReporter:
             self._metrics.engine_seen(parts.engine.stats)
             self._metrics.groups_held.set(parts.gate.num_held)
         try:
-            await self._calls.run(
-                self._run_log.presence.report,
-                self._generator.holder,
-                self._generator.status(),
-                ttl_seconds=max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS),
-            )
+            ttl_seconds = max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS)
+            await self._calls.run(self._tell, self._generator.status(), ttl_seconds=ttl_seconds)
         except BrokerUnavailable as error:
             self._metrics.count_broker_error()
             if self._generator.is_broker_answering:
@@ -84,3 +83,9 @@ class PresenceReporter:
         else:
             self._generator.is_broker_answering = True
         self._metrics.ready.set(self._generator.not_ready_reason is None)
+
+    def _tell(self, status: dict[str, Any], *, ttl_seconds: float) -> None:
+        """In a thread, which goes on when a report is cancelled. One at a time, none after the goodbye."""
+        with self._telling:
+            if not ttl_seconds or not self._is_leaving:
+                self._run_log.presence.report(self._generator.holder, status, ttl_seconds=ttl_seconds)
