@@ -22,6 +22,7 @@ from asympo.ops import broker_users, export, follow, replay
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 from asympo.ops.answers import show_answers
 from asympo.ops.chosen import add_choice_flags, choice_of, chosen_groups
+from asympo.ops.texts import Texts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,11 +152,12 @@ def _show(log: RunLog, arguments: Namespace) -> int:
             )
     else:
         entries = list(deque(log.reader.iter_entries(), maxlen=arguments.count))
+    texts = Texts(log)
     for entry in entries:
         if arguments.json:
-            write_json(describe(entry))
+            write_json(describe(entry, texts))
         else:
-            _print_group(entry)
+            _print_group(entry, texts)
     if not entries and not arguments.json:
         show("the log is empty: what was appended has been trained, committed and trimmed")
     return 0
@@ -164,10 +166,10 @@ def _show(log: RunLog, arguments: Namespace) -> int:
 def _show_chosen(log: RunLog, arguments: Namespace, choice: Choice) -> int:
     """The newest groups of archive and log that are wanted."""
     newest: deque[tuple[LogEntry, dict[str, Any]]] = deque(maxlen=arguments.count)
-    num_found = 0
+    num_found, texts = 0, Texts(log)
     for archived in chosen_groups(log, arguments, choice):
         entry = archived.to_log_entry()
-        values = {**describe(entry), "step": archived.step}
+        values = {**describe(entry, texts), "step": archived.step}
         text = values.get("prompt", {}).get("text", "")
         if choice.takes(step=archived.step, prompt=text, responses=values.get("responses", ())):
             newest.append((entry, values))
@@ -176,7 +178,7 @@ def _show_chosen(log: RunLog, arguments: Namespace, choice: Choice) -> int:
         if arguments.json:
             write_json(values)
         else:
-            _print_group(entry, step=values["step"])
+            _print_group(entry, texts, step=values["step"])
     if not arguments.json:
         show(
             f"{len(newest)} of {num_found} groups that fit; --count shows more" if newest else "no group fits"
@@ -184,15 +186,16 @@ def _show_chosen(log: RunLog, arguments: Namespace, choice: Choice) -> int:
     return 0
 
 
-def decoded(entry: LogEntry) -> RolloutGroup | str:
+def decoded(entry: LogEntry, texts: Texts | None = None) -> RolloutGroup | str:
     """The group, or why it is none."""
     try:
-        return decode_group(entry.payload, limits=WireLimits())
+        group = decode_group(entry.payload, limits=WireLimits())
     except InvalidRecord as error:
         return str(error)
+    return group if texts is None else texts.added(group)
 
 
-def describe(entry: LogEntry) -> dict[str, Any]:
+def describe(entry: LogEntry, texts: Texts | None = None) -> dict[str, Any]:
     """A group as JSON, advantages included."""
     values: dict[str, Any] = {
         "sequence": entry.sequence,
@@ -201,7 +204,7 @@ def describe(entry: LogEntry) -> dict[str, Any]:
         "appended_at_seconds": entry.appended_at_seconds,
         "bytes": len(entry.payload),
     }
-    group = decoded(entry)
+    group = decoded(entry, texts)
     if isinstance(group, str):
         return {**values, "invalid": group}
     mean = mean_reward(group)
@@ -241,8 +244,8 @@ def one_line(entry: LogEntry) -> str:
     return f"{head}  {len(group.responses)} responses, reward {mean_reward(group):.3f}, {num_tokens} tokens"
 
 
-def _print_group(entry: LogEntry, *, step: int | None = None) -> None:
-    group = decoded(entry)
+def _print_group(entry: LogEntry, texts: Texts, *, step: int | None = None) -> None:
+    group = decoded(entry, texts)
     if isinstance(group, str):
         show(one_line(entry))
         return
