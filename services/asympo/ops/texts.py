@@ -9,7 +9,7 @@ from asympo.common.errors import BadModel
 from asympo.common.records import Response, RolloutGroup
 from asympo.common.rollout_log import RunLog
 
-_BETWEEN_SEGMENTS = "\n[another segment]\n"
+_BETWEEN_SEGMENTS = "\n\n[history rewritten]\n\n"
 
 
 class Texts:

@@ -39,7 +39,7 @@ def test_prompts_responses_and_segments_of_ids_get_their_texts(tiny_model: Path)
     said, rewritten, own = (each.text for each in found.responses)
     assert (said, own) == (tokenizer.decode(list(ids["said"])), "its own")
     parts = (tokenizer.decode(list(ids[each])) for each in ("first", "second"))
-    assert rewritten.split("\n[another segment]\n") == list(parts)
+    assert rewritten.split("\n\n[history rewritten]\n\n") == list(parts)
     # An id outside of the vocabulary is what such a record may have been set aside for.
     texts_of(tiny_model).added(group_of(prompt=Prompt(token_ids=(2**31,)), responses=responses))
 
