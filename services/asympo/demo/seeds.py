@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def run_seeds(count: int, flags: Sequence[str], *, directory: Path, is_json: boo
             name = f"demo-seed-{seed}"
             own = (f"--run.name={name}", f"--learner.seed={seed}", f"--generator.vllm.seed={seed}")
             command = [sys.executable, "-m", "asympo.cli", "demo", "--fresh", *flags, *own]
+            begun = time.time()
             # In a session of its own: what a terminal sends to all must not reach it twice.
             demo = subprocess.Popen(
                 launched(command), stdout=sys.stderr if is_json else None, start_new_session=True
@@ -43,7 +45,7 @@ def run_seeds(count: int, flags: Sequence[str], *, directory: Path, is_json: boo
             code = max(code, demo.returncode)
             if stop.is_set:
                 return 130
-            found.append({"seed": seed, "exit_code": demo.returncode, **_said(directory / name)})
+            found.append({"seed": seed, "exit_code": demo.returncode, **_said(directory / name, since=begun)})
     if is_json:
         write_json({"seeds": found})
     else:
@@ -51,12 +53,12 @@ def run_seeds(count: int, flags: Sequence[str], *, directory: Path, is_json: boo
     return code
 
 
-def _said(directory: Path) -> dict[str, Any]:
-    """Nothing where a demo came to no end."""
-    try:
-        summary = json.loads((directory / "summary.json").read_text())
-    except FileNotFoundError:
+def _said(directory: Path, *, since: float) -> dict[str, Any]:
+    """Nothing where a demo came to no end; what an earlier one left there is not its."""
+    path = directory / "summary.json"
+    if not path.exists() or path.stat().st_mtime < since:
         return {}
+    summary = json.loads(path.read_text())
     return {name: summary.get(name) for name in _SHOWN}
 
 

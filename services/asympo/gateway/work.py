@@ -96,10 +96,9 @@ class Work:
         result = await self._calls.until_answered(
             self._run_log.leases.append, lease, payload, producer=producer.name
         )
-        if result.outcome is not AppendOutcome.DUPLICATE:
-            # Kept until it expires, so that a retry finds it and is told the same.
-            self._answered.add(lease.token)
-            self._show()
+        # Kept until it expires, so that a retry finds it and is told the same.
+        self._answered.add(lease.token)
+        self._show()
         return "run_ended" if result.outcome is AppendOutcome.REFUSED else result.outcome.value
 
     async def renew(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:

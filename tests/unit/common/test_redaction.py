@@ -1,8 +1,11 @@
 """No secret is shown, however it is written, and what is none stays readable."""
 
+import ast
 import io
 import logging
+from pathlib import Path
 
+import asympo
 import pytest
 from asympo.common.errors import BadSetting, BrokerUnavailable
 from asympo.common.redaction import redact_text, redact_url, redacted
@@ -116,3 +119,17 @@ def test_errors_hide_secrets() -> None:
         assert "hunter2" not in str(raised.value)
         assert raised.value.__cause__ is None
         assert "hunter2" not in repr(raised.value.__context__)
+
+
+def test_no_sentence_that_is_raised_is_taken_for_a_secret() -> None:
+    """What tells a caller how a token is shown must not be masked on its way to him."""
+    masked = [
+        f"{path.name}:{text.lineno} {text.value}"
+        for path in Path(asympo.__file__).parent.rglob("*.py")
+        for raised in ast.walk(ast.parse(path.read_text()))
+        if isinstance(raised, ast.Raise)
+        for text in ast.walk(raised)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+        if redact_text(text.value) != text.value
+    ]
+    assert masked == []

@@ -40,6 +40,11 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_demo_has_a_seed_and_a_run_of_its_own_and_standard_output_is_json(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # What an earlier one left there is not the result of one that came to no end.
+    old = tmp_path / "demo-seed-2" / "summary.json"
+    old.parent.mkdir()
+    old.write_text('{"held_out_accuracy_after": 0.9}')
+    os.utime(old, (1, 1))
     given = [f"--run.directory={tmp_path}", "--learner.total-steps=2", "--seeds", "3", "--json", "--lora"]
     assert main(given) == 3
     said = capfd.readouterr()

@@ -1,6 +1,7 @@
 """Held-out accuracy before and after, fitted into the run: what to measure when."""
 
 import json
+import math
 import subprocess
 import threading
 from dataclasses import asdict
@@ -137,8 +138,9 @@ class HeldOutMeasurements:
     @property
     def _last_step_of_first_policy(self) -> int:
         """The last step before the learner publishes; 0 where it may end earlier, when prompts run out."""
-        first = min(self._settings.publish_every, self._settings.total_steps or 1)
-        return first - 1
+        if self._settings.num_epochs:
+            return 0
+        return int(min(self._settings.publish_every, self._settings.total_steps or math.inf)) - 1
 
     def _begin(self, held_out: HeldOut) -> Evaluation:
         self._evaluation = Evaluation(
