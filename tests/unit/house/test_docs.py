@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
 import tomllib
@@ -171,3 +172,11 @@ def test_checks_see_what_they_check() -> None:
 def test_settings_on_a_page_are_toml(page: Path) -> None:
     for block in re.findall(r"```toml\n(.*?)```", page.read_text(), flags=re.DOTALL):
         tomllib.loads(block)
+
+
+def test_commands_of_committed_reports_work_in_any_checkout() -> None:
+    reports = sorted((ROOT / "docs").rglob("summary.json"))
+    assert reports
+    for report in reports:
+        words = shlex.split(json.loads(report.read_text())["command"])
+        assert not [word for word in words if word.startswith("/")], report
