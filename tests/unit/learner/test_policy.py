@@ -12,6 +12,7 @@ from asympo.learner.model.batching import TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.check import check_weights
 from asympo.learner.model.forward_path import ForwardPath
 from asympo.learner.model.fused import fuse, is_fused, unfused
+from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.step.objectives import ObjectiveOptions, StepScope, asympo
 
@@ -278,3 +279,25 @@ def test_mean_nlls_score_the_tokens_after_the_prompt(policy: Policy) -> None:
         [TrainedGroup(prompt_ids=(1, 2, 3), responses=(TrainedResponse(token_ids=(4, 5), advantage=1.0),))],
     )
     assert nll == pytest.approx(total)
+
+
+@pytest.mark.parametrize("num_kept_rows", [0, 4, 10])
+def test_head_is_the_same_however_many_probabilities_are_kept(num_kept_rows: int) -> None:
+    torch.manual_seed(0)
+    num_rows, vocab_size, chunk_rows = 10, 50, 4
+    hidden = torch.randn(num_rows, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocab_size, 8, dtype=torch.float64, requires_grad=True)
+    row, target = torch.arange(num_rows), torch.randint(vocab_size, (num_rows,))
+    coefficient = torch.randn(num_rows, dtype=torch.float64)
+    options = HeadOptions(
+        chunk_rows=chunk_rows,
+        max_kept_bytes=num_kept_rows * vocab_size * weight.itemsize,
+        compute_dtype=torch.float64,
+    )
+    bounds = chunk_bounds(range(num_rows), num_rows=num_rows, chunk_rows=chunk_rows)
+    nll, _ = token_nll(hidden, weight, None, row_N=row, target_N=target, token_bounds=bounds, options=options)
+    whole = torch.nn.functional.cross_entropy(hidden @ weight.T, target, reduction="none")
+    torch.testing.assert_close(nll, whole)
+    ours = torch.autograd.grad((coefficient * nll).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((coefficient * whole).sum(), (hidden, weight))
+    torch.testing.assert_close(ours, theirs)

@@ -29,7 +29,7 @@ class HeadOptions:
     chunk_rows: int = 256
     """Rows of logits that exist at once."""
     max_kept_bytes: int = 1 << 28
-    """Probabilities of a whole row are kept for the backward when they are no larger: a product less."""
+    """Probabilities of as many chunks of a row are kept for the backward as fit into it: a product less."""
     compute_dtype: torch.dtype = torch.float32
     """Precision of the matrix products; everything else is float32 or the input's own precision if higher."""
 
@@ -37,7 +37,7 @@ class HeadOptions:
 class _ChunkedNll(torch.autograd.Function):
     """Forward keeps one log-sum-exp a row; backward computes each chunk of logits again.
 
-    A row of few tokens keeps its probabilities instead, for one product in four less.
+    The first chunks keep their probabilities instead, for one product in four less.
     """
 
     @staticmethod
@@ -56,13 +56,15 @@ class _ChunkedNll(torch.autograd.Function):
         lse_U = torch.empty(len(hidden_UD), dtype=wide, device=hidden_UD.device)
         entropy_U = torch.empty_like(lse_U)
         nll_N = torch.empty(len(target_N), dtype=wide, device=hidden_UD.device)
-        num_bytes = len(hidden_UD) * len(weight_VD) * wide.itemsize
         # The slope of a soft cap needs the logits themselves.
-        is_kept = ctx.needs_input_grad[0] and num_bytes <= options.max_kept_bytes and options.softcap is None
+        may_keep = ctx.needs_input_grad[0] and options.softcap is None
+        room = options.max_kept_bytes if may_keep else 0
         kept: list[Tensor] = []
         for rows, tokens in _chunks(len(hidden_UD), bounds, options.chunk_rows):
             logits, _ = _logits(cast_UD[rows], cast_VD, bias_V, wide, options)
             picked = logits[row_N[tokens] - rows.start, target_N[tokens]]
+            room -= logits.nbytes
+            is_kept = room >= 0
             for block in _blocks(logits):
                 probability = torch.softmax(logits[block], dim=-1)
                 lse = _log_sum_exp(logits[block], probability)
