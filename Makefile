@@ -35,7 +35,7 @@ types:  ## Run mypy
 	@.venv/bin/mypy
 
 test-python:  ## Run every test (ARGS="-k name" chooses some)
-	@$(PY) -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 format:  ## Format the code
 	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .

@@ -26,12 +26,14 @@ settings.register_profile("asympo", deadline=None, suppress_health_check=[Health
 settings.load_profile("asympo")
 
 KINDS = {
-    "fleet": (
+    "chaos": (
         "tests/chaos",
         "tests/helm/test_pods.py",
+        "tests/observability/test_live_run.py",
+    ),
+    "run": (
         "tests/integration/page",
         "tests/integration/run",
-        "tests/observability/test_live_run.py",
     ),
     "engine": (
         "tests/integration/bench",
@@ -40,11 +42,11 @@ KINDS = {
         "tests/integration/test_gpu_check.py",
     ),
 }
-"""Tests that start whole fleets, and tests that start a real engine: never two of one kind at a time."""
+"""Tests that start whole fleets (`chaos` and `run`) or a real engine: never two of one kind at a time."""
 
 
 class ByWeight(LoadScopeScheduling):
-    """Of three workers one runs each kind from the start, the third the rest, file by file."""
+    """Of four workers one runs each kind from the start, the fourth the rest, file by file."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid)

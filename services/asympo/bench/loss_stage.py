@@ -1,5 +1,7 @@
 """The loss stage alone: hidden states to gradients, chunked against whole logits.
 
+Chunked is what the learner does: rows of its default length, each forward and backward before the next.
+
 `python -m asympo.bench.loss_stage` measures one way in a process of its own, so that the memory is that
 way's; `measure` runs both in turn.
 """
@@ -11,7 +13,10 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NUM_TOKENS, VOCAB_SIZE, HIDDEN_SIZE = 4096, 49152, 576
 _TIMEOUT_SECONDS = 900
@@ -65,24 +70,34 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
     from asympo.bench.cell import whole_logits_nll
     from asympo.bench.memory import PeakMemory
     from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
+    from asympo.learner.settings import LearnerSettings
 
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     torch.manual_seed(0)
     hidden = torch.randn(num_tokens, HIDDEN_SIZE, device=device, requires_grad=True)
     weight = (0.05 * torch.randn(vocab_size, HIDDEN_SIZE, device=device)).requires_grad_()
     target = torch.randint(vocab_size, (num_tokens,), device=device)
-    row = torch.arange(num_tokens, device=device)
     options = HeadOptions(compute_dtype=dtype)
-    bounds = chunk_bounds(range(num_tokens), num_rows=num_tokens, chunk_rows=options.chunk_rows)
+    row_tokens = LearnerSettings.model_fields["token_budget"].default
+
+    def chunked(tokens: slice) -> Tensor:
+        num_rows = len(target[tokens])
+        return token_nll(
+            hidden[tokens],
+            weight,
+            None,
+            row_N=torch.arange(num_rows, device=device),
+            target_N=target[tokens],
+            token_bounds=chunk_bounds(range(num_rows), num_rows=num_rows, chunk_rows=options.chunk_rows),
+            options=options,
+        )[0]
 
     def once() -> None:
         if way == "chunked":
-            nll, _ = token_nll(
-                hidden, weight, None, row_N=row, target_N=target, token_bounds=bounds, options=options
-            )
+            for start in range(0, num_tokens, row_tokens):
+                (chunked(slice(start, start + row_tokens)).sum() / num_tokens).backward()
         else:
-            nll = whole_logits_nll(hidden.to(dtype) @ weight.to(dtype).T, target)
-        nll.mean().backward()
+            whole_logits_nll(hidden.to(dtype) @ weight.to(dtype).T, target).mean().backward()
         hidden.grad = weight.grad = None
 
     memory = PeakMemory(device)

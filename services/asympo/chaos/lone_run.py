@@ -33,6 +33,7 @@ from asympo.run.report.page import how_it_ended
 from asympo.testing.tiny_model import write_tiny_model
 
 _STEP_SECONDS = 300.0
+_DRAIN_SECONDS = 30.0
 _END_SECONDS = 300.0
 _POLL_SECONDS = 0.1
 _LAST_LINES = 5
@@ -336,7 +337,9 @@ class LoneRun:
         lines = ["[run]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
         lines += ["[run.sampling]", "max_tokens = 6", "[view]", 'kind = "plain"']
         lines += ["[learner]", "group_size = 4", "groups_per_step = 2", "save_every = 4"]
-        lines += [f"http_port = {self._port}", "[generator]", 'engine = "simulated"']
+        # A broker whose disk is gone never comes back, and the learner waits for it until then.
+        lines += [f"drain_seconds = {_DRAIN_SECONDS:g}", f"http_port = {self._port}"]
+        lines += ["[generator]", 'engine = "simulated"']
         path.write_text("\n".join(lines) + "\n")
         return path
 

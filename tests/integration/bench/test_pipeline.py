@@ -11,7 +11,8 @@ from asympo.testing.tiny_model import write_tiny_model
 def test_paused_learner_lets_the_log_fill_and_then_trains_it_without_a_generator(tmp_path: Path) -> None:
     load = Load(
         model=write_tiny_model(tmp_path / "model", hidden_size=32, num_layers=1),
-        group_size=4, groups_per_step=2, mean_tokens=8, sigma=0.5, max_tokens=32, max_num_seqs=16,
+        # So many that no group is without signal: one more would have to take its place.
+        group_size=16, groups_per_step=2, mean_tokens=8, sigma=0.5, max_tokens=32, max_num_seqs=16,
         reload_seconds=0.0, token_budget=1024,
     )  # fmt: skip
     with pipeline_run(

@@ -36,7 +36,7 @@ def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
     reached = json.loads((directory / "run.json").read_text())["step"]
     assert reached >= 2
 
-    second = start(f"--learner.total-steps={reached + 30}")
+    second = start(f"--learner.total-steps={reached + 12}")
     second.until(lambda: last_step(directory) > reached + 1, seconds=120)
     for name in ("learner.toml", "generator-0.toml"):
         [service] = second.services(name)
@@ -46,11 +46,11 @@ def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
 
     summary = json.loads((directory / "summary.json").read_text())
     assert summary.keys() >= SUMMARY_KEYS
-    assert summary["steps"] == reached + 30
+    assert summary["steps"] == reached + 12
     assert summary["groups_trained_twice"] == 0
     assert summary["restarts"] >= 2
     assert summary["starts"] == 2
-    assert summary["held_out_policy_step_after"] == reached + 30
+    assert summary["held_out_policy_step_after"] == reached + 12
     assert summary["peak_rss_bytes_total"] > 2**28
     assert 0 < summary["publish_bytes_median"] < 0.5 * summary["publish_bytes_max"], "most are differences"
     assert summary["stall_seconds_per_reload"] > 0
