@@ -80,7 +80,7 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
     options = HeadOptions(compute_dtype=dtype)
     row_tokens = LearnerSettings.model_fields["token_budget"].default
 
-    def chunked(tokens: slice) -> Tensor:
+    def chunked(tokens: slice) -> "Tensor":
         num_rows = len(target[tokens])
         return token_nll(
             hidden[tokens],
