@@ -19,6 +19,9 @@ HEAD_ROWS = {"cpu": 256, "cuda": 2048}
 """Each chunk of logits reads and writes the head's gradient once, 1.2 GB of it for a 1.7B model: a GPU takes
 so many rows that they are as large. A CPU is quickest with what is near its cache."""
 
+HEAD_KEPT_BYTES = 1 << 28
+"""Probabilities of as many of these chunks are kept for the backward pass as fit into it: a product less."""
+
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from asympo.learner.model.prefix_tree import IntArray
+from asympo.learner.settings import HEAD_KEPT_BYTES
 
 _CACHE_BYTES = 1 << 21
 
@@ -28,8 +29,8 @@ class HeadOptions:
     """c in c * tanh(logits / c); None is none."""
     chunk_rows: int = 256
     """Rows of logits that exist at once."""
-    max_kept_bytes: int = 1 << 28
-    """Probabilities of as many chunks of a row are kept for the backward as fit into it: a product less."""
+    max_kept_bytes: int = HEAD_KEPT_BYTES
+    """Of probabilities that the forward pass leaves for the backward."""
     compute_dtype: torch.dtype = torch.float32
     """Precision of the matrix products; everything else is float32 or the input's own precision if higher."""
 

@@ -91,15 +91,18 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     A test holds it against a run of the learner's own steps on tensors without data. On a GPU: products in
     bfloat16, FlexAttention, norms in float32. On a CPU: float32, with norms and MLPs that keep less.
     """
+    from asympo.learner.settings import HEAD_KEPT_BYTES
+
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_layers"]
     # float32 weights, gradients and two moments; the bfloat16 copy that is published.
     state = (16 + 2) * shape["num_parameters"]
     rows = min(settings.head_rows(device), row_tokens) * shape["vocab_size"]
     head_weights = shape["vocab_size"] * hidden
+    probabilities = min(HEAD_KEPT_BYTES // (4 * rows) * 4 * rows, 4 * row_tokens * shape["vocab_size"])
     if device == "cpu":
         kept = layers * 4 * (12 * hidden + 4 * inner)
         kept = kept // 4 if settings.gradient_checkpointing else kept
-        return state + row_tokens * kept + 12 * rows
+        return state + row_tokens * kept + 12 * rows + probabilities
     widths = shape["attention_width"]
     # The head: its gradient in float32, weights and their product in bfloat16, logits twice and their cast.
     head = 8 * head_weights + 10 * rows + row_tokens * 20 * hidden
@@ -108,7 +111,7 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
         return state + 2 * (shape["num_parameters"] - head_weights) + row_tokens * kept + head
     # Inputs of all layers, and either the head or one layer computed again.
     layer = row_tokens * (28 * hidden + 12 * inner + 10 * widths)
-    return state + row_tokens * 4 * hidden * layers + max(head, layer)
+    return state + row_tokens * 4 * hidden * layers + max(head + probabilities, layer)
 
 
 def measure_flops(share: CoreShare) -> float | None:
