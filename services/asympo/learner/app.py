@@ -13,7 +13,6 @@ from asympo.common.clock import Clock, SystemClock
 from asympo.common.control.certificate_ends import certificate_ends
 from asympo.common.errors import (
     AsympoError,
-    BadSetting,
     BrokerUnavailable,
     Fenced,
     NoProgress,
@@ -57,8 +56,6 @@ def main(settings: LearnerSettings) -> int:
     log_watch = set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
     launch = Launch.from_environment(os.environ)
     launch.check_storage(settings.object_store)
-    if settings.lora is not None and not launch.is_alone:
-        raise BadSetting("lora is given to several ranks: an adapter is trained by one, without torchrun")
     with StopSignal() as stop, ExitStack() as closing:
         ranks = None if launch.is_alone else _meet(settings, launch, closing)
         if ranks is not None and not ranks.is_first:

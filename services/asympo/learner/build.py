@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from asympo.common.archive import open_archive
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.rollout_log import RunConfig
@@ -26,7 +28,13 @@ from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.compute import Compute, set_up_torch
-from asympo.learner.step.stepper import StepParts, build_reader, build_step_parts, right_path
+from asympo.learner.step.stepper import (
+    StepParts,
+    build_reader,
+    build_step_parts,
+    load_policy,
+    right_path,
+)
 from asympo.learner.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -160,9 +168,15 @@ def _make_publisher(context: LearnerContext, run: OwnedRun, compute: Compute, po
     if settings.lora is not None:
         from asympo.learner.publish.adapter_writer import AdapterWriter
 
+        is_sharded = context.ranks is not None
+        if is_sharded:
+            # To score the probes with; those of what is sharded would take all ranks.
+            policy = load_policy(settings, compute, device=torch.device("cpu"))
+            torch.nn.Module.to(policy.model, compute.torch_device)
         return AdapterWriter(
             store=run.policies,
             policy=policy,
+            is_copy=is_sharded,
             model=settings.model,
             tokenizer=run.tokenizer,
             tolerance=settings.probe_tolerance,

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from asympo.learner.model.batching import TrainedGroup
+from asympo.learner.model.forward_path import set_mode
+from asympo.learner.model.lora import adapts, add_adapter
 from asympo.learner.model.policy import Policy, load_model
+from asympo.learner.model.weights import named_weights
 from asympo.learner.ranks import Ranks
+from asympo.learner.settings import LoraSettings
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
 from asympo.learner.step.shards import Shards
 from asympo.learner.step.shares import share_out
@@ -84,6 +88,37 @@ def compare_published(path: Path, ranks: Ranks, steps: Steps) -> None:
         assert getattr(found, name) == pytest.approx(getattr(served, name), rel=2e-6), (name, found, served)
 
 
+def compare_adapter(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool) -> None:
+    """The base is sharded, the adapter is whole everywhere, and what is merged is not kept."""
+    alone, together = (make_adapted(path, with_checkpointing=with_checkpointing) for _ in range(2))
+    before = {name: value.clone() for name, value in named_weights(alone.model).items()}
+    expected, found = train(alone, steps, None), train(together, steps, ranks)
+    for one, other in zip(expected, found, strict=True):
+        for name in ("loss", "grad_norm", "nll_positive", "nll_negative", "entropy"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), abs=2e-5), (name, one, other)
+    whole, held = named_weights(alone.model), named_weights(together.model)
+    assert whole.keys() == held.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(held[name], value, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(value, before[name]), f"{name} was not trained"
+    for name, parameter in together.model.named_parameters():
+        assert isinstance(parameter.data, DTensor) == (name not in held), name
+
+
+def make_adapted(path: Path, *, with_checkpointing: bool) -> Policy:
+    model = load_model(path, dtype=torch.float32, device=torch.device("cpu"))
+    set_mode(model, is_checkpointed=with_checkpointing)
+    policy = Policy(model=model, compute_dtype=torch.float32, chunk_rows=7)
+    add_adapter(model, LoraSettings(rank=4, alpha=8), compute_dtype=torch.float32, seed=0)
+    policy.path.apply(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in named_weights(model).items():
+            if adapts(name):
+                value.normal_(std=0.05)
+    return policy
+
+
 def main() -> None:
     torch.set_num_threads(1)
     path = Path(sys.argv[1])
@@ -95,6 +130,7 @@ def main() -> None:
     steps = [(groups[:4], scope), ([*groups[4:], *segmented_groups(2)], scope), (lonely, scope)]
     for with_checkpointing in (False, True):
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
+        compare_adapter(path, ranks, steps, with_checkpointing=with_checkpointing)
     compare_published(path, ranks, steps[:1])
     ranks.close()
 

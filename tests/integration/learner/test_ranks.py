@@ -12,6 +12,7 @@ from asympo.common.rollout_log import RunLog, RunState
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 
+LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--compute-dtype", "bfloat16")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -22,11 +23,17 @@ def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path) -
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("trained", [pytest.param((), id="all weights"), pytest.param(LORA, id="an adapter")])
 def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
-    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+    trained: tuple[str, ...],
+    broker_url: str,
+    run_name: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    run_log: RunLog,
 ) -> None:
     where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
-    flags = ("--heartbeat-seconds", "2")
+    flags = ("--heartbeat-seconds", "2", *trained)
     launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
     ranks = LearnerProcess(**where, launcher=launcher, flags=(*flags, "--total-steps", "9"))  # type: ignore[arg-type]
     with Producer(url=broker_url, run=run_name) as producer:
@@ -45,12 +52,13 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
         alone = LearnerProcess(**where, flags=(*flags, "--total-steps", "11"))  # type: ignore[arg-type]
         assert alone.start().wait() == 0, alone.log
     assert [row["step"] for row in alone.rows] == list(range(1, 12))
-    trained = [
+    trained_ids = [
         group_id for row in read_steps(tmp_path / run_name / "trained.jsonl") for group_id in row["group_ids"]
     ]
     commit, policy = run_log.commits.last(), open_policies(tmp_path, run_name).newest(with_digests=True)
     assert commit is not None
     assert policy is not None
     assert commit.step == policy.step == 11
-    assert len(trained) == len(set(trained)) == commit.sequence
+    assert len(trained_ids) == len(set(trained_ids)) == commit.sequence
+    assert open_policies(tmp_path, run_name).verify(policy).kind == ("adapter" if trained else "full")
     assert run_log.stats.read().state is RunState.FINISHED

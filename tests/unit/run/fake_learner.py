@@ -12,7 +12,9 @@ import torch
 from asympo.learner.model import nll
 from asympo.learner.model.attention import PACKED_ATTENTION
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
+from asympo.learner.model.lora import add_adapter
 from asympo.learner.model.policy import Policy
+from asympo.learner.settings import LoraSettings
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
 from asympo.learner.step.optimizer import make_optimizer
 from torch import Tensor
@@ -92,7 +94,13 @@ def row_of(num_tokens: int) -> PackedBatch:
 
 
 def peak_bytes(
-    config: PretrainedConfig, *, num_tokens: int, is_checkpointed: bool, chunk_rows: int, num_rows: int = 2
+    config: PretrainedConfig,
+    *,
+    num_tokens: int,
+    is_checkpointed: bool,
+    chunk_rows: int,
+    num_rows: int = 2,
+    lora: LoraSettings | None = None,
 ) -> int:
     """Of two steps of `num_rows` rows in bfloat16, beside the copy that the publisher keeps."""
     with (
@@ -100,13 +108,19 @@ def peak_bytes(
         # A GPU takes a chunk of logits as a whole, and norms and MLPs as transformers has them.
         patch.object(nll, "_CACHE_BYTES", 1 << 60),
         patch("asympo.learner.model.forward_path.fuse", lambda model: None),
+        patch("asympo.learner.model.lora.base_digest", lambda model: torch.zeros(32, dtype=torch.uint8)),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
-        return _steps(config, row_of(num_tokens), is_checkpointed, chunk_rows, num_rows)
+        return _steps(config, row_of(num_tokens), is_checkpointed, chunk_rows, num_rows, lora)
 
 
 def _steps(
-    config: PretrainedConfig, batch: PackedBatch, is_checkpointed: bool, chunk_rows: int, num_rows: int
+    config: PretrainedConfig,
+    batch: PackedBatch,
+    is_checkpointed: bool,
+    chunk_rows: int,
+    num_rows: int,
+    lora: LoraSettings | None,
 ) -> int:
     attention = {"attn_implementation": PACKED_ATTENTION}
     shadow = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **attention)
@@ -116,11 +130,18 @@ def _steps(
     model.train(is_checkpointed)
     policy = Policy(model=model, compute_dtype=torch.bfloat16, chunk_rows=chunk_rows)
     policy._plan = lambda batch, device: None  # type: ignore[assignment]
+    if lora is not None:
+        # PEFT moves its matrices to where the base is, and tensors without data cannot be moved.
+        with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+            add_adapter(model, lora, compute_dtype=torch.bfloat16, seed=0)
+        policy.path.apply(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(model, learning_rate=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    parameters = list(model.parameters())
+    # An adapter is published from a copy of its own, and nothing of the base is copied.
+    copied = shadow.parameters() if lora is None else [p.detach().bfloat16() for p in trained]
     scope = StepScope(num_responses=4, num_groups=1, num_groups_without_signal=0)
     with LiveBytes() as live:
-        for tensor in (*parameters, *shadow.parameters()):
+        for tensor in (*model.parameters(), *copied):
             live.note(tensor)
         for _ in range(2):
             for _ in range(num_rows):
@@ -129,7 +150,7 @@ def _steps(
                 loss, _ = OBJECTIVES["asympo"](mean_nll_R, advantage_R, scope, ObjectiveOptions())
                 loss.backward()
                 del loss, mean_nll_R
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in trained]
             torch.nn.utils.get_total_norm(gradients, foreach=True)
             del gradients
             optimizer.step()

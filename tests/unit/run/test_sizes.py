@@ -62,11 +62,18 @@ def test_table_of_memory_is_what_the_estimate_says(model: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "vocabulary", "is_checkpointed"),
-    [("qwen3", 4096, False), ("qwen3", 4096, True), ("qwen3", 60_000, True), ("llama", 4096, False)],
+    ("kind", "vocabulary", "is_checkpointed", "rank"),
+    [
+        ("qwen3", 4096, False, None),
+        ("qwen3", 4096, True, None),
+        ("qwen3", 60_000, True, None),
+        ("llama", 4096, False, None),
+        ("qwen3", 4096, False, 16),
+        ("qwen3", 60_000, True, 16),
+    ],
 )
 def test_estimate_is_what_steps_on_tensors_without_data_take(
-    kind: str, vocabulary: int, is_checkpointed: bool
+    kind: str, vocabulary: int, is_checkpointed: bool, rank: int | None
 ) -> None:
     """Layers decide in the first ones, the head in the third; a model without norms of queries keeps less."""
     hidden, inner, layers, heads, num_tokens, rows = 256, 768, 4, 4, 4096, 512
@@ -85,8 +92,15 @@ def test_estimate_is_what_steps_on_tensors_without_data_take(
     size = (
         vocabulary * hidden + layers * (2 * hidden * widths + 3 * hidden * inner + 2 * hidden + 128) + hidden
     )
-    settings = validate(LearnerSettings, {"gradient_checkpointing": is_checkpointed, "head_chunk_rows": rows})
+    values = {"gradient_checkpointing": is_checkpointed, "head_chunk_rows": rows}
+    settings = validate(LearnerSettings, values | ({"lora": {"rank": rank}} if rank else {}))
     shape = shape_of(size, layers, hidden, inner, widths, vocabulary)
     guess = learner_bytes(shape, settings, device="cuda", row_tokens=num_tokens)
-    taken = peak_bytes(config, num_tokens=num_tokens, is_checkpointed=is_checkpointed, chunk_rows=rows)
+    taken = peak_bytes(
+        config,
+        num_tokens=num_tokens,
+        is_checkpointed=is_checkpointed,
+        chunk_rows=rows,
+        lora=settings.lora,
+    )
     assert guess == pytest.approx(taken, rel=0.12)

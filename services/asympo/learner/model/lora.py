@@ -61,6 +61,16 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
         _narrow(model, compute_dtype)
 
 
+def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Parameter]:
+    """Before the base of an adapted model is sharded: the adapter, which stays whole on every rank."""
+    for _, layer in _layers(model):
+        cast(Any, layer).forward.keeps_merged = False
+    adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for parameter in adapter:
+        parameter.data = parameter.data.to(device)
+    return adapter
+
+
 def adapter_config(model: nn.Module) -> LoraConfig:
     """As PEFT writes it."""
     # PEFT sets the attribute without declaring it.
@@ -144,48 +154,59 @@ class _Forward:
         self._base = cast(Any, layer.get_base_layer())
         self._a: nn.Module = layer.lora_A[_ADAPTER]
         self._b: nn.Module = layer.lora_B[_ADAPTER]
-        self._scale = float(layer.scaling[_ADAPTER])
-        self._merged = torch.empty_like(self._base.weight, dtype=compute_dtype)
+        self.scale = float(layer.scaling[_ADAPTER])
+        self.keeps_merged = True
+        """Off where the base is whole only while a layer computes: the merged one would be whole for good."""
+        self._compute_dtype = compute_dtype
+        self._merged: Tensor | None = None
         self._merged_at = (-1, -1)
 
     def __call__(self, x: Tensor) -> Tensor:
         a_RD, b_FR = cast(Tensor, self._a.weight), cast(Tensor, self._b.weight)
-        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
-        if self._merged_at != (a_RD._version, b_FR._version):
-            self._merge(a_RD.detach(), b_FR.detach())
-            self._merged_at = (a_RD._version, b_FR._version)
         # torch declares no types for `apply`.
-        output: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            x, self._merged, self._base.bias, a_RD, b_FR, self._scale
-        )
+        output: Tensor = _Product.apply(x, self._base.bias, a_RD, b_FR, self)  # type: ignore[no-untyped-call]
         return output
 
-    def _merge(self, a_RD: Tensor, b_FR: Tensor) -> None:
+    def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
+        """The weight with the adapter, rounded; of these matrices."""
+        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
+        version = (a_RD._version, b_FR._version)
+        if not self.keeps_merged:
+            return self._merge(a_RD.detach(), b_FR.detach()).to(self._compute_dtype)
+        if self._merged is None:
+            self._merged = torch.empty_like(self._base.weight, dtype=self._compute_dtype)
+        if self._merged_at != version:
+            self._merged.copy_(self._merge(a_RD.detach(), b_FR.detach()))
+            self._merged_at = version
+        return self._merged
+
+    def _merge(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
         wide = torch.promote_types(_PUBLISHED_DTYPE, torch.float32)
-        product_FD = _rounded(b_FR, wide).mul_(self._scale) @ _rounded(a_RD, wide)
+        product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
         product_FD += self._base.weight.detach()
-        self._merged.copy_(product_FD.to(_PUBLISHED_DTYPE))
+        return product_FD.to(_PUBLISHED_DTYPE)
 
 
 class _Product(torch.autograd.Function):
-    """x W' + bias, where W = W0 + scale B A is merged already; with gradients of x, A and B alone."""
+    """x W' + bias, where W = W0 + scale B A is merged; with gradients of x, A and B alone."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        merged_FD: Tensor,
         bias_F: Tensor | None,
         a_RD: Tensor,
         b_FR: Tensor,
-        scale: float,
+        layer: _Forward,
     ) -> Tensor:
+        merged_FD = layer.merged(a_RD, b_FR)
         x_TD = x.reshape(-1, x.shape[-1]).to(merged_FD.dtype)
         bias_F = None if bias_F is None else bias_F.to(merged_FD.dtype)
         output_TF = nn.functional.linear(x_TD, merged_FD, bias_F)
-        ctx.save_for_backward(x_TD, merged_FD, a_RD, b_FR)
-        ctx.scale, ctx.x_dtype = scale, x.dtype
+        # Not what is merged: kept, it is the layer's own, and otherwise it would be kept until the backward.
+        ctx.save_for_backward(x_TD, a_RD, b_FR)
+        ctx.layer, ctx.x_dtype = layer, x.dtype
         # Not as a view: some layers add to it in place.
         output: Tensor = torch.ops.aten._unsafe_view(output_TF, (*x.shape[:-1], output_TF.shape[-1]))
         return output
@@ -193,16 +214,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, merged_FD, a_RD, b_FR = ctx.saved_tensors
+        x_TD, a_RD, b_FR = ctx.saved_tensors
         grad_TF = grad.reshape(-1, grad.shape[-1])
         inner_TR = x_TD @ _rounded(a_RD, x_TD.dtype).T
         grad_inner_TR = grad_TF @ _rounded(b_FR, x_TD.dtype)
-        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(ctx.scale)
-        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(ctx.scale)
+        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(ctx.layer.scale)
+        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(ctx.layer.scale)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_TF @ merged_FD).to(ctx.x_dtype).view(*grad.shape[:-1], -1)
-        return grad_x, None, None, grad_a_RD, grad_b_FR, None
+            grad_x = (grad_TF @ ctx.layer.merged(a_RD, b_FR)).to(ctx.x_dtype).view(*grad.shape[:-1], -1)
+        return grad_x, None, grad_a_RD, grad_b_FR, None
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,9 +27,19 @@ class AdapterWriter(PolicyWriter):
     """Holds the adapter as published last. The base is published whole, before the first adapter for it."""
 
     def __init__(
-        self, *, store: PolicyStore, policy: Policy, model: str, tokenizer: Any, tolerance: float, keep: int
+        self,
+        *,
+        store: PolicyStore,
+        policy: Policy,
+        is_copy: bool = False,
+        model: str,
+        tokenizer: Any,
+        tolerance: float,
+        keep: int,
     ) -> None:
+        """`policy`: the one that is trained, or where that is sharded a copy, whole and adapted alike."""
         super().__init__(store=store, shadow=policy, tokenizer=tokenizer, tolerance=tolerance, keep=keep)
+        self._is_copy = is_copy
         self._model = model
         self._tokenizer = tokenizer
         self._held: dict[str, Tensor] = {}
@@ -86,6 +96,9 @@ class AdapterWriter(PolicyWriter):
     @torch.no_grad()
     def _refresh(self, weights: Weights) -> None:
         self._held = self._rounded(weights)
+        if self._is_copy:
+            for name, ours in named_weights(self._shadow.model).items():
+                ours.copy_(self._held[name])
 
     def _require_finite(self, step: int) -> None:
         for name, value in self._held.items():

@@ -5,11 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, collate
 from asympo.learner.model.policy import Policy
+from asympo.learner.model.weights import is_adapted
 from asympo.learner.ranks import Ranks
 from asympo.learner.step.objectives import StepScope
 from asympo.learner.step.shares import share_out
@@ -20,7 +22,14 @@ class Shards:
 
     def __init__(self, *, policy: Policy, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._root = _shard(policy, ranks)
+        whole: set[nn.Parameter] = set()
+        if is_adapted(policy.model):
+            # PEFT takes a while to import.
+            from asympo.learner.model.lora import prepare_for_shards
+
+            whole = prepare_for_shards(policy.model, device=_device(ranks))
+        self._adapter = [parameter for parameter in policy.model.parameters() if parameter in whole]
+        self._root = _shard(policy, ranks, whole=whole)
 
     @property
     def num_ranks(self) -> int:
@@ -50,6 +59,20 @@ class Shards:
         self._root.set_requires_gradient_sync(is_last)
         self._root.set_is_last_backward(is_last)
 
+    def after_backward(self) -> None:
+        """What every rank has whole, an adapter, has the gradient of all ranks from here on."""
+        if not self._adapter:
+            return
+        for parameter in self._adapter:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
+        together = torch.cat([gradient.view(-1) for gradient in gradients])
+        dist.all_reduce(together, group=self._ranks.mesh.get_group())
+        parts = together.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def gather(self, document: Any) -> list[Any]:
         """What every rank found, by rank."""
         return self._ranks.gather(document)
@@ -68,22 +91,29 @@ class _Row(nn.Module):
         return nll.mean_nll_R, nll.entropy_sum
 
 
-def _shard(policy: Policy, ranks: Ranks) -> FSDPModule:
+def _device(ranks: Ranks) -> torch.device:
+    kind = ranks.mesh.device_type
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+
+def _shard(policy: Policy, ranks: Ranks, *, whole: set[nn.Parameter]) -> FSDPModule:
     """Shards weights, gradients and, through them, the optimizer's state over all ranks, layer by layer.
 
     Weights stay in their own precision where they are kept. Those of the layers are gathered in the precision
-    they are computed in; embeddings, last norm and head as they are, since sums run through them.
+    they are computed in; embeddings, last norm and head as they are, since sums run through them. Those in
+    `whole` are left as they are, and so is the precision of a base that they are added to.
     """
     root = _Row(policy)
-    dtype = policy.compute_dtype if policy.compute_dtype.itemsize < policy.parameter_dtype.itemsize else None
+    is_narrowed = policy.compute_dtype.itemsize < policy.parameter_dtype.itemsize and not whole
+    dtype = policy.compute_dtype if is_narrowed else None
     narrow = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=policy.parameter_dtype, cast_forward_inputs=False
     )
-    whole = MixedPrecisionPolicy(reduce_dtype=policy.parameter_dtype, cast_forward_inputs=False)
+    as_kept = MixedPrecisionPolicy(reduce_dtype=policy.parameter_dtype, cast_forward_inputs=False)
     names = set(policy.model._no_split_modules or ())
     for module in [m for m in policy.model.modules() if type(m).__name__ in names]:
-        _sum_gradients(fully_shard(module, mesh=ranks.mesh, mp_policy=narrow))
-    sharded = _sum_gradients(fully_shard(root, mesh=ranks.mesh, mp_policy=whole))
+        _sum_gradients(fully_shard(module, mesh=ranks.mesh, mp_policy=narrow, ignored_params=whole))
+    sharded = _sum_gradients(fully_shard(root, mesh=ranks.mesh, mp_policy=as_kept, ignored_params=whole))
     policy.compute_through(lambda batch: root(batch))
     return sharded
 

@@ -231,6 +231,8 @@ class Stepper:
             if self._shards is not None:
                 self._shards.before_backward(is_last=index == len(batches) - 1)
             computed.append(self._backward(batch, scope))
+        if self._shards is not None:
+            self._shards.after_backward()
         sums = _Sums()
         for batch, row in zip(batches, computed, strict=True):
             if any(batch.advantage_R):  # others only keep step with other ranks

@@ -42,15 +42,7 @@ def build_step_parts(
     """Everything at the run's start, with `ranks` this rank's shard of it; raises BadModel."""
     # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
     device = compute.torch_device if ranks is None else torch.device("cpu")
-    model = load_model(settings.model, dtype=torch.float32, device=device)
-    policy = policy_around(model, settings, compute)
-    check_weights(policy)
-    if settings.lora is not None:
-        # PEFT takes a while to import.
-        from asympo.learner.model.lora import add_adapter
-
-        add_adapter(model, settings.lora, compute_dtype=compute.torch_dtype, seed=settings.seed)
-        policy.path.apply(model)
+    policy = load_policy(settings, compute, device=device, check=check_weights)
     shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
     optimizer = make_optimizer(
         policy.model,
@@ -68,6 +60,26 @@ def build_step_parts(
             settings, compute, policy=policy, optimizer=optimizer, shards=shards, rows=rows
         ),
     )
+
+
+def load_policy(
+    settings: LearnerSettings,
+    compute: Compute,
+    *,
+    device: torch.device,
+    check: Callable[[Policy], None] = lambda policy: None,
+) -> Policy:
+    """The one that the run started from, with an adapter where that is trained. `check` sees it without."""
+    model = load_model(settings.model, dtype=torch.float32, device=device)
+    policy = policy_around(model, settings, compute)
+    check(policy)
+    if settings.lora is not None:
+        # PEFT takes a while to import.
+        from asympo.learner.model.lora import add_adapter
+
+        add_adapter(model, settings.lora, compute_dtype=compute.torch_dtype, seed=settings.seed)
+        policy.path.apply(model)
+    return policy
 
 
 def rebuilt(

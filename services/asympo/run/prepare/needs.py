@@ -94,10 +94,9 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     from asympo.learner.settings import HEAD_KEPT_BYTES
 
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_layers"]
-    # float32 weights, gradients and two moments; the bfloat16 copy that is published.
-    state = (16 + 2) * shape["num_parameters"]
-    rows = min(settings.head_rows(device), row_tokens) * shape["vocab_size"]
+    state = _state_bytes(shape, settings, device=device)
     head_weights = shape["vocab_size"] * hidden
+    rows = min(settings.head_rows(device), row_tokens) * shape["vocab_size"]
     probabilities = min(HEAD_KEPT_BYTES // (4 * rows) * 4 * rows, 4 * row_tokens * shape["vocab_size"])
     if device == "cpu":
         kept = layers * 4 * (12 * hidden + 4 * inner)
@@ -106,12 +105,28 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     widths = shape["attention_width"]
     # The head: its gradient in float32, weights and their product in bfloat16, logits twice and their cast.
     head = 8 * head_weights + 10 * rows + row_tokens * 20 * hidden
+    narrowed = 2 * (shape["num_parameters"] - head_weights)
+    if settings.lora is not None:
+        head, narrowed = head - 8 * head_weights, 0
     if not settings.gradient_checkpointing:
         kept = layers * (26 * hidden + 8 * inner + 10 * widths)
-        return state + 2 * (shape["num_parameters"] - head_weights) + row_tokens * kept + head
+        return state + narrowed + row_tokens * kept + head
     # Inputs of all layers, and either the head or one layer computed again.
     layer = row_tokens * (28 * hidden + 12 * inner + 10 * widths)
     return state + row_tokens * 4 * hidden * layers + max(head + probabilities, layer)
+
+
+def _state_bytes(shape: dict[str, Any], settings: Any, *, device: str) -> int:
+    """float32 weights, gradients and two moments of what is trained, and the bfloat16 copy that is published.
+
+    With an adapter also the base in bfloat16, and merged in the type that it is computed in.
+    """
+    if settings.lora is None:
+        return (16 + 2) * int(shape["num_parameters"])
+    sides = 7 * shape["hidden_size"] + 2 * shape["attention_width"] + 3 * shape["intermediate_size"]
+    adapter = settings.lora.rank * shape["num_layers"] * sides
+    head, computed = shape["vocab_size"] * shape["hidden_size"], 4 if device == "cpu" else 2
+    return int((16 + 2) * adapter + (2 + computed) * (shape["num_parameters"] - head) + computed * head)
 
 
 def measure_flops(share: CoreShare) -> float | None:
