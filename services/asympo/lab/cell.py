@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 
 from asympo.lab.ages import Staleness, draw_age, oldest_age
 from asympo.lab.arms import Arm, find_arm
+from asympo.lab.old_weights import OldWeights
 from asympo.lab.sampling import Drawn, set_weights
 from asympo.lab.start import Weights, weights_of
 from asympo.lab.variants import TokenLosses
@@ -108,8 +108,7 @@ class Cell:
             token_budget=world.token_budget,
             share_prefixes=True,
         )
-        oldest = oldest_age(kind=spec.kind, mean=spec.staleness)
-        self._snapshots: deque[Weights] = deque([start], maxlen=oldest + 1)
+        self._old = OldWeights(start, count=oldest_age(kind=spec.kind, mean=spec.staleness) + 1)
         self._prompt_rng = random.Random(f"prompts/{spec.seed}")
         self._age_rng = random.Random(f"ages/{spec.seed}")
         self._generator = torch.Generator().manual_seed(1_000_003 * (spec.seed + 1))
@@ -136,8 +135,8 @@ class Cell:
     def _step(self, step: int) -> dict[str, Any]:
         spec = self._spec
         drawn_age = draw_age(self._age_rng, kind=spec.kind, mean=spec.staleness)
-        age = min(drawn_age, len(self._snapshots) - 1)
-        self._sampler.load(self._snapshots[-1 - age])
+        age = min(drawn_age, len(self._old) - 1)
+        self._sampler.load(self._old.of_age(age))
         questions = self._world.draw(self._prompt_rng, spec.groups_per_step)
         drawn = self._sampler.draw(
             [question.prompt_ids for question in questions],
@@ -168,7 +167,7 @@ class Cell:
                 for each in responses
             }
             row |= _step_columns(self._stepper.train(groups, self._scope(len(groups)), step=step))
-        self._snapshots.append(weights_of(self._model))
+        self._old.add(weights_of(self._model))
         return row
 
     def _group(self, question: Question, responses: Sequence[Drawn], scores: list[float]) -> TrainedGroup:

@@ -54,11 +54,13 @@ def describe_study(preset: Preset, grids: Sequence[Grid], *, num_cells: int) -> 
     tokens = preset.groups_per_step * prompt + responses * response
     flops = (6 + 2) * _LANGUAGE_PARAMETERS * tokens
     snapshots = max(age for grid in grids for age in grid.staleness) + 1
-    memory = _LANGUAGE_PARAMETERS * (16 + 4 + 4 + 4 * snapshots)
+    memory = _LANGUAGE_PARAMETERS * (16 + 4 + 4 + 4)
+    disk = _LANGUAGE_PARAMETERS * 4 * snapshots
     return [
         f"{preset.name}: {num_cells} cells of {grids[0].steps} steps, {tokens} tokens and "
         f"{flops / 1e12:.2f} TFLOP a step, {num_cells * grids[0].steps * flops / 1e15:.2f} PFLOP in all",
-        f"memory of a worker: {memory / _GIB:.1f} GiB, of which {snapshots} policies kept to be drawn from",
+        f"a worker: {memory / _GIB:.1f} GiB of memory, and {disk / _GIB:.1f} GiB in the temporary directory "
+        f"for {snapshots} policies to be drawn from",
     ]
 
 
