@@ -166,12 +166,14 @@ def _make_saver(
 def _make_publisher(context: LearnerContext, run: OwnedRun, compute: Compute, policy: Policy) -> PolicyWriter:
     settings = context.settings
     if settings.lora is not None:
+        from asympo.learner.model.lora import merge_anew
         from asympo.learner.publish.adapter_writer import AdapterWriter
 
         is_sharded = context.ranks is not None
         if is_sharded:
             # To score the probes with; those of what is sharded would take all ranks.
             policy = load_policy(settings, compute, device=torch.device("cpu"))
+            merge_anew(policy.model)
             torch.nn.Module.to(policy.model, compute.torch_device)
         return AdapterWriter(
             store=run.policies,

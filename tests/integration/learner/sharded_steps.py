@@ -88,28 +88,34 @@ def compare_published(path: Path, ranks: Ranks, steps: Steps) -> None:
         assert getattr(found, name) == pytest.approx(getattr(served, name), rel=2e-6), (name, found, served)
 
 
-def compare_adapter(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool) -> None:
-    """The base is sharded, the adapter is whole everywhere, and what is merged is not kept."""
-    alone, together = (make_adapted(path, with_checkpointing=with_checkpointing) for _ in range(2))
+def compare_adapter(
+    path: Path, ranks: Ranks, steps: Steps, dtype: torch.dtype, *, with_checkpointing: bool
+) -> None:
+    """The base is sharded, and the adapter is whole everywhere."""
+    # In bfloat16 the ranks' rows are others, and products are rounded otherwise.
+    close = {"abs": 2e-5} if dtype is torch.float32 else {"rel": 0.02, "abs": 2e-3}
+    alone, together = (make_adapted(path, dtype, with_checkpointing=with_checkpointing) for _ in range(2))
     before = {name: value.clone() for name, value in named_weights(alone.model).items()}
     expected, found = train(alone, steps, None), train(together, steps, ranks)
     for one, other in zip(expected, found, strict=True):
-        for name in ("loss", "grad_norm", "nll_positive", "nll_negative", "entropy"):
-            assert getattr(other, name) == pytest.approx(getattr(one, name), abs=2e-5), (name, one, other)
+        for name in ("loss", "grad_norm", "entropy"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), **close), (name, one, other)
     whole, held = named_weights(alone.model), named_weights(together.model)
     assert whole.keys() == held.keys()
     for name, value in whole.items():
-        torch.testing.assert_close(held[name], value, rtol=1e-4, atol=1e-6)
+        # In bfloat16 gradients are rounded otherwise: 0.5 is the rate, and 0.7 the norm.
+        atol = 1e-6 if dtype is torch.float32 else 0.01
+        torch.testing.assert_close(held[name], value, rtol=1e-4, atol=atol)
         assert not torch.equal(value, before[name]), f"{name} was not trained"
     for name, parameter in together.model.named_parameters():
         assert isinstance(parameter.data, DTensor) == (name not in held), name
 
 
-def make_adapted(path: Path, *, with_checkpointing: bool) -> Policy:
+def make_adapted(path: Path, dtype: torch.dtype, *, with_checkpointing: bool) -> Policy:
     model = load_model(path, dtype=torch.float32, device=torch.device("cpu"))
     set_mode(model, is_checkpointed=with_checkpointing)
-    policy = Policy(model=model, compute_dtype=torch.float32, chunk_rows=7)
-    add_adapter(model, LoraSettings(rank=4, alpha=8), compute_dtype=torch.float32, seed=0)
+    policy = Policy(model=model, compute_dtype=dtype, chunk_rows=7)
+    add_adapter(model, LoraSettings(rank=4, alpha=8), compute_dtype=dtype, seed=0)
     policy.path.apply(model)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -130,7 +136,8 @@ def main() -> None:
     steps = [(groups[:4], scope), ([*groups[4:], *segmented_groups(2)], scope), (lonely, scope)]
     for with_checkpointing in (False, True):
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
-        compare_adapter(path, ranks, steps, with_checkpointing=with_checkpointing)
+        compare_adapter(path, ranks, steps, torch.float32, with_checkpointing=with_checkpointing)
+    compare_adapter(path, ranks, steps, torch.bfloat16, with_checkpointing=False)
     compare_published(path, ranks, steps[:1])
     ranks.close()
 

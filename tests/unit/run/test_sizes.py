@@ -24,6 +24,7 @@ SETTINGS = ({"token_budget": 1024}, {"token_budget": 16_384, "gradient_checkpoin
 def shape_of(size: int, layers: int, hidden: int, inner: int, widths: int, vocabulary: int) -> dict[str, int]:
     return {
         "num_parameters": size,
+        "is_tied": True,
         "num_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": inner,

@@ -61,10 +61,15 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
         _narrow(model, compute_dtype)
 
 
-def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Parameter]:
-    """Before the base of an adapted model is sharded: the adapter, which stays whole on every rank."""
+def merge_anew(model: nn.Module) -> None:
+    """From now on what is merged is not kept: less memory, more arithmetic."""
     for _, layer in _layers(model):
         cast(Any, layer).forward.keeps_merged = False
+
+
+def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Parameter]:
+    """Before the base of an adapted model is sharded: the adapter, which stays whole on every rank."""
+    merge_anew(model)
     adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for parameter in adapter:
         parameter.data = parameter.data.to(device)
@@ -159,6 +164,8 @@ class _Forward:
         """Off where the base is whole only while a layer computes: the merged one would be whole for good."""
         self._compute_dtype = compute_dtype
         self._merged: Tensor | None = None
+        self._merged_of: tuple[Tensor, Tensor] | None = None
+        """The matrices that were merged last. Held, so that no others can lie where they lie."""
         self._merged_at = (-1, -1)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -169,21 +176,25 @@ class _Forward:
 
     def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """The weight with the adapter, rounded; of these matrices."""
-        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
-        version = (a_RD._version, b_FR._version)
+        of = (a_RD.detach(), b_FR.detach())
         if not self.keeps_merged:
-            return self._merge(a_RD.detach(), b_FR.detach()).to(self._compute_dtype)
+            return self._merge(*of).to(self._compute_dtype)
         if self._merged is None:
             self._merged = torch.empty_like(self._base.weight, dtype=self._compute_dtype)
-        if self._merged_at != version:
-            self._merged.copy_(self._merge(a_RD.detach(), b_FR.detach()))
-            self._merged_at = version
+        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
+        # Probes are scored with others in their place, whose versions begin anew.
+        version = (a_RD._version, b_FR._version)
+        if self._merged_at != version or not _are_same(self._merged_of, of):
+            self._merged.copy_(self._merge(*of))
+            self._merged_at, self._merged_of = version, of
         return self._merged
 
     def _merge(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
         wide = torch.promote_types(_PUBLISHED_DTYPE, torch.float32)
-        product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
+        # In a forward pass autocast would round the product's factors and the product itself.
+        with torch.autocast(a_RD.device.type, enabled=False):
+            product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
         product_FD += self._base.weight.detach()
         return product_FD.to(_PUBLISHED_DTYPE)
 
@@ -224,6 +235,10 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad_TF @ ctx.layer.merged(a_RD, b_FR)).to(ctx.x_dtype).view(*grad.shape[:-1], -1)
         return grad_x, None, grad_a_RD, grad_b_FR, None
+
+
+def _are_same(held: tuple[Tensor, Tensor] | None, of: tuple[Tensor, Tensor]) -> bool:
+    return held is not None and all(a.is_set_to(b) for a, b in zip(held, of, strict=True))
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

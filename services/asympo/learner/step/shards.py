@@ -60,18 +60,24 @@ class Shards:
         self._root.set_is_last_backward(is_last)
 
     def after_backward(self) -> None:
-        """What every rank has whole, an adapter, has the gradient of all ranks from here on."""
+        """What every rank has whole, an adapter, has the gradient of all ranks from here on.
+
+        A matrix that no rank came to, of an expert without tokens, has none, as on one rank.
+        """
         if not self._adapter:
             return
-        for parameter in self._adapter:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
-        together = torch.cat([gradient.view(-1) for gradient in gradients])
-        dist.all_reduce(together, group=self._ranks.mesh.get_group())
-        parts = together.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        group = self._ranks.mesh.get_group()
+        found = torch.tensor(
+            [p.grad is not None for p in self._adapter], device=self._adapter[0].device
+        ).int()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+        reached = [p for p, is_found in zip(self._adapter, found.tolist(), strict=True) if is_found]
+        if not reached:
+            return
+        together = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).view(-1) for p in reached])
+        dist.all_reduce(together, group=group)
+        for parameter, part in zip(reached, together.split([p.numel() for p in reached]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def gather(self, document: Any) -> list[Any]:
         """What every rank found, by rank."""

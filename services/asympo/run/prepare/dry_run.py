@@ -67,6 +67,7 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
         num_parameters -= text.vocab_size * text.hidden_size
     return {
         "num_parameters": num_parameters,
+        "is_tied": bool(config.tie_word_embeddings),
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
         "attention_width": head_size * (text.num_attention_heads + heads),

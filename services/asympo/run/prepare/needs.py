@@ -119,14 +119,16 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
 def _state_bytes(shape: dict[str, Any], settings: Any, *, device: str) -> int:
     """float32 weights, gradients and two moments of what is trained, and the bfloat16 copy that is published.
 
-    With an adapter also the base in bfloat16, and merged in the type that it is computed in.
+    With an adapter also the base in bfloat16, and merged in the type that it is computed in; at most: as if
+    it were beside every linear.
     """
     if settings.lora is None:
         return (16 + 2) * int(shape["num_parameters"])
     sides = 7 * shape["hidden_size"] + 2 * shape["attention_width"] + 3 * shape["intermediate_size"]
     adapter = settings.lora.rank * shape["num_layers"] * sides
-    head, computed = shape["vocab_size"] * shape["hidden_size"], 4 if device == "cpu" else 2
-    return int((16 + 2) * adapter + (2 + computed) * (shape["num_parameters"] - head) + computed * head)
+    alone = shape["vocab_size"] * shape["hidden_size"] * (1 if shape["is_tied"] else 2)
+    computed = 4 if device == "cpu" else 2
+    return int((16 + 2) * adapter + (2 + computed) * (shape["num_parameters"] - alone) + computed * alone)
 
 
 def measure_flops(share: CoreShare) -> float | None:

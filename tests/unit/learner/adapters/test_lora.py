@@ -10,13 +10,14 @@ from asympo.learner.model import lora
 from asympo.learner.model.batching import TrainedGroup, pack
 from asympo.learner.model.forward_path import FAST
 from asympo.learner.model.fused import fuse
-from asympo.learner.model.lora import adapter_config, add_adapter
+from asympo.learner.model.lora import adapter_config, add_adapter, merge_anew
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.settings import LoraSettings
 from asympo.learner.state.open import open_states
 from asympo.learner.state.store import TrainingState
 from asympo.learner.step.optimizer import guarded_step, make_optimizer
+from asympo.learner.step.probe import ProbeText, mean_nlls
 from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 from transformers import PreTrainedModel
@@ -48,6 +49,34 @@ def adapted(
     if dtype is torch.float64:
         model.double()  # PEFT begins in float32
     return Policy(model=model, compute_dtype=compute_dtype or dtype, chunk_rows=7, path=FAST)
+
+
+def test_what_is_merged_while_autocast_is_on_is_what_is_published(tiny_model: Path) -> None:
+    policy = adapted(tiny_model, compute_dtype=torch.bfloat16)
+    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        base: Any = layer.get_base_layer()
+        added = (5 / 3) * b.detach().bfloat16().float() @ a.detach().bfloat16().float()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer.forward.merged(a, b)  # type: ignore[attr-defined]
+        torch.testing.assert_close(found, (base.weight.float() + added).bfloat16(), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_probe_is_scored_with_the_adapter_as_it_is(tiny_model: Path, is_kept: bool) -> None:
+    """Twice without a step between: nothing but the values has changed."""
+    policy, other = (adapted(tiny_model, compute_dtype=torch.bfloat16, noise=noise) for noise in (0.05, 0.3))
+    if not is_kept:
+        merge_anew(policy.model)
+    probes = [ProbeText(token_ids=tuple(range(5, 25)), num_prompt_tokens=1)]
+    before = mean_nlls(policy, probes)
+    with torch.no_grad():
+        for ours, theirs in zip(
+            named_weights(policy.model).values(), named_weights(other.model).values(), strict=True
+        ):
+            ours.copy_(theirs)
+    assert mean_nlls(policy, probes) == mean_nlls(other, probes) != before
 
 
 def as_peft_computes(model: PreTrainedModel) -> None:
