@@ -14,6 +14,7 @@ from asympo.run.prepare.needs import needs_of
 
 SHAPE = {
     "num_parameters": 135_000_000,
+    "is_tied": True,
     "num_layers": 30,
     "hidden_size": 576,
     "attention_width": 768,
@@ -32,6 +33,7 @@ def settings(**changes: object) -> Namespace:
         "token_budget": 1024,
         "head_rows": {"cpu": 256}.get,
         "gradient_checkpointing": False,
+        "lora": None,
         "sampling": Namespace(max_tokens=16),
     }
     return Namespace(**{**values, **changes})
