@@ -92,7 +92,7 @@ k8s-e2e: setup chart-tools  ## Try the chart on the cluster of kubectl's context
 simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture
 	@$(PY) -m deploy.autoscaling_simulation --seeds 2 --plot docs/images/autoscaling.png
 
-bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 25 minutes)
+bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 30 minutes; ARGS="--dtype bfloat16")
 	@benchmarks/peers/setup.sh
 	@$(PY) -m benchmarks.peers.run $(ARGS)
 	@$(PY) -m asympo.bench.tables
@@ -106,12 +106,14 @@ bench-models: setup  ## Check every family of models against its own forward (a 
 	@mv benchmarks/families.new benchmarks/families.json
 	@$(PY) -m asympo.bench.tables
 
-bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes)
-	@$(PY) -m asympo.cli bench learner --json >benchmarks/learner.new
-	@mv benchmarks/learner.new benchmarks/learner.json
-	@$(PY) -m asympo.cli bench learner --json --model-config qwen3-0.6b --random-weights --only speed \
-		--shape 128/64/1 >benchmarks/learner.new
-	@mv benchmarks/learner.new benchmarks/learner-large.json
+DTYPE := float32
+LEARNER_bfloat16 := -bf16
+bench-learner: setup  ## Time the learner and what each part of it is worth (about 10 minutes; DTYPE=bfloat16)
+	@$(PY) -m asympo.cli bench learner --json --compute-dtype $(DTYPE) >benchmarks/learner.new
+	@mv benchmarks/learner.new benchmarks/learner$(LEARNER_$(DTYPE)).json
+	@$(PY) -m asympo.cli bench learner --json --compute-dtype $(DTYPE) --model-config qwen3-0.6b --random-weights \
+		--only speed --shape 128/64/1 >benchmarks/learner.new
+	@mv benchmarks/learner.new benchmarks/learner-large$(LEARNER_$(DTYPE)).json
 	@$(PY) -m asympo.bench.tables
 
 dashboard-pictures: setup  ## Run, scrape and draw the dashboards for the docs (needs prometheus, chromium, npm)

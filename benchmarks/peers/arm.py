@@ -18,6 +18,9 @@ from typing import Any
 
 LEARNING_RATE = 1e-6
 MAX_GRAD_NORM = 1.0
+LORA_RANK = 16
+LORA_ALPHA = 32
+"""Beside all linears, in arms that train an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,9 @@ def parse_arguments(*, extra: Callable[[argparse.ArgumentParser], None] | None =
     parser.add_argument("--model", required=True)
     parser.add_argument("--rollouts", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products; weights are float32"
+    )
     if extra is not None:
         extra(parser)
     return parser.parse_args()

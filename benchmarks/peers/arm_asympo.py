@@ -1,7 +1,11 @@
-"""Our learner: the product's own step with its default settings, on CPU in float32 like the others."""
+"""Our learner: the product's own step with its default settings; `--lora` trains an adapter."""
+
+import argparse
 
 from arm import (
     LEARNING_RATE,
+    LORA_ALPHA,
+    LORA_RANK,
     MAX_GRAD_NORM,
     StepTimes,
     clock,
@@ -12,24 +16,34 @@ from arm import (
 )
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    for name in ("--token-budget", "--chunk-rows"):
+        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--lora", action="store_true")
+
+
 def main() -> None:
-    arguments = parse_arguments(
-        extra=lambda parser: [
-            parser.add_argument(name, type=int, required=True) for name in ("--token-budget", "--chunk-rows")
-        ]
-    )
+    arguments = parse_arguments(extra=add_flags)
     import torch
     from asympo.learner.model.batching import TrainedGroup, TrainedResponse
     from asympo.learner.model.policy import Policy, load_model
+    from asympo.learner.settings import LoraSettings
     from asympo.learner.step.compute import set_up_torch
     from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
     from asympo.learner.step.optimizer import make_optimizer
     from asympo.learner.step.step import Stepper
 
     set_up_torch(seed=0, num_threads=None)
+    dtype = getattr(torch, arguments.dtype)
     model = load_model(arguments.model, dtype=torch.float32, device=torch.device("cpu")).eval()
+    policy = Policy(model=model, compute_dtype=dtype, chunk_rows=arguments.chunk_rows)
+    if arguments.lora:
+        from asympo.learner.model.lora import add_adapter
+
+        add_adapter(model, LoraSettings(rank=LORA_RANK, alpha=LORA_ALPHA), compute_dtype=dtype, seed=0)
+        policy.path.apply(model)
     stepper = Stepper(
-        policy=Policy(model=model, compute_dtype=torch.float32, chunk_rows=arguments.chunk_rows),
+        policy=policy,
         optimizer=make_optimizer(
             model, learning_rate=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
         ),

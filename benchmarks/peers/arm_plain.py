@@ -33,13 +33,14 @@ def main() -> None:
         responses = torch.tensor([ids + [0] * pad for ids, pad in zip(group.responses, padding, strict=True)])
         prompts = torch.tensor([group.prompt_ids]).expand(len(responses), -1)
         mask = torch.arange(longest)[None] < torch.tensor([[len(ids)] for ids in group.responses])
-        logits = model(
-            input_ids=torch.cat([prompts, responses], dim=1),
-            attention_mask=torch.cat([torch.ones_like(prompts), mask.long()], dim=1),
-            use_cache=False,
-            logits_to_keep=longest + 1,
-        ).logits[:, :-1]
-        nll = cross_entropy(logits.transpose(1, 2), responses, reduction="none")
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+            logits = model(
+                input_ids=torch.cat([prompts, responses], dim=1),
+                attention_mask=torch.cat([torch.ones_like(prompts), mask.long()], dim=1),
+                use_cache=False,
+                logits_to_keep=longest + 1,
+            ).logits[:, :-1]
+        nll = cross_entropy(logits.float().transpose(1, 2), responses, reduction="none")
         return (nll * mask).sum(1) / mask.sum(1)
 
     def step() -> StepTimes:

@@ -3,20 +3,31 @@
 Generation is left out by handing the trainer what its `_generate_and_score_completions` would return. The
 pass for the old log-probs is part of the step, as in every run of TRL whose rollouts come from vLLM or are
 not trained on at once (`--without-old-logprobs` leaves it out). `--micro-batch` is TRL's
-`per_device_train_batch_size`; 0 trains all responses at once.
+`per_device_train_batch_size`; 0 trains all responses at once. `--lora` trains an adapter, through PEFT.
 """
 
 import argparse
 import tempfile
 from typing import Any
 
-from arm import LEARNING_RATE, StepTimes, clock, parse_arguments, quiet_output, read_groups, run_arm
+from arm import (
+    LEARNING_RATE,
+    LORA_ALPHA,
+    LORA_RANK,
+    StepTimes,
+    clock,
+    parse_arguments,
+    quiet_output,
+    read_groups,
+    run_arm,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--without-old-logprobs", action="store_true")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--lora", action="store_true")
 
 
 def make_trainer(arguments: argparse.Namespace, *, num_responses: int, group_size: int, output: str) -> Any:
@@ -29,8 +40,7 @@ def make_trainer(arguments: argparse.Namespace, *, num_responses: int, group_siz
     config = GRPOConfig(
         output_dir=output,
         use_cpu=True,
-        # float32 like the others: the mixed precision that TRL recommends is for hardware that has it.
-        bf16=False,
+        bf16=arguments.dtype == "bfloat16",
         gradient_checkpointing=arguments.gradient_checkpointing,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=num_responses // batch,
@@ -41,12 +51,20 @@ def make_trainer(arguments: argparse.Namespace, *, num_responses: int, group_siz
         save_strategy="no",
         disable_tqdm=True,
     )
+    adapter = None
+    if arguments.lora:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": "unused"}] * num_responses),
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
+        peft_config=adapter,
     )
     trainer.create_optimizer()
     trainer.model.train()

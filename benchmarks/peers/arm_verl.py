@@ -68,7 +68,7 @@ def set_up_cpu() -> None:
     set_platform(type("PlatformCPU", (PlatformBase,), body)())
 
 
-def make_engine(model: str) -> Any:
+def make_engine(model: str, *, dtype: str) -> Any:
     """verl's engine for a causal language model, alone in its process group."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
@@ -83,8 +83,7 @@ def make_engine(model: str) -> Any:
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
-            # float32 like the others.
-            mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+            mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
             use_torch_compile=False,
             use_remove_padding=False,
         ),
@@ -155,7 +154,7 @@ def main() -> None:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{directory}/meeting", rank=0, world_size=1
         )
-        engine = make_engine(arguments.model)
+        engine = make_engine(arguments.model, dtype={"float32": "fp32", "bfloat16": "bf16"}[arguments.dtype])
         config = FSDPActorConfig(
             strategy="fsdp2",
             rollout_n=len(groups[0].responses),

@@ -2,9 +2,9 @@
 
 `make bench-peers` runs it. Arms take turns, each turn in a process of its own, with the same threads and
 allocator settings, in the virtual environment of `requirements.lock`; verl, whose transformers is another
-one, in that of `requirements-verl.lock`. Writes medians, ratios and every single measurement to
-`results.json`, beside this file; with `--shape` the other shapes of that file stay, if they were measured on
-the same machine with the same libraries.
+one, in that of `requirements-verl.lock`. Writes medians, ratios and every single measurement beside this
+file, to `results.json`, or `results-bf16.json` with `--dtype bfloat16`; with `--shape` the other shapes of
+that file stay, if they were measured on the same machine with the same libraries.
 
 An arm that the kernel kills for want of memory is written down as such, and the run goes on: for TRL with its
 whole batch, TRL in micro-batches of one group takes over, in a row of its own name.
@@ -35,18 +35,22 @@ ROOT = HERE.parents[1]
 
 
 _TIMEOUT_SECONDS = 1800
-_NLL_TOLERANCE = 0.01
-"""Nats between the mean NLLs that two arms find for the same rollouts, in float32."""
+_NLL_TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
+"""Nats between the mean NLLs that two arms find for the same rollouts."""
 
 # Processor seconds are reported beside those of the clock: on a machine with other work they are steadier.
 ALTERNATING = ("asympo", "trl")
 """These take a turn in every round."""
-ONCE = ("plain", "verl")
+ONCE = ("plain", "verl", "asympo_lora", "trl_lora")
 """These take one turn, in the first round, unless asked for with --arm."""
 INSTEAD = {"trl": "trl_by_group"}
 """Who takes over from an arm that does not fit into memory."""
+OURS = {"trl_lora": "asympo_lora"}
+"""Which of our arms another one is compared with, where that is not `asympo`."""
 ARMS: dict[str, tuple[str, ...]] = {
     "asympo": ("arm_asympo.py",),
+    "asympo_lora": ("arm_asympo.py", "--lora"),
+    "trl_lora": ("arm_trl.py", "--lora"),
     "trl": ("arm_trl.py",),
     "trl_by_group": ("arm_trl.py", "--micro-batch", "8"),
     "trl_without_old_logprobs": ("arm_trl.py", "--without-old-logprobs"),
@@ -66,6 +70,7 @@ def main() -> int:
         "libraries": _libraries({arm: pythons[arm] for arm in arms}),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": arguments.model or "the demo's (SmolLM2-135M-Instruct)",
+        "dtype": arguments.dtype,
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
         "shapes": {},
@@ -103,8 +108,15 @@ def _parse() -> argparse.Namespace:
         parser.add_argument(
             flag, default=ROOT / f".cache/{venv}/bin/python", help=f"other than .cache/{venv}'s"
         )
-    parser.add_argument("--output", type=Path, default=HERE / "results.json")
-    return parser.parse_args()
+    parser.add_argument(
+        "--dtype", choices=_NLL_TOLERANCE, default="float32", help="of products, in every learner"
+    )
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.output is None:
+        name = "results.json" if arguments.dtype == "float32" else "results-bf16.json"
+        arguments.output = HERE / name
+    return arguments
 
 
 def _measure(
@@ -125,7 +137,9 @@ def _measure(
             for arm in arms:
                 if arm in too_large or (round_number and arm in ONCE and not arguments.arm):
                     continue
-                turn = _turn(arm, pythons[arm], model, path, steps=arguments.steps)
+                flags = ("--model", model, "--rollouts", str(path))
+                flags += ("--steps", str(arguments.steps), "--dtype", arguments.dtype)
+                turn = _turn(arm, pythons[arm], flags)
                 if turn is None:
                     sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: out of memory\n")
                     too_large.append(arm)
@@ -136,19 +150,18 @@ def _measure(
                 turns.setdefault(arm, []).append(turn)
                 seconds = statistics.median(turn["seconds"])
                 sys.stderr.write(f"{shape.name} round {round_number + 1} {arm}: {seconds:.2f} s a step\n")
-    _check_same_work(shape, turns)
+    _check_same_work(shape, turns, tolerance=_NLL_TOLERANCE[arguments.dtype])
     return {**_summary(shape, num_true_tokens(rollouts), turns), "out_of_memory": too_large}
 
 
-def _turn(arm: str, python: Path, model: str, rollouts: Path, *, steps: int) -> dict[str, Any] | None:
+def _turn(arm: str, python: Path, common: Sequence[str]) -> dict[str, Any] | None:
     """One process' measurement; None when the kernel killed it because the machine's memory was used up."""
     script, *flags = ARMS[arm]
-    if arm == "asympo":
+    if script == "arm_asympo.py":
         defaults = LearnerSettings.model_fields
         flags += ["--token-budget", str(defaults["token_budget"].default)]
         flags += ["--chunk-rows", str(HEAD_ROWS["cpu"])]
-    command = [str(python), str(HERE / script), "--model", model, "--rollouts", str(rollouts)]
-    command += ["--steps", str(steps), *flags]
+    command = [str(python), str(HERE / script), *common, *flags]
     environment = {
         **os.environ,
         **KEEP_MEMORY,
@@ -181,15 +194,15 @@ def _kept_shapes(output: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not output.exists():
         return {}
     before = json.loads(output.read_text())
-    same = ("machine", "libraries", "model", "rounds", "steps_per_round")
-    return dict(before["shapes"]) if all(before[name] == results[name] for name in same) else {}
+    same = ("machine", "libraries", "model", "dtype", "rounds", "steps_per_round")
+    return dict(before["shapes"]) if all(before.get(name) == results[name] for name in same) else {}
 
 
-def _check_same_work(shape: Shape, turns: dict[str, list[dict[str, Any]]]) -> None:
+def _check_same_work(shape: Shape, turns: dict[str, list[dict[str, Any]]], *, tolerance: float) -> None:
     """All arms must have seen the same rollouts with the same model; None is an arm that does not know."""
     found = {arm: turn["mean_nll"] for arm, taken in turns.items() for turn in taken}
     known = {arm: nll for arm, nll in found.items() if nll is not None}
-    if known and max(known.values()) - min(known.values()) > _NLL_TOLERANCE:
+    if known and max(known.values()) - min(known.values()) > tolerance:
         raise SystemExit(f"{shape.name}: the arms did not do the same work, mean NLLs are {known}")
 
 
@@ -208,8 +221,11 @@ def _summary(shape: Shape, true_tokens: int, turns: dict[str, list[dict[str, Any
             "turns": taken,
         }
     summary: dict[str, Any] = {"shape": asdict(shape), "true_tokens": true_tokens, "arms": arms}
-    ours = arms.get("asympo")
-    others = {arm: result for arm, result in arms.items() if arm != "asympo" and ours is not None}
+    pairs = {
+        arm: (arms[ours], result)
+        for arm, result in arms.items()
+        if (ours := OURS.get(arm, "asympo")) in arms and not arm.startswith("asympo")
+    }
     for key, of in (
         ("speedup", lambda a, b: b["seconds"] / a["seconds"]),
         (
@@ -219,7 +235,7 @@ def _summary(shape: Shape, true_tokens: int, turns: dict[str, list[dict[str, Any
         ("speedup_in_cpu_seconds", lambda a, b: b["cpu_seconds"] / a["cpu_seconds"]),
         ("memory_ratio", lambda a, b: a["peak_memory_bytes"] / b["peak_memory_bytes"]),
     ):
-        summary[key] = {arm: round(of(ours, result), 3) for arm, result in others.items()}
+        summary[key] = {arm: round(of(ours, result), 3) for arm, (ours, result) in pairs.items()}
     return summary
 
 
@@ -241,7 +257,7 @@ def _libraries(pythons: dict[str, Path]) -> dict[str, str]:
     """Versions of what the arms run on; those of verl's environment under its name."""
     versions: dict[str, str] = {}
     for arm, python in sorted(pythons.items(), key=lambda item: item[0] == "verl"):
-        names = ("verl", "torch", "transformers") if arm == "verl" else ("torch", "transformers", "trl")
+        names = ["torch", "transformers", *(["verl"] if arm == "verl" else ["trl", "peft"])]
         code = (
             f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
         )

@@ -148,9 +148,13 @@ def _times(ratio: float | None) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peers": ("benchmarks/peers/results.json", peers_table),
     "peers-summary": ("benchmarks/peers/results.json", peers_summary),
+    "peers-bf16": ("benchmarks/peers/results-bf16.json", peers_table),
+    "peers-summary-bf16": ("benchmarks/peers/results-bf16.json", peers_summary),
     "learner": ("benchmarks/learner.json", learner_table),
+    "learner-bf16": ("benchmarks/learner-bf16.json", learner_table),
     "families": ("benchmarks/families.json", families_table),
     "learner-large": ("benchmarks/learner-large.json", learner_table),
+    "learner-large-bf16": ("benchmarks/learner-large-bf16.json", learner_table),
 }
 """Marker in a page: file, and what makes the table of it."""
 
@@ -166,7 +170,7 @@ def rendered(page: str) -> str:
         report = json.loads((ROOT / path).read_text())
         return f"<!-- table: {name} -->\n\n{make(report)}\n\n<!-- end: {name} -->"
 
-    marks = r"<!-- table: (?P<name>[a-z-]+) -->.*?<!-- end: (?P=name) -->"
+    marks = r"<!-- table: (?P<name>[a-z0-9-]+) -->.*?<!-- end: (?P=name) -->"
     return re.sub(marks, table, page, flags=re.DOTALL)
 
 
