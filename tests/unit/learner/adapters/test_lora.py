@@ -53,13 +53,13 @@ def adapted(
 
 def test_what_is_merged_while_autocast_is_on_is_what_is_published(tiny_model: Path) -> None:
     policy = adapted(tiny_model, compute_dtype=torch.bfloat16)
-    layers = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        base: Any = layer.get_base_layer()
+        base = layer.get_base_layer()
         added = (5 / 3) * b.detach().bfloat16().float() @ a.detach().bfloat16().float()
         with torch.autocast("cpu", torch.bfloat16):
-            found = layer.forward.merged(a, b)  # type: ignore[attr-defined]
+            found = layer.forward.merged(a, b)
         torch.testing.assert_close(found, (base.weight.float() + added).bfloat16(), rtol=0.0, atol=0.0)
 
 
