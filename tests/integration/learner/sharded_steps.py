@@ -137,7 +137,7 @@ def main() -> None:
     steps = [(groups[:4], scope), ([*groups[4:], *segmented_groups(2)], scope), (lonely, scope)]
     for with_checkpointing in (False, True):
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
-        compare_adapter(path, ranks, steps, torch.float32, with_checkpointing=with_checkpointing)
+    compare_adapter(path, ranks, steps, torch.float32, with_checkpointing=True)
     compare_adapter(path, ranks, steps, torch.bfloat16, with_checkpointing=False)
     compare_published(path, ranks, steps[:1])
     ranks.close()

@@ -23,17 +23,31 @@ def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path) -
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("trained", [pytest.param((), id="all weights"), pytest.param(LORA, id="an adapter")])
-def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
-    trained: tuple[str, ...],
-    broker_url: str,
-    run_name: str,
-    tmp_path: Path,
-    tiny_model: Path,
-    run_log: RunLog,
+def test_adapter_of_two_ranks_is_published_and_one_goes_on_with_it(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
-    flags = ("--heartbeat-seconds", "2", *trained)
+    ranks = LearnerProcess(
+        **where,  # type: ignore[arg-type]
+        launcher=(*TORCHRUN, "-m", "asympo.learner", "--"),
+        flags=(*LORA, "--total-steps", "3", "--keep-policies", "9"),
+    )
+    alone = LearnerProcess(**where, flags=(*LORA, "--total-steps", "5", "--keep-policies", "9"))  # type: ignore[arg-type]
+    with Producer(url=broker_url, run=run_name):
+        assert ranks.start().wait() == 0, ranks.log
+        assert alone.start().wait() == 0, alone.log
+    assert [row["step"] for row in alone.rows] == list(range(1, 6))
+    store = open_policies(tmp_path, run_name)
+    kinds = {policy.step: policy.kind for policy in (store.verify(ref) for ref in store.list())}
+    assert kinds == {0: "full", **dict.fromkeys(range(1, 6), "adapter")}
+
+
+@pytest.mark.timeout(400)
+def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
+) -> None:
+    where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
+    flags = ("--heartbeat-seconds", "2")
     launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
     ranks = LearnerProcess(**where, launcher=launcher, flags=(*flags, "--total-steps", "9"))  # type: ignore[arg-type]
     with Producer(url=broker_url, run=run_name) as producer:
@@ -52,13 +66,12 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
         alone = LearnerProcess(**where, flags=(*flags, "--total-steps", "11"))  # type: ignore[arg-type]
         assert alone.start().wait() == 0, alone.log
     assert [row["step"] for row in alone.rows] == list(range(1, 12))
-    trained_ids = [
+    trained = [
         group_id for row in read_steps(tmp_path / run_name / "trained.jsonl") for group_id in row["group_ids"]
     ]
     commit, policy = run_log.commits.last(), open_policies(tmp_path, run_name).newest(with_digests=True)
     assert commit is not None
     assert policy is not None
     assert commit.step == policy.step == 11
-    assert len(trained_ids) == len(set(trained_ids)) == commit.sequence
-    assert open_policies(tmp_path, run_name).verify(policy).kind == ("adapter" if trained else "full")
+    assert len(trained) == len(set(trained)) == commit.sequence
     assert run_log.stats.read().state is RunState.FINISHED
