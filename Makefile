@@ -92,7 +92,7 @@ k8s-e2e: setup chart-tools  ## Try the chart on the cluster of kubectl's context
 simulate-autoscaling: setup  ## Simulate the autoscaling rule and draw its picture
 	@$(PY) -m deploy.autoscaling_simulation --seeds 2 --plot docs/images/autoscaling.png
 
-bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (about 30 minutes; ARGS="--dtype bfloat16")
+bench-peers: setup  ## Time a step of our learner beside TRL, verl and a plain loop (half an hour; ARGS="--dtype bfloat16")
 	@benchmarks/peers/setup.sh
 	@$(PY) -m benchmarks.peers.run $(ARGS)
 	@$(PY) -m asympo.bench.tables
