@@ -32,7 +32,9 @@ pytest.importorskip("vllm")
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
-SETTINGS = EngineSettings(dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05)
+SETTINGS = EngineSettings(
+    dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05, self_test=True
+)
 PROMPT = list(range(10, 50))
 ROUNDING = 2e-3
 """Between two float32 implementations; policies of different seeds differ by more than 50 times that."""
@@ -60,7 +62,10 @@ async def probe(engine: VllmEngine) -> list[float]:
     return [await engine.mean_nll(ids, num_prompt_tokens=NUM_PROMPT_TOKENS) for ids in PROBES]
 
 
-async def test_mean_nll_is_that_of_a_reference_forward_pass(engine: VllmEngine, tiny_model: Path) -> None:
+async def test_engine_passes_its_self_test_and_scores_as_a_reference_forward_pass(
+    engine: VllmEngine, tiny_model: Path
+) -> None:
+    assert engine.stats.num_reloads == 1, "the model itself again, after one perturbed load a kind"
     assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
 
 
@@ -173,25 +178,6 @@ async def test_impossible_prompt_is_refused_and_the_engine_lives(
         )
     assert not engine.is_broken
     assert len(await probe(engine)) == len(PROBES)
-
-
-async def test_self_test_passes_and_a_killed_engine_is_noticed(tiny_model: Path) -> None:
-    engine = VllmEngine(settings=SETTINGS.model_copy(update={"self_test": True}))
-    before = set(psutil.Process().children(recursive=True))
-    await engine.start(model_path=tiny_model)
-    assert engine.stats.num_reloads == 1, "the model itself again, after one perturbed load a kind"
-    group = asyncio.create_task(
-        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="k", cache_salt="k")
-    )
-    while not engine.stats.num_in_flight:
-        await asyncio.sleep(0.01)
-    for child in set(psutil.Process().children(recursive=True)) - before:
-        if "EngineCore" in " ".join(child.cmdline()) or child.memory_info().rss > 200 << 20:
-            os.kill(child.pid, 9)
-    with pytest.raises(errors.EngineBroken):
-        await group
-    assert engine.is_broken
-    await engine.close()
 
 
 class Generator:
@@ -329,20 +315,15 @@ async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
     assert [bool(tokens) for tokens in cached] == [False, True, False]
 
 
-async def test_tensor_that_differs_from_the_manifest_breaks_the_engine_for_good(
-    engine: VllmEngine, policy_b: Path
-) -> None:
-    manifest = manifest_of(policy_b)
-    wrong = replace(manifest.tensors[-1], sha256="0" * 64)
+async def test_killed_engine_is_noticed(engine: VllmEngine) -> None:
     group = asyncio.create_task(
-        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="b", cache_salt="b")
+        engine.generate(PROMPT, num_samples=2, sampling=sampling(200), request_id="k", cache_salt="k")
     )
     while not engine.stats.num_in_flight:
         await asyncio.sleep(0.01)
-    with pytest.raises(errors.EngineBroken, match="other values for model"):
-        await engine.reload(policy_b, manifest=replace(manifest, tensors=(*manifest.tensors[:-1], wrong)))
+    for child in psutil.Process().children(recursive=True):
+        if "EngineCore" in " ".join(child.cmdline()):
+            os.kill(child.pid, 9)
     with pytest.raises(errors.EngineBroken):
         await group
-    with pytest.raises(errors.EngineBroken):
-        await engine.resume()
     assert engine.is_broken

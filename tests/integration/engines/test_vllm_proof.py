@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from asympo.engines.vllm_faults import WORKER_EXTENSION
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
 
-FAMILIES = ("tied-llama", "mixtral", "deepseek-v2")
+FAMILIES = ("tied-llama", "deepseek-v2")
+"""Experts: tests/integration/bench/test_reload.py."""
 
 
 @dataclass(kw_only=True)
@@ -114,9 +115,33 @@ async def test_faults_of_the_size_of_one_step_are_caught(
     assert missed == []
 
 
-async def test_parameter_that_no_tensor_fills_breaks_the_engine(stand: Stand) -> None:
-    await stand.engine.rpc("inject", BREAKING_FAULT)
+async def test_reload_that_cannot_be_right_breaks_the_engine_for_good(
+    stand: Stand, request: pytest.FixtureRequest
+) -> None:
     policy = stand.policies[0]
-    with pytest.raises(errors.EngineBroken, match="untouched"):
-        await stand.engine.reload(policy, manifest=manifest_for(policy, step=99))
+    manifest = manifest_for(policy, step=99)
+    if family_of(request) == "tied-llama":
+        await stand.engine.rpc("inject", BREAKING_FAULT)
+        said = "untouched"
+    else:
+        wrong = replace(manifest.tensors[-1], sha256="0" * 64)
+        manifest = replace(manifest, tensors=(*manifest.tensors[:-1], wrong))
+        said = "other values for model"
+    group = asyncio.create_task(
+        stand.engine.generate(
+            [5, 6, 7],
+            num_samples=2,
+            sampling=SamplingSettings(max_tokens=200, min_tokens=200),
+            request_id="last",
+            cache_salt="l",
+        )
+    )
+    while not stand.engine.stats.num_in_flight:
+        await asyncio.sleep(0.01)
+    with pytest.raises(errors.EngineBroken, match=said):
+        await stand.engine.reload(policy, manifest=manifest)
+    with pytest.raises(errors.EngineBroken):
+        await group
+    with pytest.raises(errors.EngineBroken):
+        await stand.engine.resume()
     assert stand.engine.is_broken
