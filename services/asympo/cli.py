@@ -89,7 +89,7 @@ COMMANDS = (
     Command(
         name="log",
         module="asympo.ops.log",
-        summary="tail, stats, show, export, replay, follow, purge: the rollout log",
+        summary="tail, stats, show, export, replay, follow, purge, retry, acl: the rollout log",
     ),
     Command(
         name="checkpoint",

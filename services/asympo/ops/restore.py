@@ -56,7 +56,7 @@ def restore(backup: Path, manifest: BackupManifest, broker: Broker, run_director
     if manifest.run in broker.run_names():
         raise BadSetting(
             f"the broker at {broker.url} has a run {manifest.run!r}: stop its services and delete it "
-            f"(asympo runs delete {manifest.run}), or restore to another broker"
+            f"(asympo runs delete {manifest.run} --redis-url URL --yes), or restore to another broker"
         )
     what = f"the run {manifest.run}"
     with (

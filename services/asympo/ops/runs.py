@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     for name, text in (
         ("list", "one line for each run"),
         ("show", "settings, state and counts of one run"),
-        ("delete", "delete a run's log, and its directory on this machine"),
+        ("delete", "delete a run's log at --redis-url; without one, its directory on this machine"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         add_broker_flags(verb)

@@ -93,7 +93,7 @@ def test_diff_tells_which_tensors_moved_and_how_far(store: PolicyStore, asympo: 
     assert 0 < found["delta_ratio"] < 0.01
     _, out, _ = asympo("diff", "0", "step-00000001-f0001")
     assert "3 of " in out
-    assert "sent to an object store as a difference" in out
+    assert "shared as a difference" in out
     assert MOVED in out
     _, out, _ = asympo("diff", "0", "last")
     assert out.startswith("no value of ")

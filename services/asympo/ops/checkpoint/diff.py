@@ -51,7 +51,7 @@ def main(arguments: Namespace) -> int:
         write_table(f"from {a} to {b}{left}", columns, rows)
     show(_sentence(comparison))
     if shared is not None:
-        show(f"sent to an object store as a difference, the second takes {shared:.2%} of its weights' bytes")
+        show(f"shared as a difference, the second takes {shared:.2%} of its weights' bytes")
     return 0
 
 
