@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common import errors
-from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints import PolicyRef, PolicyStore, directory
 from asympo.common.checkpoints.opening import open_policies
 
 from tests.integration.test_checkpoint_store import PROBE, fill_with, publish
@@ -176,6 +176,26 @@ def test_publish_leaves_nothing_when_storage_fails_late(
         with pytest.raises(errors.PublishFailed, match="Input/output error"):
             publish(store, 2)
     assert [path.name for path in store.path.iterdir()] == [good.name]
+
+
+def test_publish_whose_last_flush_fails_shows_nothing_and_succeeds_when_tried_again(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = publish(store, 1)
+    real = directory.flush_directory
+
+    def flush(path: Path) -> None:
+        if path == store.path and any(each.name.startswith("step-00000002") for each in path.iterdir()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "flush_directory", flush)
+        with pytest.raises(errors.PublishFailed, match="Input/output error"):
+            publish(store, 2)
+    assert [path.name for path in store.path.iterdir()] == [good.name]
+    assert store.newest() == good
+    assert publish(store, 2) == store.newest(with_digests=True)
 
 
 def test_publish_cleans_up_when_filling_is_interrupted(store: PolicyStore) -> None:

@@ -1,11 +1,19 @@
+import errno
+import json
 import math
+import os
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
+from asympo.common.checkpoints.cache import download_directory
+from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.opening import open_policies
+from asympo.common.rollout_log.evals.result import Estimate, EvalResult
+from asympo.ops.checkpoint.chosen import add_choice_flags, choose
 from safetensors.numpy import save_file
 
 PROBE = Probe(
@@ -92,3 +100,59 @@ def test_prune_deletes_damaged_directories_only_below_the_kept_ones(store: Polic
         (damaged.path / "model.safetensors").write_bytes(b"")
     store.prune(keep=2)
     assert {path.name for path in store.path.iterdir()} == {ref.name for ref in refs[1:]}
+
+
+def test_prune_spares_what_a_disk_did_not_give_for_a_moment(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [publish(store, step) for step in range(4)]
+    real = os.open
+
+    def flaky(path: str | Path, *arguments: int, **options: int) -> int:
+        if str(path) == str(refs[0].path / "manifest.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", flaky)
+        store.prune(keep=2)
+    assert store.list() == [refs[0], *refs[2:]]
+
+
+def test_sweep_spares_what_a_living_reader_downloads(store: PolicyStore) -> None:
+    publish(store, 1)
+    with download_directory(store.path, StepName(step=1, fence=1)) as room:
+        assert store.sweep(fence=9) == []
+        assert room.is_dir()
+    dead = store.path / f".get-{StepName(step=1, fence=1)}-0123456789abcdef"
+    dead.mkdir()
+    assert store.sweep(fence=9) == [dead.name]
+
+
+def test_best_policy_is_the_one_that_was_measured_and_not_another_of_its_step(
+    store: PolicyStore, tmp_path: Path
+) -> None:
+    measured, again = publish(store, 3, fence=1), publish(store, 3, fence=2)
+    results = tmp_path / "results.jsonl"
+    mean = Estimate(value=0.5, low=0.4, high=0.6)
+    result = EvalResult(
+        eval="sums",
+        policy_step=3,
+        policy_fence=1,
+        last_policy_step=3,
+        prompts=4,
+        samples=1,
+        mean=mean,
+        pass_at={1: mean},
+    )
+    results.write_text(json.dumps(result.to_dict()) + "\n")
+    parser = ArgumentParser()
+    add_choice_flags(parser, needs_run=True)
+    arguments = parser.parse_args(
+        ["--run", "run", "--checkpoint-root", str(tmp_path), "--results", str(results)]
+    )
+    assert choose("best", arguments).ref == measured
+    assert choose("3", arguments).ref == again
+    store.prune(keep=1)
+    with pytest.raises(errors.BadSetting, match="which sums likes best"):
+        choose("best", arguments)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.directory_steps import DirectorySteps
+from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.object_store import DeltaOptions
 
@@ -73,6 +75,20 @@ def test_policies_are_shared_as_differences_and_are_read_bit_for_bit(
     room = mine.path.parent
     del learner, warm, neighbour
     assert not room.exists(), "nothing stays when the last process ends"
+
+
+def test_copy_that_another_process_finishes_meanwhile_stays_whole(open_store: Opener, tmp_path: Path) -> None:
+    learner, warm = open_store("learner", keyframe_every=4), open_store("warm")
+    for step in (1, 2):
+        publish(learner, step)
+    held = warm.newest(with_digests=True)
+    assert held is not None
+    target = tmp_path / "target"
+    target.mkdir()
+    steps = warm._steps
+    assert isinstance(steps, DirectorySteps)
+    steps._undo(StepName(step=2, fence=1), warm.load_manifest(held), target)
+    assert weights_of(target) == weights_of(held.path) == expected(2, tmp_path)
 
 
 @pytest.mark.parametrize("keep", [1, 3])

@@ -88,7 +88,8 @@ class EvaluationLoop:
             await self._calls.until_answered(self._run_log.policies.wait, announced, wait_seconds)
 
     async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
-        """False when the policy cannot be measured now."""
+        """False when the policy cannot be measured now, or no answer told its policy: to be tried later."""
+        is_told = False
         await self._report_held(policy)
         holding = asyncio.ensure_future(self._hold(policy))
         try:
@@ -98,7 +99,9 @@ class EvaluationLoop:
                 self._prepared = [await self._calls.run(render, each, tokenizer) for each in self._chosen]
             for each in self._prepared:
                 if each.config.name in due:
-                    await self._keep(await self._measure(each, sampler, policy))
+                    measured = await self._measure(each, sampler, policy)
+                    await self._keep(measured)
+                    is_told |= measured.result.policy_step is not None
         except EngineBroken:
             raise
         except AsympoError as error:
@@ -108,7 +111,7 @@ class EvaluationLoop:
             return False
         finally:
             holding.cancel()
-        return True
+        return is_told
 
     async def _hold(self, policy: PolicyRef) -> None:
         """Keeps the learner from deleting it, until a while after it is measured: it may be the best."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
-from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore
 from asympo.common.errors import CorruptCheckpoint, EngineBroken, NoProgress
 from asympo.common.http_server import bind, serving
 from asympo.common.rollout_log import RunLog
@@ -56,12 +56,11 @@ class EngineSource:
         return self._engine.tokenizer
 
     async def open(self, policy: PolicyRef) -> Sampler:
-        try:
-            manifest = await self._calls.run(self._store.verify, policy)
-        except (CorruptCheckpoint, OSError) as error:
-            raise NoProgress(f"policy {policy.step} failed verification ({error})") from None
+        manifest = await self._verified(policy)
         if self._policy is None:
             await self._engine.start(model_path=policy.path)
+            # Starting takes minutes, in which the copy may have been deleted.
+            manifest = await self._verified(policy)
             readback = await self._engine.read_back(policy.path, manifest=manifest)
         elif self._policy != policy:
             readback = (await self._engine.reload(policy.path, manifest=manifest)).readback
@@ -73,6 +72,12 @@ class EngineSource:
             )
         self._policy = policy
         return self._sampler(policy)
+
+    async def _verified(self, policy: PolicyRef) -> Manifest:
+        try:
+            return await self._calls.run(self._store.verify, policy)
+        except (CorruptCheckpoint, OSError) as error:
+            raise NoProgress(f"policy {policy.step} failed verification ({error})") from None
 
     async def door(self, policy: PolicyRef) -> tuple[str, Sampler]:
         if not self._door:

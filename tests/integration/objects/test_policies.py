@@ -85,6 +85,23 @@ def test_cached_copy_that_was_damaged_is_brought_again(open_store: Opener) -> No
     assert generator.verify(ref).digest == ref.digest
 
 
+def test_copy_of_an_earlier_run_of_the_same_name_is_brought_again(open_store: Opener, bucket: Bucket) -> None:
+    learner, generator = open_store("learner"), open_store("generator")
+    learner.take_over(1)
+    publish(learner, 1)
+    before = generator.newest()
+    assert before is not None
+    generator.verify(before)
+    bucket.delete([found.key for found in bucket.find(f"{learner.path.parent.name}/")])
+    learner = open_store("another learner")
+    learner.take_over(1)
+    now = learner.publish(step=1, fence=1, fill=fill_with(7), probe=PROBE)
+    found = generator.newest()
+    assert found is not None
+    assert found.digest == now.digest != before.digest
+    assert generator.verify(found).digest == now.digest
+
+
 def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

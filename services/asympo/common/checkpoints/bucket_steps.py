@@ -153,11 +153,13 @@ class BucketSteps(Generic[M]):
 
     def bring(self, name: StepName) -> Path:
         """A copy, every digest checked, if there is none yet."""
-        return self._copies.bring(name, lambda target: self._download(name, target))
+        digest = self._read(name)[0].digest
+        return self._copies.bring(name, lambda target: self._download(name, target), digest=digest)
 
     def verify(self, name: StepName) -> M:
         """Reads every file of the copy, which is fetched again when it is damaged."""
-        return self._copies.verify(name, lambda target: self._download(name, target))
+        digest = self._read(name)[0].digest
+        return self._copies.verify(name, lambda target: self._download(name, target), digest=digest)
 
     def highest_fence(self) -> int | None:
         """Of steps and of who took over."""

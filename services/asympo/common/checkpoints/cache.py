@@ -34,13 +34,18 @@ class StepCopies(Generic[M]):
         self._keep = keep
         self._is_durable = is_durable
 
-    def bring(self, name: StepName, fetch: Callable[[Path], bytes]) -> Path:
-        """The directory of a step; `fetch` fills it and returns the manifest, if there is no copy yet."""
+    def bring(self, name: StepName, fetch: Callable[[Path], bytes], *, digest: str | None = None) -> Path:
+        """The directory of a step; `fetch` fills it and returns the manifest, if there is no copy yet.
+
+        With the digest of a manifest, a copy with another one is fetched again.
+        """
         final = self.path / str(name)
         with self._turn():
-            if final.exists():
+            if final.exists() and self._is_of(final, digest):
                 self._note_use(final)
                 return final
+            if final.exists():
+                directory.delete_step(final)
             with download_directory(self.path, name) as temporary:
                 content = fetch(temporary)
                 try:
@@ -64,6 +69,12 @@ class StepCopies(Generic[M]):
         self._note_use(path)
         self.trim()
         return manifest
+
+    def _is_of(self, path: Path, digest: str | None) -> bool:
+        try:
+            return digest is None or read_manifest(path, self._kind).digest == digest
+        except (CorruptCheckpoint, UnknownVersion):
+            return False
 
     def of(self, attempt: Attempt) -> Path | None:
         """The step's directory here; what is in it may be damaged."""
@@ -159,16 +170,8 @@ def _sweep_downloads(parent: Path) -> list[str]:
         found = parse_temporary(name)
         if found is None or found[0] == "tmp":
             continue
-        try:
-            descriptor = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        if directory.is_locked(parent / name):
             continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
         shutil.rmtree(parent / name, ignore_errors=True)
         removed.append(name)
     return removed

@@ -5,6 +5,7 @@ at any point leaves either nothing visible or everything.
 """
 
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -65,7 +66,12 @@ def seal(temporary: Path, *, manifest: bytes, is_durable: bool = True) -> Path:
         raise FileExistsError(errno.EEXIST, "exists already and is never overwritten", str(final))
     os.rename(temporary, final)
     if is_durable:
-        flush_directory(final.parent)
+        try:
+            flush_directory(final.parent)
+        except OSError:
+            # Else readers would have what its writer believes failed, and may not write again.
+            os.rename(final, temporary)
+            raise
     with _being_written_lock:
         _being_written.discard(temporary)
     return final
@@ -91,7 +97,7 @@ def sweep(parent: Path, *, fence: int) -> list[str]:
 
     Only the holder of the highest fence writes, so a temporary directory with this fence or a lower one that
     this process is not writing belongs to a writer that is dead or has lost the run. Needs no process ids,
-    which mean nothing on shared storage.
+    which mean nothing on shared storage. Downloads belong to readers, which hold a lock.
     """
     removed = []
     for name in directory_names(parent):
@@ -101,9 +107,26 @@ def sweep(parent: Path, *, fence: int) -> list[str]:
         with _being_written_lock:
             if parent / name in _being_written:
                 continue
+        if found[0] == "get" and is_locked(parent / name):
+            continue
         shutil.rmtree(parent / name, ignore_errors=True)
         removed.append(name)
     return removed
+
+
+def is_locked(path: Path) -> bool:
+    """Whether the process that downloads into a directory lives: it holds a lock on it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def delete_step(path: Path) -> None:

@@ -245,11 +245,23 @@ class PolicyStore:
                     deleted.append(ref)
             verified = {manifest.name for manifest in found}
             for name in self._steps.present():
-                if found and name.rank < found[-keep:][0].name.rank and name not in verified:
+                is_old = bool(found) and name.rank < found[-keep:][0].name.rank
+                if is_old and name not in verified and str(name) not in bases and self._is_damaged(name):
                     self._steps.delete(name)
         except OSError as error:
             log.warning("old policies stay for now: %s", error.strerror or error)
         return deleted[::-1]
+
+    def _is_damaged(self, name: StepName) -> bool:
+        """Rather than of a later release, or on a disk that could not be read for a moment."""
+        try:
+            self._steps.complete(name)
+        except CorruptCheckpoint as error:
+            cause = error.__cause__
+            return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
+        except UnknownVersion:
+            return False
+        return False
 
     def _manifests(self) -> Sequence[Manifest]:
         return [*self._steps.newest_first()][::-1]

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Transfer(Generic[M]):
             if before is not None and is_tried:
                 try:
                     deltas = self._write_deltas(wanted, written, before, room, shelf, copies)
-                except OSError as error:
+                except (OSError, CorruptCheckpoint) as error:
                     log.warning("%s is shared whole: %s", wanted.name, error)
                 num_links = before.num_links + 1 if deltas else 0
             stored = {}
@@ -188,4 +189,8 @@ def _rebuild(links: Sequence[Link], target: Path, shelf: Shelf, *, copy_of: _Cop
         if base.parent == target.parent:
             base.unlink()
         base = out
-    base.rename(target)
+    if base.parent == target.parent:
+        base.rename(target)
+    else:
+        # It belongs to all processes of this machine.
+        shutil.copyfile(base, target)

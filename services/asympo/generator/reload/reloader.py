@@ -90,7 +90,8 @@ class Reloader:
         if not self._engine.can_reload:
             await self._claim(None)
             return
-        manifest = await self._calls.run(self._store.load_manifest, policy)
+        # Starting takes minutes, in which the copy that was verified before may have been deleted.
+        manifest = await self._calls.run(self._store.verify, policy)
         self._gate.shut()
         readback = await self._engine.read_back(policy.path, manifest=manifest)
         judgement = await self._judge(readback, manifest)

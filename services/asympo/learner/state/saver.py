@@ -27,7 +27,13 @@ def find_state(store: StateStore, *, commit: CommitRecord | None) -> tuple[str, 
     """
     names = store.names()
     for name in reversed(names):
-        state = store.read(name)
+        try:
+            state = store.read(name)
+        except CorruptCheckpoint as error:
+            if commit is not None and name == commit.state_name:
+                break
+            log.warning("The newest training state is passed over: %s", error)
+            continue
         if commit is not None and (name == commit.state_name or state.sequence < commit.sequence):
             break
         if commit is not None and commit.state_name in names and state.fence < commit.fence:

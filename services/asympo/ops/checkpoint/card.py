@@ -69,7 +69,7 @@ class ModelCard:
 
     def _results(self) -> Iterator[str]:
         # The last word on each: a policy may have been measured again.
-        rows = {(each.eval, each.policy_step): each for each in self.evals if each.policy_step in self._shown}
+        rows = {(each.eval, each.policy_step): each for each in self.evals if self._is_shown(each)}
         if not rows:
             yield "No evaluation of this policy was recorded."
             return
@@ -79,7 +79,7 @@ class ModelCard:
             cell = printable(name).replace("|", "\\|")
             yield f"| {cell} | step {step} | {each.prompts} | mean@{each.samples} {each.mean} |"
 
-    @property
-    def _shown(self) -> set[int | None]:
-        """Steps whose results are told: this one, and the start to compare with."""
-        return {0, self.manifest.step}
+    def _is_shown(self, result: EvalResult) -> bool:
+        """Results of this policy, not of another one of its step, and of the start to compare with."""
+        is_own = result.policy_step == self.manifest.step
+        return result.policy_step == 0 or (is_own and result.policy_fence in (None, self.manifest.fence))

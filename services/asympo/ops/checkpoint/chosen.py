@@ -72,7 +72,8 @@ def choose_policy(text: str, arguments: Namespace) -> ChosenWeights:
     elif text == "best":
         found = best_result(arguments)
         assert found.policy_step is not None
-        ref = _of_step(store, found.policy_step, why=f", which {found.eval} likes best")
+        why = f", which {found.eval} likes best"
+        ref = _of_step(store, found.policy_step, fence=found.policy_fence, why=why)
     elif text.isdecimal():
         ref = _of_step(store, int(text))
     else:
@@ -102,9 +103,10 @@ def best_result(arguments: Namespace) -> EvalResult:
     return best
 
 
-def _of_step(store: PolicyStore, step: int, *, why: str = "") -> PolicyRef:
+def _of_step(store: PolicyStore, step: int, *, fence: int | None = None, why: str = "") -> PolicyRef:
     refs = store.list()
-    found = [ref for ref in refs if ref.step == step]
+    # A learner that went back publishes a step again, with other weights and a higher fence.
+    found = [ref for ref in refs if ref.step == step and fence in (None, ref.fence)]
     if not found:
         steps = [str(ref.step) for ref in refs]
         shown = ", ".join(["..."][: len(steps) > _MAX_STEPS_SHOWN] + steps[-_MAX_STEPS_SHOWN:])

@@ -54,7 +54,11 @@ def best(arguments: Namespace) -> int:
     store = _store_of(arguments)
     found = best_result(arguments)
     kept = [
-        each for each in step_names(store.path) if each.sequence is None and each.step == found.policy_step
+        each
+        for each in step_names(store.path)
+        if each.sequence is None
+        and each.step == found.policy_step
+        and found.policy_fence in (None, each.fence)
     ]
     newest = max(kept, key=lambda each: each.fence, default=None)
     row = {
