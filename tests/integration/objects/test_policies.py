@@ -96,6 +96,7 @@ def test_copy_of_an_earlier_run_of_the_same_name_is_brought_again(open_store: Op
     learner = open_store("another learner")
     learner.take_over(1)
     now = learner.publish(step=1, fence=1, fill=fill_with(7), probe=PROBE)
+    generator = open_store("generator")
     found = generator.newest()
     assert found is not None
     assert found.digest == now.digest != before.digest

@@ -223,10 +223,9 @@ class BucketSteps(Generic[M]):
         self._bucket.delete(
             [self._claim_key(old) for old in listing.fences if old < min(fence, max(listing.fences))]
         )
-        for copy in copies:
-            if copy not in visible:
-                # Of a zombie, or deleted in the bucket by another learner or by hand.
-                directory.try_to_delete_step(self.path / str(copy))
+        for copy in set(copies).difference(visible):
+            # Of a zombie, or deleted in the bucket by another learner or by hand.
+            directory.try_to_delete_step(self.path / str(copy))
         try:
             swept.extend(
                 self._bucket.abort_uploads(self._root, is_dead=lambda key: self._is_dead(key, fence))
