@@ -43,7 +43,7 @@ def made(engine: SlowProbe) -> Reloader:
         **dict.fromkeys(("run_log", "metrics", "clock")),
     )
     nothing: Any = None
-    store: Any = SimpleNamespace(load_manifest=None)
+    store: Any = SimpleNamespace(verify=None)
     return Reloader(
         context=context,
         store=store,

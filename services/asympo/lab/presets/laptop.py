@@ -124,7 +124,7 @@ LAPTOP = Preset(
         Grid(
             name="long",
             question="What changes when responses are almost twice as long?",
-            arms=("asympo", "spo", "naive", "grpo"),
+            arms=("asympo", "spo", "spo-0.1", "naive", "grpo"),
             staleness=(0, 64),
             learning_rates=_LEARNING_RATES,
             seeds=_SEEDS,
