@@ -118,7 +118,9 @@ SIDES = (
         _CLIP,
         (1.0, 0.1),
     ),
-    _arm("spo-0.1", "the scale asympo has on longer responses", _product("spo"), "negative_scale", (0.1, 0.1)),
+    _arm(
+        "spo-0.1", "the scale asympo has on longer responses", _product("spo"), "negative_scale", (0.1, 0.1)
+    ),
     _arm("spo-0.2", "the scale asympo has when stale", _product("spo"), "negative_scale", (0.2, 0.2)),
     _arm("spo-0.45", "the scale asympo has when fresh", _product("spo"), "negative_scale", (0.45, 0.45)),
 )

@@ -161,13 +161,19 @@ async def test_drain_hands_back_what_is_not_done_at_the_deadline(learner: Learne
     assert len(engine.aborted) == 2
 
 
-async def test_worker_idles_after_the_run_and_serves_on(learner: LearnerSide) -> None:
+async def test_worker_idles_after_the_run_and_works_as_soon_as_it_goes_on(learner: LearnerSide) -> None:
     learner.create().publish(0, nll=2.0)
-    async with running(settings_for(learner)) as gen:
+    # No time-out after which it would ask again.
+    async with running(settings_for(learner, slot_wait_seconds=60.0)) as gen:
         await until(lambda: len(learner.groups()) == learner.config.capacity)
         learner.run_log.state.set(RunState.FINISHED, fence=learner.fence)
         await until(lambda: gen.status["state"] == "stopped")
         assert not gen.task.done()
+        learner.free_all()
+        await until(lambda: gen.status["waiting_for"] == "run_ended")
+        learner.run_log.state.set(RunState.RUNNING, fence=learner.fence)
+        # The broker's own advice is to ask again after half a minute.
+        await until(lambda: len(learner.groups()) > learner.config.capacity, timeout_seconds=20)
 
 
 async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> None:

@@ -16,8 +16,6 @@ from asympo.generator.work.inflight import GroupInFlight, GroupsInFlight, GroupS
 
 log = logging.getLogger(__name__)
 
-IDLE_AFTER_END_SECONDS = 5.0
-"""How often a generator asks again in a run that has ended: somebody may resume it."""
 HAND_BACK_SECONDS = 5.0
 """How long a drain waits for the broker to take back what is left at its deadline."""
 PATIENT_FAILURES = 4
@@ -213,9 +211,6 @@ class Worker:
         reason, hint_seconds = refused.reason, refused.retry_after_seconds
         if reason is RefusalReason.STALE_POLICY:
             await self._reloader.wait_for_change(max(hint_seconds, self._slot_wait_seconds))
-            return
-        if reason is RefusalReason.RUN_ENDED:
-            await asyncio.sleep(max(hint_seconds, IDLE_AFTER_END_SECONDS))
             return
         try:
             await self._calls.run(
