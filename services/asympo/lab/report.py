@@ -31,10 +31,8 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Markdown with pictures beside it, and one HTML file."""
     _, cells = results.grids[0]
-    pictures = draw_all(
-        [cell for cell in cells if (cell.spec.kind, cell.spec.optimizer) == ("fixed", "adamw")],
-        directory=directory / "plots",
-    )
+    plain = [cell for cell in cells if (cell.spec.kind, cell.spec.optimizer) == ("fixed", "adamw")]
+    pictures = draw_all(plain or cells, directory=directory / "plots")
     blocks = _blocks(results, summary, preset=preset, pictures=pictures)
     markdown, page = directory / "report.md", directory / "report.html"
     markdown.write_text(to_markdown(blocks, beside=directory))
@@ -45,7 +43,8 @@ def write_report(
 
 def headline(summary: dict[str, Any]) -> Table:
     """One row for each arm: its best learning rate at every staleness, and how many runs collapsed there."""
-    rows = [row for row in summary["results"] if is_plain(row)]
+    # Grids that are all of another kind have nothing plain.
+    rows = [row for row in summary["results"] if is_plain(row)] or summary["results"]
     ages = sorted({row["staleness"] for row in rows})
     table = []
     for arm in dict.fromkeys(row["arm"] for row in rows):

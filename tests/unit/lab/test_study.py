@@ -1,6 +1,7 @@
 """A tiny study from the command line: one file a cell, resumed where it stopped, every number in the JSON."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_resume_runs_only_what_is_missing(
     assert text.endswith("after\n")
     assert "| `grpo` * |" in text
     assert "old" not in text
+
+
+def test_grid_of_another_kind_alone_has_a_report(
+    study: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+    out = shutil.copytree(study[0], tmp_path / "out")
+    flags = ["--preset", "tiny", "--grid", "other", "--workers", "1", "--resume", "--out", str(out)]
+    assert command.main(["stability", *flags]) == 0
+    assert "| `tis` * |" in (out / "headline.md").read_text()
 
 
 def test_results_are_not_overwritten_without_resume(
