@@ -47,7 +47,9 @@ class EngineSource:
     ) -> None:
         self._engine, self._store, self._calls = engine, store, calls
         self._tool_call_parser = tool_call_parser
+        self._is_started = False
         self._policy: PolicyRef | None = None
+        """Whose values were read back."""
         self._door = ""
         self._closing = AsyncExitStack()
 
@@ -57,8 +59,9 @@ class EngineSource:
 
     async def open(self, policy: PolicyRef) -> Sampler:
         manifest = await self._verified(policy)
-        if self._policy is None:
+        if not self._is_started:
             await self._engine.start(model_path=policy.path)
+            self._is_started = True
             # Starting takes minutes, in which the copy may have been deleted.
             manifest = await self._verified(policy)
             readback = await self._engine.read_back(policy.path, manifest=manifest)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,12 @@ def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path) -
 def test_adapter_of_two_ranks_is_published_and_one_goes_on_with_it(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
-    ranks = LearnerProcess(
-        **where,  # type: ignore[arg-type]
+    learner = partial(LearnerProcess, url=broker_url, run=run_name, root=tmp_path, model=tiny_model)
+    ranks = learner(
         launcher=(*TORCHRUN, "-m", "asympo.learner", "--"),
         flags=(*LORA, "--total-steps", "3", "--keep-policies", "9"),
     )
-    alone = LearnerProcess(**where, flags=(*LORA, "--total-steps", "5", "--keep-policies", "9"))  # type: ignore[arg-type]
+    alone = learner(flags=(*LORA, "--total-steps", "5", "--keep-policies", "9"))
     with Producer(url=broker_url, run=run_name):
         assert ranks.start().wait() == 0, ranks.log
         assert alone.start().wait() == 0, alone.log
@@ -46,10 +46,10 @@ def test_adapter_of_two_ranks_is_published_and_one_goes_on_with_it(
 def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
 ) -> None:
-    where = {"url": broker_url, "run": run_name, "root": tmp_path, "model": tiny_model}
+    learner = partial(LearnerProcess, url=broker_url, run=run_name, root=tmp_path, model=tiny_model)
     flags = ("--heartbeat-seconds", "2")
     launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
-    ranks = LearnerProcess(**where, launcher=launcher, flags=(*flags, "--total-steps", "9"))  # type: ignore[arg-type]
+    ranks = learner(launcher=launcher, flags=(*flags, "--total-steps", "9"))
     with Producer(url=broker_url, run=run_name) as producer:
         producer.hold_at_step = 4
         ranks.start()
@@ -63,7 +63,7 @@ def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fe
         assert finished.fence > 1, "the ranks that went on are not those that began"
         states = list((tmp_path / run_name / "train" / finished.state_name).glob("rank-*.safetensors"))
         assert len(states) == 2
-        alone = LearnerProcess(**where, flags=(*flags, "--total-steps", "11"))  # type: ignore[arg-type]
+        alone = learner(flags=(*flags, "--total-steps", "11"))
         assert alone.start().wait() == 0, alone.log
     assert [row["step"] for row in alone.rows] == list(range(1, 12))
     trained = [

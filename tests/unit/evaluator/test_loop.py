@@ -1,11 +1,13 @@
 """Which policies an evaluation measures."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
-from asympo.evaluator.loop import is_due
+from asympo.evaluator.loop import EvaluationLoop, is_due
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6)
 
@@ -48,3 +50,27 @@ def test_policies_are_due_every_so_often_and_at_the_end(
 ) -> None:
     policy = PolicyRef(step=step, fence=fence, digest="d", path=Path("p"))
     assert is_due(policy, before, num_since=num_since, every=2, is_over=is_over) is expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("step", "expected"), [(4, True), (None, False)])
+async def test_what_told_no_policy_is_not_measured_again_at_once(
+    step: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: Any) -> None:
+        """No broker is asked."""
+
+    async def measured(*_: Any) -> Any:
+        return SimpleNamespace(result=result(step))
+
+    some: Any = SimpleNamespace(open=nothing)
+    loop = EvaluationLoop(
+        settings=some, run_log=some, store=some, source=some, chosen=(),
+        progress=some, metrics=some, calls=some, writer=None,
+    )  # fmt: skip
+    prepared: Any = SimpleNamespace(config=SimpleNamespace(name="e"))
+    loop._prepared = [prepared]
+    for name, stand_in in (("_report_held", nothing), ("_keep", nothing), ("_measure", measured)):
+        monkeypatch.setattr(loop, name, stand_in)
+    policy: Any = SimpleNamespace(step=4)
+    assert await loop._measure_due(policy, ["e"]) is expected

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from asympo.common.checkpoints import ProbeSequence
+from asympo.common.errors import CorruptCheckpoint
 from asympo.engines.base import Readback
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
@@ -28,11 +29,13 @@ class SlowProbe:
         return Readback(num_values=1, num_changed=None)
 
 
-def made(engine: SlowProbe) -> Reloader:
+def made(engine: SlowProbe, *, vanished: bool = False, watcher: Any = None) -> Reloader:
     sequence = ProbeSequence(token_ids=(1, 2, 3), num_prompt_tokens=1, mean_nll=1.0)
     manifest = SimpleNamespace(probe=SimpleNamespace(sequences=(sequence,)))
 
     async def run(*_: Any) -> Any:
+        if vanished:
+            raise CorruptCheckpoint("gone")
         return manifest
 
     context: Any = SimpleNamespace(
@@ -47,7 +50,7 @@ def made(engine: SlowProbe) -> Reloader:
     return Reloader(
         context=context,
         store=store,
-        watcher=nothing,
+        watcher=watcher,
         gate=VerdictGate(),
         groups=nothing,
         turns=nothing,
@@ -75,3 +78,14 @@ async def test_stop_that_comes_with_a_change_of_policy_ends_who_waits_for_it() -
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.asyncio
+async def test_policy_that_vanished_while_the_engine_started_is_passed_over_and_serves_nobody() -> None:
+    passed_over: list[Any] = []
+    reloader = made(SlowProbe(), vanished=True, watcher=SimpleNamespace(pass_over=passed_over.append))
+    policy: Any = SimpleNamespace(step=1, path=None)
+    await reloader.adopt(policy)
+    assert passed_over == [policy]
+    assert reloader.served_step is None
+    assert reloader._gate.is_shut

@@ -90,9 +90,14 @@ class Reloader:
         if not self._engine.can_reload:
             await self._claim(None)
             return
-        # Starting takes minutes, in which the copy that was verified before may have been deleted.
-        manifest = await self._calls.run(self._store.verify, policy)
         self._gate.shut()
+        try:
+            # Starting takes minutes, in which the copy that was verified before may have been deleted.
+            manifest = await self._calls.run(self._store.verify, policy)
+        except (CorruptCheckpoint, OSError) as error:
+            log.error("Policy %d is gone since the engine started on it: %s", policy.step, error)
+            self._watcher.pass_over(policy)
+            return
         readback = await self._engine.read_back(policy.path, manifest=manifest)
         judgement = await self._judge(readback, manifest)
         self._metrics.count_judgement(judgement)
