@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import (
+    MAX_ABS_FUNCTION_VALUE,
     MAX_ABS_REWARD,
     MAX_FUNCTION_VALUES,
     MAX_PAYLOAD_BYTES,
@@ -306,6 +307,10 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
     for function, value in response.function_values.items():
         if not math.isfinite(value):
             raise InvalidRecord(f"{name} has {value} of function {function[:40]!r}, which is not finite")
+        if abs(value) > MAX_ABS_FUNCTION_VALUE:
+            raise InvalidRecord(
+                f"{name} has {value} of function {function[:40]!r}, beyond {MAX_ABS_FUNCTION_VALUE:g}"
+            )
     if response.stop_string and response.finish_reason is not FinishReason.STOP:
         raise InvalidRecord(
             f"{name} has stop string {response.stop_string[:40]!r} and finish reason "

@@ -16,6 +16,8 @@ MAX_SEGMENTS = 128
 """Of one response."""
 MAX_ABS_REWARD = 1e6
 """Larger rewards are a mistake of the scorer, and would lose their differences in float32."""
+MAX_ABS_FUNCTION_VALUE = 1e30
+"""Means of larger ones could overflow, and trackers keep float32."""
 
 
 class FinishReason(StrEnum):
@@ -68,7 +70,10 @@ class Response:
     stop_string: str = ""
     """What ended a text without token ids, when that was no end-of-sequence token."""
     function_values: Mapping[str, float] = field(default_factory=dict)
-    """Value of each reward function that applies; of each number that it gave beside it as `name/number`."""
+    """Value of each reward function that applies, and as `name/number` of each number that it gave beside it.
+
+    Finite, at most MAX_ABS_FUNCTION_VALUE in size.
+    """
     function_notes: Mapping[str, str] = field(default_factory=dict)
     """What reward functions noted of the response in words, as `name/note`."""
     segments: tuple[ResponseSegment, ...] = ()

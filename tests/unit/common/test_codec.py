@@ -158,6 +158,7 @@ NOT_VALID_RESPONSES = [
     ({"trained_token_mask": [False, False]}, "trains nothing"),
     ({"token_ids": [], "text": "x", "trained_token_mask": [True]}, "1 flags for 0 token ids"),
     ({"function_values": {"judge": math.nan}}, "nan of function 'judge', which is not finite"),
+    ({"function_values": {"judge": 1e308}}, "1e\\+308 of function 'judge', beyond 1e\\+30"),
     ({"function_values": dict.fromkeys(map(str, range(65)), 0.0)}, "65 values of functions, more than 64"),
     ({"function_notes": dict.fromkeys(map(str, range(65)), "")}, "65 notes of functions, more than 64"),
 ]

@@ -67,12 +67,13 @@ def f(prompts, completions, completion_ids, answer, level, trainer_state, log_ex
     assert completion_ids == [[1, 2], [3]] and level == [3, 3] and columns == {"ground": [{"truth": "4"}] * 2}
     assert trainer_state.global_step == 0
     log_extra("seen", [each[0]["content"] for each in completions])
+    log_extra("size", [1e308, 1e30])
     log_metric("rate", 0.5)
     return [1.0 if each[0]["content"] == right else None for each, right in zip(completions, answer)]
 """
     ((first, second),) = scored(tmp_path, code)
-    assert first == {"value": 1.0, "extras": {"seen": "4", "rate": 0.5}}
-    assert second == {"extras": {"seen": "5", "rate": 0.5}}
+    assert first == {"value": 1.0, "extras": {"seen": "4", "size": "1e+308", "rate": 0.5}}
+    assert second == {"extras": {"seen": "5", "size": 1e30, "rate": 0.5}}
 
 
 def test_trl_function_gets_texts_where_the_row_has_a_text(tmp_path: Path) -> None:

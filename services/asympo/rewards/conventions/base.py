@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from asympo.common.errors import BadSetting
-from asympo.common.records import MAX_ABS_REWARD
+from asympo.common.records import MAX_ABS_FUNCTION_VALUE, MAX_ABS_REWARD
 from asympo.rewards.progress import RunProgress
 from asympo.tasks.base import TaskPrompt, own_prompt
 
@@ -101,14 +101,14 @@ def outcomes_of_list(values: Any, asked: Asked, *, may_be_none: bool = False) ->
 
 
 def plain_extra(value: Any) -> Any:
-    """A value as JSON can hold it: numbers stay numbers, everything else becomes text."""
+    """A value as a record can hold it: numbers stay numbers, the rest and those too large become text."""
     if isinstance(value, int) and value.bit_length() > 63:
         return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) or getattr(value, "shape", None) == ():
         number = float(value)
-        return number if math.isfinite(number) else str(value)
+        return number if abs(number) <= MAX_ABS_FUNCTION_VALUE else str(value)
     return _short(value, limit=2000)
 
 
@@ -152,6 +152,8 @@ class Notes:
     def log_metric(self, name: str, value: Any) -> None:
         """As TRL's `log_metric(name, value)`: one number for the call."""
         number = float(value)
-        if not math.isfinite(number):
-            raise BadSetting(f"log_metric({name!r}, {value!r}) needs a finite number")
+        if not abs(number) <= MAX_ABS_FUNCTION_VALUE:
+            raise BadSetting(
+                f"log_metric({name!r}, {value!r}) needs a finite number of at most {MAX_ABS_FUNCTION_VALUE:g}"
+            )
         self.metrics[str(name)] = number
