@@ -13,6 +13,7 @@ from asympo.learner.state.decisions import Decision, Decisions
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import find_state
 from asympo.learner.torchrun import Launch
+from asympo.local.ports import free_port
 
 from tests.integration.test_training_state import assert_same, build, state, train
 
@@ -77,6 +78,21 @@ def test_decisions_lie_in_the_bucket_alone(
     assert not list(tmp_path.rglob("decisions-*"))
     with pytest.raises(errors.Fenced, match="with the same fence"):
         current.decisions.seal(replace(longer, entries=longer.entries[::-1]))
+
+
+def test_store_that_does_not_answer_fails_a_save_which_is_tried_again_and_a_start(
+    credentials: None, run_name: str, tmp_path: Path
+) -> None:
+    absent = ObjectStoreOptions(url="s3://bucket/prefix", endpoint=f"http://127.0.0.1:{free_port()}")
+    store = open_states(tmp_path, run_name, absent)
+    model, optimizer = build()
+    with pytest.raises(errors.PublishFailed, match="training state of step 3 could not be written"):
+        store.save(state(), model=model, optimizer=optimizer)
+    with pytest.raises(errors.PublishFailed, match="what the run has decided could not be written"):
+        store.decisions.seal(Decisions(fence=1))
+    for ask in (store.decisions.newest, store.decisions.highest_fence):
+        with pytest.raises(errors.StorageUnavailable, match="what the run has decided cannot be read"):
+            ask()
 
 
 def test_damaged_copy_of_a_state_is_brought_again(

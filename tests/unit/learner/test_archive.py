@@ -1,9 +1,12 @@
 """What the learner hands to the archive, and what becomes of parts whose state was never saved."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common.archive import EntryOutcome, PartRef, open_archive
+from asympo.common.checkpoints.files import DirectoryFiles
 from asympo.common.codec import encode_group
 from asympo.common.errors import PublishFailed
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
@@ -62,6 +65,19 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "archive").glob("*"))
 
 
+def refused(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def saved(ours: Archive, consumed: LogSegment, *, step: int) -> str:
+    """Name of the part that goes with the training state of a step."""
+    ours.consumed(consumed, step=step, row_limits=LIMITS)
+    part = ours.write(fence=2, sequence=consumed.last_sequence, step=step)
+    ours.made_durable(part, fence=2)
+    assert part.tip is not None
+    return part.tip.name
+
+
 def test_archive_has_every_consumed_entry_with_what_was_done(tmp_path: Path) -> None:
     ours = archive(tmp_path)
     ours.consumed(segment(1, 2, 3, dead=2, equal=3), step=1, row_limits=LIMITS)
@@ -115,6 +131,21 @@ def test_parts_of_a_dead_learner_go_once_a_state_of_ours_is_durable(tmp_path: Pa
     ours.made_durable(part, fence=2)
     assert part.tip is not None
     assert names(tmp_path) == [part.tip.name]
+
+
+def test_sweep_that_storage_refuses_does_not_fail_the_save_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = archive(tmp_path)
+    dead.consumed(segment(1, 2), step=1, row_limits=LIMITS)
+    dead.write(fence=1, sequence=2, step=1)
+    ours = archive(tmp_path)
+    kept = []
+    with monkeypatch.context() as storage:
+        storage.setattr(DirectoryFiles, "names", refused)
+        kept.append(saved(ours, segment(1), step=1))
+    kept.append(saved(ours, segment(2), step=2))
+    assert names(tmp_path) == sorted(kept)
 
 
 def test_archive_that_is_off_hands_the_tip_on(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Collects what was consumed since the last durable state, for the archive part that goes with the next."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from asympo.common.archive import (
     ReadableGroup,
 )
 from asympo.learner.log.segment import LogSegment, ReadGroup
+
+log = logging.getLogger(__name__)
 
 _Row = tuple[ArchivedEntry, ReadableGroup | None]
 
@@ -62,6 +65,8 @@ class Archive:
         self._row_limits: list[tuple[int, int, int]] = []
         self._is_swept = False
         self._unnamed: set[str] = set()
+        self._named: set[str] = set()
+        """Parts that states of ours named before what dead learners left was swept."""
 
     def consumed(self, segment: LogSegment, *, step: int | None, row_limits: tuple[int, int]) -> None:
         """One segment, with the optimizer step it made, or None when it was passed over.
@@ -103,11 +108,20 @@ class Archive:
         if not self._is_on or part.tip is None:
             return
         if not self._is_swept:
-            self._store.sweep(after_sequence=self._begun_at, fence=fence, kept={part.tip.name})
-            self._is_swept = True
+            self._named.add(part.tip.name)
+            self._is_swept = self._swept(fence=fence)
         for name in self._unnamed - {part.tip.name}:
             self._store.delete(name)
         self._unnamed = set()
+
+    def _swept(self, *, fence: int) -> bool:
+        """Whether what dead learners left is gone; False when storage failed: the next save tries again."""
+        try:
+            self._store.sweep(after_sequence=self._begun_at, fence=fence, kept=self._named)
+        except OSError as error:
+            log.warning("Archive parts that no training state names stay for now: %s", error)
+            return False
+        return True
 
 
 def _changes(row_limits: Sequence[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:

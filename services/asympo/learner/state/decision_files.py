@@ -26,29 +26,24 @@ class DecisionFiles:
 
     def newest(self) -> Decisions | None:
         """The list that holds; None when there is none. Raises StorageUnavailable, UnknownVersion."""
-        for rank in sorted(self._ranks(), reverse=True):
-            try:
-                with _reading():
-                    content = self._files.read(_name(rank), max_bytes=MAX_DECISION_BYTES)
-                return decode_decisions(content, what=self._where(rank))
-            except CorruptCheckpoint as error:
-                log.warning("Decisions are passed over: %s", error)
-        return None
+        with _reading():
+            return self._newest()
 
     def highest_fence(self) -> int | None:
-        """Of any file, damaged ones included."""
-        return max((fence for fence, _ in self._ranks()), default=None)
+        """Of any file, damaged ones included; raises StorageUnavailable."""
+        with _reading():
+            return max((fence for fence, _ in self._ranks()), default=None)
 
     def sealed_fence(self) -> int | None:
-        """Of the newest list that can be read."""
-        newest = self.newest()
+        """Of the newest list that can be read; raises OSError, because a save asks and is tried again."""
+        newest = self._newest()
         return newest.fence if newest else None
 
     def seal(self, decisions: Decisions) -> None:
         """Makes the list durable, then deletes what it replaces. Raises PublishFailed, Fenced."""
         with directory.storage_errors_as_publish_failed("what the run has decided", self._files.path):
             there = self._ranks()
-            newest = self.newest()
+            newest = self._newest()
             if newest and newest.fence > decisions.fence:
                 raise Fenced(
                     f"{self._where(newest.rank)} has a higher fence than this learner's {decisions.fence}: "
@@ -66,9 +61,17 @@ class DecisionFiles:
                 if rank < decisions.rank:
                     self._files.delete(_name(rank))
 
+    def _newest(self) -> Decisions | None:
+        for rank in sorted(self._ranks(), reverse=True):
+            content = self._files.read(_name(rank), max_bytes=MAX_DECISION_BYTES)
+            try:
+                return decode_decisions(content, what=self._where(rank))
+            except CorruptCheckpoint as error:
+                log.warning("Decisions are passed over: %s", error)
+        return None
+
     def _ranks(self) -> list[_Rank]:
-        with _reading():
-            matches = map(DECISION_FILES.fullmatch, self._files.names("decisions-"))
+        matches = map(DECISION_FILES.fullmatch, self._files.names("decisions-"))
         return [(int(match["fence"]), int(match["length"])) for match in matches if match]
 
     def _where(self, rank: _Rank) -> str:
@@ -85,8 +88,9 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f" at {error.filename}" if error.filename else ""
         raise StorageUnavailable(
-            f"what the run has decided cannot be read at {error.filename}: {error.strerror or error}"
+            f"what the run has decided cannot be read{where}: {error.strerror or error}"
         ) from error
 
 
