@@ -63,6 +63,25 @@ def test_entry_added_by_hand_is_taken_out_and_the_log_goes_on(
     assert len(log.dead_letters.newest()) == 1
 
 
+@pytest.mark.parametrize("entry_id", ["2-2", "18446744073709551615-7"])
+@pytest.mark.timeout(60)
+def test_start_copy_and_purge_pass_an_entry_added_by_hand_once(
+    log: RunLog, learner: Learner, entry_id: str
+) -> None:
+    stray = ["group_id", "0-9", "producer", "g", "at_ms", "1", "payload", "p"]
+    for sequence in (1, 2):
+        must_append(log)
+        put(log, "XADD", "log", f"{sequence}-1", *stray)
+        log.reader.read(after_sequence=0, max_count=5, block_seconds=0.0, fence=learner.fence)
+    letters = [piece.items[0] for piece in log.copies.read() if piece.noun == "dead"]
+    assert len(letters) == len(set(letters)) == 2
+    put(log, "XADD", "log", entry_id, *stray)
+    report = log.reconciler.reconcile(learner.fence, committed=None, trained=learner.trained)
+    assert (report.num_reissued, report.lost_sequences, log.stats.read().open) == (0, 0, 2)
+    assert log.submissions.purge("g") == 0
+    assert [entry.sequence for entry in learner.consume(5, block_seconds=0.0)] == [1, 2]
+
+
 def test_entry_of_a_known_number_that_is_no_group_says_why(log: RunLog, learner: Learner) -> None:
     """As a script of another release might write it, or a broker restored from something else."""
     put(log, "XADD", "log", "1-0", "group_id", "0-1", "producer", b"\xff", "at_ms", "1", "payload", "p")

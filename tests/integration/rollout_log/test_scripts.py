@@ -215,9 +215,9 @@ def test_list_presence_leaves_out_who_is_silent(log: RunLog) -> None:
 
 def test_log_ids_lists_what_follows_a_number(log: RunLog, learner: Learner) -> None:
     ids = [appended(log).group_id.encode() for _ in range(3)]
-    first, again = twice(log, "log_ids", "log", 1, 10)
+    first, again = twice(log, "log_ids", "run log", 1, 10)
     assert first == again == [2, ids[1], 3, ids[2]]
-    assert call(log, "log_ids", "log", 0, 1) == [1, ids[0]]
+    assert call(log, "log_ids", "run log", 0, 1) == [1, ids[0]]
 
 
 def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner: Learner) -> None:

@@ -99,12 +99,12 @@ class Copies:
             )
 
     def _entries(self, noun: str, *, last_sequence: int) -> Iterator[CopiedPiece]:
-        after, place = 0, 0
+        after, place = "0-0", 0
         while True:
-            span = {"first_id": f"({after}-0", "last_id": f"{last_sequence}-0"}
+            span = {"first_id": f"({after}", "last_id": str(last_sequence)}
             entries = self._run.broker.read_range(self._run.key(noun), max_count=_ENTRIES_AT_ONCE, **span)
             for entry_id, fields in entries:
-                after = int(entry_id.partition("-")[0])
+                after = entry_id
                 if not self._fetch_payload(fields):
                     continue
                 flat = (part for name, value in fields.items() for part in (name.encode(), value))

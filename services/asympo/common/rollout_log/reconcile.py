@@ -146,7 +146,8 @@ class Reconciler:
             if not flat:
                 return found
             for sequence, group_id in zip(flat[::2], flat[1::2], strict=True):
-                found[number(sequence)] = text(group_id)
+                if group_id:
+                    found[number(sequence)] = text(group_id)
             after = number(flat[-2])
 
     def _refuse_old_state(self, survey: _Survey, consumed_to: int) -> None:
@@ -154,7 +155,7 @@ class Reconciler:
             return
         # An older state will do as long as the log still has every entry since: they are trained again.
         first = self._run.call("log_ids", consumed_to, 1)
-        if not first or number(first[0]) != consumed_to + 1:
+        if not first or not first[1] or number(first[0]) != consumed_to + 1:
             raise SequenceGap(
                 f"run {self._run.name!r} is committed up to entry {survey.commit.sequence} in training state "
                 f"{survey.commit.state_name!r}, but the training state given covers only {consumed_to} "

@@ -10,13 +10,17 @@ local run, log, open, reissue, holes, wake = unpack(KEYS)
 local at = redis.call('HMGET', learner_hash(run), 'committed_sequence', 'trained_sequence')
 local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), tonumber(at[2] or '0'))
 local last, taken = 0, 0
-for _, entry in ipairs(redis.call('XRANGE', log, '(' .. plain(after) .. '-0', '+', 'COUNT', ARGV[3])) do
+local from = '(' .. plain(after) .. '-18446744073709551615'
+local to = (redis.call('HGET', run, 'last_sequence') or '0') .. '-0'
+for _, entry in ipairs(redis.call('XRANGE', log, from, to, 'COUNT', ARGV[3])) do
   local id, values = entry[1], {}
   for i = 1, #entry[2], 2 do
     values[entry[2][i]] = entry[2][i + 1]
   end
-  last = tonumber(string.match(id, '^(%d+)'))
-  if values.producer == ARGV[1] then
+  local number, part = string.match(id, '^(%d+)-(%d+)$')
+  last = tonumber(number)
+  -- Another part is no append's entry; the learner takes it out.
+  if values.producer == ARGV[1] and part == '0' then
     redis.call('HSET', holes, plain(last), plain(last))
     redis.call('XDEL', log, id)
     if redis.call('SREM', open, values.group_id) == 1
