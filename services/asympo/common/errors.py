@@ -98,6 +98,10 @@ class StorageUnavailable(AsympoError):
     exit_code = 9
 
 
+class PolicyRejected(AsympoError):
+    """No generator may serve the newest policy, and the run needs it served; start again to publish it anew."""
+
+
 class EngineBroken(AsympoError):
     """The engine cannot be trusted with another request; exit and let the orchestrator restart."""
 

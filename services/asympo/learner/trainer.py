@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from asympo.common.errors import Fenced, PublishFailed
+from asympo.common.errors import Fenced, PolicyRejected, PublishFailed
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
@@ -106,7 +106,9 @@ class Trainer:
             waited = max(0.0, waited - self._publishing.seconds_since(before))
         self._recorder.waited(waited)
         if segment is None:
-            self._make_room()
+            if self._recorder.wait_seconds >= _STARVED_SECONDS:
+                self._refuse_to_wait_in_vain()
+                self._make_room()
             return
         if self._control.is_paused or self._stop.is_set:
             # Read, not begun: it is the next step, or read again by the next learner.
@@ -183,14 +185,26 @@ class Trainer:
 
     def _make_room(self) -> None:
         """Commits before its time when no group comes because the broker has no memory left for one."""
-        is_starved = self._recorder.wait_seconds >= _STARVED_SECONDS
-        if not is_starved or not self._ledger.segments_since_commit or self._save_at is not None:
+        if not self._ledger.segments_since_commit or self._save_at is not None:
             return
         if self._session.is_broker_full():
             log.warning(
                 "The broker is full and nothing is left to read: committing at step %d", self._progress.step
             )
             self._save()
+
+    def _refuse_to_wait_in_vain(self) -> None:
+        """Raises PolicyRejected when groups can only come from the newest policy, and nobody may serve it."""
+        if 0 not in (self._settings.max_staleness, self._settings.max_generation_staleness):
+            return
+        policy = self._session.latest_policy()
+        bad = self._session.report_against(step=policy.step, fence=policy.fence) if policy else None
+        if bad is not None:
+            raise PolicyRejected(
+                f"generator {bad.holder!r} marked the newest policy, of step {bad.step}, as bad ({bad.reason})"
+                ", and this run takes groups of no older one: look at that generator, and start the learner "
+                "again, which publishes the policy anew"
+            )
 
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
         """Saves and commits what was consumed; None when storage failed, to be tried again.

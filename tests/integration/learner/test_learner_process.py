@@ -140,6 +140,30 @@ def test_learner_serves_status_history_samples_and_control(
     assert (tmp_path / run_name / "train" / saved.state_name / "manifest.json").exists()
 
 
+def test_synchronous_run_whose_policy_was_marked_bad_says_so_and_goes_on_with_a_new_one(
+    broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    flags = ("--total-steps", "1", "--max-staleness", "0")
+    learner = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model, flags=flags)
+    broker = Broker.connect(broker_url)
+    run_log = RunLog(broker, run_name)
+    learner.start()
+    bad = learner.until(run_log.policies.latest)
+    run_log.policies.mark_bad(step=0, fence=bad.fence, reason="layer 3 differs", holder="gen-0")
+    assert learner.wait() == 1, learner.log
+    said = "generator 'gen-0' marked the newest policy, of step 0, as bad (layer 3 differs)"
+    assert learner.count(said) == 1, learner.log
+    learner.start()
+    with Producer(url=broker_url, run=run_name):
+        assert learner.wait() == 0, learner.log
+    assert [(each.step, each.fence > bad.fence) for each in open_policies(tmp_path, run_name).list()] == [
+        (0, False),
+        (0, True),
+        (1, True),
+    ]
+    broker.close()
+
+
 def test_learner_refuses_a_run_that_another_one_holds(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
 ) -> None:

@@ -10,6 +10,7 @@ from asympo.common.clock import Clock
 from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import (
+    BadPolicy,
     CommitRecord,
     Fence,
     LogEntry,
@@ -235,6 +236,11 @@ class LogSession:
     def latest_policy(self) -> PolicyAnnouncement | None:
         """The newest announcement."""
         return self._call(self._run_log.policies.latest)
+
+    def report_against(self, *, step: int, fence: int) -> BadPolicy | None:
+        """What a generator reported of a policy that it could not load or prove."""
+        reports = self._call(self._run_log.policies.bad)
+        return next((each for each in reports if (each.step, each.fence) == (step, fence)), None)
 
     def release(self) -> None:
         """Gives the run up so that the next learner need not wait for the heartbeat."""

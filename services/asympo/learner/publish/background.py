@@ -84,9 +84,14 @@ class BackgroundPublisher:
         """When to try again what could not be published; None when nothing is owed or it is being tried."""
 
     def start(self, *, step: int) -> None:
-        """Publishes the policy of the loaded state unless it is the newest one already."""
+        """Publishes the policy of the loaded state unless it is the newest one, and not marked bad."""
         newest = self._publisher.adopt_newest()
-        if newest is not None and newest.step == step and self._publisher.is_published(self._weights):
+        if (
+            newest is not None
+            and newest.step == step
+            and self._session.report_against(step=newest.step, fence=newest.fence) is None
+            and self._publisher.is_published(self._weights)
+        ):
             announced = self._session.latest_policy()
             if announced is None or announced.digest != newest.digest:
                 announced = self._session.announce(step=newest.step, digest=newest.digest)
