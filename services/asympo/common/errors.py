@@ -99,7 +99,7 @@ class StorageUnavailable(AsympoError):
 
 
 class PolicyRejected(AsympoError):
-    """No generator may serve the newest policy, and the run needs it served; start again to publish it anew."""
+    """No generator may serve the newest policy, which the run needs; start again to publish it anew."""
 
 
 class EngineBroken(AsympoError):

@@ -198,12 +198,12 @@ class Trainer:
         if 0 not in (self._settings.max_staleness, self._settings.max_generation_staleness):
             return
         policy = self._session.latest_policy()
-        bad = self._session.report_against(step=policy.step, fence=policy.fence) if policy else None
-        if bad is not None:
+        report = self._session.report_against(step=policy.step, fence=policy.fence) if policy else None
+        if report is not None:
             raise PolicyRejected(
-                f"generator {bad.holder!r} marked the newest policy, of step {bad.step}, as bad ({bad.reason})"
-                ", and this run takes groups of no older one: look at that generator, and start the learner "
-                "again, which publishes the policy anew"
+                f"generator {report.holder!r} marked the newest policy, of step {report.step}, as bad "
+                f"({report.reason}), and this run takes groups of no older one: look at that "
+                "generator, and start the learner again, which publishes the policy anew"
             )
 
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
