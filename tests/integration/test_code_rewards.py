@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.rewards.code import last_program
 from asympo.rewards.sandbox import run
 from asympo.rewards.sandbox.proof import prove_isolation
 from asympo.rewards.sandbox.run import Limits, run_program
@@ -122,6 +123,8 @@ def test_hanging_and_endless_programs_are_ended() -> None:
     )
     assert "took more than 0.5 s" in ended_with(ignoring + "while True: pass", short)
     assert "wrote more than 1000 bytes" in ended_with("import os\nwhile True: os.write(2, b'x' * 99)", short)
+    twice = "import os\nos.write(1, b'x' * 600), os.write(2, b'x' * 600)"
+    assert "wrote more than 1000 bytes" in ended_with(twice, short), "both outputs count together"
     assert time.monotonic() - started < 8
 
 
@@ -156,6 +159,21 @@ def block(source: str) -> str:
     return f"First ```python\nraise SystemExit\n``` and then:\n```python\n{source}\n```\nThat is all."
 
 
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```python\nprint(5)\n```\nOutput:\n```text\n5\n```\nDone.", "print(5)\n"),
+        ("```python\nprint(5)\n```\nOutput:\n```\n5\n```", "print(5)\n"),
+        ("```bash\npip install x\n```\nThen:\n```Python\r\nprint(1)\n```", "print(1)\n"),
+        ("Of ```x``` here:\n``` \nprint(1)\n``` and\n```py title=a\nprint(2)", "print(2)"),
+        ("``` \nprint(1)\n```\n```\nprint(2)\n```", "print(2)\n"),
+        ("```text\n5\n```\nDone: ```5```\n", None),
+    ],
+)
+def test_program_is_the_last_block_of_python(text: str, program: str | None) -> None:
+    assert last_program(text) == program
+
+
 def test_code_is_scored_by_the_tests_of_its_row() -> None:
     right, wrong = block("def add(a, b):\n    return a + b"), block("def add(a, b):\n    return a * b")
     tests = ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]
@@ -163,7 +181,9 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
     assert scored(tests, *texts) == [1.0, 0.0, 0.0, 0.0]
     assert scored(tests, right, wrong, partial=True) == [1.0, 0.5]
     cases = {"inputs": ["1 2\n", "2 2\n"], "outputs": ["3", "4\n"]}
-    adds = block("print(sum(map(int, input().split())))")
+    adds = block(
+        "import sys\nprint(sum(map(int, input().split()))); print('log', file=sys.stderr); 'a' is 'a'"
+    )
     assert scored(cases, adds, wrong) == [1.0, 0.0]
     assert scored(json.dumps(cases), adds, wrong) == [1.0, 0.0]
 

@@ -15,7 +15,9 @@ from asympo.rewards.sandbox.run import Limits, run_program
 
 COLUMNS = ("tests", "test_list")
 """Where the tests of a row may be."""
-_BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"```[^`\n]+```|```([^`\n]*)\n(.*?)(?:```|\Z)", re.DOTALL)
+"""Something short within a line, or a block: what stands behind its opening fence, and its lines."""
+_PYTHON = ("python", "python3", "py")
 
 
 class CodeOptions(BaseModel):
@@ -97,9 +99,13 @@ def _plain(tests: Any) -> Any:
 
 
 def last_program(text: str) -> str | None:
-    """The last fenced block of Python, one that the response did not get to close included."""
-    blocks = _BLOCK.findall(text)
-    return blocks[-1] if blocks else None
+    """The last fenced block that is said to be Python, else the last of no named language, closed or not."""
+    blocks = [
+        (found[1].lower().split(), found[2]) for found in _FENCED.finditer(text) if found[2] is not None
+    ]
+    named = [source for words, source in blocks if words and words[0] in _PYTHON]
+    unnamed = [source for words, source in blocks if not words]
+    return next((sources[-1] for sources in (named, unnamed) if sources), None)
 
 
 def _lines(text: str) -> list[str]:

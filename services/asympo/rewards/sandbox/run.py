@@ -46,7 +46,7 @@ class Ended:
     reason: str = ""
     """Why it did not, in one sentence for people."""
     output: str = ""
-    """What it wrote."""
+    """What it wrote to standard output."""
     failures: list[str | None] = field(default_factory=list)
     """Of each test why it failed, None where it passed; empty unless the program is done."""
 
@@ -75,7 +75,7 @@ def run_program(source: str, *, limits: Limits, tests: Sequence[str] = (), stand
             [sys.executable, "-I", str(_INSIDE), str(job), str(verdict_there)],
             stdin=given,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             pass_fds=(job, verdict_there),
             cwd="/",
             env=environment(),
@@ -115,20 +115,23 @@ def _follow(
     process: "subprocess.Popen[bytes]", verdict_pipe: int, *, nonce: str, has_tests: bool, limits: Limits
 ) -> Ended:
     assert process.stdout is not None
+    assert process.stderr is not None
+    pipes = (process.stdout.fileno(), process.stderr.fileno(), verdict_pipe)
     try:
-        output, verdict, reason = _read(process.stdout.fileno(), verdict_pipe, limits)
+        (output, errors, verdict), reason = _read(*pipes, limits=limits)
     finally:
         # It has no children: it cannot make any.
         process.kill()
         code = process.wait()
         process.stdout.close()
+        process.stderr.close()
         os.close(verdict_pipe)
     text = output.decode("utf-8", "replace")
     told = _parsed(verdict)
     if not reason and "refused" in told:
         reason = str(told["refused"])
     if not reason and code != 0:
-        reason = _how_it_died(code, text)
+        reason = _how_it_died(code, errors.decode("utf-8", "replace"))
     if not reason and has_tests and told.get("nonce") != nonce:
         reason = "the program ends before its tests"
     if reason:
@@ -136,11 +139,11 @@ def _follow(
     return Ended(is_done=True, output=text, failures=told.get("failures", []))
 
 
-def _read(output_pipe: int, verdict_pipe: int, limits: Limits) -> tuple[bytes, bytes, str]:
-    """Output and verdict until both have ended or a limit is reached, and which one."""
+def _read(output: int, errors: int, verdict: int, *, limits: Limits) -> tuple[list[bytes], str]:
+    """What comes through each pipe until all have ended or a limit is reached, and which one."""
     deadline = time.monotonic() + limits.seconds
-    received = {output_pipe: b"", verdict_pipe: b""}
-    allowed = {output_pipe: limits.output_bytes, verdict_pipe: _MAX_VERDICT_BYTES}
+    received = {output: b"", errors: b"", verdict: b""}
+    written, told = ((output, errors), limits.output_bytes), ((verdict,), _MAX_VERDICT_BYTES)
     reason = ""
     with selectors.DefaultSelector() as selector:
         for descriptor in received:
@@ -152,13 +155,14 @@ def _read(output_pipe: int, verdict_pipe: int, limits: Limits) -> tuple[bytes, b
                 break
             for key, _ in selector.select(remaining_seconds):
                 data = os.read(key.fd, 65536)
-                received[key.fd] += data
+                pipes, allowed = told if key.fd == verdict else written
+                room = allowed - sum(len(received[pipe]) for pipe in pipes)
+                received[key.fd] += data[:room]
                 if not data:
                     selector.unregister(key.fd)
-                elif len(received[key.fd]) > allowed[key.fd]:
-                    received[key.fd] = received[key.fd][: allowed[key.fd]]
-                    reason = f"the program wrote more than {allowed[key.fd]} bytes"
-    return received[output_pipe], received[verdict_pipe], reason
+                elif len(data) > room:
+                    reason = f"the program wrote more than {allowed} bytes"
+    return list(received.values()), reason
 
 
 def _parsed(verdict: bytes) -> dict[str, Any]:
@@ -170,8 +174,8 @@ def _parsed(verdict: bytes) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _how_it_died(code: int, output: str) -> str:
+def _how_it_died(code: int, errors: str) -> str:
     if code < 0:
         return f"the program was killed by {signal.Signals(-code).name}"
-    last = output.strip().splitlines()[-1:] or [f"exit code {code}"]
+    last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
     return f"the program ended with {last[0][:200]}"
