@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, RunConfigMismatch, UnknownVersion
+from asympo.common.records import MAX_PAYLOAD_BYTES, MAX_RESPONSE_TOKENS
 from asympo.common.rollout_log import RunConfig
+from asympo.v1 import rollout_pb2
 
 CONFIG = RunConfig(
     run="r",
@@ -34,6 +36,14 @@ def test_run_config_capacity_follows_from_staleness(
 ) -> None:
     config = dataclasses.replace(CONFIG, max_staleness=staleness, publish_every=publish_every)
     assert config.capacity == capacity
+
+
+def test_record_of_agents_may_have_many_turns_of_the_longest_answer() -> None:
+    num = MAX_RESPONSE_TOKENS
+    response = rollout_pb2.Response(token_ids=[200_000] * num, trained_token_mask=[True] * num)
+    group = rollout_pb2.RolloutGroup(responses=[response] * CONFIG.group_size)
+    config = dataclasses.replace(CONFIG, sampling={"max_tokens": 256})
+    assert group.ByteSize() <= config.max_record_bytes < MAX_PAYLOAD_BYTES
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from asympo.common.errors import AsympoError, BadSetting, BrokerUnavailable, InvalidRecord
+from asympo.common.errors import AsympoError, BadSetting, InvalidRecord
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.bodies import GroupBody, messages_of, read_group, to_wire
-from asympo.gateway.core import Answer, Gateway, NotJoined
+from asympo.gateway.core import UNAVAILABLE, Answer, Gateway
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import NotAllowed, Producer, Producers, Scope
 from asympo.gateway.work import Granted
@@ -188,7 +188,7 @@ def build_api(api: GatewayApi, *, gateway: Gateway, metrics_endpoint: Any) -> Fa
         headers = {"www-authenticate": "Bearer"} if status == 401 else {}
         return AsciiResponse({"error": {"message": str(error)}}, status_code=status, headers=headers)
 
-    for kind in (Refusal, NotAllowed, NotJoined, BrokerUnavailable, BadSetting):
+    for kind in (Refusal, NotAllowed, *UNAVAILABLE, BadSetting):
         app.add_exception_handler(kind, refused)
     app.add_api_route("/livez", livez)
     app.add_api_route("/readyz", readyz)
@@ -205,4 +205,4 @@ def _status(error: Exception) -> int:
         return error.status
     if isinstance(error, NotAllowed):
         return 403 if error.is_known else 401
-    return 503 if isinstance(error, NotJoined | BrokerUnavailable) else 500
+    return 503 if isinstance(error, UNAVAILABLE) else 500

@@ -1,11 +1,11 @@
 """The one object behind HTTP and gRPC: takes groups, hands out prompts, tells of policies."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 
 from asympo.common.codec import WireLimits, check_group
-from asympo.common.errors import AsympoError, BrokerUnavailable, InvalidRecord
+from asympo.common.errors import AsympoError, BrokerRefused, BrokerUnavailable, InvalidRecord
 from asympo.common.rollout_log import (
     PolicyAnnouncement,
     RunConfig,
@@ -26,7 +26,7 @@ POLICY_WAIT_SECONDS = 5.0
 """Longest single wait for a policy; a caller that left is noticed between two."""
 
 
-_WHY = {
+_WHY: Mapping[str, str] = {
     SubmitOutcome.NO_CAPACITY: "the run takes no more groups until some are trained: send it again later",
     SubmitOutcome.OVER_SHARE: "the producer has its share of the slots while others hold some, or its groups "
     "of this minute: send it again later",
@@ -40,6 +40,10 @@ _WHY = {
 
 class NotJoined(AsympoError):
     """The gateway has not joined its run yet; ask again."""
+
+
+UNAVAILABLE = (NotJoined, BrokerUnavailable, BrokerRefused)
+"""Nothing that the caller did wrong: it asks again later. A broker's users may be put right while we run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +103,7 @@ class Gateway:
     async def submit(
         self, producer: Producer, group: rollout_pb2.RolloutGroup, *, lease_token: str, wait_seconds: float
     ) -> Answer:
-        """Appends one group; says what became of it. Raises NotJoined and BrokerUnavailable."""
+        """Appends one group; says what became of it. Raises one of UNAVAILABLE."""
         if lease_token:
             return await self._submit_leased(producer, group, lease_token)
         pending = await self.enqueue(producer, group, wait_seconds=wait_seconds)
@@ -139,7 +143,7 @@ class Gateway:
         while True:
             try:
                 found = await self._calls.run(policies.wait, newest, POLICY_WAIT_SECONDS)
-            except BrokerUnavailable:
+            except (BrokerUnavailable, BrokerRefused):
                 self._metrics.count_broker_error()
                 await asyncio.sleep(POLICY_WAIT_SECONDS)
                 continue
@@ -168,7 +172,7 @@ class Gateway:
             return self.refuse(producer, group.group_id, str(error))
         outcome = await work.append(producer, lease, group.SerializeToString(deterministic=True))
         self._metrics.count_group(producer.name, outcome)
-        return Answer(outcome=outcome, group_id=lease.group_id)
+        return Answer(outcome=outcome, group_id=lease.group_id, reason=_WHY.get(outcome, ""))
 
     def _queue(self, producer: Producer, parts: JoinedParts) -> ProducerQueue:
         queue = self._queues.get(producer.name)

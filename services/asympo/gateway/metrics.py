@@ -33,7 +33,9 @@ class GatewayMetrics:
             "asympo_gateway_refused_calls", "Calls without a token that allows them.", registry=registry
         )
         self._broker_errors = Counter(
-            "asympo_gateway_broker_errors", "Calls that the broker did not answer.", registry=registry
+            "asympo_gateway_broker_errors",
+            "Calls that the broker did not answer, or refused.",
+            registry=registry,
         )
         self.submit_seconds = Histogram(
             "asympo_gateway_submit_seconds",

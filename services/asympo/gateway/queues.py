@@ -6,7 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from asympo.common.errors import BrokerUnavailable
+from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import Refused, RunLog, Submission, SubmitOutcome, Submitted
 from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.gateway.metrics import GatewayMetrics
@@ -102,7 +102,8 @@ class ProducerQueue:
                 if not self._settle(batch, answers):
                     await self._wait_for_slot(refused)
                 backoff = Backoff()
-            except BrokerUnavailable as error:
+            except AsympoError as error:
+                # One that turns us away, too: its users may be put right while we wait.
                 self._metrics.count_broker_error()
                 log.warning("Groups of %s wait for the broker: %s", self._producer.name, error)
                 self._fail_late(error)
@@ -145,8 +146,8 @@ class ProducerQueue:
         if not waiting.answer.done():
             waiting.answer.set_result(answer)
 
-    def _fail_late(self, error: BrokerUnavailable) -> None:
-        """Tell those whose time is over that the broker is away; they send the group again."""
+    def _fail_late(self, error: AsympoError) -> None:
+        """Tell those whose time is over that the broker does not serve us; they send the group again."""
         now = time.monotonic()
         for waiting in self._waiting:
             if waiting.deadline is not None and now >= waiting.deadline and not waiting.answer.done():

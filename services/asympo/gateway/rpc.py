@@ -9,9 +9,9 @@ import grpc
 
 from asympo.common.control.server import ControlServer
 from asympo.common.control.settings import ControlSettings
-from asympo.common.errors import AsympoError, BrokerUnavailable
+from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import Submitted
-from asympo.gateway.core import Answer, Gateway, NotJoined, answer_of
+from asympo.gateway.core import UNAVAILABLE, Answer, Gateway, NotJoined, answer_of
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import NotAllowed, Producer, Producers, Scope
 from asympo.gateway.work import Granted
@@ -54,7 +54,7 @@ class IngestRpc(RolloutIngestServiceServicer):
                 lease_token=request.lease_token,
                 wait_seconds=self._slot_wait_seconds,
             )
-        except (NotJoined, BrokerUnavailable) as error:
+        except UNAVAILABLE as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return _response(answer)
 
@@ -85,7 +85,7 @@ class IngestRpc(RolloutIngestServiceServicer):
                 await asyncio.gather(*pending)
                 # The callbacks of the last ones run after whoever waited for them.
                 await asyncio.sleep(0)
-        except (NotJoined, BrokerUnavailable) as error:
+        except UNAVAILABLE as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         finally:
             # The caller went away: what is not in the log yet is dropped, and sent again by it.
@@ -105,7 +105,7 @@ class IngestRpc(RolloutIngestServiceServicer):
             found = await self._gateway.get_work(
                 producer, wait_seconds=request.wait_seconds, policy_step=step
             )
-        except (NotJoined, BrokerUnavailable) as error:
+        except UNAVAILABLE as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except AsympoError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -130,7 +130,7 @@ class IngestRpc(RolloutIngestServiceServicer):
             lost = await self._gateway.renew_work(
                 producer, keep=list(request.lease_tokens), hand_back=list(request.handed_back)
             )
-        except (NotJoined, BrokerUnavailable) as error:
+        except UNAVAILABLE as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return messages.RolloutIngestServiceRenewWorkResponse(lost=lost)
 

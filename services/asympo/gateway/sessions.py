@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from asympo.common.codec import to_message
-from asympo.common.errors import AsympoError, BrokerUnavailable
-from asympo.common.records import MAX_ABS_REWARD, MAX_FUNCTION_VALUES, Prompt, RolloutGroup
+from asympo.common.errors import AsympoError, InvalidRecord
+from asympo.common.records import (
+    MAX_ABS_FUNCTION_VALUE,
+    MAX_ABS_REWARD,
+    MAX_FUNCTION_VALUES,
+    Prompt,
+    RolloutGroup,
+)
 from asympo.common.rollout_log import RunConfig
 from asympo.gateway.capture import NotTrainable, Turn, conversation_of, shared_prompt
-from asympo.gateway.core import Gateway
+from asympo.gateway.core import Answer, Gateway
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import Producer
 from asympo.gateway.work import Granted, NoWork
@@ -26,6 +32,8 @@ SUBMIT_SECONDS = 600.0
 """How long a finished group without a lease waits for a slot."""
 KEPT_SECONDS = 600.0
 """How long a group that has ended can be asked about."""
+_FAILURES = ("not_enough", "invalid", "too_large")
+"""Ends that blame a leased prompt: issued again without that, it would end like this without end."""
 
 
 class SessionRefused(AsympoError):
@@ -133,8 +141,15 @@ class Sessions:
         session = self.open_session(session_id)
         if not math.isfinite(reward) or abs(reward) > MAX_ABS_REWARD:
             raise SessionRefused(400, f"reward is {reward}: give a finite number up to {MAX_ABS_REWARD:g}")
-        if len(functions) > MAX_FUNCTION_VALUES or not all(map(math.isfinite, functions.values())):
-            raise SessionRefused(400, f"functions: give at most {MAX_FUNCTION_VALUES}, each a finite number")
+        are_right = all(
+            name.isprintable() and abs(value) <= MAX_ABS_FUNCTION_VALUE for name, value in functions.items()
+        )
+        if len(functions) > MAX_FUNCTION_VALUES or not are_right:
+            raise SessionRefused(
+                400,
+                f"functions: give at most {MAX_FUNCTION_VALUES}, each a printable name and a finite number "
+                f"up to {MAX_ABS_FUNCTION_VALUE:g}",
+            )
         session.reward, session.functions = reward, functions
 
     def end(self, session_id: str) -> SessionGroup:
@@ -162,14 +177,8 @@ class Sessions:
 
     async def _watch(self, group: SessionGroup) -> None:
         """From start to append: keeps the lease, ends at the last close or the deadline."""
-        config = self._gateway.parts.config
-        while not group.closed.is_set() and (left := group.deadline - time.monotonic()) > 0:
-            await _set_within(group.closed, min(left, config.lease_seconds / 3))
-            if not await self._keep_lease(group):
-                break
-        for session in group.sessions:
-            session.is_closed = True
         try:
+            await self._keep(group)
             if group.outcome == "open":
                 group.outcome = await self._finish(group)
         except Exception:
@@ -185,13 +194,25 @@ class Sessions:
         )
         asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, group)
 
+    async def _keep(self, group: SessionGroup) -> None:
+        """Until the sessions are closed, which the deadline or a lost lease does as well."""
+        config = self._gateway.parts.config
+        try:
+            while not group.closed.is_set() and (left := group.deadline - time.monotonic()) > 0:
+                await _set_within(group.closed, min(left, config.lease_seconds / 3))
+                if not await self._keep_lease(group):
+                    break
+        finally:
+            for session in group.sessions:
+                session.is_closed = True
+
     async def _keep_lease(self, group: SessionGroup) -> bool:
         if group.work is None:
             return True
         token = group.work.lease.token
         try:
             lost = await self._gateway.renew_work(group.producer, keep=[token], hand_back=[])
-        except BrokerUnavailable as error:
+        except AsympoError as error:
             log.warning("The lease of a session group could not be renewed: %s", error)
             return True
         if lost:
@@ -202,18 +223,26 @@ class Sessions:
         """Writes what the sessions made; how it ended."""
         record = self._record(group)
         if record is None:
-            if group.work is not None:
-                await self._gateway.parts.work.fail(
-                    group.producer, group.work.lease, reason=f"not enough sessions: {group.failures}"
-                )
-            return "not_enough"
+            outcome = "not_enough"
+        else:
+            answer = await self._submit(group, record)
+            outcome = answer.outcome
+            if answer.reason:
+                group.failures.append(answer.reason)
+        if group.work is not None and outcome in _FAILURES:
+            reason = f"its sessions ended as {outcome}: {group.failures}"
+            await self._gateway.parts.work.fail(group.producer, group.work.lease, reason=reason)
+        return outcome
+
+    async def _submit(self, group: SessionGroup, record: RolloutGroup) -> Answer:
+        try:
+            message = to_message(record)
+        except InvalidRecord as error:
+            return self._gateway.refuse(group.producer, record.group_id, str(error))
         token = group.work.lease.token if group.work else ""
-        answer = await self._gateway.submit(
-            group.producer, to_message(record), lease_token=token, wait_seconds=SUBMIT_SECONDS
+        return await self._gateway.submit(
+            group.producer, message, lease_token=token, wait_seconds=SUBMIT_SECONDS
         )
-        if answer.reason:
-            group.failures.append(answer.reason)
-        return answer.outcome
 
     def _record(self, group: SessionGroup) -> RolloutGroup | None:
         """The group; None with fewer than two sessions that can be trained."""

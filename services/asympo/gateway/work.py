@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from asympo.common.errors import BrokerUnavailable, InvalidRecord
+from asympo.common.errors import AsympoError, InvalidRecord
 from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
@@ -96,9 +96,10 @@ class Work:
         result = await self._calls.until_answered(
             self._run_log.leases.append, lease, payload, producer=producer.name
         )
-        # Kept until it expires, so that a retry finds it and is told the same.
-        self._answered.add(lease.token)
-        self._show()
+        if result.outcome is not AppendOutcome.TOO_LARGE:
+            # Kept until it expires, so that a retry finds it and is told the same.
+            self._answered.add(lease.token)
+            self._show()
         return "run_ended" if result.outcome is AppendOutcome.REFUSED else result.outcome.value
 
     async def renew(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
@@ -139,7 +140,7 @@ class Work:
         for _, lease, _ in tuple(self._held.values()):
             try:
                 await self._calls.run(self._run_log.leases.hand_back, lease, reason="the gateway stops")
-            except BrokerUnavailable as error:
+            except AsympoError as error:
                 log.warning("Leases will expire: %s", error)
                 return
 

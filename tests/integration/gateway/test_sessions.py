@@ -1,6 +1,7 @@
 """Agents that know only a base_url: what they say and hear becomes one group."""
 
 import importlib
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -249,6 +250,16 @@ def test_leased_prompt_is_answered_by_sessions_or_given_back_at_the_deadline(
     stats = log.stats.read()
     assert (stats.leases, stats.prompts_set_aside) == (0, 1)
 
+    log.broker.command("HSET", log.access.key("learner"), "max_record_bytes", 10)
+    started = post(gateway, {}, path="/rl/start_session").json()
+    for session in started["sessions"]:
+        say(session, "a")
+        complete(gateway, session, 1.0)
+    ended = outcome(gateway, started["sessions"][0])
+    assert (ended["outcome"], "more bytes" in ended["failures"][0]) == ("too_large", True)
+    stats = log.stats.read()
+    assert (stats.leases, stats.prompts_set_aside) == (0, 2)
+
 
 def test_no_prompt_is_leased_before_a_generator_can_be_asked(
     log: RunLog, door: FakeDoor, start_gateway: StartGateway, tmp_path: Path
@@ -295,6 +306,8 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/sessions/{id}/complete", {"reward": True}, 400),
         ("/sessions/{id}/complete", {"reward": 1e9}, 400),
         ("/sessions/{id}/complete", {"reward": 1, "functons": {}}, 400),
+        ("/sessions/{id}/complete", {"reward": 1, "functions": {"a": 1e31}}, 400),
+        ("/sessions/{id}/complete", {"reward": 1, "functions": {"\ud800": 1}}, 400),
         ("/sessions/{id}/v1/embeddings", {}, 404),
         ("/sessions/{id}/v1/chat/completions", {"messages": [], "n": 2}, 400),
         ("/sessions/none/v1/chat/completions", {"messages": []}, 404),
@@ -308,7 +321,8 @@ def test_wrong_request_of_a_session_is_refused(
     start_run(log)
     gateway = start_gateway(doors=(door.address,))
     session = start(gateway)[0]
-    answer = httpx.post(gateway.http + path.replace("{id}", session["session_id"]), json=body)
+    content = json.dumps(body)
+    answer = httpx.post(gateway.http + path.replace("{id}", session["session_id"]), content=content)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from asympo.common.errors import BadSetting, RunConfigMismatch
 from asympo.common.foreign.documents import parse_object
 from asympo.common.names import check_run_name
-from asympo.common.records import MAX_PAYLOAD_BYTES
+from asympo.common.records import MAX_PAYLOAD_BYTES, MAX_RESPONSE_TOKENS
 from asympo.common.versions import Format
 
 SCHEMA = Format(name="schema_version", newest=2, oldest=1)
@@ -19,7 +19,9 @@ SCRIPTS = Format(name="script_version", newest=3, oldest=2)
 scripts of two releases work on its keys at the same time while one replaces the other."""
 _FORMATS = (SCHEMA, SCRIPTS)
 _MAX_CONFIG_BYTES = 2**20
-_PROMPT_BYTES, _RESPONSE_BYTES, _TOKEN_BYTES = 2 * 2**20, 4096, 32
+_PROMPT_BYTES, _RESPONSE_BYTES = 2 * 2**20, 4096
+_TOKEN_BYTES, _BARE_TOKEN_BYTES = 32, 4
+"""Of one token with its text, and of its id and mask alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,14 +116,16 @@ class RunConfig:
 
     @property
     def max_record_bytes(self) -> int:
-        """Of one record: a prompt, and `group_size` responses of `max_tokens` with ids, mask and text."""
+        """Of one record: a prompt, and `group_size` responses of `max_tokens` with ids, mask and text.
+
+        An agent's response, of many turns, may have MAX_RESPONSE_TOKENS; its ids come without text.
+        """
         max_tokens = self.sampling.get("max_tokens")
         tokens = max_tokens if isinstance(max_tokens, int) else 0
         if tokens <= 0:
             return MAX_PAYLOAD_BYTES
-        return min(
-            MAX_PAYLOAD_BYTES, _PROMPT_BYTES + self.group_size * (_RESPONSE_BYTES + tokens * _TOKEN_BYTES)
-        )
+        longest = max(tokens * _TOKEN_BYTES, MAX_RESPONSE_TOKENS * _BARE_TOKEN_BYTES)
+        return min(MAX_PAYLOAD_BYTES, _PROMPT_BYTES + self.group_size * (_RESPONSE_BYTES + longest))
 
     def planned_steps(self, total_steps: int) -> int:
         """Steps of the whole run; 0 if it has no end."""
