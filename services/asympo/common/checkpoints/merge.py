@@ -121,7 +121,10 @@ def write_merged(base: Path, base_manifest: Manifest, adapter: Path, manifest: M
     """A whole policy into an empty directory; CorruptCheckpoint unless it is what `manifest` says."""
     for entry in base_manifest.files:
         if not WEIGHT_FILES.fullmatch(entry.name):
-            shutil.copyfile(base / entry.name, out / entry.name)
+            try:
+                shutil.copyfile(base / entry.name, out / entry.name)
+            except FileNotFoundError as error:
+                raise CorruptCheckpoint(f"{base / entry.name} is missing") from error
             if hashlib.sha256((out / entry.name).read_bytes()).hexdigest() != entry.sha256:
                 raise CorruptCheckpoint(f"{base / entry.name} does not match the digest in its manifest")
     wanted = {entry.name: entry.sha256 for entry in manifest.tensors}

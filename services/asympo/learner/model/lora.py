@@ -47,16 +47,16 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    layers = dict(_layers(model))
+    layers: dict[str, Any] = dict(_layers(model))
     if odd := layers.keys() ^ chosen:
         raise BadSetting(f"lora.targets do not tell {min(odd)} from other layers of the same name")
     _round(model)
     model.base_sha256 = base_digest(model)
     for layer in layers.values():
-        base = cast(Any, layer.get_base_layer())
+        base = layer.get_base_layer()
         base.weight.data = base.weight.data.to(_PUBLISHED_DTYPE)
-        # PEFT types its layers as a mixin, not as modules.
-        layer.forward = _Forward(layer, compute_dtype)  # type: ignore[attr-defined]
+        layer.forward = _Forward(layer, compute_dtype)
+        model.adapter_scale = layer.forward.scale
     if compute_dtype.itemsize < torch.float32.itemsize:
         _narrow(model, compute_dtype)
 

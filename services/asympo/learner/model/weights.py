@@ -52,3 +52,8 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 def is_adapted(model: nn.Module) -> bool:
     """Whether an adapter is all that is trained of it."""
     return hasattr(model, "base_sha256")
+
+
+def adapter_scale(model: nn.Module) -> float | None:
+    """What the product of an adapter's matrices is multiplied with; None without an adapter."""
+    return cast(float, model.adapter_scale) if is_adapted(model) else None

@@ -86,7 +86,10 @@ class AdapterWriter(PolicyWriter):
     def _load(self, ref: PolicyRef) -> None:
         """Raises CorruptCheckpoint unless it is the base that is trained here, or an adapter for that."""
         held = self._store.load_manifest(ref).base
-        base = next(each for each in self._store.list() if each.digest == (held or ref).digest)
+        digest = (held or ref).digest
+        base = next((each for each in self._store.list() if each.digest == digest), None)
+        if base is None:
+            raise CorruptCheckpoint("its base is no longer whole")
         model = load_model(base.path, dtype=PUBLISHED_DTYPE, device=torch.device("cpu"))
         if not torch.equal(base_digest(model), base_digest(self._shadow.model)):
             raise CorruptCheckpoint(f"{base.path} holds other weights than the model of this run")
@@ -131,7 +134,7 @@ def write_adapter(
 def read_adapter(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     """What a policy says of the matrices of a model's adapter: of the base, that nothing is added.
 
-    Raises CorruptCheckpoint where it is of other layers.
+    Raises CorruptCheckpoint where it is of other layers, or scaled otherwise.
     """
     ours = named_weights(model)
     if not (path / ADAPTER_WEIGHTS).exists():
@@ -146,4 +149,7 @@ def read_adapter(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
         raise CorruptCheckpoint(
             f"{path} is an adapter of other layers than {min(stored.keys() ^ names.keys())}"
         )
+    theirs, config = json.loads((path / ADAPTER_CONFIG).read_text()), adapter_config(model)
+    if (theirs["lora_alpha"], theirs["use_rslora"]) != (config.lora_alpha, config.use_rslora):
+        raise CorruptCheckpoint(f"{path} is an adapter with another alpha, or another use of it")
     return {names[name]: value for name, value in stored.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
-from asympo.common.errors import AsympoError, CorruptCheckpoint
+from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
 from asympo.learner.model.policy import Policy, vocab_size
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.policy_files import (
@@ -64,7 +64,7 @@ class PolicyWriter:
             return None
         try:
             self._load(ref)
-        except (OSError, ValueError, KeyError, RuntimeError, CorruptCheckpoint) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, BadModel, CorruptCheckpoint) as error:
             log.warning("The newest policy %s cannot be compared with: %s", ref.name, error)
             return None
         self._parent = self._last = ref.digest

@@ -64,6 +64,8 @@ class StateManifest:
     """Newest part of the archive of consumed groups; None where none were ever retained."""
     optimizer_groups: tuple[dict[str, Any], ...]
     """Parameter groups: hyperparameters, and the names of their parameters under `params`."""
+    adapter_scale: float | None = None
+    """What an adapter's product is multiplied with; None without one, or of a release that did not say."""
     torch_version: str
     """Build that wrote it; bit-identical continuation is promised for the same one only."""
     world_size: int

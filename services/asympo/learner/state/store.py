@@ -32,6 +32,7 @@ from asympo.common.errors import (
     CorruptCheckpoint,
     StorageUnavailable,
 )
+from asympo.learner.model.weights import adapter_scale
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
 from asympo.learner.state.decision_files import DecisionFiles
 from asympo.learner.state.manifest import (
@@ -44,6 +45,7 @@ from asympo.learner.state.rng import capture_random_state, restore_random_state
 from asympo.learner.state.tensors import (
     BASE_DIGEST,
     allocate_optimizer_state,
+    check_scale,
     check_tensors,
     describe_groups,
     training_tensors,
@@ -134,6 +136,7 @@ class StateStore:
                     counters=state.counters,
                     archive=state.archive,
                     optimizer_groups=groups,
+                    adapter_scale=adapter_scale(model),
                     torch_version=torch.__version__,
                     world_size=self._world_size(),
                     files=tuple(files),
@@ -198,6 +201,7 @@ class StateStore:
         allocate_optimizer_state(model, optimizer, groups=manifest.optimizer_groups, stored=stored)
         tensors = training_tensors(model, optimizer)
         check_tensors(tensors, stored, what=str(path))
+        check_scale(model, manifest.adapter_scale, what=str(path))
         base = {name: tensors[name].clone() for name in (BASE_DIGEST,) if name in tensors}
         rng_sizes = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.name == rng_name}
         if rng_sizes:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asympo.common.errors import BadSetting, CorruptCheckpoint
-from asympo.learner.model.weights import is_adapted, named_weights
+from asympo.learner.model.weights import adapter_scale, is_adapted, named_weights
 from asympo.learner.state.dcp import DTYPES, dtype_name
 from asympo.learner.state.manifest import StateTensor
 from asympo.learner.step.muon import ADAMW, MUON
@@ -104,6 +104,16 @@ def check_tensors(tensors: Mapping[str, Tensor], stored: Mapping[str, StateTenso
                 f"{what} does not fit: {name} is {entry.dtype} {list(entry.shape)} there and"
                 f" {dtype_name(tensor)} {list(tensor.shape)} here"
             )
+
+
+def check_scale(model: nn.Module, stored: float | None, *, what: str) -> None:
+    """BadSetting where an adapter would be added to its base more or less than it was."""
+    here = adapter_scale(model)
+    if stored is not None and stored != here:
+        raise BadSetting(
+            f"{what} holds an adapter that is scaled by {stored:g}, and by {here:g} with the settings here: "
+            "give lora.alpha and lora.rank_stabilised as the run started with them"
+        )
 
 
 def _optimizer_name(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -121,11 +121,41 @@ def test_adapter_is_recognised_after_a_restart_and_its_base_is_never_pruned(
     assert store.load_manifest(following).base == store.load_manifest(ref).base
 
 
+def test_adapter_of_another_scale_is_not_the_one_that_is_published(
+    run: tuple[Policy, AdapterWriter, PolicyStore], tiny_model: Path, tmp_path: Path
+) -> None:
+    policy, writer, store = run
+    ref = publish(writer, policy, step=3)
+    stronger = adapted(tiny_model, alpha=6)
+    values = named_weights(policy.model)
+    with torch.no_grad():
+        for name, value in named_weights(stronger.model).items():
+            value.copy_(values[name])
+    again = writer_for(stronger, tiny_model, tmp_path)
+    assert again.adopt_newest() is None
+    weights = Weights(model=stronger.model, ranks=None)
+    assert not again.is_published(weights)
+    following = again.write(again.prepare(weights, step=3, fence=2))
+    assert store.load_manifest(following).base == store.load_manifest(ref).base
+
+
+def lose_the_tokenizer(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+
+
+def add_a_note(base: Path) -> None:
+    (base / "README.md").write_text("Merges as before, and is not the policy that was published.")
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lose_the_tokenizer, add_a_note])
 def test_base_that_is_gone_or_another_is_published_again(
-    run: tuple[Policy, AdapterWriter, PolicyStore], tmp_path: Path, tiny_model: Path
+    run: tuple[Policy, AdapterWriter, PolicyStore],
+    tmp_path: Path,
+    tiny_model: Path,
+    damage: Callable[[Path], None],
 ) -> None:
     policy, _, store = run
-    shutil.rmtree(store.list()[0].path)
+    damage(store.list()[0].path)
     writer = writer_for(policy, tiny_model, tmp_path)
     assert writer.adopt_newest() is None
     ref = writer.write(writer.prepare(Weights(model=policy.model, ranks=None), step=2, fence=2))

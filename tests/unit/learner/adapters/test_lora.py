@@ -174,7 +174,9 @@ def test_targets_choose_layers_or_are_refused(tiny_model: Path) -> None:
         LoraSettings(dropout=0.1)
 
 
-def test_state_holds_the_adapter_alone_and_refuses_another_base(tiny_model: Path, tmp_path: Path) -> None:
+def test_state_holds_the_adapter_alone_and_refuses_another_base_or_scale(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     store = open_states(tmp_path, "run")
     policy = adapted(tiny_model)
     optimizer = make_optimizer(policy.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
@@ -191,6 +193,11 @@ def test_state_holds_the_adapter_alone_and_refuses_another_base(tiny_model: Path
     store.load(name, model=again.model, optimizer=other)
     mine, theirs = named_weights(policy.model), named_weights(again.model)
     assert all(torch.equal(mine[each], theirs[each]) for each in mine)
+
+    stronger = adapted(tiny_model, alpha=10)
+    other = make_optimizer(stronger.model, learning_rate=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    with pytest.raises(BadSetting, match=r"scaled by 1\.66667, and by 3\.33333 with the settings here"):
+        store.load(name, model=stronger.model, optimizer=other)
 
     changed = tmp_path / "changed"
     model = load_model(tiny_model, dtype=torch.float32, device=CPU)
