@@ -41,6 +41,8 @@ class RestartPolicy:
     max_wait_seconds: float = 30.0
     max_same_ends: int = 3
     """So many ends in a row for the same reason, with nothing achieved between, and the cause will stay."""
+    long_life_seconds: float = 3600.0
+    """Whatever lived this long achieved something: its end is the first of its reason."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,6 +58,8 @@ class Service(Process):
 
     num_restarts: int = 0
     _starts: deque[float] = field(default_factory=deque)
+    """Within the policy's window."""
+    _started_at: float | None = None
     _restart_at: float | None = None
     _same_ends: int = 0
     _last_cause: str = ""
@@ -78,13 +82,24 @@ class Service(Process):
             return f"running, restarted {self.num_restarts}x" if self.num_restarts else "running"
         return "restarting" if self.is_waiting else "ended" if self.has_ended else "not started"
 
+    @property
+    def seconds_since_start(self) -> float:
+        """Of its newest life."""
+        return 0.0 if self._started_at is None else time.monotonic() - self._started_at
+
     def start(self, *more: str) -> Self:
         """Starts it; from the second time on with `restart_arguments`."""
-        again = [*self.restart_arguments] if self._starts else []
-        self._starts.append(time.monotonic())
+        again = [] if self._started_at is None else [*self.restart_arguments]
+        self._started_at = time.monotonic()
+        self._starts.append(self._started_at)
         self._restart_at = None
         self._oom_kills_before = num_oom_kills()
         return super().start(*more, *again)
+
+    def start_anew(self) -> Self:
+        """Starts it after an end in order, which counts for nothing."""
+        self._starts.clear()
+        return self.start()
 
     def note_progress(self) -> None:
         """It achieved something in this life: what ended earlier ones has passed."""
@@ -138,7 +153,8 @@ class Service(Process):
         if code in OUTSIDE_EXIT_CODES or (code < 0 and not (is_crash or is_own_doing)):
             return False
         cause = why + _NUMBER.sub("#", self.last_sentence())
-        self._same_ends = self._same_ends + 1 if cause == self._last_cause else 1
+        is_first = cause != self._last_cause or self.seconds_since_start >= self.policy.long_life_seconds
+        self._same_ends = 1 if is_first else self._same_ends + 1
         self._last_cause = cause
         return self._same_ends >= self.policy.max_same_ends
 

@@ -10,6 +10,7 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from asympo.common.commands import CommandParser, at_least_one, say
 from asympo.common.errors import BadSetting
@@ -23,6 +24,8 @@ from asympo.tasks.environments.rows import write_rows
 PLAYED_SAMPLING = ("temperature", "top_p", "max_tokens")
 _LOOK_SECONDS = 1.0
 """Between two looks for the rows."""
+_AGAIN_SECONDS = 30.0
+"""Until a player that found its run ended asks again: the run may go on."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +39,9 @@ def main(argv: Sequence[str]) -> int:
     play.add_argument("--gateway", required=True, metavar="URL", help="of its HTTP port")
     play.add_argument("--groups", type=at_least_one, default=4, help="prompts at the same time (default 4)")
     play.add_argument(
-        "--stay", action="store_true", help="wait for the rows, and to be stopped once the run has ended"
+        "--stay",
+        action="store_true",
+        help="wait for the rows, and play on if the run goes on after its end; ends when it is stopped",
     )
     for verb in (rows, play):
         verb.add_argument(
@@ -88,19 +93,30 @@ def _has_rows(path: Path, stop: StopSignal) -> bool:
 
 async def _play(command: Sequence[str], stop: StopSignal, arguments: Namespace) -> int:
     """The player's exit code; it ends with us."""
+    stopping = asyncio.ensure_future(stop.wait_async())
+    try:
+        code = await _play_once(command, stopping)
+        if code == 0 and arguments.stay and not stopping.done():
+            say("The run has ended: there is nothing left to play until it goes on.")
+        while code == 0 and arguments.stay and not stopping.done():
+            await asyncio.wait({stopping}, timeout=_AGAIN_SECONDS)
+            code = 0 if stopping.done() else await _play_once(command, stopping)
+        return code
+    finally:
+        stopping.cancel()
+
+
+async def _play_once(command: Sequence[str], stopping: "asyncio.Future[None]") -> int:
+    """The player's exit code; 0 when we were to stop before."""
     try:
         player = await asyncio.create_subprocess_exec(*command)
     except OSError as error:
         raise BadSetting(f"the environment's Python {command[0]} cannot be run: {error.strerror}") from error
-    stopping = asyncio.ensure_future(stop.wait_async())
     ended = asyncio.ensure_future(player.wait())
-    await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
-    if not ended.done():
-        player.terminate()
-        await ended
-        return 0
-    if ended.result() == 0 and arguments.stay:
-        say("The run has ended: there is nothing left to play.")
-        await stopping
-    stopping.cancel()
-    return ended.result()
+    either: set[asyncio.Future[Any]] = {stopping, ended}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if ended.done():
+        return ended.result()
+    player.terminate()
+    await ended
+    return 0

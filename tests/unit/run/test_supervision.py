@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +15,8 @@ from asympo.common.errors import Fenced
 from asympo.local.process import Process
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.prepare.machine import FEW_KERNELS, KEEP_MEMORY, Machine, split_machine
+from asympo.run.processes import services as processes
+from asympo.run.processes.services import Services
 
 QUICK = RestartPolicy(max_restarts=2, first_wait_seconds=0.01, max_wait_seconds=0.02)
 
@@ -26,6 +29,12 @@ def make_service(tmp_path: Path, code: str, **options: object) -> Service:
         policy=QUICK,
         **options,  # type: ignore[arg-type]
     )
+
+
+def services_of(learner: Service, **others: Any) -> Services:
+    """Of a run with a broker of somebody else."""
+    absent = dict.fromkeys(("broker", "evaluator", "gateway", "environment"))
+    return Services(learner=learner, broker_url="", description=(), **{**absent, "generators": [], **others})
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -76,6 +85,37 @@ def test_final_exit_codes_are_not_started_again(code: int, tmp_path: Path) -> No
     notes = look_after(service, until=lambda: service.has_ended)
     assert (service.exit_code, service.num_restarts) == (code, 0)
     assert bool(notes) == (code != 0)
+
+
+def test_those_that_end_with_the_run_are_started_again_until_its_learner_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_ANEW_SECONDS", 0.0)
+    learner = make_service(tmp_path, "import time; time.sleep(60)")
+    environment, evaluator = (make_service(tmp_path, "pass") for _ in range(2))
+    services = services_of(learner, environment=environment, evaluator=evaluator)
+    services.start()
+    notes: list[str] = []
+
+    # More often than a crash would be forgiven: an end in order counts for nothing.
+    def many() -> bool:
+        notes.extend(services.check())
+        return len(notes) > 8
+
+    wait_for(many)
+    assert set(notes) == {"worker ended before the run; started again"}
+    learner.stop(deadline_seconds=10)
+    for service in (environment, evaluator):
+        service.stop(deadline_seconds=10)
+    assert services.check() == []
+
+
+def test_service_that_lived_long_is_still_told_that_it_is_started_again(tmp_path: Path) -> None:
+    service = make_service(tmp_path, "import sys; sys.exit(' '.join(sys.argv))", restart_arguments=["again"])
+    service.policy = RestartPolicy(window_seconds=0.0, first_wait_seconds=0.01)
+    service.start()
+    notes = look_after(service, until=lambda: service.num_restarts and service.is_waiting)
+    assert "-c again" in notes[-1]
 
 
 def test_children_of_a_killed_service_do_not_survive_it(tmp_path: Path) -> None:

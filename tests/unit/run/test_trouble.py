@@ -1,5 +1,6 @@
 """What goes wrong while every process runs is said once with a count, in logs that stay small."""
 
+import dataclasses
 import json
 import logging
 import socketserver
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from asympo.run.notify import notify
 from asympo.run.processes.status import HttpStatus
 from asympo.run.processes.trouble import ProgressWatch, Warnings
 
-from tests.unit.run.test_supervision import look_after
+from tests.unit.run.test_supervision import look_after, services_of
 
 
 class Clock:
@@ -213,6 +215,28 @@ def test_what_was_achieved_between_two_ends_makes_the_next_one_a_first(tmp_path:
         notes += look_after(service, until=lambda: not service.is_waiting)
     assert not any("given up" in note for note in notes)
     service.stop(deadline_seconds=10)
+
+
+def test_long_life_makes_the_next_end_a_first(tmp_path: Path) -> None:
+    service = make(tmp_path, "raise ValueError('once a day')")
+    service.policy = dataclasses.replace(QUICK, max_restarts=4, long_life_seconds=0.0)
+    service.start()
+    notes = look_after(service, until=lambda: service.has_ended)
+    assert "given up after 5 starts in 10 minutes" in notes[-1]
+
+
+def test_steps_of_the_learner_are_progress_of_those_whom_an_environment_needs(tmp_path: Path) -> None:
+    services = [make(tmp_path, "raise ValueError('now and then')").start() for _ in range(3)]
+    learner = make(tmp_path, "pass")
+    run = services_of(learner, generators=services[:1], gateway=services[1], environment=services[2])
+    notes: list[str] = []
+    for service in services * 3:
+        notes += look_after(service, until=partial(getattr, service, "is_waiting"))
+        run.note_progress(learner)
+        notes += look_after(service, until=partial(getattr, service, "is_running"))
+    assert not [note for note in notes if "given up" in note]
+    for service in services:
+        service.stop(deadline_seconds=10)
 
 
 def test_cause_outside_this_machine_is_waited_for_longer(tmp_path: Path) -> None:

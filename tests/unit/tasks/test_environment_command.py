@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.ops import environment
 from asympo.ops.environment import main
 
 GAME = """
@@ -131,6 +132,16 @@ def test_once_the_run_has_ended_it_waits_to_be_stopped(staying: "subprocess.Pope
     assert "nothing left to play" in said_by(staying)
     staying.send_signal(signal.SIGTERM)
     assert staying.wait(30) == 0
+
+
+@pytest.mark.usefixtures("rows")
+def test_one_that_stays_plays_on_when_the_run_goes_on_after_its_end(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its learner has loaded, a run with more steps to do looks as ended as before."""
+    monkeypatch.setattr(environment, "_AGAIN_SECONDS", 0.0)
+    python = python_of(tmp_path, f"mkdir {tmp_path}/asked-before && exit 0; exit 7")
+    assert main(["play", str(config), "--gateway", "http://g:1", "--python", str(python), "--stay"]) == 7
 
 
 def test_one_that_stays_waits_for_the_rows(staying: "subprocess.Popen[str]", tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from asympo.run.processes.guard import Guard
 
 _BROKER_STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+_ANEW_SECONDS = 30.0
+"""From one start to the next of a service that took its run for ended."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +81,16 @@ class Services:
     def check(self) -> list[str]:
         """Looks after all; sentences about what happened."""
         guarded = self.guard.check() if self.guard is not None else None
-        return [note for note in (guarded, *(service.check() for service in self)) if note]
+        notes = (guarded, *(service.check() for service in self), *self._start_anew())
+        return [note for note in notes if note]
+
+    def _start_anew(self) -> Iterator[str]:
+        """Those that end with a run: one that goes on looks ended until its learner has loaded."""
+        for service in filter(None, (self.evaluator, self.environment)):
+            is_early = service.has_ended and service.exit_code == 0 and not self.learner.has_ended
+            if is_early and service.seconds_since_start > _ANEW_SECONDS:
+                service.start_anew()
+                yield f"{service.name} ended before the run; started again"
 
     def keep_logs_small(self, *, max_bytes: int) -> None:
         for service in self:
@@ -128,8 +139,12 @@ class Services:
         return service.stop(deadline_seconds=max(0.0, deadline - time.monotonic()))
 
     def note_progress(self, service: Service) -> None:
-        """It achieved something, and so did the broker."""
-        for each in filter(None, (service, self.broker)):
+        """It achieved something, and so did those without whom it could not."""
+        needed = [service, self.broker]
+        if service is self.learner:
+            # Of an environment's groups the generators append none themselves.
+            needed += [self.gateway, self.environment, *(self.generators if self.environment else ())]
+        for each in filter(None, needed):
             each.note_progress()
 
     def kill_at_once(self) -> None:
