@@ -19,7 +19,7 @@ from asympo.common.rollout_log import Broker
 from asympo.doctor.findings import Finding, kinds
 from asympo.local.broker import find_broker_binary
 from asympo.local.ports import is_free
-from asympo.ops.runs import local_runs
+from asympo.ops.runs import UNREADABLE, local_runs
 from asympo.run.prepare.machine import KEEP_MEMORY, look_at_machine
 
 _NEEDED = ("torch", "transformers", "pydantic", "redis", "grpcio", "fastapi", "safetensors")
@@ -273,6 +273,8 @@ def check_runs(target: Target) -> Iterator[Finding]:
     for run in runs:
         if run["state"] == "failed":
             yield wrong(f"run {run['run']} failed at step {run['step']}", f"asympo runs show {run['run']}")
+        elif run["state"] == UNREADABLE:
+            yield wrong(f"what run {run['run']} noted cannot be read", f"asympo runs show {run['run']}")
         elif run["state"] in ("stopped", "draining"):
             yield note(f"run {run['run']} stopped at step {run['step']}", "start it again to go on")
         else:

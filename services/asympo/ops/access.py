@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.settings import add_object_store_flags
-from asympo.local.broker import LocalBroker, answers, broker_url, find_broker_binary
+from asympo.local.broker import LocalBroker, broker_url, find_broker_binary
 from asympo.run.directory import RunDirectory
 from asympo.run.settings import RUNS_DIRECTORY
 
@@ -48,11 +49,12 @@ def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator
         raise BadSetting(
             f"there is no run {run} with a broker of its own in {directory}: give --redis-url or --directory"
         )
-    url = broker_url(data)
-    if answers(url):
+    if url := held.live_broker_url:
         yield from _connected(url)
         return
-    yield from _started(held)
+    with held:
+        held.write_mark(broker_url=broker_url(data))
+        yield from _started(held)
 
 
 @contextmanager
@@ -61,11 +63,19 @@ def open_new_broker(redis_url: str | None, *, directory: Path, run: str) -> Iter
     if redis_url:
         yield from _connected(redis_url)
         return
-    held = RunDirectory(directory_of_run(directory, run))
+    # Not marked: the run's own mark may be among what is to come.
+    held = RunDirectory(directory_of_run(directory, run), is_marked=False)
     data = held.path / "broker"
     if data.is_dir():
         raise BadSetting(f"{data} holds a broker's data: move it away, or give --redis-url or --directory")
-    yield from _started(held)
+    is_new = not held.path.is_dir() or not any(held.path.iterdir())
+    with held:
+        try:
+            yield from _started(held)
+            held.write_mark(broker_url=broker_url(data))
+        except BaseException:
+            shutil.rmtree(held.path if is_new else data, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -80,17 +90,17 @@ def open_log(redis_url: str | None, *, directory: Path, run: str) -> Iterator[Ru
 
 
 def _started(held: RunDirectory) -> Iterator[Broker]:
-    with held:
-        log_path = held.path / "logs" / "broker.log"
-        broker = LocalBroker(
-            binary=find_broker_binary(held.path / "broker").path,
-            directory=held.path / "broker",
-            log_path=log_path,
-        ).start()
-        try:
-            yield from _connected(broker.url)
-        finally:
-            broker.stop(deadline_seconds=30)
+    """The broker of a directory that we hold; it ends with us, however we end."""
+    broker = LocalBroker(
+        binary=find_broker_binary(held.path / "broker").path,
+        directory=held.path / "broker",
+        log_path=held.path / "logs" / "broker.log",
+        while_held=held.lock_path,
+    ).start()
+    try:
+        yield from _connected(broker.url)
+    finally:
+        broker.stop(deadline_seconds=30)
 
 
 def _connected(url: str) -> Iterator[Broker]:

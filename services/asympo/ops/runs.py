@@ -10,16 +10,18 @@ from typing import Any
 
 from asympo.common.commands import CommandParser, show, write_json, write_table
 from asympo.common.errors import BadSetting
-from asympo.common.names import directory_of_run
+from asympo.common.names import directory_of_run, is_run_name
 from asympo.common.rollout_log import Broker, list_runs
-from asympo.local.broker import answers, broker_url
 from asympo.ops.access import add_broker_flags, open_log
+from asympo.run.deletion import delete_log
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events
 from asympo.run.report.page import clock_of, command_to_go_on, how_it_ended
 
 _MAX_EVENTS = 20
 _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")
+UNREADABLE = "unreadable"
+"""State of a local run whose own note of it is damaged."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,24 +70,18 @@ def local_runs(directory: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         held = RunDirectory(path)
-        if not held.exists:
+        if not (is_run_name(path.name) and held.exists):
             continue
-        url = broker_url(path / "broker")
-        if (path / "broker").is_dir() and answers(url):
-            found += _of_broker(url)
-            continue
-        mark = held.read_mark()
-        state = "finished" if mark.get("is_finished") else "stopped"
-        found.append(
-            {
-                "run": path.name,
-                "state": state,
-                "step": mark.get("step", 0),
-                "backlog": None,
-                "trained": None,
-                "model": "",
-            }
-        )
+        try:
+            mark, state = held.read_mark(), how_it_ended(path)[0]
+        except BadSetting:
+            mark, state = {}, UNREADABLE
+        else:
+            if url := held.live_broker_url:
+                found += _of_broker(url)
+                continue
+        shown = {"run": path.name, "state": state, "step": mark.get("step", 0)}
+        found.append({**dict.fromkeys(_COLUMNS), "model": "", **shown})
     return found
 
 
@@ -171,11 +167,6 @@ def _delete(arguments: Namespace) -> int:
         held.delete()
     else:
         with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
-            stats = log.stats.read()
-            if stats.is_fence_alive:
-                raise BadSetting(
-                    f"the learner {stats.fence_holder} still works on {arguments.run}: stop it first"
-                )
-            log.state.delete()
+            delete_log(log)
     sys.stdout.write(f"deleted {arguments.run}\n")
     return 0

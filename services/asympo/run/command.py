@@ -34,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fresh", action="store_true", help="delete this run's directory and start over")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over: delete this run's directory, and its log at REDIS_URL or broker.url if given",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print estimates and one scored prompt; start nothing"
     )
@@ -86,16 +90,21 @@ def finished_step(mark: Mapping[str, Any], file: RunFile) -> int | None:
 
 
 def delete_run(directory: Any, file: RunFile) -> None:
-    """The directory, and on a broker that is not ours the run's keys."""
-    directory.delete()
-    if file.external_broker_url:
-        from asympo.common.rollout_log import Broker, RunLog
+    """The directory, and on a broker that is not ours the run's keys; neither while somebody trains there."""
+    if not file.external_broker_url:
+        directory.delete()
+        return
+    from asympo.common.rollout_log import Broker, RunLog
+    from asympo.run.deletion import check_nobody_trains, delete_log
 
-        broker = Broker.connect(file.external_broker_url)
-        try:
-            RunLog(broker, file.run.name).state.delete()
-        finally:
-            broker.close()
+    broker = Broker.connect(file.external_broker_url)
+    try:
+        log = RunLog(broker, file.run.name)
+        check_nobody_trains(log)
+        directory.delete()
+        delete_log(log)
+    finally:
+        broker.close()
 
 
 def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
@@ -112,7 +121,12 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     plan = make_plan(file, machine)
     model = fetch_model(plan.learner.settings.model)
     check_room(plan, model)
-    directory.write_mark(command=[_program(), *redacted_arguments(sys.argv[1:])])
+    directory.write_mark(
+        command=[_program(), *redacted_arguments(sys.argv[1:])],
+        broker_url=plan.broker_url if plan.is_broker_embedded else None,
+        is_finished=False,
+        failure=None,
+    )
     services = build_services(plan)
     log_path = directory.path / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)

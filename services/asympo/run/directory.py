@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from typing import Any, Self
 import psutil
 
 from asympo.common.errors import BadSetting
+from asympo.local.broker import answers, broker_url
 from asympo.local.whole_file import write_whole
 
 _MARK = "run.json"
+_LOCK = "supervisor.lock"
 _STOPPING_SECONDS = 300.0
 """How long the services of a supervisor that was killed may take to end."""
 _POLL_SECONDS = 0.2
@@ -24,15 +27,27 @@ _POLL_SECONDS = 0.2
 class RunDirectory:
     """`runs/<run>`: settings, logs, broker data, checkpoints, results. Held by one supervisor at a time."""
 
-    def __init__(self, path: Path, *, say: Callable[[str], None] = lambda text: None) -> None:
-        """`say` hears why entering takes a while."""
-        self._say = say
+    def __init__(
+        self, path: Path, *, say: Callable[[str], None] = lambda text: None, is_marked: bool = True
+    ) -> None:
+        """`say` hears why entering takes a while; `is_marked`: entering a new one notes it as a run."""
+        self._say, self._is_marked = say, is_marked
         self.path = path.absolute()
         self._lock: int | None = None
 
     @property
     def exists(self) -> bool:
-        return (self.path / _MARK).is_file()
+        """Also one whose first supervisor got no further than its lock."""
+        return (self.path / _MARK).is_file() or self.lock_path.is_file()
+
+    @property
+    def live_broker_url(self) -> str | None:
+        """Where its own broker answers; None when it has none, or that is down."""
+        data = self.path / "broker"
+        # Who holds the directory noted it: it may be a port, or the socket that another environment chooses.
+        noted = self.read_mark().get("broker_url") if self.is_held else None
+        url = str(noted or broker_url(data))
+        return url if data.is_dir() and answers(url) else None
 
     def read_mark(self) -> dict[str, Any]:
         """What earlier supervisors noted; empty for a new run."""
@@ -42,7 +57,8 @@ class RunDirectory:
             return {}
         except ValueError as error:
             raise BadSetting(
-                f"{self.path / _MARK} cannot be read ({error}): start over with --fresh"
+                f"{self.path / _MARK} cannot be read ({error}), as after a power cut: move it away and start "
+                "the run again; only what it noted about earlier starts is lost"
             ) from None
         return mark if isinstance(mark, dict) else {}
 
@@ -53,12 +69,27 @@ class RunDirectory:
 
     def delete(self) -> None:
         """Removes the run's files; refuses anything that is not a run's directory."""
+        self._remove_leftovers()
         if not self.path.exists():
             return
         if self.path.is_symlink() or not self.exists:
             raise BadSetting(f"{self.path} is not the directory of a run: --fresh deletes nothing else")
         with self:
-            shutil.rmtree(self.path)
+            # At once: whoever is interrupted meanwhile must not leave half a run.
+            aside = self.path.with_name(f"{self._aside}{secrets.token_hex(8)}")
+            self.path.rename(aside)
+            shutil.rmtree(aside)
+
+    @property
+    def _aside(self) -> str:
+        """How the names begin under which it is deleted; no run is called that."""
+        return f".deleted.{self.path.name}."
+
+    def _remove_leftovers(self) -> None:
+        """Of deletions that were interrupted."""
+        for path in self.path.parent.iterdir() if self.path.parent.is_dir() else ():
+            if path.name.startswith(self._aside) and len(path.name) == len(self._aside) + 16:
+                shutil.rmtree(path, ignore_errors=True)
 
     def __enter__(self) -> Self:
         """Holds the directory; BadSetting names the process that already does."""
@@ -89,7 +120,8 @@ class RunDirectory:
             time.sleep(_POLL_SECONDS)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
-        if not self.exists:
+        self._remove_leftovers()
+        if self._is_marked and not (self.path / _MARK).exists():
             self.write_mark(started_in=os.getcwd())
         return self
 
@@ -107,7 +139,7 @@ class RunDirectory:
 
     @property
     def lock_path(self) -> Path:
-        return self.path / "supervisor.lock"
+        return self.path / _LOCK
 
     @property
     def lock(self) -> int | None:

@@ -13,6 +13,7 @@ from asympo.chaos.evidence import Acknowledged, Rollback, read_archive, read_tra
 from asympo.cli import main
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.local.broker import LocalBroker
+from asympo.run.directory import RunDirectory
 
 from tests.integration.learner.process import STARTED, LearnerProcess
 from tests.integration.learner.producer import Producer
@@ -135,6 +136,33 @@ def test_restore_onto_a_run_that_is_there_is_refused_and_leaves_no_files(
     said = refused(capsys, "restore", str(backup), *where)
     assert f"has a run '{RUN}': stop its services and delete it" in said
     assert not (root / RUN).exists()
+
+
+def test_backup_comes_back_as_a_run_of_this_machine_with_what_it_noted_or_not_at_all(
+    log: RunLog,
+    own_broker: LocalBroker,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    start_run(log)
+    must_append(log)
+    with RunDirectory(tmp_path / RUN) as held:
+        held.write_mark(step=7, command=["asympo", "run", "x.toml"])
+    root, out = tmp_path / "new", tmp_path / "of-a-run"
+    where = ("--checkpoint-root", str(tmp_path), "--out", str(out))
+    assert main(["backup", RUN, "--redis-url", own_broker.url, *where]) == 0
+    onto = ("--directory", str(root), "--checkpoint-root", str(root))
+    with monkeypatch.context() as patch:
+        patch.setattr("asympo.common.rollout_log.copies.Copies.put_back", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["restore", str(out), *onto])
+    assert list(root.iterdir()) == []
+    assert told(capsys, "restore", str(out), *onto)["last_sequence"] == 1
+    mark = RunDirectory(root / RUN).read_mark()
+    assert (mark["step"], mark["command"]) == (7, ["asympo", "run", "x.toml"])
+    assert told(capsys, "log", "stats", "--run", RUN, "--directory", str(root))["backlog"] == 1
 
 
 def test_backup_into_a_directory_that_is_there_is_refused(

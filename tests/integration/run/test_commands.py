@@ -1,6 +1,8 @@
 """runs, log, checkpoint and doctor on real logs and real files; bad input gets one sentence."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,21 @@ from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Broker, Lease, RunConfig, RunLog, RunState
 from asympo.doctor import checks
 from asympo.doctor.findings import Level
-from asympo.local.broker import LocalBroker, find_broker_binary
+from asympo.local.broker import LocalBroker, answers, find_broker_binary
 from asympo.local.ports import free_port
 from asympo.run.directory import RunDirectory
+from asympo.run.events import write_event
 
 from tests.conftest import start_broker
+
+LOOK = """
+import sys, time
+from pathlib import Path
+from asympo.ops.access import open_broker
+with open_broker(None, directory=Path(sys.argv[1]), run="demo"):
+    print("open", flush=True)
+    time.sleep(60)
+"""
 
 
 def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> None:
@@ -110,8 +122,79 @@ def test_log_of_a_stopped_run_is_read_by_starting_its_broker(
     assert (code, json.loads(out)["sequence"]) == (0, 1)
     _, out, _ = asympo(capsys, "runs", "list", "--directory", str(tmp_path), "--json")
     assert json.loads(out)["state"] == "stopped"
+    with subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE) as looking:
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == b"open\n"
+        looking.kill()
+    # It waits for the broker, which ends with whoever looked.
+    with RunDirectory(tmp_path / "demo"):
+        assert not answers(broker.url)
     assert asympo(capsys, "runs", "delete", "demo", "--directory", str(tmp_path), "--yes")[0] == 0
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("way", ["port", "socket elsewhere"])
+def test_broker_of_a_run_is_found_wherever_it_listens(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / ("d" * 90)
+    with RunDirectory(root / "demo") as held:
+        broker = LocalBroker(
+            binary=find_broker_binary().path,
+            directory=held.path / "broker",
+            port=free_port() if way == "port" else None,
+            log_path=held.path / "broker.log",
+        ).start()
+        held.write_mark(broker_url=broker.url)
+        append_groups(broker.url, "demo", rewards=[(0.0, 1.0)])
+        # As for a command of cron.
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        code, out, err = asympo(capsys, "log", "stats", "--run", "demo", "--directory", str(root), "--json")
+        assert code == 0, err
+        assert json.loads(out)["backlog"] == 1
+        _, out, _ = asympo(capsys, "runs", "list", "--directory", str(root), "--json")
+        assert json.loads(out)["backlog"] == 1
+        broker.stop(deadline_seconds=10)
+
+
+def test_fresh_deletes_no_run_that_somebody_trains(
+    own_broker: LocalBroker, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f"[run]\nname = 'demo'\ndirectory = '{tmp_path}/runs'\nmodel = '{tiny_model}'\n")
+    with RunDirectory(tmp_path / "runs" / "demo"):
+        pass
+    broker = Broker.connect(own_broker.url)
+    log = RunLog(broker, "demo")
+    log.fence.take("learner-elsewhere", heartbeat_seconds=600)
+    fresh = ("run", str(config), "--fresh", "--view.kind=plain", f"--broker.url={own_broker.url}")
+    code, _, err = asympo(capsys, *fresh)
+    assert code == 2
+    assert "learner-elsewhere still works on the run demo" in err
+    assert log.stats.read().is_fence_alive
+    assert (tmp_path / "runs" / "demo").exists()
+    broker.close()
+
+
+def test_local_runs_are_told_as_they_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that cannot be read hides no other."""
+    for name, mark in (("done", {"is_finished": True}), ("lost", {"failure": "no disk"}), ("now", {})):
+        with RunDirectory(tmp_path / name) as held:
+            held.write_mark(step=3, **mark)
+            write_event(held.path, "begun", kind="begin")
+            write_event(held.path, "ended", kind="end")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").touch()
+    with RunDirectory(tmp_path / "now"):
+        _, out, _ = asympo(capsys, "runs", "list", "--directory", str(tmp_path), "--json")
+        found = list(checks.check_runs(checks.Target(directory=tmp_path, redis_url=None, ports=())))
+    states = {row["run"]: row["state"] for row in map(json.loads, out.splitlines())}
+    assert states == {"done": "finished", "lost": "failed", "now": "going on", "torn": "unreadable"}
+    wrong = [each.text for each in found if each.level is Level.WRONG]
+    assert wrong == ["run lost failed at step 3", "what run torn noted cannot be read"]
+    code, _, err = asympo(capsys, "runs", "show", "torn", "--directory", str(tmp_path))
+    assert code == 2
+    assert "move it away and start the run again" in err
 
 
 def test_damaged_checkpoint_is_found(

@@ -160,6 +160,36 @@ def test_fresh_deletes_only_the_directory_of_a_run(tmp_path: Path) -> None:
     assert not precious.exists()
 
 
+def test_deletion_that_is_interrupted_leaves_no_run_and_is_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, **_: object) -> None:
+        raise KeyboardInterrupt
+
+    directory = RunDirectory(tmp_path / "demo")
+    with directory:
+        (directory.path / "train").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            directory.delete()
+    assert not directory.path.exists()
+    assert list(tmp_path.iterdir()) != []
+    with directory:
+        assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_run_whose_first_start_got_no_further_than_its_lock_begins_anew(tmp_path: Path) -> None:
+    for name in ("begun", "deleted"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "supervisor.lock").touch()
+        (tmp_path / name / "run.json.part").touch()
+    with RunDirectory(tmp_path / "begun") as begun:
+        assert begun.read_mark()["run"] == "begun"
+    RunDirectory(tmp_path / "deleted").delete()
+    assert not (tmp_path / "deleted").exists()
+
+
 def test_run_directory_is_held_by_one_supervisor(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path / "demo"), RunDirectory(tmp_path / "demo")
     with first:
