@@ -24,6 +24,7 @@ class FakeServer:
         """Route and body of each request."""
         self.keys: list[str] = []
         self.has_reload = True
+        self.is_frozen = False
         app = FastAPI()
         app.add_api_route("/v1/models", self._list, methods=["GET"])
         app.add_api_route("/{route:path}", self._answer, methods=["POST"])
@@ -54,9 +55,12 @@ class FakeServer:
         if self.failures:
             return self._fail()
         if not route.startswith("v1/"):
+            self.is_frozen = route.startswith("pause") or (self.is_frozen and route != "resume")
             return {"success": True} if self.has_reload else JSONResponse({}, status_code=404)
         if self.refuses_extras and "top_k" in body:
             return JSONResponse({"error": {"message": "Unrecognized argument: top_k"}}, status_code=400)
+        while self.is_frozen and not await request.is_disconnected():
+            await asyncio.sleep(0.01)
         said = {"message": {"role": "assistant", "content": self.text}} if "chat" in route else {}
         choice = {"index": 0, "text": self.text} | said | self.choice
         return {"choices": [choice], "usage": {"completion_tokens": self.num_tokens}}

@@ -265,6 +265,13 @@ def test_reload_goes_through_the_servers_own_door(server: FakeServer, model: Pat
     ]
 
 
+def test_start_thaws_a_server_that_another_generator_left_frozen(server: FakeServer, model: Path) -> None:
+    server.is_frozen = True
+    with pytest.raises(EngineBroken, match=r"no server answered at .* within 1 s"):
+        run(server, model, start_timeout_seconds=1)
+    assert run(server, model, reload="vllm", start_timeout_seconds=20)
+
+
 def test_reload_that_fails_breaks_the_engine_with_a_sentence(
     server: FakeServer, model: Path, tmp_path: Path
 ) -> None:

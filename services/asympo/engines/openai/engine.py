@@ -77,11 +77,12 @@ class OpenAIEngine(GroupEngine):
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
                 names = await self._served_models()
+                self._model = self._settings.model or self._only_one(names)
+                await self._thaw_after_another()
+                await self._try_out(names)
         except TimeoutError as error:
             limit = self._settings.start_timeout_seconds
             raise self._broken(f"no server answered at {self._url} within {limit:.0f} s") from error
-        self._model = self._settings.model or self._only_one(names)
-        await self._try_out(names)
         if self._door is not None and (model_path / "manifest.json").is_file():
             await self._load(model_path)
 
@@ -226,6 +227,15 @@ class OpenAIEngine(GroupEngine):
             except openai.OpenAIError as error:
                 raise explain(error, url=self._url, model=self._model) from error
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _thaw_after_another(self) -> None:
+        """One that ended in the middle of a reload left the server frozen: it answers, and never samples."""
+        if self._door is None:
+            return
+        try:
+            await self._door.thaw()
+        except openai.OpenAIError as error:
+            raise explain(error, url=self._url, model=self._model) from error
 
     def _only_one(self, names: Sequence[str]) -> str:
         if len(names) == 1:
