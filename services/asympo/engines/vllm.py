@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asympo.common.errors import PromptRefused
+from asympo.common.lifecycle import DaemonThreads
 from asympo.common.records import FinishReason
 from asympo.engines.base import (
     DoorTerms,
@@ -87,10 +88,10 @@ class VllmEngine(GroupEngine):
         return super().is_broken or (self._engine is not None and self._engine.errored)
 
     async def start(self, *, model_path: Path) -> None:
-        # In a thread, so that health checks are answered during the half minute this takes.
-        building = asyncio.to_thread(
-            build_engine, model_path, self._settings, self._worker_extension_cls, self._load
-        )
+        # In a thread, so that health checks are answered during the half minute this takes; one that ends
+        # with the process, so that a start that hangs cannot keep it.
+        asked = (model_path, self._settings, self._worker_extension_cls, self._load)
+        building = asyncio.get_running_loop().run_in_executor(DaemonThreads(1), build_engine, *asked)
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):
                 self._engine = await building

@@ -223,6 +223,9 @@ def test_learner_reconciles_after_a_fail_over_by_sentinel(
 ) -> None:
     master = start_server()
     replica = start_server("--replicaof", f"127.0.0.1 {master.port}")
+    for each in (master, replica):
+        account = ("on", ">p@ss/#", "~*", "&*", "+@all")
+        redis.Redis(port=each.port or 0).execute_command("ACL", "SETUSER", "learner", *account)
     sentinel_port, config = free_port(), tmp_path / "sentinel.conf"
     config.write_text(
         f"port {sentinel_port}\nbind 127.0.0.1\nsentinel monitor fleet 127.0.0.1 {master.port} 1\n"
@@ -232,7 +235,7 @@ def test_learner_reconciles_after_a_fail_over_by_sentinel(
         [server_binary(server), str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path
     )
     try:
-        url = f"redis+sentinel://127.0.0.1:{sentinel_port}/fleet"
+        url = f"redis+sentinel://learner:p%40ss%2F%23@127.0.0.1:{sentinel_port}/fleet"
         log = RunLog(Broker.connect(url, max_retries=200, backoff_cap_seconds=0.1), run_name)
         _wait_until(lambda: "num-slaves=1" in _sentinel_view(sentinel_port))
         learner = start_run(log)

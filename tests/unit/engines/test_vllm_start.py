@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,19 @@ def test_libraries_of_vllm_are_imported_ahead_and_missing_ones_told_at_the_start
         GeneratorSettings.load(["--engine", engine, "--openai.base-url", "http://localhost/v1"], environ={})
     )
     assert len(tried) == num_imports
+
+
+_HANGS = """
+import asyncio, pathlib, threading
+from asympo.engines import vllm
+from asympo.engines.settings import EngineSettings
+vllm.build_engine = lambda *_: threading.Event().wait()
+engine = vllm.VllmEngine(settings=EngineSettings(start_timeout_seconds=0.2))
+asyncio.run(engine.start(model_path=pathlib.Path("m")))
+"""
+
+
+def test_start_that_hangs_ends_the_process_with_its_sentence() -> None:
+    done = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "vLLM did not start on m within 0 s" in done.stderr

@@ -72,12 +72,20 @@ async def test_stop_that_comes_with_the_answer_of_a_probe_ends_the_reloader() ->
 @pytest.mark.asyncio
 async def test_stop_that_comes_with_a_change_of_policy_ends_who_waits_for_it() -> None:
     reloader = made(SlowProbe())
-    waiting = asyncio.ensure_future(reloader.wait_for_change(30.0))
+    waiting = asyncio.ensure_future(reloader.wait_for_change(30.0, since_step=None))
     await asyncio.sleep(0)
     reloader._changed.set()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(20)
+async def test_policy_loaded_while_the_broker_was_asked_is_not_waited_for() -> None:
+    reloader = made(SlowProbe())
+    reloader.policy = SimpleNamespace(step=2)  # type: ignore[assignment]
+    await reloader.wait_for_change(30.0, since_step=1)
 
 
 @pytest.mark.asyncio

@@ -79,8 +79,10 @@ class Reloader:
         """Keeps cached prompts of different weights apart; a policy loaded twice gets two values."""
         return f"{'model' if self.policy is None else self.policy.name}.{self._num_loads}"
 
-    async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Returns when another policy is served, or after the time-out."""
+    async def wait_for_change(self, timeout_seconds: float, *, since_step: int | None) -> None:
+        """Returns once another policy is served than that of `since_step`, or after the time-out."""
+        if self.served_step != since_step:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()

@@ -164,7 +164,7 @@ class Worker:
             await self._gate.opened()
             step = self._reloader.served_step
             if step is None:
-                await self._reloader.wait_for_change(self._slot_wait_seconds)
+                await self._reloader.wait_for_change(self._slot_wait_seconds, since_step=None)
                 continue
             answer: Lease | Refused
             if self._no_slot is not None:
@@ -180,7 +180,7 @@ class Worker:
             self.refusal = answer.reason
             if answer.reason is RefusalReason.RUN_ENDED and self._exit_when_run_ends:
                 return None
-            await self._wait_after(answer)
+            await self._wait_after(answer, asked_step=step)
 
     async def _ask_for_lease(self, policy_step: int) -> Lease | Refused:
         """One request for work. A drain does not cancel it: a lease it brings must be handed back."""
@@ -206,11 +206,12 @@ class Worker:
         if isinstance(answer, Lease):
             await self._hand_back(answer, reason=StopReason.DRAIN)
 
-    async def _wait_after(self, refused: Refused) -> None:
+    async def _wait_after(self, refused: Refused, *, asked_step: int) -> None:
         """Block until it makes sense to ask again; never longer than an event that was missed may cost."""
         reason, hint_seconds = refused.reason, refused.retry_after_seconds
         if reason is RefusalReason.STALE_POLICY:
-            await self._reloader.wait_for_change(max(hint_seconds, self._slot_wait_seconds))
+            limit_seconds = max(hint_seconds, self._slot_wait_seconds)
+            await self._reloader.wait_for_change(limit_seconds, since_step=asked_step)
             return
         try:
             await self._calls.run(

@@ -3,14 +3,12 @@
 import asyncio
 import functools
 import logging
-import queue
 import random
-import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
 from asympo.common.errors import BrokerUnavailable
+from asympo.common.lifecycle import DaemonThreads
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -34,56 +32,11 @@ class Backoff:
         return wait_seconds
 
 
-class _Threads(Executor):
-    """Threads that end with their process: no call that hangs keeps it, as the standard library's would."""
-
-    def __init__(self, max_threads: int) -> None:
-        self._max_threads, self._num_threads = max_threads, 0
-        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
-        self._is_closed = False
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Runs it as soon as a thread is free."""
-        future: Future[T] = Future()
-        with self._lock:
-            if self._is_closed:
-                raise RuntimeError("no more calls: the process ends")
-            self._waiting.put((future, functools.partial(fn, *args, **kwargs)))
-            if not self._idle.acquire(blocking=False) and self._num_threads < self._max_threads:
-                self._num_threads += 1
-                threading.Thread(target=self._work, name="asympo-call", daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Takes nothing more, and forgets what no thread has begun; never waits."""
-        with self._lock:
-            self._is_closed = True
-            while not self._waiting.empty():
-                if (item := self._waiting.get()) is not None:
-                    item[0].cancel()
-            for _ in range(self._num_threads):
-                self._waiting.put(None)
-
-    def _work(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            future, call = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:  # noqa: BLE001  it is the caller's
-                    future.set_exception(error)
-            # Nothing of a call is kept while its thread waits for the next one.
-            del item, future, call
-            self._idle.release()
-
-
 class Calls:
     """Runs blocking functions in threads, so that no broker or disk can stop the loop."""
 
     def __init__(self, *, max_threads: int, on_broker_error: Callable[[], None]) -> None:
-        self._threads = _Threads(max_threads)
+        self._threads = DaemonThreads(max_threads)
         self._on_broker_error = on_broker_error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import redis
 from redis import exceptions
@@ -150,8 +150,8 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> Any:
         [(host, int(port)) for host, _, port in hosts],
         sentinel_kwargs={**asked, **_credentials("REDIS_SENTINEL"), **_tls(are_sentinels_tls, sentinels)},
     )
-    if parts.username or parts.password:
-        options = {**options, "username": parts.username, "password": parts.password}
+    given = {"username": parts.username, "password": parts.password}
+    options = {**options, **{name: unquote(value) for name, value in given.items() if value}}
     return sentinel.master_for(service, db=int(database or 0), **options, **_tls(is_tls, servers))
 
 
