@@ -95,6 +95,7 @@ def build_trainer(
             policy=built.policy,
             tokenizer=tokenizer,
             config=run.config,
+            max_row_tokens=settings.max_row_tokens,
             log=session,
             is_trained=lambda group_id: group_id in session.trained,
             on_invalid=context.metrics.group_invalid,

@@ -61,6 +61,7 @@ class RankWorker:
             policy=parts.policy,
             tokenizer=load_tokenizer(self._settings.model),
             config=run_log.state.wait_for_config(_PATIENCE_SECONDS),
+            max_row_tokens=self._settings.max_row_tokens,
             is_trained=lambda group_id: False,
         )
         if start["state"] is not None:

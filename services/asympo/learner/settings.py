@@ -171,6 +171,12 @@ class LearnerSettings(ControlSettings):
     token_budget: int = Field(
         default=1024, ge=1, description="tokens of one micro-batch; halved when memory runs out"
     )
+    max_row_tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="longest row that is trained for one response, with its prompt and all its segments; "
+        "groups that need a longer one are set aside; if not given, what the model takes",
+    )
     head_chunk_rows: int | None = Field(
         default=None, ge=1, description="rows of logits that exist at once; none: 256 on a CPU, 2048 on a GPU"
     )

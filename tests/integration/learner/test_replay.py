@@ -51,6 +51,10 @@ sys.exit(main(["learner", *sys.argv[1:]]))
 """A learner whose memory is too small for a row of its step 5, and from then on."""
 
 
+OTHER_SETTINGS = ("--weight-decay", "0.3", "--beta1", "0.8", "--max-row-tokens", "15")
+"""Of the last learner: how its optimizer steps, and which groups it takes."""
+
+
 def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
     """`asympo log replay` in a process of its own."""
     command = [sys.executable, "-m", "asympo.cli", "log", "replay", "--run", run, "--json"]
@@ -66,7 +70,10 @@ def replay(root: Path, run: str, *flags: str) -> tuple[int, dict[str, Any]]:
 def disturbed_run(
     broker_binary: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> tuple[Path, str]:
-    """Learner out of memory at step 5, killed twice, once with the broker, which comes back as it was."""
+    """Learner out of memory at step 5, killed twice, once with the broker, which comes back as it was.
+
+    The last one has other settings.
+    """
     root = tmp_path_factory.mktemp("replayed")
     broker = start_broker(broker_binary, root / "broker")
     flags = ("--total-steps", str(STEPS), "--retain", "--keep-states", "9", "--keep-policies", "9")
@@ -92,7 +99,8 @@ def disturbed_run(
             assert "the broker had lost acknowledged state" in learner.log
             learner.end(signal.SIGKILL)
             producer.hold_at_step = None
-            assert learner.start("--take-over").wait() == 0, learner.log
+            assert learner.start("--take-over", *OTHER_SETTINGS).wait() == 0, learner.log
+            assert "this learner's max_row_tokens is 15" in learner.log
     finally:
         broker.kill()
     return root, "run"

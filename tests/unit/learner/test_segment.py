@@ -64,7 +64,11 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def group_reader(
-    tokenizer: Any, *, trained: frozenset[str] = frozenset(), alone_above: int | None = None
+    tokenizer: Any,
+    *,
+    trained: frozenset[str] = frozenset(),
+    alone_above: int | None = None,
+    max_row_tokens: int | None = None,
 ) -> GroupReader:
     return GroupReader(
         texts=RecordTexts(tokenizer=tokenizer, vocab_size=512),
@@ -73,6 +77,7 @@ def group_reader(
         ),
         vocab_size=512,
         max_tokens=64,
+        max_row_tokens=max_row_tokens,
         alone_above=alone_above,
         is_trained=lambda group_id: group_id in trained,
     )
@@ -261,6 +266,14 @@ def test_segments_that_the_model_cannot_compute_together_are_refused(tokenizer: 
     group_reader(tokenizer, alone_above=0).read(make_entry(1, SIGNAL, responses=segmented()))
     with pytest.raises(InvalidRecord, match="a sequence of 65 tokens, and the model takes 64"):
         group_reader(tokenizer).read(make_entry(1, SIGNAL, responses=segmented(2, 64)))
+
+
+def test_group_that_needs_a_longer_row_than_the_learner_takes_is_refused(tokenizer: Any) -> None:
+    plain, in_segments = make_entry(1, SIGNAL), make_entry(1, SIGNAL, responses=segmented(5, 6))
+    for entry, row in ((plain, 2 + 2), (in_segments, 2 + 2 + (4 + 2) + (5 + 2))):
+        group_reader(tokenizer, max_row_tokens=row).read(entry)
+        with pytest.raises(InvalidRecord, match=f"a row of {row} tokens, .* max_row_tokens is {row - 1}"):
+            group_reader(tokenizer, max_row_tokens=row - 1).read(entry)
 
 
 def test_group_that_the_run_never_asked_for_is_refused(tokenizer: Any) -> None:

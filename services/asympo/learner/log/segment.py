@@ -108,14 +108,19 @@ class GroupReader:
         config: RunConfig,
         vocab_size: int,
         max_tokens: int | None,
+        max_row_tokens: int | None = None,
         alone_above: int | None = None,
         is_trained: Callable[[str], bool],
     ) -> None:
-        """`max_tokens` and `alone_above`: what the model takes in a sequence, and computes beside others."""
+        """`max_tokens` and `alone_above`: what the model takes in a sequence, and computes beside others.
+
+        `max_row_tokens`: what this learner takes of one response, whatever the model does.
+        """
         self._texts = texts
         self._config = config
         self._limits = WireLimits(vocab_size=vocab_size, max_responses=config.group_size)
         self._max_tokens = max_tokens
+        self._max_row_tokens = max_row_tokens
         self._alone_above = alone_above
         self._is_trained = is_trained
 
@@ -139,7 +144,8 @@ class GroupReader:
             for response in record.responses
         )
         for response, token_ids in zip(record.responses, response_ids, strict=True):
-            self._check_length(_longest(response, token_ids, len(prompt_ids)), len(response.segments))
+            lengths = _lengths(response, token_ids, len(prompt_ids))
+            self._check_lengths(max(lengths), sum(lengths), len(response.segments))
         return ReadGroup(
             record=record,
             sequence=entry.sequence,
@@ -150,10 +156,15 @@ class GroupReader:
             advantages=group_advantages([response.reward for response in record.responses]),
         )
 
-    def _check_length(self, longest: int, num_segments: int) -> None:
+    def _check_lengths(self, longest: int, total: int, num_segments: int) -> None:
         if self._max_tokens is not None and longest > self._max_tokens:
             raise InvalidRecord(
                 f"the group has a sequence of {longest} tokens, and the model takes {self._max_tokens}"
+            )
+        if self._max_row_tokens is not None and total > self._max_row_tokens:
+            raise InvalidRecord(
+                f"a response of the group needs a row of {total} tokens, prompt and segments included, and "
+                f"this learner's max_row_tokens is {self._max_row_tokens}"
             )
         if num_segments > 1 and self._alone_above is not None and longest - 1 > self._alone_above:
             above = f"sequences of more than {self._alone_above} tokens" if self._alone_above else "sequences"
@@ -163,12 +174,11 @@ class GroupReader:
             )
 
 
-def _longest(response: Response, token_ids: tuple[int, ...], num_prompt: int) -> int:
-    """Tokens of the longest sequence of a response."""
-    parts = response.segments
-    if not parts:
-        return num_prompt + len(token_ids)
-    return max((len(each.context_ids) or num_prompt) + len(each.token_ids) for each in parts)
+def _lengths(response: Response, token_ids: tuple[int, ...], num_prompt: int) -> list[int]:
+    """Tokens of each sequence of a response, with what it follows."""
+    if not response.segments:
+        return [num_prompt + len(token_ids)]
+    return [(len(each.context_ids) or num_prompt) + len(each.token_ids) for each in response.segments]
 
 
 class SegmentLog(Protocol):

@@ -17,8 +17,7 @@ from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
-from asympo.common.trained_ids import TrainedIds
-from asympo.learner.log.segment import LogSegment
+from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.model.weights import is_adapted, named_weights
 from asympo.learner.progress import Progress
 from asympo.learner.publish.policy_files import read_weights
@@ -121,20 +120,14 @@ class Replay:
         self._tokenizer = load_tokenizer(self._recipe.settings.model)
         self._recipe.check_tokenizer(self._tokenizer)
         self._built: StepParts = build_step_parts(self._recipe.settings, self._recipe.compute)
-        trained: TrainedIds = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
+        trained = self._trained = trained_ids_of(state, num_prompts=self._recipe.config.num_prompts)
         if from_state:
             self._states.load(from_state, model=self._built.policy.model, optimizer=self._built.optimizer)
         self._first_step = state.step if state else 0
         self._log = ArchivedLog(progress=Progress(step=self._first_step, sequence=start))
         self._training = LogConsumer(
             source=self._log,
-            reader=build_reader(
-                policy=self._built.policy,
-                tokenizer=self._tokenizer,
-                config=self._recipe.config,
-                log=self._log,
-                is_trained=lambda group_id: group_id in trained,
-            ),
+            reader=self._reader(),
             stepper=self._built.stepper,
             trained=trained,
         )
@@ -217,8 +210,19 @@ class Replay:
             )
         recipe.set_up()
         self._built = rebuilt(self._built, recipe.settings, recipe.compute)
-        self._training.stepper = self._built.stepper
         self._recipe = recipe
+        self._training.stepper, self._training.reader = self._built.stepper, self._reader()
+
+    def _reader(self) -> SegmentReader:
+        """Of segments as they were recorded: between two of them it holds nothing."""
+        return build_reader(
+            policy=self._built.policy,
+            tokenizer=self._tokenizer,
+            config=self._recipe.config,
+            max_row_tokens=self._recipe.settings.max_row_tokens,
+            log=self._log,
+            is_trained=lambda group_id: group_id in self._trained,
+        )
 
     # --- comparing -------------------------------------------------------------------------------------
 

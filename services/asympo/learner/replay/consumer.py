@@ -15,7 +15,8 @@ class LogConsumer:
     def __init__(
         self, *, source: SegmentLog, reader: SegmentReader, stepper: Stepper, trained: TrainedIds
     ) -> None:
-        self._reader = reader
+        self.reader = reader
+        """What the next segment is read with; may be replaced between segments."""
         self.stepper = stepper
         """How the next step is computed; may be replaced between segments."""
         self.trained = trained
@@ -28,9 +29,9 @@ class LogConsumer:
 
         `is_last`: no entry follows what can be read, so the rest makes a segment.
         """
-        segment = self._reader.poll(block_seconds=block_seconds)
+        segment = self.reader.poll(block_seconds=block_seconds)
         if segment is None and is_last:
-            segment = self._reader.flush()
+            segment = self.reader.flush()
         if segment is None:
             return None
         if any(group.has_signal for group in segment.groups):

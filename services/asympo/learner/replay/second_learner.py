@@ -172,6 +172,7 @@ class SecondLearner:
             policy=self._built.policy,
             tokenizer=tokenizer,
             config=config,
+            max_row_tokens=settings.max_row_tokens,
             log=self._log,
             is_trained=lambda group_id: group_id in trained,
         )

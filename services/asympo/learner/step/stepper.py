@@ -44,15 +44,7 @@ def build_step_parts(
     device = compute.torch_device if ranks is None else torch.device("cpu")
     policy = load_policy(settings, compute, device=device, check=check_weights)
     shards = None if ranks is None else Shards(policy=policy, ranks=ranks)
-    optimizer = make_optimizer(
-        policy.model,
-        learning_rate=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        name=settings.optimizer,
-        muon_momentum=settings.muon_momentum,
-    )
+    optimizer = _optimizer(policy.model, settings)
     return StepParts(
         policy=policy,
         optimizer=optimizer,
@@ -85,10 +77,26 @@ def load_policy(
 def rebuilt(
     parts: StepParts, settings: LearnerSettings, compute: Compute, *, rows: RowLimits | None = None
 ) -> StepParts:
-    """The same weights and optimizer, stepped in another way from now on."""
+    """The same weights and momenta, stepped in another way from now on."""
     policy = policy_around(parts.policy.model, settings, compute)
+    groups = _optimizer(policy.model, settings).param_groups
+    for ours, given in zip(parts.optimizer.param_groups, groups, strict=True):
+        # The parameters are the same, and lists of them are what the optimizer's state goes by.
+        ours.update({name: value for name, value in given.items() if name != "params"})
     stepper = build_stepper(settings, compute, policy=policy, optimizer=parts.optimizer, rows=rows)
     return StepParts(policy=policy, optimizer=parts.optimizer, stepper=stepper)
+
+
+def _optimizer(model: PreTrainedModel, settings: LearnerSettings) -> torch.optim.Optimizer:
+    return make_optimizer(
+        model,
+        learning_rate=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        name=settings.optimizer,
+        muon_momentum=settings.muon_momentum,
+    )
 
 
 def build_reader(
@@ -96,6 +104,7 @@ def build_reader(
     policy: Policy,
     tokenizer: Any,
     config: RunConfig,
+    max_row_tokens: int | None,
     log: SegmentLog,
     is_trained: Callable[[str], bool],
     on_invalid: Callable[[str], None] = lambda reason: None,
@@ -104,7 +113,11 @@ def build_reader(
     return SegmentReader(
         log=log,
         group_reader=build_group_reader(
-            policy=policy, tokenizer=tokenizer, config=config, is_trained=is_trained
+            policy=policy,
+            tokenizer=tokenizer,
+            config=config,
+            max_row_tokens=max_row_tokens,
+            is_trained=is_trained,
         ),
         groups_per_step=config.groups_per_step,
         max_groups_per_step=config.max_groups_per_step,
@@ -113,7 +126,12 @@ def build_reader(
 
 
 def build_group_reader(
-    *, policy: Policy, tokenizer: Any, config: RunConfig, is_trained: Callable[[str], bool]
+    *,
+    policy: Policy,
+    tokenizer: Any,
+    config: RunConfig,
+    max_row_tokens: int | None,
+    is_trained: Callable[[str], bool],
 ) -> GroupReader:
     """Turns entries into groups that this policy can train."""
     return GroupReader(
@@ -127,6 +145,7 @@ def build_group_reader(
         config=config,
         vocab_size=vocab_size(policy.model.config),
         max_tokens=context_length(policy.model.config),
+        max_row_tokens=max_row_tokens,
         alone_above=policy.path.alone_above,
         is_trained=is_trained,
     )

@@ -166,7 +166,7 @@ def test_step_that_never_fits_is_refused_by_name_and_leaves_no_trace(make: Any) 
     stepper, policy = make()
     before = weights(policy)
     policy.max_tokens = 10
-    with pytest.raises(StepTooLarge, match="token_budget"):
+    with pytest.raises(StepTooLarge, match="a smaller max_row_tokens, which sets groups"):
         train(stepper, groups(20, 30))
     assert all(map(torch.equal, weights(policy), before))
     assert all(parameter.grad is None for parameter in policy.model.parameters())
