@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.run.prepare.machine import FEW_KERNELS, KEEP_MEMORY, NO_SPINNING
 
 from deploy.chart import rendering
 from tests.conftest import require
@@ -66,6 +67,16 @@ def test_settings_and_passwords_reach_the_containers(laptop: list[dict[str, Any]
     assert f'checkpoint_root = "{tmp_path}/claims/asympo-checkpoints"' in text
     assert "redis://127." in text
     assert "0.0.0.0" not in text
+
+
+def test_learner_without_a_gpu_computes_as_that_of_asympo_run(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    wanted = {"name": "MALLOC_MMAP_MAX_", "value": "0"}
+    assert wanted not in container(rendered["examples/one-gpu/values.yaml"])["env"]
+    for name in ("examples/laptop-cpu/values.yaml", "ci/cpu-ranks-values.yaml"):
+        found = {each["name"]: each.get("value") for each in container(rendered[name])["env"]}
+        assert (KEEP_MEMORY | FEW_KERNELS | NO_SPINNING).items() <= found.items()
 
 
 def drop(kind: str, name: str) -> Callable[[list[dict[str, Any]]], None]:

@@ -136,7 +136,7 @@ env:
 {{- include "asympo.variables" (dict "own" (include "asympo.ownEnvironment" .) "extra" .values.extraEnv) }}
 {{- end }}
 
-{{/* Environment: user and password of the broker by .role, where libraries may write. */}}
+{{/* Environment: user and password of the broker by .role, where libraries may write, what a learner on CPUs needs. */}}
 {{- define "asympo.ownEnvironment" -}}
 {{- $external := .root.Values.redis.external }}
   - name: HOME
@@ -167,6 +167,26 @@ env:
     value: /cache/inductor
   - name: TRITON_CACHE_DIR
     value: /cache/triton
+  {{- if and (eq .component "learner") (eq (int .values.gpus) 0) }}
+  # glibc: keep memory, which costs more to fault in anew than the arithmetic.
+  - name: MALLOC_MMAP_MAX_
+    value: "0"
+  - name: MALLOC_TRIM_THRESHOLD_
+    value: "100000000000"
+  - name: MALLOC_TOP_PAD_
+    value: "268435456"
+  # oneDNN and torch: keep the kernels of a few shapes. OpenMP: a thread that waits gives its core away.
+  - name: ONEDNN_PRIMITIVE_CACHE_CAPACITY
+    value: "64"
+  - name: LRU_CACHE_CAPACITY
+    value: "64"
+  - name: KMP_BLOCKTIME
+    value: "0"
+  - name: OMP_WAIT_POLICY
+    value: PASSIVE
+  - name: GOMP_SPINCOUNT
+    value: "0"
+  {{- end }}
   {{- if and (eq .root.Values.redis.mode "external") $external.urlFrom.secret }}
   - name: REDIS_URL
     valueFrom:
