@@ -73,7 +73,7 @@ class Ledger:
         return commit
 
     def flush(self) -> None:
-        """Before a save: the rows of what it covers belong on storage first."""
+        """Before a save: the rows of what it covers belong on storage first. Raises PublishFailed."""
         self._trained_log.flush()
 
     def _consumed(self, segment: LogSegment, *, step: int | None, row_limits: tuple[int, int]) -> None:

@@ -221,8 +221,8 @@ class Trainer:
             self._save_at = self._publishing.retry_at
             return None
         begun = self._clock.monotonic_seconds()
-        self._ledger.flush()
         try:
+            self._ledger.flush()
             name = self._saver.save(step=self._progress.step, wall_seconds=self._recorder.wall_seconds)
         except PublishFailed as error:
             log.error("%s; the next attempt is in %.0f s", error, self._settings.publish_retry_seconds)

@@ -69,6 +69,18 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         assert (root / run_name / "train" / commit.state_name / "manifest.json").exists()
         control.free_disk()
         learner.until(lambda: (last := run_log.commits.last()) is not None and last.sequence > committed + 9)
+
+        # Nothing is committed whose row is not on storage.
+        rows = root / run_name / "trained.jsonl"
+        control.fill_disk(rows)
+        learner.until(failed_twice(learner, "save"))
+        commit, *_, last = run_log.commits.last(), *read_jsonl(rows)
+        assert commit is not None
+        assert commit.sequence <= last["last_sequence"]
+        control.free_disk()
+        learner.until(
+            lambda: (last := run_log.commits.last()) is not None and last.sequence > commit.sequence
+        )
         assert learner.end(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
     assert learner.count("the next attempt is in") >= 6

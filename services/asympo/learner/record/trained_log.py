@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from asympo.common.errors import PublishFailed
 from asympo.common.jsonl import JsonlWriter
 from asympo.learner.log.segment import LogSegment
 
@@ -38,16 +39,20 @@ class TrainedLog:
                 "group_ids": list(segment.group_ids),
             }
         )
-        self.flush()
+        try:
+            self.flush()
+        except PublishFailed as error:
+            log.warning("%s", error)
 
     def flush(self) -> None:
-        """Tries again what could not be written."""
+        """Tries again what could not be written; raises PublishFailed while storage refuses it."""
         try:
             while self._unwritten:
                 self._writer.append(self._unwritten[0])
                 del self._unwritten[0]
         except OSError as error:
-            log.warning(
-                "%d rows wait to be written to %s: %s", len(self._unwritten), self._writer.path, error
-            )
             self._on_failure()
+            raise PublishFailed(
+                f"{len(self._unwritten)} rows wait to be written to {self._writer.path}: "
+                f"{error.strerror or error}"
+            ) from error
