@@ -176,6 +176,19 @@ async def test_worker_idles_after_the_run_and_works_as_soon_as_it_goes_on(learne
         await until(lambda: len(learner.groups()) > learner.config.capacity, timeout_seconds=20)
 
 
+@pytest.mark.parametrize("is_created_anew", [False, True])
+async def test_worker_ends_when_its_run_was_deleted(learner: LearnerSide, is_created_anew: bool) -> None:
+    learner.create().publish(3, nll=2.0)
+    gen = start(settings_for(learner))
+    await until(lambda: len(learner.groups()) == learner.config.capacity)
+    learner.run_log.state.delete()
+    if is_created_anew:
+        learner.create()
+    said = "and created anew since" if is_created_anew else "was deleted since this generator joined it"
+    with pytest.raises(RunConfigMismatch, match=said):
+        await asyncio.wait_for(gen.task, 40)
+
+
 async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> None:
     learner.create().publish(0, nll=2.0)
     gen = start(settings_for(learner, exit_when_run_ends=True))

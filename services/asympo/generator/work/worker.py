@@ -6,7 +6,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from asympo.common.errors import BrokerUnavailable, EngineBroken
+from asympo.common.errors import BrokerUnavailable, EngineBroken, RunConfigMismatch
 from asympo.common.rollout_log import Lease, RefusalReason, Refused
 from asympo.generator.context import GeneratorContext
 from asympo.generator.reload.gate import VerdictGate
@@ -180,6 +180,8 @@ class Worker:
             self.refusal = answer.reason
             if answer.reason is RefusalReason.RUN_ENDED and self._exit_when_run_ends:
                 return None
+            if answer.reason is RefusalReason.NOT_STARTED:
+                await self._refuse_another_run()
             await self._wait_after(answer, asked_step=step)
 
     async def _ask_for_lease(self, policy_step: int) -> Lease | Refused:
@@ -192,6 +194,17 @@ class Worker:
         answer = await asyncio.shield(self._asking)
         self._asking = None
         return answer
+
+    async def _refuse_another_run(self) -> None:
+        """A run that served us a policy has started: one that has not is another, with another's settings."""
+        config = await self._calls.until_answered(self._run_log.state.config)
+        announced = await self._calls.until_answered(self._run_log.policies.latest)
+        is_another = announced is None and self._reloader.policy is not None
+        if config != self._config or is_another:
+            what = "deleted" if config is None else "deleted and created anew"
+            raise RunConfigMismatch(
+                f"run {self._config.run!r} was {what} since this generator joined it: start it again"
+            )
 
     async def _return_unwanted(self) -> None:
         """Hand back the lease that was being granted when leasing stopped."""

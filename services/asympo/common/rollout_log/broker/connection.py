@@ -96,7 +96,7 @@ class Broker:
         cls,
         url: str,
         *,
-        socket_timeout_seconds: float = 10.0,
+        socket_timeout_seconds: float = 5.0,
         connect_timeout_seconds: float = 5.0,
         max_retries: int = 8,
         backoff_base_seconds: float = 0.05,

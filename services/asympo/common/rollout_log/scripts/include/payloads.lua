@@ -22,7 +22,8 @@ local function delete_all(payloads, tokens)
 end
 
 -- Deletes entries before an id, and their payloads with them. A payload that no entry refers to (its holder died
--- before it appended, or came too late) goes once there are too many of those, unless its lease is still out.
+-- before it appended, or came too late) goes too, unless its lease is still out; in a log so long that looking for
+-- such payloads takes time, once there are many.
 local function trim(log, payloads, leases, first_kept)
   local num_payloads = redis.call('HLEN', payloads)
   if num_payloads > 0 then
@@ -30,7 +31,8 @@ local function trim(log, payloads, leases, first_kept)
     num_payloads = redis.call('HLEN', payloads)
   end
   redis.call('XTRIM', log, 'MINID', first_kept)
-  if num_payloads <= redis.call('XLEN', log) + redis.call('HLEN', leases) + 64 then
+  local length = redis.call('XLEN', log)
+  if num_payloads == 0 or length > 1000 and num_payloads <= length + redis.call('HLEN', leases) + 64 then
     return
   end
   local is_used, unused = {}, {}
