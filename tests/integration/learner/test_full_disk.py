@@ -26,6 +26,18 @@ def failed_twice(learner: LearnerProcess, what: str) -> Callable[[], bool]:
     return lambda: failures(learner, what) >= before + 2
 
 
+def commits_wait_for_rows(learner: LearnerProcess, control: Control, run_log: RunLog, rows: Path) -> None:
+    """Nothing is committed whose row is not on storage."""
+    control.fill_disk(rows)
+    learner.until(failed_twice(learner, "save"))
+    commit = run_log.commits.last()
+    assert commit is not None
+    committed = commit.sequence
+    assert committed <= list(read_jsonl(rows))[-1]["last_sequence"]
+    control.free_disk()
+    learner.until(lambda: (last := run_log.commits.last()) is not None and last.sequence > committed)
+
+
 @pytest.mark.timeout(200)
 def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
@@ -70,17 +82,7 @@ def test_full_disk_is_told_and_tried_again_while_the_old_policy_serves(
         control.free_disk()
         learner.until(lambda: (last := run_log.commits.last()) is not None and last.sequence > committed + 9)
 
-        # Nothing is committed whose row is not on storage.
-        rows = root / run_name / "trained.jsonl"
-        control.fill_disk(rows)
-        learner.until(failed_twice(learner, "save"))
-        commit, *_, last = run_log.commits.last(), *read_jsonl(rows)
-        assert commit is not None
-        assert commit.sequence <= last["last_sequence"]
-        control.free_disk()
-        learner.until(
-            lambda: (last := run_log.commits.last()) is not None and last.sequence > commit.sequence
-        )
+        commits_wait_for_rows(learner, control, run_log, root / run_name / "trained.jsonl")
         assert learner.end(signal.SIGTERM) == 0, learner.log
     assert control.num_refused_writes > 0
     assert learner.count("the next attempt is in") >= 6
