@@ -39,6 +39,9 @@ _SECURITY_HEADERS = {
 _ANY_HOST_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by orchestrators and scrapers under the address of the pod; they hold nothing worth rebinding for."""
 
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, and a link on any page may lead here."""
+
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)*\Z"
 )
@@ -131,10 +134,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class HostCheck:
-    """Refuses requests whose Host is neither loopback nor allowed; adds the security headers to the others.
+    """Refuses what a stranger's page makes a browser send; adds the security headers to all other answers.
 
-    A stranger's page can point its own name at 127.0.0.1 and then read whatever a local server answers (DNS
-    rebinding); the Host header still holds the stranger's name.
+    Such a page can point its own name at 127.0.0.1 and then read whatever a local server answers (DNS
+    rebinding): the Host header still holds that name. Without it the page can send a POST and not read the
+    answer: the header Origin says where it comes from.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str]) -> None:
@@ -145,11 +149,17 @@ class HostCheck:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        host = _without_port(Headers(scope=scope).get("host", ""))
+        headers = Headers(scope=scope)
+        host = _without_port(headers.get("host", ""))
         if scope["path"] not in _ANY_HOST_PATHS and not self._is_allowed(host):
             log.warning("Refused a request for host %r", host)
             text = f"host {host!r} is not allowed; use 127.0.0.1 or add the name to allowed_hosts\n"
             await PlainTextResponse(text, status_code=421)(scope, receive, send)
+            return
+        if scope.get("method") not in _SAFE_METHODS and not self._is_from_here(headers):
+            log.warning("Refused a request that a page of %r made a browser send", headers.get("origin"))
+            text = "a page of another site may not send this; send it from 127.0.0.1, or without a browser\n"
+            await PlainTextResponse(text, status_code=403)(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -160,6 +170,12 @@ class HostCheck:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+    def _is_from_here(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is None:
+            return headers.get("sec-fetch-site") != "cross-site"
+        return self._is_allowed(_without_port(origin.rpartition("//")[2]))
 
     def _is_allowed(self, host: str) -> bool:
         if host == "localhost" or host.endswith(".localhost") or host in self._allowed_hosts:

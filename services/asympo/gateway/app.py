@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from asympo.common.codec import WireLimits
 from asympo.common.control.tokens import read_token
-from asympo.common.http_server import bind, serving
+from asympo.common.http_server import HostCheck, bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
@@ -102,6 +102,9 @@ class GatewayProcess:
         )
         app = build_api(api, gateway=self.gateway, metrics_endpoint=MetricsEndpoint(self.registry))
         served = self._with_sessions(app, api, closing)
+        if settings.producers is None:
+            # Nobody shows a token here, and a page that the browser on this machine opens has none.
+            served = HostCheck(served, allowed_hosts=frozenset())
         self.http_port = int(listener.getsockname()[1])
         await closing.enter_async_context(serving(served, listener, connection=GatewayConnection))
         await self.rpc.start()

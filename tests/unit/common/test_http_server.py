@@ -35,9 +35,12 @@ async def read(request: Request) -> Response:
     return Response(await request.body())
 
 
-def ask(address: tuple[str, int], path: str, *, host: str = "127.0.0.1") -> bytes:
+def ask(
+    address: tuple[str, int], path: str, *, host: str = "127.0.0.1", method: str = "GET", more: str = ""
+) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n"
     with socket.create_connection(address, timeout=20) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(head.encode())
         return connection.recv(100)
 
 
@@ -85,6 +88,21 @@ def test_stranger_s_name_is_refused_and_a_probe_is_not(address: tuple[str, int])
     assert ask(address, "/v1/status", host="evil.example").startswith(b"HTTP/1.1 421")
     assert ask(address, "/livez", host="10.0.0.7:8080").startswith(b"HTTP/1.1 200")
     assert ask(address, "/v1/status", host="localhost:8080").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ("", b"200"),
+        ("Origin: http://localhost:3000\r\nSec-Fetch-Site: cross-site\r\n", b"200"),
+        ("Origin: http://evil.example\r\n", b"403"),
+        ("Origin: null\r\n", b"403"),
+        ("Sec-Fetch-Site: cross-site\r\n", b"403"),
+    ],
+)
+def test_page_of_another_site_changes_nothing(address: tuple[str, int], more: str, status: bytes) -> None:
+    assert ask(address, "/read", method="POST", more=more).startswith(b"HTTP/1.1 " + status)
+    assert ask(address, "/v1/status", more=more).startswith(b"HTTP/1.1 200"), "a link may lead here"
 
 
 def test_answer_never_waits_for_an_acknowledgement() -> None:
