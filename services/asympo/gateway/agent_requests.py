@@ -142,8 +142,13 @@ def _read_request(content: bytes) -> dict[str, Any]:
         raise Refusal(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise Refusal(400, "the body is not a JSON object")
-    if body.get("n", 1) != 1:
+    if body.get("n") is None:
+        body.pop("n", None)
+    elif body["n"] != 1:
         raise Refusal(400, "n: a session gives one answer to each request; open more sessions")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > 1 and not all(isinstance(each, int) for each in prompt):
+        raise Refusal(400, "prompt: a session gives one answer to each request; send one prompt at a time")
     return body
 
 
@@ -154,4 +159,4 @@ def _refused(status: int, error: Exception) -> Response:
 def _note(session: Session, reader: TurnReader) -> None:
     turn = reader.turn
     if turn is not None and not session.is_closed:
-        session.turns.append(turn)
+        session.transcript.add(turn)

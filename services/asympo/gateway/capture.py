@@ -1,8 +1,8 @@
 """What an agent said and heard, turn by turn, as the token ids of one response."""
 
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from operator import eq
+from dataclasses import dataclass, field
 from typing import Any
 
 from asympo.common.errors import AsympoError
@@ -29,9 +29,9 @@ class NotTrainable(AsympoError):
 class Turn:
     """One request and its answer."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: "array[int]"
     """All that the policy was shown, as the engine says; empty when it does not."""
-    answer_ids: tuple[int, ...]
+    answer_ids: "array[int]"
     """All that it sampled, as the engine says; empty when it does not."""
     finish_reason: str
     """As the engine says."""
@@ -44,6 +44,7 @@ class TurnReader:
         self._prompt_ids: list[int] = []
         self._answer_ids: list[int] = []
         self._finish_reason = ""
+        self._has_several = False
 
     def read(self, body: Any) -> None:
         """One body, or one event of a stream."""
@@ -54,6 +55,7 @@ class TurnReader:
             return
         self._prompt_ids = body.get("prompt_token_ids") or self._prompt_ids
         for choice in body.get("choices") or ():
+            self._has_several |= bool(choice.get("index"))
             self._prompt_ids = choice.get("prompt_token_ids") or self._prompt_ids
             self._answer_ids += choice.get("token_ids") or ()
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
@@ -72,36 +74,105 @@ class TurnReader:
         if not self._finish_reason:
             return None
         return Turn(
-            prompt_ids=tuple(self._prompt_ids),
-            answer_ids=tuple(self._answer_ids),
-            finish_reason=self._finish_reason,
+            prompt_ids=_packed(self._prompt_ids),
+            answer_ids=_packed(self._answer_ids),
+            finish_reason="more than one answer" if self._has_several else self._finish_reason,
         )
+
+
+def _packed(token_ids: Sequence[int]) -> "array[int]":
+    """In four bytes each; none where they are no token ids."""
+    try:
+        return array("I", token_ids)
+    except (TypeError, ValueError, OverflowError):
+        return array("I")
 
 
 @dataclass(kw_only=True, slots=True)
 class Stretch:
     """Turns that each extend the one before, as one sequence."""
 
-    token_ids: list[int]
-    """All that was shown and sampled, in order."""
-    is_sampled: list[bool]
-    """One flag for each token: sampled by the policy in this stretch."""
     num_shown: int
     """Tokens before the first answer."""
+    token_ids: "array[int]" = field(default_factory=lambda: array("I"))
+    """All that was shown and sampled, in order."""
+    is_sampled: bytearray = field(default_factory=bytearray)
+    """A one for each token that the policy sampled in this stretch, else a zero."""
+
+    def is_begun_by(self, turn: Turn) -> bool:
+        """Whether the turn's prompt begins with all of `token_ids`."""
+        return turn.prompt_ids[: len(self.token_ids)] == self.token_ids
 
     def add(self, turn: Turn) -> None:
         """A turn whose prompt begins with all of `token_ids`."""
         shown = turn.prompt_ids[len(self.token_ids) :]
-        self.token_ids += [*shown, *turn.answer_ids]
-        self.is_sampled += [False] * len(shown) + [True] * len(turn.answer_ids)
+        self.token_ids += shown + turn.answer_ids
+        self.is_sampled += b"\0" * len(shown) + b"\1" * len(turn.answer_ids)
 
     def segment(self, *, after: int, has_context: bool) -> ResponseSegment:
         """What follows the first `after` tokens; what was shown is context, not a target."""
         return ResponseSegment(
             context_ids=tuple(self.token_ids[:after]) if has_context else (),
             token_ids=tuple(self.token_ids[after:]),
-            trained_token_mask=tuple(self.is_sampled[after:]),
+            trained_token_mask=tuple(map(bool, self.is_sampled[after:])),
         )
+
+
+class Transcript:
+    """All turns of a session, each token kept once, until its conversation is asked for.
+
+    A request that begins with all that was shown and sampled in a stretch goes on with it. Any other, whose
+    history was rewritten or which goes back to an earlier point, begins a stretch of its own after exactly
+    what the policy was shown: training a history as if it had been another would train tokens on what never
+    preceded them.
+    """
+
+    def __init__(self) -> None:
+        self.num_turns = 0
+        self._stretches: list[Stretch] = []
+        self._finish_reason = ""
+        self._problem = NotTrainable("no_turns", "the session has no finished answer")
+
+    def add(self, turn: Turn) -> None:
+        """The next turn; nothing is kept of a session that makes no response."""
+        self.num_turns += 1
+        if self.num_turns == 1 or self._stretches:
+            try:
+                self._add(turn)
+            except NotTrainable as error:
+                self._problem = error
+                self._stretches.clear()
+
+    def conversation(self, *, has_segments: bool) -> "Conversation":
+        """All turns; raises NotTrainable when they make no response. Without `has_segments` of one stretch."""
+        if not self._stretches:
+            raise self._problem
+        if len(self._stretches) > 1 and not has_segments:
+            raise NotTrainable("history_rewritten", "a run that an older release created has no segments")
+        return Conversation(
+            stretches=tuple(self._stretches), finish_reason=_FINISH_REASONS[self._finish_reason]
+        )
+
+    def clear(self) -> None:
+        """Keeps the number of turns alone."""
+        self._stretches.clear()
+
+    def _add(self, turn: Turn) -> None:
+        if not turn.prompt_ids or not turn.answer_ids:
+            raise NotTrainable("no_token_ids", f"the engine gave no token ids for turn {self.num_turns}")
+        if turn.finish_reason not in _FINISH_REASONS:
+            raise NotTrainable("unknown_end", f"turn {self.num_turns} ended with {turn.finish_reason!r}")
+        extended = [each for each in self._stretches if each.is_begun_by(turn)]
+        if not extended:
+            extended = [Stretch(num_shown=len(turn.prompt_ids))]
+            self._stretches += extended
+        max(extended, key=lambda each: len(each.token_ids)).add(turn)
+        self._finish_reason = turn.finish_reason
+        num_tokens = sum(len(each.token_ids) for each in self._stretches)
+        if len(self._stretches) > MAX_SEGMENTS or num_tokens > MAX_RESPONSE_TOKENS:
+            raise NotTrainable(
+                "too_long", f"{len(self._stretches)} segments of {num_tokens} tokens in all are too many"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,45 +199,10 @@ class Conversation:
         return Response(segments=segments, reward=reward, finish_reason=self.finish_reason)
 
 
-def conversation_of(turns: Sequence[Turn], *, has_segments: bool) -> Conversation:
-    """All turns; raises NotTrainable when they make no response.
-
-    A request that begins with all that was shown and sampled in a stretch goes on with it. Any other, whose
-    history was rewritten or which goes back to an earlier point, begins a stretch of its own after exactly
-    what the policy was shown: training a history as if it had been another would train tokens on what never
-    preceded them. Without `has_segments` there can be one stretch only.
-    """
-    if not turns:
-        raise NotTrainable("no_turns", "the session has no finished answer")
-    stretches: list[Stretch] = []
-    for number, turn in enumerate(turns, start=1):
-        if not turn.prompt_ids or not turn.answer_ids:
-            raise NotTrainable("no_token_ids", f"the engine gave no token ids for turn {number}")
-        if turn.finish_reason not in _FINISH_REASONS:
-            raise NotTrainable("unknown_end", f"turn {number} ended with {turn.finish_reason!r}")
-        extended = [each for each in stretches if _begins_with(turn.prompt_ids, each.token_ids)]
-        if not extended:
-            extended = [Stretch(token_ids=[], is_sampled=[], num_shown=len(turn.prompt_ids))]
-            stretches += extended
-        max(extended, key=lambda each: len(each.token_ids)).add(turn)
-    if len(stretches) > 1 and not has_segments:
-        raise NotTrainable("history_rewritten", "a run that an older release created has no segments")
-    num_tokens = sum(len(each.token_ids) for each in stretches)
-    if len(stretches) > MAX_SEGMENTS or num_tokens > MAX_RESPONSE_TOKENS:
-        raise NotTrainable(
-            "too_long", f"{len(stretches)} segments of {num_tokens} tokens in all are too many"
-        )
-    return Conversation(stretches=tuple(stretches), finish_reason=_FINISH_REASONS[turns[-1].finish_reason])
-
-
 def shared_prompt(conversations: Sequence[Conversation]) -> tuple[int, ...]:
     """The longest beginning that all were shown before their first answer."""
     first = [each.stretches[0] for each in conversations]
     return tuple(_common([each.token_ids[: each.num_shown] for each in first]))
-
-
-def _begins_with(prompt_ids: tuple[int, ...], token_ids: list[int]) -> bool:
-    return len(token_ids) <= len(prompt_ids) and all(map(eq, token_ids, prompt_ids))
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> Iterator[int]:

@@ -73,7 +73,7 @@ class SessionApi:
         group = session.group
         return AsciiResponse(
             {
-                "turns": len(session.turns),
+                "turns": session.transcript.num_turns,
                 "reward": session.reward,
                 "closed": session.is_closed,
                 "group": {"outcome": group.outcome, "failures": group.failures},

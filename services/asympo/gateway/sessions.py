@@ -18,7 +18,7 @@ from asympo.common.records import (
     RolloutGroup,
 )
 from asympo.common.rollout_log import RunConfig
-from asympo.gateway.capture import NotTrainable, Turn, conversation_of, shared_prompt
+from asympo.gateway.capture import NotTrainable, Transcript, shared_prompt
 from asympo.gateway.core import Answer, Gateway
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import Producer
@@ -52,7 +52,8 @@ class Session:
     session_id: str
     """Secret: whoever knows it may use the session."""
     group: "SessionGroup"
-    turns: list[Turn] = field(default_factory=list)
+    transcript: Transcript = field(default_factory=Transcript)
+    """What was said and heard; empty once the group has ended."""
     reward: float | None = None
     functions: Mapping[str, float] = field(default_factory=dict)
     """Parts of the reward, for people."""
@@ -185,6 +186,8 @@ class Sessions:
             # The edge of one group: the gateway goes on, and the lease expires.
             log.exception("A group of sessions met an error nobody foresaw")
             group.outcome = "failed"
+        for session in group.sessions:
+            session.transcript.clear()
         self._metrics.open_sessions.dec(len(group.sessions))
         self._metrics.count_session_group(group.outcome)
         log.info(
@@ -252,7 +255,7 @@ class Sessions:
             try:
                 if session.reward is None:
                     raise NotTrainable("no_reward", "the session ended without a reward")
-                conversation = conversation_of(session.turns, has_segments=has_segments)
+                conversation = session.transcript.conversation(has_segments=has_segments)
                 usable.append((conversation, session))
             except NotTrainable as error:
                 group.failures.append(error.reason)

@@ -240,7 +240,7 @@ async def test_door_serves_the_openai_package_from_the_engine_of_the_log(engine:
             assert reader.turn is None
             reader.read(json.loads(body))
         assert reader.turn is not None
-        assert reader.turn.prompt_ids == tuple(chat.prompt_token_ids)
+        assert list(reader.turn.prompt_ids) == chat.prompt_token_ids
         assert (len(reader.turn.answer_ids), reader.turn.finish_reason) == (12, "length")
     assert [model.id for model in (await client.models.list()).data] == ["policy"]
     for path in ("/metrics", "/tokenize", "/invocations", "/v1/embeddings", "/version", "/docs"):

@@ -61,7 +61,7 @@ def ask(session: dict[str, str], *messages: tuple[str, str]) -> None:
     """One request with a history of its own."""
     client = openai.OpenAI(base_url=session["base_url"], api_key="any", max_retries=0)
     history: list[Any] = [{"role": role, "content": content} for role, content in messages]
-    client.chat.completions.create(model="any", messages=history)
+    client.chat.completions.create(model="any", messages=history, n=None)
 
 
 def complete(gateway: RunningGateway, session: dict[str, str], reward: float) -> None:
@@ -310,6 +310,8 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/sessions/{id}/complete", {"reward": 1, "functions": {"\ud800": 1}}, 400),
         ("/sessions/{id}/v1/embeddings", {}, 404),
         ("/sessions/{id}/v1/chat/completions", {"messages": [], "n": 2}, 400),
+        ("/sessions/{id}/v1/completions", {"prompt": ["a", "b"]}, 400),
+        ("/sessions/{id}/v1/completions", {"prompt": [[1], [2]]}, 400),
         ("/sessions/none/v1/chat/completions", {"messages": []}, 404),
         ("/v1/chat/completions", {"messages": []}, 400),
         ("/v1/embeddings", {}, 404),
