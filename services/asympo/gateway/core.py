@@ -35,6 +35,7 @@ _WHY: Mapping[str, str] = {
     SubmitOutcome.TOO_OLD: "its number is below all that are remembered: give a number that grows",
     SubmitOutcome.TOO_LARGE: "it has more bytes than a record of this run may have",
     SubmitOutcome.RUN_ENDED: "the run has ended",
+    "lease_lost": "lease_token belongs to no lease that the producer holds: it expired or was handed back",
 }
 
 
@@ -162,8 +163,10 @@ class Gateway:
         self, producer: Producer, group: rollout_pb2.RolloutGroup, lease_token: str
     ) -> Answer:
         work = self.parts.work
+        lease = await work.lease_of(producer, lease_token)
+        if lease is None:
+            return self._ended(producer, "lease_lost", group.group_id)
         try:
-            lease = work.lease_of(producer, lease_token)
             if group.group_id and group.group_id != lease.group_id:
                 raise InvalidRecord(f"group_id is {group.group_id[:80]!r}, the lease is for {lease.group_id}")
             group.group_id = lease.group_id
@@ -171,8 +174,11 @@ class Gateway:
         except InvalidRecord as error:
             return self.refuse(producer, group.group_id, str(error))
         outcome = await work.append(producer, lease, group.SerializeToString(deterministic=True))
+        return self._ended(producer, outcome, lease.group_id)
+
+    def _ended(self, producer: Producer, outcome: str, group_id: str) -> Answer:
         self._metrics.count_group(producer.name, outcome)
-        return Answer(outcome=outcome, group_id=lease.group_id, reason=_WHY.get(outcome, ""))
+        return Answer(outcome=outcome, group_id=group_id[:128], reason=_WHY.get(outcome, ""))
 
     def _queue(self, producer: Producer, parts: JoinedParts) -> ProducerQueue:
         queue = self._queues.get(producer.name)

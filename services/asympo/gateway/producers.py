@@ -53,9 +53,11 @@ class Producer(BaseModel):
         default=frozenset(Scope), description="what it may do; everything if not given"
     )
     share: float = Field(
-        default=1.0, gt=0.0, le=1.0, description="share of the run's capacity while others hold slots"
+        default=1.0, gt=0.0, le=1.0, description="share of the run's slots for groups without a lease"
     )
-    groups_per_minute: float | None = Field(default=None, gt=0.0, description="how many groups it may submit")
+    groups_per_minute: float | None = Field(
+        default=None, gt=0.0, description="how many groups without a lease it may submit"
+    )
 
     @model_validator(mode="after")
     def _has_one_token(self) -> Self:
@@ -142,6 +144,10 @@ class RateLimit:
         taken = min(wanted, int(self._left))
         self._left -= taken
         return taken
+
+    def give_back(self, unused: int) -> None:
+        """So many of those that passed were not taken."""
+        self._left = min(self._most, self._left + unused)
 
     @property
     def wait_seconds(self) -> float:

@@ -93,12 +93,7 @@ class ProducerQueue:
                 await asyncio.sleep(min(MAX_WAIT_SECONDS, self._limit.wait_seconds))
                 continue
             try:
-                answers, refused = await self._calls.run(
-                    self._run_log.submissions.submit,
-                    self._producer.name,
-                    [waiting.submission for waiting in batch],
-                    max_slots=self._max_slots,
-                )
+                answers, refused = await self._submit(batch)
                 if not self._settle(batch, answers):
                     await self._wait_for_slot(refused)
                 backoff = Backoff()
@@ -130,6 +125,21 @@ class ProducerQueue:
         for waiting in batch[allowed:]:
             waiting.last = Submitted(outcome=SubmitOutcome.OVER_SHARE, sequence=None)
         return batch[:allowed]
+
+    async def _submit(self, batch: list[_Waiting]) -> tuple[list[Submitted], Refused]:
+        """One call; whatever is not final after it counts for nothing in the producer's minute."""
+        num_open = len(batch)
+        try:
+            answers, refused = await self._calls.run(
+                self._run_log.submissions.submit,
+                self._producer.name,
+                [waiting.submission for waiting in batch],
+                max_slots=self._max_slots,
+            )
+            num_open = sum(not answer.outcome.is_final for answer in answers)
+            return answers, refused
+        finally:
+            self._limit.give_back(num_open)
 
     def _settle(self, batch: list[_Waiting], answers: list[Submitted]) -> bool:
         """Passes final answers on; says whether all were final."""

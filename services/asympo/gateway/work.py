@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from asympo.common.errors import AsympoError, InvalidRecord
+from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS = 2.0
 """Longest single wait for a slot."""
+MAX_TOKEN_CHARS = 64
+"""Of a lease's token: longer ones are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,8 @@ class NoWork:
 class Work:
     """The leases that this gateway's producers hold. Belongs to one event loop.
 
-    A lease's holder in the log is its producer. Leases of a gateway that went away expire like any others.
+    A lease's holder in the log is its producer, so that other gateways know it, too: they renew and append as
+    well. Leases of a gateway that went away expire like any others.
     """
 
     def __init__(
@@ -84,12 +87,12 @@ class Work:
         """Whether the run has ended."""
         return await self._calls.run(self._run_log.state.get) in (RunState.FINISHED, RunState.FAILED)
 
-    def lease_of(self, producer: Producer, token: str) -> Lease:
-        """The lease that a token proves; one of another gateway is known by its token alone."""
-        held = self._held.get(token)
-        if held is None or held[0] != producer.name:
-            raise InvalidRecord("lease_token belongs to no lease that this producer holds here")
-        return held[1]
+    async def lease_of(self, producer: Producer, token: str) -> Lease | None:
+        """The lease that a token proves, granted through this gateway or another; None if it is lost."""
+        name, lease, _ = self._held.get(token, (producer.name, None, 0.0))
+        if lease is None and len(token) <= MAX_TOKEN_CHARS:
+            lease = await self._calls.run(self._run_log.leases.find, token, holder=producer.name)
+        return lease if name == producer.name else None
 
     async def append(self, producer: Producer, lease: Lease, payload: bytes) -> str:
         """Appends under a lease; how it ended."""
@@ -105,8 +108,9 @@ class Work:
     async def renew(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
         """Keeps leases and hands others back; tokens of those that are lost."""
         self._forget_expired()
-        own = {token: held[1] for token, held in self._held.items() if held[0] == producer.name}
-        lost = [token for token in (*keep, *hand_back) if token not in own]
+        found = {token: await self.lease_of(producer, token) for token in (*keep, *hand_back)}
+        own = {token: lease for token, lease in found.items() if lease is not None}
+        lost = [token for token, lease in found.items() if lease is None]
         kept = [own[token] for token in keep if token in own]
         gone = (
             {lease.token for lease in await self._calls.run(self._run_log.leases.renew, kept)}
@@ -118,11 +122,11 @@ class Work:
                 await self._calls.run(
                     self._run_log.leases.hand_back, own[token], reason="handed back by its producer"
                 )
-        for token in (*gone, *hand_back):
+        for token in {*gone, *hand_back} - self._answered:
             self._held.pop(token, None)
         until = time.monotonic() + self._config.max_lease_seconds
         for lease in kept:
-            if lease.token not in gone:
+            if lease.token not in gone and lease.token in self._held:
                 self._held[lease.token] = (producer.name, lease, until)
         self._show()
         return [*lost, *gone]

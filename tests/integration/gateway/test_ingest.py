@@ -5,8 +5,9 @@ import importlib
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -36,9 +37,14 @@ GROUP = {
 
 
 def post(
-    gateway: RunningGateway, body: object, *, token: str = AGENTS, path: str = "/v1/rollouts"
+    gateway: RunningGateway,
+    body: object,
+    *,
+    token: str = AGENTS,
+    path: str = "/v1/rollouts",
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> httpx.Response:
-    headers = {"authorization": f"Bearer {token}"}
+    headers = {"authorization": f"Bearer {token}", **headers}
     return httpx.post(gateway.http + path, content=json.dumps(body), headers=headers, timeout=60)
 
 
@@ -172,7 +178,6 @@ def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway:
         ({"prompt": {"text": "a", "token_idz": []}}, "token_idz"),
         ({"group_id": "../1"}, "group_id"),
         ({"group_id": "\ud800"}, "group_id"),
-        ({"lease_token": "f" * 32}, "lease_token"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -231,6 +236,24 @@ def test_share_of_one_producer_leaves_slots_to_others(log: RunLog, start_gateway
     assert post(gateway, GROUP).json()["results"][0]["outcome"] == "appended"
 
 
+def test_group_that_found_no_slot_costs_nothing_of_the_minute(
+    log: RunLog, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    start_run(log)
+    leases = [must_lease(log) for _ in range(8)]
+    path = tmp_path / "slow.toml"
+    path.write_text(f'[[producers]]\nname = "slow"\ntoken = "{AGENTS}"\ngroups_per_minute = 1\n')
+    gateway = start_gateway(producers=path, slot_wait_seconds=0.1)
+    assert post(gateway, GROUP).json()["results"][0]["outcome"] == "no_capacity"
+    for lease in leases:
+        log.leases.hand_back(lease, reason="test")
+    outcomes = [
+        post(gateway, GROUP | {"group_id": str(number)}).json()["results"][0]["outcome"]
+        for number in range(2)
+    ]
+    assert outcomes == ["appended", "over_share"]
+
+
 def test_run_that_has_ended_is_said_to_have_ended(log: RunLog, start_gateway: StartGateway) -> None:
     learner = start_run(log)
     gateway = start_gateway()
@@ -252,9 +275,13 @@ def test_prompt_of_the_task_is_leased_answered_and_handed_back(
     assert lease["group_size"] == 4
     body = GROUP | {"group_id": lease["group_id"], "lease_token": lease["lease_token"]}
     assert post(gateway, body | {"group_id": "0-999999"}).json()["results"][0]["outcome"] == "invalid"
-    assert post(gateway, body, token=FILES).json()["results"][0]["outcome"] == "invalid"
-    outcomes = [post(gateway, body).json()["results"][0]["outcome"] for _ in range(2)]
-    assert outcomes == ["appended", "duplicate"]
+    (not_its_own,) = post(gateway, body, token=FILES).json()["results"]
+    assert (not_its_own["outcome"], "lease_token" in not_its_own["reason"]) == ("lease_lost", True)
+    assert post(gateway, body).json()["results"][0]["outcome"] == "appended"
+    # As whoever has not heard the answer goes on, and asks again.
+    renewed = post(gateway, {"lease_tokens": [lease["lease_token"]]}, path="/v1/work/renew")
+    assert renewed.json() == {"lost": [lease["lease_token"]]}
+    assert post(gateway, body).json()["results"][0]["outcome"] == "duplicate"
     assert [entry.group_id for entry in learner.consume(10)] == [lease["group_id"]]
     # The answered one is kept for retries, and is no prompt that anybody works on.
     assert "asympo_gateway_leases 0.0" in httpx.get(f"{gateway.http}/metrics").text
@@ -264,6 +291,22 @@ def test_prompt_of_the_task_is_leased_answered_and_handed_back(
     assert renewed.json() == {"lost": ["x"]}
     post(gateway, {"handed_back": [other["lease_token"]]}, path="/v1/work/renew")
     assert post(gateway, {}, path="/v1/work").json()["group_id"] == other["group_id"]
+
+
+def test_lease_is_good_at_every_gateway(log: RunLog, start_gateway: StartGateway, tmp_path: Path) -> None:
+    start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    model = str(write_tiny_model(tmp_path / "model"))
+    granting, other = start_gateway(model=model), start_gateway()
+    lease, back = (post(granting, {"wait_seconds": 5}, path="/v1/work").json() for _ in range(2))
+    tokens = [lease["lease_token"], back["lease_token"]]
+    assert post(other, {"lease_tokens": [*tokens, "x" * 99]}, path="/v1/work/renew").json() == {
+        "lost": ["x" * 99]
+    }
+    assert post(other, {"handed_back": tokens[1:]}, path="/v1/work/renew").json() == {"lost": []}
+    body = {key: value for key, value in GROUP.items() if key != "group_id"} | {"lease_token": tokens[0]}
+    (answer,) = post(other, body).json()["results"]
+    assert (answer["outcome"], answer["group_id"]) == ("appended", lease["group_id"])
+    assert post(other, body | {"lease_token": tokens[1]}).json()["results"][0]["outcome"] == "lease_lost"
 
 
 def test_messages_become_the_prompt_by_the_policys_own_template(
@@ -311,6 +354,17 @@ def test_purge_takes_a_producer_out_of_the_log(
 def test_gateway_without_producers_stays_on_this_machine(start_gateway: StartGateway) -> None:
     with pytest.raises(ValueError, match="beyond this machine callers need tokens"):
         start_gateway(producers=None, http_host="0.0.0.0")
+
+
+def test_web_pages_write_nothing_into_a_gateway_without_producers(
+    log: RunLog, start_gateway: StartGateway
+) -> None:
+    start_run(log)
+    gateway = start_gateway(producers=None)
+    assert post(gateway, GROUP, headers={"origin": "https://evil.example"}).status_code == 403
+    assert post(gateway, GROUP, headers={"host": "evil.example"}).status_code == 421
+    assert log.stats.read().appended == 0
+    assert post(gateway, GROUP).status_code == 200
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:80", "ftp://x", "redis://127.0.0.1"])

@@ -66,6 +66,8 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
     assert gateway.state.wait_for_config(5).num_prompts == 9
     lease = must_lease(gateway, holder="agents")
     assert gateway.leases.renew([lease]) == []
+    assert gateway.leases.find(lease.token, holder="others") is None
+    assert getattr(gateway.leases.find(lease.token, holder="agents"), "group_id", None) == lease.group_id
     assert gateway.leases.append(lease, b"payload", producer="agents").outcome == "appended"
     for log_, name in ((gateway, "agents"), (producer, "batch")):
         [answer], refusal = log_.submissions.submit(name, [Submission(group_id=f"{name}/1", payload=b"p")])
