@@ -28,7 +28,8 @@ class AsyncClient:
     ) -> None:
         """`run` and `producer`: only for `redis://`, where no gateway knows them.
 
-        `max_wait_seconds`: how long a full log or a gateway that is away is asked again.
+        `max_wait_seconds`: how long a full log or a gateway that is away is asked again, while no group is
+        taken.
         """
         self._way = _open(address, token=token, run=run, producer=producer)
         self._max_wait_seconds = max_wait_seconds

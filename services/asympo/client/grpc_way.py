@@ -1,11 +1,20 @@
 """Through a gateway's gRPC: the quickest way for many groups."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, Iterable
 from urllib.parse import urlsplit
 
 import grpc
 
-from asympo.client.ways import RETRIED, Outcome, Patience, ProducerRefused, Unreachable, checked, each
+from asympo.client.ways import (
+    CALL_SECONDS,
+    RETRIED,
+    Outcome,
+    Patience,
+    ProducerRefused,
+    Unreachable,
+    batches,
+    checked,
+)
 from asympo.common.codec import to_message
 from asympo.common.proxies import DIRECT_CHANNEL, is_own
 from asympo.common.records import RolloutGroup
@@ -14,6 +23,9 @@ from asympo.v1.rollout_ingest_service_pb2_grpc import RolloutIngestServiceStub
 
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """CANCELLED is what gRPC's own server says when a thousand calls wait for it; we cancel none ourselves."""
+
+MAX_GROUPS = 512
+"""Of one stream: the gateway names at most 1,000 that it refuses."""
 
 
 class GrpcWay:
@@ -31,36 +43,65 @@ class GrpcWay:
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, sent until it has a final answer."""
-        patience = Patience(max_wait_seconds)
         request = messages.RolloutIngestServiceSubmitRequest(group=to_message(group))
-        while True:
-            try:
-                outcome = _outcome(await self._stub.Submit(request, metadata=self._metadata))
-                why = outcome.outcome
-                if outcome.outcome not in RETRIED:
-                    return checked(outcome)
-            except grpc.aio.AioRpcError as error:
-                why = str(_translated(error))
-            await patience.pause(why)
+        return checked(await self._submit(request, Patience(max_wait_seconds)))
 
     async def submit_many(
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup], *, max_wait_seconds: float
     ) -> list[Outcome]:
-        """All groups in one stream. Raises Unreachable when it breaks: send all of them again."""
+        """Many groups, a stream for some hundreds of them."""
+        refused: list[Outcome] = []
+        streams = batches(groups, _streamed, num_bytes=_num_bytes, max_groups=MAX_GROUPS)
+        async for requests in streams:
+            try:
+                total = await self._stub.SubmitMany(
+                    requests, metadata=self._metadata, timeout=min(CALL_SECONDS, max_wait_seconds)
+                )
+            except grpc.aio.AioRpcError as error:
+                _translated(error)
+                refused += await self._one_by_one(requests, max_wait_seconds)
+            else:
+                refused += map(_outcome, total.refused)
+        return refused
 
-        async def requests() -> AsyncIterator[messages.RolloutIngestServiceSubmitManyRequest]:
-            async for group in each(groups):
-                yield messages.RolloutIngestServiceSubmitManyRequest(group=to_message(group))
+    async def _one_by_one(
+        self, requests: list[messages.RolloutIngestServiceSubmitManyRequest], max_wait_seconds: float
+    ) -> list[Outcome]:
+        """What a stream that broke, or took too long, did not say: which of its groups are in the log."""
+        outcomes = [
+            await self._submit(
+                messages.RolloutIngestServiceSubmitRequest(group=each.group), Patience(max_wait_seconds)
+            )
+            for each in requests
+        ]
+        return [outcome for outcome in outcomes if not outcome.is_in_log]
 
-        try:
-            total = await self._stub.SubmitMany(requests(), metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        return [_outcome(each_refused) for each_refused in total.refused]
+    async def _submit(
+        self, request: messages.RolloutIngestServiceSubmitRequest, patience: Patience
+    ) -> Outcome:
+        while True:
+            try:
+                outcome = _outcome(
+                    await self._stub.Submit(request, metadata=self._metadata, timeout=CALL_SECONDS)
+                )
+                why = outcome.outcome
+                if outcome.outcome not in RETRIED:
+                    return outcome
+            except grpc.aio.AioRpcError as error:
+                why = str(_translated(error))
+            await patience.pause(why)
 
     async def close(self) -> None:
         """Ends the channel."""
         await self._channel.close()
+
+
+def _streamed(group: RolloutGroup) -> messages.RolloutIngestServiceSubmitManyRequest:
+    return messages.RolloutIngestServiceSubmitManyRequest(group=to_message(group))
+
+
+def _num_bytes(request: messages.RolloutIngestServiceSubmitManyRequest) -> int:
+    return request.ByteSize()
 
 
 def _outcome(answer: messages.RolloutIngestServiceSubmitResponse) -> Outcome:

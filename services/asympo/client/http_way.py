@@ -8,18 +8,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from asympo.client.ways import (
+    CALL_SECONDS,
     RETRIED,
     Outcome,
     Patience,
     ProducerRefused,
     Unreachable,
+    batches,
     checked,
-    each,
 )
 from asympo.common.records import RolloutGroup
 
-TIMEOUT_SECONDS = 90.0
-"""Of one request: longer than any gateway waits for a slot."""
 MAX_GROUPS = 64
 """Of one request of `submit_many`."""
 
@@ -31,73 +30,66 @@ class HttpWay:
         parts = urlsplit(address)
         self._path = parts.path.rstrip("/")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=CALL_SECONDS)
         self._headers = {"content-type": "application/json"}
         if token:
             self._headers["authorization"] = f"Bearer {token}"
         self._lock = asyncio.Lock()
+        self._max_groups = MAX_GROUPS
+        """Of one request; fewer where the gateway finds a request too large."""
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, sent until it has a final answer."""
-        return checked((await self._send([group], Patience(max_wait_seconds)))[0])
+        return checked((await self._send([_encoded(group)], Patience(max_wait_seconds)))[0])
 
     async def submit_many(
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup], *, max_wait_seconds: float
     ) -> list[Outcome]:
         """Many groups, some of them a request."""
         refused: list[Outcome] = []
-        batch: list[RolloutGroup] = []
-
-        async def flush() -> None:
-            answers = await self._send(batch, Patience(max_wait_seconds)) if batch else []
-            refused.extend(answer for answer in answers if not answer.is_in_log)
-            batch.clear()
-
-        async for group in each(groups):
-            batch.append(group)
-            if len(batch) == MAX_GROUPS:
-                await flush()
-        await flush()
+        async for batch in batches(groups, _encoded, num_bytes=len, max_groups=MAX_GROUPS):
+            answers = await self._send(batch, Patience(max_wait_seconds))
+            refused += [answer for answer in answers if not answer.is_in_log]
         return refused
-
-    async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Status and body of one answer; raises Unreachable."""
-        payload = None if body is None else json.dumps(body).encode()
-        async with self._lock:
-            return await asyncio.to_thread(self._request, method, self._path + path, payload)
 
     async def close(self) -> None:
         """Ends the connection."""
         self._connection.close()
 
-    async def _send(self, groups: list[RolloutGroup], patience: Patience) -> list[Outcome]:
+    async def _send(self, groups: list[bytes], patience: Patience) -> list[Outcome]:
         """Sends until every group has a final answer; answers in the order of groups."""
-        answers: dict[str, Outcome] = {}
-        left = list(groups)
-        while True:
-            why = ""
+        answers: dict[int, Outcome] = {}
+        while left := [number for number in range(len(groups)) if _is_open(answers.get(number))]:
+            part = left[: self._max_groups]
             try:
-                status, body = await self.request(
-                    "POST", "/v1/rollouts", {"groups": [_as_json(group) for group in left]}
-                )
+                status, body = await self._post(b",".join(groups[number] for number in part))
             except Unreachable as error:
-                why = str(error)
+                await patience.pause(str(error))
+                continue
+            if status == 413 and len(part) > 1:
+                self._max_groups = len(part) // 2
+            elif status in (200, 429):
+                answers |= zip(part, _outcomes(body, len(part)), strict=True)
+                waiting = [number for number in part if _is_open(answers[number])]
+                if len(waiting) < len(part):
+                    patience.renew()
+                if waiting:
+                    await patience.pause(answers[waiting[0]].outcome)
+            elif status < 500:
+                raise ProducerRefused(f"the gateway answers {status}: {_message(body)}")
             else:
-                if status in (200, 429):
-                    found = [Outcome(**result) for result in body["results"]]
-                    answers |= {group.group_id: answer for group, answer in zip(left, found, strict=True)}
-                elif status < 500:
-                    raise ProducerRefused(f"the gateway answers {status}: {body['error']['message']}")
-                else:
-                    why = str(body)
-            left = [group for group in left if _is_open(answers.get(group.group_id))]
-            if not left:
-                return [answers[group.group_id] for group in groups]
-            await patience.pause(why or answers[left[0].group_id].outcome)
+                await patience.pause(_message(body))
+        return [answers[number] for number in range(len(groups))]
 
-    def _request(self, method: str, path: str, payload: bytes | None) -> tuple[int, Any]:
+    async def _post(self, groups: bytes) -> tuple[int, Any]:
+        """Status and body of one answer; raises Unreachable."""
+        payload = b'{"groups":[' + groups + b"]}"
+        async with self._lock:
+            return await asyncio.to_thread(self._request, payload)
+
+    def _request(self, payload: bytes) -> tuple[int, Any]:
         try:
-            self._connection.request(method, path, body=payload, headers=self._headers)
+            self._connection.request("POST", self._path + "/v1/rollouts", body=payload, headers=self._headers)
             response = self._connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -114,6 +106,25 @@ class HttpWay:
 
 def _is_open(answer: Outcome | None) -> bool:
     return answer is None or answer.outcome in RETRIED
+
+
+def _outcomes(body: Any, num_groups: int) -> list[Outcome]:
+    results = body.get("results") if isinstance(body, dict) else None
+    if not isinstance(results, list) or len(results) != num_groups:
+        raise ProducerRefused(f"what answers there is no gateway: {_message(body)}")
+    return [
+        Outcome(**{name: result[name] for name in ("group_id", "outcome", "reason")}) for result in results
+    ]
+
+
+def _message(body: Any) -> str:
+    """What went wrong, as a gateway says it or whatever else stands at the address."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return str(error["message"] if isinstance(error, dict) and "message" in error else body)[:500]
+
+
+def _encoded(group: RolloutGroup) -> bytes:
+    return json.dumps(_as_json(group)).encode()
 
 
 def _as_json(group: RolloutGroup) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from asympo.common.errors import AsympoError, NoProgress
 from asympo.common.records import RolloutGroup
@@ -13,6 +13,11 @@ from asympo.common.records import RolloutGroup
 RETRIED = frozenset({"no_capacity", "over_share", "paused", "not_started"})
 """Outcomes that change with time."""
 MAX_PAUSE_SECONDS = 5.0
+MAX_BATCH_BYTES = 8 * 2**20
+"""Of what is sent at once, unless it is one group."""
+CALL_SECONDS = 90.0
+"""Of one call: longer than any gateway waits for a slot."""
+T = TypeVar("T")
 
 
 class ProducerRefused(AsympoError):
@@ -57,7 +62,11 @@ class Patience:
 
     def __init__(self, max_wait_seconds: float) -> None:
         self._max_wait_seconds = max_wait_seconds
-        self._deadline = time.monotonic() + max_wait_seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """A group was taken: the time begins anew."""
+        self._deadline = time.monotonic() + self._max_wait_seconds
         self._pause_seconds = 0.1
 
     async def pause(self, why: str) -> None:
@@ -83,3 +92,24 @@ async def each(groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup]) -> 
     else:
         for group in groups:
             yield group
+
+
+async def batches(
+    groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup],
+    encode: Callable[[RolloutGroup], T],
+    *,
+    num_bytes: Callable[[T], int],
+    max_groups: int,
+) -> AsyncIterator[list[T]]:
+    """Groups as they are sent, some at a time: so many, or MAX_BATCH_BYTES, or one."""
+    batch: list[T] = []
+    size = 0
+    async for group in each(groups):
+        encoded = encode(group)
+        if batch and (len(batch) == max_groups or size + num_bytes(encoded) > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(encoded)
+        size += num_bytes(encoded)
+    if batch:
+        yield batch

@@ -144,7 +144,7 @@ class Transcript:
                 self._stretches.clear()
 
     def conversation(self, *, has_segments: bool) -> "Conversation":
-        """All turns; raises NotTrainable when they make no response. Without `has_segments` of one stretch."""
+        """All turns; raises NotTrainable if they make no response, which without segments has one stretch."""
         if not self._stretches:
             raise self._problem
         if len(self._stretches) > 1 and not has_segments:

@@ -138,11 +138,11 @@ def test_full_log_is_asked_again_until_patience_ends(
     gateway = start_gateway(slot_wait_seconds=0.1)
     for _ in range(8):
         must_lease(log)
-    with (
-        client_of(gateway, way, log, broker_url, max_wait_seconds=0.5) as client,
-        pytest.raises(NoProgress, match="no_capacity"),
-    ):
-        client.submit("?", [("a", 1.0), ("b", 0.0)])
+    with client_of(gateway, way, log, broker_url, max_wait_seconds=0.5) as client:
+        with pytest.raises(NoProgress, match="no_capacity"):
+            client.submit("?", [("a", 1.0), ("b", 0.0)])
+        with pytest.raises(NoProgress, match="no_capacity"):
+            client.submit_many([text_group("?", [("a", 1.0), ("b", 0.0)])])
 
 
 def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway: StartGateway) -> None:
