@@ -31,7 +31,7 @@ from asympo.gateway.work import Work
 log = logging.getLogger(__name__)
 
 MAX_THREADS = 64
-"""Calls of the broker at the same time: a few for each producer that is active."""
+"""Calls of the broker at the same time, and as many that wait for a slot or a policy."""
 CONFIG_WAIT_SECONDS = 2.0
 
 

@@ -143,7 +143,7 @@ class Gateway:
         policies, newest = self.parts.run_log.policies, None
         while True:
             try:
-                found = await self._calls.run(policies.wait, newest, POLICY_WAIT_SECONDS)
+                found = await self._calls.wait(policies.wait, newest, POLICY_WAIT_SECONDS)
             except (BrokerUnavailable, BrokerRefused):
                 self._metrics.count_broker_error()
                 await asyncio.sleep(POLICY_WAIT_SECONDS)

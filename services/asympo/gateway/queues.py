@@ -167,6 +167,6 @@ class ProducerQueue:
         now = time.monotonic()
         deadlines = [waiting.deadline for waiting in self._waiting if waiting.deadline is not None]
         left = max(0.0, min(deadlines) - now) if deadlines else MAX_WAIT_SECONDS
-        await self._calls.run(
+        await self._calls.wait(
             self._run_log.leases.wait_for_slot, min(MAX_WAIT_SECONDS, left), refused=refused
         )

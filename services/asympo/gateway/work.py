@@ -79,7 +79,7 @@ class Work:
             left = deadline - time.monotonic()
             if left <= 0 or answer.reason is RefusalReason.RUN_ENDED:
                 return NoWork(reason=answer.reason.value, retry_after_seconds=answer.retry_after_seconds)
-            await self._calls.run(
+            await self._calls.wait(
                 self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer
             )
 

@@ -36,13 +36,18 @@ class Calls:
     """Runs blocking functions in threads, so that no broker or disk can stop the loop."""
 
     def __init__(self, *, max_threads: int, on_broker_error: Callable[[], None]) -> None:
-        self._threads = DaemonThreads(max_threads)
+        self._threads, self._waiting = DaemonThreads(max_threads), DaemonThreads(max_threads)
         self._on_broker_error = on_broker_error
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of one call; its errors are the caller's."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
+
+    async def wait(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a call that waits for something to happen: it keeps no other kind of call waiting."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._waiting, functools.partial(function, *args, **kwargs))
 
     async def until_answered(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a broker call, however long the broker is away; cancel it to give up.
@@ -62,6 +67,7 @@ class Calls:
     def close(self) -> None:
         """Take no more calls; those that run end by their own time-outs, or with the process."""
         self._threads.shutdown()
+        self._waiting.shutdown()
 
 
 async def race(*works: Coroutine[Any, Any, None]) -> None:

@@ -1,17 +1,21 @@
-"""Many groups through the client, whatever happens to the gateway on the way."""
+"""Many groups and many callers, whatever happens to the gateway on the way."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from asympo.client import Client, RolloutGroup, text_group
 from asympo.client.ways import ProducerRefused
-from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log import RunLog, RunState
+from asympo.gateway import app, work
 from asympo.local.ports import free_port
 
 from tests.integration.gateway.conftest import AGENTS, RunningGateway
-from tests.integration.rollout_log.conftest import start_run
+from tests.integration.gateway.test_ingest import post
+from tests.integration.rollout_log.conftest import must_lease, start_run
 
 StartGateway = Callable[..., RunningGateway]
 GROUPS = [text_group("?", [("a" * 100, 1.0), ("b", 0.0)], group_id=str(number)) for number in range(30)]
@@ -49,3 +53,27 @@ def test_address_with_a_wrong_path_is_refused_in_a_sentence(log: RunLog, start_g
     address = f"{start_gateway().http}/gateway"
     with Client(address, token=AGENTS) as client, pytest.raises(ProducerRefused, match=r"404.*Not Found"):
         client.submit_many(GROUPS)
+
+
+def test_callers_that_wait_keep_no_renewal_waiting(
+    log: RunLog, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_THREADS", 1)
+    monkeypatch.setattr(work, "MAX_WAIT_SECONDS", 60.0)
+    learner = start_run(log, lease_seconds=120.0)
+    lease, *_ = [must_lease(log, holder="agents") for _ in range(8)]
+    gateway = start_gateway()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, gateway, {"wait_seconds": 60}, path="/v1/work")
+        while not log.broker.client.info("clients")["blocked_clients"]:
+            time.sleep(0.01)
+        # The other one waits for twice as long.
+        renewed = httpx.post(
+            f"{gateway.http}/v1/work/renew",
+            json={"lease_tokens": [lease.token]},
+            headers={"authorization": f"Bearer {AGENTS}"},
+            timeout=15,
+        )
+        assert renewed.json() == {"lost": []}
+        log.state.set(RunState.FINISHED, fence=learner.fence)
+        assert waiting.result(60).status_code == 410
