@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.common.http_server import bind, serving
+from asympo.common.http_server import HostCheck, bind, serving
 from asympo.engines.base import DoorTerms, Engine
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
@@ -37,6 +37,9 @@ async def open_door(
     )
     app = await engine.build_door(terms)
     app.add_middleware(BearerTokens, tokens=_read_tokens(options.tokens))
+    if options.tokens is None:
+        # Nobody shows a token here, and a page that the browser on this machine opens has none.
+        app.add_middleware(HostCheck, allowed_hosts=frozenset())
     listener = bind(options.host, options.port)
     port = int(listener.getsockname()[1])
     await closing.enter_async_context(serving(app, listener))

@@ -51,6 +51,24 @@ def test_door_without_tokens_is_open_on_this_machine() -> None:
         DoorOptions(port=0, host="0.0.0.0")
 
 
+def test_web_pages_ask_nothing_of_a_door_without_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="asympo.generator.door")
+    reloader: Any = None
+
+    async def ask_as_a_page() -> list[int]:
+        async with AsyncExitStack() as closing, httpx.AsyncClient() as http:
+            terms = {"engine": _Doored(), "gate": VerdictGate(), "reloader": reloader}
+            await open_door(DoorOptions(port=0), closing=closing, **terms)
+            address = f"http://127.0.0.1:{caplog.records[-1].__dict__['door_port']}/v1/models"
+            return [
+                (await http.get(address)).status_code,
+                (await http.get(address, headers={"host": "evil.example"})).status_code,
+                (await http.post(address, headers={"origin": "https://evil.example"})).status_code,
+            ]
+
+    assert asyncio.run(ask_as_a_page()) == [404, 421, 403]
+
+
 def test_no_door_unless_asked_for() -> None:
     assert GeneratorSettings().door.port is None
 
