@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from asympo import __version__
@@ -83,10 +83,15 @@ def _meet(settings: LearnerSettings, launch: Launch, closing: ExitStack) -> "Ran
     ranks = Ranks.join(launch, device_type=choose_device(settings.device))
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, AsympoError):
-            if ranks.is_first:
+        is_ours = kind is None or issubclass(kind, AsympoError)
+        if ranks.is_first and ranks.are_listening and is_ours:
+            # Those that have ended already cannot be told.
+            with suppress(RuntimeError):
                 ranks.tell({"do": "stop"})
-            ranks.close()
+        elif kind is not None:
+            # In the middle of something: the others fail as soon as this process is gone.
+            return
+        ranks.close()
 
     closing.push(leave)
     return ranks

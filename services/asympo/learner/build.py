@@ -63,11 +63,9 @@ def build_trainer(
 ) -> Trainer:
     """A trainer that stands where the training state found stood, or at the beginning."""
     settings, session, tokenizer = context.settings, run.session, run.tokenizer
-    state = run.found[1] if run.found else None
     decisions, compute = _decide_compute(context, run)
     built = build_step_parts(settings, compute, ranks=context.ranks, rows=decisions)
-    if run.found is not None:
-        state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
+    state = _loaded(context, run, built)
     archive = Archive(
         store=open_archive(settings.run_directory, settings.object_store),
         is_on=settings.retain,
@@ -147,6 +145,16 @@ def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog
     if ranks is not None:
         ranks.tell({"do": "start", "decisions": decisions.at(step + 1), "state": name})
     return decisions, compute
+
+
+def _loaded(context: LearnerContext, run: OwnedRun, built: StepParts) -> TrainingState | None:
+    """The state to go on from, put back on every rank; None at the beginning."""
+    state = None
+    if run.found is not None:
+        state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
+    if context.ranks is not None:
+        context.ranks.all_done()
+    return state
 
 
 def _make_saver(

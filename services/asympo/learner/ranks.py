@@ -32,6 +32,8 @@ class Ranks:
         self.mesh = mesh
         self.group = dist.new_group(backend="gloo", timeout=_MAX_IDLE)
         """For small collectives between processors."""
+        self.are_listening = True
+        """Whether the others are in `hear`, or will be: not while they do what they were told."""
 
     @classmethod
     def join(cls, launch: Launch, *, device_type: str) -> Self:
@@ -57,8 +59,13 @@ class Ranks:
         return self.rank == 0
 
     def tell(self, message: dict[str, Any]) -> None:
-        """The first rank says what all do next; the others are in `hear`."""
+        """The first rank says what all do next; the others are in `hear`. `all_done` once they did it."""
+        self.are_listening = False
         self._broadcast(message)
+
+    def all_done(self) -> None:
+        """What was told last is done on every rank."""
+        self.are_listening = True
 
     def hear(self) -> dict[str, Any]:
         """What the first rank says next, however long it takes. Raises RuntimeError when it is gone."""

@@ -43,17 +43,18 @@ def test_adapter_of_two_ranks_is_published_and_one_goes_on_with_it(
 
 
 @pytest.mark.timeout(400)
-def test_killed_rank_takes_all_along_and_the_run_goes_on_from_its_commit_with_fewer(
+def test_rank_that_has_no_memory_or_is_killed_takes_all_along_and_the_run_goes_on_with_fewer(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
 ) -> None:
     learner = partial(LearnerProcess, url=broker_url, run=run_name, root=tmp_path, model=tiny_model)
     flags = ("--heartbeat-seconds", "2")
-    launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "asympo.learner", "--")
+    launcher = (*TORCHRUN, "--max-restarts", "2", "-m", "tests.integration.learner.small_first_rank", "--")
     ranks = learner(launcher=launcher, flags=(*flags, "--total-steps", "9"))
     with Producer(url=broker_url, run=run_name) as producer:
         producer.hold_at_step = 4
         ranks.start()
         ranks.until(lambda: ranks.reached(4))
+        assert ranks.count("asympo: a row of") == ranks.count("does not fit into memory") == 1
         ranks.kill_rank(1)
         producer.hold_at_step = None
         assert ranks.wait() == 0, ranks.log

@@ -35,6 +35,8 @@ class Weights:
     def _values(self, dtype: torch.dtype) -> Iterator[Tensor]:
         for value in named_weights(self._model).values():
             yield cast(DTensor, value.to(dtype)).full_tensor() if isinstance(value, DTensor) else value
+        if self._ranks is not None:
+            self._ranks.all_done()
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

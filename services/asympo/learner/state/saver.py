@@ -5,7 +5,7 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from asympo.common.errors import CorruptCheckpoint
+from asympo.common.errors import CorruptCheckpoint, PublishFailed
 from asympo.common.rollout_log import CommitRecord, RunConfig
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.order import SuccessOrder
@@ -99,10 +99,20 @@ class Saver:
             # The first rank alone writes what is not a tensor.
             where = {"step": state.step, "fence": state.fence, "sequence": state.sequence}
             self._ranks.tell({"do": "save", **where})
-        name = self._store.save(state, model=self._model, optimizer=self._optimizer)
+        try:
+            name = self._store.save(state, model=self._model, optimizer=self._optimizer)
+        except PublishFailed:
+            # Every rank has noticed, and waits for what comes next.
+            self._all_done()
+            raise
+        self._all_done()
         self._archive.made_durable(part, fence=fence)
         self._decisions.mirror()
         return name
+
+    def _all_done(self) -> None:
+        if self._ranks is not None:
+            self._ranks.all_done()
 
     def retain(self, name: str) -> None:
         """Keeps a state for good; raises PublishFailed."""

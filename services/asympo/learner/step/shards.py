@@ -54,6 +54,10 @@ class Shards:
         by_sequence = dict(groups)
         return [share.of(by_sequence[share.sequence]) for share in shares[self._ranks.rank]]
 
+    def all_done(self) -> None:
+        """The step is made on every rank."""
+        self._ranks.all_done()
+
     def before_backward(self, *, is_last: bool) -> None:
         """Gradients stay on their rank until the last row, then are summed over ranks."""
         self._root.set_requires_gradient_sync(is_last)

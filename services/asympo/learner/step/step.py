@@ -122,7 +122,9 @@ class Stepper:
         if self._shards is None:
             return self.train([group for _, group in groups], scope, step=step)
         held = self._shards.hand_out(groups, scope, step=step, share_prefixes=self._share_prefixes)
-        return self.train(held, scope, step=step)
+        result = self.train(held, scope, step=step)
+        self._shards.all_done()
+        return result
 
     def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
         """The step itself, on the responses that enter the loss. Raises StepTooLarge: nothing was applied."""
