@@ -70,6 +70,9 @@ def test_learner_killed_and_stopped_ends_with_the_weights_of_an_undisturbed_one(
     numbers = ("reward_mean", "nll_positive", "nll_negative", "grad_norm", "sequence")
     for one, other in zip(plain.rows, disturbed.rows, strict=True):
         assert {key: one[key] for key in numbers} == {key: other[key] for key in numbers}
+    first_of_fence = {row["fence"]: row for row in reversed(disturbed.rows)}
+    assert len(first_of_fence) == 3
+    assert {row["generation_staleness_mean"] for row in first_of_fence.values()} == {None}
     archived = list(open_archive(tmp_path / runs[1]).entries())
     assert [entry.sequence for entry in archived] == list(range(1, disturbed.rows[-1]["sequence"] + 1))
     assert all(entry.payload == encode_group(make_any_group(entry.group_id)) for entry in archived)

@@ -99,10 +99,12 @@ class StepRecorder:
         )
 
     def _generation_staleness(self, stats: LogStats) -> float | None:
-        """Mean over the groups appended since the step before."""
+        """Mean over the groups appended since the step before; None at the first step of a learner."""
         now = (stats.generation_staleness_policies_total, stats.appended)
-        before, self._appended_before = self._appended_before or (0, 0), now
-        return (now[0] - before[0]) / (now[1] - before[1]) if now[1] > before[1] else None
+        before, self._appended_before = self._appended_before, now
+        if before is None or now[1] <= before[1]:
+            return None
+        return (now[0] - before[0]) / (now[1] - before[1])
 
 
 def _short(value: float | None) -> str:
