@@ -16,9 +16,10 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import RunConfig
-from asympo.common.settings import object_store_of, validate
+from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
-from asympo.learner.settings import LearnerSettings, ObjectiveName
+from asympo.learner.replay.followed_settings import FollowedSettings
+from asympo.learner.settings import ObjectiveName
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 
 
@@ -51,7 +52,9 @@ def main(arguments: Namespace) -> int:
         config = run_log.state.config()
         if config is None:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
-        settings = _settings(arguments, run_directory, config)
+        settings = FollowedSettings(
+            archive=open_archive(run_directory, object_store_of(arguments)), given=_given(arguments, config)
+        )
         # From here on torch.
         from asympo.learner.replay.second_learner import SecondLearner
         from asympo.tasks.tokenizer import load_tokenizer
@@ -59,7 +62,7 @@ def main(arguments: Namespace) -> int:
         report = SecondLearner(
             settings=settings,
             config=config,
-            tokenizer=load_tokenizer(settings.model),
+            tokenizer=load_tokenizer(settings.newest.model),
             run_log=run_log,
             run_directory=run_directory,
             object_store=object_store_of(arguments),
@@ -75,24 +78,15 @@ def main(arguments: Namespace) -> int:
     return 0
 
 
-def _settings(arguments: Namespace, run_directory: Path, config: RunConfig) -> Any:
-    """The run's own, as its newest archive part has them, with what was given here."""
-    archive = open_archive(run_directory, object_store_of(arguments))
-    tip = archive.newest_tip()
-    if tip is None:
-        raise BadSetting(
-            f"{run_directory} has no archive yet: its learner must run with retain, and save once, before "
-            "another one can follow"
-        )
-    values = dict(archive.chain(tip)[-1].info.recipe["settings"])
-    given = {
-        "objective": arguments.objective,
-        "learning_rate": arguments.learning_rate,
+def _given(arguments: Namespace, config: RunConfig) -> dict[str, Any]:
+    """What this learner does otherwise than the run."""
+    given = {"objective": arguments.objective, "learning_rate": arguments.learning_rate}
+    return {
+        **{name: value for name, value in given.items() if value is not None},
+        # The run's are among its decisions, step by step.
+        "num_threads": arguments.num_threads,
+        "model": config.model,
     }
-    values |= {name: value for name, value in given.items() if value is not None}
-    # The run's are among its decisions, step by step.
-    values["num_threads"] = arguments.num_threads
-    return validate(LearnerSettings, {**values, "model": config.model})
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from tests.integration.learner.producer import Producer
 from tests.integration.learner.test_learner_process import state_bytes
 
 STEPS = 9
+OTHER_SETTINGS = ("--weight-decay", "0.3", "--beta1", "0.8", "--max-row-tokens", "15")
+"""Of the learner that ends the run."""
 
 
 def follow(
@@ -51,7 +53,8 @@ def test_follower_trains_another_objective_and_the_run_ends_with_the_same_weight
         learner.start()
         learner.until(lambda: learner.reached(4))
         follower = follow(broker_url, tmp_path, run, tmp_path / "spo", "--objective", "spo")
-        assert learner.wait() == 0, learner.log
+        assert learner.end(signal.SIGTERM) == 0, learner.log
+        assert learner.start(*OTHER_SETTINGS).wait() == 0, learner.log
     assert report_of(follower)["step"] == STEPS
     undisturbed = Replay(checkpoint_root=tmp_path, run=run, from_state=None, any_build=False).run()
     assert (undisturbed.weights_identical, undisturbed.steps) == (True, STEPS)

@@ -16,10 +16,11 @@ from asympo.common.errors import BadSetting, BrokerUnavailable, CorruptArchive, 
 from asympo.common.lifecycle import StopSignal
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry, RunConfig, RunLog, RunState
-from asympo.learner.log.segment import LogSegment
+from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.progress import Progress
 from asympo.learner.replay.consumer import LogConsumer
 from asympo.learner.replay.followed_decisions import FollowedDecisions
+from asympo.learner.replay.followed_settings import FollowedSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.open import open_states
@@ -131,7 +132,7 @@ class SecondLearner:
     def __init__(
         self,
         *,
-        settings: LearnerSettings,
+        settings: FollowedSettings,
         config: RunConfig,
         tokenizer: Any,
         run_log: RunLog,
@@ -142,6 +143,8 @@ class SecondLearner:
         stop: StopSignal,
     ) -> None:
         self._settings = settings
+        self._config = config
+        self._tokenizer = tokenizer
         self._stop = stop
         self._states = open_states(out, config.run)
         self._states.sweep(fence=_FENCE)
@@ -154,33 +157,26 @@ class SecondLearner:
             archive=archive,
             own=self._states.decisions,
             fence=_FENCE,
-            num_threads=settings.num_threads,
+            num_threads=settings.newest.num_threads,
             any_build=any_build,
         )
-        self._compute = self._decisions.compute(state.step + 1 if state else 1)
-        set_up_torch(seed=settings.seed, num_threads=self._compute.num_threads)
-        self._built = build_step_parts(settings, self._compute, rows=self._decisions)
+        step = state.step + 1 if state else 1
+        self._compute, self._used = self._decisions.compute(step), settings.at(step)
+        set_up_torch(seed=self._used.seed, num_threads=self._compute.num_threads)
+        self._built = build_step_parts(self._used, self._compute, rows=self._decisions)
         if name:
             self._states.load(name, model=self._built.policy.model, optimizer=self._built.optimizer)
-        trained = trained_ids_of(state, num_prompts=config.num_prompts)
+        self._trained = trained_ids_of(state, num_prompts=config.num_prompts)
         self._log = FollowedLog(
             run_log=run_log,
             archive=archive,
             progress=Progress(step=state.step, sequence=state.sequence) if state else Progress(),
         )
-        self._reader = build_reader(
-            policy=self._built.policy,
-            tokenizer=tokenizer,
-            config=config,
-            max_row_tokens=settings.max_row_tokens,
-            log=self._log,
-            is_trained=lambda group_id: group_id in trained,
-        )
         self._training = LogConsumer(
             source=self._log,
-            reader=self._reader,
+            reader=self._reader(),
             stepper=self._built.stepper,
-            trained=trained,
+            trained=self._trained,
         )
 
     def run(self, *, until_step: int | None = None) -> SecondLearnerReport:
@@ -188,27 +184,27 @@ class SecondLearner:
 
         Ends with the run, at its total_steps, or at `until_step`.
         """
-        ends = (until_step, self._settings.total_steps)
+        ends = (until_step, self._settings.newest.total_steps)
         last_step = min((step for step in ends if step is not None), default=None)
         is_over, num_unsaved = False, 0
         while not self._stop.is_set and (last_step is None or self._training.progress.step < last_step):
             segment, is_over = self._advance()
             if segment is None:
-                if is_over and self._reader.read_cursor == self._training.progress.sequence:
+                if is_over and self._training.reader.read_cursor == self._training.progress.sequence:
                     break
                 continue
             log.info(
                 "Step %d, groups up to %d", self._training.progress.step, self._training.progress.sequence
             )
             num_unsaved += 1
-            if num_unsaved >= self._settings.save_every:
+            if num_unsaved >= self._settings.newest.save_every:
                 self._save()
                 num_unsaved = 0
         return SecondLearnerReport(
             step=self._training.progress.step,
             last_sequence=self._training.progress.sequence,
             state=str(self._states.path / self._save()),
-            objective=self._settings.objective,
+            objective=self._used.objective,
             is_run_over=is_over,
         )
 
@@ -220,32 +216,45 @@ class SecondLearner:
             trained_ids=self._training.trained.to_bytes(),
             decisions=self._decisions.at(self._training.progress.step),
         )
+        self._settings.refresh(step=state.step)
         name = self._states.save(state, model=self._built.policy.model, optimizer=self._built.optimizer)
-        self._states.prune(keep=self._settings.keep_states)
+        self._states.prune(keep=self._settings.newest.keep_states)
         return name
 
     def _advance(self) -> tuple[LogSegment | None, bool]:
         """The next segment, if there is one, and whether the run is over; waits while the broker is away."""
         try:
             self._decisions.refresh(step=self._training.progress.step)
-            self._use(self._decisions.compute(self._training.progress.step + 1))
-            is_over = self._log.is_at_end(self._reader.read_cursor)
+            step = self._training.progress.step + 1
+            self._use(self._decisions.compute(step), self._settings.at(step))
+            is_over = self._log.is_at_end(self._training.reader.read_cursor)
             return self._training.advance(block_seconds=_POLL_SECONDS, is_last=is_over), is_over
         except BrokerUnavailable as error:
             log.warning("Waiting for the broker: %s", error)
             self._stop.wait(_RETRY_SECONDS)
             return None, False
 
-    def _use(self, compute: Compute) -> None:
+    def _use(self, compute: Compute, settings: LearnerSettings) -> None:
         """Computes the next step as the run did."""
-        if compute == self._compute:
+        if (compute, settings) == (self._compute, self._used):
             return
         if compute.device != self._compute.device:
             raise BadSetting(
                 f"the run went from {self._compute.device} to {compute.device} after step "
                 f"{self._training.progress.step}, and a second learner stays on one device"
             )
-        set_up_torch(seed=self._settings.seed, num_threads=compute.num_threads)
-        self._built = rebuilt(self._built, self._settings, compute, rows=self._decisions)
-        self._training.stepper = self._built.stepper
-        self._compute = compute
+        set_up_torch(seed=settings.seed, num_threads=compute.num_threads)
+        self._compute, self._used = compute, settings
+        self._built = rebuilt(self._built, settings, compute, rows=self._decisions)
+        self._training.stepper, self._training.reader = self._built.stepper, self._reader()
+
+    def _reader(self) -> SegmentReader:
+        """From the last group consumed; what another one has read and not given out is read again."""
+        return build_reader(
+            policy=self._built.policy,
+            tokenizer=self._tokenizer,
+            config=self._config,
+            max_row_tokens=self._used.max_row_tokens,
+            log=self._log,
+            is_trained=lambda group_id: group_id in self._trained,
+        )
