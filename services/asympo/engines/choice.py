@@ -1,11 +1,16 @@
 """The engine that a service's settings ask for; imports no other."""
 
+from __future__ import annotations
+
 import contextlib
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from asympo.common.errors import BadSetting
 from asympo.engines.base import Engine
 from asympo.engines.settings import EngineSettings, OpenAISettings, SimulatedSettings
+
+if TYPE_CHECKING:
+    from asympo.engines.vllm_fork import EngineFork
 
 
 @runtime_checkable
@@ -41,7 +46,16 @@ def import_engine(settings: EngineChoice) -> None:
             import_vllm()
 
 
-def build_engine(settings: EngineChoice) -> Engine:
+def fork_engine(settings: EngineChoice) -> EngineFork | None:
+    """A process for a service's engine, made before the service has threads; None where it needs none."""
+    if settings.engine != "vllm":
+        return None
+    from asympo.engines.vllm_start import fork_ahead
+
+    return fork_ahead(settings.vllm)
+
+
+def build_engine(settings: EngineChoice, *, fork: EngineFork | None = None) -> Engine:
     """An engine that is not started yet. Raises BadSetting when its library is not installed."""
     if settings.engine == "simulated":
         from asympo.engines.simulated import SimulatedEngine
@@ -63,4 +77,4 @@ def build_engine(settings: EngineChoice) -> Engine:
             f"engine = 'vllm' needs vLLM, and importing it failed ({error}): install asympo[generator], "
             "or set engine to 'simulated'"
         ) from error
-    return VllmEngine(settings=settings.vllm)
+    return VllmEngine(settings=settings.vllm, fork=fork)

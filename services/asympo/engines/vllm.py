@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from asympo.common.checkpoints import Manifest
+    from asympo.engines.vllm_fork import EngineFork
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,17 @@ class VllmEngine(GroupEngine):
     through the prefix cache, and a slot is free as soon as its response ends rather than its group.
     """
 
-    def __init__(self, *, settings: EngineSettings, worker_extension_cls: str = WORKER_EXTENSION) -> None:
+    def __init__(
+        self,
+        *,
+        settings: EngineSettings,
+        worker_extension_cls: str = WORKER_EXTENSION,
+        fork: EngineFork | None = None,
+    ) -> None:
+        """`fork`: a process that was made ahead for vLLM's engine."""
         super().__init__()
         self._settings = settings
+        self._fork = fork
         self._worker_extension_cls = worker_extension_cls
         self._engine: AsyncLLM | None = None
         self._slots = asyncio.Semaphore(settings.max_num_seqs)
@@ -90,7 +99,7 @@ class VllmEngine(GroupEngine):
     async def start(self, *, model_path: Path) -> None:
         # In a thread, so that health checks are answered during the half minute this takes; one that ends
         # with the process, so that a start that hangs cannot keep it.
-        asked = (model_path, self._settings, self._worker_extension_cls, self._load)
+        asked = (model_path, self._settings, self._worker_extension_cls, self._load, self._fork)
         building = asyncio.get_running_loop().run_in_executor(DaemonThreads(1), build_engine, *asked)
         try:
             async with asyncio.timeout(self._settings.start_timeout_seconds):

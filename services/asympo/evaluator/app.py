@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 
 from asympo.common.checkpoints import PolicyStore
@@ -18,7 +19,7 @@ from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.engines.base import Engine
-from asympo.engines.choice import build_engine
+from asympo.engines.choice import build_engine, fork_engine
 from asympo.engines.of_run import sampling_of
 from asympo.evaluator.api import build_api
 from asympo.evaluator.episodes import player_of
@@ -38,8 +39,10 @@ _MAX_THREADS = 16
 def main(settings: EvaluatorSettings) -> int:
     """Runs an evaluator until it is told to stop; raises AsympoError with an exit code."""
     log_watch = set_up_logging(service="evaluator", log_format=settings.log_format, level=settings.log_level)
+    factory = partial(build_engine, fork=fork_engine(settings))
     with StopSignal() as stop:
-        asyncio.run(EvaluatorProcess(settings=settings, stop=stop, log_watch=log_watch).run())
+        process = EvaluatorProcess(settings=settings, stop=stop, engine_factory=factory, log_watch=log_watch)
+        asyncio.run(process.run())
     return 0
 
 

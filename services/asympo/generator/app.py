@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
-from asympo.engines.choice import build_engine, import_engine
+from asympo.engines.choice import build_engine, fork_engine, import_engine
 from asympo.engines.model_files import local_model
 from asympo.engines.of_run import sampling_of
 from asympo.generator.api import build_api
@@ -56,8 +57,15 @@ ENGINE_CLOSE_SECONDS = 30.0
 def main(settings: GeneratorSettings) -> int:
     """Runs a generator until it is told to stop; raises AsympoError with the exit code of what went wrong."""
     log_watch = set_up_logging(service="generator", log_format=settings.log_format, level=settings.log_level)
+    factory = partial(build_engine, fork=fork_engine(settings))
     with StopSignal() as stop:
-        process = GeneratorProcess(settings=settings, stop=stop, clock=SystemClock(), log_watch=log_watch)
+        process = GeneratorProcess(
+            settings=settings,
+            stop=stop,
+            clock=SystemClock(),
+            engine_factory=factory,
+            log_watch=log_watch,
+        )
         asyncio.run(process.run())
     return 0
 
