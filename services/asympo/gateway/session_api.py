@@ -99,10 +99,8 @@ class SessionApi:
         }
 
     def _reward(self, session_id: str, body: dict[str, Any]) -> None:
-        reward = body.get("reward")
-        if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise Refusal(400, "reward: give a number")
-        self._sessions.set_reward(session_id, float(reward), functions=_functions(body.get("functions", {})))
+        reward = _number(body.get("reward"), said="reward: give a number")
+        self._sessions.set_reward(session_id, reward, functions=_functions(body.get("functions", {})))
 
     def _end(self, session_id: str) -> JSONResponse:
         group = self._sessions.end(session_id)
@@ -136,12 +134,19 @@ def _only(body: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _functions(values: Any) -> dict[str, float]:
     """Parts of a reward by name."""
-    is_right = isinstance(values, dict) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values.values()
-    )
-    if not is_right:
-        raise Refusal(400, "functions: give an object of numbers")
-    return {name: float(value) for name, value in values.items()}
+    said = "functions: give an object of numbers"
+    if not isinstance(values, dict):
+        raise Refusal(400, said)
+    return {name: _number(value, said=said) for name, value in values.items()}
+
+
+def _number(value: Any, *, said: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refusal(400, said)
+    try:
+        return float(value)
+    except OverflowError:
+        raise Refusal(400, said) from None
 
 
 def _session_id(body: dict[str, Any]) -> str:

@@ -304,6 +304,7 @@ def test_session_is_asked_elsewhere_when_its_generator_is_gone(
         ("/rl/end_session", {"session_id": 3}, 400),
         ("/sessions/{id}/complete", {"reward": "much"}, 400),
         ("/sessions/{id}/complete", {"reward": True}, 400),
+        ("/sessions/{id}/complete", {"reward": 10**400}, 400),
         ("/sessions/{id}/complete", {"reward": 1e9}, 400),
         ("/sessions/{id}/complete", {"reward": 1, "functons": {}}, 400),
         ("/sessions/{id}/complete", {"reward": 1, "functions": {"a": 1e31}}, 400),
