@@ -249,8 +249,7 @@ class Trainer:
         """Whether no entry will ever follow what was read."""
         if not self._settings.num_epochs:
             return False
-        stats = self._session.stats()
-        return stats.is_exhausted and stats.last_sequence == self._reader.read_cursor
+        return self._session.stats().is_exhausted and self._session.is_at_end(self._reader.read_cursor)
 
     def _is_finished(self) -> bool:
         total = self._settings.total_steps

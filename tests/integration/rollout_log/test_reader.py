@@ -5,7 +5,7 @@ import pytest
 from asympo.common.errors import Fenced, SequenceGap
 from asympo.common.rollout_log import RunLog
 
-from .conftest import must_append, start_run
+from .conftest import must_append, must_lease, start_run
 
 
 def test_read_returns_what_lies_after_the_cursor_in_order(log: RunLog) -> None:
@@ -63,3 +63,12 @@ def test_followers_read_at_their_own_pace_and_hold_nothing_back(log: RunLog) -> 
     assert entry is not None
     assert entry.sequence == 4
     assert next(tail) is None
+
+
+def test_log_whose_last_entries_were_taken_out_is_at_its_end(log: RunLog) -> None:
+    start_run(log)
+    for producer in ("gen-0", "agents", "agents"):
+        log.leases.append(must_lease(log), b"payload", producer=producer)
+    assert [log.reader.is_at_end(sequence) for sequence in range(4)] == [False, False, False, True]
+    assert log.submissions.purge("agents") == 2
+    assert [log.reader.is_at_end(sequence) for sequence in range(4)] == [False, True, True, True]

@@ -72,6 +72,16 @@ class Reader:
                 raise SequenceGap(f"run {self._run.name!r}: entry {sequence} is no longer in the log")
         return [entries[sequence] for sequence in sequences]
 
+    def is_at_end(self, after_sequence: int) -> bool:
+        """Whether no entry follows: what was given out since then, if anything, are numbers that are lost."""
+        last = number(self._run.broker.command("HGET", self._run.key("run"), "last_sequence"))
+        holes = self._holes() if after_sequence < last else {}
+        while after_sequence < last:
+            if not (end := _end_of_hole(after_sequence + 1, holes)):
+                return False
+            after_sequence = end
+        return True
+
     def iter_entries(self, *, after_sequence: int = 0, batch: int = 100) -> Iterator[LogEntry]:
         """Every entry that is in the log now after `after_sequence`; starts at the oldest one kept."""
         while True:
@@ -155,7 +165,7 @@ class Reader:
             while expected != entry.sequence:
                 if holes is None:
                     holes = self._holes()
-                end = max((last for first, last in holes.items() if first <= expected <= last), default=0)
+                end = _end_of_hole(expected, holes)
                 if not end or end >= entry.sequence:
                     raise SequenceGap(
                         f"run {self._run.name!r}: the log goes from entry {expected - 1} to "
@@ -170,6 +180,11 @@ class Reader:
         return {
             number(first): number(last) for first, last in self._run.broker.hash_items(self._run.key("holes"))
         }
+
+
+def _end_of_hole(sequence: int, holes: Mapping[int, int]) -> int:
+    """The last number of the range of lost ones that this one is in; 0 where it is in none."""
+    return max((last for first, last in holes.items() if first <= sequence <= last), default=0)
 
 
 def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:

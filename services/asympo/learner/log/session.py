@@ -120,6 +120,10 @@ class LogSession:
 
         return self._call(read_once)
 
+    def is_at_end(self, after_sequence: int) -> bool:
+        """Whether no entry follows."""
+        return self._call(lambda: self._run_log.reader.is_at_end(after_sequence))
+
     def free(self, group_ids: Sequence[str]) -> None:
         """Frees the slots of groups."""
         self._call(

@@ -79,7 +79,8 @@ class FollowedLog:
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether the run is over and nothing follows."""
         stats = self._run_log.stats.read()
-        return stats.state in (RunState.FINISHED, RunState.FAILED) and stats.last_sequence <= after_sequence
+        is_over = stats.state in (RunState.FINISHED, RunState.FAILED)
+        return is_over and self._run_log.reader.is_at_end(after_sequence)
 
     def _from_archive(self, after_sequence: int, max_count: int) -> list[LogEntry]:
         found = self._next(max_count) if self._archived_after == after_sequence else []
