@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from asympo.cli import main
 from asympo.common.codec import encode_group
@@ -28,6 +29,13 @@ with open_broker(None, directory=Path(sys.argv[1]), run="demo"):
     print("open", flush=True)
     time.sleep(60)
 """
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def append_groups(url: str, run: str, *, rewards: list[tuple[float, float]]) -> None:
@@ -125,10 +133,10 @@ def test_log_of_a_stopped_run_is_read_by_starting_its_broker(
     with subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE) as looking:
         assert looking.stdout is not None
         assert looking.stdout.readline() == b"open\n"
+        assert answers(broker.url)
+        of_looking = [each for each in psutil.process_iter() if str(tmp_path) in command_of(each)]
         looking.kill()
-    # It waits for the broker, which ends with whoever looked.
-    with RunDirectory(tmp_path / "demo"):
-        assert not answers(broker.url)
+    assert psutil.wait_procs(of_looking, timeout=60)[1] == [], "the broker ends with whoever looked"
     assert asympo(capsys, "runs", "delete", "demo", "--directory", str(tmp_path), "--yes")[0] == 0
     assert not (tmp_path / "demo").exists()
 
