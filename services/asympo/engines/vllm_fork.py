@@ -12,6 +12,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -30,14 +31,17 @@ class EngineFork:
         gc.freeze()
         there, self._here = _FORK.Pipe(duplex=False)
         self._process = _FORK.Process(target=_run_what_is_sent, args=(there, self._here))
+        # A terminal's interrupt reaches it as well, and it ends with whoever made it.
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._process.start()
+        signal.signal(signal.SIGINT, on_interrupt)
         there.close()
         # Before the library's own hook, which waits for every process.
         atexit.register(self.close)
 
     @property
     def is_waiting(self) -> bool:
-        return not self._here.closed
+        return not self._here.closed and self._process.is_alive()
 
     def close(self) -> None:
         """It ends, unless it was given to vLLM."""
@@ -83,6 +87,7 @@ def _run_what_is_sent(work: Connection, other_end: Connection) -> None:
         sent, target, kwargs = work.recv()
     except EOFError:
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(ImportError):
         import setproctitle
 

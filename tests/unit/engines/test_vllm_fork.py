@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import fork_ahead
 
@@ -32,8 +33,10 @@ print(process.name, process.exitcode)
 _GIVES_NONE = """
 import sys
 from asympo.engines.vllm_fork import EngineFork
-print(EngineFork({})._process.pid, flush=True)
+fork = EngineFork({})
+print(fork._process.pid, flush=True)
 sys.stdin.read()
+print(fork.is_waiting)
 """
 
 
@@ -57,6 +60,21 @@ def test_fork_without_work_ends_with_who_made_it() -> None:
                 os.kill(service.pid, number)
             service.wait(40)
             fork.wait(40)
+
+
+@pytest.mark.parametrize(("number", "is_waiting"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
+def test_fork_waits_on_after_an_interrupt_and_is_not_used_when_it_was_killed(
+    number: signal.Signals, is_waiting: bool
+) -> None:
+    command = [sys.executable, "-c", _GIVES_NONE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as service:
+        assert service.stdout is not None
+        fork = psutil.Process(int(service.stdout.readline()))
+        fork.send_signal(number)
+        while not is_waiting and fork.status() != psutil.STATUS_ZOMBIE:
+            os.sched_yield()
+        assert service.communicate("", timeout=40) == (f"{is_waiting}\n", "")
 
 
 def test_engine_of_several_processes_is_not_forked() -> None:
