@@ -14,9 +14,8 @@ from asympo.learner.ledger import Ledger
 from asympo.learner.log.create_run import read_config
 from asympo.learner.log.session import LogSession
 from asympo.learner.model.policy import Policy, load_model
-from asympo.learner.model.weights import Weights
+from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights
 from asympo.learner.publish.background import BackgroundPublisher
-from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
 from asympo.learner.publish.policy_writer import PolicyWriter
 from asympo.learner.record.recorder import StepRecorder
 from asympo.learner.record.traces import GroupTraces

@@ -9,8 +9,7 @@ from asympo.common.errors import BrokerUnavailable, PublishFailed
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.learner.log.segment import GroupReader
 from asympo.learner.model.batching import TrainedGroup
-from asympo.learner.model.weights import Weights
-from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
+from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.open import open_states

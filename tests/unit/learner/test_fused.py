@@ -91,12 +91,44 @@ def test_unfused_restores_the_modules_own_forward_for_a_while() -> None:
     assert all(is_fused(part) for part in module)
 
 
-def test_autocast_and_half_inputs_go_through_the_modules_own_forward() -> None:
-    module = Mlp(dtype=torch.float32)
-    x = torch.randn(3, 6)
+@pytest.mark.parametrize("make", [lambda: Norm(6, dtype=torch.float32), lambda: Mlp(dtype=torch.float32)])
+def test_under_autocast_outputs_are_the_modules_own_and_gradients_as_near_as_rounding(
+    make: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    module = make()
+    x = torch.randn(1, 3, 6)
+    exact = outcome(module, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = module(x)
+        own = outcome(module, x)
         fuse(module)
-        output = module(x)
-    assert output.dtype == torch.bfloat16
-    assert torch.equal(output, expected)
+        output, *gradients = outcome(module, x)
+    assert output.dtype == own[0].dtype
+    torch.testing.assert_close(output, own[0], rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(gradients, exact[1:], strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
+
+
+def test_fused_mlp_keeps_less_for_the_backward_under_autocast() -> None:
+    module, x = Mlp(dtype=torch.float32), torch.randn(64, 6, requires_grad=True)
+
+    def bytes_kept() -> int:
+        sizes: dict[int, int] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
+            output = module(x)
+        del output
+        return sum(sizes.values())
+
+    own = bytes_kept()
+    fuse(module)
+    assert bytes_kept() < 0.7 * own

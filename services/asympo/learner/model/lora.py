@@ -1,8 +1,7 @@
 """LoRA: pairs of small matrices, put in by PEFT, beside the linears of a model whose own weights stay.
 
 What is trained is float32. The base holds the values that a policy of it holds, those of bfloat16. PEFT makes
-the layers and begins them; their forward is written here, because PEFT's own computes another policy than the
-merged one that is served, and passes over every activation several times more.
+the layers and begins them; they compute as `adapted_linear.py` says.
 """
 
 import hashlib
@@ -13,16 +12,15 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from asympo.common.errors import BadSetting
+from asympo.learner.model.adapted_linear import AdaptedLinear
 from asympo.learner.model.fused import unfuse
-from asympo.learner.model.weights import is_adapted
+from asympo.learner.model.weights import PUBLISHED_DTYPE, is_adapted
 from asympo.learner.settings import ALL_LINEAR, LoraSettings
 
 _ADAPTER = "default"
-_PUBLISHED_DTYPE = torch.bfloat16
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: torch.dtype, seed: int) -> None:
@@ -54,8 +52,14 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     model.base_sha256 = base_digest(model)
     for layer in layers.values():
         base = layer.get_base_layer()
-        base.weight.data = base.weight.data.to(_PUBLISHED_DTYPE)
-        layer.forward = _Forward(layer, compute_dtype)
+        base.weight.data = base.weight.data.to(PUBLISHED_DTYPE)
+        layer.forward = AdaptedLinear(
+            base=base,
+            a=layer.lora_A[_ADAPTER],
+            b=layer.lora_B[_ADAPTER],
+            scale=float(layer.scaling[_ADAPTER]),
+            compute_dtype=compute_dtype,
+        )
         model.adapter_scale = layer.forward.scale
     if compute_dtype.itemsize < torch.float32.itemsize:
         _narrow(model, compute_dtype)
@@ -64,7 +68,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
 def merge_anew(model: nn.Module) -> None:
     """From now on what is merged is not kept: less memory, more arithmetic."""
     for _, layer in _layers(model):
-        cast(Any, layer).forward.keeps_merged = False
+        cast(Any, layer).forward.merge_anew()
 
 
 def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Parameter]:
@@ -122,7 +126,7 @@ def _round(model: nn.Module) -> None:
     """What is added to a policy's base is trained with that base."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            parameter.copy_(parameter.to(_PUBLISHED_DTYPE))
+            parameter.copy_(parameter.to(PUBLISHED_DTYPE))
 
 
 def base_digest(model: nn.Module) -> Tensor:
@@ -133,7 +137,7 @@ def base_digest(model: nn.Module) -> Tensor:
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             digest.update(name.replace(".base_layer.", ".").encode())
-            value = parameter.detach().to(_PUBLISHED_DTYPE).cpu().contiguous().view(-1)
+            value = parameter.detach().to(PUBLISHED_DTYPE).cpu().contiguous().view(-1)
             digest.update(value.view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
@@ -146,101 +150,3 @@ def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
         module.weight.data = module.weight.data.to(dtype)
         if type(module) is nn.Embedding:
             module.register_forward_hook(lambda _module, _given, output: output.float())
-
-
-class _Forward:
-    """Forward of one of PEFT's layers: at the merged weight that generators serve.
-
-    Most of what an adapter adds is less than the distance between two bfloat16 numbers. A gradient at the sum
-    before it is rounded would improve a policy that nobody samples from.
-    """
-
-    def __init__(self, layer: LoraLayer, compute_dtype: torch.dtype) -> None:
-        self._base = cast(Any, layer.get_base_layer())
-        self._a: nn.Module = layer.lora_A[_ADAPTER]
-        self._b: nn.Module = layer.lora_B[_ADAPTER]
-        self.scale = float(layer.scaling[_ADAPTER])
-        self.keeps_merged = True
-        """Off where the base is whole only while a layer computes: the merged one would be whole for good."""
-        self._compute_dtype = compute_dtype
-        self._merged: Tensor | None = None
-        self._merged_of: tuple[Tensor, Tensor] | None = None
-        """The matrices that were merged last. Held, so that no others can lie where they lie."""
-        self._merged_at = (-1, -1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        a_RD, b_FR = cast(Tensor, self._a.weight), cast(Tensor, self._b.weight)
-        # torch declares no types for `apply`.
-        output: Tensor = _Product.apply(x, self._base.bias, a_RD, b_FR, self)  # type: ignore[no-untyped-call]
-        return output
-
-    def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
-        """The weight with the adapter, rounded; of these matrices."""
-        of = (a_RD.detach(), b_FR.detach())
-        if not self.keeps_merged:
-            return self._merge(*of).to(self._compute_dtype)
-        if self._merged is None:
-            self._merged = torch.empty_like(self._base.weight, dtype=self._compute_dtype)
-        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
-        # Probes are scored with others in their place, whose versions begin anew.
-        version = (a_RD._version, b_FR._version)
-        if self._merged_at != version or not _are_same(self._merged_of, of):
-            self._merged.copy_(self._merge(*of))
-            self._merged_at, self._merged_of = version, of
-        return self._merged
-
-    def _merge(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
-        """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
-        wide = torch.promote_types(_PUBLISHED_DTYPE, torch.float32)
-        # In a forward pass autocast would round the product's factors and the product itself.
-        with torch.autocast(a_RD.device.type, enabled=False):
-            product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
-        product_FD += self._base.weight.detach()
-        return product_FD.to(_PUBLISHED_DTYPE)
-
-
-class _Product(torch.autograd.Function):
-    """x W' + bias, where W = W0 + scale B A is merged; with gradients of x, A and B alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        bias_F: Tensor | None,
-        a_RD: Tensor,
-        b_FR: Tensor,
-        layer: _Forward,
-    ) -> Tensor:
-        merged_FD = layer.merged(a_RD, b_FR)
-        x_TD = x.reshape(-1, x.shape[-1]).to(merged_FD.dtype)
-        bias_F = None if bias_F is None else bias_F.to(merged_FD.dtype)
-        output_TF = nn.functional.linear(x_TD, merged_FD, bias_F)
-        # Not what is merged: kept, it is the layer's own, and otherwise it would be kept until the backward.
-        ctx.save_for_backward(x_TD, a_RD, b_FR)
-        ctx.layer, ctx.x_dtype = layer, x.dtype
-        # Not as a view: some layers add to it in place.
-        output: Tensor = torch.ops.aten._unsafe_view(output_TF, (*x.shape[:-1], output_TF.shape[-1]))
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, a_RD, b_FR = ctx.saved_tensors
-        grad_TF = grad.reshape(-1, grad.shape[-1])
-        inner_TR = x_TD @ _rounded(a_RD, x_TD.dtype).T
-        grad_inner_TR = grad_TF @ _rounded(b_FR, x_TD.dtype)
-        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(ctx.layer.scale)
-        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(ctx.layer.scale)
-        grad_x: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad_TF @ ctx.layer.merged(a_RD, b_FR)).to(ctx.x_dtype).view(*grad.shape[:-1], -1)
-        return grad_x, None, grad_a_RD, grad_b_FR, None
-
-
-def _are_same(held: tuple[Tensor, Tensor] | None, of: tuple[Tensor, Tensor]) -> bool:
-    return held is not None and all(a.is_set_to(b) for a, b in zip(held, of, strict=True))
-
-
-def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """As it is published, in a tensor of its own."""
-    return value.to(_PUBLISHED_DTYPE).to(dtype, copy=True)

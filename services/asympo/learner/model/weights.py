@@ -9,6 +9,9 @@ from torch.distributed.tensor import DTensor
 
 from asympo.learner.ranks import Ranks
 
+PUBLISHED_DTYPE = torch.bfloat16
+"""Of what generators serve, whatever is trained."""
+
 
 class Weights:
     """What is published of a model: parameters, and the buffers that a checkpoint holds."""

@@ -16,8 +16,8 @@ from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
 from asympo.learner.model.lora import adapter_config, adapts, base_digest, name_in_peft
 from asympo.learner.model.policy import Policy, load_model
-from asympo.learner.model.weights import Weights, named_weights
-from asympo.learner.publish.policy_files import PUBLISHED_DTYPE, files_beside_weights, write_weights
+from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
+from asympo.learner.publish.policy_files import files_beside_weights, write_weights
 from asympo.learner.publish.policy_writer import PolicyWriter, PreparedPolicy
 
 log = logging.getLogger(__name__)

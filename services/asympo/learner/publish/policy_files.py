@@ -5,18 +5,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from asympo.common.checkpoints.names import POLICY_FILES
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint, PublishFailed
-from asympo.learner.model.weights import named_weights
+from asympo.learner.model.weights import PUBLISHED_DTYPE, named_weights
 
 log = logging.getLogger(__name__)
 
-PUBLISHED_DTYPE = torch.bfloat16
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

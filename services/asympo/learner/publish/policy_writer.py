@@ -11,9 +11,8 @@ import torch
 from asympo.common.checkpoints import PolicyRef, PolicyStore, Probe, ProbeSequence
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
 from asympo.learner.model.policy import Policy, vocab_size
-from asympo.learner.model.weights import Weights, named_weights
+from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
 from asympo.learner.publish.policy_files import (
-    PUBLISHED_DTYPE,
     files_beside_weights,
     read_weights,
     write_weights,

@@ -12,8 +12,7 @@ from transformers.utils import logging as transformers_logging
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
 from asympo.learner.log.create_run import read_config
 from asympo.learner.model.policy import load_model, vocab_size
-from asympo.learner.model.weights import named_weights
-from asympo.learner.publish.policy_files import PUBLISHED_DTYPE
+from asympo.learner.model.weights import PUBLISHED_DTYPE, named_weights
 from asympo.learner.step.probe import ProbeText, fixed_probes
 from asympo.tasks.tokenizer import load_tokenizer
 

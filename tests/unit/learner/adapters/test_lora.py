@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner.model import lora
+from asympo.learner.model import adapted_linear, lora
 from asympo.learner.model.batching import TrainedGroup, pack
 from asympo.learner.model.forward_path import FAST
-from asympo.learner.model.fused import fuse
+from asympo.learner.model.fused import fuse, is_fused, unfuse
 from asympo.learner.model.lora import adapter_config, add_adapter, merge_anew
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import named_weights
@@ -80,6 +80,8 @@ def test_probe_is_scored_with_the_adapter_as_it_is(tiny_model: Path, is_kept: bo
 
 
 def as_peft_computes(model: PreTrainedModel) -> None:
+    assert any(is_fused(module) and "Mlp" in type(module.forward).__name__ for module in model.modules())
+    unfuse(model)
     for module in model.modules():
         if isinstance(module, LoraLayer):
             del module.forward
@@ -107,7 +109,8 @@ def test_adapter_has_peft_numbers_and_gradients_when_rows_are_packed(
     tiny_model: Path, is_rank_stabilised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is not rounded is PEFT's own sum.
-    monkeypatch.setattr(lora, "_PUBLISHED_DTYPE", torch.float64)
+    monkeypatch.setattr(lora, "PUBLISHED_DTYPE", torch.float64)
+    monkeypatch.setattr(adapted_linear, "PUBLISHED_DTYPE", torch.float64)
     policy = adapted(tiny_model, dtype=torch.float64, rank_stabilised=is_rank_stabilised)
     groups = make_groups(3)
     packed = nlls_and_gradients(policy, groups, budget=60, share=True)
@@ -118,6 +121,22 @@ def test_adapter_has_peft_numbers_and_gradients_when_rows_are_packed(
     assert len(packed) == 1 + 2 * 2 * 7
     for ours, theirs in zip(packed, plain, strict=True):
         assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_mlps_of_which_not_all_are_adapted_are_right_too(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (lora, adapted_linear):
+        monkeypatch.setattr(name, "PUBLISHED_DTYPE", torch.float64)
+    policy = adapted(tiny_model, dtype=torch.float64, targets=("gate_proj", "up_proj", "q_proj"))
+    groups = make_groups(2)
+    packed = nlls_and_gradients(policy, groups, budget=60, share=True)
+    unfuse(policy.model)
+    for layer in (module for module in policy.model.modules() if isinstance(module, LoraLayer)):
+        del layer.forward
+    plain = nlls_and_gradients(policy, groups, budget=1, share=False)
+    for ours, theirs in zip(packed, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 

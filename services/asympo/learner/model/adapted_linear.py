@@ -1,0 +1,129 @@
+"""A linear with an adapter beside it, computed at the merged weight.
+
+PEFT's own forward computes another policy than the merged one that is served, and passes over every
+activation several times more.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from asympo.learner.model.weights import PUBLISHED_DTYPE
+
+
+class AdaptedLinear:
+    """Forward and gradient of one of PEFT's layers, at the merged weight that generators serve.
+
+    Most of what an adapter adds is less than the distance between two bfloat16 numbers. A gradient at the sum
+    before it is rounded would improve a policy that nobody samples from.
+    """
+
+    def __init__(
+        self, *, base: Any, a: nn.Module, b: nn.Module, scale: float, compute_dtype: torch.dtype
+    ) -> None:
+        """`base`: the linear; `a`, `b`: what holds the matrices beside it, as `weight`."""
+        self.base = base
+        self.a, self.b = a, b
+        self.scale = scale
+        self.compute_dtype = compute_dtype
+        self._keeps_merged = True
+        self._merged: Tensor | None = None
+        self._merged_of: tuple[Tensor, Tensor] | None = None
+        """The matrices that were merged last. Held, so that no others can lie where they lie."""
+        self._merged_at = (-1, -1)
+
+    def merge_anew(self) -> None:
+        """From now on nothing that is merged is kept: less memory, more arithmetic."""
+        self._keeps_merged = False
+        self._merged = self._merged_of = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # torch declares no types for `apply`.
+        output: Tensor = _Product.apply(x, self.base.bias, *self.matrices(), self)  # type: ignore[no-untyped-call]
+        return output
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return cast(Tensor, self.a.weight), cast(Tensor, self.b.weight)
+
+    def product(self, x_TD: Tensor, a_RD: Tensor, b_FR: Tensor) -> Tensor:
+        """x W' without bias, in the precision of products."""
+        merged_FD = self.merged(a_RD, b_FR)
+        return x_TD.to(merged_FD.dtype) @ merged_FD.T
+
+    def gradients(
+        self, x_TD: Tensor, grad_TF: Tensor, a_RD: Tensor, b_FR: Tensor, *, needs_x: bool = True
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Of x, A and B."""
+        grad_TF = grad_TF.to(x_TD.dtype)
+        inner_TR = x_TD @ _rounded(a_RD, x_TD.dtype).T
+        grad_inner_TR = grad_TF @ _rounded(b_FR, x_TD.dtype)
+        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(self.scale)
+        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(self.scale)
+        return grad_TF @ self.merged(a_RD, b_FR) if needs_x else None, grad_a_RD, grad_b_FR
+
+    def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
+        """The weight with the adapter, rounded; of these matrices."""
+        of = (a_RD.detach(), b_FR.detach())
+        if not self._keeps_merged:
+            return self._merge(*of).to(self.compute_dtype)
+        # Whoever changes a parameter in place counts its version up; for the optimizer `guarded_step` does.
+        # Probes are scored with others in their place, whose versions begin anew.
+        version = (a_RD._version, b_FR._version)
+        if self._merged is None:
+            self._merged = torch.empty_like(self.base.weight, dtype=self.compute_dtype)
+        if self._merged_at != version or not _are_same(self._merged_of, of):
+            self._merged.copy_(self._merge(*of))
+            self._merged_at, self._merged_of = version, of
+        return self._merged
+
+    def _merge(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
+        """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
+        wide = torch.promote_types(PUBLISHED_DTYPE, torch.float32)
+        # In a forward pass autocast would round the product's factors and the product itself.
+        with torch.autocast(a_RD.device.type, enabled=False):
+            product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
+        product_FD += self.base.weight.detach()
+        return product_FD.to(PUBLISHED_DTYPE)
+
+
+class _Product(torch.autograd.Function):
+    """x W' + bias, where W = W0 + scale B A is merged; with gradients of x, A and B alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias_F: Tensor | None, a_RD: Tensor, b_FR: Tensor, layer: AdaptedLinear
+    ) -> Tensor:
+        merged_FD = layer.merged(a_RD, b_FR)
+        x_TD = x.reshape(-1, x.shape[-1]).to(merged_FD.dtype)
+        bias_F = None if bias_F is None else bias_F.to(merged_FD.dtype)
+        output_TF = nn.functional.linear(x_TD, merged_FD, bias_F)
+        # Not what is merged: kept, it is the layer's own, and otherwise it would be kept until the backward.
+        ctx.save_for_backward(x_TD, a_RD, b_FR)
+        ctx.layer, ctx.x_dtype = layer, x.dtype
+        # Not as a view: some layers add to it in place.
+        output: Tensor = torch.ops.aten._unsafe_view(output_TF, (*x.shape[:-1], output_TF.shape[-1]))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, a_RD, b_FR = ctx.saved_tensors
+        grad_TF = grad.reshape(-1, grad.shape[-1])
+        grad_x, grad_a_RD, grad_b_FR = ctx.layer.gradients(
+            x_TD, grad_TF, a_RD, b_FR, needs_x=ctx.needs_input_grad[0]
+        )
+        if grad_x is not None:
+            grad_x = grad_x.to(ctx.x_dtype).view(*grad.shape[:-1], -1)
+        return grad_x, None, grad_a_RD, grad_b_FR, None
+
+
+def _are_same(held: tuple[Tensor, Tensor] | None, of: tuple[Tensor, Tensor]) -> bool:
+    return held is not None and all(a.is_set_to(b) for a, b in zip(held, of, strict=True))
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is published, in a tensor of its own."""
+    return value.to(PUBLISHED_DTYPE).to(dtype, copy=True)
