@@ -143,6 +143,8 @@ def set_up_logging(
             TextFormatter(service, is_coloured=is_terminal and not os.environ.get("NO_COLOR"))
         )
     logging.getLogger("grpc._common").addFilter(_in_one_line)
+    # It misses a package that would load code from the hub; what it does without is as good.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     root = logging.getLogger()
     root.setLevel(level.upper())
     for old in root.handlers[:]:

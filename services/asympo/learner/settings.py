@@ -22,6 +22,9 @@ so many rows that they are as large. A CPU is quickest with what is near its cac
 HEAD_KEPT_BYTES = 1 << 28
 """Probabilities of as many of these chunks are kept for the backward pass as fit into it: a product less."""
 
+QUANTISED_BLOCK = {4: 64, 8: 256}
+"""Values that share a scale, by the bits of each: those of bitsandbytes."""
+
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -71,7 +74,19 @@ class LoraSettings(BaseModel):
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         ALL_LINEAR, description="layers that get a pair, by the ends of their names; all linears but the head"
     )
+    base_bits: int | None = Field(
+        None,
+        description="4 or 8: bits of a value of the base's linears, for less memory and more time; the base "
+        "is published as they round it. If not given, bfloat16",
+    )
     dropout: float = Field(0.0, description="only 0: the loss needs the policy's own probabilities")
+
+    @field_validator("base_bits")
+    @classmethod
+    def _is_known(cls, value: int | None) -> int | None:
+        if value is not None and value not in QUANTISED_BLOCK:
+            raise ValueError(f"base_bits is {value}: give 4 or 8, or leave it out for bfloat16")
+        return value
 
     @field_validator("dropout")
     @classmethod

@@ -4,8 +4,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from asympo.common.checkpoints.opening import open_policies
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_weights
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
@@ -13,7 +15,7 @@ from tests.integration.learner.test_replay import replay
 
 STEPS = 8
 FLAGS = ("--total-steps", str(STEPS), "--retain", "--keep-policies", "9", "--keep-states", "9")
-LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--compute-dtype", "bfloat16")
+LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--lora.base-bits", "4", "--compute-dtype", "bfloat16")
 
 
 @pytest.mark.timeout(400)
@@ -45,6 +47,11 @@ def test_adapter_of_a_learner_killed_and_stopped_is_trained_again_bit_for_bit(
     assert [policy.kind for policy in policies if policy.step == 0] == ["full"]
     assert {policy.kind for policy in policies if policy.step} == {"adapter"}
     assert len({policy.base for policy in policies if policy.base}) == 1
+    # Served is what is computed with: of a base in 4 bits what those say.
+    base, model = (load_weights(path / "model.safetensors") for path in (store.list()[0].path, tiny_model))
+    assert {name for name in base if not torch.equal(base[name], model[name])} == {
+        name for name in base if name.endswith("_proj.weight")
+    }
     last = max((tmp_path / run_name / "train").glob("step-*"), key=lambda path: path.name)
     held = load_file(last / "rank-00000.safetensors")
     assert all(name.startswith(("rng.", "base.")) or ".lora_" in name for name in held)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from asympo.learner.model import nll
+from asympo.learner.model import fused, nll
 from asympo.learner.model.attention import PACKED_ATTENTION
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
 from asympo.learner.model.lora import add_adapter
@@ -105,9 +105,9 @@ def peak_bytes(
     """Of two steps of `num_rows` rows in bfloat16, beside the copy that the publisher keeps."""
     with (
         patch.dict(ALL_ATTENTION_FUNCTIONS._global_mapping, {PACKED_ATTENTION: _attend}),
-        # A GPU takes a chunk of logits as a whole, and norms and MLPs as transformers has them.
+        # A GPU takes a chunk of logits as a whole, and norms and plain MLPs as transformers has them.
         patch.object(nll, "_CACHE_BYTES", 1 << 60),
-        patch("asympo.learner.model.forward_path.fuse", lambda model: None),
+        patch.object(fused, "_does_the_same", lambda _, forward: isinstance(forward, fused._FusedAdaptedMlp)),
         patch("asympo.learner.model.lora.base_digest", lambda model: torch.zeros(32, dtype=torch.uint8)),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):

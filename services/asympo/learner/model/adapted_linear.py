@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from asympo.learner.model.quantised_base import QuantisedWeight
 from asympo.learner.model.weights import PUBLISHED_DTYPE
 
 
@@ -21,14 +22,28 @@ class AdaptedLinear:
     """
 
     def __init__(
-        self, *, base: Any, a: nn.Module, b: nn.Module, scale: float, compute_dtype: torch.dtype
+        self,
+        *,
+        base: Any,
+        quantised: QuantisedWeight | None = None,
+        a: nn.Module,
+        b: nn.Module,
+        scale: float,
+        compute_dtype: torch.dtype,
     ) -> None:
-        """`base`: the linear; `a`, `b`: what holds the matrices beside it, as `weight`."""
+        """`base`: the linear; `a`, `b`: what holds the matrices beside it, as `weight`.
+
+        `quantised`: the linear's weight in fewer bits, which from now on is held instead.
+        """
         self.base = base
+        self.quantised = quantised
+        if quantised is not None:
+            # Its shape says how many operations a step needs.
+            base.weight = nn.Parameter(torch.empty_like(base.weight, device="meta"), requires_grad=False)
         self.a, self.b = a, b
         self.scale = scale
         self.compute_dtype = compute_dtype
-        self._keeps_merged = True
+        self._keeps_merged = quantised is None
         self._merged: Tensor | None = None
         self._merged_of: tuple[Tensor, Tensor] | None = None
         """The matrices that were merged last. Held, so that no others can lie where they lie."""
@@ -73,11 +88,11 @@ class AdaptedLinear:
         # Probes are scored with others in their place, whose versions begin anew.
         version = (a_RD._version, b_FR._version)
         if self._merged is None:
-            self._merged = torch.empty_like(self.base.weight, dtype=self.compute_dtype)
+            self._merged = torch.empty_like(self.base.weight)
         if self._merged_at != version or not _are_same(self._merged_of, of):
             self._merged.copy_(self._merge(*of))
             self._merged_at, self._merged_of = version, of
-        return self._merged
+        return self._merged.to(self.compute_dtype)
 
     def _merge(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """As `common/checkpoints/merge.py` does, up to the order of a sum before it is rounded."""
@@ -85,7 +100,7 @@ class AdaptedLinear:
         # In a forward pass autocast would round the product's factors and the product itself.
         with torch.autocast(a_RD.device.type, enabled=False):
             product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
-        product_FD += self.base.weight.detach()
+        product_FD += self.base.weight.detach() if self.quantised is None else self.quantised.values()
         return product_FD.to(PUBLISHED_DTYPE)
 
 

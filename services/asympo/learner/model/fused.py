@@ -100,6 +100,7 @@ class _FusedAdaptedMlp:
 
     def __init__(self, projections: list[AdaptedLinear]) -> None:
         self._projections = projections
+        self.gate = projections[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         matrices = [each for projection in self._projections for each in projection.matrices()]
@@ -134,13 +135,14 @@ def _is_wide(x: Tensor, weight: Tensor) -> bool:
 
 @torch.no_grad()
 def _does_the_same(module: nn.Module, forward: _FusedNorm | _FusedMlp | _FusedAdaptedMlp) -> bool:
-    weight = next(module.parameters())
-    is_adapted = isinstance(forward, _FusedAdaptedMlp)
-    if not is_adapted and (weight.device.type != "cpu" or weight.dtype.itemsize < 4):
-        return False
+    if isinstance(forward, _FusedAdaptedMlp):
+        weight, _ = forward.gate.matrices()
+    else:
+        weight = next(module.parameters())
+        if weight.device.type != "cpu" or weight.dtype.itemsize < 4:
+            return False
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, weight.shape[-1], generator=generator)
-    x = x.to(weight.device, torch.float32 if is_adapted else weight.dtype)
+    x = torch.randn(3, weight.shape[-1], generator=generator, dtype=weight.dtype).to(weight.device)
     x = torch.cat([x, 30 * x])  # clamps show at large values only
     theirs, ours = module.forward(x), forward(x)
     if torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE * float(theirs.abs().max())):

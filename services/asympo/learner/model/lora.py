@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from asympo.common.errors import BadSetting
 from asympo.learner.model.adapted_linear import AdaptedLinear
 from asympo.learner.model.fused import unfuse
+from asympo.learner.model.quantised_base import QuantisedWeight
 from asympo.learner.model.weights import PUBLISHED_DTYPE, is_adapted
 from asympo.learner.settings import ALL_LINEAR, LoraSettings
+from asympo.local.heap import return_free_pages
 
 _ADAPTER = "default"
 
@@ -49,12 +51,12 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     if odd := layers.keys() ^ chosen:
         raise BadSetting(f"lora.targets do not tell {min(odd)} from other layers of the same name")
     _round(model)
+    quantised = {name: _narrowed(layer.get_base_layer(), lora.base_bits) for name, layer in layers.items()}
     model.base_sha256 = base_digest(model)
-    for layer in layers.values():
-        base = layer.get_base_layer()
-        base.weight.data = base.weight.data.to(PUBLISHED_DTYPE)
+    for name, layer in layers.items():
         layer.forward = AdaptedLinear(
-            base=base,
+            base=layer.get_base_layer(),
+            quantised=quantised[name],
             a=layer.lora_A[_ADAPTER],
             b=layer.lora_B[_ADAPTER],
             scale=float(layer.scaling[_ADAPTER]),
@@ -63,6 +65,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
         model.adapter_scale = layer.forward.scale
     if compute_dtype.itemsize < torch.float32.itemsize:
         _narrow(model, compute_dtype)
+    # The wider weights that were loaded.
+    return_free_pages()
 
 
 def merge_anew(model: nn.Module) -> None:
@@ -72,7 +76,12 @@ def merge_anew(model: nn.Module) -> None:
 
 
 def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Parameter]:
-    """Before the base of an adapted model is sharded: the adapter, which stays whole on every rank."""
+    """Before the base of an adapted model is sharded: the adapter, which stays whole on every rank.
+
+    Raises BadSetting where the base is quantised.
+    """
+    if any(cast(Any, layer).forward.quantised is not None for _, layer in _layers(model)):
+        raise BadSetting("lora.base_bits is for a learner of one process: leave it out, ranks share the base")
     merge_anew(model)
     adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for parameter in adapter:
@@ -119,6 +128,21 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
+
+
+def quantised_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The base's linears that are held in fewer bits, by name, with the values that are computed with."""
+    for name, layer in _layers(model):
+        quantised = cast(Any, layer).forward.quantised
+        if quantised is not None:
+            yield name, quantised.values()
+
+
+def _narrowed(base: nn.Linear, bits: int | None) -> QuantisedWeight | None:
+    """From now on the linear has bfloat16 values, those that so many bits hold."""
+    quantised = None if bits is None else QuantisedWeight(base.weight.detach(), bits=bits)
+    base.weight.data = base.weight.data.to(PUBLISHED_DTYPE) if quantised is None else quantised.values()
+    return quantised
 
 
 @torch.no_grad()

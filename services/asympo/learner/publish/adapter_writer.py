@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
-from asympo.learner.model.lora import adapter_config, adapts, base_digest, name_in_peft
+from asympo.learner.model.lora import adapter_config, adapts, base_digest, name_in_peft, quantised_values
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
@@ -64,6 +64,8 @@ class AdapterWriter(PolicyWriter):
 
     def _publish_base(self, *, step: int, fence: int) -> PolicyRef:
         model = load_model(self._model, dtype=PUBLISHED_DTYPE, device=torch.device("cpu")).eval()
+        for name, values in quantised_values(self._shadow.model):
+            model.get_submodule(name).weight.data.copy_(values)
         policy = Policy(model=model, compute_dtype=self._shadow.compute_dtype, path=self._shadow.path)
 
         def fill(directory: Path) -> None:

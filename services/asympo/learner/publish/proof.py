@@ -41,11 +41,13 @@ class Proof:
     """Largest difference to the base's logits."""
 
 
-def prove(copy: Path, *, policy: Path, base: str, is_start: bool) -> Proof:
-    """Loads all three, one after the other.
+def prove(copy: Path, *, policy: Path, base: str, is_start: bool, adapter_base: Path | None = None) -> Proof:
+    """Loads all of them, one after the other.
 
-    Raises CorruptCheckpoint unless the copy holds and says what the policy does, AsympoError where it is the
-    base itself (unless `is_start`: before the first step it is), BadSetting where the base is another model.
+    `adapter_base`: to what the run has added the adapter that is taken away alone. Raises CorruptCheckpoint
+    unless the copy holds and says what the policy does, AsympoError where it is the base itself (unless
+    `is_start`: before the first step it is), BadSetting where the base is another model, or an adapter's has
+    other values.
     """
     transformers_logging.disable_progress_bar()
     texts = fixed_probes(load_tokenizer(str(copy)), vocab_size=vocab_size(read_config(str(copy))))
@@ -60,6 +62,12 @@ def prove(copy: Path, *, policy: Path, base: str, is_start: bool) -> Proof:
         odd = min(name for name, _ in start.shapes.items() ^ again.shapes.items())
         raise BadSetting(
             f"{base} and {policy} are different models ({odd}): name the run's start with --base"
+        )
+    if adapter_base is not None and (held := _load(adapter_base, ())).digests != start.digests:
+        odd = min(name for name, _ in held.digests.items() ^ start.digests.items())
+        raise BadSetting(
+            f"the adapter was not trained on {base} as it is, but on values that differ in {odd}, as with "
+            "lora.base_bits: export it merged, or name its base, which is the export of step 0, with --base"
         )
     num_different = sum(start.digests[name] != digest for name, digest in again.digests.items())
     if not num_different and not is_start:

@@ -195,7 +195,7 @@ class StateReader(StorageReader):
             is_whole = tuple(item.lengths) == chunk.sizes and target.dtype == dtype
             if is_whole and target.is_contiguous() and target.device.type == "cpu":
                 _read_into(self._path / chunk.file, chunk.offset, target)
-                # Torch does not see it, and what was computed from the values before would be taken for theirs.
+                # Torch does not see it, and what was computed from other values would be taken for theirs.
                 torch.autograd.graph.increment_version(target)
             else:
                 stored = torch.empty(chunk.sizes, dtype=dtype)

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asympo.common.checkpoints import Manifest, PolicyRef
+from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore
 from asympo.common.checkpoints.digests import tensor_entries
 from asympo.common.checkpoints.names import ADAPTER_WEIGHTS, MANIFEST_NAME
 from asympo.common.checkpoints.store import POLICIES
@@ -66,11 +66,13 @@ def main(arguments: Namespace) -> int:
         _copy(store.path / ref.name if arguments.adapter else ref.path, unfinished, manifest)
         from asympo.learner.publish.proof import prove
 
+        adapter_base = None
         if arguments.adapter:
             # From now on the merged policy is that of the copy.
             store.check_merge(manifest, adapter=unfinished)
+            adapter_base = _base_ref(store, manifest).path
         shown = ref.path if arguments.adapter else unfinished
-        proof = prove(shown, policy=ref.path, base=base, is_start=ref.step == 0)
+        proof = prove(shown, policy=ref.path, base=base, is_start=ref.step == 0, adapter_base=adapter_base)
         card = ModelCard(
             run=arguments.run,
             manifest=manifest,
@@ -83,6 +85,15 @@ def main(arguments: Namespace) -> int:
     pushed = repository.upload(to, message=message) if repository is not None else None
     _tell(to, ref=ref, base=base, proof=proof, pushed=pushed, as_json=arguments.json)
     return 0
+
+
+def _base_ref(store: PolicyStore, manifest: Manifest) -> PolicyRef:
+    """The policy that an adapter is added to."""
+    digest = manifest.base.digest if manifest.base is not None else None
+    found = next((each for each in store.list() if each.digest == digest), None)
+    if found is None:
+        raise CorruptCheckpoint(f"the base of the adapter of step {manifest.step} was deleted meanwhile")
+    return found
 
 
 def _tell(to: Path, *, ref: PolicyRef, base: str, proof: "Proof", pushed: str | None, as_json: bool) -> None:

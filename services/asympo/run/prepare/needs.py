@@ -74,6 +74,9 @@ def needs_of(
     tokens = prompts * prompt + num_responses * response
     row_tokens = min(settings.token_budget, tokens)
     learner = _PROCESS_BYTES + learner_bytes(shape, settings, device=device, row_tokens=row_tokens)
+    if settings.lora is not None:
+        # It is loaded in float32 and then rounded.
+        learner = max(learner, _PROCESS_BYTES + (4 + 2) * size)
     generator = _PROCESS_BYTES + _ENGINE_BYTES + 2 * size + int(kv_cache_gib * _GIB)
     sampled = settings.groups_per_step * prompt + num_responses * response
     return Needs(
@@ -106,29 +109,37 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     # The head: its gradient in float32, weights and their product in bfloat16, logits twice and their cast.
     head = 8 * head_weights + 10 * rows + row_tokens * 20 * hidden
     narrowed = 2 * (shape["num_parameters"] - head_weights)
+    spared = 0
     if settings.lora is not None:
-        head, narrowed = head - 8 * head_weights, 0
+        head, narrowed, spared = head - 8 * head_weights, 0, 4 * inner
     if not settings.gradient_checkpointing:
-        kept = layers * (26 * hidden + 8 * inner + 10 * widths)
+        kept = layers * (26 * hidden + 8 * inner - spared + 10 * widths)
         return state + narrowed + row_tokens * kept + head
     # Inputs of all layers, and either the head or one layer computed again.
-    layer = row_tokens * (28 * hidden + 12 * inner + 10 * widths)
+    layer = row_tokens * (28 * hidden + 12 * inner - spared + 10 * widths)
     return state + row_tokens * 4 * hidden * layers + max(head + probabilities, layer)
 
 
 def _state_bytes(shape: dict[str, Any], settings: Any, *, device: str) -> int:
     """float32 weights, gradients and two moments of what is trained, and the bfloat16 copy that is published.
 
-    With an adapter also the base in bfloat16, and merged in the type that it is computed in; at most: as if
-    it were beside every linear.
+    With an adapter also the base in bfloat16, as it is and merged, or in fewer bits, and one layer of it
+    merged. At most: as if it were beside every linear.
     """
+    from asympo.learner.settings import QUANTISED_BLOCK
+
     if settings.lora is None:
         return (16 + 2) * int(shape["num_parameters"])
     sides = 7 * shape["hidden_size"] + 2 * shape["attention_width"] + 3 * shape["intermediate_size"]
     adapter = settings.lora.rank * shape["num_layers"] * sides
     alone = shape["vocab_size"] * shape["hidden_size"] * (1 if shape["is_tied"] else 2)
     computed = 4 if device == "cpu" else 2
-    return int((16 + 2) * adapter + (2 + computed) * (shape["num_parameters"] - alone) + computed * alone)
+    linears = shape["num_parameters"] - alone
+    base = (2 + 2) * linears
+    if bits := settings.lora.base_bits:
+        largest = shape["hidden_size"] * shape["intermediate_size"]
+        base = linears * bits // 8 + 4 * linears // QUANTISED_BLOCK[bits] + (2 + 4 + computed) * largest
+    return int((16 + 2) * adapter + base + computed * alone)
 
 
 def measure_flops(share: CoreShare) -> float | None:
