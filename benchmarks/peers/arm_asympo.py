@@ -1,4 +1,4 @@
-"""Our learner: the product's own step with its default settings; `--lora` trains an adapter."""
+"""Our learner: the product's own step with its default settings; `--lora` trains an adapter, `--base-bits` beside a smaller base."""
 
 import argparse
 
@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name in ("--token-budget", "--chunk-rows"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--base-bits", type=int)
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
     if arguments.lora:
         from asympo.learner.model.lora import add_adapter
 
-        add_adapter(model, LoraSettings(rank=LORA_RANK, alpha=LORA_ALPHA), compute_dtype=dtype, seed=0)
+        lora = LoraSettings(rank=LORA_RANK, alpha=LORA_ALPHA, base_bits=arguments.base_bits)
+        add_adapter(model, lora, compute_dtype=dtype, seed=0)
         policy.path.apply(model)
     stepper = Stepper(
         policy=policy,

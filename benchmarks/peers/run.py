@@ -41,7 +41,7 @@ _NLL_TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
 # Processor seconds are reported beside those of the clock: on a machine with other work they are steadier.
 ALTERNATING = ("asympo", "trl")
 """These take a turn in every round."""
-ONCE = ("plain", "verl", "asympo_lora", "trl_lora")
+ONCE = ("plain", "verl", "asympo_lora", "asympo_lora_8bit", "trl_lora")
 """These take one turn, in the first round, unless asked for with --arm."""
 INSTEAD = {"trl": "trl_by_group"}
 """Who takes over from an arm that does not fit into memory."""
@@ -50,6 +50,7 @@ OURS = {"trl_lora": "asympo_lora"}
 ARMS: dict[str, tuple[str, ...]] = {
     "asympo": ("arm_asympo.py",),
     "asympo_lora": ("arm_asympo.py", "--lora"),
+    "asympo_lora_8bit": ("arm_asympo.py", "--lora", "--base-bits", "8"),
     "trl_lora": ("arm_trl.py", "--lora"),
     "trl": ("arm_trl.py",),
     "trl_by_group": ("arm_trl.py", "--micro-batch", "8"),

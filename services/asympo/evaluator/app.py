@@ -16,6 +16,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
+from asympo.common.rollout_log.broker.client import check_url
 from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.engines.base import Engine
@@ -39,6 +40,8 @@ _MAX_THREADS = 16
 def main(settings: EvaluatorSettings) -> int:
     """Runs an evaluator until it is told to stop; raises AsympoError with an exit code."""
     log_watch = set_up_logging(service="evaluator", log_format=settings.log_format, level=settings.log_level)
+    # Importing an engine takes many seconds.
+    check_url(settings.redis_url)
     factory = partial(build_engine, fork=fork_engine(settings))
     with StopSignal() as stop:
         process = EvaluatorProcess(settings=settings, stop=stop, engine_factory=factory, log_watch=log_watch)

@@ -21,6 +21,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls, race
+from asympo.common.rollout_log.broker.client import check_url
 from asympo.common.rollout_log.broker.joining import wait_for_config
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
@@ -57,6 +58,8 @@ ENGINE_CLOSE_SECONDS = 30.0
 def main(settings: GeneratorSettings) -> int:
     """Runs a generator until it is told to stop; raises AsympoError with the exit code of what went wrong."""
     log_watch = set_up_logging(service="generator", log_format=settings.log_format, level=settings.log_level)
+    # Importing an engine takes many seconds.
+    check_url(settings.redis_url)
     factory = partial(build_engine, fork=fork_engine(settings))
     with StopSignal() as stop:
         process = GeneratorProcess(

@@ -108,3 +108,29 @@ def test_whole_policy_has_no_adapter_to_export(store: PolicyStore, asympo: Asymp
     assert (code, err.count("\n")) == (2, 1)
     assert "the policy of step 0 is no adapter" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
+    asympo: Asympo, tmp_path: Path, tiny_model: Path
+) -> None:
+    policy = adapted(tiny_model, noise=0.0, base_bits=8)
+    writer = writer_for(policy, tiny_model, tmp_path)
+    publish(writer, policy, step=0)
+    move(policy, seed=0)
+    publish(writer, policy, step=1)
+
+    code, _, err = asympo("export", "last", "--adapter", "--to", str(tmp_path / "out"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "values that differ in model.layers.0." in err
+    assert not (tmp_path / "out").exists()
+    code, out, err = asympo("export", "0", "--to", str(tmp_path / "base"), "--json")
+    assert (code, json.loads(out)["differ_from_base"]) == (0, 2 * 7), err
+    flags = ("--adapter", "--to", str(tmp_path / "out"), "--base", str(tmp_path / "base"))
+    code, _, err = asympo("export", "last", *flags)
+    assert code == 0, err
+    code, _, err = asympo("export", "last", "--to", str(tmp_path / "merged"))
+    assert code == 0, err
+    base, merged = (load_model(tmp_path / name, dtype=torch.float32, device=CPU) for name in ("base", "merged"))
+    start, wanted = logits(base), logits(merged)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    assert (logits(loaded) - wanted).abs().max() < 0.1 * (start - wanted).abs().max()

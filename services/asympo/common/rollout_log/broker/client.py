@@ -21,6 +21,7 @@ from asympo.common.redaction import redact_url
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _TLS_OPTIONS = (*_TLS_FILES, "ssl_check_hostname")
 MAX_PASSWORD_BYTES = 4096
+_SENTINEL = ("redis+sentinel", "rediss+sentinel")
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
@@ -31,14 +32,30 @@ def open_client(url: str, options: dict[str, Any]) -> Any:
     REDIS_USERNAME and REDIS_PASSWORD or the file REDIS_PASSWORD_FILE; those of Sentinels from the same
     variables beginning with REDIS_SENTINEL_. TLS files are in the URL's query.
     """
+    client, options = _unconnected(url, options)
+    if urlsplit(url).scheme in _SENTINEL or not client.info("cluster").get("cluster_enabled"):
+        return client
+    client.close()
+    del options["retry"]  # there it means following the slots of the cluster as they move
+    return RedisCluster.from_url(url, **options)
+
+
+def check_url(url: str) -> None:
+    """Raises BadSetting for a URL that is unusable; asks no server."""
+    client, _ = _unconnected(url, {})
+    client.close()
+
+
+def _unconnected(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A client of one server or of Sentinels, which connects when it is used, and its options."""
     try:
         parts = _parts(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         _check_tls(query)
         options = {**options, **_credentials("REDIS", is_in_url="@" in parts.netloc)}
-        if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-            return _sentinel_client(url, options)
-        client = redis.Redis.from_url(url, **options)
+        if parts.scheme in _SENTINEL:
+            return _sentinel_client(url, options), options
+        return redis.Redis.from_url(url, **options), options
     except ValueError as error:
         # Without its cause, which quotes what a parser took for a port.
         raise BadSetting(
@@ -46,11 +63,6 @@ def open_client(url: str, options: dict[str, Any]) -> Any:
             "rediss:// for TLS, unix:///path/to/socket, redis+sentinel://host:port,host:port/service or "
             "rediss+sentinel://"
         ) from None
-    if client.info("cluster").get("cluster_enabled"):
-        client.close()
-        del options["retry"]  # there it means following the slots of the cluster as they move
-        return RedisCluster.from_url(url, **options)
-    return client
 
 
 def _parts(url: str) -> SplitResult:
@@ -145,7 +157,8 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> Any:
     }
     is_tls = parts.scheme == "rediss+sentinel"
     are_sentinels_tls = _yes(query["sentinel_tls"]) if "sentinel_tls" in query else is_tls
-    asked = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry")}
+    names = ("socket_timeout", "socket_connect_timeout", "retry")
+    asked = {name: options[name] for name in names if name in options}
     sentinel = Sentinel(
         [(host, int(port)) for host, _, port in hosts],
         sentinel_kwargs={**asked, **_credentials("REDIS_SENTINEL"), **_tls(are_sentinels_tls, sentinels)},
