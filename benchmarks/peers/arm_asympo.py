@@ -1,4 +1,7 @@
-"""Our learner: the product's own step with its default settings; `--lora` trains an adapter, `--base-bits` beside a smaller base."""
+"""Our learner: the product's own step with its default settings; `--lora` trains an adapter.
+
+`--base-bits` holds its base in so many bits.
+"""
 
 import argparse
 

@@ -130,7 +130,8 @@ def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
     assert code == 0, err
     code, _, err = asympo("export", "last", "--to", str(tmp_path / "merged"))
     assert code == 0, err
-    base, merged = (load_model(tmp_path / name, dtype=torch.float32, device=CPU) for name in ("base", "merged"))
+    paths = (tmp_path / "base", tmp_path / "merged")
+    base, merged = (load_model(path, dtype=torch.float32, device=CPU) for path in paths)
     start, wanted = logits(base), logits(merged)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "out"))
     assert (logits(loaded) - wanted).abs().max() < 0.1 * (start - wanted).abs().max()
