@@ -14,7 +14,7 @@ from asympo.demo.seeds import SEEDS, run_seeds
 from asympo.run.command import add_run_flags, run_file
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
 
-LORA = {"lora": {}, "learning_rate": 4e-4}
+LORA = {"lora": {}, "learning_rate": 3e-4}
 """Settings of `--lora`: the best of the rates that were tried (docs/weights.md)."""
 PRESET = Path(__file__).with_name("demo.toml")
 

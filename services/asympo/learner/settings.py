@@ -77,7 +77,7 @@ class LoraSettings(BaseModel):
     base_bits: int | None = Field(
         None,
         description="4 or 8: bits of a value of the base's linears, for less memory and more time; the base "
-        "is published as they round it. If not given, bfloat16",
+        "is published as they round it. It is loaded in float32 first. If not given, bfloat16",
     )
     dropout: float = Field(0.0, description="only 0: the loss needs the policy's own probabilities")
 

@@ -110,6 +110,11 @@ def test_whole_policy_has_no_adapter_to_export(store: PolicyStore, asympo: Asymp
     assert not (tmp_path / "out").exists()
 
 
+def store_path(root: Path) -> Path:
+    store = open_policies(root, "run")
+    return store.path / store.list()[-1].name
+
+
 def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
     asympo: Asympo, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -123,6 +128,9 @@ def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
     assert (code, err.count("\n")) == (2, 1)
     assert "values that differ in model.layers.0." in err
     assert not (tmp_path / "out").exists()
+    # Nobody is led to the model whose values were rounded.
+    config = json.loads((store_path(tmp_path) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
     code, out, err = asympo("export", "0", "--to", str(tmp_path / "base"), "--json")
     assert (code, json.loads(out)["differ_from_base"]) == (0, 2 * 7), err
     flags = ("--adapter", "--to", str(tmp_path / "out"), "--base", str(tmp_path / "base"))
@@ -133,5 +141,11 @@ def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
     paths = (tmp_path / "base", tmp_path / "merged")
     base, merged = (load_model(path, dtype=torch.float32, device=CPU) for path in paths)
     start, wanted = logits(base), logits(merged)
+    assert "PeftModel.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    given = (str(tmp_path / "out"), "--to", str(tmp_path / "imported"))
+    assert main(["checkpoint", "import", *given]) == 2
+    assert main(["checkpoint", "import", *given, "--base", str(tmp_path / "base")]) == 0
+    imported = load_model(tmp_path / "imported", dtype=torch.float32, device=CPU)
+    assert torch.equal(logits(imported), wanted)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "out"))
     assert (logits(loaded) - wanted).abs().max() < 0.1 * (start - wanted).abs().max()

@@ -28,6 +28,7 @@ def shape_of(size: int, layers: int, hidden: int, inner: int, widths: int, vocab
         "num_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": inner,
+        "is_gated_silu": True,
         "attention_width": widths,
         "vocab_size": vocabulary,
         "num_prompt_tokens": 256,

@@ -4,14 +4,16 @@ PEFT's own forward computes another policy than the merged one that is served, a
 activation several times more.
 """
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from asympo.learner.model.quantised_base import QuantisedWeight
 from asympo.learner.model.weights import PUBLISHED_DTYPE
+
+if TYPE_CHECKING:
+    from asympo.learner.model.quantised_base import QuantisedWeight
 
 
 class AdaptedLinear:
@@ -25,7 +27,7 @@ class AdaptedLinear:
         self,
         *,
         base: Any,
-        quantised: QuantisedWeight | None = None,
+        quantised: "QuantisedWeight | None" = None,
         a: nn.Module,
         b: nn.Module,
         scale: float,
@@ -88,7 +90,8 @@ class AdaptedLinear:
         # Probes are scored with others in their place, whose versions begin anew.
         version = (a_RD._version, b_FR._version)
         if self._merged is None:
-            self._merged = torch.empty_like(self.base.weight)
+            # Whoever scores a probe widens the base for a while.
+            self._merged = torch.empty_like(self.base.weight, dtype=PUBLISHED_DTYPE)
         if self._merged_at != version or not _are_same(self._merged_of, of):
             self._merged.copy_(self._merge(*of))
             self._merged_at, self._merged_of = version, of

@@ -63,10 +63,29 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
             compute_dtype=compute_dtype,
         )
         model.adapter_scale = layer.forward.scale
-    if compute_dtype.itemsize < torch.float32.itemsize:
-        _narrow(model, compute_dtype)
+    compute_in(model, compute_dtype)
     # The wider weights that were loaded.
     return_free_pages()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """From now on products of an adapted model have factors of that type.
+
+    Linears and embeddings are held in it, where nearly all weights are; what layers add up stays float32.
+    """
+    bases = set()
+    for _, layer in _layers(model):
+        cast(Any, layer).forward.compute_dtype = dtype
+        bases.add(layer.get_base_layer())
+    for module in model.modules():
+        if type(module) not in (nn.Linear, nn.Embedding) or module.weight.requires_grad or module in bases:
+            continue
+        if dtype.itemsize <= torch.float32.itemsize:
+            module.weight.data = module.weight.data.to(dtype)
+        if type(module) is nn.Embedding and _in_float32_at_least not in module._forward_hooks.values():
+            module.register_forward_hook(_in_float32_at_least)
 
 
 def merge_anew(model: nn.Module) -> None:
@@ -80,7 +99,7 @@ def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Para
 
     Raises BadSetting where the base is quantised.
     """
-    if any(cast(Any, layer).forward.quantised is not None for _, layer in _layers(model)):
+    if is_quantised(model):
         raise BadSetting("lora.base_bits is for a learner of one process: leave it out, ranks share the base")
     merge_anew(model)
     adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
@@ -94,6 +113,11 @@ def adapter_config(model: nn.Module) -> LoraConfig:
     # PEFT sets the attribute without declaring it.
     config: LoraConfig = model.peft_config[_ADAPTER]  # type: ignore[index,assignment]
     return config
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether an adapter's base is held in fewer bits, and so has other values than the model had."""
+    return any(cast(Any, layer).forward.quantised is not None for _, layer in _layers(model))
 
 
 def adapts(name: str) -> bool:
@@ -166,11 +190,5 @@ def base_digest(model: nn.Module) -> Tensor:
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
-    """Of linears and embeddings, where nearly all weights are; what layers add up stays float32."""
-    for module in model.modules():
-        if type(module) not in (nn.Linear, nn.Embedding) or module.weight.requires_grad:
-            continue
-        module.weight.data = module.weight.data.to(dtype)
-        if type(module) is nn.Embedding:
-            module.register_forward_hook(lambda _module, _given, output: output.float())
+def _in_float32_at_least(_module: nn.Module, _given: Any, output: Tensor) -> Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -215,7 +215,14 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) ->
     model, report = loaded
     if missing := report["missing_keys"]:
         raise BadModel(f"the model {path} lacks {min(missing)}: it would be trained from random values")
-    return model.to(device)  # type: ignore[arg-type]
+    try:
+        return model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        size = sum(each.numel() * each.element_size() for each in model.parameters()) / (1 << 30)
+        raise BadModel(
+            f"the model {path}, which takes {size:.1f} GiB, does not fit into the memory of {device}: give "
+            "it a larger one, or one that nothing else uses"
+        ) from error
 
 
 def vocab_size(config: PretrainedConfig) -> int:

@@ -7,7 +7,6 @@ trained at the weights that generators serve. Values that were rounded once stay
 from collections.abc import Callable
 
 import torch
-from bitsandbytes import functional
 from torch import Tensor
 
 from asympo.learner.model.weights import PUBLISHED_DTYPE
@@ -19,6 +18,9 @@ class QuantisedWeight:
 
     def __init__(self, weight_FD: Tensor, *, bits: int) -> None:
         """Of finite values."""
+        # It takes a second to import.
+        from bitsandbytes import functional
+
         block = QUANTISED_BLOCK[bits]
         weight_FD = weight_FD.to(PUBLISHED_DTYPE).contiguous()
         if bits == 4:

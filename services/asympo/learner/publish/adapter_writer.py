@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
-from asympo.learner.model.lora import adapter_config, adapts, base_digest, name_in_peft, quantised_values
+from asympo.learner.model.lora import (
+    adapter_config,
+    adapts,
+    base_digest,
+    is_quantised,
+    name_in_peft,
+    quantised_values,
+)
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
@@ -127,8 +134,9 @@ def write_adapter(
     save_file(held, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     # PEFT declares no types for it.
     config: dict[str, Any] = adapter_config(model).to_dict()  # type: ignore[no-untyped-call]
-    # A path of this machine says nothing elsewhere.
-    config |= {"base_model_name_or_path": Path(base).name if Path(base).is_dir() else base}
+    # A path of this machine says nothing elsewhere, and a base that was rounded is no model with a name.
+    named = None if is_quantised(model) else Path(base).name if Path(base).is_dir() else base
+    config |= {"base_model_name_or_path": named}
     config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1) + "\n")
 

@@ -209,8 +209,8 @@ class StateStore:
         self._read_into(tensors, path, manifest)
         if any(not torch.equal(tensors[name], here) for name, here in base.items()):
             raise BadSetting(
-                f"{path} holds an adapter whose base is not the model here: give the model "
-                "that the run started from"
+                f"{path} holds an adapter whose base is not the model here: give the model and the "
+                "lora.base_bits that the run started with; with base_bits, also the same kind of device"
             )
         if rng_sizes and manifest.world_size == self._world_size():
             restore_random_state(tensors[rng_name].numpy().tobytes())

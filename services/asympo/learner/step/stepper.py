@@ -8,12 +8,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from asympo.common.context_length import context_length
+from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.log.segment import GroupReader, SegmentLog, SegmentReader
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.check import check_model, check_weights
 from asympo.learner.model.forward_path import ForwardPath, set_mode
 from asympo.learner.model.policy import Policy, end_token_ids, load_model, vocab_size
+from asympo.learner.model.weights import is_adapted
 from asympo.learner.ranks import Ranks
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.step.compute import Compute
@@ -39,7 +41,9 @@ def build_step_parts(
     ranks: Ranks | None = None,
     rows: RowLimits | None = None,
 ) -> StepParts:
-    """Everything at the run's start, with `ranks` this rank's shard of it; raises BadModel."""
+    """Everything at the run's start, with `ranks` this rank's shard of it; raises BadModel, BadSetting."""
+    if ranks is not None and settings.lora is not None and settings.lora.base_bits is not None:
+        raise BadSetting("lora.base_bits is for a learner of one process: leave it out, ranks share the base")
     # What is sharded moves to the device layer by layer: it need not hold the whole model at any time.
     device = compute.torch_device if ranks is None else torch.device("cpu")
     policy = load_policy(settings, compute, device=device, check=check_weights)
@@ -78,6 +82,10 @@ def rebuilt(
     parts: StepParts, settings: LearnerSettings, compute: Compute, *, rows: RowLimits | None = None
 ) -> StepParts:
     """The same weights and momenta, stepped in another way from now on."""
+    if is_adapted(parts.policy.model):
+        from asympo.learner.model.lora import compute_in
+
+        compute_in(parts.policy.model, compute.torch_dtype)
     policy = policy_around(parts.policy.model, settings, compute)
     groups = _optimizer(policy.model, settings).param_groups
     for ours, given in zip(parts.optimizer.param_groups, groups, strict=True):

@@ -27,6 +27,8 @@ class ModelCard:
     manifest: Manifest
     base: str
     """Directory or id on the hub."""
+    is_adapter: bool = False
+    """Whether the files are to be added to the base."""
     proof: "Proof"
     evals: Sequence[EvalResult]
     """Of the whole run, oldest first."""
@@ -65,7 +67,10 @@ class ModelCard:
         yield "These files were loaded again when they were written: they answer as the policy does, bit for"
         yield f"bit, on {proof.prompts} texts. Their licence follows from that of `{base}`."
         yield ""
-        yield "Load it with `AutoModelForCausalLM.from_pretrained(DIRECTORY)`, or `vllm serve DIRECTORY`."
+        if self.is_adapter:
+            yield f"An adapter: load `{base}`, then `PeftModel.from_pretrained(MODEL, DIRECTORY)`."
+        else:
+            yield "Load it with `AutoModelForCausalLM.from_pretrained(DIRECTORY)`, or `vllm serve DIRECTORY`."
 
     def _results(self) -> Iterator[str]:
         # The last word on each: a policy may have been measured again.

@@ -77,6 +77,7 @@ def main(arguments: Namespace) -> int:
             run=arguments.run,
             manifest=manifest,
             base=base,
+            is_adapter=arguments.adapter,
             proof=proof,
             evals=read_results(_results_of(arguments)),
         )

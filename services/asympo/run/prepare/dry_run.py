@@ -71,6 +71,8 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
         "attention_width": head_size * (text.num_attention_heads + heads),
+        "is_gated_silu": getattr(text, "hidden_act", "") in ("silu", "swish")
+        and not getattr(text, "mlp_bias", False),
         "intermediate_size": getattr(text, "intermediate_size", 4 * text.hidden_size),
         "vocab_size": text.vocab_size,
         "kv_bytes_per_token": 2 * text.num_hidden_layers * heads * head_size * 2,

@@ -111,7 +111,8 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
     narrowed = 2 * (shape["num_parameters"] - head_weights)
     spared = 0
     if settings.lora is not None:
-        head, narrowed, spared = head - 8 * head_weights, 0, 4 * inner
+        head, narrowed = head - 8 * head_weights, 0
+        spared = 4 * inner if shape["is_gated_silu"] else 0
     if not settings.gradient_checkpointing:
         kept = layers * (26 * hidden + 8 * inner - spared + 10 * widths)
         return state + narrowed + row_tokens * kept + head

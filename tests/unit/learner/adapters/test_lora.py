@@ -10,7 +10,7 @@ from asympo.learner.model import adapted_linear, lora
 from asympo.learner.model.batching import TrainedGroup, pack
 from asympo.learner.model.forward_path import FAST
 from asympo.learner.model.fused import fuse, is_fused, unfuse
-from asympo.learner.model.lora import adapter_config, add_adapter, merge_anew
+from asympo.learner.model.lora import adapter_config, add_adapter, compute_in, merge_anew
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.settings import LoraSettings
@@ -157,6 +157,23 @@ def test_base_is_narrow_and_gets_no_gradient_when_products_are_bfloat16(tiny_mod
     torch.testing.assert_close(rounded[0], exact[0], rtol=0, atol=0.05)
     for ours, theirs in zip(rounded[1:], exact[1:], strict=True):
         assert torch.nn.functional.cosine_similarity(ours.ravel(), theirs.ravel(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_adapter_that_goes_on_in_another_precision_is_as_if_it_had_begun_so(
+    tiny_model: Path, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    policy, wanted = (adapted(tiny_model, compute_dtype=dtype) for dtype in dtypes)
+    groups = make_groups(2)
+    nlls_and_gradients(policy, groups, budget=60, share=True)
+    compute_in(policy.model, dtypes[1])
+    policy = Policy(model=policy.model, compute_dtype=dtypes[1], chunk_rows=7, path=FAST)
+    found = nlls_and_gradients(policy, groups, budget=60, share=True)
+    for ours, theirs in zip(found, nlls_and_gradients(wanted, groups, budget=60, share=True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert all(
+        a.dtype == b.dtype for a, b in zip(policy.model.parameters(), wanted.model.parameters(), strict=True)
+    )
 
 
 def test_adapter_begins_the_same_whatever_was_drawn_before(tiny_model: Path) -> None:

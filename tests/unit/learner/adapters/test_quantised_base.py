@@ -1,5 +1,7 @@
 """A base in 4 or 8 bits: what is computed with is what is published, and takes as little as it says."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,12 @@ def test_step_is_that_of_a_plain_base_with_the_rounded_values(
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert torch.equal(base_digest(policy.model), base_digest(plain))
+
+
+def test_processes_without_an_adapter_do_not_import_bitsandbytes() -> None:
+    script = "import sys, asympo.learner.model.policy; print('bitsandbytes' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_ranks_that_share_a_base_do_not_take_a_quantised_one(tiny_model: Path) -> None:
