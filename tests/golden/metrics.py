@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from asympo.common.telemetry import add_certificate_ends, new_registry
+from asympo.common.telemetry import LateGauge, add_certificate_ends, new_registry
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.generator.metrics import GeneratorMetrics
@@ -14,6 +14,7 @@ PATH = Path(__file__).with_name("metrics.txt")
 _SAMPLES = {
     Counter: ("_total",),
     Gauge: ("",),
+    LateGauge: ("",),
     Histogram: ("_bucket", "_count", "_sum"),
 }
 

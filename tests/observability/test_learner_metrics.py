@@ -61,13 +61,15 @@ def test_host_is_measured_though_the_run_has_no_folder_yet(broker_url: str, tmp_
     host = HostWatch(broker=broker, storage=storage, metrics=LearnerMetrics(registry))
     host.start()
     deadline = time.monotonic() + 10
-    while not registry.get_sample_value("asympo_learner_broker_used_bytes"):
+    while not registry.get_sample_value("asympo_learner_storage_total_bytes"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     host.stop()
     total = registry.get_sample_value("asympo_learner_storage_total_bytes")
     assert total == shutil.disk_usage(tmp_path).total
     assert registry.get_sample_value("asympo_learner_broker_up") == 1
+    assert registry.get_sample_value("asympo_learner_broker_used_bytes")
+    assert registry.get_sample_value("asympo_learner_broker_durable") is not None
     broker.close()
 
 

@@ -14,13 +14,13 @@ from tests.observability import record
 from tests.observability.alert_cases import (
     CASES,
     MINUTES,
-    QUIET_RUNS,
     RELEASE_CASES,
     Changes,
     healthy,
 )
 from tests.observability.failures import FAILURES, pods
 from tests.observability.queries import annotation_queries
+from tests.observability.quiet_runs import QUIET_RUNS
 from tests.observability.tools import ROOT, RULES, promtool
 
 RECORDED = Path(__file__).with_name("recorded") / "stability.jsonl"

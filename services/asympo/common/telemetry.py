@@ -9,12 +9,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, Metric
 
 from asympo.common.jsonl import to_json
 from asympo.common.logs.watch import LogWatch
@@ -199,6 +199,19 @@ def add_certificate_ends(
     )
     for use, end in ends.items():
         gauge.labels(service=service, certificate=use).set_function(end)
+
+
+class LateGauge(Gauge):
+    """A gauge without labels that a scrape finds only once it is set: until then 0 would be a claim."""
+
+    _is_set = False
+
+    def set(self, value: float) -> None:
+        super().set(value)
+        self._is_set = True
+
+    def collect(self) -> Iterable[Metric]:
+        return super().collect() if self._is_set else ()
 
 
 class MetricsEndpoint:

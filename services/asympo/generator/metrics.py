@@ -108,7 +108,9 @@ class GeneratorMetrics:
         self.groups_in_flight = gauge("groups_in_flight", "Leases held now.")
         self.max_groups_in_flight = gauge("max_groups_in_flight", "Most leases it holds at once.")
         self.groups_held = gauge("groups_held", "Finished groups waiting for a verdict now.")
-        self.policy_step = gauge("policy_step", "Step of the policy served; -1 for none.")
+        self.policy_step = gauge(
+            "policy_step", "Step of the policy served; -1 for none, and for an engine that keeps its weights."
+        )
         self.policy_step.set(-1)
         self.ready = gauge("ready", "1 while it can do useful work.")
         self.probe_error = gauge("probe_error_nats", "How far the newest probe's mean NLL is off, per token.")

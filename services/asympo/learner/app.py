@@ -201,11 +201,12 @@ class LearnerProcess:
                 broker = Broker.connect(self._settings.redis_url)
                 # Its heartbeat loads them again after a restart of the broker.
                 broker.load_scripts()
+                info = broker.info()
             except BrokerUnavailable as error:
                 log.warning("Waiting for the broker: %s", error)
+                self._context.metrics.broker_lost()
                 self._stop.wait(_BROKER_RETRY_SECONDS)
                 continue
-            info = broker.info()
             for warning in info.warnings:
                 log.warning("Broker: %s", warning)
             self._control.broker = BrokerView(
@@ -250,9 +251,11 @@ class LearnerProcess:
 
     def _show_history(self, step: int) -> None:
         self._progress.step = step
-        for row in read_steps(self._settings.run_directory / "metrics.jsonl"):
-            if row["step"] <= step:
-                self._control.add_row(row)
+        rows = read_steps(self._settings.run_directory / "metrics.jsonl")
+        rows = [row for row in rows if row["step"] <= step]
+        for row in rows:
+            self._control.add_row(row)
+        self._context.metrics.resumed(step=step, row=rows[-1] if rows else None)
 
     def _stay_when_finished(self) -> None:
         """Stays up when told to, so that an orchestrator has no reason to restart it. Raises Fenced."""

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from asympo.common.records import MAX_FUNCTION_VALUES
 from asympo.common.rollout_log import LogStats
-from asympo.common.telemetry import DURATION_BUCKETS_SECONDS
+from asympo.common.telemetry import DURATION_BUCKETS_SECONDS, LateGauge
 
 _ANSWER_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _STALENESS_BUCKETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
@@ -30,7 +30,7 @@ ROW_GAUGES = {
     ),
     "mfu": (
         "mfu_ratio",
-        "Model FLOP utilisation: the same over the devices' peak; 0 where that is unknown, as on CPUs.",
+        "Model FLOP utilisation: the same over the devices' peak; absent where that is unknown, as on CPUs.",
     ),
     "row_tokens": ("row_tokens", "Most tokens that a row may have; fewer once memory ran out."),
     "is_slow_path": (
@@ -55,6 +55,9 @@ class LearnerMetrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"asympo_learner_{name}", text, labels, registry=registry)
 
+        def late_gauge(name: str, text: str) -> LateGauge:
+            return LateGauge(f"asympo_learner_{name}", text, registry=registry)
+
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"asympo_learner_{name}", text, labels, registry=registry)
 
@@ -62,23 +65,13 @@ class LearnerMetrics:
             name = f"asympo_learner_{name}_seconds"
             return Histogram(name, text, buckets=DURATION_BUCKETS_SECONDS, registry=registry)
 
-        self._gauges = {key: gauge(name, text) for key, (name, text) in ROW_GAUGES.items()}
-        self._nll = gauge("nll_nats", "Mean NLL by sign of the advantage, newest step.", ("sign",))
-        self._functions: set[str] = set()
-        self._function = gauge(
-            "reward_function", "Mean value of each reward function, newest step.", ("function",)
-        )
-        self._function_spread = gauge(
-            "reward_function_spread", "Mean spread of its values inside a group, newest step.", ("function",)
-        )
-        self._nll_ratio = gauge("nll_ratio", "Negative over positive mean NLL of the newest step.")
+        self._declare_newest_step(gauge, late_gauge)
         self._staleness = Histogram(
             "asympo_learner_group_queue_staleness_policies",
             "Policies published between append and training, by group.",
             buckets=_STALENESS_BUCKETS,
             registry=registry,
         )
-        self._step = gauge("step", "Optimizer steps of the run.")
         self._total_steps = gauge("total_steps", "Steps after which the run ends; 0 if it has no end.")
         self._steps = counter("steps", "Optimizer steps made by this process.")
         self._skipped = counter("skipped_steps", "Steps skipped for a gradient that was not finite.")
@@ -96,8 +89,12 @@ class LearnerMetrics:
         self._save_seconds = seconds("save", "Saving and committing one training state.")
         self._publish_failures = counter("publish_failures", "Policies that could not be published.")
         self._save_failures = counter("save_failures", "Training states that could not be saved.")
-        self._published_at = gauge("last_publish_timestamp_seconds", "When the newest policy was published.")
-        self._committed_at = gauge("last_commit_timestamp_seconds", "Last commit, or when training began.")
+        self._published_at = late_gauge(
+            "last_publish_timestamp_seconds", "When the newest policy was published."
+        )
+        self._committed_at = late_gauge(
+            "last_commit_timestamp_seconds", "Last commit, or when training began."
+        )
         self._tracker_failures = counter(
             "tracker_failures", "Rows that did not reach a tracker.", ("tracker",)
         )
@@ -107,6 +104,20 @@ class LearnerMetrics:
         self._declare_watched(gauge, counter)
         for kind in ("trained", "without_signal", "invalid"):
             self._groups.labels(kind=kind)
+
+    def _declare_newest_step(self, gauge: Callable[..., Gauge], late_gauge: Callable[..., Gauge]) -> None:
+        """What is known once the run's newest step is, made by this process or by one before it."""
+        self._gauges = {key: late_gauge(name, text) for key, (name, text) in ROW_GAUGES.items()}
+        self._nll = gauge("nll_nats", "Mean NLL by sign of the advantage, newest step.", ("sign",))
+        self._functions: set[str] = set()
+        self._function = gauge(
+            "reward_function", "Mean value of each reward function, newest step.", ("function",)
+        )
+        self._function_spread = gauge(
+            "reward_function_spread", "Mean spread of its values inside a group, newest step.", ("function",)
+        )
+        self._nll_ratio = late_gauge("nll_ratio", "Negative over positive mean NLL of the newest step.")
+        self._step = late_gauge("step", "Optimizer steps of the run.")
 
     def _declare_watched(self, gauge: Callable[..., Gauge], counter: Callable[..., Counter]) -> None:
         """What is not the learner's own: log, storage, broker."""
@@ -144,24 +155,21 @@ class LearnerMetrics:
         )
         self._broker_used = gauge("broker_used_bytes", "Memory that the broker uses.")
         self._broker_max = gauge("broker_max_bytes", "Memory that the broker may use; 0 without a limit.")
-        self._broker_durable = gauge(
-            "broker_durable", "1 while the broker syncs its append-only file before it acknowledges."
+        self._broker_durable = LateGauge(
+            "asympo_learner_broker_durable",
+            "1 while the broker syncs its append-only file before it acknowledges.",
+            registry=self._registry,
         )
+
+    def resumed(self, *, step: int, row: Mapping[str, Any] | None) -> None:
+        """Where the run stands, and the row of its newest step if it has made one."""
+        self._step.set(step)
+        if row is not None:
+            self._show(row)
 
     def step_done(self, row: Mapping[str, Any], *, computed_tokens: int, is_applied: bool) -> None:
         """One step from its row."""
-        for key, gauge in self._gauges.items():
-            if row.get(key) is not None:
-                gauge.set(row[key])
-        for key, value in row.items():
-            if key.startswith("reward/"):
-                name, _, kind = key.removeprefix("reward/").rpartition("/")
-                self._set_function(name, kind, value)
-        for sign in ("positive", "negative"):
-            if row[f"nll_{sign}"] is not None:
-                self._nll.labels(sign=sign).set(row[f"nll_{sign}"])
-        if row["nll_ratio"] is not None:
-            self._nll_ratio.set(row["nll_ratio"])
+        self._show(row)
         self._step.set(row["step"])
         self._steps.inc()
         if not is_applied:
@@ -171,6 +179,21 @@ class LearnerMetrics:
         self._computed.inc(computed_tokens)
         self._step_seconds.observe(row["train_seconds"])
         self._wait_seconds.observe(row["wait_seconds"])
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        for key, gauge in self._gauges.items():
+            if row.get(key) is not None:
+                gauge.set(row[key])
+        for key, value in row.items():
+            # Read from a file, what is not finite is None.
+            if key.startswith("reward/") and value is not None:
+                name, _, kind = key.removeprefix("reward/").rpartition("/")
+                self._set_function(name, kind, value)
+        for sign in ("positive", "negative"):
+            if row.get(f"nll_{sign}") is not None:
+                self._nll.labels(sign=sign).set(row[f"nll_{sign}"])
+        if row.get("nll_ratio") is not None:
+            self._nll_ratio.set(row["nll_ratio"])
 
     def _set_function(self, name: str, kind: str, value: float) -> None:
         # Foreign producers may name their functions anew in every record.

@@ -68,6 +68,8 @@ async def test_generator_of_a_server_appends_texts_and_says_that_it_keeps_its_we
 
     present = await until(reported)
     assert (present["policy_step"], present["can_reload"], present["state"]) == (0, False, "generating")
+    # By this the alerts know that it has nothing to reload.
+    assert process.registry.get_sample_value("asympo_generator_policy_step") == -1
     stop.set("test")
     await task
     for response in groups[0].responses:

@@ -46,15 +46,16 @@ class HostWatch:
                 return
 
     def _look(self) -> None:
+        # The broker first: a storage that hangs must not make it look away.
+        with self._asking:
+            if not self._is_ended.is_set():
+                self._ask_broker()
         try:
             disk = shutil.disk_usage(_existing(self._storage))
         except OSError as error:
             log.warning("The storage at %s cannot be measured: %s", self._storage, error)
         else:
             self._metrics.storage_seen(free_bytes=disk.free, total_bytes=disk.total)
-        with self._asking:
-            if not self._is_ended.is_set():
-                self._ask_broker()
 
     def _ask_broker(self) -> None:
         try:

@@ -1,0 +1,68 @@
+"""What a learner exports before it trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asympo.common.clock import SystemClock
+from asympo.common.jsonl import JsonlWriter
+from asympo.common.lifecycle import StopSignal
+from asympo.common.logs.watch import LogWatch
+from asympo.common.rollout_log import Broker
+from asympo.learner import app
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.torchrun import Launch
+from asympo.local.ports import free_port
+
+
+def process(root: Path, stop: StopSignal, *argv: str) -> app.LearnerProcess:
+    settings = LearnerSettings.load(["--checkpoint-root", str(root), "--run", "r", *argv], environ={})
+    return app.LearnerProcess(
+        settings=settings,
+        stop=stop,
+        clock=SystemClock(),
+        launch=Launch.from_environment({}),
+        ranks=None,
+        log_watch=LogWatch(),
+    )
+
+
+def exported(learner: app.LearnerProcess, name: str) -> float | None:
+    return learner._registry.get_sample_value(f"asympo_learner_{name}")
+
+
+def test_learner_that_never_had_a_broker_exports_it_as_down_and_nothing_of_its_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopSignal()
+    connect = Broker.connect
+
+    def once(url: str) -> Broker:
+        stop.set("tried once")
+        return connect(url, max_retries=0)
+
+    monkeypatch.setattr(Broker, "connect", once)
+    learner = process(tmp_path, stop, "--redis-url", f"redis://127.0.0.1:{free_port()}/0")
+    assert learner._connect() is None
+    assert exported(learner, "broker_up") == 0
+    assert exported(learner, "broker_durable") is None
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_learner_exports_its_newest_committed_step_as_soon_as_it_knows_it(step: int, tmp_path: Path) -> None:
+    writer = JsonlWriter(tmp_path / "r/metrics.jsonl")
+    for number in (1, 2, 3):
+        row: dict[str, Any] = {"step": number, "reward_mean": number / 10, "nll_ratio": None, "mfu": None}
+        writer.append(row | {"nll_positive": 0.5, "reward/length/mean": 7.0})
+    writer.close()
+    learner = process(tmp_path, StopSignal())
+    names = ("step", "reward", "nll_ratio", "mfu_ratio", "steps_total")
+    assert [exported(learner, name) for name in names] == [None, None, None, None, 0]
+    # Else the time of the adopted policy would be a change, and count as a publish.
+    assert exported(learner, "last_publish_timestamp_seconds") is None
+    learner._show_history(step)
+    reward = 0.2 if step else None
+    assert [exported(learner, name) for name in names] == [step, reward, None, None, 0]
+    labels = {"sign": "positive"}
+    nll = learner._registry.get_sample_value("asympo_learner_nll_nats", labels)
+    assert nll == (0.5 if step else None)
