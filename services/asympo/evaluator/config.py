@@ -14,6 +14,10 @@ _DECIDES_PROMPTS = ("name", "data", "path", "dataset")
 _INHERITED = ("rewards", "scoring", "pattern", "prompt_as", "system_prompt", "cue", "chat_template_kwargs")
 """What prompts of another source take from the run's task where they say nothing themselves."""
 
+_KEEPS_HELD_OUT = ("rewards", "scoring", "pattern", "chat_template_kwargs")
+_PART_OF_THE_QUESTION = ("system_prompt", "prompt_as", "cue")
+"""By which rows of the tasks `data` and `jsonl` are shared out."""
+
 
 class EvalConfig(BaseModel):
     """`[[run.evals]]`; keys of `[run.task]` may stand beside these, and say what is asked."""
@@ -56,6 +60,14 @@ class EvalConfig(BaseModel):
     def _is_a_task(cls, values: dict[str, Any]) -> dict[str, Any]:
         if _says_what_is_asked(values):
             TaskConfig(**values)
+            return values
+        changed = set(values) - {*_KEEPS_HELD_OUT, *_PART_OF_THE_QUESTION}
+        for key in TaskConfig.model_fields:
+            if key in changed:
+                raise ValueError(
+                    f"{key} may decide which prompts are held out, and others have been trained: leave it "
+                    "out, or give the evaluation data of its own"
+                )
         return values
 
     @property
@@ -77,9 +89,24 @@ class EvalConfig(BaseModel):
         else:
             values = {**of_run.model_dump(), **self.task}
         try:
-            return TaskConfig(**values)
+            config = TaskConfig(**values)
         except ValidationError as error:
             raise BadSetting(f"the evaluation {self.name}: {problem_of(error)}") from error
+        if self.asks_the_run:
+            self._check_same_are_held_out(config, of_run)
+        return config
+
+    def _check_same_are_held_out(self, config: TaskConfig, of_run: TaskConfig) -> None:
+        is_named = of_run.held_out_data is not None or of_run.held_out_split is not None
+        if of_run.name not in ("data", "jsonl") or is_named:
+            return
+        for key in _PART_OF_THE_QUESTION:
+            if getattr(config, key) != getattr(of_run, key):
+                raise BadSetting(
+                    f"the evaluation {self.name} has another {key} than the run, which decides what its "
+                    f"{of_run.name} task holds out, and other prompts have been trained: leave it out, or "
+                    "give the evaluation data of its own"
+                )
 
     def choose(self, task: Task) -> list[TaskPrompt]:
         """The prompts to ask: those of another source, or the run's held-out ones. Raises BadSetting."""

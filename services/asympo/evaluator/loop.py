@@ -20,6 +20,7 @@ from asympo.evaluator.episodes import measure_episodes, player_of
 from asympo.evaluator.measure import Measured, Sampler, measure
 from asympo.evaluator.metrics import EvaluatorMetrics
 from asympo.evaluator.prepare import Chosen, Prepared, render
+from asympo.evaluator.retries import Retries
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.evaluator.sources import Source
 
@@ -66,7 +67,8 @@ class EvaluationLoop:
         self._settings, self._run_log, self._store = settings, run_log, store
         self._source, self._chosen, self._writer = source, chosen, writer
         self._progress, self._metrics, self._calls = progress, metrics, calls
-        self._prepared: list[Prepared] = []
+        self._prepared: dict[str, Prepared] = {}
+        self._retries = Retries()
         self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
@@ -89,19 +91,13 @@ class EvaluationLoop:
 
     async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
         """False when the policy cannot be measured now, or no answer told its policy: to be tried later."""
-        is_told = False
         await self._report_held(policy)
         holding = asyncio.ensure_future(self._hold(policy))
         try:
             sampler = await self._source.open(policy)
-            if not self._prepared:
-                tokenizer = self._source.tokenizer
-                self._prepared = [await self._calls.run(render, each, tokenizer) for each in self._chosen]
-            for each in self._prepared:
-                if each.config.name in due:
-                    measured = await self._measure(each, sampler, policy)
-                    await self._keep(measured)
-                    is_told |= measured.result.policy_step is not None
+            told = [
+                await self._is_told(each, sampler, policy) for each in self._chosen if each.config.name in due
+            ]
         except EngineBroken:
             raise
         except AsympoError as error:
@@ -111,7 +107,27 @@ class EvaluationLoop:
             return False
         finally:
             holding.cancel()
-        return is_told
+        return any(told)
+
+    async def _is_told(self, chosen: Chosen, sampler: Sampler, policy: PolicyRef) -> bool:
+        """Measures; whether the answers told their policy. What fails holds up no other evaluation."""
+        name = chosen.config.name
+        try:
+            if name not in self._prepared:
+                self._prepared[name] = await self._calls.run(render, chosen, self._source.tokenizer)
+            measured = await self._measure(self._prepared[name], sampler, policy)
+            await self._keep(measured)
+        except EngineBroken:
+            raise
+        except AsympoError as error:
+            self._metrics.failed(name)
+            seconds = self._retries.failed(name, policy.name)
+            log.warning(
+                "%s of policy %d is not measured, and tried again with the next policy or after %.0f s: %s",
+                *(name, policy.step, seconds, error),
+            )
+            return False
+        return measured.result.policy_step is not None
 
     async def _hold(self, policy: PolicyRef) -> None:
         """Keeps the learner from deleting it, until a while after it is measured: it may be the best."""
@@ -187,6 +203,8 @@ class EvaluationLoop:
         """Names of the evaluations that this policy should go through."""
         due = []
         for each in self._chosen:
+            if self._retries.is_too_early(each.config.name, policy.name):
+                continue
             before = self._progress.newest.get(each.config.name)
             step = before.policy_step if before is not None else None
             num_since = await self._calls.until_answered(self._run_log.policies.num_after, step or 0)

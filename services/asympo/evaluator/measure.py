@@ -3,10 +3,10 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from asympo.common.errors import PromptRefused
 from asympo.common.rollout_log.evals.result import EvalResult
@@ -18,6 +18,8 @@ from asympo.evaluator.prepare import Prepared
 from asympo.rewards.conventions.base import Asked
 from asympo.rewards.scorer import Score, Scored, ScoreFailure
 from asympo.tasks.base import TaskPrompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +58,13 @@ async def measure(
     policy_fence: int | None = None,
     note: Callable[[int], None] = lambda _: None,
 ) -> Measured:
-    """Asks every prompt, at most `max_in_flight` at a time; `note` hears how many are done."""
+    """Asks every prompt, at most `max_in_flight` at a time; `note` hears how many are done.
+
+    Raises PromptRefused when that is all that is answered: it says nothing about the policy.
+    """
     begun, slots = time.monotonic(), asyncio.Semaphore(max_in_flight)
     config = prepared.config
-    done = 0
+    done, refusals = 0, list[str]()
 
     async def one(prompt: TaskPrompt, ids: Sequence[int]) -> tuple[Answered, list[Score]]:
         nonlocal done
@@ -68,6 +73,7 @@ async def measure(
                 answered = await sampler.sample(ids, num_samples=config.samples, sampling=prepared.sampling)
             except PromptRefused as error:
                 # Too long for the model, as nobody could answer: it counts as answered wrongly.
+                refusals.append(str(error))
                 failure = ScoreFailure(kind="does_not_apply", reason=str(error))
                 return Answered(texts=[], token_ids=[], policy_steps=()), [failure] * config.samples
         scores = await asyncio.to_thread(
@@ -83,16 +89,25 @@ async def measure(
         note(done)
         return answered, scores
 
-    tasks = [
-        asyncio.ensure_future(one(prompt, ids))
-        for prompt, ids in zip(prepared.prompts, prepared.prompt_ids, strict=True)
-    ]
+    pairs = await together(
+        one(prompt, ids) for prompt, ids in zip(prepared.prompts, prepared.prompt_ids, strict=True)
+    )
+    if len(refusals) == len(pairs):
+        raise PromptRefused(
+            f"{config.name} cannot be measured: the engine refuses every one of its {len(pairs)} prompts; of "
+            f"one it says: {refusals[0]}"
+        )
+    return conclude(prepared, pairs, policy_fence=policy_fence, begun=begun)
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results in order; where one fails, the others do not go on."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
     try:
-        pairs = await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-    return conclude(prepared, pairs, policy_fence=policy_fence, begun=begun)
 
 
 def conclude(

@@ -44,7 +44,7 @@ class EvaluatorMetrics:
         self._unscored.labels(name).inc(result.unscored)
 
     def failed(self, name: str) -> None:
-        """It could not be done; it is tried again with the next policy."""
+        """It could not be done; it is tried again with the next policy, or after a while."""
         self._failed.labels(name).inc()
 
     def count_broker_error(self) -> None:

@@ -2,18 +2,23 @@
 
 import itertools
 from collections.abc import Sequence
+from itertools import chain
 
 import grpc
 
 from asympo.common.errors import NoProgress, PromptRefused
 from asympo.common.proxies import DIRECT_CHANNEL
 from asympo.engines.base import Engine, SamplingSettings
-from asympo.evaluator.measure import Answered
+from asympo.evaluator.measure import Answered, together
 from asympo.v1 import generator_service_pb2 as messages
 from asympo.v1 import rollout_pb2
 from asympo.v1.generator_service_pb2_grpc import GeneratorServiceStub
 
-_CALL_SECONDS = 600.0
+_SAMPLES_A_CALL = 16
+"""Few enough for a generator's limit and its message."""
+_CALL_SECONDS, _SLOWEST_TOKENS_PER_SECOND = 600.0, 10.0
+"""A call waits for free slots, and then for its longest response."""
+_ANSWERS_OF_ANY_SIZE = (("grpc.max_receive_message_length", -1),)
 _REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 
 
@@ -45,14 +50,29 @@ class FleetSampler:
     """Generators in turn; which policy they serve is theirs to say."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        self._channels = [grpc.aio.insecure_channel(each, options=DIRECT_CHANNEL) for each in addresses]
+        options = (*DIRECT_CHANNEL, *_ANSWERS_OF_ANY_SIZE)
+        self._channels = [grpc.aio.insecure_channel(each, options=options) for each in addresses]
         self._stubs = [GeneratorServiceStub(channel) for channel in self._channels]
         self._turns = itertools.count()
 
     async def sample(
         self, prompt_ids: Sequence[int], *, num_samples: int, sampling: SamplingSettings
     ) -> Answered:
-        """Asks the next generator, then the others. Raises NoProgress when none answers, PromptRefused."""
+        """Asks in calls of a few samples each. Raises NoProgress when no generator answers, PromptRefused."""
+        starts = range(0, num_samples, _SAMPLES_A_CALL)
+        parts = await together(
+            self._sample(prompt_ids, min(_SAMPLES_A_CALL, num_samples - start), sampling) for start in starts
+        )
+        return Answered(
+            texts=list(chain.from_iterable(each.texts for each in parts)),
+            token_ids=list(chain.from_iterable(each.token_ids for each in parts)),
+            policy_steps=tuple(chain.from_iterable(each.policy_steps for each in parts)),
+        )
+
+    async def _sample(
+        self, prompt_ids: Sequence[int], num_samples: int, sampling: SamplingSettings
+    ) -> Answered:
+        """Asks the next generator, then the others."""
         request = messages.GeneratorServiceGenerateRequest(
             prompts=[rollout_pb2.Prompt(token_ids=prompt_ids)],
             num_samples=num_samples,
@@ -64,10 +84,11 @@ class FleetSampler:
             ),
         )
         first, problem = next(self._turns), ""
+        limit_seconds = _CALL_SECONDS + sampling.max_tokens / _SLOWEST_TOKENS_PER_SECOND
         for number in range(len(self._stubs)):
             stub = self._stubs[(first + number) % len(self._stubs)]
             try:
-                answer = await stub.Generate(request, timeout=_CALL_SECONDS)
+                answer = await stub.Generate(request, timeout=limit_seconds)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _REFUSED:
                     raise PromptRefused(str(error.details())) from None

@@ -53,6 +53,28 @@ def test_data_beside_the_eval_is_asked_in_full_and_scored_as_the_run_unless_it_s
     assert choose_prompts(own, of_run)[0].scoring == "exact"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 1), ("held_out_fraction", 0.5), ("split", "test"), ("size", 9), ("columns", {"answer": "b"})],
+)
+def test_keys_that_decide_what_the_run_holds_out_are_refused(key: str, value: Any) -> None:
+    """Others than those that the run holds out were trained."""
+    with pytest.raises(BadSetting, match=f"{key} may decide which prompts are held out"):
+        validate(EvaluatorSettings, {"evals": [{key: value}]})
+
+
+def test_held_out_prompts_may_be_asked_otherwise_only_where_they_stay_the_same(rows: Path) -> None:
+    given = EvalConfig.model_validate({"name": "terse", "system_prompt": "Be terse."})
+    asked = choose_prompts(given, ADDITION)[1]
+    assert [each.row for each in asked] == [each.row for each in choose_prompts(EvalConfig(), ADDITION)[1]]
+    of_run = TaskConfig(data=str(rows), held_out_fraction=0.2)
+    with pytest.raises(BadSetting, match="the evaluation terse has another system_prompt than the run"):
+        given.task_config(of_run)
+    assert given.task_config(of_run.model_copy(update={"held_out_split": "test"})).system_prompt
+    scored = EvalConfig.model_validate({"scoring": "regex", "pattern": r"\d+"})
+    assert choose_prompts(scored, of_run)[1] == choose_prompts(EvalConfig(), of_run)[1]
+
+
 def test_sampling_is_greedy_for_one_sample_and_the_runs_own_for_more() -> None:
     assert EvalConfig().sampling(RUN).temperature == 0
     several = EvalConfig(samples=4, max_tokens=9, stop=()).sampling(RUN)

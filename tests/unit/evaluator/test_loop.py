@@ -1,13 +1,16 @@
 """Which policies an evaluation measures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asympo.common.checkpoints import PolicyRef
+from asympo.common.errors import NoProgress
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
 from asympo.evaluator.loop import EvaluationLoop, is_due
+from asympo.evaluator.retries import Retries
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6)
 
@@ -52,25 +55,60 @@ def test_policies_are_due_every_so_often_and_at_the_end(
     assert is_due(policy, before, num_since=num_since, every=2, is_over=is_over) is expected
 
 
+async def nothing(*_: Any) -> None:
+    """No broker is asked."""
+
+
+def loop_of(*names: str, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., Any]) -> EvaluationLoop:
+    """A loop over evaluations of these names, whose prompts are rendered."""
+    some: Any = SimpleNamespace(open=nothing, failed=lambda _: None)
+    chosen: Any = [SimpleNamespace(config=SimpleNamespace(name=name, every=1)) for name in names]
+    loop = EvaluationLoop(
+        settings=some, run_log=some, store=some, source=some, chosen=chosen,
+        progress=some, metrics=some, calls=some, writer=None,
+    )  # fmt: skip
+    loop._prepared = {each.config.name: each for each in chosen}
+    for name, stand_in in (("_report_held", nothing), ("_keep", nothing), ("_measure", measured)):
+        monkeypatch.setattr(loop, name, stand_in)
+    return loop
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("step", "expected"), [(4, True), (None, False)])
 async def test_what_told_no_policy_is_not_measured_again_at_once(
     step: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: Any) -> None:
-        """No broker is asked."""
-
     async def measured(*_: Any) -> Any:
         return SimpleNamespace(result=result(step))
 
-    some: Any = SimpleNamespace(open=nothing)
-    loop = EvaluationLoop(
-        settings=some, run_log=some, store=some, source=some, chosen=(),
-        progress=some, metrics=some, calls=some, writer=None,
-    )  # fmt: skip
-    prepared: Any = SimpleNamespace(config=SimpleNamespace(name="e"))
-    loop._prepared = [prepared]
-    for name, stand_in in (("_report_held", nothing), ("_keep", nothing), ("_measure", measured)):
-        monkeypatch.setattr(loop, name, stand_in)
-    policy: Any = SimpleNamespace(step=4)
+    loop = loop_of("e", monkeypatch=monkeypatch, measured=measured)
+    policy: Any = SimpleNamespace(step=4, name="step-4")
     assert await loop._measure_due(policy, ["e"]) is expected
+
+
+@pytest.mark.asyncio
+async def test_one_evaluation_that_fails_holds_up_no_other_and_waits_before_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    async def measured(prepared: Any, *_: Any) -> Any:
+        asked.append(prepared.config.name)
+        if prepared.config.name == "fails":
+            raise NoProgress("no answer")
+        return SimpleNamespace(result=result(4))
+
+    now = 0.0
+    loop = loop_of("fails", "works", monkeypatch=monkeypatch, measured=measured)
+    loop._retries = Retries(clock=lambda: now)
+    policy: Any = SimpleNamespace(step=4, name="step-4")
+    assert await loop._measure_due(policy, ["fails", "works"])
+    assert asked == ["fails", "works"]
+    assert loop._retries.is_too_early("fails", "step-4")
+    assert not loop._retries.is_too_early("works", "step-4")
+    assert not loop._retries.is_too_early("fails", "step-5")
+    now = 60.0
+    assert not loop._retries.is_too_early("fails", "step-4")
+    assert not await loop._measure_due(policy, ["fails"])
+    now = 179.0
+    assert loop._retries.is_too_early("fails", "step-4")
