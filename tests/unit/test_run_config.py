@@ -23,6 +23,15 @@ def test_run_config_survives_json() -> None:
     assert RunConfig.from_json(CONFIG.to_json()) == CONFIG
 
 
+def test_config_that_nobody_would_read_is_refused_before_it_is_written() -> None:
+    CONFIG.check_size()
+    many = dataclasses.replace(CONFIG, task={"left_out": list(range(200_000))})
+    with pytest.raises(BadSetting, match="200000 prompts are too long and listed in it"):
+        many.check_size()
+    with pytest.raises(BadSetting, match="give the task shorter options"):
+        dataclasses.replace(CONFIG, task={"system_prompt": "x" * 2**20}).check_size()
+
+
 @pytest.mark.parametrize(("total", "epochs", "planned"), [(9, 3, 9), (0, 3, 8), (0, 0, 0)])
 def test_run_config_plans_what_was_given_or_what_its_epochs_make(
     total: int, epochs: int, planned: int

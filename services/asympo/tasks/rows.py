@@ -28,8 +28,9 @@ class RowsTask(SplitPrompts):
 
     def keep_trainable(self, left_out: Collection[int]) -> None:
         """Without the trainable prompts of these numbers; the others are numbered anew."""
-        if left_out:
-            self.renumber([prompt for prompt in self._train if prompt.index not in set(left_out)])
+        without = set(left_out)
+        if without:
+            self.renumber([prompt for prompt in self._train if prompt.index not in without])
 
     def renumber(self, prompts: Sequence[TaskPrompt]) -> None:
         """Makes these the trainable prompts, in this order."""

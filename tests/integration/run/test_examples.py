@@ -52,18 +52,18 @@ def runs(tmp_path: Path, tiny_model: Path) -> Runs:
     return Runs(tmp_path, tiny_model)
 
 
-def written(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.mkdir()
+def written(path: Path, rows: list[dict[str, Any]], *, subset: str = "") -> Path:
+    (path / subset).mkdir(parents=True)
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for split, part in (("train", rows[1:]), ("test", rows[:1])):
-        parquet.write_table(pyarrow.Table.from_pylist(part), path / f"{split}-0.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(part), path / subset / f"{split}-0.parquet")
     return path
 
 
 @pytest.mark.timeout(300)
 def test_hub_data_with_rewards_of_trl(runs: Runs, tmp_path: Path) -> None:
     rows = [{"question": f"{a} and {b}?", "answer": f"So.\n#### {a + b}"} for a in (1, 2) for b in range(4)]
-    row = runs.metrics("gsm8k-trl", f"--run.task.data={written(tmp_path / 'gsm8k', rows)}")
+    row = runs.metrics("gsm8k-trl", f"--run.task.data={written(tmp_path / 'gsm8k', rows, subset='main')}")
     assert 0 <= row["reward/correctness/mean"] <= 1
     assert row["reward/correctness/spread"] > 0
     assert row["reward/says_how/mean"] == 0.0
@@ -118,7 +118,7 @@ def test_code_reward(runs: Runs, tmp_path: Path, sandbox: None) -> None:
     by_length = '{function="length", options={free=0, limit=100, unit="characters"}}'
     row = runs.metrics(
         "code",
-        f"--run.task.data={written(tmp_path / 'mbpp', rows)}",
+        f"--run.task.data={written(tmp_path / 'mbpp', rows, subset='full')}",
         f'--run.task.rewards=[{{function="code", timeout_seconds=30.0}}, {by_length}]',
     )
     assert row["reward/code/mean"] == row["reward/code/passed/mean"] == 0.0

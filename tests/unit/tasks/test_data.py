@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,52 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     assert prompt.answer == ""
 
 
+def test_folder_of_the_hub_gives_the_split_and_the_subset_that_are_named_and_no_other(tmp_path: Path) -> None:
+    def write(place: str, prompt: str) -> None:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": [prompt]}), tmp_path / place)
+
+    def prompts(data: Path = tmp_path, **options: Any) -> list[str | None]:
+        task = load(TaskConfig(data=str(data), prompt_as="text", held_out_fraction=0, **options))
+        return [prompt.text for prompt in everything(task)]
+
+    for name in (
+        "train-00000-of-00002",
+        "train-00001-of-00002",
+        "train_sft-00000-of-00001",
+        "trainer",
+        "test",
+    ):
+        write(f"main/{name}.parquet", f"main {name}")
+    assert prompts() == ["main train-00000-of-00002", "main train-00001-of-00002"]
+    write("other/train.parquet", "other train")
+    assert prompts(split="test") == ["main test"]
+    assert prompts(subset="other") == prompts(tmp_path / "other") == ["other train"]
+    assert prompts(subset="main", split="train_sft") == ["main train_sft-00000-of-00001"]
+    with pytest.raises(BadSetting, match=r"split train in 2 folders: set task.subset to one of main, other"):
+        prompts()
+    with pytest.raises(BadSetting, match=r"no folder for task.subset mian, only main, other"):
+        prompts(subset="mian")
+    assert prompts(tmp_path / "other", subset="default") == ["other train"]
+    with pytest.raises(
+        BadSetting, match=r"other is a folder without .* \(its Parquet files: train.parquet\)"
+    ):
+        prompts(subset="other", split="tra")
+
+
+def test_prompts_left_out_are_read_once_however_many_there_are(tmp_path: Path) -> None:
+    class Numbers(tuple[int, ...]):
+        num_reads = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.num_reads += 1
+            return super().__iter__()
+
+    task, numbers = of_rows(tmp_path, ROWS, held_out_fraction=0), Numbers(range(1, 10))
+    task.keep_trainable(numbers)
+    assert (len(task), numbers.num_reads) == (1, 1)
+
+
 def test_rows_that_ask_the_same_stay_on_one_side(tmp_path: Path) -> None:
     rows = [{"prompt": f"{n % 5}?", "answer": str(n)} for n in range(20)]
     task = of_rows(tmp_path, rows, held_out_fraction=0.4)
@@ -218,7 +265,9 @@ def test_held_out_split_is_never_trained(tmp_path: Path) -> None:
     task = of_rows(tmp_path, ROWS, held_out_data=held_out)
     asked = {task.prompt(index).columns["prompt"] for index in range(len(task))}
     assert asked == {row["prompt"] for row in ROWS[1:]}
-    assert {"new?", ROWS[0]["prompt"]} == {prompt.columns["prompt"] for prompt in task.held_out()}
+    # Once each, although the first is among the trained rows as well.
+    found = [(prompt.columns["prompt"], prompt.row) for prompt in task.held_out()]
+    assert found == [(ROWS[0]["prompt"], len(ROWS) + 1), ("new?", len(ROWS) + 2)]
 
 
 def test_weights_repeat_a_row_within_an_epoch(tmp_path: Path) -> None:

@@ -136,6 +136,22 @@ class RunConfig:
             groups_per_step=self.groups_per_step,
         )
 
+    def check_size(self) -> None:
+        """Raises BadSetting for one that nobody would read."""
+        num_bytes, num_left_out = len(self.to_json().encode()), len(self.task.get("left_out") or ())
+        if num_bytes <= _MAX_CONFIG_BYTES:
+            return
+        cure = "give the task shorter options"
+        if num_left_out:
+            cure = (
+                f"{num_left_out} prompts are too long and listed in it, so take them out of the data, or use "
+                "a model with a longer context"
+            )
+        raise BadSetting(
+            f"the config of run {self.run} has {num_bytes} bytes, and at most {_MAX_CONFIG_BYTES} are read: "
+            f"{cure}"
+        )
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))

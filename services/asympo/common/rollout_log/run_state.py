@@ -31,7 +31,8 @@ class RunStates:
         """Writes `config` if the run is new, else compares; returns what is stored.
 
         `complete` gives the settings of a run of the release before their values where that did not know
-        them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room.
+        them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room,
+        BadSetting for one whose config is too long.
         """
         if config.run != self._run.name:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self._run.name!r}")
@@ -47,6 +48,7 @@ class RunStates:
 
     def _create(self, config: RunConfig) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
+        config.check_size()
         limit, order = config.max_generation_staleness, config.task.get("order")
         reply = self._run.call(
             "create",

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,10 @@ from asympo.common.errors import BadSetting
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_NAMES = 8
+"""Of files and folders in one sentence."""
+_WITHOUT_SUBSETS = "default"
+"""What the hub calls the subset of a data set that has none, and so no folder for it."""
 Row = dict[str, Any]
 
 
@@ -28,9 +32,7 @@ def read_rows(
     """Every row with values that JSON can hold. Raises BadSetting in one sentence."""
     path = Path(data).expanduser()
     if path.is_dir():
-        # A data set of the hub that was downloaded as it is has a folder for each subset.
-        of_subset = path / subset if subset else path
-        rows = _read_folder(of_subset if of_subset.is_dir() else path, split)
+        rows = _read_folder(_folder_of(path, subset), split)
     elif path.exists() or path.suffix in FILE_KINDS:
         _refuse_hub_options(data, subset=subset, revision=revision)
         rows = _read_file(path)
@@ -180,6 +182,24 @@ def _read_arrow(path: Path) -> list[Row]:
         raise BadSetting(f"task.data {path} is not Arrow: {error}") from error
 
 
+def _folder_of(path: Path, subset: str | None) -> Path:
+    """A data set of the hub that was downloaded as it is has a folder for each subset."""
+    if subset is None or (path / subset).is_dir():
+        return path / (subset or ".")
+    if subset == _WITHOUT_SUBSETS:
+        return path
+    raise BadSetting(
+        f"task.data {path} has no folder for task.subset {subset}, only "
+        f"{_names(each for each in path.iterdir() if each.is_dir())}: name one of its folders, or leave the "
+        "subset out"
+    )
+
+
+def _names(paths: Iterable[Path]) -> str:
+    names = sorted({path.name for path in paths})
+    return ", ".join([*names[:_MAX_NAMES], *(["..."] if len(names) > _MAX_NAMES else [])]) or "none"
+
+
 def _read_folder(path: Path, split: str) -> list[Row]:
     """What `save_to_disk` wrote of a data set, or of several splits; else Parquet files named by split."""
     splits = path / "dataset_dict.json"
@@ -191,14 +211,28 @@ def _read_folder(path: Path, split: str) -> list[Row]:
     state = path / "state.json"
     if state.is_file():
         files = [path / each["filename"] for each in json.loads(state.read_text())["_data_files"]]
-        return [row for file in files for row in _read_file(file)]
-    files = sorted(path.rglob(f"{split}*.parquet"))
+    else:
+        files = _files_of_split(path, split)
+    return [row for file in files for row in _read_file(file)]
+
+
+def _files_of_split(path: Path, split: str) -> list[Path]:
+    """`train.parquet`, or `train-00000-of-00002.parquet` and its like, in one folder."""
+    all_files = list(path.rglob("*.parquet"))
+    files = sorted(each for each in all_files if each.stem == split or each.name.startswith(f"{split}-"))
     if not files:
         raise BadSetting(
-            f"task.data {path} is a folder without state.json, dataset_dict.json or {split}*.parquet: "
-            "give one that save_to_disk wrote"
+            f"task.data {path} is a folder without state.json, dataset_dict.json, {split}.parquet or "
+            f"{split}-*.parquet (its Parquet files: {_names(all_files)}): give one that save_to_disk wrote, "
+            "or another task.split"
         )
-    return [row for file in files for row in _read_file(file)]
+    folders = sorted({str(each.parent.relative_to(path)) for each in files})
+    if len(folders) > 1:
+        raise BadSetting(
+            f"task.data {path} has the split {split} in {len(folders)} folders: set task.subset to one of "
+            f"{', '.join(folders[:_MAX_NAMES])}, or give the folder itself as task.data"
+        )
+    return files
 
 
 def _read_hub(name: str, *, split: str, subset: str | None, revision: str | None) -> list[Row]:

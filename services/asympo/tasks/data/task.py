@@ -32,9 +32,10 @@ class DataTask(RowsTask):
         self.num_repeated = len(rows) - len({key for key, _ in rows})
         held_out = _held_out_rows(config)
         if held_out:
-            first = len(rows)
+            first, keys = len(rows), {key for key, _ in held_out}
+            rows = [each for each in rows if each[0] not in keys]
             rows += [(key, parts | {"row": first + parts["row"]}) for key, parts in held_out]
-            self.place(rows, {key for key, _ in held_out})
+            self.place(rows, keys)
         else:
             self.place_share(rows, fraction=config.held_out_fraction, seed=config.seed)
         if not self._train:
