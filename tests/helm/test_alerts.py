@@ -1,13 +1,16 @@
 """Alerts as the values change them."""
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.chart import rendering
 from tests.helm.conftest import CHART
+from tests.helm.test_cases import CASES
 
 ON = ["model.path=/checkpoints/models/any", "monitoring.prometheusRule.enabled=true"]
 ALERTS = "monitoring.prometheusRule.alerts"
@@ -73,6 +76,20 @@ def test_alerts_of_a_release_name_it_and_come_alone_beside_another() -> None:
         assert "r7-asympo-" in rule["expr"]
         assert rule["labels"]["run"] == "20261128"
         assert not any(word in str(rule) for word in ("NAMESPACE", "FULLNAME", "RUN"))
+
+
+def test_crash_loop_is_told_of_every_workload(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text((CASES / "everything.yaml").read_text().partition("\n---\n")[0])
+    objects = rendering.objects(rendering.template(CHART, values=[values]).stdout)
+    workloads = [
+        each["metadata"]["name"] for each in objects if each["kind"] in ("Deployment", "StatefulSet")
+    ]
+    rules = next(each for each in objects if "AsympoCrashLoop" in str(each))
+    patterns = re.findall(r'pod=~\"([^"]+)\"', json.dumps(rules).replace('\\"', '"'))
+    assert len(workloads) == 6
+    assert len(patterns) == 2
+    assert all(re.fullmatch(pattern, f"{name}-0") for pattern in patterns for name in workloads)
 
 
 @pytest.mark.parametrize(
