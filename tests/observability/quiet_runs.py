@@ -77,6 +77,9 @@ QUIET_RUNS = {
     "paused": rest("paused", until=105),
     "finished": rest("finished"),
     "finished on a poor step": rest("finished") | _POOR_LAST_STEP,
+    "an environment is played": healthy()
+    | {learner("slots", 'state="leased"'): still(64), learner("waited_seconds_total"): still(0)}
+    | {generator(f"{name}groups_in_flight", pod): still(0) for name in ("", "max_") for pod in PODS},
     "weights are kept": healthy() | {generator("policy_step", pod): still(-1) for pod in PODS},
     "healthy": healthy(),
 }

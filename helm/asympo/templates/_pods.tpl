@@ -391,6 +391,11 @@ volumes:
   {{- end }}
 {{- end }}
 
+{{/* Longer than a first start may take: the learner's, whose run or policy it waits for, and then its own. .root .values */}}
+{{- define "asympo.progressSeconds" -}}
+{{- add (int .root.Values.learner.startupSeconds) (int .values.startupSeconds) 600 }}
+{{- end }}
+
 {{/* Probes. The event loop answers while the engine loads in a thread; imports can hold it up for a minute. */}}
 {{- define "asympo.probes" -}}
 startupProbe:

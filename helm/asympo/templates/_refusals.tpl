@@ -352,6 +352,10 @@
 {{- define "asympo.refuseAutoscaling" -}}
 {{- $auto := .values.autoscaling }}
 {{- if ne $auto.kind "none" }}
+{{- $task := (include "asympo.learnerSettings" .root | fromJson).task.name }}
+{{- if has $task (list "verifiers" "trl-environment") }}
+{{- fail (printf "%s.autoscaling.kind is %s and learner.settings.task.name is %s: generators that an environment asks lease nothing, and leases are what the autoscaler counts; set kind to none, and replicas" .named $auto.kind $task) }}
+{{- end }}
 {{- if not (or $auto.maxReplicas .root.Values.learner.enabled) }}
 {{- fail (printf "%s.autoscaling.maxReplicas is null and learner.enabled is false: the capacity of the run is not known here; set maxReplicas" .named) }}
 {{- end }}

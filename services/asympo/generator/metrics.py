@@ -106,7 +106,7 @@ class GeneratorMetrics:
             return Gauge(f"asympo_generator_{name}", text, registry=registry)
 
         self.groups_in_flight = gauge("groups_in_flight", "Leases held now.")
-        self.max_groups_in_flight = gauge("max_groups_in_flight", "Most leases it holds at once.")
+        self.max_groups_in_flight = gauge("max_groups_in_flight", "Most leases it holds at once; 0 for none.")
         self.groups_held = gauge("groups_held", "Finished groups waiting for a verdict now.")
         self.policy_step = gauge(
             "policy_step", "Step of the policy served; -1 for none, and for an engine that keeps its weights."

@@ -239,4 +239,6 @@ async def test_worker_of_an_environment_leaves_the_prompts_to_it(
         learner.publish(1, nll=2.0)
         await until(lambda: gen.status["policy_step"] == 1)
         assert gen.status["waiting_for"] is None
+        # What an autoscaler goes by would otherwise be 0, however busy it is.
+        assert gen.process.registry.get_sample_value("asympo_generator_max_groups_in_flight") == 0
     assert (learner.groups(), engine.in_flight, learner.run_log.stats.read().leases) == ([], {}, 0)

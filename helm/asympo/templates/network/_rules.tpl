@@ -103,8 +103,8 @@ is opened as well, for what no address tells.
 {{- end }}
 
 {{/*
-Ports of .component beyond what every service reaches, as JSON: the hub, trackers, servers that score, doors, and what
-addresses its environment names. .root
+Ports of .component beyond what every service reaches, as JSON: the hub, trackers, servers that sample or score, doors, and
+what addresses its environment names. .root
 */}}
 {{- define "asympo.outsidePorts" -}}
 {{- $root := .root }}
@@ -131,7 +131,18 @@ addresses its environment names. .root
 {{- $urls = append $urls $trackers.mlflow_uri }}
 {{- end }}
 {{- end }}
+{{- $settings := $own.settings | default dict }}
+{{- if and (eq $component "generator") (eq (toString $settings.engine) "openai") }}
+{{- with ($settings.openai | default dict).base_url }}{{ $urls = append $urls . }}{{ end }}
+{{- end }}
 {{- range include "asympo.addressVariables" $root | fromJsonArray }}{{ with get $named . }}{{ $urls = append $urls . }}{{ end }}{{ end }}
+{{- end }}
+{{- /* The learner's pod runs the environment once, to write its rows down. */}}
+{{- if and (eq $component "learner") (include "asympo.environmentRows" $root) }}
+{{- $addresses := include "asympo.addressVariables" $root | fromJsonArray }}
+{{- range $root.Values.environment.extraEnv }}
+{{- if and .value (has .name $addresses) }}{{ $urls = append $urls .value }}{{ end }}
+{{- end }}
 {{- end }}
 {{- if eq $component "gateway" }}{{ $urls = concat $urls (include "asympo.doors" $root | fromJsonArray) }}{{ end }}
 {{- $rewards := list }}

@@ -54,7 +54,7 @@ class Worker:
         self._slot_wait_seconds = settings.slot_wait_seconds
         self._exit_when_run_ends = settings.exit_when_run_ends
         self._free = asyncio.Semaphore(settings.max_groups_in_flight)
-        context.metrics.max_groups_in_flight.set(settings.max_groups_in_flight)
+        context.metrics.max_groups_in_flight.set(settings.max_groups_in_flight if leases else 0)
         self._num_failures_in_row = 0
         self._num_fruitless, self._pause_seconds, self._lease_after = 0, 0.0, 0.0
         self._asking: asyncio.Future[Lease | Refused] | None = None
