@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +19,13 @@ from asympo.evaluator.prepare import Prepared
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.rewards.scorer import Score, Scored, ScoreFailure
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.environments.player.command import LEAVE_SECONDS, LOAD_SECONDS
+from asympo.tasks.environments.player.playing import EPISODE_SECONDS
 from asympo.tasks.environments.player_command import player_command
 
 MAX_LINE_BYTES = 2**24
+_LEAVE_SECONDS = LEAVE_SECONDS + 10.0
+"""Until a player that has given all its answers is stopped."""
 _ONE_TOKEN = SamplingSettings(temperature=0.0, max_tokens=1)
 
 
@@ -52,17 +57,28 @@ class EpisodePlayer:
             env={**os.environ, "ASYMPO_TOKEN": self.token},
             limit=MAX_LINE_BYTES,
         )
+        found: dict[int, dict[str, Any]] = {}
+        seconds = LOAD_SECONDS + EPISODE_SECONDS * math.ceil(len(rows) / max_in_flight)
         try:
-            found = await _talk(player, rows, note)
-            code = await player.wait()
+            async with asyncio.timeout(seconds):
+                await _talk(player, rows, found, note)
+            # It may have something to clean up, or wait for what hangs.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVE_SECONDS):
+                    await player.wait()
+        except TimeoutError:
+            raise NoProgress(
+                f"the player of {task.environment} has told {len(found)} of {len(rows)} episodes after "
+                f"{seconds:.0f} s, enough for all: its own words are in the log"
+            ) from None
         finally:
             if player.returncode is None:
                 player.kill()
                 await player.wait()
-        if code != 0 or len(found) < len(rows):
+        if len(found) < len(rows):
             raise NoProgress(
-                f"the player of {task.environment} ended with {code} after {len(found)} of {len(rows)} "
-                "episodes: its own words are in the log"
+                f"the player of {task.environment} ended with {player.returncode} after {len(found)} of "
+                f"{len(rows)} episodes: its own words are in the log"
             )
         return [found[number] for number in range(len(rows))]
 
@@ -81,21 +97,23 @@ def player_of(settings: EvaluatorSettings, task: TaskConfig) -> EpisodePlayer:
 
 
 async def _talk(
-    player: asyncio.subprocess.Process, rows: Sequence[int], note: Callable[[int], None]
-) -> dict[int, dict[str, Any]]:
+    player: asyncio.subprocess.Process,
+    rows: Sequence[int],
+    found: dict[int, dict[str, Any]],
+    note: Callable[[int], None],
+) -> None:
+    """Until every episode is found, or the player says no more."""
     assert player.stdin is not None
     assert player.stdout is not None
-    found: dict[int, dict[str, Any]] = {}
     # A player that has ended says more by its exit code.
     with contextlib.suppress(ConnectionError):
         player.stdin.write("".join(f"{row}\n" for row in rows).encode())
         await player.stdin.drain()
         player.stdin.close()
-    async for line in player.stdout:
+    while len(found) < len(rows) and (line := await player.stdout.readline()):
         told = json.loads(line)
         found[told["episode"]] = told
         note(len(found))
-    return found
 
 
 async def measure_episodes(

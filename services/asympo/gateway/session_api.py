@@ -1,6 +1,7 @@
 """HTTP of sessions for whoever drives the agents: `/rl/…` and `/sessions/{id}/complete`."""
 
 import json
+import time
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -92,6 +93,7 @@ class SessionApi:
                 {"session_id": each.session_id, "base_url": f"{base}/sessions/{each.session_id}/v1"}
                 for each in group.sessions
             ],
+            "session_seconds": round(group.deadline - time.monotonic(), 3),
             "group_id": work.lease.group_id if work else "",
             "index": work.lease.index if work else None,
             "prompt": work.text if work else "",

@@ -239,6 +239,7 @@ def test_leased_prompt_is_answered_by_sessions_or_given_back_at_the_deadline(
     started = post(gateway, {}, path="/rl/start_session").json()
     assert len(started["sessions"]) == 4, "as many as the run has responses in a group"
     assert started["messages"] or started["prompt"]
+    assert 0 < started["session_seconds"] <= 600
     for session in started["sessions"]:
         say(session, "a")
         complete(gateway, session, 1.0)

@@ -9,6 +9,7 @@ import pytest
 from asympo.common.errors import BadSetting, NoProgress
 from asympo.common.settings import validate
 from asympo.engines.base import SamplingSettings
+from asympo.evaluator import episodes
 from asympo.evaluator.config import EvalConfig
 from asympo.evaluator.episodes import EpisodePlayer, measure_episodes, player_of
 from asympo.evaluator.measure import Answered
@@ -26,6 +27,8 @@ from asympo.tasks.registry import load_task
 
 TASK = {"name": "verifiers", "environment": "count", "environment_args": {"level": 2}}
 VERIFIERS = """
+import threading
+
 class Rows(list):
     to_list = lambda self: list(self)
 
@@ -42,6 +45,8 @@ class Environment:
         print("not an answer")
         number = float(row["prompt"][0]["content"][0])
         if number == 3:
+            # Its process never ends by itself.
+            threading.Thread(target=threading.Event().wait).start()
             raise ValueError("no such number")
         said = [{"role": "assistant", "content": client["api_base_url"]}]
         return {"reward": number, "metrics": {"number": number}, "completion": said}
@@ -137,7 +142,9 @@ class OnePolicy:
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("has_verifiers")
-async def test_held_out_rows_are_played_and_make_an_evaluation(tmp_path: Path) -> None:
+async def test_held_out_rows_are_played_and_make_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = with_environment(file_of(tmp_path))
     task = validate(TaskConfig, file.learner_values["task"])
     found, config = load_task(task), EvalConfig(samples=2, right_at=2.0)
@@ -153,9 +160,11 @@ async def test_held_out_rows_are_played_and_make_an_evaluation(tmp_path: Path) -
     player = EpisodePlayer(python=Path(sys.executable))
     heard: list[int] = []
     door = "http://door/v1"
-    measured = await measure_episodes(
-        prepared, player, door=door, sampler=OnePolicy(), max_in_flight=3, note=heard.append
-    )
+    with monkeypatch.context() as patched:
+        patched.setattr(episodes, "_LEAVE_SECONDS", 0.0)
+        measured = await measure_episodes(
+            prepared, player, door=door, sampler=OnePolicy(), max_in_flight=3, note=heard.append
+        )
     result = measured.result
     assert (result.mean.value, result.pass_at[1].value, result.unscored) == (3 / 4, 1 / 4, 2)
     assert (result.policy_step, result.functions) == (7, {"number": 1.0})
@@ -167,6 +176,13 @@ async def test_held_out_rows_are_played_and_make_an_evaluation(tmp_path: Path) -
         moved, [0], door=door, sampling=prepared.sampling, max_in_flight=1, note=heard.append
     )
     with pytest.raises(NoProgress, match="ended with 1 after 0 of 1 episodes"):
+        await playing
+    monkeypatch.setattr(episodes, "LOAD_SECONDS", 0.0)
+    monkeypatch.setattr(episodes, "EPISODE_SECONDS", 0.0)
+    playing = player.play(
+        task, [0, 1], door=door, sampling=prepared.sampling, max_in_flight=1, note=heard.append
+    )
+    with pytest.raises(NoProgress, match="has told 0 of 2 episodes after 0 s"):
         await playing
 
 

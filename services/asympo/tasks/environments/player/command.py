@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import sys
+import threading
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,18 @@ from typing import Any
 from .playing import DoorPlayer, Player
 from .stage import KEY_VARIABLE, StagedPlay
 
+LOAD_SECONDS = 600.0
+"""For an environment to be there."""
+LEAVE_SECONDS = 30.0
+"""For what an environment does when its process ends: threads of it that hang would keep the process."""
+
 
 def main(spec: str, verb: str, *rest: str) -> None:
     # What the environment prints is not an answer of ours.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     said: dict[str, Any] = json.loads(spec)
+    loading = leave_after(LOAD_SECONDS, code=1)
     stage = open_stage(said, rows=said["source"] if verb == "rows" else said["rows"])
     if verb == "rows":
         lines = (json.dumps(row, default=str) for row in stage.rows())
@@ -30,14 +38,38 @@ def main(spec: str, verb: str, *rest: str) -> None:
         return
     rows = [json.loads(line) for line in Path(said["rows"]).read_text().splitlines()]
     check_rows(stage, rows)
+    loading.cancel()
     sampling, num_at_once = json.loads(rest[1]), int(rest[2])
     if verb == "play":
         trained = [number for number, row in enumerate(rows) if not row.get("held_out")]
         player = Player(stage, trained=trained, sampling=sampling)
-        asyncio.run(play(player, rest[0], num_at_once, stage.serving()))
+        asyncio.run(to_its_end(play(player, rest[0], num_at_once, stage.serving())))
     else:
         player_at_door = DoorPlayer(stage, door=rest[0], sampling=sampling, answers=answers)
-        asyncio.run(player_at_door.run([int(line) for line in sys.stdin], num_at_once))
+        asyncio.run(to_its_end(player_at_door.run([int(line) for line in sys.stdin], num_at_once)))
+
+
+async def to_its_end(playing: Coroutine[Any, Any, None]) -> None:
+    """Plays, and sees to it that the process ends soon after."""
+    code = 1
+    try:
+        await playing
+        code = 0
+    finally:
+        leave_after(LEAVE_SECONDS, code=code)
+
+
+def leave_after(seconds: float, *, code: int) -> threading.Timer:
+    """Ends the process then, whatever it still waits for, unless the timer is cancelled before."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        os._exit(code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def open_stage(said: dict[str, Any], *, rows: str | None) -> StagedPlay:

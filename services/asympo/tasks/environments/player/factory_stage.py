@@ -3,7 +3,6 @@
 Nothing of TRL is imported. `transformers` makes the descriptions of the tools, as TRL has it do.
 """
 
-import asyncio
 import importlib
 import inspect
 import json
@@ -13,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from .own_thread import in_own_thread
 from .stage import KEY_VARIABLE, MODEL, EpisodeFailed, Played, Seat, reward_of
 
 MAX_TURNS = 64
@@ -46,7 +46,7 @@ class FactoryStage:
     async def play(self, row: int, seat: Seat, sampling: Mapping[str, Any]) -> Played:
         import openai
 
-        environment = self._factory(**self._arguments)
+        environment = await in_own_thread(self._factory, self._arguments)
         given = {name: value for name, value in self._rows[row].items() if name != "held_out"}
         messages: Any = _messages(given)
         observation = await _call(environment.reset, given)
@@ -96,4 +96,4 @@ async def _answer_of_tool(environment: Any, call: Any) -> dict[str, Any]:
 async def _call(method: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     if inspect.iscoroutinefunction(method):
         return await method(**arguments)
-    return await asyncio.to_thread(method, **arguments)
+    return await in_own_thread(method, arguments)

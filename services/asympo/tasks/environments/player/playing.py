@@ -13,7 +13,9 @@ log = logging.getLogger("asympo.player")
 WAIT_SECONDS = 1.0
 """Between two tries while the gateway is away."""
 EPISODE_SECONDS = 600.0
-"""Of an evaluation; a session has a time limit of its own."""
+"""Of an evaluation, and where a gateway does not say how long its sessions last."""
+MAX_OVERDUE = 16
+"""Episodes that outlast their time: each may have left a thread that hangs, and a new process has none."""
 
 
 class Player:
@@ -23,6 +25,7 @@ class Player:
         self._stage = stage
         self._trained = trained
         self._sampling = sampling
+        self._num_overdue = 0
 
     async def play(self, gateway: Any) -> None:
         """One prompt after the other, until the run has ended."""
@@ -39,16 +42,25 @@ class Player:
                 raise SystemExit(f"the gateway opens no sessions: {answer.text}")
             started = answer.json()
             row = self._trained[started["index"]]
-            await asyncio.gather(*(self._episode(gateway, row, each) for each in started["sessions"]))
+            seconds = float(started.get("session_seconds") or EPISODE_SECONDS)
+            await asyncio.gather(
+                *(self._episode(gateway, row, each, seconds=seconds) for each in started["sessions"])
+            )
+            if self._num_overdue >= MAX_OVERDUE:
+                log.error("The environment hangs: %d episodes did not end in time", self._num_overdue)
+                raise SystemExit(1)
 
-    async def _episode(self, gateway: Any, row: int, session: Mapping[str, str]) -> None:
+    async def _episode(self, gateway: Any, row: int, session: Mapping[str, str], *, seconds: float) -> None:
         """One episode, and its reward with the rubric's parts. One that failed has none: it is left out."""
         session_id = session["session_id"]
         shared_url = f"{str(gateway.base_url).rstrip('/')}/v1"
         seat = Seat(base_url=session["base_url"], shared_url=shared_url, session_id=session_id)
+        limit = asyncio.timeout(seconds)
         try:
-            played = await self._stage.play(row, seat, self._sampling)
+            async with limit:
+                played = await self._stage.play(row, seat, self._sampling)
         except Exception as error:  # noqa: BLE001  somebody else's code: its failure ends one session only
+            self._num_overdue += limit.expired()
             log.warning("Row %s failed: %s", row, _reason(error))
             await _post(gateway, "/rl/end_session", {"session_id": session_id})
             return
