@@ -77,7 +77,11 @@ class LearnerControl:
         self._rows: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY_ROWS)
         self.samples = SampleStore() if settings.show_samples else None
         """Groups of the steps made; None when they are not shown."""
-        self.evals = EvalHistory(keep_best=settings.keep_best, shows_samples=settings.show_samples)
+        self.evals = EvalHistory(
+            keep_best=settings.keep_best,
+            shows_samples=settings.show_samples,
+            best_file=settings.run_directory / "best_policy.json",
+        )
         """What evaluators found."""
         self._policy: PolicyAnnouncement | None = None
         self._published_at: float | None = None
