@@ -134,6 +134,14 @@ class PolicyStore:
         """Policies whose manifest verifies and whose files have the right names and sizes, newest last."""
         return [self._ref(manifest) for manifest in self._manifests()]
 
+    def names(self) -> Sequence[StepName]:
+        """Of all policies that are stored, damaged ones among them."""
+        return [name for name in self._steps.present() if name.sequence is None]
+
+    def manifest(self, name: StepName) -> Manifest:
+        """As it is stored; no file is looked at. Raises CorruptCheckpoint, UnknownVersion."""
+        return self._steps.manifest(name)
+
     def newest(
         self,
         *,

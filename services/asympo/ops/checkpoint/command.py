@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from asympo.common.commands import CommandParser
-from asympo.ops.access import add_checkpoint_root_flag
+from asympo.ops.access import add_checkpoint_flags
 from asympo.ops.checkpoint import adapter_import, diff, export, listing
 from asympo.ops.checkpoint.chosen import add_eval_flags
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _add_listing_flags(name: str, verb: ArgumentParser) -> None:
     verb.add_argument("--run", required=True, metavar="RUN")
-    add_checkpoint_root_flag(verb)
+    add_checkpoint_flags(verb)
     verb.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
     if name == "verify":
         verb.add_argument("--step", type=int, help="only the policies of this step")
