@@ -45,9 +45,7 @@ def verify(arguments: Namespace) -> int:
         rows = _described(store, arguments, with_digests=True, step=arguments.step)
     if not rows:
         step = "" if arguments.step is None else f" of step {arguments.step}"
-        raise BadSetting(
-            f"run {arguments.run} has no policy{step} there: check --run and where it is"
-        )
+        raise BadSetting(f"run {arguments.run} has no policy{step} there: check --run and where it is")
     num_bad = sum(row["state"] != "verified" for row in rows)
     for row in rows:
         if arguments.json:
