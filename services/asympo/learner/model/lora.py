@@ -4,13 +4,14 @@ What is trained is float32. The base holds the values that a policy of it holds,
 the layers and begins them; they compute as `adapted_linear.py` says.
 """
 
+import functools
 import hashlib
+import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,10 @@ from asympo.learner.model.quantised_base import QuantisedWeight
 from asympo.learner.model.weights import PUBLISHED_DTYPE, is_adapted
 from asympo.learner.settings import ALL_LINEAR, LoraSettings
 from asympo.local.heap import return_free_pages
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 _ADAPTER = "default"
 
@@ -33,7 +38,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     if getattr(model.config, "quantization_config", None) is not None:
         raise BadSetting("the model is quantised: adapters are trained on the one that it was made from")
     chosen = _chosen(model, lora)
-    config = LoraConfig(
+    config = _peft().LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         use_rslora=lora.rank_stabilised,
@@ -46,7 +51,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        _peft().inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     layers: dict[str, Any] = dict(_layers(model))
     if odd := layers.keys() ^ chosen:
         raise BadSetting(f"lora.targets do not tell {min(odd)} from other layers of the same name")
@@ -108,7 +113,7 @@ def prepare_for_shards(model: nn.Module, *, device: torch.device) -> set[nn.Para
     return adapter
 
 
-def adapter_config(model: nn.Module) -> LoraConfig:
+def adapter_config(model: nn.Module) -> "LoraConfig":
     """As PEFT writes it."""
     # PEFT sets the attribute without declaring it.
     config: LoraConfig = model.peft_config[_ADAPTER]  # type: ignore[index,assignment]
@@ -148,9 +153,25 @@ def _chosen(model: PreTrainedModel, lora: LoraSettings) -> set[str]:
     return found
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+@functools.cache
+def _peft() -> ModuleType:
+    """PEFT, told that there is no bitsandbytes: it would import it, which takes a second and 50 MB."""
+    is_hidden = "bitsandbytes" not in sys.modules
+    if is_hidden:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        import peft
+        import peft.tuners.lora
+    finally:
+        if is_hidden:
+            del sys.modules["bitsandbytes"]
+    return peft
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
+    kind = _peft().tuners.lora.LoraLayer
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, kind):
             yield name, module
 
 

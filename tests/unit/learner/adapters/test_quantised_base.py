@@ -73,8 +73,11 @@ def test_step_is_that_of_a_plain_base_with_the_rounded_values(
     assert torch.equal(base_digest(policy.model), base_digest(plain))
 
 
-def test_processes_without_an_adapter_do_not_import_bitsandbytes() -> None:
-    script = "import sys, asympo.learner.model.policy; print('bitsandbytes' in sys.modules)"
+def test_processes_without_a_quantised_base_do_not_import_bitsandbytes() -> None:
+    script = (
+        "import sys\nfrom asympo.learner.model import lora\nlora._peft()\n"
+        "print('bitsandbytes' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
