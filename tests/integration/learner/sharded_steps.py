@@ -76,18 +76,21 @@ def compare(path: Path, ranks: Ranks, steps: Steps, *, with_checkpointing: bool)
         assert not torch.equal(whole, before[name]), f"{name} was not trained"
 
 
-def compare_published(path: Path, ranks: Ranks, steps: Steps) -> None:
-    """In float32, where every rank rounds its shards to what is published while it computes."""
+def compare_published(path: Path, ranks: Ranks, steps: Steps, dtype: torch.dtype) -> None:
+    """Every rank rounds its shards to what is published while it computes."""
     model, finer = (load_model(path, dtype=torch.float32, device=torch.device("cpu")) for _ in range(2))
     torch.manual_seed(0)
     with torch.no_grad():
         for rounded, parameter in zip(model.parameters(), finer.parameters(), strict=True):
             parameter.mul_(1 + 0.01 * torch.randn_like(parameter))
             rounded.copy_(parameter.bfloat16())
-    (served,) = train(Policy(model=model, compute_dtype=torch.float32), steps, None)
-    (found,) = train(Policy(model=finer, compute_dtype=torch.float32), steps, ranks)
+    (served,) = train(Policy(model=model, compute_dtype=dtype), steps, None)
+    (found,) = train(Policy(model=finer, compute_dtype=dtype), steps, ranks)
+    # In bfloat16 norms of layers are gathered in it as well, and the ranks' rows are others.
+    relative = 2e-6 if dtype is torch.float32 else 0.02
     for name in ("nll_positive", "nll_negative", "grad_norm"):
-        assert getattr(found, name) == pytest.approx(getattr(served, name), rel=2e-6), (name, found, served)
+        close = pytest.approx(getattr(served, name), rel=relative)
+        assert getattr(found, name) == close, (name, found, served)
 
 
 def compare_adapter(
@@ -145,7 +148,8 @@ def main() -> None:
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
     compare_adapter(path, ranks, steps, torch.float32, with_checkpointing=True)
     compare_adapter(path, ranks, steps, torch.bfloat16, with_checkpointing=False)
-    compare_published(path, ranks, steps[:1])
+    for dtype in (torch.float32, torch.bfloat16):
+        compare_published(path, ranks, steps[:1], dtype)
     ranks.close()
 
 

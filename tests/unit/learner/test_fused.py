@@ -110,6 +110,16 @@ def test_under_autocast_outputs_are_the_modules_own_and_gradients_as_near_as_rou
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
 
 
+def test_autocast_leaves_float64_as_it_is() -> None:
+    module, x = Mlp(), torch.randn(3, 6, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own = module(x)
+        fuse(module)
+        found = module(x)
+    assert own.dtype == found.dtype == torch.float64
+    torch.testing.assert_close(found, own, rtol=1e-12, atol=1e-12)
+
+
 def test_fused_mlp_keeps_less_for_the_backward_under_autocast() -> None:
     module, x = Mlp(dtype=torch.float32), torch.randn(64, 6, requires_grad=True)
 

@@ -84,7 +84,9 @@ class _FusedMlp:
     def __call__(self, x: Tensor) -> Tensor:
         module = self._module
         weights = [getattr(module, name).weight for name in _PROJECTIONS]
-        if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
+        is_rounded = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
+        # Autocast leaves float64 as it is.
+        if is_rounded and torch.float64 not in (x.dtype, weights[0].dtype):
             dtype = torch.get_autocast_dtype("cpu")
         elif _is_wide(x, weights[0]):
             dtype = x.dtype
