@@ -6,7 +6,6 @@ the layers and begins them; they compute as `adapted_linear.py` says.
 
 import functools
 import hashlib
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from asympo.common.errors import BadSetting
 from asympo.learner.model.adapted_linear import AdaptedLinear
 from asympo.learner.model.fused import unfuse
+from asympo.learner.model.hidden_package import hidden
 from asympo.learner.model.quantised_base import QuantisedWeight
 from asympo.learner.model.weights import PUBLISHED_DTYPE, is_adapted
 from asympo.learner.settings import ALL_LINEAR, LoraSettings
@@ -155,16 +155,10 @@ def _chosen(model: PreTrainedModel, lora: LoraSettings) -> set[str]:
 
 @functools.cache
 def _peft() -> ModuleType:
-    """PEFT, told that there is no bitsandbytes: it would import it, which takes a second and 50 MB."""
-    is_hidden = "bitsandbytes" not in sys.modules
-    if is_hidden:
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    try:
+    """PEFT without bitsandbytes, which it would import: that takes a second and 50 MB."""
+    with hidden("bitsandbytes"):
         import peft
         import peft.tuners.lora
-    finally:
-        if is_hidden:
-            del sys.modules["bitsandbytes"]
     return peft
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from asympo.learner.model.hidden_package import hidden
 from asympo.learner.model.weights import PUBLISHED_DTYPE
 from asympo.learner.settings import QUANTISED_BLOCK
 
@@ -18,8 +19,9 @@ class QuantisedWeight:
 
     def __init__(self, weight_FD: Tensor, *, bits: int) -> None:
         """Of finite values."""
-        # It takes a second to import.
-        from bitsandbytes import functional
+        # It takes a second to import, and on some CPUs loads code from the hub where `kernels` is installed.
+        with hidden("kernels"):
+            from bitsandbytes import functional
 
         block = QUANTISED_BLOCK[bits]
         weight_FD = weight_FD.to(PUBLISHED_DTYPE).contiguous()

@@ -73,13 +73,19 @@ def test_step_is_that_of_a_plain_base_with_the_rounded_values(
     assert torch.equal(base_digest(policy.model), base_digest(plain))
 
 
-def test_processes_without_a_quantised_base_do_not_import_bitsandbytes() -> None:
+def test_bitsandbytes_is_imported_for_a_quantised_base_alone_and_no_code_of_the_hub_for_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__): raise SystemExit('code was loaded')")
     script = (
-        "import sys\nfrom asympo.learner.model import lora\nlora._peft()\n"
-        "print('bitsandbytes' in sys.modules)"
+        "import sys, torch, kernels\nfrom asympo.learner.model import lora, quantised_base\nlora._peft()\n"
+        "print('bitsandbytes' in sys.modules)\n"
+        "print(quantised_base.QuantisedWeight(torch.ones(2, 64), bits=4).values().sum().item())\n"
+        "assert sys.modules['kernels'] is kernels"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n128.0\n"), done.stderr
 
 
 def test_ranks_that_share_a_base_do_not_take_a_quantised_one(tiny_model: Path) -> None:
