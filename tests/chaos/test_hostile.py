@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,14 @@ def test_counters_move_when_a_promise_is_broken(
     assert report.steps_stopped >= 1
     assert sum("was trained" in problem for problem in report.problems) == 1
     assert any("memory grew" in problem for problem in report.problems)
+
+
+@pytest.mark.timeout(120)
+def test_service_that_cannot_start_ends_the_wait_for_it(tmp_path: Path, broker_binary: str) -> None:
+    run = start(tmp_path / "hostile", broker_binary, num_cases=1)
+    with socket.create_server(("127.0.0.1", run.system.ports["generator", "grpc"])):
+        report = asyncio.run(run.run())
+    assert any(problem.startswith("generator ended with 2") for problem in report.problems), report.problems
 
 
 def test_record_that_is_called_hostile_is_refused_and_the_other_is_not() -> None:

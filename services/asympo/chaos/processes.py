@@ -74,6 +74,11 @@ class Supervised:
     def is_alive(self) -> bool:
         return bool(self.lives) and self.life.exit_code is None
 
+    @property
+    def is_over(self) -> bool:
+        """It ended by itself, with a code after which nobody starts it again."""
+        return self.life.exit_code in self._final_codes and not self.life.is_wanted_dead
+
     async def start(self) -> Life:
         """One more life."""
         number = len(self.lives) + 1
@@ -123,15 +128,17 @@ class Supervised:
     ) -> float:
         """When a line that begins with `start` came, in this life or a later one.
 
-        Raises TimeoutError; ProcessEnded when `life` is given and ended without it.
+        Raises TimeoutError; ProcessEnded when `life` ended without it, or the process did and is not started
+        again.
         """
 
         def found() -> float | None:
             lives = [life] if life is not None else self.lives
             times = (each.when(start, after=after) for each in lives)
             first = next((at for at in times if at is not None), None)
-            if first is None and life is not None and life.exit_code is not None:
-                raise ProcessEnded(f"{self.name} ended with {life.exit_code} before it said {start!r}")
+            has_ended = self.is_over if life is None else life.exit_code is not None
+            if first is None and has_ended:
+                raise ProcessEnded(f"{self.name} ended with {lives[-1].exit_code} before it said {start!r}")
             return first
 
         await self.until(lambda: found() is not None, timeout_seconds=timeout_seconds)

@@ -16,6 +16,7 @@ from asympo.chaos.broker import RefusedCommand
 from asympo.chaos.evidence import AuditImpossible, read_archive, read_journal, read_trained
 from asympo.chaos.faults.base import NotObserved, PromiseBroken, Stage
 from asympo.chaos.faults.registry import INJECTIONS
+from asympo.chaos.processes import ProcessEnded
 from asympo.chaos.recovery import recovery_seconds
 from asympo.chaos.schedule import Fault, FaultKind, Minimum, Window, minimum_for, reachable_windows
 from asympo.chaos.system import NUM_EPOCHS, System
@@ -97,7 +98,7 @@ class ChaosRun:
             await self._finish()
         except PromiseBroken as error:
             self.outcome.problems.append(f"a promise was broken: {error}")
-        except (TimeoutError, AsympoError) as error:
+        except (TimeoutError, ProcessEnded, AsympoError) as error:
             words = "; ".join(
                 f"{client.name}: {client.process.last_words()[:200]}" for client in self._system.clients
             )

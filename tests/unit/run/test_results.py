@@ -236,6 +236,23 @@ def test_runs_that_start_together_do_not_choose_the_same_port() -> None:
     assert second() == wanted
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system gives it")
+def test_chosen_port_is_given_to_nobody_else_before_its_service_listens() -> None:
+    chosen = {free_port() for _ in range(50)}
+    assert len(chosen) == 50
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert not chosen & set(range(first, last + 1)), "a connection could get it as its own end"
+    port = chosen.pop()
+    choose = (
+        "import random; from asympo.local.ports import free_port\n"
+        f"offered = iter([{port}, {port}, 10300])\n"
+        "random.SystemRandom.choice = lambda self, ports: next(offered)\n"
+        "print(free_port())"
+    )
+    done = subprocess.run([sys.executable, "-c", choose], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 10300, "another process was given it as well"
+
+
 def test_memory_of_this_process_is_found() -> None:
     import os
 

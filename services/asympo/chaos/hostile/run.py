@@ -16,6 +16,7 @@ from asympo.chaos.hostile.doors import Door, Misbehaved, in_short
 from asympo.chaos.hostile.garbage import Garbage
 from asympo.chaos.hostile.memory import Growth
 from asympo.chaos.hostile.system import HostileSystem
+from asympo.chaos.processes import ProcessEnded
 from asympo.chaos.system import STEP
 from asympo.common.errors import AsympoError, BrokerRefused, BrokerUnavailable
 
@@ -75,7 +76,7 @@ class HostileRun:
     def __init__(
         self, *, system: HostileSystem, seed: int, num_cases: int, say: Callable[[str], None]
     ) -> None:
-        self._system, self._seed, self._num_cases, self._say = system, seed, num_cases, say
+        self.system, self._seed, self._num_cases, self._say = system, seed, num_cases, say
         self.report = HostileReport(seed=seed)
         self._growths: dict[str, Growth] = {}
 
@@ -83,14 +84,14 @@ class HostileRun:
         self, doors: Callable[[HostileSystem], Sequence[Door]] = HostileSystem.doors
     ) -> HostileReport:
         """Never raises for what the system does wrong: that is the outcome."""
-        system, begun = self._system, time.monotonic()
+        system, begun = self.system, time.monotonic()
         try:
             await system.start()
             await self._steps(_WARM_STEPS)
             self._say(f"started in {time.monotonic() - begun:.0f} s; {self._num_cases} cases follow")
             await self._attack(doors(system))
             await self._restart()
-        except (TimeoutError, AsympoError, RefusedCommand) as error:
+        except (TimeoutError, ProcessEnded, AsympoError, RefusedCommand) as error:
             self._problem(f"the run came to a stand ({error or 'no progress'})")
         finally:
             self._look_back()
@@ -100,7 +101,7 @@ class HostileRun:
         return self.report
 
     async def _attack(self, doors: Sequence[Door]) -> None:
-        processes = {**self._system.services, "broker": self._system.broker.process}
+        processes = {**self.system.services, "broker": self.system.broker.process}
         self._growths = {name: Growth(process.life.process.pid) for name, process in processes.items()}
         watching = [asyncio.ensure_future(self._measure()), asyncio.ensure_future(self._watch_steps())]
         try:
@@ -135,7 +136,7 @@ class HostileRun:
 
     async def _restart(self) -> None:
         """What was left lying stops no learner that starts, and every service ends when told to."""
-        system, learner = self._system, self._system.learner
+        system, learner = self.system, self.system.learner
         await self._end("learner")
         await learner.start()
         await self._steps(_LAST_STEPS)
@@ -144,7 +145,7 @@ class HostileRun:
         await self._audit()
 
     async def _end(self, name: str) -> None:
-        process = self._system.services[name]
+        process = self.system.services[name]
         process.life.is_wanted_dead = True
         process.send(signal.SIGTERM)
         await process.until(lambda: not process.is_alive, timeout_seconds=_END_SECONDS)
@@ -153,7 +154,7 @@ class HostileRun:
 
     async def _audit(self) -> None:
         """Whatever the final weights were made of, the honest generator's journal has to have it."""
-        system = self._system
+        system = self.system
         honest = {(line.group_id, line.sequence, line.digest) for line in read_journal(system.journal)}
         state = await system.broker.committed_state()
         try:
@@ -178,7 +179,7 @@ class HostileRun:
 
     async def _steps(self, number: int) -> None:
         """Waits for so many from now on. Raises TimeoutError."""
-        learner = self._system.learner
+        learner = self.system.learner
         before = self._count_steps()
         await learner.until(
             lambda: self._count_steps() >= before + number or not learner.is_alive,
@@ -188,7 +189,7 @@ class HostileRun:
             raise TimeoutError(f"the learner has ended: {learner.last_words()[:300]}")
 
     def _count_steps(self) -> int:
-        return sum(text.startswith(STEP) for life in self._system.learner.lives for _, text in life.lines)
+        return sum(text.startswith(STEP) for life in self.system.learner.lives for _, text in life.lines)
 
     async def _watch_steps(self) -> None:
         steps, since = self._count_steps(), time.monotonic()
@@ -198,7 +199,7 @@ class HostileRun:
                 steps, since = self._count_steps(), time.monotonic()
             elif time.monotonic() - since > _STALL_SECONDS:
                 self.report.steps_stopped += 1
-                self._problem(f"no step in {_STALL_SECONDS:g} s: {self._system.learner.last_words()[:300]}")
+                self._problem(f"no step in {_STALL_SECONDS:g} s: {self.system.learner.last_words()[:300]}")
                 since = time.monotonic()
 
     async def _measure(self) -> None:
@@ -211,17 +212,17 @@ class HostileRun:
         """What the services said meanwhile."""
         report = self.report
         report.steps = self._count_steps()
-        for life in self._system.learner.lives:
+        for life in self.system.learner.lives:
             for _, text in life.lines:
                 if found := _SET_ASIDE.match(text):
                     report.set_aside[in_short(found[1])] += 1
                 elif found := _EXPELLED.match(text):
                     report.set_aside["added by hand"] += int(found[1])
-        for name, process in self._system.services.items():
+        for name, process in self.system.services.items():
             for life in process.lives:
                 if life.exit_code is not None and not life.is_wanted_dead:
                     self._problem(f"{name} ended with {life.exit_code}: {process.last_words()[:300]}")
-            said = b"".join(path.read_bytes() for path in self._system.logs.glob(f"{name}-*.log"))
+            said = b"".join(path.read_bytes() for path in self.system.logs.glob(f"{name}-*.log"))
             if number := said.count(b"Traceback (most recent call last)"):
                 self._problem(f"{name} wrote {number} tracebacks")
         if report.peak_growth_bytes > MAX_GROWTH_BYTES:

@@ -20,6 +20,8 @@ NUM_PROMPTS = 64
 _START_SECONDS = 300.0
 _EPOCHS = 1_000_000
 SERVICES = ("learner", "generator", "gateway")
+_SERVING = {"generator": "Starting the simulated engine", "gateway": "Joined run"}
+"""What each says once it is at work."""
 
 
 class HostileSystem:
@@ -38,7 +40,7 @@ class HostileSystem:
             log_directory=self.logs,
             environment=client_environment(),
         )
-        self._ports = {(name, kind): free_port() for name in SERVICES for kind in ("http", "grpc")}
+        self.ports = {(name, kind): free_port() for name in SERVICES for kind in ("http", "grpc")}
         self.services = {name: self._service(name) for name in SERVICES}
         self._connection: Broker | None = None
 
@@ -51,14 +53,18 @@ class HostileSystem:
         return self.checkpoints / RUN
 
     async def start(self) -> None:
-        """Everything, until the learner trains and every service can be asked."""
+        """Everything, until the learner trains and every service can be asked.
+
+        Raises TimeoutError, ProcessEnded.
+        """
         write_tiny_model(self.directory / "model", seed=self._seed)
         write_prompts(self.directory / "prompts.jsonl", num_prompts=NUM_PROMPTS, seed=self._seed)
         await self.broker.start()
         for service in self.services.values():
             await service.start()
+        for name, words in _SERVING.items():
+            await self.services[name].said(words, timeout_seconds=_START_SECONDS)
         await self.learner.said(STEP, timeout_seconds=_START_SECONDS)
-        await self.services["gateway"].said("Joined run", timeout_seconds=_START_SECONDS)
         self._connection = await asyncio.to_thread(Broker.connect, f"redis://127.0.0.1:{self.broker.port}/0")
 
     def doors(self) -> list[Door]:
@@ -69,7 +75,7 @@ class HostileSystem:
             HttpDoor(service=name, port=port).door
             if kind == "http"
             else GrpcDoor(service=name, port=port).door
-            for (name, kind), port in self._ports.items()
+            for (name, kind), port in self.ports.items()
         ]
         return [*BrokerDoors(RunLog(self._connection, RUN)).all, *files.all, *network]
 
@@ -89,7 +95,7 @@ class HostileSystem:
         command = [sys.executable, "-m", "asympo.cli", name, "--run", RUN, "--log-format", "json"]
         command += ["--redis-url", f"redis://127.0.0.1:{self.broker.port}/0"]
         command += [
-            part for kind in ("http", "grpc") for part in (f"--{kind}-port", str(self._ports[name, kind]))
+            part for kind in ("http", "grpc") for part in (f"--{kind}-port", str(self.ports[name, kind]))
         ]
         command += ["--checkpoint-root", str(self.checkpoints), *flags_of(self._values(name))]
         if name == "learner":
