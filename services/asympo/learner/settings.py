@@ -72,12 +72,14 @@ class LoraSettings(BaseModel):
     alpha: int = Field(32, ge=1, description="what is added is scaled by alpha / rank")
     rank_stabilised: bool = Field(False, description="scaled by alpha over the root of rank (rsLoRA)")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        ALL_LINEAR, description="layers that get a pair, by the ends of their names; all linears but the head"
+        ALL_LINEAR,
+        description="layers that get a pair, by the ends of their names, experts by that of their parameter; "
+        "all linears but the head, and all experts",
     )
     base_bits: int | None = Field(
         None,
-        description="4 or 8: bits of a value of the base's linears, for less memory and more time; the base "
-        "is published as they round it. It is loaded in float32 first. If not given, bfloat16",
+        description="4 or 8: bits of a value of the base's linears and experts, for less memory and more "
+        "time; the base is published as they round it. It is loaded in float32 first. If not given, bfloat16",
     )
     dropout: float = Field(0.0, description="only 0: the loss needs the policy's own probabilities")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
+from asympo.run.prepare.dry_run import model_shape
 from asympo.run.prepare.needs import learner_bytes, needs_of
 from transformers import AutoConfig
 
@@ -90,14 +91,9 @@ def test_estimate_is_what_steps_on_tensors_without_data_take(
         vocab_size=vocabulary,
         tie_word_embeddings=True,
     )
-    widths = 64 * heads * 3 // 2
-    size = (
-        vocabulary * hidden + layers * (2 * hidden * widths + 3 * hidden * inner + 2 * hidden + 128) + hidden
-    )
     values = {"gradient_checkpointing": is_checkpointed, "head_chunk_rows": rows}
     settings = validate(LearnerSettings, values | ({"lora": {"rank": rank}} if rank else {}))
-    shape = shape_of(size, layers, hidden, inner, widths, vocabulary)
-    guess = learner_bytes(shape, settings, device="cuda", row_tokens=num_tokens)
+    guess = learner_bytes(model_shape(kind, config), settings, device="cuda", row_tokens=num_tokens)
     taken = peak_bytes(
         config,
         num_tokens=num_tokens,
@@ -106,3 +102,20 @@ def test_estimate_is_what_steps_on_tensors_without_data_take(
         lora=settings.lora,
     )
     assert guess == pytest.approx(taken, rel=0.12)
+
+
+def test_adapter_of_stacked_experts_counts_every_expert() -> None:
+    config = AutoConfig.for_model(
+        model_type="mixtral",
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=8,
+        vocab_size=128,
+    )
+    shape = model_shape("mixtral", config)
+    attention, router = (64 + 64) + 2 * (64 + 32) + (64 + 64), 64 + 8
+    assert shape["matrix_sides"] == 2 * (attention + router + 8 * (64 + 2 * 96) + 8 * (96 + 64))
+    assert shape["largest_matrix"] == 8 * 64 * 2 * 96

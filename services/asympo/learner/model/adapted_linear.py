@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from asympo.learner.model.quantised_base import QuantisedWeight
 
 
-class AdaptedLinear:
-    """Forward and gradient of one of PEFT's layers, at the merged weight that generators serve.
+class AdaptedWeight:
+    """A weight and the two matrices beside it, merged into the one that generators serve.
 
     Most of what an adapter adds is less than the distance between two bfloat16 numbers. A gradient at the sum
     before it is rounded would improve a policy that nobody samples from.
@@ -27,21 +27,24 @@ class AdaptedLinear:
         self,
         *,
         base: Any,
+        name: str = "weight",
         quantised: "QuantisedWeight | None" = None,
         a: nn.Module,
         b: nn.Module,
         scale: float,
         compute_dtype: torch.dtype,
     ) -> None:
-        """`base`: the linear; `a`, `b`: what holds the matrices beside it, as `weight`.
+        """`base`: the module that has the weight; `a`, `b`: what holds the matrices beside it, as `weight`.
 
-        `quantised`: the linear's weight in fewer bits, which from now on is held instead.
+        `name`: of the weight in the module.
+        `quantised`: the weight in fewer bits, which from now on is held instead.
         """
-        self.base = base
+        self.base, self.name = base, name
         self.quantised = quantised
         if quantised is not None:
             # Its shape says how many operations a step needs.
-            base.weight = nn.Parameter(torch.empty_like(base.weight, device="meta"), requires_grad=False)
+            held = torch.empty_like(self.base_weight(), device="meta")
+            setattr(base, name, nn.Parameter(held, requires_grad=False))
         self.a, self.b = a, b
         self.scale = scale
         self.compute_dtype = compute_dtype
@@ -51,35 +54,18 @@ class AdaptedLinear:
         """The matrices that were merged last. Held, so that no others can lie where they lie."""
         self._merged_at = (-1, -1)
 
+    def base_weight(self) -> Tensor:
+        """What the matrices are added to, where it is held in all its bits."""
+        return cast(Tensor, getattr(self.base, self.name)).detach()
+
     def merge_anew(self) -> None:
         """From now on nothing that is merged is kept: less memory, more arithmetic."""
         self._keeps_merged = False
         self._merged = self._merged_of = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        # torch declares no types for `apply`.
-        output: Tensor = _Product.apply(x, self.base.bias, *self.matrices(), self)  # type: ignore[no-untyped-call]
-        return output
-
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """A and B."""
+        """A and B; of stacked weights all of them, stacked."""
         return cast(Tensor, self.a.weight), cast(Tensor, self.b.weight)
-
-    def product(self, x_TD: Tensor, a_RD: Tensor, b_FR: Tensor) -> Tensor:
-        """x W' without bias, in the precision of products."""
-        merged_FD = self.merged(a_RD, b_FR)
-        return x_TD.to(merged_FD.dtype) @ merged_FD.T
-
-    def gradients(
-        self, x_TD: Tensor, grad_TF: Tensor, a_RD: Tensor, b_FR: Tensor, *, needs_x: bool = True
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Of x, A and B."""
-        grad_TF = grad_TF.to(x_TD.dtype)
-        inner_TR = x_TD @ _rounded(a_RD, x_TD.dtype).T
-        grad_inner_TR = grad_TF @ _rounded(b_FR, x_TD.dtype)
-        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(self.scale)
-        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(self.scale)
-        return grad_TF @ self.merged(a_RD, b_FR) if needs_x else None, grad_a_RD, grad_b_FR
 
     def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """The weight with the adapter, rounded; of these matrices."""
@@ -91,7 +77,7 @@ class AdaptedLinear:
         version = (a_RD._version, b_FR._version)
         if self._merged is None:
             # Whoever scores a probe widens the base for a while.
-            self._merged = torch.empty_like(self.base.weight, dtype=PUBLISHED_DTYPE)
+            self._merged = torch.empty_like(self.base_weight(), dtype=PUBLISHED_DTYPE)
         if self._merged_at != version or not _are_same(self._merged_of, of):
             self._merged.copy_(self._merge(*of))
             self._merged_at, self._merged_of = version, of
@@ -102,9 +88,34 @@ class AdaptedLinear:
         wide = torch.promote_types(PUBLISHED_DTYPE, torch.float32)
         # In a forward pass autocast would round the product's factors and the product itself.
         with torch.autocast(a_RD.device.type, enabled=False):
-            product_FD = _rounded(b_FR, wide).mul_(self.scale) @ _rounded(a_RD, wide)
-        product_FD += self.base.weight.detach() if self.quantised is None else self.quantised.values()
+            product_FD = as_published(b_FR, wide).mul_(self.scale) @ as_published(a_RD, wide)
+        product_FD += self.base_weight() if self.quantised is None else self.quantised.values()
         return product_FD.to(PUBLISHED_DTYPE)
+
+
+class AdaptedLinear(AdaptedWeight):
+    """Forward and gradient of one of PEFT's layers."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # torch declares no types for `apply`.
+        output: Tensor = _Product.apply(x, self.base.bias, *self.matrices(), self)  # type: ignore[no-untyped-call]
+        return output
+
+    def product(self, x_TD: Tensor, a_RD: Tensor, b_FR: Tensor) -> Tensor:
+        """x W' without bias, in the precision of products."""
+        merged_FD = self.merged(a_RD, b_FR)
+        return x_TD.to(merged_FD.dtype) @ merged_FD.T
+
+    def gradients(
+        self, x_TD: Tensor, grad_TF: Tensor, a_RD: Tensor, b_FR: Tensor, *, needs_x: bool = True
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Of x, A and B."""
+        grad_TF = grad_TF.to(x_TD.dtype)
+        inner_TR = x_TD @ as_published(a_RD, x_TD.dtype).T
+        grad_inner_TR = grad_TF @ as_published(b_FR, x_TD.dtype)
+        grad_a_RD = (grad_inner_TR.T @ x_TD).to(a_RD.dtype).mul_(self.scale)
+        grad_b_FR = (grad_TF.T @ inner_TR).to(b_FR.dtype).mul_(self.scale)
+        return grad_TF @ self.merged(a_RD, b_FR) if needs_x else None, grad_a_RD, grad_b_FR
 
 
 class _Product(torch.autograd.Function):
@@ -142,6 +153,6 @@ def _are_same(held: tuple[Tensor, Tensor] | None, of: tuple[Tensor, Tensor]) -> 
     return held is not None and all(a.is_set_to(b) for a, b in zip(held, of, strict=True))
 
 
-def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """As it is published, in a tensor of its own."""
+def as_published(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded as a policy's values are, in a tensor of its own."""
     return value.to(PUBLISHED_DTYPE).to(dtype, copy=True)

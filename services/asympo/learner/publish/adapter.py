@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from asympo.common.checkpoints.merge import tiles, with_product
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
 from asympo.learner.log.create_run import read_config
+from asympo.learner.model.adapted_experts import expert_matrices
 from asympo.learner.model.policy import load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
@@ -91,10 +93,13 @@ class Adapter:
         return given
 
     @torch.no_grad()
-    def add_to(self, model: nn.Module, *, base: str, dtype: torch.dtype) -> int:
+    def add_to(self, model: PreTrainedModel, *, base: str, dtype: torch.dtype) -> int:
         """Changes the weights in place; how many have other values in `dtype`. Raises BadSetting."""
-        weights = dict(model.named_parameters())
-        changed = 0
+        weights: dict[str, Tensor] = dict(model.named_parameters())
+        # Stacked in the model, experts have names of their own in an adapter, those of files.
+        experts = expert_matrices(model)
+        weights |= {name: each.of(weights[each.parameter]) for name, each in experts.items()}
+        changed = set()
         for module, (a, b) in self.pairs.items():
             weight = weights.get(f"{module}.weight")
             scale = np.float32(self._scale(module, rank=a.shape[0]))
@@ -110,8 +115,10 @@ class Adapter:
             values, rows, columns = shown.numpy(), b.float().numpy(), a.float().numpy()
             for each in tiles(*shown.shape):
                 values[each] = with_product(values[each], columns, rows[each], scale=scale)
-            changed += not torch.equal(before, weight.to(dtype))
-        return changed
+            if not torch.equal(before, weight.to(dtype)):
+                name = f"{module}.weight"
+                changed.add(experts[name].parameter if name in experts else name)
+        return len(changed)
 
     def _scale(self, module: str, *, rank: int) -> float:
         patterns = self.config.get("alpha_pattern") or {}

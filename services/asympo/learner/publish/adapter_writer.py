@@ -1,29 +1,18 @@
 """Makes an adapter visible: bf16 pairs of matrices, and once the base that they are added to."""
 
-import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
-from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
-from asympo.learner.model.lora import (
-    adapter_config,
-    adapts,
-    base_digest,
-    is_quantised,
-    name_in_peft,
-    quantised_values,
-)
+from asympo.learner.model.lora import adapts, base_digest, quantised_values
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
+from asympo.learner.publish.adapter_files import adapted_tensors, read_adapter, write_adapter
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
 from asympo.learner.publish.policy_writer import PolicyWriter, PreparedPolicy
 
@@ -72,7 +61,7 @@ class AdapterWriter(PolicyWriter):
     def _publish_base(self, *, step: int, fence: int) -> PolicyRef:
         model = load_model(self._model, dtype=PUBLISHED_DTYPE, device=torch.device("cpu")).eval()
         for name, values in quantised_values(self._shadow.model):
-            model.get_submodule(name).weight.data.copy_(values)
+            model.get_parameter(name).data.copy_(values)
         policy = Policy(model=model, compute_dtype=self._shadow.compute_dtype, path=self._shadow.path)
 
         def fill(directory: Path) -> None:
@@ -84,8 +73,7 @@ class AdapterWriter(PolicyWriter):
         probe = self._probe(policy, self._fixed)
         ref = self._store.publish(step=step, fence=fence, fill=fill, probe=probe, parent=self._last)
         stored = {tensor.name for tensor in self._store.load_manifest(ref).tensors}
-        changed = {name.partition(".lora_")[0] + ".weight" for name in self._held}
-        if odd := sorted(changed - stored):
+        if odd := sorted(adapted_tensors(self._shadow.model) - stored):
             raise BadModel(
                 f"the files of {type(model).__name__} have no {odd[0]}: an adapter for it could not be "
                 "merged; leave it out of lora.targets"
@@ -123,43 +111,3 @@ class AdapterWriter(PolicyWriter):
     def _rounded(self, weights: Weights) -> dict[str, Tensor]:
         values = zip(named_weights(self._shadow.model), weights.values(dtype=PUBLISHED_DTYPE), strict=True)
         return {name: value.to("cpu", PUBLISHED_DTYPE, copy=True).contiguous() for name, value in values}
-
-
-def write_adapter(
-    directory: Path, values: Mapping[str, Tensor], *, model: PreTrainedModel, base: str
-) -> None:
-    """In PEFT's form. Raises OSError."""
-    held = {name_in_peft(name): value.contiguous() for name, value in values.items()}
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(held, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    # PEFT declares no types for it.
-    config: dict[str, Any] = adapter_config(model).to_dict()  # type: ignore[no-untyped-call]
-    # A path of this machine says nothing elsewhere, and a base that was rounded is no model with a name.
-    named = None if is_quantised(model) else Path(base).name if Path(base).is_dir() else base
-    config |= {"base_model_name_or_path": named}
-    config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
-    (directory / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1) + "\n")
-
-
-def read_adapter(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
-    """What a policy says of the matrices of a model's adapter: of the base, that nothing is added.
-
-    Raises CorruptCheckpoint where it is of other layers, or scaled otherwise.
-    """
-    ours = named_weights(model)
-    if not (path / ADAPTER_WEIGHTS).exists():
-        return {
-            name: torch.zeros(each.shape, dtype=PUBLISHED_DTYPE)
-            for name, each in ours.items()
-            if adapts(name)
-        }
-    stored = load_file(path / ADAPTER_WEIGHTS)
-    names = {name_in_peft(name): name for name in ours}
-    if stored.keys() != names.keys():
-        raise CorruptCheckpoint(
-            f"{path} is an adapter of other layers than {min(stored.keys() ^ names.keys())}"
-        )
-    theirs, config = json.loads((path / ADAPTER_CONFIG).read_text()), adapter_config(model)
-    if (theirs["lora_alpha"], theirs["use_rslora"]) != (config.lora_alpha, config.use_rslora):
-        raise CorruptCheckpoint(f"{path} is an adapter with another alpha, or another use of it")
-    return {names[name]: value for name, value in stored.items()}

@@ -162,7 +162,7 @@ class Replay:
         """Writes what is trained, in float32, with config and tokenizer."""
         model = self._built.policy.model
         if is_adapted(model):
-            from asympo.learner.publish.adapter_writer import write_adapter
+            from asympo.learner.publish.adapter_files import write_adapter
 
             write_adapter(directory, named_weights(model), model=model, base=self._recipe.settings.model)
         else:
@@ -331,6 +331,6 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _stored(policies: PolicyStore, ref: PolicyRef, model: PreTrainedModel) -> dict[str, Tensor]:
     if not is_adapted(model):
         return read_weights(model, ref.path)
-    from asympo.learner.publish.adapter_writer import read_adapter
+    from asympo.learner.publish.adapter_files import read_adapter
 
     return read_adapter(policies.path / ref.name, model)

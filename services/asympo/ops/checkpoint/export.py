@@ -68,9 +68,12 @@ def main(arguments: Namespace) -> int:
 
         adapter_base = None
         if arguments.adapter:
+            from asympo.learner.publish.peft_proof import require_that_peft_reads
+
             # From now on the merged policy is that of the copy.
             store.check_merge(manifest, adapter=unfinished)
             adapter_base = _base_ref(store, manifest).path
+            require_that_peft_reads(unfinished, base=adapter_base, policy=ref.path)
         shown = ref.path if arguments.adapter else unfinished
         proof = prove(shown, policy=ref.path, base=base, is_start=ref.step == 0, adapter_base=adapter_base)
         card = ModelCard(

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from typing import Any
 
@@ -65,8 +66,18 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
     if config.tie_word_embeddings:
         # Empty weights are never tied: the head was counted beside the embedding.
         num_parameters -= text.vocab_size * text.hidden_size
+    tables = {id(empty.get_input_embeddings()), id(empty.get_output_embeddings())}
+    matrices = [
+        parameter.shape
+        for module in empty.modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1 and id(module) not in tables
+    ]
     return {
         "num_parameters": num_parameters,
+        # Experts are stacked: [E, F, D].
+        "matrix_sides": sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in matrices),
+        "largest_matrix": max(map(math.prod, matrices), default=0),
         "is_tied": bool(config.tie_word_embeddings),
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,

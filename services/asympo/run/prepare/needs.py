@@ -125,20 +125,19 @@ def _state_bytes(shape: dict[str, Any], settings: Any, *, device: str) -> int:
     """float32 weights, gradients and two moments of what is trained, and the bfloat16 copy that is published.
 
     With an adapter also the base in bfloat16, as it is and merged, or in fewer bits, and one layer of it
-    merged. At most: as if it were beside every linear.
+    merged. At most: as if it were beside every matrix.
     """
     from asympo.learner.settings import QUANTISED_BLOCK
 
     if settings.lora is None:
         return (16 + 2) * int(shape["num_parameters"])
-    sides = 7 * shape["hidden_size"] + 2 * shape["attention_width"] + 3 * shape["intermediate_size"]
-    adapter = settings.lora.rank * shape["num_layers"] * sides
+    adapter = settings.lora.rank * shape["matrix_sides"]
     alone = shape["vocab_size"] * shape["hidden_size"] * (1 if shape["is_tied"] else 2)
     computed = 4 if device == "cpu" else 2
     linears = shape["num_parameters"] - alone
     base = (2 + 2) * linears
     if bits := settings.lora.base_bits:
-        largest = shape["hidden_size"] * shape["intermediate_size"]
+        largest = shape["largest_matrix"]
         base = linears * bits // 8 + 4 * linears // QUANTISED_BLOCK[bits] + (2 + 4 + computed) * largest
     return int((16 + 2) * adapter + base + computed * alone)
 

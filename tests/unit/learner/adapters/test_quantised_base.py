@@ -56,7 +56,7 @@ def test_step_is_that_of_a_plain_base_with_the_rounded_values(
     plain = load_model(tiny_model, dtype=torch.float32, device=CPU)
     num_values = 0
     for name, values in quantised_values(policy.model):
-        weight = plain.get_submodule(name).weight
+        weight = plain.get_parameter(name)
         assert isinstance(weight, Tensor)
         assert not torch.equal(weight.bfloat16(), values)
         weight.data.copy_(values)
@@ -74,11 +74,16 @@ def test_step_is_that_of_a_plain_base_with_the_rounded_values(
 
 
 def test_bitsandbytes_is_imported_for_a_quantised_base_alone_and_no_code_of_the_hub_for_it(
-    tmp_path: Path,
+    tmp_path: Path, tiny_model: Path
 ) -> None:
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__): raise SystemExit('code was loaded')")
     script = (
-        "import sys, torch, kernels\nfrom asympo.learner.model import lora, quantised_base\nlora._peft()\n"
+        "import sys, torch, kernels\nfrom pathlib import Path\n"
+        "from asympo.learner.settings import LoraSettings\n"
+        "from asympo.learner.model import lora, policy, quantised_base\n"
+        f"model, cpu = Path({str(tiny_model)!r}), torch.device('cpu')\n"
+        "model = policy.load_model(model, dtype=torch.float32, device=cpu)\n"
+        "lora.add_adapter(model, LoraSettings(rank=2), compute_dtype=torch.float32, seed=0)\n"
         "print('bitsandbytes' in sys.modules)\n"
         "print(quantised_base.QuantisedWeight(torch.ones(2, 64), bits=4).values().sum().item())\n"
         "assert sys.modules['kernels'] is kernels"
