@@ -137,7 +137,7 @@ def make_adapted(path: Path, dtype: torch.dtype, *, with_checkpointing: bool) ->
 
 def main() -> None:
     torch.set_num_threads(1)
-    path = Path(sys.argv[1])
+    path, experts = map(Path, sys.argv[1:])
     ranks = Ranks.join(Launch.from_environment(os.environ), device_type="cpu")
     groups = make_groups(7)
     # The last one has a single response to train: one rank has nothing to do.
@@ -148,6 +148,8 @@ def main() -> None:
         compare(path, ranks, steps, with_checkpointing=with_checkpointing)
     compare_adapter(path, ranks, steps, torch.float32, with_checkpointing=True)
     compare_adapter(path, ranks, steps, torch.bfloat16, with_checkpointing=False)
+    for with_checkpointing in (False, True):
+        compare_adapter(experts, ranks, steps[:2], torch.float32, with_checkpointing=with_checkpointing)
     for dtype in (torch.float32, torch.bfloat16):
         compare_published(path, ranks, steps[:1], dtype)
     ranks.close()

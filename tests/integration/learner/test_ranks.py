@@ -12,13 +12,16 @@ from asympo.common.rollout_log import RunLog, RunState
 
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
+from tests.unit.learner.test_policy_files import FAMILIES, make_model
 
 LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--compute-dtype", "bfloat16")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path) -> None:
-    command = [sys.executable, *TORCHRUN, "-m", "tests.integration.learner.sharded_steps", str(tiny_model)]
+def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    experts = make_model(tmp_path / "experts", FAMILIES["experts in one tensor"]())
+    steps = ("-m", "tests.integration.learner.sharded_steps", str(tiny_model), str(experts))
+    command = [sys.executable, *TORCHRUN, *steps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
 
