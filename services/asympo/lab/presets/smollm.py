@@ -23,6 +23,16 @@ SMOLLM = Preset(
             constants="first",
         ),
         Grid(
+            name="stale",
+            question="Which arms keep learning on responses that are eight steps old, at one learning rate?",
+            arms=("asympo", "spo", "spo-0.1", "naive", "gpg", "grpo", "tis"),
+            staleness=(8,),
+            learning_rates=(3e-5,),
+            seeds=(0, 1),
+            steps=32,
+            constants="first",
+        ),
+        Grid(
             name="small",
             question="The same at one learning rate: what fits into an evening on two cores.",
             arms=("asympo", "naive"),
