@@ -1,6 +1,6 @@
 """From cells to what the study says. Plain numbers: every rule here was fixed with the preset."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -66,18 +66,20 @@ def row_of(setting: Setting, cells: Sequence[CellResult]) -> dict[str, Any]:
     }
 
 
-def summarise(results: Results, *, confirming_seeds: Sequence[int] = ()) -> dict[str, Any]:
-    """The study as one JSON object; cells of the confirming seeds are rows of their own."""
+def summarise(results: Results, *, confirming_seeds: Collection[int] = ()) -> dict[str, Any]:
+    """The study as one JSON object; grids of confirming seeds alone are rows of their own."""
     cells = cells_of(results.grids)
-    rows = rows_of(cell for cell in cells if cell.spec.seed not in confirming_seeds)
-    confirmation = rows_of(cell for cell in cells if cell.spec.seed in confirming_seeds)
+    rows = rows_of(cells_of(_explored(results.grids, confirming_seeds)))
+    confirmation = rows_of(
+        cells_of(each for each in results.grids if each[0].is_confirmation(confirming_seeds))
+    )
     starts = {cell.spec.task: cell.evaluations[0]["accuracy"] for cell in cells}
     return {
         "start_accuracy": starts,
         "collapse_rule": f"final accuracy below {COLLAPSE_SHARE:g} of the start's, or not finite",
         "tuning": tuning_table(results),
         "results": rows,
-        "collapse_window": collapse_windows(rows),
+        "collapse_window": collapse_windows(rows or confirmation),
         "moonshot": moonshot(rows, confirmation),
         "confirmation": confirmation,
     }
@@ -86,6 +88,13 @@ def summarise(results: Results, *, confirming_seeds: Sequence[int] = ()) -> dict
 def cells_of(grids: Iterable[tuple[Grid, Sequence[CellResult]]]) -> list[CellResult]:
     """Every cell once: grids share them."""
     return list({cell.spec: cell for _, each in grids for cell in each}.values())
+
+
+def _explored(
+    grids: Iterable[tuple[Grid, Sequence[CellResult]]], confirming_seeds: Collection[int]
+) -> list[tuple[Grid, Sequence[CellResult]]]:
+    """Grids that do not confirm what others found."""
+    return [each for each in grids if not each[0].is_confirmation(confirming_seeds)]
 
 
 def rows_of(cells: Iterable[CellResult]) -> list[dict[str, Any]]:
@@ -153,10 +162,10 @@ def moonshot(
 
 
 def passing_specs(
-    grids: Iterable[tuple[Grid, Sequence[CellResult]]], *, confirming_seeds: Sequence[int]
+    grids: Iterable[tuple[Grid, Sequence[CellResult]]], *, confirming_seeds: Collection[int]
 ) -> list[CellSpec]:
     """One cell of every setting that passes the moonshot before it is confirmed."""
-    cells = [cell for cell in cells_of(grids) if cell.spec.seed not in confirming_seeds]
+    cells = cells_of(_explored(grids, confirming_seeds))
     rows = {_setting_name(row_of(setting, each)): each for setting, each in by_setting(cells).items()}
     fresh, stale = _contenders(rows_of(cells))
     if not fresh:

@@ -98,7 +98,25 @@ def choose(arguments: argparse.Namespace) -> tuple[Preset, tuple[Grid, ...]]:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise BadSetting(f"--{name} is {value}: at least {least} is needed")
-    return preset, tuple(replace(grid, **changes) for grid in grids)
+    grids = tuple(replace(grid, **changes) for grid in grids)
+    _check_order(preset, grids)
+    return preset, grids
+
+
+def _check_order(preset: Preset, grids: Sequence[Grid]) -> None:
+    """A grid of what passed needs one before it in which something can pass."""
+    for index, grid in enumerate(grids):
+        before = [
+            each
+            for each in grids[:index]
+            if each.constants != "passed" and not each.is_confirmation(preset.confirming_seeds)
+        ]
+        if grid.constants == "passed" and not before:
+            seeds = " ".join(str(seed) for seed in preset.confirming_seeds)
+            raise BadSetting(
+                f"the grid {grid.name} tries again what passed in the grids before it on other seeds than "
+                f"{seeds}: name one, such as {preset.grids[0].name}, before it"
+            )
 
 
 def _run(

@@ -43,8 +43,9 @@ def write_report(
 
 def headline(summary: dict[str, Any]) -> Table:
     """One row for each arm: its best learning rate at every staleness, and how many runs collapsed there."""
+    measured = summary["results"] or summary["confirmation"]
     # Grids that are all of another kind have nothing plain.
-    rows = [row for row in summary["results"] if is_plain(row)] or summary["results"]
+    rows = [row for row in measured if is_plain(row)] or measured
     ages = sorted({row["staleness"] for row in rows})
     table = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -92,13 +93,12 @@ def _blocks(
         Picture(path=pictures["imbalance"], text="imbalance ratio over steps"),
         *_tuning(summary["tuning"]),
     ]
-    confirming = set(preset.confirming_seeds)
     for grid, cells in results.grids:
         wanted = {(cell.spec.arm, cell.spec.constant, cell.spec.learning_rate) for cell in cells}
         tasks = {cell.spec.task for cell in cells}
         rows = [
             row
-            for row in summary["confirmation" if set(grid.seeds) <= confirming else "results"]
+            for row in summary["confirmation" if grid.is_confirmation(preset.confirming_seeds) else "results"]
             if (row["arm"], row["constant"], row["learning_rate"]) in wanted
             and row["task"] in tasks
             and row["optimizer"] in grid.optimizers

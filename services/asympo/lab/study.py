@@ -57,7 +57,7 @@ class Study:
         for grid in grids:
             self._say(f"grid {grid.name}: {grid.question}")
             if grid.constants == "passed":
-                passing = passing_specs(measured, confirming_seeds=grid.seeds)
+                passing = passing_specs(measured, confirming_seeds=self._preset.confirming_seeds)
                 specs = [replace(spec, seed=seed) for spec in passing for seed in grid.seeds]
             else:
                 specs = grid_specs(self._preset, grid, chosen)

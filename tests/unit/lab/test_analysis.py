@@ -15,6 +15,7 @@ from asympo.lab.analysis import (
 )
 from asympo.lab.cell import CellResult, CellSpec
 from asympo.lab.presets import LAPTOP
+from asympo.lab.report import headline
 from asympo.lab.results import Results
 from asympo.lab.study import choose_constants
 
@@ -81,17 +82,29 @@ def test_moonshot_leaves_out_arms_that_read_behaviour_logprobs() -> None:
 def test_moonshot_counts_only_when_it_passes_on_fresh_seeds_too(
     again: float | None, is_reached: bool
 ) -> None:
-    grid = LAPTOP.grids[0]
     cells = [cell(0.6, arm="naive", staleness=0), cell(0.59, arm="spo"), cell(0.5, arm="asympo")]
+    grids = [(LAPTOP.grids[0], cells)]
     if again is not None:
-        cells += [cell(0.6, arm="grpo", staleness=0, seed=10), cell(again, arm="spo", seed=10)]
+        fresh = [cell(0.6, arm="grpo", staleness=0, seed=10), cell(again, arm="spo", seed=10)]
         # Fresh seeds confirm what had passed; they do not let anything else in.
-        cells += [cell(0.9, arm="asympo", seed=10)]
-    assert [spec.arm for spec in passing_specs([(grid, cells)], confirming_seeds=(10,))] == ["spo"]
-    summary = summarise(Results(tuning=[], chosen={}, grids=[(grid, cells)]), confirming_seeds=(10,))
+        fresh += [cell(0.9, arm="asympo", seed=10)]
+        grids += [(replace(LAPTOP.grids[0], seeds=(10,)), fresh)]
+    assert [spec.arm for spec in passing_specs(grids, confirming_seeds=(10,))] == ["spo"]
+    summary = summarise(Results(tuning=[], chosen={}, grids=grids), confirming_seeds=(10,))
     assert summary["moonshot"]["has_passed"]
     assert summary["moonshot"]["is_reached"] is is_reached
     assert {seed for row in summary["results"] for seed in row["seeds"]} == {0}
+
+
+@pytest.mark.parametrize("seeds", [(10, 11), (0, 10)])
+def test_fresh_seeds_without_others_beside_them_are_results_like_any(seeds: tuple[int, ...]) -> None:
+    grid = replace(LAPTOP.grids[0], seeds=seeds)
+    cells = [cell(0.1, seed=seed) for seed in seeds]
+    results = Results(tuning=[], chosen={}, grids=[(grid, cells)])
+    summary = summarise(results, confirming_seeds=LAPTOP.confirming_seeds)
+    (line,) = headline(summary).rows
+    assert line[-1] == "2 of 2"
+    assert summary["collapse_window"]["asympo"][0]["seeds"] == 2
 
 
 @pytest.mark.parametrize("kind", ["fixed", "uniform", "long-tailed"])

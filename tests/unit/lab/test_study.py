@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,10 @@ def test_resume_runs_only_what_is_missing(
     assert "old" not in text
 
 
-def test_grid_of_another_kind_alone_has_a_report(
+def test_grid_of_another_kind_and_of_fresh_seeds_alone_has_a_report(
     study: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(TINY, confirming_seeds=(0,)))
     out = shutil.copytree(study[0], tmp_path / "out")
     flags = ["--preset", "tiny", "--grid", "other", "--workers", "1", "--resume", "--out", str(out)]
     assert command.main(["stability", *flags]) == 0
@@ -178,3 +179,11 @@ def test_paper_preset_refuses_without_gpus(
 def test_unknown_grid_names_the_choices() -> None:
     with pytest.raises(BadSetting, match="headline, sides"):
         command.main(["stability", "--grid", "nothing", "--dry-run"])
+
+
+@pytest.mark.parametrize("grids", [["confirm-stale"], ["confirm-sync", "confirm-stale"]])
+def test_grid_of_what_passed_is_refused_with_nothing_before_it(grids: list[str]) -> None:
+    flags = [word for grid in grids for word in ("--grid", grid)]
+    with pytest.raises(BadSetting, match="such as headline, before it"):
+        command.main(["stability", *flags, "--dry-run"])
+    assert command.main(["stability", "--grid", "headline", *flags, "--dry-run"]) == 0

@@ -1,6 +1,6 @@
 """What a study consists of. Plain data: nothing here imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,10 @@ class Grid:
     task: str = "short"
     """Key into the preset's tasks."""
 
+    def is_confirmation(self, confirming_seeds: Collection[int]) -> bool:
+        """All of its seeds are confirming ones: it tries again what passed on others."""
+        return set(self.seeds) <= set(confirming_seeds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -99,7 +103,7 @@ class Preset:
     grids: tuple[Grid, ...]
     """The first one is run unless others are named."""
     confirming_seeds: tuple[int, ...] = ()
-    """Of the grids that try again what passed; no other result is read from them."""
+    """A grid of no other seeds tries again what passed; what it measures is kept apart."""
 
     def grids_named(self, names: Sequence[str]) -> tuple[Grid, ...]:
         """The grids to run; `full` is all of them, none is the first. Unknown names raise KeyError."""
