@@ -1,22 +1,23 @@
-"""An environment whose code never returns costs its own episodes, not the run."""
+"""An environment whose code never returns, or ends its process, costs its own episodes, not the run."""
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from asympo.tasks.environments.player import playing
-from asympo.tasks.environments.player.factory_stage import FactoryStage
+from asympo.tasks.environments.player.factory_stage import FactoryStage, _answer_of_tool
 from asympo.tasks.environments.player.own_thread import in_own_thread
 from asympo.tasks.environments.player.playing import DoorPlayer, Player
-from asympo.tasks.environments.player.stage import Seat
+from asympo.tasks.environments.player.stage import EpisodeFailed, Played, Seat
 
 
 class Game:
@@ -40,6 +41,34 @@ class Game:
 
     def get_reward(self) -> float:
         return 1.0
+
+
+class Stage(FactoryStage):
+    """Plays an episode as it is told."""
+
+    def __init__(self, earn: Callable[[], float]) -> None:
+        self._earn = earn
+
+    async def play(self, row: int, seat: Seat, sampling: Mapping[str, Any]) -> Played:
+        return Played(reward=self._earn())
+
+
+def play(
+    player: Player, answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *, num_groups: int = 1
+) -> None:
+    """Through a gateway that answers like this."""
+
+    async def run() -> None:
+        transport = httpx.MockTransport(answer)  # type: ignore[arg-type]  # it takes coroutines of this kind
+        async with httpx.AsyncClient(base_url="http://gateway", transport=transport) as gateway:
+            await asyncio.gather(*(player.play(gateway) for _ in range(num_groups)))
+
+    asyncio.run(run())
+
+
+def started(names: str, *, seconds: float) -> httpx.Response:
+    sessions = [{"session_id": name, "base_url": f"http://gateway/{name}/v1"} for name in names]
+    return httpx.Response(200, json={"index": 0, "session_seconds": seconds, "sessions": sessions})
 
 
 @pytest.fixture
@@ -76,18 +105,12 @@ def test_session_whose_episode_hangs_is_ended_and_a_player_with_many_of_them_giv
     monkeypatch.setattr(playing, "MAX_OVERDUE", 4)
     asked: list[str] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    async def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.path)
-        sessions = [{"session_id": name, "base_url": f"http://gateway/{name}/v1"} for name in "ab"]
-        return httpx.Response(200, json={"index": 0, "session_seconds": 0.01, "sessions": sessions})
-
-    async def play() -> None:
-        transport = httpx.MockTransport(answer)
-        async with httpx.AsyncClient(base_url="http://gateway", transport=transport) as gateway:
-            await Player(stage, trained=[0], sampling={}).play(gateway)
+        return started("ab", seconds=0.01)
 
     with pytest.raises(SystemExit) as ended:
-        asyncio.run(play())
+        play(Player(stage, trained=[0], sampling={}), answer)
     assert ended.value.code == 1
     assert asked == ["/rl/start_session", "/rl/end_session", "/rl/end_session"] * 2
 
@@ -97,6 +120,131 @@ def test_what_the_environment_raises_is_raised_where_it_is_played(stage: Factory
         asyncio.run(in_own_thread(lambda: 1 / 0, {}))
     with pytest.raises(IndexError):
         asyncio.run(stage.play(7, Seat(base_url="", shared_url=""), {}))
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), StopIteration()])
+def test_code_that_would_end_whoever_waits_for_it_fails_its_episode_alone(error: BaseException) -> None:
+    def leave() -> None:
+        raise error
+
+    async def call() -> None:
+        async with asyncio.timeout(20):
+            await in_own_thread(leave, {})
+
+    with pytest.raises(EpisodeFailed, match=type(error).__name__):
+        asyncio.run(call())
+
+
+def test_session_whose_episode_calls_exit_is_ended_and_the_next_prompt_is_played(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(410) if asked.count("/rl/start_session") > 2 else started("a", seconds=600)
+
+    play(Player(Stage(sys.exit), trained=[0], sampling={}), answer)
+    assert asked == ["/rl/start_session", "/rl/end_session"] * 2 + ["/rl/start_session"]
+
+    with (tmp_path / "answers").open("w") as answers:
+        player = DoorPlayer(Stage(sys.exit), door="http://door/v1", sampling={}, answers=answers)
+        asyncio.run(player.run([0], 1))
+    assert json.loads((tmp_path / "answers").read_text()) == {"episode": 0, "failure": "SystemExit()"}
+
+
+def test_reward_is_said_until_it_is_heard_and_one_that_is_refused_ends_its_session(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(playing, "WAIT_SECONDS", 0.0)
+    asked: list[str] = []
+    answers: Iterator[Any] = iter([httpx.ConnectError("gone"), httpx.Response(502), httpx.Response(200)])
+    refusals: Iterator[Any] = iter([httpx.Response(400, text="it is no number"), httpx.Response(200)])
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.url.path == "/rl/start_session":
+            return httpx.Response(410) if len(asked) > 5 else started("ab"[len(asked) > 1], seconds=600)
+        told = next(answers if "/a/" in request.url.path else refusals)
+        if isinstance(told, httpx.Response):
+            return told
+        raise told
+
+    play(Player(Stage(lambda: 1.0), trained=[0], sampling={}), answer)
+    first = ["/rl/start_session", *["/sessions/a/complete"] * 3]
+    assert asked == [*first, "/rl/start_session", "/sessions/b/complete", "/rl/end_session", first[0]]
+    assert "it is no number" in caplog.text
+
+
+def test_reward_that_nobody_hears_is_given_up_when_its_session_is_over() -> None:
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.url.path != "/rl/start_session":
+            raise httpx.ConnectError("gone")
+        return started("a", seconds=0.5) if len(asked) == 1 else httpx.Response(410)
+
+    play(Player(Stage(lambda: 1.0), trained=[0], sampling={}), answer)
+    assert asked[1:] == ["/sessions/a/complete", "/rl/end_session", "/rl/start_session"]
+
+
+def test_few_wait_for_a_prompt_however_many_play() -> None:
+    num_waiting, most, enough = 0, 0, asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal num_waiting, most
+        num_waiting += 1
+        most = max(most, num_waiting)
+        if num_waiting >= playing.MAX_ASKING:
+            asyncio.get_running_loop().call_soon(enough.set)
+        await enough.wait()
+        num_waiting -= 1
+        return httpx.Response(410)
+
+    play(Player(Stage(lambda: 1.0), trained=[0], sampling={}), answer, num_groups=2 * playing.MAX_ASKING)
+    assert most == playing.MAX_ASKING
+
+
+class Tools:
+    """Some that fail."""
+
+    def look_up(self) -> str:
+        return {"queen": "d1"}["rook"]
+
+    async def leave(self) -> None:
+        sys.exit("I leave")
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"), [("look_up", "rook"), ("leave", "I leave"), ("look", "there is no tool look")]
+)
+def test_policy_is_told_what_its_call_of_a_tool_met(tool: str, said: str) -> None:
+    call = SimpleNamespace(id="1", function=SimpleNamespace(name=tool, arguments="{}"))
+    told = asyncio.run(_answer_of_tool(Tools(), call))["content"]
+    assert (said in told, "no tool" in told) == (True, tool == "look")
+
+
+def test_environment_that_ends_its_process_has_not_come_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "verifiers").mkdir()
+    (tmp_path / "verifiers" / "__init__.py").touch()
+    (tmp_path / "verifiers" / "legacy.py").write_text(
+        "ClientConfig = dict\ndef load_environment(_):\n    exit()\n"
+    )
+    spec: dict[str, Any] = {"environment": "", "kind": "verifiers", "arguments": {}, "source": None}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            str(Path(playing.__file__).parent / "__main__.py"),
+            json.dumps(spec),
+            "rows",
+            "-",
+        ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, b"exit()" in done.stderr) == (1, True), done.stderr.decode()
 
 
 @pytest.mark.parametrize(("last", "code"), [("pass", 0), ("raise SystemExit('over')", 1)])

@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,18 @@ LEAVE_SECONDS = 30.0
 """For what an environment does when its process ends: threads of it that hang would keep the process."""
 
 
+@contextmanager
+def exit_is_failure() -> Iterator[None]:
+    """An environment that calls exit() has not come to its end, which is what a status of 0 says."""
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code:
+            raise
+        raise SystemExit("the environment ended its process with exit()") from None
+
+
+@exit_is_failure()
 def main(spec: str, verb: str, *rest: str) -> None:
     # What the environment prints is not an answer of ours.
     answers = os.fdopen(os.dup(1), "w")

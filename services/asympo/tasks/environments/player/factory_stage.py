@@ -84,11 +84,12 @@ def _tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
 async def _answer_of_tool(environment: Any, call: Any) -> dict[str, Any]:
     """What the tool says, or what went wrong: the policy is told, and may try again."""
     name = call.function.name
+    tool = _tools_of(environment).get(name)
     try:
-        said = await _call(_tools_of(environment)[name], json.loads(call.function.arguments or "{}"))
-    except KeyError:
-        said = {"error": f"there is no tool {name}"}
-    except Exception as error:  # noqa: BLE001  somebody else's code, called with what a model wrote
+        if tool is None:
+            raise EpisodeFailed(f"there is no tool {name}")
+        said = await _call(tool, json.loads(call.function.arguments or "{}"))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code, called with what a model wrote
         said = {"error": str(error)}
     return {"role": "tool", "tool_call_id": call.id, "name": name, "content": str(said)}
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -12,6 +13,10 @@ log = logging.getLogger("asympo.player")
 
 WAIT_SECONDS = 1.0
 """Between two tries while the gateway is away."""
+MAX_ASKING = 32
+"""How many wait for a prompt at the same time: other connections are for rewards."""
+PLAYED_SHARE = 0.95
+"""Of a session's time; in the rest the gateway is told of an episode that has not ended."""
 EPISODE_SECONDS = 600.0
 """Of an evaluation, and where a gateway does not say how long its sessions last."""
 MAX_OVERDUE = 16
@@ -26,11 +31,13 @@ class Player:
         self._trained = trained
         self._sampling = sampling
         self._num_overdue = 0
+        self._asking = asyncio.Semaphore(MAX_ASKING)
 
     async def play(self, gateway: Any) -> None:
         """One prompt after the other, until the run has ended."""
         while True:
-            answer = await _post(gateway, "/rl/start_session", {"wait_seconds": 30})
+            async with self._asking:
+                answer = await _post(gateway, "/rl/start_session", {"wait_seconds": 30})
             status = 503 if answer is None else answer.status_code
             if status == 410:
                 return
@@ -55,17 +62,20 @@ class Player:
         session_id = session["session_id"]
         shared_url = f"{str(gateway.base_url).rstrip('/')}/v1"
         seat = Seat(base_url=session["base_url"], shared_url=shared_url, session_id=session_id)
-        limit = asyncio.timeout(seconds)
+        until = time.monotonic() + seconds
+        limit = asyncio.timeout(PLAYED_SHARE * seconds)
         try:
             async with limit:
                 played = await self._stage.play(row, seat, self._sampling)
-        except Exception as error:  # noqa: BLE001  somebody else's code: its failure ends one session only
+        except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: it ends one session only
             self._num_overdue += limit.expired()
             log.warning("Row %s failed: %s", row, _reason(error))
-            await _post(gateway, "/rl/end_session", {"session_id": session_id})
-            return
-        body = {"reward": played.reward, "functions": dict(played.functions)}
-        await _post(gateway, f"/sessions/{session_id}/complete", body)
+        else:
+            body = {"reward": played.reward, "functions": dict(played.functions)}
+            if await _tell(gateway, f"/sessions/{session_id}/complete", body, until=until):
+                return
+            log.warning("The reward of row %s is lost", row)
+        await _tell(gateway, "/rl/end_session", {"session_id": session_id}, until=until)
 
 
 class DoorPlayer:
@@ -86,7 +96,7 @@ class DoorPlayer:
         try:
             async with slots, asyncio.timeout(EPISODE_SECONDS):
                 told = _told(await self._stage.play(row, self._seat, self._sampling))
-        except Exception as error:  # noqa: BLE001  somebody else's code: its failure ends one episode only
+        except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: it ends one episode only
             told = {"failure": _reason(error)}
         self._answers.write(f"{json.dumps({'episode': number, **told})}\n")
         self._answers.flush()
@@ -96,8 +106,21 @@ def _told(played: Played) -> dict[str, Any]:
     return {"reward": played.reward, "functions": dict(played.functions), "text": played.text}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, EpisodeFailed) else repr(error)
+
+
+async def _tell(gateway: Any, path: str, body: dict[str, Any], *, until: float) -> bool:
+    """Says what may be said again until somebody answers, or the session is over; whether it was taken."""
+    while True:
+        answer = await _post(gateway, path, body)
+        if answer is not None and answer.status_code < 500:
+            if answer.status_code != 200:
+                log.warning("The gateway refuses the end of a session: %s", answer.text[:500])
+            return bool(answer.status_code == 200)
+        if time.monotonic() + WAIT_SECONDS > until:
+            return False
+        await asyncio.sleep(WAIT_SECONDS)
 
 
 async def _post(gateway: Any, path: str, body: dict[str, Any]) -> Any:
