@@ -108,7 +108,7 @@ def _apply(delta: Path) -> None:
 def _delta() -> bytes:
     child, delta = (Path(_FOLDER.name) / name for name in ("next", "seed"))
     child.write_bytes(b"ab" * 2 + bytes(590) + b"\xff" * 6)
-    write_delta(_parent(), child, delta, old_sha256="", max_bytes=1 << 16)
+    write_delta(_parent(), child, delta, old_checksum=None, max_bytes=1 << 16)
     return delta.read_bytes()
 
 

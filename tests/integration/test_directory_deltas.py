@@ -1,5 +1,6 @@
 """Policies shared as differences in a directory: the same bits arrive, and no link of a chain is lost."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.digests import tensor_spans
 from asympo.common.checkpoints.directory_steps import DirectorySteps
-from asympo.common.checkpoints.names import StepName
+from asympo.common.checkpoints.names import MANIFEST_NAME, StepName
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.object_store import DeltaOptions
 
@@ -209,6 +211,65 @@ def test_learner_shares_whole_weights_on_any_doubt(open_store: Opener, tmp_path:
     for ref in reader.list():
         reader.verify(ref)
         assert weights_of(ref.path) == expected(ref.step, tmp_path)
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["shared whole", "shared as a difference"])
+def test_policy_that_was_altered_where_it_lies_is_never_built_on(
+    open_store: Opener, tmp_path: Path, step: int
+) -> None:
+    learner = open_store("learner", keyframe_every=32)
+    for each in range(1, step + 1):
+        publish(learner, each)
+    copy = learner.list()[-1].path / WEIGHTS
+    before = copy.stat()
+    with copy.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (copy.stat().st_size, copy.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    for each in (step + 1, step + 2):
+        publish(learner, each)
+    whole = is_whole(learner)
+    assert (whole[step + 1], whole[step + 2]) == (True, False)
+    reader = open_store("reader")
+    for each in (step + 1, step + 2):
+        reader.verify(ref_of(reader, each))
+        assert weights_of(ref_of(reader, each).path) == expected(each, tmp_path)
+
+
+def test_difference_costs_no_digest_beside_those_in_the_manifest(
+    open_store: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = open_store("learner", keyframe_every=4)
+    publish(learner, 1)
+    sizes: list[int] = []
+    sha256 = hashlib.sha256
+
+    class Counting:
+        def __init__(self, content: bytes = b"") -> None:
+            self._inner = sha256()
+            self.update(content)
+
+        def update(self, content: bytes | memoryview) -> None:
+            sizes.append(len(content))
+            self._inner.update(content)
+
+        def hexdigest(self) -> str:
+            return self._inner.hexdigest()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "sha256", Counting)
+        mine = publish(learner, 2)
+    assert not is_whole(learner)[2]
+    files = [path for path in mine.path.iterdir() if path.name != MANIFEST_NAME]
+    of_files = sum(path.stat().st_size for path in files)
+    of_tensors = sum(
+        tensor.span.size for path in mine.path.glob("*.safetensors") for tensor in tensor_spans(path)
+    )
+    of_manifests = sum(sizes) - of_files - of_tensors
+    assert 0 <= of_manifests < of_tensors // 4
 
 
 WRITER = """

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asympo.common import errors
-from asympo.common.checkpoints.digests import tensor_entries
+from asympo.common.checkpoints.digests import Checksum, Span, digest_spans, tensor_entries
 from asympo.common.checkpoints.manifest import (
     FileEntry,
     Manifest,
@@ -114,9 +115,18 @@ def test_tensor_entries_are_read_from_the_bytes(tmp_path: Path) -> None:
     empty, full = tensor_entries([tmp_path / "x.safetensors"])
     assert (empty.name, empty.dtype, empty.shape) == ("a", "I64", (0,))
     assert (full.name, full.dtype, full.shape) == ("b", "F32", (2, 3))
-    import hashlib
-
     assert full.sha256 == hashlib.sha256(np.arange(6, dtype=np.float32).tobytes()).hexdigest()
+
+
+def test_checksum_is_of_the_bytes_that_were_hashed(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(9 << 20)
+    (tmp_path / "x").write_bytes(content)
+    whole = Span(path=tmp_path / "x", offset=0, size=len(content))
+    part = Span(path=tmp_path / "x", offset=5, size=100)
+    checksum = Checksum()
+    digests = digest_spans([part, whole], checksums={whole: checksum})
+    assert digests == [hashlib.sha256(each).hexdigest() for each in (content[5:105], content)]
+    assert checksum.hexdigest() == Checksum(content).hexdigest()
 
 
 @pytest.mark.parametrize("size", [0, 7, 12, 90])

@@ -1,6 +1,5 @@
 """A delta gives back the file it was made for, bit for bit, or nothing."""
 
-import hashlib
 import tempfile
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from asympo.common.checkpoints import delta
 from asympo.common.checkpoints.delta import apply_delta, write_delta
+from asympo.common.checkpoints.digests import Checksum
 from asympo.common.errors import CorruptCheckpoint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +17,8 @@ def written(path: Path, old: bytes, new: bytes, *, max_bytes: int = 1 << 30) -> 
     """A delta in `path / "delta"`, beside its two files."""
     (path / "old").write_bytes(old)
     (path / "new").write_bytes(new)
-    digest = hashlib.sha256(old).hexdigest()
-    return write_delta(path / "old", path / "new", path / "delta", old_sha256=digest, max_bytes=max_bytes)
+    checksum = Checksum(old).hexdigest()
+    return write_delta(path / "old", path / "new", path / "delta", old_checksum=checksum, max_bytes=max_bytes)
 
 
 def applied(path: Path) -> bytes:
@@ -63,7 +63,7 @@ def test_whole_file_is_the_better_choice(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(old)
     (tmp_path / "new").write_bytes(old)
     assert not write_delta(
-        tmp_path / "old", tmp_path / "new", tmp_path / "delta", old_sha256="0" * 64, max_bytes=1 << 30
+        tmp_path / "old", tmp_path / "new", tmp_path / "delta", old_checksum="0" * 32, max_bytes=1 << 30
     )
 
 

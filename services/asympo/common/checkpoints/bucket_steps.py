@@ -36,7 +36,7 @@ from asympo.common.checkpoints.names import (
     StepName,
     parse_name,
 )
-from asympo.common.checkpoints.steps import Kind, M, ignore, newest_first, refuse_if_fenced
+from asympo.common.checkpoints.steps import Checksums, Kind, M, ignore, newest_first, refuse_if_fenced
 from asympo.common.checkpoints.transfer import Transfer
 from asympo.common.errors import CorruptCheckpoint, Fenced, UnknownVersion
 from asympo.common.names import check_run_name
@@ -192,14 +192,14 @@ class BucketSteps(Generic[M]):
         if found.get("token") != self._token:
             raise Fenced(f"{self} was taken over by another learner with the same fence {fence}")
 
-    def seal(self, temporary: Path, *, manifest: bytes) -> M:
+    def seal(self, temporary: Path, *, manifest: bytes, checksums: Checksums) -> M:
         """In the bucket, and then as a copy here.
 
         The manifest is another one only where an earlier attempt at the same step, with the same files, got
         through and its answer did not. Raises Fenced as well.
         """
         name = directory.step_of(temporary)
-        found, content = self._share(name, temporary, manifest)
+        found, content = self._share(name, temporary, manifest, checksums)
         directory.seal(temporary, manifest=content)
         return found
 
@@ -253,12 +253,12 @@ class BucketSteps(Generic[M]):
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _share(self, name: StepName, written: Path, content: bytes) -> tuple[M, bytes]:
+    def _share(self, name: StepName, written: Path, content: bytes, sums: Checksums) -> tuple[M, bytes]:
         wanted = self._kind.open(content, name=name, what=str(written))
         with self._writing(name):
             self._refuse_if_fenced(name.fence)
-            with self._transfer.ready(wanted, written, shelf=self._list(), copies=self._copies) as ready:
-                sent, stored = ready
+            ready = self._transfer.ready(wanted, written, sums, shelf=self._list(), copies=self._copies)
+            with ready as (sent, stored):
                 payload = sent.attempt.payload
                 self._bucket.upload({self._key(name, payload, each): path for each, path in stored.items()})
             # Uploading takes its time: a learner that lost the run meanwhile should hear of it here.

@@ -5,7 +5,6 @@ most of those to a neighbour. So the file holds the distances between the 16-bit
 was added to each: half of what their XOR takes when it is compressed.
 """
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from asympo.common.checkpoints.digests import open_regular
+from asympo.common.checkpoints.digests import Checksum, open_regular
 from asympo.common.errors import CorruptCheckpoint
 
 _MAGIC = b"asympo delta 1\n\0"
@@ -29,26 +28,26 @@ _LEVEL = 3
 _Words = NDArray[Any]
 
 
-def write_delta(old: Path, new: Path, out: Path, *, old_sha256: str, max_bytes: int) -> bool:
+def write_delta(old: Path, new: Path, out: Path, *, old_checksum: str | None, max_bytes: int) -> bool:
     """Write how `new` differs from `old`; False where a whole file is the better choice.
 
-    That is: another size, more than `max_bytes`, an old file that is not what its digest says, or a piece
-    that does not come back bit for bit. What was written by then is of no use.
+    That is: another size, more than `max_bytes`, an old file that no longer has its checksum, or a piece that
+    does not come back bit for bit. What was written by then is of no use. An old file without a checksum is
+    taken as it is.
     """
-    size, hasher, num_bytes = new.stat().st_size, hashlib.sha256(), 0
+    size, checksum, num_bytes = new.stat().st_size, Checksum(), 0
     if old.stat().st_size != size:
         return False
     with open(out, "xb") as file:
         file.write(_MAGIC + _SIZE.pack(size))
         for before, after in zip(_pieces(old), _pieces(new), strict=True):
-            hasher.update(before)
-            old_words, new_words = _words(before), _words(after)
-            content = _encode(old_words, new_words)
+            checksum.update(before)
+            content = _encode(_words(before), _words(after))
             num_bytes += len(content)
-            if num_bytes > max_bytes or not np.array_equal(_decode(_Source(content), old_words), new_words):
+            if num_bytes > max_bytes or _decode(_Source(content), before) != _even(after):
                 return False
             file.write(content)
-    return hasher.hexdigest() == old_sha256
+    return old_checksum in (None, checksum.hexdigest())
 
 
 def apply_delta(old: Path, delta: Path, out: Path) -> None:
@@ -65,7 +64,7 @@ def apply_delta(old: Path, delta: Path, out: Path) -> None:
             raise CorruptCheckpoint(f"{delta} is for a file of {size} bytes and not for {old}")
         try:
             for before in _pieces(old):
-                target.write(_decode(_Source(file), _words(before)).tobytes()[: len(before)])
+                target.write(memoryview(_decode(_Source(file), before))[: len(before)])
         except (zstandard.ZstdError, struct.error, ValueError) as error:
             raise CorruptCheckpoint(f"{delta} is damaged: {error}") from error
         if file.read(1):
@@ -96,8 +95,12 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
+def _even(piece: bytes) -> bytes:
+    return piece + b"\0" * (len(piece) % 2)
+
+
 def _words(piece: bytes) -> _Words:
-    return np.frombuffer(piece + b"\0" * (len(piece) % 2), "<u2")
+    return np.frombuffer(_even(piece), "<u2")
 
 
 def _encode(old: _Words, new: _Words) -> bytes:
@@ -106,14 +109,16 @@ def _encode(old: _Words, new: _Words) -> bytes:
     return _packed(np.diff(places, prepend=-1) - 1, "<u4") + _packed((added << 1) ^ (added >> 31), "<u2")
 
 
-def _decode(source: _Source, old: _Words) -> _Words:
-    gaps = _unpacked(source, "<u4", max_values=len(old))
-    folded = _unpacked(source, "<u2", max_values=len(old))
+def _decode(source: _Source, old: bytes) -> bytearray:
+    """The piece that follows, made even."""
+    new = bytearray(_even(old))
+    words = np.frombuffer(new, "<u2")
+    gaps = _unpacked(source, "<u4", max_values=len(words))
+    folded = _unpacked(source, "<u2", max_values=len(words))
     places = np.cumsum(gaps + 1) - 1
-    if len(gaps) != len(folded) or (len(places) and places[-1] >= len(old)):
+    if len(gaps) != len(folded) or (len(places) and places[-1] >= len(words)):
         raise ValueError("its values do not fit the file that it is for")
-    new = old.copy()
-    new[places] += ((folded >> 1) ^ -(folded & 1)).astype("<i2").view("<u2")
+    words[places] += ((folded >> 1) ^ -(folded & 1)).astype("<i2").view("<u2")
     return new
 
 

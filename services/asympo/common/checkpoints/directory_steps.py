@@ -18,7 +18,7 @@ from asympo.common.checkpoints.cache import StepCopies
 from asympo.common.checkpoints.links import Attempt, Link, attempt_of, file_of, is_needed, links_of
 from asympo.common.checkpoints.names import MANIFEST_NAME, RETAINED, StepName
 from asympo.common.checkpoints.rooms import ScratchRoom
-from asympo.common.checkpoints.steps import Kind, M, ignore, newest_first
+from asympo.common.checkpoints.steps import Checksums, Kind, M, ignore, newest_first
 from asympo.common.checkpoints.transfer import Sent, Transfer
 from asympo.common.checkpoints.verify import read_manifest, read_manifest_bytes, verify_step
 from asympo.common.errors import CorruptCheckpoint, UnknownVersion
@@ -130,7 +130,7 @@ class DirectorySteps(Generic[M]):
                 log.warning("%s is shared whole, as no difference can be made: %s", name, error)
         return directory.create_temporary(self.path, name)
 
-    def seal(self, temporary: Path, *, manifest: bytes) -> M:
+    def seal(self, temporary: Path, *, manifest: bytes, checksums: Checksums) -> M:
         """By renaming it."""
         name = directory.step_of(temporary)
         wanted = self._kind.open(manifest, name=name, what=str(temporary))
@@ -138,11 +138,13 @@ class DirectorySteps(Generic[M]):
             self._transfer.note_shared(None)
             directory.seal(temporary, manifest=manifest)
             size = sum(entry.size for entry in wanted.files)
+            attempt = attempt_of(wanted)
             self._transfer.note_shared(
-                Sent(attempt=attempt_of(wanted), files=wanted.files, num_links=0, num_bytes=size)
+                Sent(attempt=attempt, files=wanted.files, checksums=checksums, num_links=0, num_bytes=size)
             )
             return wanted
-        with self._transfer.ready(wanted, temporary, shelf=self, copies=self._copies) as (sent, stored):
+        ready = self._transfer.ready(wanted, temporary, checksums, shelf=self, copies=self._copies)
+        with ready as (sent, stored):
             shared = directory.create_temporary(self.path, name)
             try:
                 for each, path in stored.items():

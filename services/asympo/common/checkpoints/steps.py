@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +12,10 @@ from asympo.common.checkpoints.names import StepName
 from asympo.common.errors import AsympoError, CorruptCheckpoint, Fenced
 
 log = logging.getLogger(__name__)
+
+
+Checksums = Mapping[str, str]
+"""By name, of the bytes that files had when their digests were taken."""
 
 
 class StepManifest(Protocol):
@@ -131,10 +135,11 @@ class Steps(Protocol[M_co]):
     def verify(self, name: StepName) -> M_co:
         """The manifest once every byte of the directory here was checked; CorruptCheckpoint."""
 
-    def seal(self, temporary: Path, *, manifest: bytes) -> M_co:
+    def seal(self, temporary: Path, *, manifest: bytes, checksums: Checksums) -> M_co:
         """Make a finished temporary directory visible, durably; returns the manifest that is visible.
 
-        Raises FileExistsError when there is another step of the name, which is never overwritten.
+        Files without a checksum are shared whole next time. Raises FileExistsError when there is another step
+        of the name, which is never overwritten.
         """
 
     def highest_fence(self) -> int | None:

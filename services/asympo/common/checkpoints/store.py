@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from asympo.common.checkpoints import directory
-from asympo.common.checkpoints.digests import Span, digest_spans, entries_of, tensor_spans
+from asympo.common.checkpoints.digests import Checksum, Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import (
     BasePolicy,
     FileEntry,
@@ -22,7 +22,7 @@ from asympo.common.checkpoints.manifest import (
     encode_manifest,
 )
 from asympo.common.checkpoints.names import POLICY_FILES, WEIGHT_FILES, StepName, parse_name
-from asympo.common.checkpoints.steps import Kind, Steps, ignore, refuse_if_fenced
+from asympo.common.checkpoints.steps import Checksums, Kind, Steps, ignore, refuse_if_fenced
 from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.errors import BadModel, CorruptCheckpoint, PublishFailed, UnknownVersion
 
@@ -113,10 +113,13 @@ class PolicyStore:
             def write(temporary: Path) -> PolicyRef:
                 try:
                     fill(temporary)
-                    described = _describe(temporary, step=step, fence=fence, probe=probe, parent=parent)
+                    described, checksums = _describe(
+                        temporary, step=step, fence=fence, probe=probe, parent=parent
+                    )
                     if base is not None:
                         described = self._added_to(base, temporary, described)
-                    return self._ref(self._steps.seal(temporary, manifest=encode_manifest(described)))
+                    manifest = encode_manifest(described)
+                    return self._ref(self._steps.seal(temporary, manifest=manifest, checksums=checksums))
                 except BaseException:
                     directory.discard(temporary)
                     raise
@@ -310,20 +313,23 @@ class PolicyStore:
         return dataclasses.replace(described, kind="adapter", base=held, tensors=tensors)
 
 
-def _describe(path: Path, *, step: int, fence: int, probe: Probe, parent: str | None) -> Manifest:
+def _describe(
+    path: Path, *, step: int, fence: int, probe: Probe, parent: str | None
+) -> tuple[Manifest, Checksums]:
     try:
         names = directory.check_files(path, allowed=lambda name: POLICY_FILES.fullmatch(name) is not None)
         weights = [path / name for name in names if name.endswith(".safetensors")]
         tensors = [tensor for weight in weights for tensor in tensor_spans(weight)]
         # One pass over files and tensors together keeps every core busy to the end.
         files = [Span(path=path / name, offset=0, size=(path / name).stat().st_size) for name in names]
-        digests = digest_spans([*files, *(tensor.span for tensor in tensors)])
+        checksums = {span: Checksum() for span in files}
+        digests = digest_spans([*files, *(tensor.span for tensor in tensors)], checksums=checksums)
         entries = entries_of(tensors, digests[len(files) :])
     except CorruptCheckpoint as error:
         raise BadModel(f"the policy of step {step} cannot be published: {error}") from error
     if not tensors:
         raise BadModel(f"the policy of step {step} cannot be published: it has no safetensors weights")
-    return Manifest(
+    manifest = Manifest(
         step=step,
         fence=fence,
         parent=parent,
@@ -334,6 +340,7 @@ def _describe(path: Path, *, step: int, fence: int, probe: Probe, parent: str | 
         tensors=entries,
         probe=probe,
     )
+    return manifest, {span.path.name: checksum.hexdigest() for span, checksum in checksums.items()}
 
 
 def _same(ref: PolicyRef, manifest: Manifest) -> Manifest:

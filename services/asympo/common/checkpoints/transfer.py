@@ -12,7 +12,7 @@ from typing import Generic, Protocol
 from asympo.common.checkpoints.cache import StepCopies, download_directory
 from asympo.common.checkpoints.links import Attempt, Link, attempt_of, delta_name, links_of
 from asympo.common.checkpoints.manifest import FileEntry
-from asympo.common.checkpoints.steps import Kind, M
+from asympo.common.checkpoints.steps import Checksums, Kind, M
 from asympo.common.checkpoints.verify import verify_files
 from asympo.common.errors import CorruptCheckpoint
 
@@ -45,6 +45,8 @@ class Sent:
 
     attempt: Attempt
     files: tuple[FileEntry, ...]
+    checksums: Checksums
+    """What its copy here is held against before anything is built on it."""
     num_links: int
     """Differences in a row, down to whole files."""
     num_bytes: int
@@ -69,7 +71,7 @@ class Transfer(Generic[M]):
 
     @contextmanager
     def ready(
-        self, wanted: M, written: Path, *, shelf: Shelf, copies: StepCopies[M]
+        self, wanted: M, written: Path, checksums: Checksums, *, shelf: Shelf, copies: StepCopies[M]
     ) -> Iterator[tuple[Sent, dict[str, Path]]]:
         """What to store of a step, by name: weights as differences to the one shared last, if that pays.
 
@@ -93,7 +95,14 @@ class Transfer(Generic[M]):
                 else:
                     stored[entry.name] = written / entry.name
             num_bytes = sum(path.stat().st_size for path in stored.values())
-            yield Sent(attempt=attempt, files=wanted.files, num_links=num_links, num_bytes=num_bytes), stored
+            sent = Sent(
+                attempt=attempt,
+                files=wanted.files,
+                checksums=checksums,
+                num_links=num_links,
+                num_bytes=num_bytes,
+            )
+            yield sent, stored
 
     def note_shared(self, sent: Sent | None) -> None:
         """What was sent is visible: the next step may be a difference to it. None: it must be whole."""
@@ -143,12 +152,12 @@ class Transfer(Generic[M]):
         ]
         for entry in (*weights, *unchanged):
             # What is beside weights that are whole had better be whole as well.
-            is_tried = entry.name in earlier and (entry in weights or bool(found))
+            is_tried = entry.name in before.checksums and (entry in weights or bool(found))
             if is_tried and write_delta(
                 copy / entry.name,
                 written / entry.name,
                 room / entry.name,
-                old_sha256=earlier[entry.name].sha256,
+                old_checksum=before.checksums[entry.name],
                 max_bytes=int(_MAX_SHARE * entry.size),
             ):
                 found[entry.name] = room / entry.name

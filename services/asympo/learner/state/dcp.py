@@ -135,7 +135,7 @@ class StateWriter(StorageWriter):
             sorted(files.values(), key=lambda entry: entry.name),
             sorted(tensors, key=lambda tensor: tensor.name),
         )
-        self._steps.seal(self.temporary, manifest=manifest)
+        self._steps.seal(self.temporary, manifest=manifest, checksums={})
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

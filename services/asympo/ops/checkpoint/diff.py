@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from asympo.common.checkpoints.delta import write_delta
-from asympo.common.checkpoints.digests import Span, digest_span
 from asympo.common.commands import add_json_flag, at_least_one, show, write_json, write_table
 from asympo.ops.checkpoint.chosen import add_choice_flags, choose
 from asympo.ops.checkpoint.compare import (
@@ -65,8 +64,8 @@ def _share_as_difference(a: Path, b: Path) -> float | None:
     with TemporaryDirectory() as room:
         deltas = [Path(room) / file.name for file in files]
         for file, delta in zip(files, deltas, strict=True):
-            old = Span(path=a / file.name, offset=0, size=file.stat().st_size)
-            if not write_delta(old.path, file, delta, old_sha256=digest_span(old), max_bytes=old.size):
+            max_bytes = file.stat().st_size
+            if not write_delta(a / file.name, file, delta, old_checksum=None, max_bytes=max_bytes):
                 return None
         return sum(each.stat().st_size for each in deltas) / sum(each.stat().st_size for each in files)
 
