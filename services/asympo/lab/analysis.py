@@ -1,5 +1,6 @@
 """From cells to what the study says. Plain numbers: every rule here was fixed with the preset."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -75,6 +76,7 @@ def summarise(results: Results, *, confirming_seeds: Collection[int] = ()) -> di
     )
     starts = {cell.spec.task: cell.evaluations[0]["accuracy"] for cell in cells}
     return {
+        "made_by": made_by([*results.tuning, *cells]),
         "start_accuracy": starts,
         "collapse_rule": f"final accuracy below {COLLAPSE_SHARE:g} of the start's, or not finite",
         "tuning": tuning_table(results),
@@ -83,6 +85,12 @@ def summarise(results: Results, *, confirming_seeds: Collection[int] = ()) -> di
         "moonshot": moonshot(rows, confirmation),
         "confirmation": confirmation,
     }
+
+
+def made_by(cells: Iterable[CellResult]) -> list[dict[str, Any]]:
+    """How many cells each version on each device has made, most first; no versions where cells say none."""
+    counts = Counter(tuple(sorted(cell.made_by.items())) for cell in cells)
+    return [{"versions": dict(versions), "cells": count} for versions, count in counts.most_common()]
 
 
 def cells_of(grids: Iterable[tuple[Grid, Sequence[CellResult]]]) -> list[CellResult]:

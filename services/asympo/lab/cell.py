@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -77,6 +77,8 @@ class CellResult:
     """Held-out accuracy, response length, KL to the start; the first row is the start itself."""
     final_accuracy: float | None
     """Sampled, on the held-out problems; None after a number that was not finite."""
+    made_by: dict[str, str] = field(default_factory=dict)
+    """Versions of what computed it, and the device; empty where the file of the cell does not say."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

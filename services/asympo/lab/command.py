@@ -126,10 +126,13 @@ def _run(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from asympo.lab.analysis import summarise
-    from asympo.lab.report import headline, update_document, write_report
+    from asympo.lab.report import find_marks, headline, update_document, write_report
     from asympo.lab.study import Study
 
+    for document in arguments.update or ():
+        find_marks(document)
     began = time.monotonic()
+    versions = _versions()
     num_found = len(list((directory / "cells").glob("*.json")))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -138,6 +141,7 @@ def _run(
             preset,
             directory=directory,
             workers=arguments.workers or len(os.sched_getaffinity(0)),
+            versions={name: versions[name] for name in ("asympo", "torch", "transformers")},
             say=progress.console.print,
             advance=lambda done, total: progress.update(bar, completed=done, total=total),
         )
@@ -147,11 +151,13 @@ def _run(
         "grids": [grid.name for grid in grids],
         "seeds": sorted({seed for grid in grids for seed in grid.seeds}),
         "command": shlex.join(["asympo", "lab", *argv]),
-        "versions": _versions(),
+        "versions": versions,
         "wall_seconds": time.monotonic() - began,
         "cells_found": num_found,
         **summarise(results, confirming_seeds=preset.confirming_seeds),
     }
+    if len(summary["made_by"]) > 1:
+        say("cells of different versions or devices are mixed: the end of the report lists them")
     for folder in filter(None, (directory, arguments.publish)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -182,14 +188,17 @@ def _versions() -> dict[str, str]:
     import torch
     import transformers
 
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
     return {
-        "asympo": " ".join([__version__, commit.stdout.strip()]).strip(),
+        "asympo": f"{__version__} {commit}".strip(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

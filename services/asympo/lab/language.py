@@ -84,5 +84,12 @@ class LanguageWorld:
         )
 
 
+def weights_file() -> Path:
+    """The published weights, which every cell starts from."""
+    from asympo.demo.model import prepare_model
+
+    return prepare_model() / "model.safetensors"
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -60,12 +60,19 @@ def headline(summary: dict[str, Any]) -> Table:
     return Table(header=header, rows=table)
 
 
-def update_document(path: Path, table: Table) -> None:
-    """Puts the table between the marks of a document; BadSetting when it has none."""
-    text = path.read_text()
+def find_marks(path: Path) -> tuple[int, int]:
+    """Where the two marks of a document begin; BadSetting when it lacks them."""
+    text = path.read_text() if path.is_file() else ""
     begin, end = text.find(MARKS[0]), text.find(MARKS[1])
     if begin < 0 or end < begin:
         raise BadSetting(f"{path} lacks the lines {MARKS[0]} and {MARKS[1]} to write between")
+    return begin, end
+
+
+def update_document(path: Path, table: Table) -> None:
+    """Puts the table between the marks of a document; BadSetting when it has none."""
+    text = path.read_text()
+    begin, end = find_marks(path)
     head = text[: begin + len(MARKS[0])]
     path.write_text(f"{head}\n\n{table_markdown(table)}\n\n{text[end:]}")
 
@@ -83,6 +90,7 @@ def _blocks(
             "smallest and the largest in brackets. Arms with * read log-probs of the policy that drew the "
             "responses, which the product does not carry."
         ),
+        *_mixture(summary["made_by"]),
         Table(header=headline(summary).header, rows=headline(summary).rows),
         *_moonshot(summary["moonshot"]),
         *_windows(summary["collapse_window"]),
@@ -107,7 +115,18 @@ def _blocks(
             and row["staleness"] in grid.staleness
         ]
         blocks += [Heading(text=f"Grid {grid.name}"), Paragraph(text=grid.question), _full_table(rows)]
-    return [*blocks, Heading(text="How to make this page again"), Code(text=_provenance(summary))]
+    return [*blocks, Heading(text="How to make this page again"), Code(text=provenance(summary))]
+
+
+def _mixture(made_by: list[dict[str, Any]]) -> list[Block]:
+    if len(made_by) < 2:
+        return []
+    return [
+        Paragraph(
+            text=f"**Cells of {len(made_by)} versions or devices are mixed here**; the last section lists "
+            "them. A difference between rows may be one between those."
+        )
+    ]
 
 
 def _moonshot(found: dict[str, Any] | None) -> list[Block]:
@@ -201,14 +220,20 @@ def _full_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _provenance(summary: dict[str, Any]) -> str:
+def provenance(summary: dict[str, Any]) -> str:
+    """The command, what made the cells, what made the page of them."""
     lines = [summary["command"], ""]
-    lines += [f"{name} {value}" for name, value in summary["versions"].items()]
+    lines += [f"cells made by {_version(each['versions'])}: {each['cells']}" for each in summary["made_by"]]
     lines += [
+        f"summarised by {_version(summary['versions'])}",
         f"seeds {' '.join(str(seed) for seed in summary['seeds'])}",
         f"wall {summary['wall_seconds']:.0f} s, {summary['cells_found']} cells were there before",
     ]
     return "\n".join(lines)
+
+
+def _version(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in versions.items()) or "an unknown version"
 
 
 def _accuracy(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import product
@@ -14,12 +14,12 @@ from asympo.common.errors import AsympoError
 from asympo.lab.analysis import passing_specs
 from asympo.lab.arms import find_arm
 from asympo.lab.cell import Cell, CellResult, CellSpec
-from asympo.lab.language import LanguageWorld
+from asympo.lab.language import LanguageWorld, weights_file
 from asympo.lab.presets.plan import Grid, Preset
 from asympo.lab.results import Results
 from asympo.lab.start import Weights, load_weights, save_weights, warm_up, weights_of
 from asympo.lab.worlds import DigitWorld, World
-from asympo.learner.step.compute import set_up_torch
+from asympo.learner.step.compute import processor_class, set_up_torch
 from asympo.local.launch import end_with
 
 Say = Callable[[str], None]
@@ -30,9 +30,18 @@ Advance = Callable[[int, int], None]
 class Study:
     """One preset in one directory."""
 
-    def __init__(self, preset: Preset, *, directory: Path, workers: int, say: Say, advance: Advance) -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        *,
+        directory: Path,
+        workers: int,
+        versions: Mapping[str, str],
+        say: Say,
+        advance: Advance,
+    ) -> None:
         self._preset, self._directory, self._workers = preset, directory, workers
-        self._say, self._advance = say, advance
+        self._versions, self._say, self._advance = dict(versions), say, advance
         self._pool: ProcessPoolExecutor
 
     def run(self, grids: Sequence[Grid]) -> Results:
@@ -76,14 +85,17 @@ class Study:
             self._say(f"start of {jobs[job]}: sampled accuracy {job.result():.3f}")
 
     def _run(self, specs: Sequence[CellSpec]) -> list[CellResult]:
-        digests = {task: self._start_digest(task) for task in {spec.task for spec in specs}}
+        tasks = {spec.task for spec in specs}
+        digests = {task: start_digest(self._preset, self._directory, task) for task in tasks}
         found = {spec: _read(self._path(spec), digests[spec.task]) for spec in specs}
         missing = [spec for spec, result in found.items() if result is None]
         done = len(found) - len(missing)
         self._advance(done, len(found))
         jobs = [
             self._pool.submit(
-                _run_cell, self._preset, spec, self._directory, self._path(spec), digests[spec.task]
+                _run_cell,
+                *(self._preset, spec, self._directory, self._path(spec)),
+                *(digests[spec.task], self._versions),
             )
             for spec in missing
         ]
@@ -96,12 +108,6 @@ class Study:
 
     def _path(self, spec: CellSpec) -> Path:
         return self._directory / "cells" / f"{spec.name}.json"
-
-    def _start_digest(self, task: str) -> str:
-        """Of the weights that cells of the task start from: cells from others do not count."""
-        if self._preset.warm_up is None:
-            return self._preset.name
-        return hashlib.sha256(start_path(self._directory, task).read_bytes()).hexdigest()[:16]
 
     def _open_pool(self) -> ProcessPoolExecutor:
         # Forked children of a process with threads may hang.
@@ -121,6 +127,13 @@ def set_up_worker() -> None:
 def start_path(directory: Path, task: str) -> Path:
     """Where the weights lie that every cell of a task starts from."""
     return directory / "starts" / f"{task}.safetensors"
+
+
+def start_digest(preset: Preset, directory: Path, task: str) -> str:
+    """Of the weights that cells of the task start from: cells from others do not count."""
+    path = weights_file() if preset.warm_up is None else start_path(directory, task)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def tuning_specs(preset: Preset, arms: Iterable[str]) -> list[CellSpec]:
@@ -216,9 +229,13 @@ def _make_world(preset: Preset, task: str) -> World:
     return DigitWorld(preset.tasks[task]) if preset.tasks else LanguageWorld()
 
 
-def _run_cell(preset: Preset, spec: CellSpec, directory: Path, path: Path, digest: str) -> None:
+def _run_cell(
+    preset: Preset, spec: CellSpec, directory: Path, path: Path, digest: str, versions: dict[str, str]
+) -> None:
     world = _make_world(preset, spec.task)
-    result = Cell(spec, world=world, start=_start(preset, spec, directory, world)).run()
+    start = _start(preset, spec, directory, world)
+    made_by = versions | {"device": processor_class(next(iter(start.values())).device.type)}
+    result = replace(Cell(spec, world=world, start=start).run(), made_by=made_by)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps({"start": digest, "result": result.to_json()}))

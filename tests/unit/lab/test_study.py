@@ -10,11 +10,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from asympo.cli import main
 from asympo.common.errors import BadSetting
+from asympo.demo.model import cache_directory
 from asympo.lab import command, presets
+from asympo.lab.analysis import made_by
+from asympo.lab.cell import CellResult
 from asympo.lab.presets import PRESETS
-from asympo.lab.report import MARKS
+from asympo.lab.report import MARKS, provenance
+from asympo.lab.study import start_digest
+from asympo.learner.step.compute import processor_class
+from safetensors.torch import save_file
 
 from tests.unit.lab.tiny import TINY
 
@@ -48,7 +55,13 @@ def test_study_reports_every_cell_with_its_seeds(study: tuple[Path, dict[str, An
     assert set(summary["collapse_window"]) == {"asympo", "grpo"}
     assert summary["tuning"]["grpo"]["runs"] == summary["tuning"]["asympo"]["runs"] == 2
     assert summary["moonshot"]["best_current_policy_only"]["arm"] == "asympo"
-    assert len(list((directory / "cells").iterdir())) == 2 * 2 * 2 + 4 + 3
+    num_cells = 2 * 2 * 2 + 4 + 3
+    assert len(list((directory / "cells").iterdir())) == num_cells
+    (maker,) = summary["made_by"]
+    assert maker["cells"] == num_cells
+    for name in ("asympo", "torch", "transformers"):
+        assert maker["versions"][name] == summary["versions"][name]
+    assert maker["versions"]["device"] == processor_class("cpu")
 
 
 def test_cells_draw_from_policies_of_the_age_asked_for(study: tuple[Path, dict[str, Any]]) -> None:
@@ -92,6 +105,38 @@ def test_grid_of_another_kind_and_of_fresh_seeds_alone_has_a_report(
     flags = ["--preset", "tiny", "--grid", "other", "--workers", "1", "--resume", "--out", str(out)]
     assert command.main(["stability", *flags]) == 0
     assert "| `tis` * |" in (out / "headline.md").read_text()
+
+
+def test_cells_that_do_not_say_who_made_them_are_read_and_told_apart(
+    study: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    cells = tmp_path / "cells"
+    shutil.copytree(study[0] / "cells", cells)
+    old, *_ = sorted(cells.glob("*_uniform_*.json"))
+    values = json.loads(old.read_text())
+    del values["result"]["made_by"]
+    old.write_text(json.dumps(values))
+    results = [CellResult.from_json(json.loads(path.read_text())["result"]) for path in cells.iterdir()]
+    told = made_by(results)
+    assert [each["cells"] for each in told] == [14, 1]
+    assert told[1]["versions"] == {}
+    assert "an unknown version: 1" in provenance({**study[1], "made_by": told})
+
+
+def test_start_of_a_language_model_is_told_by_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = cache_directory() / "smollm2-135m-instruct-1"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    digests = set()
+    for value in (0.0, 1.0):
+        weights = {"model.embed_tokens.weight": torch.full((2, 2), value, dtype=torch.bfloat16)}
+        save_file(weights, str(model / "model.safetensors"))
+        digests.add(start_digest(presets.SMOLLM, tmp_path, "short"))
+    assert len(digests) == 2
 
 
 def test_results_are_not_overwritten_without_resume(
@@ -174,6 +219,14 @@ def test_paper_preset_refuses_without_gpus(
     assert {read_run_file(path).learner_values["objective"] for path in files} == {
         *("asympo", "spo", "naive", "gpg")
     }
+
+
+def test_document_without_marks_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(BadSetting, match=r"page\.md lacks the lines"):
+        command.main(["stability", "--out", str(tmp_path / "out"), "--update", str(page)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_grid_names_the_choices() -> None:
