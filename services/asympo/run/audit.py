@@ -17,7 +17,8 @@ def effective_steps(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str,
     history: dict[int, Mapping[str, Any]] = {}
     for row in rows:
         step = int(row["step"])
-        history = {earlier: kept for earlier, kept in history.items() if earlier < step}
+        while history and next(reversed(history)) >= step:
+            history.popitem()
         history[step] = row
     return history
 

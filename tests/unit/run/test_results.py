@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def test_segment_that_covers_lost_numbers_voids_what_had_them(tmp_path: Path) ->
 def test_going_back_voids_all_later_steps() -> None:
     rows = [{"step": step, "n": n} for n, step in enumerate((1, 2, 3, 2))]
     assert [row["n"] for row in effective_steps(rows).values()] == [0, 3]
+
+
+def test_long_history_takes_no_longer_for_each_row() -> None:
+    rows = [{"step": step} for step in range(30_000)]
+    began = time.process_time()
+    assert len(effective_steps(rows)) == len(rows)
+    assert time.process_time() - began < 2.0, "linear takes hundredths of a second, quadratic tens"
 
 
 def test_accuracy_says_its_interval() -> None:
