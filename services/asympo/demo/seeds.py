@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.5
 
 
 def run_seeds(count: int, flags: Sequence[str], *, directory: Path, is_json: bool) -> int:
-    """The worst exit code; `directory` is where demos keep their runs, `flags` are for all of them."""
+    """The worst exit code, of a killed demo 128 + the signal; `directory` keeps runs, `flags` are for all."""
     found: list[dict[str, Any]] = []
     code = 0
     with StopSignal() as stop:
@@ -42,10 +42,11 @@ def run_seeds(count: int, flags: Sequence[str], *, directory: Path, is_json: boo
             stop.on_stop(demo.terminate)
             while demo.poll() is None:
                 stop.wait(_POLL_SECONDS)
-            code = max(code, demo.returncode)
+            ended = demo.returncode if demo.returncode >= 0 else 128 - demo.returncode
+            code = max(code, ended)
             if stop.is_set:
                 return 130
-            found.append({"seed": seed, "exit_code": demo.returncode, **_said(directory / name, since=begun)})
+            found.append({"seed": seed, "exit_code": ended, **_said(directory / name, since=begun)})
     if is_json:
         write_json({"seeds": found})
     else:

@@ -12,13 +12,15 @@ from asympo.demo import seeds
 from asympo.demo.command import _is_as_it_is, main
 
 DEMO = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 said = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:] if "=" in flag)
-print("what a demo shows")
+print("what a demo shows", flush=True)
 seed = int(said["learner.seed"])
 room = pathlib.Path(said["run.directory"], said["run.name"])
 if seed == 2:
     sys.exit(3)
+if seed == 3:
+    os.kill(os.getpid(), 9)
 room.mkdir()
 summary = {"held_out_accuracy_after": 0.5 + seed / 10, "remarks": sys.argv[1:]}
 (room / "summary.json").write_text(json.dumps(summary))
@@ -45,14 +47,14 @@ def test_each_demo_has_a_seed_and_a_run_of_its_own_and_standard_output_is_json(
     old.parent.mkdir()
     old.write_text('{"held_out_accuracy_after": 0.9}')
     os.utime(old, (1, 1))
-    given = [f"--run.directory={tmp_path}", "--learner.total-steps=2", "--seeds", "3", "--json", "--lora"]
-    assert main(given) == 3
+    given = [f"--run.directory={tmp_path}", "--learner.total-steps=2", "--seeds", "4", "--json", "--lora"]
+    assert main(given) == 128 + 9
     said = capfd.readouterr()
     found = json.loads(said.out)["seeds"]
-    assert [each["seed"] for each in found] == [0, 1, 2]
-    assert [each["exit_code"] for each in found] == [0, 1, 3]
-    assert [each.get("held_out_accuracy_after") for each in found] == [0.5, 0.6, None]
-    assert said.err.count("what a demo shows") == 3
+    assert [each["seed"] for each in found] == [0, 1, 2, 3]
+    assert [each["exit_code"] for each in found] == [0, 1, 3, 137]
+    assert [each.get("held_out_accuracy_after") for each in found] == [0.5, 0.6, None, None]
+    assert said.err.count("what a demo shows") == 4
     flags = found[1]["remarks"]
     assert flags[:2] == ["demo", "--fresh"]
     assert {"--lora", "--learner.total-steps=2", "--generator.vllm.seed=1"} <= set(flags)
