@@ -60,7 +60,7 @@ class Supervisor:
         self._generator_status: list[Mapping[str, Any]] = [{} for _ in plan.generators]
         self._memory = MemoryWatch()
         self._status: Mapping[str, Any] = {}
-        self._step = 0
+        self._step = self._num_appended = 0
         self._phase = "starting"
         self._started_at = time.monotonic()
         self._was_serving = False
@@ -180,7 +180,8 @@ class Supervisor:
             self._progress.rest()
         text = self._progress.note(
             step=self._step,
-            num_groups=int(self._generator_totals.total("groups_appended")),
+            # Those of a gateway too, which no generator counts.
+            num_groups=self._num_appended + int(self._generator_totals.total("groups_appended")),
             num_failures=int(self._generator_totals.total("prompt_failures")),
             cause=self._warnings.likely_cause,
         )
@@ -208,11 +209,7 @@ class Supervisor:
         return False
 
     def _refuse_dead_ends(self) -> None:
-        for service in self._services:
-            if service is not self._services.evaluator and service.has_ended and service.exit_code != 0:
-                raise _ended(service)
-        if all(service.has_ended for service in self._services.generators):
-            raise AsympoError("no generator is left, so nothing is sampled: start the run again")
+        self._services.refuse_dead_ends()
         limit = self._plan.file.run.start_timeout_seconds
         if not self._was_serving and time.monotonic() - self._started_at > limit:
             raise NoProgress(
@@ -243,28 +240,34 @@ class Supervisor:
         """After the last step: the generator loads the last policy and is examined."""
         self._wait_for_evaluator()
         latest = run_log.policies.latest()
-        step = None if latest is None else latest.step
         if self._held_out is None:
             return None
-        if step is not None and self._held_out.is_measured_at(step):
-            return LastPolicy(step=step, is_served=True, wait_seconds=0.0)
-        self._phase = "waiting for the generator to serve the last policy"
-        began = time.monotonic()
-        is_served = latest is not None and self._is_served(latest, run_log)
-        waited = time.monotonic() - began
-        if self._stop.is_set:
-            return LastPolicy(
-                step=step,
-                is_served=is_served,
-                wait_seconds=waited,
-                problem="the run was stopped before the last policy was measured",
-            )
-        if not is_served:
-            self._note("the generator does not serve the last policy; the one it serves is measured")
-        self._phase = "measuring held-out accuracy after training"
-        self._poll()
-        text = self._held_out.measure_after(timeout_seconds=_EVALUATION_SECONDS)
-        self._note(text)
+        if latest is not None and self._held_out.is_measured_at(latest.step):
+            return LastPolicy(step=latest.step, is_served=True, wait_seconds=0.0)
+        return self._measure_last(latest, run_log, self._held_out)
+
+    def _measure_last(
+        self, latest: PolicyAnnouncement | None, run_log: RunLog, held_out: HeldOutMeasurements
+    ) -> LastPolicy:
+        """Again if the generator was started again meanwhile, as long as there is time."""
+        generator, deadline = self._services.generators[0], time.monotonic() + _EVALUATION_SECONDS
+        earlier, waited, is_served, text = held_out.after, 0.0, False, ""
+        while not self._stop.is_set:
+            life, began = generator.num_restarts, time.monotonic()
+            self._phase = "waiting for the generator to serve the last policy"
+            is_served = latest is not None and self._is_served(latest, run_log)
+            waited += time.monotonic() - began
+            if not (is_served or self._stop.is_set):
+                self._note("the generator does not serve the last policy; the one it serves is measured")
+            self._phase = "measuring held-out accuracy after training"
+            text = held_out.measure_after(timeout_seconds=_EVALUATION_SECONDS, go_on=self._look_after)
+            self._note(text)
+            is_same = generator.has_ended or (generator.is_running and generator.num_restarts == life)
+            if held_out.after is not earlier or is_same or time.monotonic() > deadline:
+                break
+        if self._stop.is_set and held_out.after is earlier:
+            text = "the run was stopped before the last policy was measured"
+        step = None if latest is None else latest.step
         return LastPolicy(step=step, is_served=is_served, wait_seconds=waited, problem=text)
 
     def _wait_for_evaluator(self) -> None:
@@ -273,25 +276,27 @@ class Supervisor:
         if evaluator is None:
             return
         self._phase = "waiting for the evaluations of the last policy"
-        while not (evaluator.has_ended or self._stop.is_set or time.monotonic() > deadline):
-            for text in self._services.check():
-                self._note(text)
-            self._poll()
+        while self._look_after() and time.monotonic() < deadline and not evaluator.has_ended:
             self._stop.wait(_LOOP_SECONDS)
 
     def _is_served(self, policy: PolicyAnnouncement, run_log: RunLog) -> bool:
-        """Waits until the generator serves a policy; False when it refuses it or takes too long."""
-        deadline = time.monotonic() + _LAST_POLICY_SECONDS
-        while not self._stop.is_set and time.monotonic() < deadline:
-            for text in self._services.check():
-                self._note(text)
-            self._poll()
+        """Waits until the generator serves a policy; False when it refuses it, is gone or takes too long."""
+        generator, deadline = self._services.generators[0], time.monotonic() + _LAST_POLICY_SECONDS
+        while self._look_after() and time.monotonic() < deadline and not generator.has_ended:
             if self._generator_status[0].get("policy_step") == policy.step:
                 return True
             if any((bad.step, bad.fence) == (policy.step, policy.fence) for bad in run_log.policies.bad()):
                 return False
             self._stop.wait(_LOOP_SECONDS)
         return False
+
+    def _look_after(self) -> bool:
+        """For those who wait for something: once more, unless a person stops the run (False)."""
+        if not self._stop.is_set:
+            for text in self._services.check():
+                self._note(text)
+            self._poll()
+        return not self._stop.is_set
 
     def _poll(self) -> None:
         """Asks everyone how it goes, and shows it."""
@@ -305,11 +310,14 @@ class Supervisor:
             if step > self._step:
                 self._services.note_progress(self._services.learner)
             self._step = step
+            num_appended = int(self._status.get("appended") or 0)
+            if num_appended > self._num_appended:
+                self._num_appended = num_appended
+                self._services.note_groups()
             self._warn(self._services.learner, self._status)
         for number, http in enumerate(self._generator_http):
             service = self._services.generators[number]
-            status = (http.get("/v1/status") if service.is_running else None) or {}
-            self._generator_status[number] = status
+            status = self._generator_status[number] = (service.is_running and http.get("/v1/status")) or {}
             self._generator_totals.note(service.name, service.num_restarts, status)
             self._warn(service, status)
             if status.get("groups_appended"):
@@ -390,11 +398,3 @@ class Supervisor:
         section = self._plan.file.run
         is_learner = service is self._services.learner
         return section.learner_drain_seconds if is_learner else section.generator_drain_seconds
-
-
-def _ended(service: Service) -> AsympoError:
-    words = service.last_words()
-    error = AsympoError(f"the {service.name} cannot go on (exit code {service.exit_code}){words}")
-    if service.exit_code is not None and service.exit_code > 0:
-        error.exit_code = service.exit_code
-    return error

@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from asympo.v1 import learner_service_pb2 as messages
 from asympo.v1.learner_service_pb2_grpc import LearnerServiceStub
 
 _CALL_SECONDS = 10.0
+_TURN_SECONDS = 1.0
 
 
 class HeldOutMeasurements:
@@ -118,19 +121,21 @@ class HeldOutMeasurements:
         self._save("before", self.before)
         return f"held-out accuracy before training: {self.before}"
 
-    def measure_after(self, *, timeout_seconds: float) -> str:
-        """Blocks until the policy that is served now is measured; a sentence about the result."""
+    def measure_after(self, *, timeout_seconds: float, go_on: Callable[[], bool]) -> str:
+        """Waits until the policy that is served now is measured; a sentence about the result.
+
+        `go_on` is called every second or so, to look after what else there is; False ends the wait.
+        """
         self.prepare()
-        if self._rendering is not None:
-            self._rendering.join(timeout=timeout_seconds)
-        if self._held_out is None or self._render_problem:
-            problem = self._render_problem or "its prompts were not rendered in time"
+        problem = _wait(self._rendering, timeout_seconds=timeout_seconds, go_on=go_on)
+        problem = self._render_problem or problem
+        if self._held_out is None or problem:
             return f"held-out accuracy after training is unknown: {problem}"
-        self._begin(self._held_out).join(timeout=timeout_seconds)
-        done, self._evaluation = self._evaluation, None
-        if done is None or done.accuracy is None:
-            problem = (done and done.problem) or "no answer in time"
-            return f"held-out accuracy after training is unknown: {problem}"
+        done = self._begin(self._held_out)
+        problem = _wait(done, timeout_seconds=timeout_seconds, go_on=go_on)
+        self._evaluation = None
+        if done.accuracy is None:
+            return f"held-out accuracy after training is unknown: {done.problem or problem}"
         self.after = done.accuracy
         self._save("after", self.after)
         return f"held-out accuracy after training: {self.after}"
@@ -173,3 +178,15 @@ class HeldOutMeasurements:
 
     def _save(self, name: str, accuracy: Accuracy) -> None:
         write_whole(self._directory / f"held_out_{name}.json", json.dumps(asdict(accuracy)) + "\n")
+
+
+def _wait(thread: threading.Thread | None, *, timeout_seconds: float, go_on: Callable[[], bool]) -> str:
+    """Until it has ended; otherwise why nobody waits any longer."""
+    deadline = time.monotonic() + timeout_seconds
+    while thread is not None and thread.is_alive():
+        if not go_on():
+            return "the run was stopped"
+        if time.monotonic() > deadline:
+            return "no answer in time"
+        thread.join(timeout=_TURN_SECONDS)
+    return ""

@@ -138,12 +138,24 @@ class Services:
             time.sleep(min(left, _POLL_SECONDS))
         return service.stop(deadline_seconds=max(0.0, deadline - time.monotonic()))
 
+    def refuse_dead_ends(self) -> None:
+        """Raises AsympoError where one has ended without whom the run cannot go on."""
+        for service in self:
+            if service is not self.evaluator and service.has_ended and service.exit_code != 0:
+                raise _ended(service)
+        if all(service.has_ended for service in self.generators):
+            raise AsympoError("no generator is left, so nothing is sampled: start the run again")
+
     def note_progress(self, service: Service) -> None:
         """It achieved something, and so did those without whom it could not."""
-        needed = [service, self.broker]
+        for each in filter(None, (service, self.broker)):
+            each.note_progress()
         if service is self.learner:
-            # Of an environment's groups the generators append none themselves.
-            needed += [self.gateway, self.environment, *(self.generators if self.environment else ())]
+            self.note_groups()
+
+    def note_groups(self) -> None:
+        """Groups reached the log. Of an environment's the generators append none themselves."""
+        needed = (self.gateway, self.environment, *(self.generators if self.environment else ()))
         for each in filter(None, needed):
             each.note_progress()
 
@@ -196,6 +208,14 @@ def build_services(plan: Plan) -> Services:
         broker_url=plan.broker_url,
         description=tuple(description),
     )
+
+
+def _ended(service: Service) -> AsympoError:
+    words = service.last_words()
+    error = AsympoError(f"the {service.name} cannot go on (exit code {service.exit_code}){words}")
+    if service.exit_code is not None and service.exit_code > 0:
+        error.exit_code = service.exit_code
+    return error
 
 
 def _service(
