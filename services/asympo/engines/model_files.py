@@ -1,5 +1,6 @@
 """Where the run's model lies on this machine."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from asympo.common.foreign.text import reason_of
 log = logging.getLogger(__name__)
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+_SECOND_FORM = "consolidated*"
+"""The same weights in Mistral's own form, which some models bring beside Hugging Face's."""
 
 
 def local_model(model: str) -> Path:
@@ -24,9 +27,24 @@ def local_model(model: str) -> Path:
 
     log.info("Looking for the model %s in the Hugging Face cache and hub", model)
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+        found = snapshot_download(model, allow_patterns=list(_FILES), ignore_patterns=[_SECOND_FORM])
     except (OSError, HFValidationError, ValueError) as error:
         raise BadModel(
             f"the run's model {model!r} is not a directory here and cannot be downloaded "
             f"({reason_of(error)}): name its directory on this machine with --model"
         ) from error
+    return Path(found)
+
+
+def weight_files(model: Path) -> list[Path]:
+    """Those that Transformers loads: each tensor is in one of them, whatever else lies beside them."""
+    if (single := model / "model.safetensors").is_file():
+        return [single]
+    index = model / "model.safetensors.index.json"
+    try:
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except FileNotFoundError:
+        return sorted(model.glob("*.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModel(f"{index} cannot be read: {error!r}") from error
+    return [model / name for name in named if (model / name).is_file()]

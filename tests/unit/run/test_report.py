@@ -1,5 +1,6 @@
 """What is known of a run next morning, and whether its disk holds it."""
 
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,11 +108,11 @@ def test_events_stay_small_and_hold_no_password(tmp_path: Path) -> None:
 def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def need(**settings: Any) -> Any:
+    def need(model: Path = tiny_model, **settings: Any) -> Any:
         learner = LearnerSettings.model_validate(settings)
         return disk_need(
             learner,
-            tiny_model,
+            model,
             num_generators=1,
             max_log_bytes=2_000_000,
             broker_bytes=16_000_000,
@@ -126,6 +127,10 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     assert need().archive == 0
     assert need(retain=True).archive == 10**10
     assert 0 < need(retain=True, total_steps=10).archive < 10**8
+    twice = shutil.copytree(tiny_model, tmp_path / "twice")
+    shutil.copy(twice / "model.safetensors", twice / "consolidated.safetensors")
+    assert need(model=twice) == need()
+    shutil.rmtree(twice)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6_000_000))
     with pytest.raises(BadSetting, match=r"has 6.0 MB free, and the run keeps up to .* MB there \(policies"):
         check_disk(tmp_path, need(), keep_free_bytes=0)

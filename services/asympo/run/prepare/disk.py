@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError, BadSetting
+from asympo.engines.model_files import weight_files
 
 _STATE_BYTES, _POLICY_BYTES = 12, 2
 """Of one parameter: a state holds it and two numbers of the optimizer in float32, a policy is in bfloat16."""
@@ -75,7 +76,7 @@ def disk_need(
 def _shapes(model: Path) -> list[list[int]]:
     """Of all tensors, as the headers of the files say; no weights are read."""
     found: list[list[int]] = []
-    for path in model.glob("*.safetensors"):
+    for path in weight_files(model):
         with path.open("rb") as weights:
             header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
         found += [each["shape"] for name, each in header.items() if name != "__metadata__"]
