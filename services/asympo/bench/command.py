@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     verb = verbs.add_parser("log", help=text, description=text)
     add_log_flags(verb)
     text = "what asynchrony is worth: the real services with a simulated engine, against synchronous steps"
-    verb = verbs.add_parser("pipeline", help=text, description=text)
+    note = "`generator_wait_ratio` is an estimate, 1 - Tg / seconds of a step (Tg: the generator alone)"
+    verb = verbs.add_parser("pipeline", help=text, description=f"{text}. {note}")
     add_pipeline_flags(verb)
     text = "what the gateway costs and keeps: ingest, agents, sessions while generators die, garbage"
     verb = verbs.add_parser("gateway", help=text, description=text)

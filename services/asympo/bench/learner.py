@@ -56,7 +56,7 @@ def measure_learner(arguments: argparse.Namespace, *, say: Say) -> dict[str, Any
         # A process for each shape: what one made the allocator keep must not count for the next.
         for shape in shapes:
             say(f"{shape.name}: steps")
-            _merge(report, _speed_of_one_shape(arguments, shape))
+            join_shape(report, _speed_of_one_shape(arguments, shape))
         wanted.discard("speed")
     if not wanted:
         return report
@@ -101,13 +101,15 @@ def _speed_of_one_shape(arguments: argparse.Namespace, shape: Shape) -> dict[str
     return report
 
 
-def _merge(report: dict[str, Any], part: dict[str, Any]) -> None:
-    """Figures by shape are joined; of single figures the latest stands."""
+def join_shape(report: dict[str, Any], part: dict[str, Any]) -> None:
+    """Figures by shape are joined; of all others the first stand, which nothing before them has disturbed."""
     for name, value in part.items():
-        if isinstance(value, dict) and isinstance(report.get(name), dict):
-            report[name] = {**report[name], **value}
-        else:
-            report[name] = value
+        if not isinstance(value, dict):
+            report.setdefault(name, value)
+            continue
+        known = report.setdefault(name, {})
+        for key, figure in value.items():
+            known.setdefault(key, figure)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _speed(
 ) -> dict[str, Any]:
     device = next(cell.model.parameters()).device
     peak_flops = matmul_peak_flops(device, options.compute_dtype)
-    whole, inner, speeds, peaks = {}, {}, {}, {}
+    whole, inner, speeds, peaks, products = {}, {}, {}, {}, {}
     for name, groups in rollouts.items():
         memory.mark()
         steps = [cell.step(groups, options) for _ in range(1 + repeats)][1:]
@@ -160,11 +162,12 @@ def _speed(
         before_update = statistics.median(step.seconds - step.optimizer_seconds for step in steps)
         # Before and after: a peak taken in a slow moment would flatter the step.
         peak_flops = max(peak_flops, matmul_peak_flops(device, options.compute_dtype))
+        products[name] = peak_flops
         speeds[name] = num_true_tokens(groups) / seconds
         needed = needed_flops(cell.model, options, groups)
         whole[name], inner[name] = needed / seconds / peak_flops, needed / before_update / peak_flops
     return {
-        "matmul_peak_flops": peak_flops,
+        "matmul_peak_flops": products,
         "tokens_per_second": speeds,
         "peak_memory_bytes": peaks,
         "matmul_peak_share": whole,

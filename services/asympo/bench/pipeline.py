@@ -6,6 +6,8 @@ step are Tg and Tt, and (Tg + Tt) / max(Tg, Tt) is the most that overlapping the
 speed is set between them so that both sides take as long. Then the same steps are run with max_staleness 0
 and 1.
 
+`generator_wait_ratio` is an estimate, 1 - Tg / seconds of a step, and no wait that was measured.
+
 A share of the bound above 1 is no error: synchronous steps also wait for the longest response of every step
 and for the reload, which the saturated times do not contain.
 """

@@ -82,6 +82,8 @@ def learner_table(report: dict[str, Any]) -> str:
         columns["tokens/s"] = lambda shape: f"{report['tokens_per_second'][shape]:.0f}"
         columns["peak memory"] = lambda shape: f"{report['peak_memory_bytes'][shape] / 1e9:.1f} GB"
         columns["share of matmul peak"] = lambda shape: f"{report['matmul_peak_share'][shape]:.0%}"
+        if isinstance(report["matmul_peak_flops"], dict):
+            columns["matmul peak"] = lambda shape: f"{report['matmul_peak_flops'][shape] / 1e9:.0f} GFLOP/s"
     if "forward_backward_peak_share" in report:
         columns["in forward and backward"] = lambda shape: (
             f"{report['forward_backward_peak_share'][shape]:.0%}"
@@ -99,9 +101,12 @@ def learner_table(report: dict[str, Any]) -> str:
     machine, model = report["machine"], report["model"]
     facts = [f"{model['name']} ({model['parameters'] / 1e6:.0f} M parameters)", str(machine["processor"])]
     facts.append(f"{report['num_threads']} threads, {report['compute_dtype']}")
-    if "matmul_peak_flops" in report:
-        facts.append(f"matmul peak {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s")
-    facts.append(f"torch {machine['torch']}, load average {machine['load_average']:.1f} at the start")
+    scope = ""
+    if isinstance(report.get("matmul_peak_flops"), float):
+        # Such a file keeps peak and load of its last shape alone.
+        scope = " (of the last shape)" if len(report["tokens_per_second"]) > 1 else ""
+        facts.append(f"matmul peak {report['matmul_peak_flops'] / 1e9:.0f} GFLOP/s{scope}")
+    facts.append(f"torch {machine['torch']}, load average {machine['load_average']:.1f} at the start{scope}")
     lines += ["", "; ".join(facts) + "."]
     if "loss_time_ratio" in report:
         loss = report["loss"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from asympo.bench.cell import LearnerCell, Options, alternate, whole_logits_nll
 from asympo.bench.command import main
+from asympo.bench.learner import join_shape
 from asympo.bench.models import named_config
 from asympo.bench.shapes import make_rollouts, parse_shape
 from asympo.common.errors import BadSetting
@@ -38,6 +39,7 @@ def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None
     for name in (
         "tokens_per_second",
         "peak_memory_bytes",
+        "matmul_peak_flops",
         "matmul_peak_share",
         "forward_backward_peak_share",
         "shared_prompt_speedup",
@@ -52,6 +54,20 @@ def test_report_has_every_number_when_all_is_asked_for(tiny_model: Path) -> None
         "packing",
     }
     assert report["forward_backward_peak_share"]["8/4/2x4"] > report["matmul_peak_share"]["8/4/2x4"]
+
+
+def test_shapes_are_joined_in_their_order_and_the_load_is_that_before_the_first() -> None:
+    report: dict[str, Any] = {"machine": {"load_average": 0.1}, "device": "cpu"}
+    for shape, load in (("a", 1.7), ("b", 1.9)):
+        part = {"machine": {"load_average": load}, "device": "cpu", "model": {"name": "demo"}}
+        join_shape(report, part | {"matmul_peak_flops": {shape: 1e9 * load}})
+    assert report == {
+        "machine": {"load_average": 0.1},
+        "device": "cpu",
+        "model": {"name": "demo"},
+        "matmul_peak_flops": {"a": 1.7e9, "b": 1.9e9},
+    }
+    assert list(report["matmul_peak_flops"]) == ["a", "b"]
 
 
 class _LargestTensor(TorchDispatchMode):

@@ -67,6 +67,28 @@ def test_learner_table_leaves_out_what_was_not_measured() -> None:
     assert "peak" not in table
 
 
+def test_learner_table_shows_the_peak_that_each_shape_was_measured_against() -> None:
+    by_shape = {"a": 0.5, "b": 0.25}
+    report = {
+        "machine": {"processor": "P", "torch": "2", "load_average": 0.5},
+        "model": {"name": "demo", "parameters": 135e6},
+        "num_threads": 2,
+        "compute_dtype": "float32",
+        "tokens_per_second": by_shape,
+        "peak_memory_bytes": by_shape,
+        "matmul_peak_share": by_shape,
+        "matmul_peak_flops": {"a": 100e9, "b": 120e9},
+    }
+    table = learner_table(report)
+    assert "| a | 0 | 0.0 GB | 50% | 100 GFLOP/s |" in table
+    assert "| b | 0 | 0.0 GB | 25% | 120 GFLOP/s |" in table
+    assert table.endswith("load average 0.5 at the start.")
+    # Files of one peak kept that of the last shape alone, and the load then.
+    old = learner_table(report | {"matmul_peak_flops": 120e9})
+    assert "matmul peak 120 GFLOP/s (of the last shape)" in old
+    assert old.endswith("load average 0.5 at the start (of the last shape).")
+
+
 def test_table_without_its_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tables.TABLES, "gone", ("benchmarks/gone.json", peers_table))
     with pytest.raises(ValueError, match=r"benchmarks/gone\.json"):
