@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import Refused, RunLog, Submission, SubmitOutcome, Submitted
@@ -54,17 +55,25 @@ class ProducerQueue:
         self._max_slots = producer.max_slots(capacity)
         self._limit = RateLimit(producer.groups_per_minute)
         self._room = asyncio.Semaphore(max_queued)
+        self._refusal = Submitted(outcome=SubmitOutcome.NO_CAPACITY, sequence=None)
+        """Of whoever was not taken last."""
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._worker = asyncio.ensure_future(self._work())
 
     async def put(self, submission: Submission, *, wait_seconds: float | None) -> "asyncio.Future[Submitted]":
         """Takes one submission as soon as there is room for it; what becomes of it is the future's."""
-        await self._room.acquire()
-        answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self._leave())
         deadline = None if wait_seconds is None else time.monotonic() + wait_seconds
-        self._waiting.append(_Waiting(submission=submission, answer=answer, deadline=deadline))
+        answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(submission=submission, answer=answer, deadline=deadline)
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await self._room.acquire()
+        except TimeoutError:
+            self._answer(waiting, self._refusal)
+            return answer
+        answer.add_done_callback(lambda _: self._leave())
+        self._waiting.append(waiting)
         self._metrics.queued_groups.inc()
         self._arrived.set()
         return answer
@@ -122,8 +131,8 @@ class ProducerQueue:
                 break
             batch.append(waiting)
         allowed = self._limit.take(len(batch))
-        for waiting in batch[allowed:]:
-            waiting.last = Submitted(outcome=SubmitOutcome.OVER_SHARE, sequence=None)
+        if allowed < len(batch):
+            self._refuse_from(allowed, Submitted(outcome=SubmitOutcome.OVER_SHARE, sequence=None))
         return batch[:allowed]
 
     async def _submit(self, batch: list[_Waiting]) -> tuple[list[Submitted], Refused]:
@@ -143,12 +152,21 @@ class ProducerQueue:
 
     def _settle(self, batch: list[_Waiting], answers: list[Submitted]) -> bool:
         """Passes final answers on; says whether all were final."""
+        refusals = [answer for answer in answers if not answer.outcome.is_final]
         for waiting, answer in zip(batch, answers, strict=True):
             if answer.outcome.is_final:
                 self._answer(waiting, answer)
             else:
                 waiting.last = answer
-        return all(answer.outcome.is_final for answer in answers)
+        if refusals:
+            self._refuse_from(len(batch), refusals[-1])
+        return not refusals
+
+    def _refuse_from(self, place: int, refusal: Submitted) -> None:
+        """Whoever waits from this place on is not asked for before those in front are taken."""
+        self._refusal = refusal
+        for waiting in islice(self._waiting, place, None):
+            waiting.last = refusal
 
     def _answer(self, waiting: _Waiting, answer: Submitted) -> None:
         self._metrics.count_group(self._producer.name, answer.outcome)
