@@ -35,7 +35,11 @@ class AsyncClient:
         self._max_wait_seconds = max_wait_seconds
 
     async def submit(
-        self, prompt: str | Prompt | RolloutGroup, responses: Answers = (), *, group_id: str | None = None
+        self,
+        prompt: str | Prompt | RolloutGroup,
+        responses: Answers = (),
+        *,
+        group_id: str | int | None = None,
     ) -> Outcome:
         """Appends one group; returns when it is in the log, was there before, or is refused for good.
 
@@ -49,7 +53,11 @@ class AsyncClient:
     async def submit_many(
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup]
     ) -> list[Outcome]:
-        """Appends groups as fast as slots come; the outcomes of those that were not taken now."""
+        """Appends groups as fast as slots come; the outcomes of those that were not taken now.
+
+        A plain iterable is read on the event loop: give an asynchronous one if it takes long for a group. If
+        it raises, what it gave is sent first, and the error's notes name the groups that were not taken.
+        """
         return await self._way.submit_many(groups, max_wait_seconds=self._max_wait_seconds)
 
     async def close(self) -> None:

@@ -15,10 +15,12 @@ def new_id() -> str:
     return f"{time.time_ns() // 1_000_000}-{secrets.token_hex(6)}"
 
 
-def text_group(prompt: str | Prompt, responses: Answers, *, group_id: str | None = None) -> RolloutGroup:
+def text_group(
+    prompt: str | Prompt, responses: Answers, *, group_id: str | int | None = None
+) -> RolloutGroup:
     """A group; pairs become finished responses of text."""
     return RolloutGroup(
-        group_id=group_id or new_id(),
+        group_id=new_id() if group_id in (None, "") else str(group_id),
         prompt=Prompt(text=prompt) if isinstance(prompt, str) else prompt,
         responses=tuple(
             each

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from asympo.client.outbox import send_all
 from asympo.client.ways import (
     CALL_SECONDS,
     RETRIED,
@@ -12,10 +13,11 @@ from asympo.client.ways import (
     Patience,
     ProducerRefused,
     Unreachable,
-    batches,
     checked,
+    refusal,
 )
 from asympo.common.codec import to_message
+from asympo.common.errors import InvalidRecord
 from asympo.common.proxies import DIRECT_CHANNEL, is_own
 from asympo.common.records import RolloutGroup
 from asympo.v1 import rollout_ingest_service_pb2 as messages
@@ -43,38 +45,47 @@ class GrpcWay:
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, sent until it has a final answer."""
-        request = messages.RolloutIngestServiceSubmitRequest(group=to_message(group))
+        try:
+            request = messages.RolloutIngestServiceSubmitRequest(group=to_message(group))
+        except InvalidRecord as error:
+            return checked(refusal(group, error))
         return checked(await self._submit(request, Patience(max_wait_seconds)))
 
     async def submit_many(
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup], *, max_wait_seconds: float
     ) -> list[Outcome]:
         """Many groups, a stream for some hundreds of them."""
-        refused: list[Outcome] = []
-        streams = batches(groups, _streamed, num_bytes=_num_bytes, max_groups=MAX_GROUPS)
-        async for requests in streams:
-            try:
-                total = await self._stub.SubmitMany(
-                    requests, metadata=self._metadata, timeout=min(CALL_SECONDS, max_wait_seconds)
-                )
-            except grpc.aio.AioRpcError as error:
-                _translated(error)
-                refused += await self._one_by_one(requests, max_wait_seconds)
-            else:
-                refused += map(_outcome, total.refused)
-        return refused
+
+        async def send(requests: list[messages.RolloutIngestServiceSubmitManyRequest]) -> list[Outcome]:
+            return await self._stream(requests, max_wait_seconds)
+
+        return await send_all(
+            groups, encode=_streamed, send=send, num_bytes=_num_bytes, max_groups=MAX_GROUPS
+        )
+
+    async def _stream(
+        self, requests: list[messages.RolloutIngestServiceSubmitManyRequest], max_wait_seconds: float
+    ) -> list[Outcome]:
+        """One stream; the outcomes of those that were not taken."""
+        try:
+            total = await self._stub.SubmitMany(
+                requests, metadata=self._metadata, timeout=min(CALL_SECONDS, max_wait_seconds)
+            )
+        except grpc.aio.AioRpcError as error:
+            _translated(error)
+            return await self._one_by_one(requests, max_wait_seconds)
+        return [_outcome(answer) for answer in total.refused]
 
     async def _one_by_one(
         self, requests: list[messages.RolloutIngestServiceSubmitManyRequest], max_wait_seconds: float
     ) -> list[Outcome]:
         """What a stream that broke, or took too long, did not say: which of its groups are in the log."""
-        outcomes = [
+        return [
             await self._submit(
                 messages.RolloutIngestServiceSubmitRequest(group=each.group), Patience(max_wait_seconds)
             )
             for each in requests
         ]
-        return [outcome for outcome in outcomes if not outcome.is_in_log]
 
     async def _submit(
         self, request: messages.RolloutIngestServiceSubmitRequest, patience: Patience

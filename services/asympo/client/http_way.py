@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from asympo.client.outbox import send_all
 from asympo.client.ways import (
     CALL_SECONDS,
     RETRIED,
@@ -14,10 +15,13 @@ from asympo.client.ways import (
     Patience,
     ProducerRefused,
     Unreachable,
-    batches,
     checked,
+    refusal,
 )
+from asympo.common.codec import FINISH_REASON_FROM_WIRE, to_message
+from asympo.common.errors import InvalidRecord
 from asympo.common.records import RolloutGroup
+from asympo.v1 import rollout_pb2
 
 MAX_GROUPS = 64
 """Of one request of `submit_many`."""
@@ -40,17 +44,21 @@ class HttpWay:
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, sent until it has a final answer."""
-        return checked((await self._send([_encoded(group)], Patience(max_wait_seconds)))[0])
+        try:
+            encoded = _encoded(group)
+        except InvalidRecord as error:
+            return checked(refusal(group, error))
+        return checked((await self._send([encoded], Patience(max_wait_seconds)))[0])
 
     async def submit_many(
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup], *, max_wait_seconds: float
     ) -> list[Outcome]:
         """Many groups, some of them a request."""
-        refused: list[Outcome] = []
-        async for batch in batches(groups, _encoded, num_bytes=len, max_groups=MAX_GROUPS):
-            answers = await self._send(batch, Patience(max_wait_seconds))
-            refused += [answer for answer in answers if not answer.is_in_log]
-        return refused
+
+        async def send(batch: list[bytes]) -> list[Outcome]:
+            return await self._send(batch, Patience(max_wait_seconds))
+
+        return await send_all(groups, encode=_encoded, send=send, num_bytes=len, max_groups=MAX_GROUPS)
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -124,30 +132,40 @@ def _message(body: Any) -> str:
 
 
 def _encoded(group: RolloutGroup) -> bytes:
-    return json.dumps(_as_json(group)).encode()
+    return json.dumps(_as_json(to_message(group))).encode()
 
 
-def _as_json(group: RolloutGroup) -> dict[str, Any]:
+def _as_json(group: rollout_pb2.RolloutGroup) -> dict[str, Any]:
     return {
         "group_id": group.group_id,
-        "prompt": {"text": group.prompt.text, "token_ids": group.prompt.token_ids},
+        "prompt": {"text": group.prompt.text, "token_ids": list(group.prompt.token_ids)},
         "responses": [
             {
                 "text": response.text,
-                "token_ids": response.token_ids,
+                "token_ids": list(response.token_ids),
                 "reward": response.reward,
-                "finish_reason": response.finish_reason.value,
-                "trained_token_mask": response.trained_token_mask or (),
+                "finish_reason": FINISH_REASON_FROM_WIRE[response.finish_reason].value,
+                "trained_token_mask": list(response.trained_token_mask),
                 "stop_string": response.stop_string,
                 "segments": [
                     {
-                        "context_ids": each.context_ids,
-                        "token_ids": each.token_ids,
-                        "trained_token_mask": each.trained_token_mask or (),
+                        "context_ids": list(each.context_ids),
+                        "token_ids": list(each.token_ids),
+                        "trained_token_mask": list(each.trained_token_mask),
                     }
                     for each in response.segments
                 ],
+                **_told_of_functions(response),
             }
             for response in group.responses
         ],
     }
+
+
+def _told_of_functions(response: rollout_pb2.Response) -> dict[str, dict[str, Any]]:
+    """Left out where there is nothing: a gateway of an earlier release knows no such fields."""
+    told: dict[str, dict[str, Any]] = {
+        "function_values": dict(response.function_values),
+        "function_notes": dict(response.function_notes),
+    }
+    return {name: entries for name, entries in told.items() if entries}

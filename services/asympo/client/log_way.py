@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterable, Iterable
 
-from asympo.client.ways import RETRIED, Outcome, Patience, checked, each
+from asympo.client.outbox import send_all
+from asympo.client.ways import RETRIED, Outcome, Patience, checked, refusal
 from asympo.common.codec import encode_group
 from asympo.common.errors import BrokerUnavailable, InvalidRecord
 from asympo.common.records import RolloutGroup
@@ -27,8 +28,13 @@ class LogWay:
         self, groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup], *, max_wait_seconds: float
     ) -> list[Outcome]:
         """One after the other."""
-        answers = [await self._submit(group, Patience(max_wait_seconds)) async for group in each(groups)]
-        return [answer for answer in answers if not answer.is_in_log]
+
+        async def send(batch: list[RolloutGroup]) -> list[Outcome]:
+            return [await self._submit(group, Patience(max_wait_seconds)) for group in batch]
+
+        return await send_all(
+            groups, encode=lambda group: group, send=send, num_bytes=lambda _: 0, max_groups=1
+        )
 
     async def close(self) -> None:
         """Ends the connection."""
@@ -37,11 +43,11 @@ class LogWay:
 
     async def _submit(self, group: RolloutGroup, patience: Patience) -> Outcome:
         try:
-            group_id = foreign_id(self._producer, group.group_id)
+            group_id = foreign_id(self._producer, str(group.group_id))
             named = RolloutGroup(group_id=group_id, prompt=group.prompt, responses=group.responses)
             submission = Submission(group_id=group_id, payload=encode_group(named))
         except InvalidRecord as error:
-            return Outcome(group_id=group.group_id, outcome="invalid", reason=str(error))
+            return refusal(group, error)
         while True:
             try:
                 if self._log is None:

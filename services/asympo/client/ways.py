@@ -3,21 +3,18 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from asympo.common.errors import AsympoError, NoProgress
+from asympo.common.errors import AsympoError, InvalidRecord, NoProgress
 from asympo.common.records import RolloutGroup
 
 RETRIED = frozenset({"no_capacity", "over_share", "paused", "not_started"})
 """Outcomes that change with time."""
 MAX_PAUSE_SECONDS = 5.0
-MAX_BATCH_BYTES = 8 * 2**20
-"""Of what is sent at once, unless it is one group."""
 CALL_SECONDS = 90.0
 """Of one call: longer than any gateway waits for a slot."""
-T = TypeVar("T")
 
 
 class ProducerRefused(AsympoError):
@@ -84,6 +81,11 @@ def checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def refusal(group: RolloutGroup, error: InvalidRecord) -> Outcome:
+    """Of a group that cannot be sent at all."""
+    return Outcome(group_id=str(group.group_id), outcome="invalid", reason=str(error))
+
+
 async def each(groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup]) -> AsyncIterator[RolloutGroup]:
     """Groups of either kind of source."""
     if isinstance(groups, AsyncIterable):
@@ -92,24 +94,3 @@ async def each(groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup]) -> 
     else:
         for group in groups:
             yield group
-
-
-async def batches(
-    groups: Iterable[RolloutGroup] | AsyncIterable[RolloutGroup],
-    encode: Callable[[RolloutGroup], T],
-    *,
-    num_bytes: Callable[[T], int],
-    max_groups: int,
-) -> AsyncIterator[list[T]]:
-    """Groups as they are sent, some at a time: so many, or MAX_BATCH_BYTES, or one."""
-    batch: list[T] = []
-    size = 0
-    async for group in each(groups):
-        encoded = encode(group)
-        if batch and (len(batch) == max_groups or size + num_bytes(encoded) > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(encoded)
-        size += num_bytes(encoded)
-    if batch:
-        yield batch

@@ -39,6 +39,8 @@ FINISH_REASON_FROM_WIRE: dict[int, FinishReason] = {
 
 _GROUP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*", re.ASCII)
 _MAX_UINT32 = 2**32 - 1
+_NOT_OF_ITS_TYPE = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
+"""What a value raises that is not what its field says."""
 _MAX_OTHER_FIELDS = 64
 """Fields of a record besides its responses, with room for later versions of the schema."""
 _MAX_RESPONSE_FIELDS = 2 * MAX_FUNCTION_VALUES + MAX_SEGMENTS + _MAX_OTHER_FIELDS
@@ -68,9 +70,12 @@ def encode_group(group: RolloutGroup) -> bytes:
 
     Raises InvalidRecord for a group that no reader would accept, whatever its limits.
     """
-    _check_group_id(group.group_id)
-    _check_prompt(group.prompt)
-    _check_responses(group.responses)
+    try:
+        _check_group_id(group.group_id)
+        _check_prompt(group.prompt)
+        _check_responses(group.responses)
+    except _NOT_OF_ITS_TYPE as error:
+        raise _unserialisable(group, error) from error
     payload = to_message(group).SerializeToString(deterministic=True)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise InvalidRecord(f"group has {len(payload)} bytes, more than {MAX_PAYLOAD_BYTES}")
@@ -81,13 +86,13 @@ def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
     """As the wire has it, unchecked; raises InvalidRecord for what cannot be put there at all."""
     try:
         return rollout_pb2.RolloutGroup(
-            group_id=group.group_id,
+            group_id=str(group.group_id),
             prompt=rollout_pb2.Prompt(token_ids=group.prompt.token_ids, text=group.prompt.text),
             responses=[
                 rollout_pb2.Response(
                     token_ids=response.token_ids,
                     text=response.text,
-                    reward=float(response.reward),
+                    reward=_number(f"response {index} has reward", response.reward),
                     finish_reason=FINISH_REASON_TO_WIRE[response.finish_reason],
                     trained_token_mask=response.trained_token_mask or (),
                     stop_string=response.stop_string,
@@ -102,15 +107,27 @@ def to_message(group: RolloutGroup) -> rollout_pb2.RolloutGroup:
                         for segment in response.segments
                     ],
                 )
-                for response in group.responses
+                for index, response in enumerate(group.responses)
             ],
             unscored=[
                 rollout_pb2.UnscoredResponse(text=each.text, reason=each.reason) for each in group.unscored
             ],
             columns_json=group.columns_json,
         )
-    except (TypeError, ValueError) as error:  # lone surrogates in a text, a token id that is no integer
-        raise InvalidRecord(f"group {group.group_id} cannot be serialised: {error}") from error
+    except _NOT_OF_ITS_TYPE as error:  # lone surrogates in a text, a token id that is no integer
+        raise _unserialisable(group, error) from error
+
+
+def _unserialisable(group: RolloutGroup, error: Exception) -> InvalidRecord:
+    return InvalidRecord(f"group {group.group_id} cannot be serialised: {error}")
+
+
+def _number(what: str, value: Any) -> float:
+    """A float of whatever has one (NumPy's numbers, a scalar tensor); raises InvalidRecord."""
+    try:
+        return float(value)
+    except _NOT_OF_ITS_TYPE as error:
+        raise InvalidRecord(f"{what} {str(value)[:40]}, which is not a number") from error
 
 
 def decode_group(payload: bytes, *, limits: WireLimits) -> RolloutGroup:
@@ -295,16 +312,18 @@ def _check_response(name: str, response: Response, vocab_size: int | None) -> No
         _check_segments(name, response, vocab_size)
     elif not response.token_ids and not response.text:
         raise InvalidRecord(f"{name} is empty: neither token ids nor text")
-    if not math.isfinite(response.reward):
-        raise InvalidRecord(f"{name} has reward {response.reward}, which is not finite")
-    if abs(response.reward) > MAX_ABS_REWARD:
-        raise InvalidRecord(f"{name} has reward {response.reward}, beyond {MAX_ABS_REWARD:g}")
+    reward = _number(f"{name} has reward", response.reward)
+    if not math.isfinite(reward):
+        raise InvalidRecord(f"{name} has reward {reward}, which is not finite")
+    if abs(reward) > MAX_ABS_REWARD:
+        raise InvalidRecord(f"{name} has reward {reward}, beyond {MAX_ABS_REWARD:g}")
     for what, entries in (("values", response.function_values), ("notes", response.function_notes)):
         if len(entries) > MAX_FUNCTION_VALUES:
             raise InvalidRecord(
                 f"{name} has {len(entries)} {what} of functions, more than {MAX_FUNCTION_VALUES}"
             )
-    for function, value in response.function_values.items():
+    for function, given in response.function_values.items():
+        value = _number(f"{name} has of function {function[:40]!r} the value", given)
         if not math.isfinite(value):
             raise InvalidRecord(f"{name} has {value} of function {function[:40]!r}, which is not finite")
         if abs(value) > MAX_ABS_FUNCTION_VALUE:

@@ -6,7 +6,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from asympo.common.codec import FINISH_REASON_TO_WIRE
 from asympo.common.errors import InvalidRecord
-from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_RESPONSES, MAX_SEGMENTS, FinishReason
+from asympo.common.records import (
+    MAX_FUNCTION_VALUES,
+    MAX_RESPONSE_TOKENS,
+    MAX_RESPONSES,
+    MAX_SEGMENTS,
+    FinishReason,
+)
 from asympo.v1 import rollout_pb2
 
 
@@ -70,6 +76,9 @@ class ResponseBody(_Body):
     stop_string: Text = ""
     segments: list[SegmentBody] = Field(default=[], max_length=MAX_SEGMENTS)
     """Instead of text and token ids."""
+    function_values: dict[Text, float] = Field(default={}, max_length=MAX_FUNCTION_VALUES)
+    """Parts of the reward, for people."""
+    function_notes: dict[Text, Text] = Field(default={}, max_length=MAX_FUNCTION_VALUES)
 
 
 class GroupBody(_Body):
@@ -117,5 +126,7 @@ def _response(body: ResponseBody) -> rollout_pb2.Response:
         finish_reason=FINISH_REASON_TO_WIRE[FinishReason(body.finish_reason)],
         trained_token_mask=body.trained_token_mask,
         stop_string=body.stop_string,
+        function_values=body.function_values,
+        function_notes=body.function_notes,
         segments=[rollout_pb2.Segment(**dict(each)) for each in body.segments],
     )

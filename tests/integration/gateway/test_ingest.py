@@ -6,10 +6,12 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 
 import httpx
+import numpy as np
 import pytest
 from asympo.cli import main
 from asympo.client import AsyncClient, Client, text_group
@@ -29,6 +31,7 @@ StartGateway = Callable[..., RunningGateway]
 NUM_SUMS = 321
 """Prompts of the addition task as it is set up by default."""
 WAYS = ("http", "grpc", "redis")
+TOO_MANY = {str(number): 1.0 for number in range(65)}
 GROUP = {
     "group_id": "1",
     "prompt": "2 + 2?",
@@ -62,7 +65,8 @@ def test_submitted_group_is_in_the_log_once_however_often_it_is_sent(
     gateway = start_gateway()
     with client_of(gateway, way, log, broker_url) as client:
         first = client.submit("2 + 2?", [("4", 1.0), ("5", 0.0)], group_id="17-a")
-        again = client.submit("2 + 2?", [("4", 1.0), ("5", 0.0)], group_id="17-a")
+        numbers = (np.float32(1.0), Decimal(0))
+        again = client.submit("2 + 2?", list(zip("45", numbers, strict=True)), group_id="17-a")  # type: ignore[arg-type]
     assert (first.outcome, again.outcome) == ("appended", "duplicate")
     (entry,) = learner.consume(10)
     assert entry.group_id == first.group_id == "agents/17-a"
@@ -73,7 +77,7 @@ def test_submitted_group_is_in_the_log_once_however_often_it_is_sent(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_response_of_several_segments_comes_as_it_was_sent(
+def test_response_with_all_its_fields_comes_as_it_was_sent(
     way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
 ) -> None:
     learner = start_run(log)
@@ -84,6 +88,8 @@ def test_response_of_several_segments_comes_as_it_was_sent(
             segments=(first, ResponseSegment(context_ids=(4, 5), token_ids=(6,))),
             reward=1.0,
             finish_reason=FinishReason.LENGTH,
+            function_values={"judge": 0.5},
+            function_notes={"judge/why": "short"},
         ),
     )
     with client_of(start_gateway(), way, log, broker_url) as client:
@@ -100,6 +106,7 @@ def test_many_groups_go_in_as_slots_come_and_bad_ones_stop_nobody(
     gateway = start_gateway(slot_wait_seconds=0.5)
     groups = [text_group("?", [("a", 1.0), ("b", 0.0)], group_id=str(number)) for number in range(40)]
     groups.insert(5, text_group("?", [("a", math.nan), ("b", 0.0)], group_id="1000-bad"))
+    groups.insert(9, text_group("?", [("a", None), ("b", 0.0)], group_id="1001-bad"))  # type: ignore[list-item]
     seen: list[str] = []
 
     def consume() -> None:
@@ -112,8 +119,8 @@ def test_many_groups_go_in_as_slots_come_and_bad_ones_stop_nobody(
         refused = client.submit_many(groups)
     consuming.join(60)
     assert seen == [f"agents/{number}" for number in range(40)]
-    assert [each.outcome for each in refused] == ["invalid"]
-    assert "reward" in refused[0].reason
+    assert [each.outcome for each in refused] == ["invalid"] * 2
+    assert ["reward" in each.reason for each in refused] == [True] * 2
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -125,6 +132,8 @@ def test_wrong_record_is_refused_with_its_field_and_the_reason(
     with client_of(gateway, way, log, broker_url) as client:
         with pytest.raises(ProducerRefused, match=r"response.* 1.*empty|response 1 is empty"):
             client.submit("?", [("a", 1.0), ("", 0.0)])
+        with pytest.raises(ProducerRefused, match="response 1 has reward None, which is not a number"):
+            client.submit("?", [("a", 1.0), ("b", None)])  # type: ignore[list-item]
         with pytest.raises(ProducerRefused, match="a number that grows"):
             client.submit("?", [("a", 1.0), ("b", 0.0)], group_id="mine")
     assert log.stats.read().appended == 0
@@ -175,6 +184,8 @@ def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway:
         ({"responses": [{"segments": [{"context_ids": [1]}], "reward": 1}]}, "segments.0.token_ids"),
         ({"responses": [{"segments": [{"token_ids": [1]}] * 2, "reward": 1}]}, "segment 1 has no context"),
         ({"responses": [{"segments": [{"token_ids": [2**40]}], "reward": 1}]}, "cannot be stored"),
+        ({"responses": [{"text": "a", "reward": 1, "function_values": TOO_MANY}]}, "function_values"),
+        ({"responses": [{"text": "a", "reward": 1, "function_values": {"f": 1e31}}]}, "beyond 1e+30"),
         ({"prompt": {"text": "a", "token_idz": []}}, "token_idz"),
         ({"group_id": "../1"}, "group_id"),
         ({"group_id": "\ud800"}, "group_id"),
