@@ -44,6 +44,7 @@ def measure(
     memory = {way: statistics.median(r.memory_bytes for r in results) for way, results in taken.items()}
     return {
         "num_tokens": num_tokens,
+        "row_tokens": _row_tokens(),
         "vocab_size": vocab_size,
         "hidden_size": HIDDEN_SIZE,
         "seconds": seconds,
@@ -51,6 +52,13 @@ def measure(
         "loss_time_ratio": seconds["chunked"] / seconds["whole"],
         "loss_memory_ratio": memory["chunked"] / memory["whole"],
     }
+
+
+def _row_tokens() -> int:
+    """Tokens of a row, as the learner has them by default."""
+    from asympo.learner.settings import LearnerSettings
+
+    return int(LearnerSettings.model_fields["token_budget"].default)
 
 
 def _in_process(way: str, device: str, dtype: str, num_tokens: int, vocab_size: int) -> LossStage:
@@ -70,7 +78,6 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
     from asympo.bench.cell import whole_logits_nll
     from asympo.bench.memory import PeakMemory
     from asympo.learner.model.nll import HeadOptions, chunk_bounds, token_nll
-    from asympo.learner.settings import LearnerSettings
 
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     torch.manual_seed(0)
@@ -78,7 +85,7 @@ def _run(way: str, device_name: str, dtype_name: str, num_tokens: int, vocab_siz
     weight = (0.05 * torch.randn(vocab_size, HIDDEN_SIZE, device=device)).requires_grad_()
     target = torch.randint(vocab_size, (num_tokens,), device=device)
     options = HeadOptions(compute_dtype=dtype)
-    row_tokens = LearnerSettings.model_fields["token_budget"].default
+    row_tokens = _row_tokens()
 
     def chunked(tokens: slice) -> "Tensor":
         num_rows = len(target[tokens])

@@ -111,7 +111,8 @@ def learner_table(report: dict[str, Any]) -> str:
     if "loss_time_ratio" in report:
         loss = report["loss"]
         lines[-1] += (
-            f" Loss stage, {loss['num_tokens']} tokens and {loss['vocab_size']} words, chunked over whole: "
+            f" Loss stage, {loss['num_tokens']} tokens and {loss['vocab_size']} words, chunked (in rows of "
+            f"{loss['row_tokens']} tokens) over whole: "
             f"{report['loss_memory_ratio']:.2f}× the memory, {report['loss_time_ratio']:.2f}× the time."
         )
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """docs/performance.md and docs/models.md show what the benchmarks wrote, and nothing else."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 from asympo.bench import tables
@@ -12,6 +14,55 @@ def test_tables_of_the_page_are_those_of_the_committed_results() -> None:
     for name in TABLES:
         assert sum(f"<!-- table: {name} -->\n\n|" in page for page in pages) == 1
     assert [rendered(page) for page in pages] == pages, "repair: .venv/bin/python -m asympo.bench.tables"
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """Of both data types."""
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/{name}.json").read_text())
+    return found
+
+
+def test_front_page_shows_trl_on_whole_batches_and_the_demo_as_it_is() -> None:
+    page = (ROOT / "README.md").read_text()
+    peers = [results_of("peers/results"), results_of("peers/results-bf16")]
+    faster = [ratio for each in peers for ratio in each["speedup_vs_trl"].values()]
+    memory = [ratio for each in peers for ratio in each["memory_ratio_vs_trl"].values()]
+    assert (
+        f"**{min(faster):.1f} to {max(faster):.1f} times** as fast in {100 * min(memory):.0f} to "
+        f"{max(memory):.0%}".replace("%", " % of the memory")
+    ) in page
+    row = r"\| bfloat16 \| nothing \| 0 \| (\S+), \*\*(\S+)\*\* \((\S+) to (\S+)\) \| \d+ s \| (\d+):(\d+) \|"
+    found = re.search(row, PAGES[0].read_text())
+    assert found is not None
+    before, after, low, high = (f"{float(number):.2f}" for number in found.groups()[:4])
+    assert f"in {found[5]} min {found[6]} s | held-out accuracy from {before} to **{after}**" in page
+    assert f"interval {low} to {high}" in page
+
+
+def test_prose_about_the_learner_has_the_figures_of_its_tables() -> None:
+    page = " ".join(PAGES[0].read_text().split())
+    for learner, peers in (("learner", "peers/results"), ("learner-bf16", "peers/results-bf16")):
+        shapes = results_of(peers)["shapes"]
+        for shape, speed in results_of(learner)["tokens_per_second"].items():
+            beside = shapes[shape]["arms"]["asympo"]["tokens_per_second"]
+            assert f" {speed:,.0f} against {beside:,.0f}" in page
+    shares = [
+        share
+        for learner in ("learner", "learner-bf16")
+        for share in results_of(learner)["matmul_peak_share"].values()
+    ]
+    assert f"reaches {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the speed" in page
+    gains = [
+        [
+            results_of(name)["gain"]["40/16/8x8"][part]
+            for part in ("chunked_head", "fused_optimizer", "fused_layers")
+        ]
+        for name in ("learner", "learner-bf16")
+    ]
+    for each, words in zip(
+        gains, ("The {} to {} in the first row", "same three are {} to {} in"), strict=True
+    ):
+        assert words.format(f"{min(each):.2f}", f"{max(each):.2f}") in page
 
 
 def test_results_have_the_ratios_by_shape() -> None:
