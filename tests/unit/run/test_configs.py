@@ -1,17 +1,21 @@
 """Every settings file that is shipped loads, and bad ones are refused in one sentence."""
 
+import math
 import tomllib
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from asympo.cli import main
 from asympo.common.errors import BadSetting
 from asympo.demo.command import PRESET
+from asympo.engines.vllm_start import thread_environment
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.run.command import resolved_text
-from asympo.run.prepare.machine import Gpu, Machine
+from asympo.run.prepare import machine
+from asympo.run.prepare.machine import Gpu, Machine, look_at_machine
 from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
 from asympo.run.settings import parse_overrides, read_run_file, take_apart
 
@@ -49,6 +53,36 @@ def test_shipped_settings_load_and_survive_being_written_out(path: Path, tmp_pat
 def test_models_of_the_paper_are_among_the_examples() -> None:
     models = {tomllib.loads(path.read_text())["run"].get("model") for path in SHIPPED}
     assert {"Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-4B-Base", "meta-llama/Llama-3.2-3B-Instruct"} <= models
+
+
+@pytest.mark.parametrize(
+    ("quota", "learner_cores", "generator_threads"),
+    [(0.0, range(43), 21), (64.0, range(43), 21), (3.5, (), 1), (8.0, (), 2)],
+)
+def test_containers_that_share_cores_bind_nothing_and_keep_to_their_quota(
+    quota: float,
+    learner_cores: Sequence[int],
+    generator_threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_cpu_quota", lambda: quota)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(machine, "look_at_gpus", lambda environment: ((), None, ""))
+    plan = plan_of(tmp_path, look_at_machine())
+    share, engine = plan.learner.share, plan.generators[0].settings.vllm
+    assert share.cores == tuple(learner_cores)
+    assert share.environment["OMP_NUM_THREADS"] == str(share.num_threads)
+    assert len(engine.cpu_ids or ()) == (generator_threads if learner_cores else 0)
+    assert thread_environment(engine)["OMP_NUM_THREADS"] == str(generator_threads)
+    if quota:
+        assert share.num_threads + generator_threads == math.ceil(quota)
+    given = plan_of(tmp_path, look_at_machine(), run={"learner_cores": [5, 6]}, generator={"cores": [9]})
+    assert given.learner.share.cores == (5, 6)
+    assert given.generators[0].settings.vllm.cpu_ids == (9,)
+    workers = {"vllm": {"tensor_parallel_size": 2}}
+    split = plan_of(tmp_path, look_at_machine(), generator=workers).generators[0].settings.vllm
+    assert thread_environment(split)["OMP_NUM_THREADS"] == str(max(1, generator_threads // 2))
 
 
 def test_plan_writes_what_each_service_reads(tmp_path: Path) -> None:

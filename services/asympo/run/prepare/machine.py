@@ -3,7 +3,8 @@
 On CPUs the generator's and the learner's thread pools would fight over the same cores and spin while they
 wait, so each process is bound to cores of its own, uses as many threads, and sleeps when it waits. The
 learner's allocator keeps its memory: with glibc's defaults every large tensor is mapped and faulted in anew,
-which on virtual machines costs more than the arithmetic.
+which on virtual machines costs more than the arithmetic. In a container that may use so much of many cores
+nothing is bound: which of them are idle only the kernel knows.
 """
 
 import json
@@ -43,6 +44,9 @@ QUIET = {
 }
 """Libraries: no bars, no reports home."""
 
+
+_ALONE, _BESIDE_LEARNER = 0.9, 0.4
+"""Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
 
 PCI_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """CUDA: number GPUs as nvidia-smi does, not by speed."""
@@ -86,6 +90,8 @@ class Machine:
     gpus: tuple[Gpu, ...]
     cuda_version: str | None = None
     """That torch is built for; None for a CPU build."""
+    may_bind: bool = True
+    """False where a quota allows as many cores as these of more: everyone else here would take the same."""
     gpu_problem: str = ""
     """Why there is no GPU to use although one is there, or torch is built for it; one sentence."""
 
@@ -118,7 +124,8 @@ def look_at_machine() -> Machine:
     cores = (
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
-    allowed = cores[: max(1, math.ceil(_cpu_quota()))] if _cpu_quota() else cores
+    quota = _cpu_quota()
+    allowed = cores[: max(1, math.ceil(quota))] if quota else cores
     memory = psutil.virtual_memory().total
     limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
     gpus, cuda_version, problem = look_at_gpus(os.environ)
@@ -127,6 +134,7 @@ def look_at_machine() -> Machine:
         memory_bytes=int(min(memory, limit or memory)),
         gpus=gpus,
         cuda_version=cuda_version,
+        may_bind=len(allowed) == len(cores),
         gpu_problem=problem,
     )
 
@@ -185,30 +193,38 @@ def split_machine(
     """The learner's share and one for each generator.
 
     On CPUs a third of the cores, at least one, goes to the generators, which sample short responses faster
-    than the learner trains on them; given cores override that and may overlap. With one GPU all share it;
-    with more, the learner takes the first and the generators the others in turn.
+    than the learner trains on them; given cores override that and may overlap. Where nothing may be bound,
+    each gets as many threads. With one GPU all share it; with more, the learner takes the first and the
+    generators the others in turn.
     """
     gpus = machine.gpus if use_gpus else ()
     if gpus:
         rest = gpus[1:] or gpus
-        learner = _share(machine.cores, bind=False, gpu=gpus[0].index, keep_memory=True)
-        return learner, [
-            _share(machine.cores, bind=False, gpu=rest[i % len(rest)].index) for i in range(num_generators)
-        ]
+        learner = _share(machine.cores, gpu=gpus[0].index, keep_memory=True)
+        return learner, [_share(machine.cores, gpu=rest[i % len(rest)].index) for i in range(num_generators)]
     cores = machine.cores
     for_generators = min(len(cores) - 1, max(1, len(cores) // 3)) or 1
     theirs = tuple(generator_cores) if generator_cores else cores[-for_generators:]
     ours = tuple(learner_cores) if learner_cores else (cores[: len(cores) - for_generators] or cores)
     shares = [theirs[i::num_generators] or (theirs[i % len(theirs)],) for i in range(num_generators)]
-    return _share(ours, keep_memory=True), [_share(share) for share in shares]
+    is_bound, are_bound = (machine.may_bind or bool(given) for given in (learner_cores, generator_cores))
+    return _share(ours, bind=is_bound, keep_memory=True), [_share(share, bind=are_bound) for share in shares]
+
+
+def gpu_memory_share(num_gpus: int, *, num_generators: int) -> float:
+    """Of each generator, where `split_machine` gives them these GPUs."""
+    if num_gpus == 1:
+        return round(_BESIDE_LEARNER / num_generators, 2)
+    # The learner has a GPU of its own; generators share the others where they are more than these.
+    return round(_ALONE / math.ceil(num_generators / (num_gpus - 1)), 2)
 
 
 def _share(
-    cores: tuple[int, ...], *, bind: bool = True, gpu: str | None = None, keep_memory: bool = False
+    cores: tuple[int, ...], *, bind: bool = False, gpu: str | None = None, keep_memory: bool = False
 ) -> CoreShare:
     threads = len(cores)
     environment = dict(QUIET)
-    if bind:
+    if gpu is None:
         environment |= NO_SPINNING
         environment |= dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)

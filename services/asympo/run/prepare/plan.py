@@ -1,6 +1,5 @@
 """From one run file to what is started: settings files, addresses, shares of the machine."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,11 @@ from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.environment import evaluation_of_episodes, play_command, with_environment
 from asympo.run.prepare.gateway import check_producers, gateway_defaults, gateway_note
-from asympo.run.prepare.machine import CoreShare, Machine, split_machine
+from asympo.run.prepare.machine import CoreShare, Machine, gpu_memory_share, split_machine
 from asympo.run.prepare.server import check_server
 from asympo.run.settings import RunFile
 from asympo.tasks.config import TaskConfig
 
-ALONE, BESIDE_LEARNER = 0.9, 0.4
-"""Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
 CACHE_OF_SHARE = 0.75
 """How much of its share is KV cache where the learner is beside it. Said in bytes: an engine that measures
 what is free would count as its own what the learner, which loads at the same time, takes."""
@@ -329,11 +326,15 @@ def _generator_defaults(machine: Machine, share: CoreShare, file: RunFile, taken
     if share.cores:
         values["vllm"] = {"cpu_ids": list(share.cores)}
     elif share.gpu:
-        values["vllm"] = {"gpu_memory_utilization": _gpu_memory_share(len(machine.gpus), file)}
+        memory = gpu_memory_share(len(machine.gpus), num_generators=file.generators.count)
+        values["vllm"] = {"gpu_memory_utilization": memory}
         if len(machine.gpus) == 1:
             given = merge(values["vllm"], own.get("vllm", {}))["gpu_memory_utilization"]
             cache = CACHE_OF_SHARE * given * machine.gpus[0].memory_bytes
             values["vllm"]["kv_cache_gib"] = round(cache / 2**30, 2)
+    else:
+        num_workers = validate(GeneratorSettings, own).vllm.tensor_parallel_size
+        values["vllm"] = {"num_threads": max(1, share.num_threads // num_workers)}
     return values
 
 
@@ -391,10 +392,3 @@ def _evaluator_defaults(file: RunFile, generators: Sequence[ServicePlan], taken:
         values["engine"] = "generators"
         values["generators"] = [each.settings.grpc_address for each in generators]
     return values
-
-
-def _gpu_memory_share(num_gpus: int, file: RunFile) -> float:
-    if num_gpus == 1:
-        return round(BESIDE_LEARNER / file.generators.count, 2)
-    # The learner has a GPU of its own; generators share the others where they are more than these.
-    return round(ALONE / math.ceil(file.generators.count / (num_gpus - 1)), 2)
