@@ -82,7 +82,12 @@ class GatewayApi:
             raise Refusal(400, "wait_seconds: give 0 to 60")
         if step is not None and (not isinstance(step, int) or step < 0):
             raise Refusal(400, "policy_step: give a step, 0 or more")
-        found = await self._gateway.get_work(producer, wait_seconds=float(wait_seconds), policy_step=step)
+        found = await self._gateway.get_work(
+            producer,
+            wait_seconds=float(wait_seconds),
+            policy_step=step,
+            has_left=request.is_disconnected,
+        )
         if not isinstance(found, Granted):
             answer = {"refusal": found.reason, "retry_after_seconds": found.retry_after_seconds}
             return AsciiResponse(answer, status_code=410 if found.reason == "run_ended" else 429)

@@ -1,7 +1,7 @@
 """The one object behind HTTP and gRPC: takes groups, hands out prompts, tells of policies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from asympo.common.codec import WireLimits, check_group
@@ -19,7 +19,7 @@ from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
 from asympo.gateway.producers import Producer
 from asympo.gateway.queues import ProducerQueue
-from asympo.gateway.work import Granted, NoWork, Work
+from asympo.gateway.work import Granted, NoWork, Work, nobody_leaves
 from asympo.v1 import rollout_pb2
 
 POLICY_WAIT_SECONDS = 5.0
@@ -129,10 +129,17 @@ class Gateway:
         return Answer(outcome="invalid", group_id=group_id[:128], reason=reason)
 
     async def get_work(
-        self, producer: Producer, *, wait_seconds: float, policy_step: int | None
+        self,
+        producer: Producer,
+        *,
+        wait_seconds: float,
+        policy_step: int | None,
+        has_left: Callable[[], Awaitable[bool]] = nobody_leaves,
     ) -> Granted | NoWork:
         """Leases a prompt of the run's task to a producer."""
-        return await self.parts.work.get(producer, wait_seconds=wait_seconds, policy_step=policy_step)
+        return await self.parts.work.get(
+            producer, wait_seconds=wait_seconds, policy_step=policy_step, has_left=has_left
+        )
 
     async def renew_work(self, producer: Producer, *, keep: list[str], hand_back: list[str]) -> list[str]:
         """Keeps leases, or hands their prompts back; tokens of those that are lost."""

@@ -64,7 +64,7 @@ class GatewayMetrics:
         )
         for outcome in SESSION_OUTCOMES:
             self._sessions.labels(outcome)
-        for outcome in (*OUTCOMES, "not_enough", "failed"):
+        for outcome in (*OUTCOMES, "not_enough", "abandoned", "failed"):
             self._session_groups.labels(outcome)
         for producer in producers:
             for outcome in OUTCOMES:

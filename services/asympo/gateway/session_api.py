@@ -45,7 +45,11 @@ class SessionApi:
                 if not await self._sessions.is_over():
                     raise
         group = await self._sessions.start(
-            producer, is_own_prompt=is_own_prompt, num_sessions=size, wait_seconds=float(wait_seconds)
+            producer,
+            is_own_prompt=is_own_prompt,
+            num_sessions=size,
+            wait_seconds=float(wait_seconds),
+            has_left=request.is_disconnected,
         )
         if isinstance(group, NoWork):
             status = 410 if group.reason == "run_ended" else 429

@@ -5,7 +5,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from asympo.common.codec import to_message
@@ -71,9 +71,9 @@ class SessionGroup:
     """Of time.monotonic()."""
     sessions: list[Session] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when every session is closed."""
+    """Set when every session is closed by whoever drives it."""
     outcome: str = "open"
-    """Then as of any submission, or `not_enough`."""
+    """Then as of any submission, or `not_enough` or `abandoned`."""
     failures: list[str] = field(default_factory=list)
     """Why sessions were left out, by name."""
 
@@ -89,7 +89,13 @@ class Sessions:
         self._watching: set[asyncio.Task[None]] = set()
 
     async def start(
-        self, producer: Producer, *, is_own_prompt: bool, num_sessions: int | None, wait_seconds: float
+        self,
+        producer: Producer,
+        *,
+        is_own_prompt: bool,
+        num_sessions: int | None,
+        wait_seconds: float,
+        has_left: Callable[[], Awaitable[bool]],
     ) -> SessionGroup | NoWork:
         """A group of sessions; for the producer's own prompt nothing is leased before it ends."""
         config = self._gateway.parts.config
@@ -102,7 +108,9 @@ class Sessions:
             )
         work: Granted | None = None
         if not is_own_prompt:
-            found = await self._gateway.get_work(producer, wait_seconds=wait_seconds, policy_step=None)
+            found = await self._gateway.get_work(
+                producer, wait_seconds=wait_seconds, policy_step=None, has_left=has_left
+            )
             if isinstance(found, NoWork):
                 return found
             work = found
@@ -226,15 +234,19 @@ class Sessions:
         """Writes what the sessions made; how it ended."""
         record = self._record(group)
         if record is None:
-            outcome = "not_enough"
+            outcome = "not_enough" if group.closed.is_set() else "abandoned"
         else:
             answer = await self._submit(group, record)
             outcome = answer.outcome
             if answer.reason:
                 group.failures.append(answer.reason)
-        if group.work is not None and outcome in _FAILURES:
-            reason = f"its sessions ended as {outcome}: {group.failures}"
-            await self._gateway.parts.work.fail(group.producer, group.work.lease, reason=reason)
+        if group.work is not None and outcome in (*_FAILURES, "abandoned"):
+            await self._gateway.parts.work.hand_back(
+                group.work.lease,
+                reason=f"its sessions ended as {outcome}: {group.failures}",
+                # Whoever left sessions open may be gone: that says nothing of the prompt.
+                is_prompt_failure=outcome != "abandoned",
+            )
         return outcome
 
     async def _submit(self, group: SessionGroup, record: RolloutGroup) -> Answer:

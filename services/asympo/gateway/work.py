@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asympo.common.errors import AsympoError
@@ -19,6 +20,11 @@ MAX_WAIT_SECONDS = 2.0
 """Longest single wait for a slot."""
 MAX_TOKEN_CHARS = 64
 """Of a lease's token: longer ones are none."""
+
+
+async def nobody_leaves() -> bool:
+    """For callers whose call is cancelled when they leave."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +71,14 @@ class Work:
         """Tokens among them that are kept for retries alone."""
 
     async def get(
-        self, producer: Producer, *, wait_seconds: float, policy_step: int | None
+        self,
+        producer: Producer,
+        *,
+        wait_seconds: float,
+        policy_step: int | None,
+        has_left: Callable[[], Awaitable[bool]] = nobody_leaves,
     ) -> Granted | NoWork:
-        """One prompt, or why there was none within `wait_seconds`."""
+        """One prompt, or why there was none within `wait_seconds`. A caller that has left is given none."""
         deadline = time.monotonic() + wait_seconds
         while True:
             step = policy_step if policy_step is not None else await self._newest_step()
@@ -75,9 +86,12 @@ class Work:
                 self._run_log.leases.acquire, holder=producer.name, policy_step=step
             )
             if isinstance(answer, Lease):
+                if await has_left():
+                    await self.hand_back(answer, reason="its caller has left")
+                    return NoWork(reason=RefusalReason.NO_CAPACITY.value, retry_after_seconds=0.0)
                 return await self._grant(producer, answer)
             left = deadline - time.monotonic()
-            if left <= 0 or answer.reason is RefusalReason.RUN_ENDED:
+            if left <= 0 or answer.reason is RefusalReason.RUN_ENDED or await has_left():
                 return NoWork(reason=answer.reason.value, retry_after_seconds=answer.retry_after_seconds)
             await self._calls.wait(
                 self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer
@@ -131,12 +145,12 @@ class Work:
         self._show()
         return [*lost, *gone]
 
-    async def fail(self, producer: Producer, lease: Lease, *, reason: str) -> None:
-        """Hands a prompt back and blames it: after a few of those it is set aside for its epoch."""
+    async def hand_back(self, lease: Lease, *, reason: str, is_prompt_failure: bool = False) -> None:
+        """Gives a prompt back; after a few failures of its own it is set aside for its epoch."""
         self._held.pop(lease.token, None)
         self._show()
         await self._calls.until_answered(
-            self._run_log.leases.hand_back, lease, reason=reason[:500], is_prompt_failure=True
+            self._run_log.leases.hand_back, lease, reason=reason[:500], is_prompt_failure=is_prompt_failure
         )
 
     async def close(self) -> None:

@@ -247,7 +247,15 @@ def test_leased_prompt_is_answered_by_sessions_or_given_back_at_the_deadline(
 
     hasty = start_gateway(doors=(door.address,), model=model, session_seconds=0.1)
     started = post(hasty, {}, path="/rl/start_session").json()
-    assert outcome(hasty, started["sessions"][1])["outcome"] == "not_enough"
+    assert outcome(hasty, started["sessions"][1])["outcome"] == "abandoned"
+    stats = log.stats.read()
+    assert (stats.leases, stats.prompts_set_aside) == (0, 0), "nobody has said that the prompt is at fault"
+
+    again = post(gateway, {}, path="/rl/start_session").json()
+    assert again["group_id"] == started["group_id"]
+    for session in again["sessions"]:
+        httpx.post(f"{gateway.http}/rl/end_session", json={"session_id": session["session_id"]})
+    assert outcome(gateway, again["sessions"][0])["outcome"] == "not_enough"
     stats = log.stats.read()
     assert (stats.leases, stats.prompts_set_aside) == (0, 1)
 
