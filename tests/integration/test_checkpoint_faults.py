@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import os
 import resource
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common import errors
-from asympo.common.checkpoints import PolicyRef, PolicyStore, directory
+from asympo.common.checkpoints import PolicyRef, PolicyStore, directory, verify
 from asympo.common.checkpoints.opening import open_policies
 
 from tests.integration.test_checkpoint_store import PROBE, fill_with, publish
@@ -68,6 +69,10 @@ def link_directory(path: Path) -> None:
     path.symlink_to(moved)
 
 
+def link_file_to_itself(path: Path) -> None:
+    (path / "vocab.json").symlink_to("vocab.json")
+
+
 def put_fifo(path: Path) -> None:
     (path / "config.json").unlink()
     os.mkfifo(path / "config.json")
@@ -90,6 +95,7 @@ def rename_to_other_step(path: Path) -> None:
         link_file,
         link_manifest,
         link_directory,
+        link_file_to_itself,
         put_fifo,
         rename_to_other_step,
     ],
@@ -103,6 +109,76 @@ def test_damaged_policy_is_invisible_and_the_one_before_serves(
     assert store.list() == [good]
     with pytest.raises(errors.CorruptCheckpoint):
         store.verify(torn)
+
+
+@contextmanager
+def modes_that_bind_root() -> Iterator[None]:
+    """Root, too, reads only what the modes of files and directories allow."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    before = sets[0]
+    # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    sets[0] &= ~0b110
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600])
+@pytest.mark.parametrize("step", [1, 9])
+def test_directory_that_may_not_be_read_stops_neither_readers_nor_pruning(
+    store: PolicyStore, caplog: pytest.LogCaptureFixture, step: int, mode: int
+) -> None:
+    odd, *refs = sorted((publish(store, each) for each in (2, 3, 4, step)), key=lambda ref: ref.step != step)
+    odd.path.chmod(mode)
+    with modes_that_bind_root():
+        assert store.newest() == refs[-1]
+        assert store.list() == refs
+        assert store.prune(keep=1) == refs[:2]
+        assert store.highest_fence() == 1
+        assert store.sweep(fence=1) == []
+        assert publish(store, 10) == store.newest()
+    assert f"{odd.path}" in caplog.text
+    odd.path.chmod(0o700)
+    assert odd in store.list(), "what could not be looked at is not deleted"
+
+
+def test_no_link_is_deleted_while_a_disk_fails_and_the_log_names_the_directory(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refs = [publish(store, step) for step in range(3)]
+    listdir = os.listdir
+
+    def flaky(path: str | Path) -> list[str]:
+        if str(path) == str(refs[1].path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", flaky)
+        assert store.list() == [refs[0], refs[2]]
+        assert store.prune(keep=1) == []
+    assert f"stay for now, as {refs[1].path} fails: Input/output error" in caplog.text
+    assert store.list() == refs
+
+
+def test_policy_that_vanishes_while_it_is_looked_at_is_passed_over(
+    store: PolicyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, gone = publish(store, 1), publish(store, 2)
+    check_files = directory.check_files
+
+    def look_and_lose(path: Path, *, allowed: Callable[[str], bool]) -> list[str]:
+        found = check_files(path, allowed=allowed)
+        if path == gone.path:
+            directory.delete_step(path)
+        return found
+
+    monkeypatch.setattr(verify, "check_files", look_and_lose)
+    assert store.list() == [good]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

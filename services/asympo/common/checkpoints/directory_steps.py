@@ -7,6 +7,7 @@ the disks of the machines that write and read them.
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -103,7 +104,12 @@ class DirectorySteps(Generic[M]):
 
     def place(self, name: StepName) -> Path:
         """The directory itself, or that of a copy."""
-        return self._copies.path / str(name) if self._is_difference(name) else self.path / str(name)
+        try:
+            is_copied = self._is_difference(name)
+        except CorruptCheckpoint:
+            # Whoever verifies it hears of that.
+            is_copied = False
+        return self._copies.path / str(name) if is_copied else self.path / str(name)
 
     def bring(self, name: StepName) -> Path:
         """Differences are undone on this machine's disk."""
@@ -161,7 +167,7 @@ class DirectorySteps(Generic[M]):
         """Of directories that a learner has sealed, however damaged: they get their names with a manifest."""
         read = self.sealed_fence() or 0
         limit = max(read, _MAX_DAMAGED_FENCE)
-        sealed = [name for name in self.present() if (self.path / str(name) / MANIFEST_NAME).exists()]
+        sealed = [name for name in self.present() if self._may_be_sealed(name)]
         return max((name.fence for name in sealed if name.fence <= limit), default=None)
 
     def sealed_fence(self) -> int | None:
@@ -188,8 +194,7 @@ class DirectorySteps(Generic[M]):
 
     def delete(self, name: StepName) -> bool:
         """By renaming it, then file by file; not what another step is a difference to."""
-        stored = (each for of in self.present() for each in self.files_of(Attempt(name=of, payload="")))
-        return not is_needed(stored, name) and directory.try_to_delete_step(self.path / str(name))
+        return not is_needed(self._stored(), name) and directory.try_to_delete_step(self.path / str(name))
 
     def retain(self, name: StepName) -> None:
         """An empty file beside the directory."""
@@ -204,10 +209,13 @@ class DirectorySteps(Generic[M]):
 
     def files_of(self, attempt: Attempt) -> Mapping[str, int]:
         """Of whatever attempt has the name: a directory is never overwritten."""
+        path = self.path / str(attempt.name)
         try:
-            return {each.name: each.stat().st_size for each in (self.path / str(attempt.name)).iterdir()}
+            return {each.name: each.lstat().st_size for each in path.iterdir()}
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
 
     def whole(self, attempt: Attempt) -> Path | None:
         """The directory itself."""
@@ -233,6 +241,20 @@ class DirectorySteps(Generic[M]):
                 self._room = ScratchRoom("policies", name=owner, below=self._cache)
         path = self._room.path / self._kind.directory
         return StepCopies(path, self._kind, keep=self._cached, is_durable=False)
+
+    def _stored(self) -> Iterator[str]:
+        """Names of all files and differences, but for directories that this user may not read."""
+        for name in self.present():
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                yield from os.listdir(self.path / str(name))
+
+    def _may_be_sealed(self, name: StepName) -> bool:
+        """Unless it has no manifest for certain."""
+        try:
+            (self.path / str(name) / MANIFEST_NAME).lstat()
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        return True
 
     def _is_difference(self, name: StepName) -> bool:
         return self._kind.weights is not None and any(

@@ -260,7 +260,8 @@ class PolicyStore:
                 if is_old and name not in verified and str(name) not in bases and self._is_damaged(name):
                     self._steps.delete(name)
         except OSError as error:
-            log.warning("old policies stay for now: %s", error.strerror or error)
+            where, why = error.filename or self._steps, error.strerror or error
+            log.warning("old policies stay for now, as %s fails: %s", where, why)
         return deleted[::-1]
 
     def _is_damaged(self, name: StepName) -> bool:

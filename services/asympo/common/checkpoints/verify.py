@@ -44,7 +44,10 @@ def verify_files(path: Path, manifest: M, kind: Kind[M], *, with_digests: bool) 
         fault = "missing" if name in listed else "not listed in the manifest"
         raise CorruptCheckpoint(f"{path / name} is {fault}")
     for entry in manifest.files:
-        size = (path / entry.name).lstat().st_size
+        try:
+            size = (path / entry.name).lstat().st_size
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path / entry.name} cannot be read: {error.strerror}") from error
         if size != entry.size:
             raise CorruptCheckpoint(f"{path / entry.name} has {size} bytes, its manifest says {entry.size}")
     if with_digests:

@@ -273,7 +273,8 @@ class StateStore:
                 if str(name) not in spared and self._steps.delete(name):
                     deleted.append(str(name))
         except OSError as error:
-            log.warning("old training states stay for now: %s", error.strerror or error)
+            where, why = error.filename or self._steps, error.strerror or error
+            log.warning("old training states stay for now, as %s fails: %s", where, why)
         return deleted
 
     def retain(self, name: str) -> None:
