@@ -29,6 +29,8 @@ async def one(solution_str, ground_truth):
         time.sleep(60)
     if solution_str == "raise":
         raise ValueError("no judge")
+    if solution_str == "cancel":
+        raise asyncio.CancelledError
     return {"score": float(solution_str == ground_truth), "length": len(solution_str)}
 
 def matches(completions, answer, **columns):
@@ -59,6 +61,8 @@ def odd(solution_str, ground_truth):
 def hangs(response_text, **columns):
     while response_text == "hang":
         pass
+    if response_text == "leave":
+        raise GeneratorExit
     return 2.0
 """
 
@@ -167,7 +171,9 @@ def test_what_no_record_could_hold_is_said_in_one_that_can(file: Path, prompt: T
 def test_function_that_hangs_costs_its_response_alone(file: Path, prompt: TaskPrompt) -> None:
     rewards = ({"function": "matches"}, {"function": "hangs", "timeout_seconds": 0.5})
     with scorer_of(file, *rewards) as scorer:
-        first, hanging, last = scorer.score(prompt, ["a", "hang", "x"])
+        first, hanging, leaving, last = scorer.score(prompt, ["a", "hang", "leave", "x"])
+    assert isinstance(leaving, ScoreFailure)
+    assert (leaving.kind, "GeneratorExit" in leaving.reason) == ("raised", True)
     assert isinstance(hanging, ScoreFailure)
     assert (hanging.kind, hanging.reason) == ("timed_out", "hangs: scoring took more than 0.5 s")
     assert hanging.functions["matches"] == 0.0
@@ -176,10 +182,11 @@ def test_function_that_hangs_costs_its_response_alone(file: Path, prompt: TaskPr
 
 def test_async_function_that_fails_costs_its_response_alone(file: Path, prompt: TaskPrompt) -> None:
     with scorer_of(file, {"function": "one"}, timeout_seconds=1.0) as scorer:
-        scores = scorer.score(prompt, ["a", "sleep", "raise", "x"])
+        scores = scorer.score(prompt, ["a", "sleep", "raise", "cancel", "x"])
         failed = [each for each in scores if isinstance(each, ScoreFailure)]
-        assert [each.kind for each in failed] == ["timed_out", "raised"]
+        assert [each.kind for each in failed] == ["timed_out", "raised", "raised"]
         assert "no judge" in failed[1].reason
+        assert "raised CancelledError" in failed[2].reason
         blocked = scorer.score(prompt, ["block"])[0]
         assert isinstance(blocked, ScoreFailure)
         assert blocked.kind == "timed_out"

@@ -105,9 +105,16 @@ def answers(functions: Sequence[RewardFunction], request: dict[str, Any]) -> Any
             if hasattr(result, "__await__"):
                 result = asyncio.run(awaited(result))
             outcomes = function.outcomes(result, asked, notes)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
-            outcomes = function.raised(error, asked)
+        except BaseException as error:  # noqa: BLE001  see _raised
+            outcomes = _raised(function, error, asked)
         yield _reply(outcomes, time.perf_counter() - started)
+
+
+def _raised(function: RewardFunction, error: BaseException, asked: Asked) -> Sequence[FunctionOutcome]:
+    """Of anyone's code, which may raise whatever it likes: an exit, a cancellation, a panic of Rust."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return function.raised(error, asked)
 
 
 def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -> Asked:
@@ -156,8 +163,8 @@ async def _answer_one(functions: Sequence[RewardFunction], request: dict[str, An
             outcomes = [late] * len(asked.texts)
         else:
             outcomes = function.raised(error, asked)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  scoring may be anyone's code
-        outcomes = function.raised(error, asked)
+    except BaseException as error:  # noqa: BLE001  see _raised
+        outcomes = _raised(function, error, asked)
     _send(replies, {"id": request["id"], **_reply(outcomes, time.perf_counter() - started)})
 
 
