@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.rewards.code import last_program
-from asympo.rewards.sandbox import run
+from asympo.rewards import code
+from asympo.rewards.code import CodeOptions, CodeReward, last_program
+from asympo.rewards.conventions.base import Asked
+from asympo.rewards.sandbox import inside, run
 from asympo.rewards.sandbox.proof import prove_isolation
 from asympo.rewards.sandbox.run import Limits, run_program
 from asympo.rewards.scorer import Scored, Scorer
@@ -186,6 +188,28 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
     )
     assert scored(cases, adds, wrong) == [1.0, 0.0]
     assert scored(json.dumps(cases), adds, wrong) == [1.0, 0.0]
+
+
+def test_time_of_all_cases_is_the_programs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {"inputs": ["1", "2"], "outputs": ["1", "2"]}
+    prompt = TaskPrompt(index=0, text="p", answer="", columns={"tests": cases})
+    monkeypatch.setattr(code, "prove_isolation", lambda: None)
+
+    def told(source: str, seconds: float = 10.0, *, partial: bool = True) -> tuple[Any, ...]:
+        reward = CodeReward(CodeOptions(seconds=seconds, partial=partial), None)
+        return tuple(reward(Asked(prompt=prompt, texts=(block(source),))).values())
+
+    late = "the program took more than 0.5 s for all inputs together"
+    assert told("if input() == '2':\n  while True: pass\nprint(1)", 0.5) == (0.5, 1, late)
+    assert told("print(2)") == (0.5, 1, "wrote '2'")
+    assert told("print(2)", partial=False) == (0.0, 0, "wrote '2'"), "the case after it is not tried"
+    slow = tmp_path / "inside.py"
+    slow.write_text("import time\ntime.sleep(0.6)\n" + Path(inside.__file__).read_text())
+    monkeypatch.setattr(run, "_INSIDE", slow)
+    assert told("print(input())", 1.0) == (1.0, 2, "")
+    monkeypatch.setattr(run, "_START_SECONDS", 0.1)
+    with pytest.raises(TimeoutError, match="no interpreter was ready"):
+        told("print(input())")
 
 
 def test_row_without_tests_has_no_reward_and_rows_without_the_column_are_refused() -> None:

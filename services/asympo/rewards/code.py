@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,17 +66,26 @@ class CodeReward:
         return ended.failures if ended.is_done else [ended.reason] * len(lines)
 
     def _cases(self, source: str, tests: dict[str, Any]) -> list[str | None]:
-        """Of each case why it failed: what the program is given to read, and what it has to write."""
+        """Of each case why it failed: what the program is given to read, and what it has to write.
+
+        The time that it takes to start an interpreter is not the program's. Without `partial`, the first
+        failure is the last.
+        """
         inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
         if not inputs or len(inputs) != len(outputs):
             raise ValueError(f"tests has {len(inputs)} inputs and {len(outputs)} outputs, not one for each")
-        deadline = time.monotonic() + self._options.seconds
+        remaining_seconds = self._options.seconds
         failures: list[str | None] = []
         for given, right in zip(inputs, outputs, strict=True):
-            remaining_seconds = max(0.001, deadline - time.monotonic())
             ended = run_program(source, limits=self._limits(remaining_seconds), standard_input=str(given))
+            remaining_seconds -= ended.seconds
+            if remaining_seconds <= 0:
+                late = f"the program took more than {self._options.seconds:g} s for all inputs together"
+                return failures + [late] * (len(inputs) - len(failures))
             wrote = _lines(ended.output) == _lines(str(right))
             failures.append(ended.reason or (None if wrote else f"wrote {ended.output.strip()[:100]!r}"))
+            if failures[-1] is not None and not self._options.partial:
+                break
         return failures
 
     def _limits(self, seconds: float) -> Limits:

@@ -33,6 +33,8 @@ def main(job_descriptor: int, verdict_descriptor: int) -> None:
             "__name__": "program" if tests else "__main__",
             "__builtins__": __builtins__,
         }
+        # Its clock runs from here. JSON may begin with white space.
+        os.write(verdict_descriptor, b"\n")
         exec(compile(settings["program"], "program", "exec"), namespace)
         if not tests:
             return

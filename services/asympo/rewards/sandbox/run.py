@@ -23,6 +23,8 @@ _SYSTEM_PATHS = (
 )
 _MAX_VERDICT_BYTES = 2**20
 _MAX_FILES = 64
+_START_SECONDS = 30.0
+"""Until an interpreter is shut in and the program begins, however busy the machine is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Limits:
     """What a program may use."""
 
     seconds: float = 5.0
-    """By the clock."""
+    """By the clock, from when the program begins: starting the interpreter does not count."""
     memory_bytes: int = 2**29
     """Of address space, the interpreter's own included."""
     output_bytes: int = 2**16
@@ -45,6 +47,8 @@ class Ended:
     """Whether it ran to its end, its tests included."""
     reason: str = ""
     """Why it did not, in one sentence for people."""
+    seconds: float = 0.0
+    """How long it ran."""
     output: str = ""
     """What it wrote to standard output."""
     failures: list[str | None] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Ended:
 
 
 def run_program(source: str, *, limits: Limits, tests: Sequence[str] = (), standard_input: str = "") -> Ended:
-    """Runs the program, then the tests in its namespace."""
+    """Runs the program, then the tests in its namespace. Raises TimeoutError if it could not even begin."""
     nonce = secrets.token_hex(16)
     settings = {
         "program": source,
@@ -118,7 +122,7 @@ def _follow(
     assert process.stderr is not None
     pipes = (process.stdout.fileno(), process.stderr.fileno(), verdict_pipe)
     try:
-        (output, errors, verdict), reason = _read(*pipes, limits=limits)
+        (output, errors, verdict), seconds, reason = _read(*pipes, limits=limits)
     finally:
         # It has no children: it cannot make any.
         process.kill()
@@ -135,13 +139,16 @@ def _follow(
     if not reason and has_tests and told.get("nonce") != nonce:
         reason = "the program ends before its tests"
     if reason:
-        return Ended(is_done=False, reason=reason, output=text)
-    return Ended(is_done=True, output=text, failures=told.get("failures", []))
+        return Ended(is_done=False, reason=reason, seconds=seconds, output=text)
+    return Ended(is_done=True, seconds=seconds, output=text, failures=told.get("failures", []))
 
 
-def _read(output: int, errors: int, verdict: int, *, limits: Limits) -> tuple[list[bytes], str]:
-    """What comes through each pipe until all have ended or a limit is reached, and which one."""
-    deadline = time.monotonic() + limits.seconds
+def _read(output: int, errors: int, verdict: int, *, limits: Limits) -> tuple[list[bytes], float, str]:
+    """What comes through each pipe until all have ended or a limit is reached, for how long, and which limit.
+
+    The time begins with the first byte of the verdict, which is written before the program runs.
+    """
+    began, deadline = None, time.monotonic() + _START_SECONDS
     received = {output: b"", errors: b"", verdict: b""}
     written, told = ((output, errors), limits.output_bytes), ((verdict,), _MAX_VERDICT_BYTES)
     reason = ""
@@ -151,6 +158,10 @@ def _read(output: int, errors: int, verdict: int, *, limits: Limits) -> tuple[li
         while selector.get_map() and not reason:
             remaining_seconds = deadline - time.monotonic()
             if remaining_seconds <= 0:
+                if began is None:
+                    raise TimeoutError(
+                        f"no interpreter was ready to run a program within {_START_SECONDS:g} s"
+                    )
                 reason = f"the program took more than {limits.seconds:g} s"
                 break
             for key, _ in selector.select(remaining_seconds):
@@ -162,7 +173,11 @@ def _read(output: int, errors: int, verdict: int, *, limits: Limits) -> tuple[li
                     selector.unregister(key.fd)
                 elif len(data) > room:
                     reason = f"the program wrote more than {allowed} bytes"
-    return list(received.values()), reason
+            if began is None and received[verdict]:
+                began = time.monotonic()
+                deadline = began + limits.seconds
+    seconds = 0.0 if began is None else time.monotonic() - began
+    return list(received.values()), seconds, reason
 
 
 def _parsed(verdict: bytes) -> dict[str, Any]:
