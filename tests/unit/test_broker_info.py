@@ -31,6 +31,7 @@ def test_broker_info_has_no_warning_for_a_safe_server() -> None:
         ({}, {"appendfsync": "everysec"}, "last second of acknowledged groups"),
         ({}, {"appendfsync": "no"}, "whatever the kernel"),
         ({"maxmemory_policy": "allkeys-lru"}, ALWAYS, "deletes unread groups"),
+        ({"role": "slave", "master_host": "a", "master_port": 1}, ALWAYS, "is a replica of a:1"),
     ],
 )
 def test_broker_info_warns_what_may_be_lost(
@@ -42,4 +43,19 @@ def test_broker_info_warns_what_may_be_lost(
 
 def test_broker_info_says_nothing_about_fsync_it_cannot_see() -> None:
     info = describe(GOOD, {}, url="redis://here")
-    assert (info.appendfsync, info.warnings) == ("unknown", ())
+    assert (info.appendfsync, info.warnings, info.is_durable) == ("unknown", (), None)
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "is_durable"),
+    [
+        ({}, ALWAYS, True),
+        ({}, {"appendfsync": "everysec"}, False),
+        ({"aof_enabled": 0}, ALWAYS, False),
+        ({"aof_enabled": 0}, {}, False),
+    ],
+)
+def test_broker_info_says_whether_what_is_acknowledged_is_on_disk(
+    info: dict[str, object], config: dict[str, str], is_durable: bool
+) -> None:
+    assert describe({**GOOD, **info}, config, url="redis://here").is_durable is is_durable

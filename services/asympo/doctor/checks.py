@@ -40,10 +40,12 @@ class Target:
     """A broker to examine; None looks for one that could be embedded."""
     ports: tuple[int, ...]
     """Ports that a run would like to have."""
+    checkpoint_root: Path | None = None
+    """A service's, examined beside the directory; None where no service is asked about."""
     object_store: ObjectStoreOptions | None = None
     """A store to examine; None where checkpoints are shared in a directory."""
     is_reader: bool = False
-    """The store's credentials are a generator's, which may only read."""
+    """The service is a generator: it may only read what is shared."""
 
 
 def examine(target: Target) -> Iterator[Finding]:
@@ -156,7 +158,7 @@ def running_learners() -> Iterator[tuple[int, Mapping[str, str]]]:
 
 
 def check_broker(target: Target) -> Iterator[Finding]:
-    ok, _, wrong = kinds("broker")
+    ok, note, wrong = kinds("broker")
     if target.redis_url is None:
         try:
             binary = find_broker_binary()
@@ -179,13 +181,37 @@ def check_broker(target: Target) -> Iterator[Finding]:
         for warning in info.warnings:
             text, _, repair = warning.rpartition("; ")
             yield wrong(text or warning, repair if text else "")
+        if info.is_durable is None:
+            yield note(
+                "it cannot be seen whether a write is on disk when it is acknowledged: CONFIG is withheld here",
+                "have someone who may ask for `CONFIG GET appendfsync`: it has to be always",
+            )
     finally:
         broker.close()
 
 
 def check_storage(target: Target) -> Iterator[Finding]:
+    root = target.checkpoint_root
+    # With an object store it holds copies, which a generator writes too.
+    is_only_read = target.is_reader and target.object_store is None
+    for directory in dict.fromkeys(filter(None, (target.directory, root))):
+        if directory == root and is_only_read:
+            yield _read_storage(directory.absolute())
+        else:
+            yield from _written_storage(directory.absolute())
+
+
+def _read_storage(root: Path) -> Finding:
+    ok, _, wrong = kinds("storage")
+    try:
+        num_runs = len(os.listdir(root))
+    except OSError as error:
+        return wrong(f"{root} cannot be read: {error.strerror}", "mount it, readable by this user")
+    return ok(f"{root} can be read ({num_runs} entries)")
+
+
+def _written_storage(directory: Path) -> Iterator[Finding]:
     ok, note, wrong = kinds("storage")
-    directory = target.directory.absolute()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < _MIN_FREE_BYTES:

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from asympo.common.commands import CommandParser, add_json_flag, write_json
-from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.paths import given_path
-from asympo.common.settings import add_object_store_flags, object_store_of, read_toml
+from asympo.common.settings import (
+    ServiceSettings,
+    add_object_store_flags,
+    object_store_of,
+    read_toml,
+    validate,
+)
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
 from asympo.learner.settings import LearnerSettings
@@ -26,23 +31,27 @@ def parse(argv: Sequence[str]) -> Namespace:
         description="Examines this deployment; exits 1 if something is wrong.",
     )
     parser.add_argument(
-        "--redis-url", default=os.environ.get("REDIS_URL"), help="broker to examine; default REDIS_URL"
+        "--redis-url",
+        default=os.environ.get("REDIS_URL"),
+        help="broker to examine; default REDIS_URL, then that of --settings",
     )
     parser.add_argument(
-        "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
+        "--directory",
+        type=given_path,
+        help=f"of this machine's runs; default the checkpoint_root of --settings, else {RUNS_DIRECTORY}",
     )
     parser.add_argument("--port", type=int, action="append", help=f"port to look at (default {_PAGE_PORT})")
     parser.add_argument(
         "--settings",
         type=given_path,
         metavar="FILE",
-        help="a service's settings file: examine its object store",
+        help="a service's settings file: examine its broker, checkpoint_root and object store",
     )
     add_object_store_flags(parser)
     parser.add_argument(
         "--reads-only",
         action="store_true",
-        help="expect a generator's credentials, which may only read the object store",
+        help="expect a generator's rights, which may only read checkpoint_root and object store",
     )
     parser.add_argument(
         "--gpu",
@@ -58,14 +67,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.gpu:
         from asympo.doctor.gpu.check import check_gpu
 
-        return check_gpu(directory=arguments.directory / "gpu-check", as_json=arguments.json)
-    target = Target(
-        directory=arguments.directory,
-        redis_url=arguments.redis_url,
-        ports=tuple(arguments.port or (_PAGE_PORT,)),
-        object_store=examined_store(arguments),
-        is_reader=arguments.reads_only,
-    )
+        directory = arguments.directory or RUNS_DIRECTORY
+        return check_gpu(directory=directory / "gpu-check", as_json=arguments.json)
+    target = target_of(arguments)
     findings = []
     for finding in examine(target):
         findings.append(finding)
@@ -80,10 +84,20 @@ def main(argv: Sequence[str]) -> int:
     return 1 if num_wrong else 0
 
 
-def examined_store(arguments: Namespace) -> ObjectStoreOptions | None:
-    """The store that flags or a settings file name; None without one. Raises BadSetting."""
-    file = arguments.settings
-    return object_store_of(arguments, read_toml(file).get("object_store") if file else None)
+def target_of(arguments: Namespace) -> Target:
+    """What flags name, and where they do not what a settings file does. Raises BadSetting."""
+    values = read_toml(arguments.settings) if arguments.settings else {}
+    names = {"redis_url", "checkpoint_root"} & values.keys()
+    service = validate(ServiceSettings, {name: values[name] for name in names})
+    root = service.checkpoint_root if "checkpoint_root" in names else None
+    return Target(
+        directory=arguments.directory or root or RUNS_DIRECTORY,
+        redis_url=arguments.redis_url or (service.redis_url if "redis_url" in names else None),
+        ports=tuple(arguments.port or (_PAGE_PORT,)),
+        checkpoint_root=root,
+        object_store=object_store_of(arguments, values.get("object_store")),
+        is_reader=arguments.reads_only,
+    )
 
 
 def line(finding: Finding) -> str:

@@ -157,7 +157,7 @@ class LearnerMetrics:
         self._broker_max = gauge("broker_max_bytes", "Memory that the broker may use; 0 without a limit.")
         self._broker_durable = LateGauge(
             "asympo_learner_broker_durable",
-            "1 while the broker syncs its append-only file before it acknowledges.",
+            "1 while the broker syncs its append-only file before it acknowledges; absent if unknown.",
             registry=self._registry,
         )
 
@@ -283,13 +283,16 @@ class LearnerMetrics:
         self._storage_free.set(free_bytes)
         self._storage_total.set(total_bytes)
 
-    def broker_seen(self, *, seconds: float, used_bytes: int, max_bytes: int, is_durable: bool) -> None:
-        """What the broker says about itself, and after how long."""
+    def broker_seen(
+        self, *, seconds: float, used_bytes: int, max_bytes: int, is_durable: bool | None
+    ) -> None:
+        """What the broker says about itself, and after how long; `is_durable` is None if unknown."""
         self._broker_seconds.observe(seconds)
         self._broker_up.set(1)
         self._broker_used.set(used_bytes)
         self._broker_max.set(max_bytes)
-        self._broker_durable.set(is_durable)
+        if is_durable is not None:
+            self._broker_durable.set(is_durable)
 
     def broker_lost(self) -> None:
         """It does not answer."""

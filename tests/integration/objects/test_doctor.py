@@ -5,7 +5,7 @@ from pathlib import Path
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.settings import dump_toml
 from asympo.doctor.checks import Target, check_store
-from asympo.doctor.command import examined_store, parse
+from asympo.doctor.command import parse, target_of
 from asympo.doctor.findings import Finding, Level
 
 
@@ -37,8 +37,8 @@ def test_doctor_takes_the_store_of_a_service_and_flags_override_it(
     file.write_text(
         dump_toml({"run": "x", "object_store": options.model_dump(exclude_none=True)}, comment="x")
     )
-    assert examined_store(parse(["--settings", str(file)])) == options
-    other = examined_store(parse(["--settings", str(file), "--object-store.url", "s3://other"]))
+    assert target_of(parse(["--settings", str(file)])).object_store == options
+    other = target_of(parse(["--settings", str(file), "--object-store.url", "s3://other"])).object_store
     assert other is not None
     assert (other.url, other.endpoint) == ("s3://other", options.endpoint)
-    assert examined_store(parse([])) is None
+    assert target_of(parse([])).object_store is None

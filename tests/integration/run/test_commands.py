@@ -9,10 +9,11 @@ import psutil
 import pytest
 from asympo.cli import main
 from asympo.common.codec import encode_group
-from asympo.common.errors import BrokerUnavailable
+from asympo.common.errors import BadSetting, BrokerUnavailable
 from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 from asympo.common.rollout_log import Broker, Lease, RunConfig, RunLog, RunState
 from asympo.doctor import checks
+from asympo.doctor.command import parse, target_of
 from asympo.doctor.findings import Level
 from asympo.local.broker import LocalBroker, answers, find_broker_binary
 from asympo.local.ports import free_port
@@ -257,8 +258,9 @@ def test_doctor_finds_nothing_wrong_with_a_good_broker(own_broker: LocalBroker, 
             "deletes unread groups",
             "set maxmemory-policy noeviction",
         ),
+        (("--replicaof", "127.0.0.1 1"), "is a replica of 127.0.0.1:1", "give the URL of the primary"),
     ],
-    ids=["no AOF", "everysec", "no fsync", "eviction"],
+    ids=["no AOF", "everysec", "no fsync", "eviction", "replica"],
 )
 def test_doctor_names_what_a_careless_broker_may_lose(
     setting: tuple[str, str], lost: str, repair: str, broker_binary: str, tmp_path: Path
@@ -271,6 +273,56 @@ def test_doctor_names_what_a_careless_broker_may_lose(
         careless.kill()
     assert lost in wrong.text
     assert wrong.repair == repair
+
+
+@pytest.mark.parametrize(
+    "withheld",
+    [
+        ("--user", "default", "on", "nopass", "~*", "+@all", "-config"),
+        ("--rename-command", "CONFIG", ""),
+    ],
+    ids=["from this user", "from everyone"],
+)
+def test_doctor_notes_what_cannot_be_seen_without_config(
+    withheld: tuple[str, ...], broker_binary: str, tmp_path: Path
+) -> None:
+    careless = start_broker(broker_binary, tmp_path / "broker", *withheld, "--appendfsync", "everysec")
+    try:
+        target = checks.Target(directory=tmp_path, redis_url=careless.url, ports=())
+        findings = list(checks.check_broker(target))
+    finally:
+        careless.kill()
+    assert [each.level for each in findings] == [Level.OK, Level.NOTE]
+    assert "CONFIG is withheld here" in findings[1].text
+    assert "CONFIG GET appendfsync" in findings[1].repair
+
+
+def test_doctor_examines_the_broker_and_the_checkpoint_root_of_a_service(
+    own_broker: LocalBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    file = tmp_path / "learner.toml"
+    file.write_text(f"redis_url = '{own_broker.url}'\ncheckpoint_root = '{root}'\ntotal_steps = 3\n")
+
+    def storage(*flags: str) -> list[str]:
+        target = target_of(parse(["--settings", str(file), *flags]))
+        assert target.redis_url == own_broker.url
+        return [each.text for each in checks.check_storage(target)]
+
+    root.mkdir()
+    assert all(str(root) in text for text in storage())
+    both = storage("--directory", str(elsewhere))
+    assert {str(root) in text for text in both} == {True, False}
+    monkeypatch.setattr(checks, "try_atomic_publish", lambda directory: pytest.fail(f"wrote to {directory}"))
+    assert storage("--reads-only") == [f"{root} can be read (0 entries)"]
+    root.rmdir()
+    assert storage("--reads-only") == [f"{root} cannot be read: No such file or directory"]
+    own = target_of(parse(["--settings", str(file), "--redis-url", "redis://other:1/0"]))
+    assert own.redis_url == "redis://other:1/0"
+    file.write_text("checkpoint_root = 3\n")
+    with pytest.raises(BadSetting, match="checkpoint_root was given 3"):
+        target_of(parse(["--settings", str(file)]))
 
 
 def test_doctor_exits_1_and_speaks_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

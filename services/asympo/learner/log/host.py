@@ -69,7 +69,7 @@ class HostWatch:
                 seconds=time.monotonic() - asked_at,
                 used_bytes=info.used_memory_bytes,
                 max_bytes=info.maxmemory_bytes,
-                is_durable=info.aof and info.appendfsync in ("always", "unknown"),
+                is_durable=info.is_durable,
             )
 
 

@@ -11,7 +11,7 @@ from asympo.learner.log.host import HostWatch
 from asympo.learner.metrics import LearnerMetrics
 from prometheus_client import CollectorRegistry
 
-INFO = SimpleNamespace(used_memory_bytes=1, maxmemory_bytes=2, aof=True, appendfsync="always")
+INFO = SimpleNamespace(used_memory_bytes=1, maxmemory_bytes=2, is_durable=True)
 
 
 def watch(info: Any, registry: CollectorRegistry, storage: Path) -> HostWatch:
@@ -60,3 +60,14 @@ def test_broker_is_not_asked_after_the_stop(tmp_path: Path) -> None:
     host.stop()
     host._look()
     assert asked == []
+
+
+@pytest.mark.parametrize(("is_durable", "exported"), [(True, 1), (False, 0), (None, None)])
+def test_durability_is_exported_only_where_the_broker_says_it(
+    tmp_path: Path, is_durable: bool | None, exported: int | None
+) -> None:
+    registry = CollectorRegistry()
+    info = SimpleNamespace(**{**vars(INFO), "is_durable": is_durable})
+    watch(lambda: info, registry, tmp_path)._look()
+    assert registry.get_sample_value("asympo_learner_broker_up") == 1
+    assert registry.get_sample_value("asympo_learner_broker_durable") == exported

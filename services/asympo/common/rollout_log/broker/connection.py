@@ -157,9 +157,11 @@ class Broker:
         fields = self.client.info(**target)
         try:
             found = [self.client.config_get(names, **target) for names in ("append*", "maxmemory*")]
-        except exceptions.NoPermissionError:
-            # CONFIG is commonly withheld from service users; INFO alone tells less.
-            return fields, {}
+        except exceptions.ResponseError as error:
+            # CONFIG is commonly withheld from service users, or by who runs the server; INFO tells less.
+            if isinstance(error, exceptions.NoPermissionError) or "unknown command" in str(error):
+                return fields, {}
+            raise
         return fields, {name: value for part in found for name, value in part.items()}
 
     def load_counters(self) -> dict[str, float]:

@@ -45,7 +45,14 @@ class BrokerInfo:
     used_memory_bytes: int
     """Memory of all data."""
     warnings: tuple[str, ...]
-    """One sentence for each thing that may lose data."""
+    """One sentence for each thing that may lose data, or let nothing be written."""
+
+    @property
+    def is_durable(self) -> bool | None:
+        """Whether what is acknowledged is on disk; None where that cannot be seen."""
+        if not self.aof:
+            return False
+        return None if self.appendfsync == "unknown" else self.appendfsync == "always"
 
 
 def describe(info: Mapping[str, Any], config: Mapping[str, str], *, url: str) -> BrokerInfo:
@@ -70,8 +77,18 @@ def describe(info: Mapping[str, Any], config: Mapping[str, str], *, url: str) ->
         maxmemory_bytes=int(info.get("maxmemory", 0)),
         maxmemory_policy=policy,
         used_memory_bytes=int(info.get("used_memory", 0)),
-        warnings=tuple(_warnings(aof=aof, appendfsync=appendfsync, policy=policy)),
+        warnings=(*_replica_warnings(info), *_warnings(aof=aof, appendfsync=appendfsync, policy=policy)),
     )
+
+
+def _replica_warnings(info: Mapping[str, Any]) -> list[str]:
+    if info.get("role") != "slave":
+        return []
+    primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
+    return [
+        f"the broker is a replica of {primary}: it refuses to append, or loses what it took when it follows "
+        "its primary again; give the URL of the primary"
+    ]
 
 
 def _warnings(*, aof: bool, appendfsync: str, policy: str) -> list[str]:
