@@ -80,7 +80,7 @@ def test_containers_that_share_cores_bind_nothing_and_keep_to_their_quota(
     given = plan_of(tmp_path, look_at_machine(), run={"learner_cores": [5, 6]}, generator={"cores": [9]})
     assert given.learner.share.cores == (5, 6)
     assert given.generators[0].settings.vllm.cpu_ids == (9,)
-    workers = {"vllm": {"tensor_parallel_size": 2}}
+    workers: dict[str, object] = {"vllm": {"tensor_parallel_size": 2}}
     split = plan_of(tmp_path, look_at_machine(), generator=workers).generators[0].settings.vllm
     assert thread_environment(split)["OMP_NUM_THREADS"] == str(max(1, generator_threads // 2))
 
