@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asympo.common.checkpoints import delta
-from asympo.common.checkpoints.delta import apply_delta, write_delta
+from asympo.common.checkpoints.delta import apply_delta, delta_size, write_delta
 from asympo.common.checkpoints.digests import Checksum
 from asympo.common.errors import CorruptCheckpoint
 from hypothesis import given
@@ -49,7 +49,10 @@ def test_delta_of_few_neighbouring_values_is_small(tmp_path: Path) -> None:
     places = rng.choice(len(old), len(old) // 100, replace=False)
     new[places] += rng.choice(np.array([1, 65535], "<u2"), len(places))
     assert written(tmp_path, old.tobytes(), new.tobytes())
-    assert (tmp_path / "delta").stat().st_size < 0.008 * old.nbytes
+    size = (tmp_path / "delta").stat().st_size
+    assert size < 0.008 * old.nbytes
+    assert delta_size(tmp_path / "old", tmp_path / "new", max_bytes=size) == size
+    assert delta_size(tmp_path / "old", tmp_path / "new", max_bytes=size // 2) is None
     assert applied(tmp_path) == new.tobytes()
 
 

@@ -7,7 +7,7 @@ was added to each: half of what their XOR takes when it is compressed.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,19 +35,13 @@ def write_delta(old: Path, new: Path, out: Path, *, old_checksum: str | None, ma
     does not come back bit for bit. What was written by then is of no use. An old file without a checksum is
     taken as it is.
     """
-    size, checksum, num_bytes = new.stat().st_size, Checksum(), 0
-    if old.stat().st_size != size:
-        return False
     with open(out, "xb") as file:
-        file.write(_MAGIC + _SIZE.pack(size))
-        for before, after in zip(_pieces(old), _pieces(new), strict=True):
-            checksum.update(before)
-            content = _encode(_words(before), _words(after))
-            num_bytes += len(content)
-            if num_bytes > max_bytes or _decode(_Source(content), before) != _even(after):
-                return False
-            file.write(content)
-    return old_checksum in (None, checksum.hexdigest())
+        return _encoded(old, new, file.write, old_checksum=old_checksum, max_bytes=max_bytes) is not None
+
+
+def delta_size(old: Path, new: Path, *, max_bytes: int) -> int | None:
+    """Bytes of what `write_delta` would write; None where a whole file is the better choice."""
+    return _encoded(old, new, len, old_checksum=None, max_bytes=max_bytes)
 
 
 def apply_delta(old: Path, delta: Path, out: Path) -> None:
@@ -69,6 +63,25 @@ def apply_delta(old: Path, delta: Path, out: Path) -> None:
             raise CorruptCheckpoint(f"{delta} is damaged: {error}") from error
         if file.read(1):
             raise CorruptCheckpoint(f"{delta} is longer than what it describes")
+
+
+def _encoded(
+    old: Path, new: Path, write: Callable[[bytes], object], *, old_checksum: str | None, max_bytes: int
+) -> int | None:
+    """Bytes that were written; None where a whole file is the better choice."""
+    size, checksum, num_bytes = new.stat().st_size, Checksum(), 0
+    if old.stat().st_size != size:
+        return None
+    head = _MAGIC + _SIZE.pack(size)
+    write(head)
+    for before, after in zip(_pieces(old), _pieces(new), strict=True):
+        checksum.update(before)
+        content = _encode(_words(before), _words(after))
+        num_bytes += len(content)
+        if num_bytes > max_bytes or _decode(_Source(content), before) != _even(after):
+            return None
+        write(content)
+    return len(head) + num_bytes if old_checksum in (None, checksum.hexdigest()) else None
 
 
 class _Source:

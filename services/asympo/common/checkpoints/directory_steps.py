@@ -44,15 +44,17 @@ class DirectorySteps(Generic[M]):
         keyframe_every: int,
         cache: Path | None = None,
         cached: int | None = None,
+        shares_copies: bool = True,
     ) -> None:
         """`cache` holds whole copies of what is shared as differences: none, one in the temporary directory.
 
-        `cached` limits the copies.
+        `cached` limits the copies; all processes of this machine share them, or else they are this object's.
         """
         self.path = Path(root) / check_run_name(run) / kind.directory
         self._kind = kind
         self._cache = cache
         self._cached = cached or _CACHED
+        self._shares_copies = shares_copies
         self._transfer: Transfer[M] = Transfer(kind, keyframe_every=keyframe_every)
         self._opening = threading.Lock()
         self._room: ScratchRoom | None = None
@@ -234,11 +236,11 @@ class DirectorySteps(Generic[M]):
 
     @property
     def _copies(self) -> StepCopies[M]:
-        """In a room that all processes of this machine share."""
         with self._opening:
             if self._room is None:
                 owner = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-                self._room = ScratchRoom("policies", name=owner, below=self._cache)
+                name = owner if self._shares_copies else None
+                self._room = ScratchRoom("policies", name=name, below=self._cache)
         path = self._room.path / self._kind.directory
         return StepCopies(path, self._kind, keep=self._cached, is_durable=False)
 

@@ -20,7 +20,8 @@ def open_policies(
 ) -> PolicyStore:
     """The policies of one run; `cached` limits the copies that `verify` leaves. Asks no store anything.
 
-    Without `deltas` none is published as a difference.
+    Without `deltas` none is published as a difference, and copies of those in a directory are neither taken
+    from services of this machine nor left to them.
     """
     return PolicyStore(open_steps(root, run, POLICIES, options, deltas=deltas, cached=cached))
 
@@ -37,8 +38,13 @@ def open_steps(
     """The steps of one kind of a run; asks no store anything."""
     every = deltas.keyframe_every if deltas is not None else 1
     if options is None or not options.is_given:
-        cache = deltas.cache if deltas is not None else None
-        return DirectorySteps(root, run, kind, keyframe_every=every, cache=cache, cached=cached)
+        return DirectorySteps(
+            *(root, run, kind),
+            keyframe_every=every,
+            cache=deltas.cache if deltas is not None else None,
+            cached=cached,
+            shares_copies=deltas is not None,
+        )
     # Half a second that only those pay who use it.
     from asympo.common.checkpoints.bucket import Bucket
     from asympo.common.checkpoints.bucket_steps import BucketSteps

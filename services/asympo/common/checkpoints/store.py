@@ -64,7 +64,7 @@ class PolicyStore:
     """Publishes, finds, verifies and prunes the policies of one run. Safe in any thread.
 
     Directories of adapters lie in a room of this process, in which they are whole, merged into their base;
-    those of differences in a room of all processes here.
+    those of differences in a room of all services here.
     """
 
     def __init__(self, steps: Steps[Manifest]) -> None:

@@ -1,11 +1,12 @@
 """Which policy a command is asked about: by its step, as `best` or `last`, or by its directory."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
-from asympo.common.checkpoints.names import StepName, parse_name
+from asympo.common.checkpoints.names import WEIGHT_FILES, StepName, parse_name
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting
 from asympo.common.names import directory_of_run
@@ -28,7 +29,20 @@ class ChosenWeights:
     ref: PolicyRef | None
     """The policy of the run; None for a directory that was named."""
     store: PolicyStore | None = None
-    """Where the policy was found; the directory of an adapter is there as long as this is held."""
+    """Where the policy was found; its directory is there as long as this is held."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Those with tensors that loaders read, by name; caches of the hub have links in their place."""
+        found = {each.name: each for each in weight_files(self.path)}
+        if self.ref is not None:
+            return found
+        return {name: Path(os.path.realpath(file)) for name, file in found.items()}
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Those of a directory that loaders read, by name."""
+    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 
 def add_eval_flags(parser: ArgumentParser) -> None:

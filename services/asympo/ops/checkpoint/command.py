@@ -11,7 +11,11 @@ from asympo.ops.checkpoint.chosen import add_eval_flags
 
 _LISTING = {
     "list": (listing.list_policies, "published policies; sizes are checked, contents are not"),
-    "verify": (listing.verify, "read every byte and compare it with the manifest"),
+    "verify": (
+        listing.verify,
+        "read every byte and compare it with the manifest; "
+        "what is read of an object store, and what is shared as differences, takes room in TMPDIR",
+    ),
     "best": (listing.best, "the policy that an evaluation likes best"),
 }
 _OTHERS = {

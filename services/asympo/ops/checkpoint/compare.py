@@ -5,15 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asympo.common.checkpoints.digests import TensorSpan, open_regular, tensor_spans
-from asympo.common.checkpoints.names import WEIGHT_FILES
 from asympo.common.errors import BadSetting, CorruptCheckpoint
+from asympo.ops.checkpoint.chosen import ChosenWeights
 
 _VALUES_AT_ONCE = 1 << 20
 _TYPES = {
@@ -79,13 +78,13 @@ def relative_norm(squares: float, base_squares: float) -> float | None:
     return math.sqrt(squares / base_squares)
 
 
-def compare(a: Path, b: Path) -> Comparison:
+def compare(a: ChosenWeights, b: ChosenWeights) -> Comparison:
     """Every tensor of both; BadSetting where they have none in common, CorruptCheckpoint."""
     ours, theirs = tensors_of(a), tensors_of(b)
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         raise BadSetting(
-            f"{a} and {b} have no tensor of the same name: they are models of different families, "
+            f"{a.path} and {b.path} have no tensor of the same name: they are models of different families, "
             f"such as {min(ours)} and {min(theirs)}"
         )
     same = [name for name in common if ours[name].shape == theirs[name].shape]
@@ -97,21 +96,18 @@ def compare(a: Path, b: Path) -> Comparison:
     )
 
 
-def weight_files(path: Path) -> list[Path]:
-    """Those of a directory that loaders read, by name."""
-    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
-
-
-def tensors_of(path: Path) -> dict[str, TensorSpan]:
+def tensors_of(weights: ChosenWeights) -> dict[str, TensorSpan]:
     """By name, from the files that loaders read; BadSetting, CorruptCheckpoint."""
-    files = weight_files(path)
+    files = weights.files
     if not files:
-        raise BadSetting(f"{path} holds no model.safetensors: give the directory of a policy or a model")
+        raise BadSetting(
+            f"{weights.path} holds no model.safetensors: give the directory of a policy or a model"
+        )
     found: dict[str, TensorSpan] = {}
-    for file in files:
+    for file in files.values():
         for tensor in tensor_spans(file):
             if tensor.name in found:
-                raise CorruptCheckpoint(f"tensor {tensor.name!r} is stored twice in {path}")
+                raise CorruptCheckpoint(f"tensor {tensor.name!r} is stored twice in {weights.path}")
             found[tensor.name] = tensor
     return found
 

@@ -2,20 +2,12 @@
 
 import math
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from asympo.common.checkpoints.delta import write_delta
+from asympo.common.checkpoints.delta import delta_size
 from asympo.common.commands import add_json_flag, at_least_one, show, write_json, write_table
-from asympo.ops.checkpoint.chosen import add_choice_flags, choose
-from asympo.ops.checkpoint.compare import (
-    Comparison,
-    TensorChange,
-    compare,
-    relative_norm,
-    weight_files,
-)
+from asympo.ops.checkpoint.chosen import ChosenWeights, add_choice_flags, choose
+from asympo.ops.checkpoint.compare import Comparison, TensorChange, compare, relative_norm
 
 _DEFAULT_ROWS = 20
 
@@ -34,12 +26,11 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """0 however much differs."""
-    chosen = [choose(text, arguments) for text in (arguments.a, arguments.b)]
-    a, b = (each.path for each in chosen)
+    a, b = (choose(text, arguments) for text in (arguments.a, arguments.b))
     comparison = compare(a, b)
-    shared = _share_as_difference(a, b)
     if arguments.json:
-        write_json({"a": str(a), "b": str(b), **_described(comparison), "delta_ratio": shared})
+        sides = {"a": str(a.path), "b": str(b.path)}
+        write_json({**sides, **_described(comparison), "delta_ratio": _share_as_difference(a, b)})
         return 0
     moved = [tensor for tensor in comparison.tensors if tensor.changed]
     moved.sort(key=lambda tensor: -math.inf if tensor.relative_norm is None else -tensor.relative_norm)
@@ -47,27 +38,27 @@ def main(arguments: Namespace) -> int:
         columns = ("tensor", "shape", "changed", "of", "largest change", "relative norm")
         rows = [_row(tensor) for tensor in moved[: arguments.rows]]
         left = f", {arguments.rows} of {len(moved)} that moved most" if len(moved) > arguments.rows else ""
-        write_table(f"from {a} to {b}{left}", columns, rows)
+        write_table(f"from {a.path} to {b.path}{left}", columns, rows)
     show(_sentence(comparison))
+    shared = _share_as_difference(a, b)
     if shared is not None:
         show(f"shared as a difference, the second takes {shared:.2%} of its weights' bytes")
     return 0
 
 
-def _share_as_difference(a: Path, b: Path) -> float | None:
+def _share_as_difference(a: ChosenWeights, b: ChosenWeights) -> float | None:
     """Bytes of the difference over those of the second one's files; None where they have other files."""
-    files = weight_files(b)
-    if [(file.name, file.stat().st_size) for file in weight_files(a)] != [
-        (file.name, file.stat().st_size) for file in files
-    ]:
+    before, after = a.files, b.files
+    sizes = {name: file.stat().st_size for name, file in after.items()}
+    if sizes != {name: file.stat().st_size for name, file in before.items()}:
         return None
-    with TemporaryDirectory() as room:
-        deltas = [Path(room) / file.name for file in files]
-        for file, delta in zip(files, deltas, strict=True):
-            max_bytes = file.stat().st_size
-            if not write_delta(a / file.name, file, delta, old_checksum=None, max_bytes=max_bytes):
-                return None
-        return sum(each.stat().st_size for each in deltas) / sum(each.stat().st_size for each in files)
+    total = 0
+    for name, max_bytes in sizes.items():
+        size = delta_size(before[name], after[name], max_bytes=max_bytes)
+        if size is None:
+            return None
+        total += size
+    return total / sum(sizes.values())
 
 
 def _described(comparison: Comparison) -> dict[str, Any]:

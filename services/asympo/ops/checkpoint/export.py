@@ -17,8 +17,7 @@ from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.settings import read_toml
 from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
-from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
-from asympo.ops.checkpoint.compare import weight_files
+from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy, weight_files
 from asympo.ops.checkpoint.new_directory import refuse_if_there, written_beside
 from asympo.ops.checkpoint.push import HubRepository
 from asympo.run.directory import RunDirectory

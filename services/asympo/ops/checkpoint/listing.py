@@ -75,7 +75,7 @@ def best(arguments: Namespace) -> int:
         where = where or "pruned: learner.keep_best keeps the best one"
         if newest and _is_in_bucket(arguments):
             where += " in the object store: `asympo checkpoint export best` brings it"
-        elif newest and _is_delta(_stored(store.path / str(newest))):
+        elif newest and _as_it_lies(store.path / str(newest), "full")["kind"] == "delta":
             where += ", as a difference: `asympo checkpoint export best` writes it whole"
         sys.stdout.write(
             f"step {found.policy_step}: {found.eval} mean@{found.samples} {found.mean}; {where}\n"
@@ -116,24 +116,30 @@ def _described(
             store.look(name, with_digests=with_digests)
             row["state"] = "verified" if with_digests else "complete"
         except (CorruptCheckpoint, UnknownVersion) as error:
+            if name not in store.names():
+                # Pruned meanwhile.
+                continue
             row["state"] = str(error)
         rows.append(row)
     return rows
 
 
 def _as_it_lies(path: Path, kind: str) -> dict[str, Any]:
-    """What only a directory tells."""
-    stored = _stored(path)
+    """What only a directory tells; CorruptCheckpoint."""
+    try:
+        stored, published = _stored(path), path.stat().st_mtime
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
     return {
         "kind": "delta" if _is_delta(stored) else kind,
         "stored": round(sum(stored.values()) / 2**20, 1),
-        "published": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime)),
+        "published": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(published)),
     }
 
 
 def _stored(path: Path) -> dict[str, int]:
     """Bytes of what lies in the directory of a policy beside its manifest, by name."""
-    return {each.name: each.stat().st_size for each in path.iterdir() if each.name != MANIFEST_NAME}
+    return {each.name: each.lstat().st_size for each in path.iterdir() if each.name != MANIFEST_NAME}
 
 
 def _is_delta(stored: Iterable[str]) -> bool:
