@@ -183,7 +183,7 @@ def check_broker(target: Target) -> Iterator[Finding]:
             yield wrong(text or warning, repair if text else "")
         if info.is_durable is None:
             yield note(
-                "it cannot be seen whether a write is on disk when it is acknowledged: CONFIG is withheld here",
+                "whether acknowledged writes are on disk cannot be seen: CONFIG is withheld here",
                 "have someone who may ask for `CONFIG GET appendfsync`: it has to be always",
             )
     finally:
