@@ -108,7 +108,7 @@ def merged_entries(base: Path, manifest: Manifest, adapter: Path) -> tuple[Tenso
     known = {entry.name: entry for entry in manifest.tensors}
     read = AdapterFactors.read(adapter)
     with ThreadPoolExecutor(1) as pool:
-        for file in _weight_files(base):
+        for file in weight_files(base):
             for tensor, content in _merged(file, read, pool, skip_rest=True):
                 digest = hashlib.sha256(content).hexdigest()
                 known[tensor.name] = TensorEntry(
@@ -130,7 +130,7 @@ def write_merged(base: Path, base_manifest: Manifest, adapter: Path, manifest: M
     wanted = {entry.name: entry.sha256 for entry in manifest.tensors}
     read = AdapterFactors.read(adapter)
     with ThreadPoolExecutor(available_cores()) as pool:
-        for file in _weight_files(base):
+        for file in weight_files(base):
             tensors = tensor_spans(file)
             with open(file, "rb") as source, open(out / file.name, "xb") as target:
                 target.write(source.read(min(tensor.span.offset for tensor in tensors)))
@@ -171,7 +171,7 @@ class MergeRoom:
         return self.path / str(manifest.name)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from asympo.learner.model.adapted_linear import AdaptedLinear
+from asympo.learner.model.adapted_weights import AdaptedLinear
 
 log = logging.getLogger(__name__)
 

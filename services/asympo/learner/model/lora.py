@@ -1,12 +1,14 @@
 """LoRA: pairs of small matrices, put in by PEFT, beside linears and experts of a model whose weights stay.
 
 What is trained is float32. The base holds the values that a policy of it holds, those of bfloat16. PEFT makes
-the layers and begins them; they compute as `adapted_linear.py` says.
+the layers and begins them; they compute as `adapted_weights.py` says.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -15,9 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from asympo.common.errors import BadSetting
-from asympo.learner.model.adapted_experts import AdaptedExperts, AdaptedStack, expert_matrices
-from asympo.learner.model.adapted_linear import AdaptedLinear, AdaptedWeight
+from asympo.common.errors import BadModel, BadSetting
+from asympo.common.foreign.text import reason_of
+from asympo.learner.model.adaptable import WeightPart, parts_in_files, read_by_others, stays_wide
+from asympo.learner.model.adapted_weights import (
+    AdaptedExperts,
+    AdaptedLinear,
+    AdaptedStack,
+    AdaptedWeight,
+)
 from asympo.learner.model.fused import unfuse
 from asympo.learner.model.hidden_package import hidden
 from asympo.learner.model.quantised_base import QuantisedWeight
@@ -29,52 +37,37 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
+log = logging.getLogger(__name__)
+
 _ADAPTER = "default"
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: torch.dtype, seed: int) -> None:
     """From now on an adapter is all that is trained; the model's forward path is to be applied again.
 
-    Changes nothing that the model says once its weights are rounded. Raises BadSetting.
+    Changes nothing that the model says once its weights are rounded. Raises BadSetting, BadModel.
     """
     if getattr(model.config, "quantization_config", None) is not None:
         raise BadSetting("the model is quantised: adapters are trained on the one that it was made from")
-    written = expert_matrices(model)
-    linears, stacks = _chosen(model, lora, stacked={each.parameter for each in written.values()})
-    config = import_peft().LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        use_rslora=lora.rank_stabilised,
-        target_modules=sorted({name.rpartition(".")[2] for name in linears}),
-        target_parameters=sorted(stacks) or None,
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
     unfuse(model)
+    files = _chosen(model, lora)
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        with _names_as_they_are():
-            import_peft().inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    layers: dict[str, Any] = {_weight_name(name, layer): layer for name, layer in _layers(model)}
-    if odd := layers.keys() ^ {f"{name}.weight" for name in linears} ^ stacks:
-        raise BadSetting(f"lora.targets do not tell {min(odd)} from other layers of the same name")
+    layers = _with_layers(model, files, lora, seed=seed)
     _round(model)
     quantised = {name: _narrowed(layer, lora.base_bits) for name, layer in layers.items()}
     model.base_sha256 = base_digest(model)
     for name, layer in layers.items():
         weight: dict[str, Any] = {
             "base": layer.get_base_layer(),
+            "files": files[name],
             "quantised": quantised[name],
             "a": layer.lora_A[_ADAPTER],
             "b": layer.lora_B[_ADAPTER],
             "scale": float(layer.scaling[_ADAPTER]),
             "compute_dtype": compute_dtype,
         }
-        if name in stacks:
-            own = {file: each for file, each in written.items() if each.parameter == name}
-            layer.adapted = AdaptedStack(matrices=own, name=layer.parameter_name, **weight)
+        if hasattr(layer, "parameter_name"):
+            layer.adapted = AdaptedStack(name=layer.parameter_name, **weight)
         else:
             layer.adapted = layer.forward = AdaptedLinear(**weight)
         model.adapter_scale = layer.adapted.scale
@@ -86,22 +79,32 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
         torch.cuda.empty_cache()
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+def compute_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """From now on products of an adapted model have factors of that type.
 
-    Linears and embeddings are held in it, where nearly all weights are; what layers add up stays float32.
+    Linears, embeddings and experts are held in it, where nearly all weights are; what layers add up stays
+    float32.
     """
     bases = set()
     for adapted in adapted_weights(model).values():
         adapted.compute_dtype = dtype
-        bases.add(adapted.base)
-    for module in model.modules():
-        if type(module) not in (nn.Linear, nn.Embedding) or module.weight.requires_grad or module in bases:
-            continue
-        if dtype.itemsize <= torch.float32.itemsize:
-            module.weight.data = module.weight.data.to(dtype)
+        bases.add((adapted.base, adapted.name))
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            is_left = parameter.requires_grad or (module, own) in bases
+            if is_left or not _is_narrowed(module, parameter) or stays_wide(model, f"{name}.{own}"):
+                continue
+            if dtype.itemsize <= torch.float32.itemsize:
+                parameter.data = parameter.data.to(dtype)
         if type(module) is nn.Embedding and _in_float32_at_least not in module._forward_hooks.values():
             module.register_forward_hook(_in_float32_at_least)
+
+
+def _is_narrowed(module: nn.Module, parameter: nn.Parameter) -> bool:
+    if type(module) in (nn.Linear, nn.Embedding):
+        return parameter.dim() == 2
+    # Of convolutions only some kernels take weights of another type than the activations'.
+    return parameter.dim() == 3 and not type(module).__name__.startswith("Conv")
 
 
 def merge_anew(model: nn.Module) -> None:
@@ -146,23 +149,94 @@ def adapted_weights(model: nn.Module) -> dict[str, AdaptedWeight]:
     return {_weight_name(name, layer): cast(Any, layer).adapted for name, layer in _layers(model)}
 
 
-def _chosen(model: PreTrainedModel, lora: LoraSettings, *, stacked: set[str]) -> tuple[set[str], set[str]]:
-    """Linears, and parameters that are stacks of matrices."""
+def _chosen(model: PreTrainedModel, lora: LoraSettings) -> dict[str, dict[str, WeightPart]]:
+    """Weights that get matrices, by name, and what their parts are called in files."""
     head = model.get_output_embeddings()
     linears = {
-        name for name, module in model.named_modules() if type(module) is nn.Linear and module is not head
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head
     }
-    found = linears | stacked
-    if lora.targets != ALL_LINEAR:
-        everything = found
-        found = {name for name in found if any(f".{name}".endswith(f".{each}") for each in lora.targets)}
+    holders = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    # What is beside a weight in one layer would be missing in others that have the same one.
+    shared = {name for name, each in model.named_parameters() if holders[id(each)] > 1}
+    files: dict[str, dict[str, WeightPart]] = {}
+    for file, part in parts_in_files(model).items():
+        is_ours = part.parameter in linears or part.expert is not None
+        if is_ours and part.parameter not in shared and not stays_wide(model, part.parameter):
+            files.setdefault(part.parameter, {})[file] = part
+    tried = {_module(name) for name in files.keys() & linears}
+    for name in read_by_others(model, tried) | {each for each in tried if _is_refused_by_peft(model, each)}:
+        del files[f"{name}.weight"]
+    if lora.targets == ALL_LINEAR:
+        if left_out := {_leaf(_module(name)) for name in linears - files.keys()}:
+            log.info("No adapter beside these linears: %s", ", ".join(sorted(left_out)))
+        found = files
+    else:
+        found = {name: parts for name, parts in files.items() if _is_named(name, lora.targets)}
         for each in lora.targets:
-            if not any(f".{name}".endswith(f".{each}") for name in found):
-                known = ", ".join(sorted({name.rpartition(".")[2] for name in everything}))
-                raise BadSetting(f"lora.targets names {each}, and the linears of this model are {known}")
+            if not any(_is_named(name, (each,)) for name in found):
+                is_there = any(_is_named(name, (each,)) for name, _ in model.named_modules())
+                known = ", ".join(sorted({_leaf(_module(name)) for name in files}))
+                why = "which cannot have an adapter" if is_there else "which this model has not"
+                raise BadSetting(f"lora.targets names {each}, {why}: those that can are {known}")
     if not found:
         raise BadSetting(f"{type(model).__name__} has no linears that an adapter could be put beside")
-    return found & linears, found & stacked
+    return found
+
+
+def _is_named(name: str, targets: Collection[str]) -> bool:
+    return any(f".{_module(name)}".endswith(f".{each}") for each in targets)
+
+
+def _module(name: str) -> str:
+    """Of a linear's weight the linear, of a stack itself."""
+    return name.removesuffix(".weight")
+
+
+def _is_refused_by_peft(model: PreTrainedModel, linear: str) -> bool:
+    """As of state-space layers, some of whose kernels take the weight past what stands beside it."""
+    peft = import_peft()
+    try:
+        peft.tuners.tuners_utils._check_lora_target_modules_mamba(peft.LoraConfig(), model, _leaf(linear))
+    except ValueError:
+        return True
+    return False
+
+
+def _with_layers(
+    model: PreTrainedModel, files: Mapping[str, Any], lora: LoraSettings, *, seed: int
+) -> dict[str, Any]:
+    """PEFT's layers, by the name of their weight."""
+    linears = {_module(name) for name in files if name.endswith(".weight")}
+    endings = set(map(_leaf, linears))
+    is_told_apart = all(name in linears or _leaf(name) not in endings for name, _ in model.named_modules())
+    config = import_peft().LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=lora.rank_stabilised,
+        target_modules=sorted(endings if is_told_apart else linears),
+        target_parameters=sorted(name for name in files if not name.endswith(".weight")) or None,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _names_as_they_are():
+        torch.manual_seed(seed)
+        try:
+            import_peft().inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        except ValueError as error:
+            raise BadModel(
+                f"PEFT cannot put an adapter into {type(model).__name__}: {reason_of(error)}"
+            ) from error
+    layers: dict[str, Any] = {_weight_name(name, layer): layer for name, layer in _layers(model)}
+    if odd := layers.keys() ^ files.keys():
+        raise BadModel(f"PEFT does not tell {min(odd)} from other layers of {type(model).__name__}")
+    return layers
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _compute_experts_merged(model: nn.Module) -> None:
@@ -235,22 +309,24 @@ def _narrowed(layer: Any, bits: int | None) -> QuantisedWeight | None:
 
 
 @torch.no_grad()
-def _round(model: nn.Module) -> None:
+def _round(model: PreTrainedModel) -> None:
     """What is added to a policy's base is trained with that base."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not stays_wide(model, _without_wrappers(name)):
             parameter.copy_(parameter.to(PUBLISHED_DTYPE))
 
 
-def base_digest(model: nn.Module) -> Tensor:
+def base_digest(model: PreTrainedModel) -> Tensor:
     """Of names and values, without an adapter: what holds only that is compared with it."""
     if is_adapted(model):
         return cast(Tensor, model.base_sha256)
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
-            digest.update(_without_wrappers(name).encode())
-            value = parameter.detach().to(PUBLISHED_DTYPE).cpu().contiguous().view(-1)
+            own = _without_wrappers(name)
+            dtype = torch.float32 if stays_wide(model, own) else PUBLISHED_DTYPE
+            digest.update(own.encode())
+            value = parameter.detach().to(dtype).cpu().contiguous().view(-1)
             digest.update(value.view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 

@@ -19,7 +19,7 @@ from asympo.common.checkpoints.merge import tiles, with_product
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
 from asympo.learner.log.create_run import read_config
-from asympo.learner.model.adapted_experts import expert_matrices
+from asympo.learner.model.adaptable import parts_in_files
 from asympo.learner.model.policy import load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
@@ -96,9 +96,9 @@ class Adapter:
     def add_to(self, model: PreTrainedModel, *, base: str, dtype: torch.dtype) -> int:
         """Changes the weights in place; how many have other values in `dtype`. Raises BadSetting."""
         weights: dict[str, Tensor] = dict(model.named_parameters())
-        # Stacked in the model, experts have names of their own in an adapter, those of files.
-        experts = expert_matrices(model)
-        weights |= {name: each.of(weights[each.parameter]) for name, each in experts.items()}
+        # An adapter may call them as files do, where experts have names of their own.
+        parts = parts_in_files(model)
+        weights = {name: each.of(weights[each.parameter]) for name, each in parts.items()} | weights
         changed = set()
         for module, (a, b) in self.pairs.items():
             weight = weights.get(f"{module}.weight")
@@ -117,7 +117,7 @@ class Adapter:
                 values[each] = with_product(values[each], columns, rows[each], scale=scale)
             if not torch.equal(before, weight.to(dtype)):
                 name = f"{module}.weight"
-                changed.add(experts[name].parameter if name in experts else name)
+                changed.add(parts[name].parameter if name in parts else name)
         return len(changed)
 
     def _scale(self, module: str, *, rank: int) -> float:

@@ -1,7 +1,7 @@
 """An adapter in files, in PEFT's form: two matrices for each tensor of the base's files that it changes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from asympo.common.checkpoints.digests import TensorSpan
+from asympo.common.checkpoints.manifest import TensorEntry
 from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from asympo.common.errors import CorruptCheckpoint
-from asympo.learner.model.adapted_experts import AdaptedStack
 from asympo.learner.model.lora import adapted_weights, adapter_config, adapts, is_quantised
 from asympo.learner.model.weights import PUBLISHED_DTYPE, named_weights
 
@@ -31,8 +32,10 @@ def write_adapter(
     # A path of this machine says nothing elsewhere, and a base that was rounded is no model with a name.
     named = None if is_quantised(model) else Path(base).name if Path(base).is_dir() else base
     config |= {"base_model_name_or_path": named, "inference_mode": True}
-    # PEFT finds the stack of experts by what files call their matrices.
-    targets = {_module(name).rpartition(".")[2] for name in held}
+    # PEFT finds the stack of experts by what files call their matrices. Where ends of names did not tell
+    # layers apart, whole ones are given.
+    is_whole = any("." in each for each in config["target_modules"])
+    targets = {_module(name) if is_whole else _module(name).rpartition(".")[2] for name in held}
     config |= {"target_modules": sorted(targets), "target_parameters": None}
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1) + "\n")
 
@@ -65,10 +68,15 @@ def read_adapter(path: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     return values
 
 
-def adapted_tensors(model: PreTrainedModel) -> set[str]:
-    """What the base's files call the tensors that an adapter changes."""
-    values = named_weights(model)
-    return {f"{_module(name)}.weight" for name, _ in _matrices(model, values)}
+def what_does_not_fit(model: PreTrainedModel, tensors: Iterable[TensorEntry | TensorSpan]) -> str | None:
+    """Which weight of a model with an adapter its base's files do not hold as the adapter needs it."""
+    held = {each.name: (each.dtype, tuple(each.shape)) for each in tensors}
+    for weight, adapted in adapted_weights(model).items():
+        columns = adapted.base_weight().shape[-1]
+        for file, part in adapted.files.items():
+            if held.get(file) != ("BF16", (part.rows.stop - part.rows.start, columns)):
+                return weight
+    return None
 
 
 def _module(name: str) -> str:
@@ -78,12 +86,9 @@ def _module(name: str) -> str:
 def _matrices(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Views of the model's, by their names in files: parts of a stack of experts share an A."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for weight, adapted in adapted_weights(model).items():
-        a, b = (values[names[side.weight]] for side in (adapted.a, adapted.b))
-        pairs = {weight: (a, b)}
-        if isinstance(adapted, AdaptedStack):
-            a, b = adapted.stacked(a, is_a=True), adapted.stacked(b, is_a=False)
-            pairs = {file: (a[each.expert], each.of(b)) for file, each in adapted.files.items()}
-        for file, pair in pairs.items():
+    for adapted in adapted_weights(model).values():
+        a, b = adapted.laid_out(*(values[names[side.weight]] for side in (adapted.a, adapted.b)))
+        for file, part in adapted.files.items():
+            pair = (a if part.expert is None else a[part.expert], part.of(b))
             for side, matrix in zip("AB", pair, strict=True):
                 yield f"{_PREFIX}{file.removesuffix('.weight')}.lora_{side}.weight", matrix

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.digests import tensor_spans
+from asympo.common.checkpoints.merge import weight_files
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
 from asympo.learner.model.lora import adapts, base_digest, quantised_values
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import PUBLISHED_DTYPE, Weights, named_weights
-from asympo.learner.publish.adapter_files import adapted_tensors, read_adapter, write_adapter
+from asympo.learner.publish.adapter_files import read_adapter, what_does_not_fit, write_adapter
 from asympo.learner.publish.policy_files import files_beside_weights, write_weights
 from asympo.learner.publish.policy_writer import PolicyWriter, PreparedPolicy
 
@@ -68,17 +70,16 @@ class AdapterWriter(PolicyWriter):
             write_weights(model, directory)
             for name, content in files_beside_weights(model, self._tokenizer).items():
                 (directory / name).write_bytes(content)
+            written = [tensor for file in weight_files(directory) for tensor in tensor_spans(file)]
+            if odd := what_does_not_fit(self._shadow.model, written):
+                raise BadModel(
+                    f"the files of {type(model).__name__} do not hold {odd} as it is: an adapter for it "
+                    "could not be merged; leave it out of lora.targets"
+                )
 
         log.info("Publishing the base of all adapters as the policy of step %d", step)
         probe = self._probe(policy, self._fixed)
-        ref = self._store.publish(step=step, fence=fence, fill=fill, probe=probe, parent=self._last)
-        stored = {tensor.name for tensor in self._store.load_manifest(ref).tensors}
-        if odd := sorted(adapted_tensors(self._shadow.model) - stored):
-            raise BadModel(
-                f"the files of {type(model).__name__} have no {odd[0]}: an adapter for it could not be "
-                "merged; leave it out of lora.targets"
-            )
-        return ref
+        return self._store.publish(step=step, fence=fence, fill=fill, probe=probe, parent=self._last)
 
     def _load(self, ref: PolicyRef) -> None:
         """Raises CorruptCheckpoint unless it is the base that is trained here, or an adapter for that."""
@@ -90,6 +91,8 @@ class AdapterWriter(PolicyWriter):
         model = load_model(base.path, dtype=PUBLISHED_DTYPE, device=torch.device("cpu"))
         if not torch.equal(base_digest(model), base_digest(self._shadow.model)):
             raise CorruptCheckpoint(f"{base.path} holds other weights than the model of this run")
+        if odd := what_does_not_fit(self._shadow.model, self._store.load_manifest(base).tensors):
+            raise CorruptCheckpoint(f"{base.path} does not hold {odd} as an adapter for it needs it")
         self._base = base
         self._held = read_adapter(self._store.path / ref.name, self._shadow.model)
 

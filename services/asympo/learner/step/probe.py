@@ -112,10 +112,14 @@ def _run_together(model: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]
 
 
 def _widen(narrow: dict[nn.Module, dict[str, nn.Parameter]], dtype: torch.dtype) -> Any:
-    def hook(*_: Any) -> None:
+    def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         for module, parameters in narrow.items():
             for name, parameter in parameters.items():
                 module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+        # Some models give a layer what has the type that its weights had.
+        return tuple(
+            each.to(dtype) if torch.is_tensor(each) and each.is_floating_point() else each for each in given
+        )
 
     return hook
 

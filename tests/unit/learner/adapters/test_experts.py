@@ -8,8 +8,8 @@ import torch
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import AsympoError, BadSetting, CorruptCheckpoint
-from asympo.learner.model import adapted_linear, lora
-from asympo.learner.model.adapted_experts import expert_matrices
+from asympo.learner.model import adapted_weights, lora
+from asympo.learner.model.adaptable import parts_in_files
 from asympo.learner.model.lora import base_digest
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import named_weights
@@ -52,7 +52,7 @@ def published(model: Path, root: Path, **lora: Any) -> tuple[Policy, PolicyStore
 
 def test_gradients_are_those_of_peft(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is not rounded is PEFT's own sum.
-    for module in (lora, adapted_linear):
+    for module in (lora, adapted_weights):
         monkeypatch.setattr(module, "PUBLISHED_DTYPE", torch.float32)
     policy = adapted(model)
     groups = make_groups(2)
@@ -131,7 +131,7 @@ def test_adapter_that_peft_reads_otherwise_is_not_exported(tmp_path: Path) -> No
 
 def test_linears_that_are_called_as_experts_once_were_have_their_own_matrices(tmp_path: Path) -> None:
     config = Glm4MoeConfig(
-        **SIZE, moe_intermediate_size=32, n_routed_experts=4, first_k_dense_replace=1, head_dim=32
+        **SIZE, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1
     )
     policy = adapted(make_model(tmp_path / "model", config))
     adapted_names = {name.partition(".lora_")[0] for name in named_weights(policy.model)}
@@ -145,7 +145,7 @@ def test_experts_are_chosen_by_the_name_of_their_stack(mixtral: Path) -> None:
     assert len(names) == 2 * 2
     assert all(".experts." in name for name in names)
     with pytest.raises(
-        BadSetting, match="names w1, and the linears of this model are down_proj, gate_up_proj, k_"
+        BadSetting, match="names w1, which this model has not: those that can are down_proj, gate_up_proj, k_"
     ):
         adapted(mixtral, targets=("w1",))
 
@@ -170,4 +170,6 @@ def test_file_that_is_no_adapter_of_these_experts_is_refused(mixtral: Path, tmp_
 def test_stacks_that_files_hold_whole_get_no_adapter() -> None:
     config = GptOssConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2, head_dim=32)
     with torch.device("meta"):
-        assert expert_matrices(AutoModelForCausalLM.from_config(config)) == {}
+        parts = parts_in_files(AutoModelForCausalLM.from_config(config))
+    assert any(part.parameter.endswith("q_proj.weight") for part in parts.values())
+    assert not any(".experts." in part.parameter for part in parts.values())

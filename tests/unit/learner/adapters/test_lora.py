@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner.model import adapted_linear, lora
+from asympo.learner.model import adapted_weights, lora
 from asympo.learner.model.batching import TrainedGroup, pack
 from asympo.learner.model.forward_path import FAST
 from asympo.learner.model.fused import fuse, is_fused, unfuse
@@ -110,7 +110,7 @@ def test_adapter_has_peft_numbers_and_gradients_when_rows_are_packed(
 ) -> None:
     # What is not rounded is PEFT's own sum.
     monkeypatch.setattr(lora, "PUBLISHED_DTYPE", torch.float64)
-    monkeypatch.setattr(adapted_linear, "PUBLISHED_DTYPE", torch.float64)
+    monkeypatch.setattr(adapted_weights, "PUBLISHED_DTYPE", torch.float64)
     policy = adapted(tiny_model, dtype=torch.float64, rank_stabilised=is_rank_stabilised)
     groups = make_groups(3)
     packed = nlls_and_gradients(policy, groups, budget=60, share=True)
@@ -127,7 +127,7 @@ def test_adapter_has_peft_numbers_and_gradients_when_rows_are_packed(
 def test_mlps_of_which_not_all_are_adapted_are_right_too(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (lora, adapted_linear):
+    for name in (lora, adapted_weights):
         monkeypatch.setattr(name, "PUBLISHED_DTYPE", torch.float64)
     policy = adapted(tiny_model, dtype=torch.float64, targets=("gate_proj", "up_proj", "q_proj"))
     groups = make_groups(2)
@@ -203,8 +203,12 @@ def test_targets_choose_layers_or_are_refused(tiny_model: Path) -> None:
         *("q_proj", "down_proj")
     }
     assert set(adapter_config(chosen).target_modules or ()) == {"q_proj", "down_proj"}
-    for targets in (("lm_head",), ("q_proj", "query")):
-        with pytest.raises(BadSetting, match=rf"targets names {targets[-1]}, and the linears of .* q_proj"):
+    for targets, why in (
+        (("lm_head",), "cannot have an adapter"),
+        (("q_proj", "query"), "this model has not"),
+    ):
+        said = rf"targets names {targets[-1]}, which {why}: those that can are .* q_proj"
+        with pytest.raises(BadSetting, match=said):
             adapted(tiny_model, targets=targets)
     with pytest.raises(ValidationError, match=r"dropout is 0\.1: give 0"):
         LoraSettings(dropout=0.1)

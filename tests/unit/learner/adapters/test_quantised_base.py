@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from asympo.common.errors import BadSetting
-from asympo.learner.model.adapted_linear import AdaptedLinear
+from asympo.learner.model.adapted_weights import AdaptedLinear
 from asympo.learner.model.lora import add_adapter, base_digest, prepare_for_shards, quantised_values
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.quantised_base import QuantisedWeight

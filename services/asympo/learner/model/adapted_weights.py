@@ -1,15 +1,17 @@
-"""A linear with an adapter beside it, computed at the merged weight.
+"""Weights with an adapter beside them, computed at what both are merged to: linears, and stacks of experts.
 
 PEFT's own forward computes another policy than the merged one that is served, and passes over every
 activation several times more.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from asympo.learner.model.adaptable import WeightPart
 from asympo.learner.model.weights import PUBLISHED_DTYPE
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class AdaptedWeight:
         *,
         base: Any,
         name: str = "weight",
+        files: Mapping[str, WeightPart],
         quantised: "QuantisedWeight | None" = None,
         a: nn.Module,
         b: nn.Module,
@@ -36,10 +39,10 @@ class AdaptedWeight:
     ) -> None:
         """`base`: the module that has the weight; `a`, `b`: what holds the matrices beside it, as `weight`.
 
-        `name`: of the weight in the module.
+        `name`: of the weight in the module; `files`: what its parts are called in files.
         `quantised`: the weight in fewer bits, which from now on is held instead.
         """
-        self.base, self.name = base, name
+        self.base, self.name, self.files = base, name, files
         self.quantised = quantised
         if quantised is not None:
             # Its shape says how many operations a step needs.
@@ -64,8 +67,12 @@ class AdaptedWeight:
         self._merged = self._merged_of = None
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """A and B; of stacked weights all of them, stacked."""
-        return cast(Tensor, self.a.weight), cast(Tensor, self.b.weight)
+        """A and B, as `laid_out` has them."""
+        return self.laid_out(cast(Tensor, self.a.weight), cast(Tensor, self.b.weight))
+
+    def laid_out(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """What PEFT holds as [R, D] and [F, R]; of a stack [E, R, D] and [E, F, R]; views."""
+        return a, b
 
     def merged(self, a_RD: Tensor, b_FR: Tensor) -> Tensor:
         """The weight with the adapter, rounded; of these matrices."""
@@ -118,6 +125,42 @@ class AdaptedLinear(AdaptedWeight):
         return grad_TF @ self.merged(a_RD, b_FR) if needs_x else None, grad_a_RD, grad_b_FR
 
 
+class AdaptedStack(AdaptedWeight):
+    """A stack of experts."""
+
+    def __init__(self, **weight: Any) -> None:
+        super().__init__(**weight)
+        self._num_experts = len(self.base_weight())
+
+    def laid_out(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a_ERD = a.view(self._num_experts, -1, a.shape[1])
+        return a_ERD, b.view(b.shape[0], -1, self._num_experts).permute(2, 0, 1)
+
+    def weight(self) -> Tensor:
+        """The merged weights, whose gradient is that of the matrices."""
+        # torch declares no types for `apply`.
+        merged_EFD: Tensor = _Merged.apply(*self.matrices(), self)  # type: ignore[no-untyped-call]
+        return merged_EFD
+
+
+class AdaptedExperts:
+    """Forward of a module of experts: its own, at the merged weights of its stacks."""
+
+    def __init__(self, stacks: list[AdaptedStack]) -> None:
+        self._stacks = stacks
+        self._experts = stacks[0].base
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # What an object holds under a parameter's name comes before the parameter.
+        held = self._experts.__dict__
+        try:
+            held.update({stack.name: stack.weight() for stack in self._stacks})
+            return self._experts(*args, **kwargs)
+        finally:
+            for stack in self._stacks:
+                held.pop(stack.name, None)
+
+
 class _Product(torch.autograd.Function):
     """x W' + bias, where W = W0 + scale B A is merged; with gradients of x, A and B alone."""
 
@@ -147,6 +190,29 @@ class _Product(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(*grad.shape[:-1], -1)
         return grad_x, None, grad_a_RD, grad_b_FR, None
+
+
+class _Merged(torch.autograd.Function):
+    """W0 + scale B A of every expert, rounded; with gradients of A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, a_ERD: Tensor, b_EFR: Tensor, stack: AdaptedStack) -> Tensor:
+        ctx.save_for_backward(a_ERD, b_EFR)
+        ctx.scale = stack.scale
+        # A tensor of its own for autograd, where the stack keeps what is merged.
+        return stack.merged(a_ERD, b_EFR).detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_EFD: Tensor) -> tuple[Tensor | None, ...]:
+        a_ERD, b_EFR = ctx.saved_tensors
+        dtype = grad_EFD.dtype
+        grad_a_ERD = as_published(b_EFR, dtype).mT @ grad_EFD
+        grad_b_EFR = grad_EFD @ as_published(a_ERD, dtype).mT
+        scaled = (
+            grad.to(of.dtype).mul_(ctx.scale) for grad, of in ((grad_a_ERD, a_ERD), (grad_b_EFR, b_EFR))
+        )
+        return *scaled, None
 
 
 def _are_same(held: tuple[Tensor, Tensor] | None, of: tuple[Tensor, Tensor]) -> bool:
