@@ -79,6 +79,21 @@ def test_policies_are_shared_as_differences_and_are_read_bit_for_bit(
     assert not room.exists(), "nothing stays when the last process ends"
 
 
+def test_copies_used_last_stay_when_the_clock_steps_back(open_store: Opener) -> None:
+    learner, reader = open_store("learner", keyframe_every=9), open_store("reader")
+    for step in range(1, 7):
+        mine, newest = publish(learner, step), reader.newest(with_digests=True)
+        assert newest is not None
+        for room in {mine.path.parent, newest.path.parent} - {learner.path}:
+            steps = sorted(int(path.name[5:13]) for path in room.glob("step-*"))
+            assert steps == [*range(max(2, step - 2), step + 1)]
+            if step == 4:
+                for copy in room.glob("step-*"):
+                    later = copy.stat().st_mtime_ns + 86_400_000_000_000
+                    os.utime(copy, ns=(later, later))
+    assert all(is_whole(learner)[step] is (step == 1) for step in range(1, 7))
+
+
 def test_copy_that_another_process_finishes_meanwhile_stays_whole(open_store: Opener, tmp_path: Path) -> None:
     learner, warm = open_store("learner", keyframe_every=4), open_store("warm")
     for step in (1, 2):

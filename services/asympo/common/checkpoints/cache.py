@@ -1,5 +1,6 @@
 """Copies of shared steps on this machine's own disk: complete or absent, and not too many."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -88,7 +89,9 @@ class StepCopies(Generic[M]):
 
     def keep(self, temporary: Path, manifest: bytes) -> Path:
         """Gives a finished directory its name. Raises OSError, FileExistsError among them."""
-        return directory.seal(temporary, manifest=manifest, is_durable=self._is_durable)
+        final = directory.seal(temporary, manifest=manifest, is_durable=self._is_durable)
+        self._note_use(final)
+        return final
 
     def delete(self, name: StepName) -> None:
         """If it is there and does not resist."""
@@ -135,10 +138,13 @@ def trim(parent: Path, *, keep: int) -> list[str]:
 
 
 def note_use(path: Path) -> None:
-    """Remember that a step is in use now."""
-    # The kernel's own time moves in steps in which several are used.
-    now = time.time_ns()
-    os.utime(path, ns=(now, now))
+    """Remember that a step is in use now, after all others here whatever the clock says."""
+    others = (_used_at(path.parent / str(name)) for name in directory.step_names(path.parent))
+    # The kernel's own time moves in steps in which several are used, and clocks step back.
+    now = max(time.time_ns(), max(others, default=0) + 1)
+    # Another process may have deleted it by now.
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path, ns=(now, now))
 
 
 def _used_at(path: Path) -> int:
