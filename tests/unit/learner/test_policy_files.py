@@ -11,6 +11,7 @@ import torch
 import transformers
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
+from asympo.common.object_store import DeltaOptions
 from asympo.learner.model.policy import Policy, end_token_ids, load_model
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.policy_files import files_beside_weights, read_weights
@@ -89,10 +90,10 @@ def make_model(directory: Path, config: PretrainedConfig) -> Path:
     return directory
 
 
-def writer_for(model: Path, root: Path) -> PolicyWriter:
+def writer_for(model: Path, root: Path, *, deltas: DeltaOptions | None = None) -> PolicyWriter:
     shadow = load_model(model, dtype=torch.bfloat16, device=CPU).eval()
     return PolicyWriter(
-        store=open_policies(root, "run"),
+        store=open_policies(root, "run", deltas=deltas),
         shadow=Policy(model=shadow, compute_dtype=torch.float32),
         tokenizer=load_tokenizer(str(model)),
         tolerance=0.05,
@@ -124,6 +125,20 @@ def test_published_policy_is_recognised_after_a_restart(family: str, tmp_path: P
     assert not again.is_published(weights)
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in named_weights(model).items()}
     assert first_difference(stored, rounded) == name
+
+
+def test_policy_that_there_is_no_room_to_rebuild_is_published_anew(tiny_model: Path, tmp_path: Path) -> None:
+    weights = Weights(model=load_model(tiny_model, dtype=torch.float32, device=CPU), ranks=None)
+    writer = writer_for(tiny_model, tmp_path, deltas=DeltaOptions(cache=tmp_path / "disk"))
+    for step in (1, 2):
+        ref = writer.write(writer.prepare(weights, step=step, fence=1))
+    assert [*(tmp_path / "run" / "policy" / ref.name).glob("*.from-*")]
+    (tmp_path / "full").touch()
+    again = writer_for(tiny_model, tmp_path, deltas=DeltaOptions(cache=tmp_path / "full"))
+    assert again.adopt_newest() is None
+    assert not again.is_published(weights)
+    anew = again.write(again.prepare(weights, step=2, fence=2))
+    assert open_policies(tmp_path, "run").newest(with_digests=True) == anew
 
 
 def test_policy_of_another_model_is_not_adopted(tmp_path: Path) -> None:

@@ -57,8 +57,12 @@ class PolicyWriter:
         """The policy that what is written is added to, where that is an adapter."""
 
     def adopt_newest(self) -> PolicyRef | None:
-        """Takes the newest valid policy on storage as the one published last; None when there is none."""
-        ref = self._store.newest(with_digests=True)
+        """Takes the newest valid policy on storage as the one published last; None when none can be read."""
+        try:
+            ref = self._store.newest(with_digests=True)
+        except OSError as error:
+            log.warning("The policy is published anew, as the newest one cannot be read: %s", error)
+            return None
         if ref is None:
             return None
         try:
