@@ -32,6 +32,14 @@ _READ_SECONDS = 60
 _REFUSALS = frozenset(
     {"AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
     | {"ExpiredToken", "InvalidToken", "401", "403"}
+    | {
+        "AuthorizationHeaderMalformed",
+        "PermanentRedirect",
+        "InvalidBucketName",
+        "NotImplemented",
+        "301",
+        "501",
+    }
 )
 _PRECONDITION = frozenset({"PreconditionFailed", "412"})
 _CONFLICT = frozenset({"ConditionalRequestConflict", "OperationAborted", "409"})
@@ -104,11 +112,13 @@ class Bucket:
                     response_checksum_validation="when_required",
                     s3={"addressing_style": "path" if options.endpoint else "auto"},
                 )
+                any_region = _ANY_REGION if options.endpoint else None
                 with self._asking("set up"):
-                    self._made = boto3.session.Session().client(
+                    session = boto3.session.Session()
+                    self._made = session.client(
                         "s3",
                         endpoint_url=options.endpoint,
-                        region_name=options.region or (_ANY_REGION if options.endpoint else None),
+                        region_name=options.region or session.region_name or any_region,
                         verify=str(options.ca_file) if options.ca_file else None,
                         config=config,
                     )
@@ -282,7 +292,7 @@ class Bucket:
 
 
 _ANY_REGION = "us-east-1"
-"""Signatures name a region; stores with an address of their own take this one."""
+"""Signatures name a region; stores with an address of their own mostly take this one."""
 _CALLERS_FAULTS = frozenset(
     {
         "NoCredentialsError",
@@ -290,6 +300,7 @@ _CALLERS_FAULTS = frozenset(
         "NoRegionError",
         "ProfileNotFound",
         "InvalidRegionError",
+        "ParamValidationError",
     }
 )
 

@@ -62,6 +62,7 @@ def _ask(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     except StoreError as error:
         if error.is_refusal:
             raise BadSetting(
-                f"{error.strerror}: check object_store.url, region, and what the credentials may do"
+                f"{error.strerror}: check object_store.url, endpoint and region, what the credentials may do,"
+                " and that the store has conditional writes"
             ) from error
         raise
