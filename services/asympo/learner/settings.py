@@ -1,7 +1,7 @@
 """Settings of the learner: they describe the run (every generator reads them from it) and how to train."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -71,7 +71,7 @@ class LoraSettings(BaseModel):
     rank: int = Field(16, ge=1, le=4096, description="columns of the pairs of matrices")
     alpha: int = Field(32, ge=1, description="what is added is scaled by alpha / rank")
     rank_stabilised: bool = Field(False, description="scaled by alpha over the root of rank (rsLoRA)")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ALL_LINEAR,
         description="layers that get a pair, by the ends of their names, experts by that of their parameter; "
         "all linears but the head, and all experts",

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from asympo.learner.model import fused, nll
+from asympo.learner.model.adaptable import WeightPart
 from asympo.learner.model.attention import PACKED_ATTENTION
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse, pack
 from asympo.learner.model.lora import add_adapter
@@ -109,9 +110,19 @@ def peak_bytes(
         patch.object(nll, "_CACHE_BYTES", 1 << 60),
         patch.object(fused, "_does_the_same", lambda _, forward: isinstance(forward, fused._FusedAdaptedMlp)),
         patch("asympo.learner.model.lora.base_digest", lambda model: torch.zeros(32, dtype=torch.uint8)),
+        patch("asympo.learner.model.lora.parts_in_files", _parts),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         return _steps(config, row_of(num_tokens), is_checkpointed, chunk_rows, num_rows, lora)
+
+
+def _parts(model: torch.nn.Module) -> dict[str, WeightPart]:
+    """Of files that hold every matrix as the model does."""
+    return {
+        name: WeightPart(parameter=name, rows=slice(0, len(each)))
+        for name, each in model.named_parameters()
+        if each.dim() == 2
+    }
 
 
 def _steps(

@@ -119,3 +119,11 @@ def test_adapter_of_stacked_experts_counts_every_expert() -> None:
     attention, router = (64 + 64) + 2 * (64 + 32) + (64 + 64), 64 + 8
     assert shape["matrix_sides"] == 2 * (attention + router + 8 * (64 + 2 * 96) + 8 * (96 + 64))
     assert shape["largest_matrix"] == 8 * 64 * 2 * 96
+    assert shape["stacked"] == 2 * 8 * 3 * 64 * 96
+
+    def needed(**values: object) -> int:
+        given = validate(LearnerSettings, {"lora": {"rank": 1}, **values})
+        return learner_bytes(shape, given, device="cpu", row_tokens=1)
+
+    # On a CPU merged experts are float32 until the backward, or those of one layer where it is computed anew.
+    assert needed() - needed(gradient_checkpointing=True) > 4 * shape["stacked"] // 2 - 10_000

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asympo.common.checkpoints.digests import (
+    Checksum,
     TensorSpan,
     available_cores,
     open_regular,
@@ -40,6 +41,8 @@ _TILE_VALUES = 1 << 16
 """Of a matrix, at a time: what stays in a core's cache while all columns are added."""
 _KEPT = 2
 """Merged policies that a process keeps: the one that is served, and the one that comes."""
+_checksums: dict[str, bytes] = {}
+"""Of tensors that had their digest, by that: comparing them again takes a fortieth of the time."""
 _Floats = NDArray[np.float32]
 _Words = NDArray[np.uint16]
 
@@ -105,16 +108,26 @@ def merged_entries(base: Path, manifest: Manifest, adapter: Path) -> tuple[Tenso
 
     On one core: the others train.
     """
-    known = {entry.name: entry for entry in manifest.tensors}
+    published = {entry.name: entry for entry in manifest.tensors}
     read = AdapterFactors.read(adapter)
+    merged: dict[str, TensorEntry] = {}
     with ThreadPoolExecutor(1) as pool:
         for file in weight_files(base):
-            for tensor, content in _merged(file, read, pool, skip_rest=True):
-                digest = hashlib.sha256(content).hexdigest()
-                known[tensor.name] = TensorEntry(
-                    name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, sha256=digest
+            for tensor in tensor_spans(file):
+                if (pair := read.pairs.get(tensor.name)) is None:
+                    continue
+                words = _read(tensor)
+                _require_unchanged(tensor, words, sha256=published[tensor.name].sha256)
+                _add_to(words, tensor, *pair, scale=read.scale, pool=pool)
+                merged[tensor.name] = TensorEntry(
+                    name=tensor.name,
+                    dtype=tensor.dtype,
+                    shape=tensor.shape,
+                    sha256=hashlib.sha256(words.data).hexdigest(),
                 )
-    return tuple(known[name] for name in sorted(known))
+    if left := read.pairs.keys() - merged.keys():
+        raise _left_out(adapter, base, left)
+    return tuple(each for _, each in sorted({**published, **merged}.items()))
 
 
 def write_merged(base: Path, base_manifest: Manifest, adapter: Path, manifest: Manifest, out: Path) -> None:
@@ -129,6 +142,8 @@ def write_merged(base: Path, base_manifest: Manifest, adapter: Path, manifest: M
                 raise CorruptCheckpoint(f"{base / entry.name} does not match the digest in its manifest")
     wanted = {entry.name: entry.sha256 for entry in manifest.tensors}
     read = AdapterFactors.read(adapter)
+    if left := read.pairs.keys() - wanted.keys():
+        raise _left_out(adapter, base, left)
     with ThreadPoolExecutor(available_cores()) as pool:
         for file in weight_files(base):
             tensors = tensor_spans(file)
@@ -175,29 +190,45 @@ def weight_files(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 
-def _merged(
-    file: Path, adapter: AdapterFactors, pool: Executor, *, skip_rest: bool = False
-) -> Iterator[tuple[TensorSpan, Any]]:
+def _merged(file: Path, adapter: AdapterFactors, pool: Executor) -> Iterator[tuple[TensorSpan, Any]]:
     """Tensors of one file of the base in its order, with what the merged file holds for each."""
     for tensor in tensor_spans(file):
         pair = adapter.pairs.get(tensor.name)
-        if pair is not None:
-            yield tensor, _added(tensor, *pair, scale=adapter.scale, pool=pool)
-        elif not skip_rest:
+        if pair is None:
             yield tensor, _read_bytes(tensor)
+        else:
+            words = _read(tensor)
+            _add_to(words, tensor, *pair, scale=adapter.scale, pool=pool)
+            yield tensor, words
 
 
-def _added(tensor: TensorSpan, a: _Floats, b: _Floats, *, scale: np.float32, pool: Executor) -> _Words:
-    if tensor.dtype != "BF16" or tensor.shape != (len(b), a.shape[1]):
+def _add_to(
+    words: _Words, tensor: TensorSpan, a: _Floats, b: _Floats, *, scale: np.float32, pool: Executor
+) -> None:
+    """In place."""
+    if words.shape != (len(b), a.shape[1]):
         raise CorruptCheckpoint(
             f"an adapter for {tensor.name} of [{len(b)}, {a.shape[1]}] does not fit {tensor.span.path}: that "
-            f"holds {tensor.dtype} {list(tensor.shape)}: it was trained on another base"
+            f"holds {list(words.shape)}: it was trained on another base"
         )
-    words = _read(tensor)
-    rows = tiles(*tensor.shape)
-    for _ in pool.map(lambda each: _add(words[each], a, b[each], scale), rows):
+    for _ in pool.map(lambda each: _add(words[each], a, b[each], scale), tiles(*words.shape)):
         pass
-    return words
+
+
+def _left_out(adapter: Path, base: Path, names: Iterable[str]) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"{adapter} is an adapter for {min(names)}, which {base} does not have")
+
+
+def _require_unchanged(tensor: TensorSpan, words: _Words, *, sha256: str) -> None:
+    """What is added to a base that has changed since would be proved right by readers that have it too."""
+    checksum = Checksum(words.data).digest()
+    if _checksums.get(sha256) == checksum:
+        return
+    if hashlib.sha256(words.data).hexdigest() != sha256:
+        raise CorruptCheckpoint(
+            f"{tensor.name} in {tensor.span.path} is not what the manifest says: it has changed since"
+        )
+    _checksums[sha256] = checksum
 
 
 def _add(words: _Words, a: _Floats, b: _Floats, scale: np.float32) -> None:
@@ -217,6 +248,10 @@ def _widened(words: _Words) -> _Floats:
 
 
 def _read(tensor: TensorSpan) -> _Words:
+    if tensor.dtype != "BF16":
+        raise CorruptCheckpoint(
+            f"{tensor.name} in {tensor.span.path} is {tensor.dtype}, and no adapter fits that"
+        )
     return np.frombuffer(_read_bytes(tensor), np.uint16).reshape(tensor.shape)
 
 

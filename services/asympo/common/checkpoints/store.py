@@ -215,10 +215,26 @@ class PolicyStore:
         `adapter` is a directory with other copies of the files.
         """
         if manifest.base is not None:
-            name = str(manifest.name)
-            base, base_manifest = self._base(manifest.base, of=name)
-            with self._merging:
-                self._merged.merge(base, base_manifest, adapter or self.path / name, manifest)
+            try:
+                self._merge(manifest, manifest.base, adapter)
+            except CorruptCheckpoint:
+                # Our copy of the base may be what is damaged: verified, it is brought again.
+                if not self._is_whole(manifest.base):
+                    raise
+                self._merge(manifest, manifest.base, adapter)
+
+    def _is_whole(self, base: BasePolicy) -> bool:
+        name = parse_name(base.name)
+        try:
+            return name is not None and self._steps.verify(name).digest == base.digest
+        except CorruptCheckpoint:
+            return False
+
+    def _merge(self, manifest: Manifest, base: BasePolicy, adapter: Path | None) -> None:
+        name = str(manifest.name)
+        path, base_manifest = self._base(base, of=name)
+        with self._merging:
+            self._merged.merge(path, base_manifest, adapter or self.path / name, manifest)
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged ones included, or None in an empty store."""

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from asympo.common.errors import AsympoError
+from asympo.common.foreign.text import reason_of
 from asympo.learner.model.lora import import_peft
 from asympo.learner.model.policy import load_model
 from asympo.learner.model.weights import PUBLISHED_DTYPE, named_weights
@@ -21,18 +22,21 @@ def require_that_peft_reads(adapter: Path, *, base: Path, policy: Path) -> None:
 
     It finds stacked experts by names, and takes those of some linears for theirs.
     """
-    before, wanted = (named_weights(_load(path, PUBLISHED_DTYPE)) for path in (base, policy))
     peft = import_peft()
     try:
         wrapped: Any = peft.PeftModel.from_pretrained(_load(base, torch.float32), str(adapter))
-        read = named_weights(wrapped.merge_and_unload())
+        merged = wrapped.merge_and_unload()
     except Exception as error:
-        raise _unread(next(iter(str(error).split("\n")), "") or type(error).__name__) from error
-    for name, value in wanted.items():
-        num_changed = int((value != before[name]).sum())
-        num_missed = int((value != read[name].to(PUBLISHED_DTYPE)).sum())
-        if num_missed > _MOST_MISSED * num_changed:
-            raise _unread(f"of {num_changed} values of {name} that it changes, {num_missed} are others")
+        raise _unread(reason_of(error)) from error
+    read = {name: value.to(PUBLISHED_DTYPE) for name, value in named_weights(merged).items()}
+    # The wider model goes before the others come.
+    del wrapped, merged
+    wanted = named_weights(_load(policy, PUBLISHED_DTYPE))
+    missed = {name: int((value != read.pop(name).to(value.dtype)).sum()) for name, value in wanted.items()}
+    for name, before in named_weights(_load(base, PUBLISHED_DTYPE)).items():
+        num_changed = int((wanted[name] != before).sum())
+        if missed[name] > _MOST_MISSED * num_changed:
+            raise _unread(f"of {num_changed} values of {name} that it changes, {missed[name]} are others")
 
 
 def _load(path: Path, dtype: torch.dtype) -> PreTrainedModel:

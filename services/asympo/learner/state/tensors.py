@@ -1,5 +1,6 @@
 """Which tensors make up the training state of a model and its optimizer, under stable names."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -75,7 +76,12 @@ def allocate_optimizer_state(
         )
     names = [list(group["params"]) for group in given]
     if names != [list(group["params"]) for group in groups]:
-        raise BadSetting("the training state belongs to another model or optimizer: parameter groups differ")
+        ours, theirs = (
+            set(itertools.chain(*held)) for held in (names, (group["params"] for group in groups))
+        )
+        differs = min(ours ^ theirs, default="their groups")
+        hint = "; give lora.targets as the run started with it" if is_adapted(model) else ""
+        raise BadSetting(f"the training state is of other parameters than are trained here: {differs}{hint}")
     _log_changes(groups, given)
     parameters = dict(_named(model, optimizer))
     index = {name: position for position, name in enumerate(name for group in names for name in group)}

@@ -78,6 +78,7 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
         # Experts are stacked: [E, F, D].
         "matrix_sides": sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in matrices),
         "largest_matrix": max(map(math.prod, matrices), default=0),
+        "stacked": sum(math.prod(shape) for shape in matrices if len(shape) > 2),
         "is_tied": bool(config.tie_word_embeddings),
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,

@@ -136,10 +136,13 @@ def _state_bytes(shape: dict[str, Any], settings: Any, *, device: str) -> int:
     computed = 4 if device == "cpu" else 2
     linears = shape["num_parameters"] - alone
     base = (2 + 2) * linears
+    # Stacks of experts are kept for the backward as they are computed with, where they are not merged so.
+    kept = shape["stacked"] if computed > 2 or settings.lora.base_bits else 0
+    kept = kept // shape["num_layers"] if settings.gradient_checkpointing else kept
     if bits := settings.lora.base_bits:
         largest = shape["largest_matrix"]
         base = linears * bits // 8 + 4 * linears // QUANTISED_BLOCK[bits] + (2 + 4 + computed) * largest
-    return int((16 + 2) * adapter + base + computed * alone)
+    return int((16 + 2) * adapter + base + computed * (alone + kept))
 
 
 def measure_flops(share: CoreShare) -> float | None:

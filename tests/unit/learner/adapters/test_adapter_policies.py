@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints.digests import tensor_spans
+from asympo.common.checkpoints.merge import merged_entries, write_merged
 from asympo.common.checkpoints.opening import open_policies
+from asympo.common.checkpoints.store import POLICIES
+from asympo.common.checkpoints.verify import read_manifest
 from asympo.common.errors import CorruptCheckpoint
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import Weights, named_weights
 from asympo.learner.publish.adapter_writer import AdapterWriter
 from asympo.tasks.tokenizer import load_tokenizer
 from asympo.testing.tiny_model import write_tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.unit.learner.adapters.test_lora import adapted
 
@@ -215,12 +219,45 @@ def test_damage_is_refused_in_a_sentence_and_the_policy_before_is_found(
         assert found.step == before.step
 
 
+def test_adapter_for_a_base_that_changed_since_is_not_published(
+    run: tuple[Policy, AdapterWriter, PolicyStore],
+) -> None:
+    """Readers merge what is there, and would find the digests of the damaged base right."""
+    policy, writer, store = run
+    file = store.list()[0].path / WEIGHTS
+    place = next(each.span.offset for each in tensor_spans(file) if each.name.endswith("up_proj.weight"))
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.write_bytes(content)
+    with pytest.raises(CorruptCheckpoint, match=r"up_proj\.weight in .* is not what the manifest says"):
+        publish(writer, policy, step=3)
+    assert [ref.step for ref in store.list()] == [0, 1, 2]
+
+
+def test_adapter_for_what_its_base_has_not_is_refused(
+    run: tuple[Policy, AdapterWriter, PolicyStore], tmp_path: Path
+) -> None:
+    _, _, store = run
+    base, _, last = store.list()
+    files = tmp_path / "files"
+    shutil.copytree(store.path / last.name, files)
+    held = load_file(files / ADAPTER)
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
+    for side in "AB":
+        held[name.format(side).replace("up_proj", "other")] = held[name.format(side)].clone()
+    save_file(held, files / ADAPTER)
+    manifest, said = read_manifest(base.path, POLICIES), r"for model\.layers\.0\.mlp\.other\.weight, which"
+    with pytest.raises(CorruptCheckpoint, match=said):
+        merged_entries(base.path, manifest, files)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CorruptCheckpoint, match=said):
+        write_merged(base.path, manifest, files, store.load_manifest(last), tmp_path / "out")
+
+
 def test_adapter_that_says_another_scale_than_its_manifest_is_refused(
     run: tuple[Policy, AdapterWriter, PolicyStore],
 ) -> None:
     """Whoever can write the manifest as well still cannot make the merge another one unnoticed."""
-    from asympo.common.checkpoints.merge import write_merged
-
     _, _, store = run
     base, _, last = store.list()
     manifest = store.load_manifest(last)
