@@ -134,6 +134,7 @@ def test_directory_that_may_not_be_read_stops_neither_readers_nor_pruning(
 ) -> None:
     odd, *refs = sorted((publish(store, each) for each in (2, 3, 4, step)), key=lambda ref: ref.step != step)
     odd.path.chmod(mode)
+    (store.path / f".get-{odd.name}-0123456789abcdef").mkdir(mode=0)
     with modes_that_bind_root():
         assert store.newest() == refs[-1]
         assert store.list() == refs
