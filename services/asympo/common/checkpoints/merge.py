@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asympo.common.checkpoints.cache import note_use
 from asympo.common.checkpoints.digests import (
     Checksum,
     TensorSpan,
@@ -176,6 +177,7 @@ class MergeRoom:
             (temporary / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
             shutil.rmtree(final, ignore_errors=True)
             os.rename(temporary, final)
+            note_use(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in sorted(self.path.glob("step-*"), key=lambda each: each.stat().st_mtime_ns)[:-_KEPT]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,6 +268,19 @@ def test_adapter_that_says_another_scale_than_its_manifest_is_refused(
     out.mkdir()
     with pytest.raises(CorruptCheckpoint, match="is not what the manifest says"):
         write_merged(base.path, store.load_manifest(base), store.path / last.name, manifest, out)
+
+
+def test_policy_that_was_merged_last_stays_when_the_clock_steps_back(
+    run: tuple[Policy, AdapterWriter, PolicyStore],
+) -> None:
+    policy, writer, store = run
+    for ref in store.list()[1:]:
+        store.verify(ref)
+        future = time.time_ns() + 10**12
+        os.utime(ref.path, ns=(future, future))
+    last = publish(writer, policy, step=3)
+    store.verify(last)
+    assert store.list()[-1].path.is_dir()
 
 
 def test_room_of_a_process_that_was_killed_is_cleared_by_the_next(
