@@ -180,7 +180,7 @@ def test_load_refuses_the_state_of_another_model(store: StateStore) -> None:
     name = store.save(state(), model=model, optimizer=optimizer)
     other = Tied()
     other.norm = nn.LayerNorm(8, elementwise_affine=False)
-    with pytest.raises(errors.BadSetting, match="another model"):
+    with pytest.raises(errors.BadSetting, match="of other parameters than are trained here"):
         store.load(name, model=other, optimizer=torch.optim.AdamW(other.parameters()))
 
 
