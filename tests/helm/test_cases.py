@@ -72,8 +72,14 @@ def missing(wanted: Any, found: Any, where: str = "") -> str:
     return "" if wanted == found and type(wanted) is type(found) else f"{where}: {found!r}, not {wanted!r}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("helm", ["helm4", "helm3"])
+@pytest.mark.parametrize(
+    ("helm", "name"),
+    [
+        *(("helm4", name) for name in NAMES),
+        # What it renders is compared with Helm 4 elsewhere.
+        *(("helm3", name) for name in NAMES if "objects" not in outcome_of(name)),
+    ],
+)
 def test_case_has_its_outcome(name: str, helm: str, render: Callable[[str, str], Any]) -> None:
     outcome, result = outcome_of(name), render(name, helm)
     for key in ("refused", "refused_by_schema"):
