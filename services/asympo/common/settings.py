@@ -132,7 +132,8 @@ def object_store_of(
     """The store that flags name, or else values of `settings`; None without one. Raises BadSetting."""
     given = {name: vars(arguments).get(f"object_store.{name}") for name in ObjectStoreOptions.model_fields}
     values = {**(settings or {}), **{name: value for name, value in given.items() if value is not None}}
-    return validate(ObjectStoreOptions, values) if values else None
+    options = validate(ObjectStoreOptions, values)
+    return options if options.is_given else None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -320,6 +320,9 @@ def test_doctor_examines_the_broker_and_the_checkpoint_root_of_a_service(
     assert storage("--reads-only") == [f"{root} cannot be read: No such file or directory"]
     own = target_of(parse(["--settings", str(file), "--redis-url", "redis://other:1/0"]))
     assert own.redis_url == "redis://other:1/0"
+    # As --check-config writes it where no store is given.
+    file.write_text(f"{file.read_text()}[object_store]\ncached_policies = 3\n")
+    assert target_of(parse(["--settings", str(file)])).object_store is None
     file.write_text("checkpoint_root = 3\n")
     with pytest.raises(BadSetting, match="checkpoint_root was given 3"):
         target_of(parse(["--settings", str(file)]))

@@ -200,7 +200,7 @@ class BucketSteps(Generic[M]):
         """
         name = directory.step_of(temporary)
         found, content = self._share(name, temporary, manifest, checksums)
-        directory.seal(temporary, manifest=content)
+        self._copies.keep(temporary, content)
         return found
 
     def sweep(self, *, fence: int) -> list[str]:

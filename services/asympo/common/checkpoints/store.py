@@ -326,7 +326,12 @@ class PolicyStore:
 
         held = BasePolicy(name=base.name, digest=base.digest)
         path, manifest = self._base(held, of=f"step {described.step}")
-        tensors = merged_entries(path, manifest, adapter)
+        try:
+            tensors = merged_entries(path, manifest, adapter)
+        except CorruptCheckpoint:
+            if not self._is_whole(held):
+                raise
+            tensors = merged_entries(*self._base(held, of=f"step {described.step}"), adapter)
         return dataclasses.replace(described, kind="adapter", base=held, tensors=tensors)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from asympo.common.checkpoints import PolicyRef, PolicyStore
+from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore
 from asympo.common.checkpoints.digests import tensor_spans
 from asympo.common.checkpoints.merge import merged_entries, write_merged
+from asympo.common.checkpoints.names import StepName
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import read_manifest
@@ -220,8 +221,8 @@ def test_damage_is_refused_in_a_sentence_and_the_policy_before_is_found(
         assert found.step == before.step
 
 
-def test_adapter_for_a_base_that_changed_since_is_not_published(
-    run: tuple[Policy, AdapterWriter, PolicyStore],
+def test_adapter_for_a_base_that_changed_since_is_not_published_before_that_is_brought_again(
+    run: tuple[Policy, AdapterWriter, PolicyStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers merge what is there, and would find the digests of the damaged base right."""
     policy, writer, store = run
@@ -233,6 +234,17 @@ def test_adapter_for_a_base_that_changed_since_is_not_published(
     with pytest.raises(CorruptCheckpoint, match=r"up_proj\.weight in .* is not what the manifest says"):
         publish(writer, policy, step=3)
     assert [ref.step for ref in store.list()] == [0, 1, 2]
+
+    verify = writer._store._steps.verify
+
+    def brought_again(name: StepName) -> Manifest:
+        content[place] ^= 0x10
+        file.write_bytes(content)
+        return verify(name)
+
+    monkeypatch.setattr(writer._store._steps, "verify", brought_again)
+    publish(writer, policy, step=3)
+    assert [ref.step for ref in store.list()] == [0, 1, 2, 3]
 
 
 def test_adapter_for_what_its_base_has_not_is_refused(
