@@ -113,10 +113,10 @@ class DoorTerms:
     """What the model is called in requests."""
     tool_call_parser: str | None
     """vLLM's name of the parser of the model's tool calls; None: tools are refused."""
-    opened: Callable[[], Awaitable[None]]
-    """Waits while the loaded weights have no verdict."""
-    passes: Callable[[], Awaitable[bool]]
-    """Waits for the verdict on what was sampled; False when the weights failed."""
+    opened: Callable[[], Awaitable[int]]
+    """Waits while the loaded weights have no verdict; gives what `passes` asks for."""
+    passes: Callable[[int], Awaitable[bool]]
+    """Waits for the verdict on what was sampled since; False when any weights behind it failed."""
     cache_salt: Callable[[], str]
     """Keeps cached prompts of different policies apart."""
     policy_step: Callable[[], int | None]

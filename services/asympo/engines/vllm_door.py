@@ -58,12 +58,12 @@ class GuardedEngine:
         sampling_params.extra_args = None
         options["priority"] = DOOR_PRIORITY
         async with self._taken(num_slots):
-            await self._terms.opened()
+            opened = await self._terms.opened()
             prompt = {**prompt, "cache_salt": self._terms.cache_salt()}
             self._in_engine.add(request_id)
             try:
                 async for output in self._engine.generate(prompt, sampling_params, request_id, **options):
-                    if output.finished and not await self._terms.passes():
+                    if output.finished and not await self._terms.passes(opened):
                         raise RetryableRequestError(
                             "the policy behind this answer failed its proof: ask again"
                         )

@@ -204,6 +204,10 @@ def engine_args(
         gpu_memory_utilization=settings.gpu_memory_utilization,
         tensor_parallel_size=settings.tensor_parallel_size,
         trust_remote_code=False,
+        # The door would otherwise fill what a request leaves out (top_k, repetition_penalty, …) from the
+        # model's file, and nothing of that is in the run's settings. Its end-of-sequence ids are read all
+        # the same.
+        generation_config="vllm",
         enable_prefix_caching=True,
         worker_extension_cls=worker_extension_cls,
         use_tqdm_on_load=False,

@@ -21,7 +21,7 @@ from asympo.rewards.scorer import Score, Scored, ScoreFailure
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.environments.player.command import LEAVE_SECONDS, LOAD_SECONDS
 from asympo.tasks.environments.player.playing import EPISODE_SECONDS
-from asympo.tasks.environments.player_command import player_command
+from asympo.tasks.environments.player_command import asked_sampling, player_command
 
 MAX_LINE_BYTES = 2**24
 _LEAVE_SECONDS = LEAVE_SECONDS + 10.0
@@ -48,8 +48,7 @@ class EpisodePlayer:
         note: Callable[[int], None],
     ) -> list[dict[str, Any]]:
         """What each row's episode earned, in order. Raises NoProgress when it ends early."""
-        asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")}
-        verb = ("evaluate", door, json.dumps(asked), str(max_in_flight))
+        verb = ("evaluate", door, asked_sampling(sampling), str(max_in_flight))
         player = await asyncio.create_subprocess_exec(
             *player_command(self.python, task, *verb),
             stdin=asyncio.subprocess.PIPE,

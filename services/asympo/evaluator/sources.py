@@ -88,10 +88,11 @@ class EngineSource:
         return self._door, self._sampler(policy)
 
     async def _open_door(self) -> str:
-        async def opened() -> None:
+        async def opened() -> int:
             """What is loaded here has been read back."""
+            return 0
 
-        async def passes() -> bool:
+        async def passes(_: int) -> bool:
             return True
 
         terms = DoorTerms(

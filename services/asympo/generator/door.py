@@ -24,13 +24,10 @@ async def open_door(
     if options.port is None:
         return
 
-    async def opened() -> None:
-        await gate.opened()
-
     terms = DoorTerms(
         model_name=options.model_name,
         tool_call_parser=options.tool_call_parser,
-        opened=opened,
+        opened=gate.opened,
         passes=gate.passes,
         cache_salt=lambda: reloader.cache_salt,
         policy_step=lambda: reloader.policy.step if reloader.policy else None,

@@ -1,8 +1,10 @@
 """vLLM on CPU with a tiny tied model: reloads are proven against a reference forward pass."""
 
 import asyncio
+import itertools
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +30,15 @@ from tests.integration.engines.policies import (
     reference_mean_nll,
 )
 
-pytest.importorskip("vllm")
+SamplingParams = pytest.importorskip("vllm").SamplingParams
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 SETTINGS = EngineSettings(
     dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05, self_test=True
 )
+OPINIONS = {"repetition_penalty": 1.7, "top_k": 3, "top_p": 0.5, "temperature": 0.2}
+"""What the model's own file says of sampling: a run says it better."""
 PROMPT = list(range(10, 50))
 ROUNDING = 2e-3
 """Between two float32 implementations; policies of different seeds differ by more than 50 times that."""
@@ -46,9 +50,11 @@ def policy_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
+async def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    model = shutil.copytree(tiny_model, tmp_path_factory.mktemp("model") / "opinionated")
+    (model / "generation_config.json").write_text(json.dumps(OPINIONS))
     engine = VllmEngine(settings=SETTINGS)
-    await engine.start(model_path=tiny_model)
+    await engine.start(model_path=model)
     yield engine
     await engine.close()
 
@@ -185,13 +191,15 @@ class Generator:
 
     def __init__(self) -> None:
         self.is_open, self.is_proven, self.salt = asyncio.Event(), True, "1"
+        self.num_failed = 0
         self.is_open.set()
 
-    async def opened(self) -> None:
+    async def opened(self) -> int:
         await self.is_open.wait()
+        return self.num_failed
 
-    async def passes(self) -> bool:
-        return self.is_proven
+    async def passes(self, opened: int) -> bool:
+        return self.is_proven and opened == self.num_failed
 
 
 def terms_of(generator: Generator) -> DoorTerms:
@@ -274,6 +282,13 @@ async def test_door_takes_slots_waits_for_verdicts_and_lets_probes_by(engine: Vl
         assert not (await asyncio.wait({waiting}, timeout=0.2))[0], "unproven weights answer nobody"
         generator.is_open.set()
         assert (await waiting).status_code == 200
+        await engine.pause()
+        spanning = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
+        while not engine._in_engine:
+            await asyncio.sleep(0.01)
+        generator.num_failed += 1
+        await engine.resume()
+        assert (await spanning).status_code == 503, "some of its tokens may be of the policy that failed"
         generator.is_proven = False
         failed = await http.post("/v1/chat/completions", json=CHAT)
         assert failed.status_code == 503
@@ -289,13 +304,15 @@ async def test_environment_is_played_at_the_door_as_evaluations_do(
     assert [each.get("reward") for each in told] == played.REWARDS[kind], told
 
 
-async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
+async def test_door_samples_as_it_is_asked_and_reads_no_prompt_of_another_policy_from_the_cache(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator, cached = Generator(), []
+    sampled_with: list[Any] = []
     generate = engine._running().generate
 
     async def watched(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        sampled_with.append(arguments[1])
         async for output in generate(*arguments, **options):
             if output.finished:
                 cached.append(output.num_cached_tokens)
@@ -313,6 +330,9 @@ async def test_door_reads_no_prompt_of_another_policy_from_the_cache(
         for generator.salt in ("x", "x", "y"):
             assert (await http.post("/v1/completions", json=question)).status_code == 200
     assert [bool(tokens) for tokens in cached] == [False, True, False]
+    neutral = SamplingParams()
+    for each, name in itertools.product(sampled_with, OPINIONS):
+        assert getattr(each, name) == getattr(neutral, name)
 
 
 async def test_killed_engine_is_noticed(engine: VllmEngine) -> None:

@@ -42,6 +42,16 @@ async def test_gate_hands_held_groups_back_and_stays_shut_when_the_policy_failed
     assert await late
 
 
+async def test_what_was_begun_before_weights_failed_does_not_pass_after_the_fallback() -> None:
+    gate = VerdictGate()
+    opened = await gate.opened()
+    gate.shut()
+    gate.reject()
+    gate.open()
+    assert not await gate.passes(opened)
+    assert await gate.passes(await gate.opened())
+
+
 async def test_gate_keeps_its_verdict_when_one_held_group_is_cancelled() -> None:
     gate = VerdictGate()
     gate.shut()

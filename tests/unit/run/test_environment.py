@@ -16,7 +16,7 @@ from asympo.evaluator.measure import Answered
 from asympo.evaluator.prepare import Prepared
 from asympo.evaluator.settings import EvaluatorSettings
 from asympo.gateway.settings import GatewaySettings
-from asympo.learner.settings import LearnerSettings
+from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scorer
 from asympo.run.prepare.environment import play_command, with_environment
@@ -108,6 +108,10 @@ def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Pat
     }
     assert (address, groups) == ("http://127.0.0.1:8091", "3")
     assert set(json.loads(sampling)) == {"temperature", "top_p", "max_tokens"}
+    for change, words in (({"stop": ["END"]}, r"stop is \('END',\)"), ({"min_tokens": 8}, "min_tokens is 8")):
+        changed = learner.sampling.model_copy(update=SamplingOptions(**change).model_dump())
+        with pytest.raises(BadSetting, match=f"{words}: the turns of an environment"):
+            play_command(file, learner.model_copy(update={"sampling": changed}), GatewaySettings(run="r"))
 
 
 @pytest.mark.usefixtures("has_verifiers")

@@ -1,6 +1,5 @@
 """A task whose episodes an environment plays: in its own interpreter, through the gateway's sessions."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from asympo.gateway.settings import GatewaySettings
 from asympo.learner.settings import LearnerSettings
 from asympo.run.settings import RunFile
 from asympo.tasks.config import ENVIRONMENTS, TaskConfig
-from asympo.tasks.environments.player_command import player_command
+from asympo.tasks.environments.player_command import asked_sampling, player_command
 from asympo.tasks.environments.rows import write_rows
 
 if TYPE_CHECKING:
@@ -74,13 +73,12 @@ def episodes_of(
 
 def play_command(file: RunFile, learner: LearnerSettings, gateway: GatewaySettings) -> tuple[str, ...]:
     """What plays the environment until the run ends; empty for other tasks."""
-    task, sampling = learner.task, learner.sampling
+    task = learner.task
     if not task.is_environment:
         return ()
-    asked = {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")}
     address = f"http://{gateway.http_host}:{gateway.http_port}"
-    groups = str(file.run.environment_groups)
-    return tuple(player_command(_python(file, task.name), task, "play", address, json.dumps(asked), groups))
+    said = (address, asked_sampling(learner.sampling), str(file.run.environment_groups))
+    return tuple(player_command(_python(file, task.name), task, "play", *said))
 
 
 def _python(file: RunFile, kind: str) -> Path:
