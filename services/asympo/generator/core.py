@@ -181,12 +181,12 @@ class Generator:
     ) -> Generated:
         """Sample outside the log; `changes` override the run's sampling settings.
 
-        Waits while a reload has no verdict. Raises NotReady, PromptRefused.
+        Waits while a reload has no verdict, before and after. Raises NotReady, PromptRefused.
         """
         parts = self.parts
         if parts is None or parts.engine.is_broken or self._is_over:
             raise NotReady(self.not_ready_reason or "the generator is ending")
-        await parts.gate.opened()
+        opened = await parts.gate.opened()
         sampling = replace(parts.sampling, **changes)
         first_policy = parts.reloader.policy
         tasks = [
@@ -210,6 +210,9 @@ class Generator:
                     task.cancel()
                     await parts.engine.abort(f"{request_id}.{index}")
             raise
+        # Weights are sampled from before they are proven, and only then is their policy the one served.
+        if not await parts.gate.passes(opened):
+            raise NotReady("a policy behind these answers failed its proof: ask again")
         return Generated(samples=list(samples), first_policy=first_policy, last_policy=parts.reloader.policy)
 
     def status(self) -> dict[str, Any]:

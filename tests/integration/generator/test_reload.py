@@ -12,10 +12,11 @@ from asympo.common.clock import SystemClock
 from asympo.common.errors import EngineBroken, ReloadFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.common.trained_ids import TrainedIds
+from asympo.generator.core import NotReady
 from asympo.learner.log.session import LogSession
 from asympo.learner.progress import Progress
 
-from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
+from tests.integration.generator.harness import LearnerSide, Running, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.asyncio
@@ -33,6 +34,14 @@ def torn_policy(learner: LearnerSide, *, step: int, ending: bytes = b"!") -> tup
     ref.path.rename(visible.path / ref.name)
     learner.announce(ref)
     return visible.path / ref.name / weights.name, whole
+
+
+async def ask(gen: Running) -> tuple[int, int]:
+    """Steps of the policies that a question outside the log is answered by, first and last."""
+    answer = await gen.generator.generate([[5]], num_samples=1, changes={}, request_id="asked")
+    assert answer.first_policy
+    assert answer.last_policy
+    return answer.first_policy.step, answer.last_policy.step
 
 
 async def test_reload_is_proved_with_requests_in_flight_and_loses_none(learner: LearnerSide) -> None:
@@ -60,17 +69,20 @@ async def test_reload_holds_groups_until_the_verdict(learner: LearnerSide) -> No
     engine.flowing.clear()
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: len(engine.in_flight) == 2)
+        asked = asyncio.create_task(ask(gen))
+        await until(lambda: len(engine.in_flight) == 3)
         engine.probing.clear()
         learner.publish(1, nll=3.0)
         await until(lambda: len(engine.reloaded) == 1)
         engine.flowing.set()
-        await until(lambda: gen.status["groups_held"] == 2)
+        await until(lambda: gen.status["groups_held"] == 3)
         await asyncio.sleep(0.3)
         assert learner.groups() == [], "no verdict yet"
         assert gen.status["policy_step"] == 0
         engine.probing.set()
         await until(lambda: len(learner.groups()) >= 2)
         assert gen.status["policy_step"] == 1
+        assert await asked == (0, 1), "its last tokens are of the new policy"
 
 
 async def test_stale_engine_gets_the_policy_marked_bad_and_returns_to_the_last_one(
@@ -145,12 +157,17 @@ async def test_failed_reload_gives_up_what_is_still_being_sampled(learner: Learn
     engine.flowing.clear()
     async with running(settings_for(learner), engine) as gen:
         await until(lambda: len(engine.in_flight) == 2)
+        asked = asyncio.create_task(ask(gen))
+        await until(lambda: len(engine.in_flight) == 3)
         engine.is_stale = True
         learner.publish(1, nll=3.0)
         await until(learner.run_log.policies.bad)
         assert len(engine.aborted) == 2
         assert gen.status["requests_lost"] == 4
         assert learner.groups() == []
+        engine.flowing.set()
+        with pytest.raises(NotReady, match="failed its proof: ask again"):
+            await asked
 
 
 async def test_generator_ends_when_the_fallback_fails_as_well(learner: LearnerSide) -> None:
