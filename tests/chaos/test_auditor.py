@@ -167,6 +167,7 @@ def test_trained_lines_void_what_a_successor_consumed_again(tmp_path: Path) -> N
         {"step": 2, "fence": 1, "first_sequence": 3, "last_sequence": 4, "group_ids": ["c", "d"]},
         {"step": None, "fence": 1, "first_sequence": 5, "last_sequence": 5, "group_ids": ["e"]},
         {"step": 2, "fence": 2, "first_sequence": 3, "last_sequence": 5, "group_ids": ["c", "x", "y"]},
+        {"step": 3, "fence": 1, "first_sequence": 3, "last_sequence": 5, "group_ids": ["c", "d", "e"]},
     ]
     kept = read_trained(write_rows(tmp_path / "trained.jsonl", rows, torn='{"step": 3, "fen'))
     assert [each.group_ids for each in kept] == [("a", "b"), ("c", "x", "y")]

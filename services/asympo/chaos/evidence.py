@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError
+from asympo.common.jsonl import of_owners
 
 
 class AuditImpossible(AsympoError):
@@ -81,10 +82,10 @@ def read_trained(path: Path) -> list[TrainedSegment]:
     """The learner's segments as they count for the final weights, in log order.
 
     What a learner consumed and did not commit its successor consumes again: a line voids every earlier line
-    that ends at or after its own beginning.
+    that ends at or after its own beginning. A line of a lower fence than one before it counts for nothing.
     """
     kept: list[TrainedSegment] = []
-    for row in read_rows(path):
+    for row in of_owners(read_rows(path)):
         segment = TrainedSegment(
             step=None if row["step"] is None else int(row["step"]),
             first_sequence=int(row["first_sequence"]),

@@ -4,13 +4,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
 _TAIL_BLOCK_BYTES = 65536
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
 def to_json(value: Any) -> str:
@@ -112,14 +114,28 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 log.warning("Line %d of %s is not a JSON object; left out", number, path)
 
 
+def of_owners(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows without those that a learner added after another had taken the run over: of a lower `fence`."""
+    highest = 0
+    for row in rows:
+        # Other services and older releases write none.
+        fence = row.get("fence")
+        if isinstance(fence, int):
+            if fence < highest:
+                continue
+            highest = fence
+        yield row
+
+
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, one per step, in order of `step`.
 
     A learner that resumes trains again the steps after its last commit, so a row whose step is not above the
-    one before it takes the place of all rows from that step on.
+    one before it takes the place of all rows from that step on. What a learner adds after another has taken
+    the run over is left out.
     """
     rows: list[dict[str, Any]] = []
-    for row in read_jsonl(path):
+    for row in of_owners(read_jsonl(path)):
         step = row.get("step")
         if not isinstance(step, int):
             log.warning("A row of %s has no step; left out", path)

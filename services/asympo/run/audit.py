@@ -2,7 +2,8 @@
 
 The learner appends a line to `trained.jsonl` for each segment of the log it consumed (TrainedLog says what is
 in it). What was not committed when the learner died is consumed again after the restart, from the state
-before it: a line replaces all earlier ones that reach its first entry or beyond.
+before it: a line replaces all earlier ones that reach its first entry or beyond. What a learner adds after
+another has taken the run over counts for nothing.
 """
 
 import json
@@ -11,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from asympo.common.jsonl import of_owners
+
 
 def effective_steps(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """The rows that made the final weights, by step: going back to a step voids it and all that followed."""
     history: dict[int, Mapping[str, Any]] = {}
-    for row in rows:
+    for row in of_owners(rows):
         step = int(row["step"])
         while history and next(reversed(history)) >= step:
             history.popitem()
@@ -26,7 +29,7 @@ def effective_steps(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str,
 def effective_segments(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows of `trained.jsonl` that made the final weights, in order of the log."""
     history: list[Mapping[str, Any]] = []
-    for row in rows:
+    for row in of_owners(rows):
         while history and history[-1]["last_sequence"] >= row["first_sequence"]:
             history.pop()
         history.append(row)

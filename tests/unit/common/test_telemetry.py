@@ -149,3 +149,16 @@ def test_read_steps_starts_over_at_a_resumed_step_and_skips_lines_without_one(tm
         '{"step":1,"v":1}\n{"step":2,"v":1}\n{"step":3,"v":1}\nnot json\n{"v":1}\n{"step":2,"v":2}\n'
     )
     assert read_steps(path) == [{"step": 1, "v": 1}, {"step": 2, "v": 2}]
+
+
+def test_read_steps_leaves_out_what_a_learner_adds_after_another_took_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    steps = [(1, None), (2, 1), (2, 2), (3, 2), (2, 1), (4, 2)]
+    rows = [{"step": step, **({} if fence is None else {"fence": fence})} for step, fence in steps]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(row["step"], row.get("fence")) for row in read_steps(path)] == [
+        (1, None),
+        (2, 2),
+        (3, 2),
+        (4, 2),
+    ]

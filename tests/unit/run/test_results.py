@@ -54,6 +54,17 @@ def test_going_back_voids_all_later_steps() -> None:
     assert [row["n"] for row in effective_steps(rows).values()] == [0, 3]
 
 
+def test_row_of_a_learner_that_was_taken_over_voids_nothing(tmp_path: Path) -> None:
+    steps = [{"step": step, "fence": fence} for step, fence in ((1, 1), (2, 2), (3, 2), (2, 1))]
+    assert [row["fence"] for row in effective_steps(steps).values()] == [1, 2, 2]
+    path = write_segments(tmp_path / "t", (1, 2, ["a", "b"]), (3, 4, ["c", "d"]), (1, 2, ["a", "b"]))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(row | {"fence": fence}) + "\n" for row, fence in zip(rows, (1, 2, 1), strict=True))
+    )
+    assert count_trained_twice(path) == (0, 4)
+
+
 def test_long_history_takes_no_longer_for_each_row() -> None:
     rows = [{"step": step} for step in range(30_000)]
     began = time.process_time()

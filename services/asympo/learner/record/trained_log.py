@@ -6,18 +6,34 @@ first number is the one after the cursor, whether the broker still had it or had
 
 Every row is on storage before its segment can be committed. A learner that died before the commit left rows
 of what its successor consumes again, perhaps as other groups where the broker lost some: **a row replaces all
-earlier ones whose last_sequence is at or above its first_sequence**. What remains is what made the weights.
+earlier ones whose last_sequence is at or above its first_sequence**. A learner that wakes after another took
+the run over may add a row before it notices: **a row whose fence is below that of a row before it counts for
+nothing**, here and in `metrics.jsonl`. What remains is what made the weights.
 """
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import PublishFailed
-from asympo.common.jsonl import JsonlWriter
+from asympo.common.jsonl import JsonlWriter, read_jsonl
 from asympo.learner.log.segment import LogSegment
 
 log = logging.getLogger(__name__)
+
+
+def recorded_fence(run_directory: Path) -> int:
+    """The highest fence in the rows of a run, 0 without any: rows of a lower one would count for nothing."""
+    return max(
+        (
+            row["fence"]
+            for name in ("trained.jsonl", "metrics.jsonl")
+            for row in read_jsonl(run_directory / name)
+            if isinstance(row.get("fence"), int)
+        ),
+        default=0,
+    )
 
 
 class TrainedLog:
