@@ -71,7 +71,7 @@ def learner(broker_url: str, run_name: str) -> Iterator[tuple[LearnerControl, st
         learner=core,
         metrics=LearnerMetrics(registry),
         clock=clock,
-        on_fenced=lambda error: None,
+        on_lost=lambda error: None,
     )
     api = build_api(
         learner=core,

@@ -34,7 +34,7 @@ from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.record.trackers import Trackers
-from asympo.learner.record.trained_log import TrainedLog
+from asympo.learner.record.trained_log import TrainedLog, recorded_fence
 from asympo.learner.servers.grpc import RpcServer
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
@@ -144,7 +144,7 @@ class LearnerProcess:
         )
         self._control = self._context.control
         self._progress = self._context.progress
-        self._fenced: Fenced | None = None
+        self._lost: Exception | None = None
         self._heartbeat: Heartbeat | None = None
 
     def run(self, closing: ExitStack) -> None:
@@ -163,7 +163,7 @@ class LearnerProcess:
             learner=self._control,
             metrics=self._context.metrics,
             clock=self._clock,
-            on_fenced=self._on_fenced,
+            on_lost=self._on_lost,
         )
         host = HostWatch(broker=broker, storage=self._settings.run_directory, metrics=self._context.metrics)
         closing.callback(host.stop)
@@ -173,7 +173,7 @@ class LearnerProcess:
             tokenizer = load_tokenizer(self._settings.model)
         config = create_run(self._settings, run_log, tokenizer)
         is_over = self._is_over(run_log)
-        closing.callback(heartbeat.stop)
+        closing.callback(heartbeat.release)
         heartbeat.start()
         closing.callback(self._control.enter, LearnerState.STOPPED)
         if not is_over:
@@ -185,7 +185,7 @@ class LearnerProcess:
         deadline = DrainDeadline(
             stop=self._stop,
             seconds=self._settings.drain_seconds,
-            exit_code=lambda: (self._fenced or NoProgress).exit_code,
+            exit_code=lambda: getattr(self._lost or NoProgress, "exit_code", 1),
             standing=lambda: (
                 f"{self._control.state} at step {self._progress.step}, committed up to entry "
                 f"{self._progress.committed_sequence}"
@@ -258,14 +258,14 @@ class LearnerProcess:
         self._context.metrics.resumed(step=step, row=rows[-1] if rows else None)
 
     def _stay_when_finished(self) -> None:
-        """Stays up when told to, so that an orchestrator has no reason to restart it. Raises Fenced."""
+        """Stays up when told to, so that nobody needs to restart it; raises what ended the heartbeat."""
         if self._settings.exit_when_run_ends or self._stop.is_set:
             return
         self._control.enter(LearnerState.FINISHED)
         log.info("Staying up until told to stop; to continue the run, start it with more total_steps")
         self._stop.wait()
-        if self._fenced is not None:
-            raise self._fenced
+        if self._lost is not None:
+            raise self._lost
 
     def _train(
         self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
@@ -274,7 +274,7 @@ class LearnerProcess:
             from asympo.learner.build import build_trainer
 
         log.info("Libraries are loaded")
-        run = self._take_run(run_log, config, tokenizer, closing)
+        run = self._take_run(run_log, config, tokenizer)
         trainer = build_trainer(
             context=self._context,
             run=run,
@@ -288,9 +288,9 @@ class LearnerProcess:
             "Training run %s from step %d, fence %d",
             *(self._settings.run, self._progress.step, self._progress.fence),
         )
-        trainer.run(fenced=lambda: self._fenced)
+        trainer.run(lost=lambda: self._lost)
 
-    def _take_run(self, run_log: RunLog, config: RunConfig, tokenizer: Any, closing: ExitStack) -> "OwnedRun":
+    def _take_run(self, run_log: RunLog, config: RunConfig, tokenizer: Any) -> "OwnedRun":
         """Takes the fence, finds the state to go on from, and makes the broker agree with it."""
         from asympo.learner.build import OwnedRun
         from asympo.learner.log.session import LogSession
@@ -313,8 +313,11 @@ class LearnerProcess:
             cached=settings.keep_policies,
         )
         stores = (states, policies, open_archive(settings.run_directory, settings.object_store))
-        highest = max(store.highest_fence() or 0 for store in stores)
-        fence = self._take_fence(run_log, at_least=highest)
+        fences = [recorded_fence(settings.run_directory), *(store.highest_fence() or 0 for store in stores)]
+        fence = self._take_fence(run_log, at_least=max(fences))
+        # Proving the newest state reads all of it, which may take longer than a heartbeat.
+        assert self._heartbeat is not None
+        self._heartbeat.beat_for(lambda: fence)
         # Before looking for a state: from here on none of an older fence appears any more.
         states.take_over(fence.number)
         policies.take_over(fence.number)
@@ -329,11 +332,7 @@ class LearnerProcess:
             progress=self._progress,
             order=order_of(state, config),
         )
-        assert self._heartbeat is not None
         self._heartbeat.beat_for(lambda: session.fence)
-        closing.callback(session.release)
-        # Before the release: nothing must beat for a fence that was given up.
-        closing.callback(self._heartbeat.stop)
         if found is not None:
             session.resume_from(
                 CommitRecord(
@@ -371,9 +370,10 @@ class LearnerProcess:
                 log.info("Waiting: %s", error)
                 self._stop.wait(_BROKER_RETRY_SECONDS / 4)
 
-    def _on_fenced(self, error: Fenced) -> None:
-        self._fenced = error
-        self._stop.set("another learner owns the run")
+    def _on_lost(self, error: Exception) -> None:
+        self._lost = error
+        is_fenced = isinstance(error, Fenced)
+        self._stop.set("another learner owns the run" if is_fenced else f"the heartbeat ended: {error!r}")
 
     def _trackers(self, closing: ExitStack) -> Trackers:
         settings = self._settings

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from asympo.common.errors import Fenced, PolicyRejected, PublishFailed
+from asympo.common.errors import PolicyRejected, PublishFailed
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
@@ -67,20 +67,20 @@ class Trainer:
         if self._session.stats().state is not RunState.RUNNING:
             self._session.set_state(RunState.RUNNING)
 
-    def run(self, *, fenced: Callable[[], Fenced | None] = lambda: None) -> bool:
+    def run(self, *, lost: Callable[[], Exception | None] = lambda: None) -> bool:
         """Trains; True when the run is finished, False when it was stopped before.
 
-        `fenced` tells of a fence that another thread found lost: nothing may be written any more.
+        `lost` tells of a fence that nothing keeps alive any more, and why: nothing may be written then.
         """
         try:
-            return self._run(fenced)
+            return self._run(lost)
         finally:
             self._publishing.close()
 
-    def _run(self, fenced: Callable[[], Fenced | None]) -> bool:
+    def _run(self, lost: Callable[[], Exception | None]) -> bool:
         while True:
-            if (lost := fenced()) is not None:
-                raise lost
+            if (reason := lost()) is not None:
+                raise reason
             if self._stop.is_set:
                 self._control.enter(LearnerState.DRAINING)
                 self._close_up()

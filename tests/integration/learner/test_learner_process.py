@@ -170,8 +170,12 @@ def test_synchronous_run_whose_policy_was_marked_bad_says_so_and_goes_on_with_a_
 def test_learner_refuses_a_run_that_another_one_holds(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path, run_log: RunLog
 ) -> None:
-    first = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
-    first.until(lambda: first.get("/readyz") == "ok")
+    first = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model)
+    (tmp_path / run_name).mkdir()
+    # With a lower fence than a row that is there already its own would count for nothing.
+    (tmp_path / run_name / "trained.jsonl").write_text('{"step": 1, "fence": 7}\n')
+    first.start().until(lambda: first.get("/readyz") == "ok")
+    assert first.get("/v1/status")["fence"] == 8
     second = LearnerProcess(url=broker_url, run=run_name, root=tmp_path, model=tiny_model).start()
     assert second.wait() == 6
     assert "has a live learner" in second.log

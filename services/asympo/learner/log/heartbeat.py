@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from asympo.common.clock import Clock
-from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
+from asympo.common.errors import AsympoError, BrokerChanged, Fenced
 from asympo.common.rollout_log import Fence, RunLog
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.metrics import LearnerMetrics
@@ -27,13 +27,14 @@ class Heartbeat:
         learner: LearnerControl,
         metrics: LearnerMetrics,
         clock: Clock,
-        on_fenced: Callable[[Fenced], None],
+        on_lost: Callable[[Exception], None],
     ) -> None:
+        """`on_lost`: told why no more beats will follow, from the thread."""
         self._run_log = run_log
         self._learner = learner
         self._metrics = metrics
         self._clock = clock
-        self._on_fenced = on_fenced
+        self._on_lost = on_lost
         self._fence: Callable[[], Fence] | None = None
         self._is_ended = threading.Event()
         self._thread = threading.Thread(target=self._turn, name="heartbeat", daemon=True)
@@ -53,6 +54,17 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join(15.0)
 
+    def release(self) -> None:
+        """Ends and gives the fence up, so that the next learner need not wait for it to expire."""
+        # Nothing must beat for a fence that was given up.
+        self.stop()
+        if self._fence is None:
+            return
+        try:
+            self._run_log.fence.release(self._fence())
+        except AsympoError as error:
+            log.warning("The fence is left to expire: %s", error)
+
     @property
     def not_alive_reason(self) -> str:
         """Empty while the thread turns."""
@@ -71,12 +83,17 @@ class Heartbeat:
                     beat_at = now + fence.heartbeat_seconds / 3
                 self._look(0 if fence is None else fence.number)
             except Fenced as error:
-                self._on_fenced(error)
+                self._on_lost(error)
                 return
             except BrokerChanged:
                 log.debug("The broker changed; the training thread reconciles")
-            except BrokerUnavailable as error:
+            except AsympoError as error:
+                # A password that is wrong now is read again at the next connect.
                 log.warning("No heartbeat: %s", error)
+            except Exception as error:  # noqa: BLE001  the learner ends with it
+                # Nobody must train on with a fence that lapses unnoticed.
+                self._on_lost(error)
+                return
 
     def _look(self, fence_number: int) -> None:
         stats = self._run_log.stats.read()
