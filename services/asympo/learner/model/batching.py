@@ -106,7 +106,8 @@ def pack(
 
     A group larger than the budget is split between responses (the loss is per response, so this is exact); a
     single response larger than the budget gets a row of its own. A shared prompt longer than half the budget
-    gets rows of up to twice its own length: each part computes the prompt again, and would do little else.
+    gets rows of up to twice its own length: each part computes the prompt again, and would do little else. A
+    budget of 1 asks for the smallest rows there are: a row for each response, however long the prompt.
     Rows come out in log order of their first group; ties keep log order. Prefixes shared between groups make
     rows shorter than planned, never longer. Sequences of more than `alone_above` tokens follow, a row each.
     """
@@ -182,7 +183,7 @@ def num_input_tokens(group: TrainedGroup, *, share_prefixes: bool) -> int:
 
 
 def _split(group: TrainedGroup, *, token_budget: int, share_prefixes: bool) -> list[TrainedGroup]:
-    if share_prefixes:
+    if share_prefixes and token_budget > 1:
         token_budget = max(token_budget, 2 * len(group.prompt_ids))
     if num_input_tokens(group, share_prefixes=share_prefixes) <= token_budget:
         return [group]

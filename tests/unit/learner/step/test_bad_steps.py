@@ -100,6 +100,16 @@ def test_step_that_runs_out_of_memory_is_done_again_in_smaller_rows(make: Any) -
     assert all(map(torch.equal, weights(policy), weights(expected)))
 
 
+def test_rows_of_a_long_shared_prompt_shrink_to_single_responses(make: Any) -> None:
+    tokens = range(1, 31)
+    responses = [TrainedResponse(token_ids=(k, *range(100, 109)), advantage=k - 1.5) for k in range(4)]
+    given = [TrainedGroup(prompt_ids=tuple(tokens), responses=tuple(responses))]
+    stepper, policy = make(token_budget=50)
+    policy.max_tokens = 39
+    assert train(stepper, given).is_applied
+    assert stepper.row_limits == (1, 64)
+
+
 class Reads(TorchDispatchMode):
     """Notes when a number is read from a tensor, which on a GPU waits for all that was queued."""
 
