@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +30,9 @@ class Client:
     def __init__(self, address: str, **options: Any) -> None:
         """Arguments as of `AsyncClient`."""
         self._process_id = os.getpid()
+        # Nothing begins on the loop once it is to end: it would never be answered.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="asympo-client", daemon=True)
         self._thread.start()
@@ -52,7 +55,7 @@ class Client:
     def submit_many(self, groups: Iterable[RolloutGroup]) -> list[Outcome]:
         """Appends groups as fast as slots come; the outcomes of those that were not taken now.
 
-        `groups` is read in the calling thread, while groups that it gave before are sent. If it raises, what
+        `groups` is read in the calling thread, and waits while a full batch of it is sent. If it raises, what
         it gave is sent first, and the error's notes name the groups that were not taken.
         """
         source = iter(groups)
@@ -66,13 +69,19 @@ class Client:
         except BaseException:
             sending.cancel()
             raise
-        return sending.result()
+        return self._result(sending)
 
     def close(self) -> None:
-        """Ends the connection, and the calls of other threads with it."""
-        if self._thread.is_alive():
-            self._wait(_closed(self._client))
-            self._end_loop()
+        """Ends the connection, and the calls of other threads with it: they raise ClientUnusable."""
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            closing = asyncio.run_coroutine_threadsafe(_closed(self._client), self._loop)
+        closing.result()
+        self._end_loop()
 
     def __enter__(self) -> Self:
         return self
@@ -83,18 +92,32 @@ class Client:
         self.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._begin(work).result()
+        return self._result(self._begin(work))
+
+    def _result(self, begun: Future[T]) -> T:
+        try:
+            return begun.result()
+        except CancelledError:
+            if not self._is_closed:
+                raise
+            raise ClientUnusable(
+                "the client was closed during the call, and what it was sending may be in the log or not: "
+                "send it again with another client and the same group ids"
+            ) from None
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if not self._thread.is_alive():
-            work.close()
-            if os.getpid() == self._process_id:
-                raise ClientUnusable("the client is closed: make another one")
-            raise ClientUnusable(
-                f"the client was made in process {self._process_id} and does not work in its fork "
-                f"{os.getpid()}: make one in each process"
-            )
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        # First the thread: a fork has none, and the lock may be taken in it for ever.
+        if self._thread.is_alive():
+            with self._lock:
+                if not self._is_closed:
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        if os.getpid() == self._process_id:
+            raise ClientUnusable("the client is closed: make another one")
+        raise ClientUnusable(
+            f"the client was made in process {self._process_id} and does not work in its fork "
+            f"{os.getpid()}: make one in each process"
+        )
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,7 +1,6 @@
 """Groups of `submit_many` on their way: sent some at a time, and none kept back for long."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -68,7 +67,8 @@ class _Outbox(Generic[T]):
         self._num_bytes, self._max_groups = num_bytes, max_groups
         self._batch: list[T] = []
         self._size = 0
-        self._sent_at = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = self._loop.time()
         # Held while a batch is sent: they go one after the other.
         self._lock = asyncio.Lock()
         self.refused: list[Outcome] = []
@@ -87,8 +87,7 @@ class _Outbox(Generic[T]):
             self._batch.append(encoded)
             self._size += size
             # A source that blocks the loop leaves no turn to `send_in_time`.
-            is_late = time.monotonic() - self._sent_at >= BATCH_SECONDS
-            if is_late or len(self._batch) == self._max_groups:
+            if self._seconds_left() <= 0 or len(self._batch) == self._max_groups:
                 await self._send_batch()
 
     async def flush(self) -> None:
@@ -100,14 +99,22 @@ class _Outbox(Generic[T]):
     async def send_in_time(self) -> None:
         """Until it is cancelled: sends what waits for a source that gives nothing."""
         while True:
-            await asyncio.sleep(BATCH_SECONDS)
-            await self.flush()
+            # What comes after that is sent when it is added.
+            seconds_left = self._seconds_left()
+            await asyncio.sleep(seconds_left if seconds_left > 0 else BATCH_SECONDS)
+            async with self._lock:
+                if self._batch and self._seconds_left() <= 0:
+                    await self._send_batch()
+
+    def _seconds_left(self) -> float:
+        """Until what is there is sent, even if it is little."""
+        return self._sent_at + BATCH_SECONDS - self._loop.time()
 
     async def _send_batch(self) -> None:
         """Under the lock."""
         batch, self._batch, self._size = self._batch, [], 0
         self.refused += [answer for answer in await self._send(batch) if not answer.is_in_log]
-        self._sent_at = time.monotonic()
+        self._sent_at = self._loop.time()
 
 
 def _told(refused: list[Outcome]) -> str:

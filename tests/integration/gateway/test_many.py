@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import httpx
 import pytest
@@ -81,6 +82,15 @@ def test_client_that_is_closed_or_forked_keeps_nobody_waiting() -> None:
         except ClientUnusable as error:
             sys.exit("does not work in its fork" not in str(error))
 
+    ends: SimpleQueue[Exception] = SimpleQueue()
+
+    def submit_again(client: Client) -> None:
+        for _ in range(50):
+            try:
+                client.submit(GROUPS[0])
+            except Exception as error:  # noqa: BLE001  looked at below
+                ends.put(error)
+
     with Client(f"http://127.0.0.1:{free_port()}") as client, ThreadPoolExecutor(1) as pool:
         fork = multiprocessing.get_context("fork").Process(target=use_in_fork, args=(client,), daemon=True)
         fork.start()
@@ -88,9 +98,12 @@ def test_client_that_is_closed_or_forked_keeps_nobody_waiting() -> None:
         assert fork.exitcode == 0
         waiting = pool.submit(client.submit_many, groups())
         assert has_begun.wait(20)
+        for _ in range(4):
+            threading.Thread(target=submit_again, args=(client,), daemon=True).start()
         client.close()
-        with pytest.raises(CancelledError):
+        with pytest.raises(ClientUnusable, match="closed during the call"):
             waiting.result(30)
+        assert {type(ends.get(timeout=30)) for _ in range(4 * 50)} == {ClientUnusable}
         with pytest.raises(ClientUnusable, match="the client is closed"):
             client.submit_many(GROUPS)
 
