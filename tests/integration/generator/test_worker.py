@@ -225,7 +225,7 @@ class EngineWithDoor(ScriptedEngine):
         return FastAPI()
 
 
-async def test_worker_of_an_environment_leaves_the_prompts_to_it(
+async def test_worker_of_an_environment_leaves_the_prompts_to_it_and_ends_as_others_do(
     make_learner: Callable[..., LearnerSide], tmp_path: Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
@@ -241,4 +241,13 @@ async def test_worker_of_an_environment_leaves_the_prompts_to_it(
         assert gen.status["waiting_for"] is None
         # What an autoscaler goes by would otherwise be 0, however busy it is.
         assert gen.process.registry.get_sample_value("asympo_generator_max_groups_in_flight") == 0
-    assert (learner.groups(), engine.in_flight, learner.run_log.stats.read().leases) == ([], {}, 0)
+        learner.run_log.state.set(RunState.FINISHED, fence=learner.fence)
+        await until(lambda: gen.status["state"] == "stopped")
+        leaving = start(settings_for(learner, door={"port": free_port()}, exit_when_run_ends=True), engine)
+        await asyncio.wait_for(leaving.task, 40)
+        learner.run_log.state.set(RunState.RUNNING, fence=learner.fence)
+        await until(lambda: gen.status["state"] == "generating")
+        assert (learner.groups(), engine.in_flight, learner.run_log.stats.read().leases) == ([], {}, 0)
+        learner.run_log.state.delete()
+        with pytest.raises(RunConfigMismatch, match="was deleted since this generator joined it"):
+            await asyncio.wait_for(gen.task, 40)

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from asympo.common.errors import BrokerUnavailable, EngineBroken, RunConfigMismatch
-from asympo.common.rollout_log import Lease, RefusalReason, Refused
+from asympo.common.rollout_log import Lease, RefusalReason, Refused, RunState
 from asympo.generator.context import GeneratorContext
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
@@ -156,11 +156,12 @@ class Worker:
 
     async def _next_lease(self) -> Lease | None:
         """Wait until a lease is granted; None once the run has ended and that is to end the process."""
+        if not self._leases:
+            await self._until_run_ends()
+            return None
         wanted_since = time.monotonic()
         while True:
             await self._unpaused.wait()
-            if not self._leases:
-                await asyncio.Event().wait()
             await self._gate.opened()
             step = self._reloader.served_step
             if step is None:
@@ -183,6 +184,18 @@ class Worker:
             if answer.reason is RefusalReason.NOT_STARTED:
                 await self._refuse_another_run()
             await self._wait_after(answer, asked_step=step)
+
+    async def _until_run_ends(self) -> None:
+        """While others ask for prompts: returns once the run has ended and that is to end the process."""
+        while True:
+            state = await self._calls.until_answered(self._run_log.state.get)
+            has_ended = state in (RunState.FINISHED, RunState.FAILED)
+            self.refusal = RefusalReason.RUN_ENDED if has_ended else None
+            if has_ended and self._exit_when_run_ends:
+                return
+            await self._refuse_another_run()
+            served = self._reloader.served_step
+            await self._reloader.wait_for_change(self._slot_wait_seconds, since_step=served)
 
     async def _ask_for_lease(self, policy_step: int) -> Lease | Refused:
         """One request for work. A drain does not cancel it: a lease it brings must be handed back."""
