@@ -139,6 +139,13 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens of a prompt and its response together, after start(); None where nobody knows.
+
+        Memory may allow fewer than the model does. A response that reaches it is cut off.
+        """
+
+    @property
     def can_reload(self) -> bool:
         """False where the weights stay what they are: nobody knows which policy, so the oldest is assumed."""
 

@@ -55,6 +55,10 @@ class GroupEngine(ABC):
         )
 
     @property
+    def context_length(self) -> int | None:
+        return None
+
+    @property
     def can_reload(self) -> bool:
         return True
 

@@ -93,6 +93,11 @@ class VllmEngine(GroupEngine):
         )
 
     @property
+    def context_length(self) -> int | None:
+        # As its engine process has fitted it to the cache.
+        return int(self._running().vllm_config.model_config.max_model_len)
+
+    @property
     def is_broken(self) -> bool:
         return super().is_broken or (self._engine is not None and self._engine.errored)
 

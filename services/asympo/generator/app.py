@@ -41,7 +41,7 @@ from asympo.generator.reload.turn import SwapTurns
 from asympo.generator.reload.watcher import PolicyWatcher
 from asympo.generator.rpc import control_server
 from asympo.generator.settings import GeneratorSettings
-from asympo.generator.work.group import GroupMaker
+from asympo.generator.work.group import GroupMaker, warn_of_cut_responses
 from asympo.generator.work.inflight import GroupsInFlight
 from asympo.generator.work.journal import AppendJournal
 from asympo.generator.work.worker import Worker
@@ -222,6 +222,7 @@ class GeneratorProcess:
         await importing
         policy = await self._start_engine(engine, config, store, watcher, presence)
         of_run.check_tokenizer(config, engine.tokenizer, task)
+        warn_of_cut_responses(engine, task, sampling_of(config))
         context = GeneratorContext(
             settings=settings,
             config=config,

@@ -71,6 +71,7 @@ async def probe(engine: VllmEngine) -> list[float]:
 async def test_engine_passes_its_self_test_and_scores_as_a_reference_forward_pass(
     engine: VllmEngine, tiny_model: Path
 ) -> None:
+    assert engine.context_length == SETTINGS.max_model_len
     assert engine.stats.num_reloads == 1, "the model itself again, after one perturbed load a kind"
     assert await probe(engine) == pytest.approx(reference_mean_nll(tiny_model), abs=ROUNDING)
 

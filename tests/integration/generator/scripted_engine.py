@@ -28,6 +28,7 @@ class ScriptedEngine:
 
     tokenizer = ByteTokenizer()
     can_reload = True
+    context_length: int | None = None
 
     def __init__(self) -> None:
         self.texts = ["7", "8"]

@@ -85,9 +85,13 @@ async def test_grpc_drain_answers_and_then_the_process_ends(learner: LearnerSide
     assert learner.run_log.stats.read().leases == 0
 
 
-async def test_grpc_generates_outside_the_log_and_names_the_policy(learner: LearnerSide) -> None:
+async def test_grpc_generates_outside_the_log_and_names_the_policy(
+    learner: LearnerSide, caplog: pytest.LogCaptureFixture
+) -> None:
     learner.create().publish(4, nll=2.0)
-    async with running(settings_for(learner)) as gen:
+    engine = ScriptedEngine()
+    engine.context_length = 20
+    async with running(settings_for(learner), engine) as gen:
         await until(lambda: gen.status["policy_step"] == 4)
         async with grpc.aio.insecure_channel(rpc_target(gen)) as channel:
             stub = GeneratorServiceStub(channel)
@@ -99,6 +103,7 @@ async def test_grpc_generates_outside_the_log_and_names_the_policy(learner: Lear
             assert [[r.text for r in group.responses] for group in answer.groups] == [["7", "8"]] * 2
             assert answer.groups[0].responses[0].finish_reason == rollout_pb2.FINISH_REASON_STOP
             assert (answer.policy_step, answer.last_policy_step) == (4, 4)
+    assert "sampling.max_tokens is 8, but the engine serves 20 in a row" in caplog.text
 
 
 @pytest.mark.parametrize(

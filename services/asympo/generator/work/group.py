@@ -16,7 +16,7 @@ from asympo.common.records import (
     UnscoredResponse,
 )
 from asympo.common.rollout_log import AppendResult, Lease
-from asympo.engines.base import Sample, SamplingSettings
+from asympo.engines.base import Engine, Sample, SamplingSettings
 from asympo.generator.context import GeneratorContext
 from asympo.generator.metrics import GroupOutcome
 from asympo.generator.reload.gate import VerdictGate
@@ -268,6 +268,19 @@ class GroupMaker:
                 log.error("The append of group %s is not in the journal yet: %s", lease.group_id, error)
                 self._metrics.count_unexpected_error()
         return result
+
+
+def warn_of_cut_responses(engine: Engine, task: Task, sampling: SamplingSettings) -> None:
+    """Says so when the engine, perhaps for want of memory, serves less than a prompt and its response."""
+    served = engine.context_length
+    num_prompt_tokens = len(render_prompt(task.prompt(0), engine.tokenizer))
+    if served is not None and num_prompt_tokens + sampling.max_tokens > served:
+        log.warning(
+            "Longer responses are cut off: prompt 0 has %d tokens and sampling.max_tokens is %d, but the "
+            "engine serves %d in a row; if the model can do more, give its cache more memory "
+            "(vllm.kv_cache_gib, vllm.gpu_memory_utilization) or raise vllm.max_model_len",
+            *(num_prompt_tokens, sampling.max_tokens, served),
+        )
 
 
 def numbers_of(score: Scored) -> dict[str, float]:
