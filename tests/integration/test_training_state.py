@@ -60,6 +60,7 @@ def state(step: int = 3, fence: int = 1, sequence: int = 30) -> TrainingState:
         sequence=sequence,
         trained_ids=b"\x00bitmap",
         decisions={"attention": "sdpa", "pack_tokens": 1024},
+        settings={"schedule": "cosine", "total_steps": 7, "learning_rate": 1e-5, "max_row_tokens": None},
         counters={"tokens_trained": 12345, "seconds": 0.1},
     )
 
@@ -210,9 +211,7 @@ def test_load_accepts_groups_without_the_name_of_an_optimizer(store: StateStore)
     assert_same(model.state_dict(), other.state_dict())
 
 
-def test_load_keeps_the_given_hyperparameters_and_says_so(
-    store: StateStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_load_keeps_the_given_hyperparameters(store: StateStore) -> None:
     model, optimizer = build()
     train(model, optimizer, 1)
     saved = store.save(state(), model=model, optimizer=optimizer)
@@ -220,7 +219,6 @@ def test_load_keeps_the_given_hyperparameters_and_says_so(
     store.load(saved, model=model, optimizer=other)
     assert [group["weight_decay"] for group in other.param_groups] == [0.3, 0.0]
     assert [group["betas"] for group in other.param_groups] == [(0.8, 0.95)] * 2
-    assert "weight_decay 0.1 to 0.3" in caplog.text
 
 
 SHARDED = """

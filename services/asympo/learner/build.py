@@ -25,6 +25,7 @@ from asympo.learner.state.archive import Archive
 from asympo.learner.state.decide import DecisionLog, find_decisions
 from asympo.learner.state.recipe import recipe_of
 from asympo.learner.state.saver import Saver
+from asympo.learner.state.step_settings import step_settings, warn_of_changes
 from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.compute import Compute, set_up_torch
 from asympo.learner.step.stepper import (
@@ -151,6 +152,7 @@ def _loaded(context: LearnerContext, run: OwnedRun, built: StepParts) -> Trainin
     state = None
     if run.found is not None:
         state = run.states.load(run.found[0], model=built.policy.model, optimizer=built.optimizer)
+        warn_of_changes(state.settings, context.settings, step=state.step)
     if context.ranks is not None:
         context.ranks.all_done()
     return state
@@ -166,6 +168,7 @@ def _make_saver(
         optimizer=built.optimizer,
         archive=archive,
         decisions=decisions,
+        settings=step_settings(context.settings),
         keep=context.settings.keep_states,
         ranks=context.ranks,
     )

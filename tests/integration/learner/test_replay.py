@@ -101,6 +101,9 @@ def disturbed_run(
             producer.hold_at_step = None
             assert learner.start("--take-over", *OTHER_SETTINGS).wait() == 0, learner.log
             assert "this learner's max_row_tokens is 15" in learner.log
+            changes = "beta1 0.9 to 0.8; weight_decay 0.0 to 0.3; max_row_tokens None to 15"
+            assert learner.count("The run goes on with other settings than those of step") == 1
+            assert changes in learner.log
     finally:
         broker.kill()
     return root, "run"

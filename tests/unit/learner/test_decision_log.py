@@ -162,12 +162,16 @@ def test_smaller_rows_hold_from_their_step_on_and_a_restart_from_before_it_repea
     assert [last.row_limits(step) for step in (3, 4, 5)] == [(100, 256), (25, 256), (25, 256)]
 
 
-def test_what_settings_ask_for_anew_is_one_more_entry(run: Run, measured: Measured) -> None:
+def test_what_settings_ask_for_anew_is_one_more_entry(
+    run: Run, measured: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
     run.learner(fence=1).begin(SETTINGS, step=0, num_ranks=1, find_path=PATHS.find)
     asked = SETTINGS.model_copy(update={"token_budget": 64, "share_prefixes": "never"})
     learner = run.learner(fence=2)
     assert not learner.begin(asked, step=7, num_ranks=2, find_path=PATHS.find).share_prefixes
     assert [learner.row_limits(step)[0] for step in (7, 8)] == [SETTINGS.token_budget, 64]
+    said = "token_budget 1024 and head_chunk_rows 256 so far and goes on with 64 and 256"
+    assert caplog.text.count(said) == 1
     newest = run.files.newest()
     assert newest is not None
     assert [entry.from_step for entry in newest.entries] == [1, 8]

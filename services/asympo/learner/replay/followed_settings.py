@@ -8,15 +8,9 @@ from asympo.common.archive import ArchiveStore, PartRef
 from asympo.common.errors import BadSetting
 from asympo.common.settings import validate
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.step_settings import step_settings
 
 log = logging.getLogger(__name__)
-
-_OF_A_STEP = (
-    *("objective", "mean_nll_floor", "negative_scale", "learning_rate", "schedule", "warmup_steps"),
-    *("final_learning_rate_ratio", "total_steps", "optimizer", "beta1", "beta2", "epsilon", "weight_decay"),
-    *("muon_momentum", "max_grad_norm", "max_row_tokens"),
-)
-"""Those that change what a step makes of the weights, besides what the run has decided."""
 
 
 class FollowedSettings:
@@ -53,7 +47,7 @@ class FollowedSettings:
         found: list[tuple[int, LearnerSettings]] = []
         for part in self._archive.chain(tip):
             settings = validate(LearnerSettings, {**part.info.recipe["settings"], **self._given})
-            if not found or _of_a_step(settings) != _of_a_step(found[-1][1]):
+            if not found or step_settings(settings) != step_settings(found[-1][1]):
                 found.append((part.info.step_before + 1, settings))
         if self._found:
             self._tell([since for since, _ in found if since not in dict(self._found)], step)
@@ -67,7 +61,3 @@ class FollowedSettings:
                     "longer bit for bit what the run does",
                     *(since, step),
                 )
-
-
-def _of_a_step(settings: LearnerSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in _OF_A_STEP}

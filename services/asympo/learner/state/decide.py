@@ -85,6 +85,12 @@ class DecisionLog:
         asked = [settings.token_budget, settings.head_rows(compute.device)]
         limits = known.get("row_limits", {})
         used = limits["used"] if limits.get("asked") == asked else asked
+        if limits and used is asked:
+            log.warning(
+                "The run was trained with token_budget %d and head_chunk_rows %d so far and goes on with %d "
+                "and %d: same groups, same order, but no longer bit for bit what an undisturbed run gives",
+                *(*limits["asked"], *asked),
+            )
         decided = {**compute.to_decisions(), "row_limits": {"asked": asked, "used": used}}
         # Later ones of a learner that had come further are kept only where this one would choose the same.
         if any(_choices(other) != _choices(decided) for other in (known, *self._decisions.after(step))):

@@ -58,6 +58,8 @@ class StateManifest:
     """Last log sequence number that was trained or passed over."""
     decisions: dict[str, Any]
     """Choices that change arithmetic, made once."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those that the newest step was made with; empty from a release that did not keep them."""
     counters: dict[str, int | float]
     """Totals that metrics continue from."""
     archive: PartRef | None = None

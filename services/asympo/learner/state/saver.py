@@ -1,6 +1,8 @@
 """Durable training state: finding the one to resume from, saving, pruning."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -69,15 +71,18 @@ class Saver:
         optimizer: torch.optim.Optimizer,
         archive: Archive,
         decisions: DecisionLog,
+        settings: Mapping[str, Any],
         keep: int,
         ranks: Ranks | None,
     ) -> None:
+        """`settings`: those that its steps are made with, for whoever goes on from here."""
         self._store = store
         self._session = session
         self._model = model
         self._optimizer = optimizer
         self._archive = archive
         self._decisions = decisions
+        self._settings = dict(settings)
         self._keep = keep
         self._ranks = ranks
 
@@ -92,6 +97,7 @@ class Saver:
             trained_ids=self._session.trained.to_bytes(),
             streaks=b"" if self._session.order is None else self._session.order.to_bytes(),
             decisions=self._decisions.at(step),
+            settings=self._settings,
             counters={"wall_seconds": wall_seconds},
             archive=part.tip,
         )

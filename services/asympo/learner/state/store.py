@@ -81,6 +81,8 @@ class TrainingState:
     """Of an order by success, as SuccessOrder.to_bytes() gives them."""
     decisions: dict[str, Any] = field(default_factory=dict)
     """Choices that change arithmetic, made once; JSON values."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those that the newest step was made with, by name; empty where nobody kept them."""
     counters: dict[str, int | float] = field(default_factory=dict)
     """Totals that metrics continue from."""
     archive: PartRef | None = None
@@ -133,6 +135,7 @@ class StateStore:
                     fence=state.fence,
                     sequence=state.sequence,
                     decisions=state.decisions,
+                    settings=state.settings,
                     counters=state.counters,
                     archive=state.archive,
                     optimizer_groups=groups,
@@ -179,6 +182,7 @@ class StateStore:
             trained_ids=content,
             streaks=streaks.read_bytes() if streaks.exists() else b"",
             decisions=manifest.decisions,
+            settings=manifest.settings,
             counters=manifest.counters,
             archive=manifest.archive,
         )

@@ -1,7 +1,6 @@
 """Which tensors make up the training state of a model and its optimizer, under stable names."""
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -14,10 +13,6 @@ from asympo.learner.state.dcp import DTYPES, dtype_name
 from asympo.learner.state.manifest import StateTensor
 from asympo.learner.step.muon import ADAMW, MUON
 
-log = logging.getLogger(__name__)
-
-_OF_THE_STEP = {"params", "lr"}
-"""Of a group's values, those that are no settings of their own."""
 BASE_DIGEST = "base.sha256"
 """In a state of an adapter, which holds nothing else of its base."""
 _COMPILED_PREFIX = "_orig_mod."
@@ -65,8 +60,8 @@ def allocate_optimizer_state(
 ) -> None:
     """Give the optimizer uninitialised state tensors of the stored shapes, sharded like their parameters.
 
-    Its own hyperparameters stay; where they are others than the stored ones the log says so. Raises
-    BadSetting when the state is of another optimizer or of other parameters.
+    Its own hyperparameters stay. Raises BadSetting when the state is of another optimizer or of other
+    parameters.
     """
     given = describe_groups(model, optimizer)
     if (here := _optimizer_name(given)) != (there := _optimizer_name(groups)):
@@ -82,7 +77,6 @@ def allocate_optimizer_state(
         differs = min(ours ^ theirs, default="their groups")
         hint = "; give lora.targets as the run started with it" if is_adapted(model) else ""
         raise BadSetting(f"the training state is of other parameters than are trained here: {differs}{hint}")
-    _log_changes(groups, given)
     parameters = dict(_named(model, optimizer))
     index = {name: position for position, name in enumerate(name for group in names for name in group)}
     state: dict[int, dict[str, Tensor]] = {}
@@ -126,19 +120,6 @@ def _optimizer_name(groups: Sequence[Mapping[str, Any]]) -> str:
     """As settings call it; groups without a name are of a release that had AdamW alone."""
     names = {group.get("optimizer", ADAMW) for group in groups}
     return MUON if MUON in names else str(min(names))
-
-
-def _log_changes(stored: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]) -> None:
-    changes = {
-        f"{key} {before[key]} to {now[key]}"
-        for before, now in zip(stored, given, strict=True)
-        for key in sorted((before.keys() & now.keys()) - _OF_THE_STEP)
-        if before[key] != now[key]
-    }
-    if changes:
-        log.warning(
-            "The optimizer continues with settings that differ from the run's: %s", "; ".join(changes)
-        )
 
 
 def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
