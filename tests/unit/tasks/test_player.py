@@ -135,20 +135,42 @@ def test_code_that_would_end_whoever_waits_for_it_fails_its_episode_alone(error:
         asyncio.run(call())
 
 
-def test_session_whose_episode_calls_exit_is_ended_and_the_next_prompt_is_played(tmp_path: Path) -> None:
+def raise_cancelled() -> float:
+    raise asyncio.CancelledError
+
+
+def leave_cancelled() -> float:
+    """As a cancel scope does that is never left."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("earn", "failure"),
+    [
+        (sys.exit, "SystemExit()"),
+        (raise_cancelled, "the environment cancelled the episode"),
+        (leave_cancelled, "the environment cancelled the episode"),
+    ],
+)
+def test_session_whose_episode_exits_or_is_cancelled_is_ended_and_the_next_prompt_is_played(
+    earn: Callable[[], float], failure: str, tmp_path: Path
+) -> None:
     asked: list[str] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.path)
         return httpx.Response(410) if asked.count("/rl/start_session") > 2 else started("a", seconds=600)
 
-    play(Player(Stage(sys.exit), trained=[0], sampling={}), answer)
+    play(Player(Stage(earn), trained=[0], sampling={}), answer)
     assert asked == ["/rl/start_session", "/rl/end_session"] * 2 + ["/rl/start_session"]
 
     with (tmp_path / "answers").open("w") as answers:
-        player = DoorPlayer(Stage(sys.exit), door="http://door/v1", sampling={}, answers=answers)
+        player = DoorPlayer(Stage(earn), door="http://door/v1", sampling={}, answers=answers)
         asyncio.run(player.run([0], 1))
-    assert json.loads((tmp_path / "answers").read_text()) == {"episode": 0, "failure": "SystemExit()"}
+    assert json.loads((tmp_path / "answers").read_text()) == {"episode": 0, "failure": failure}
 
 
 def test_reward_is_said_until_it_is_heard_and_one_that_is_refused_ends_its_session(

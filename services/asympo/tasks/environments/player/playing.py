@@ -66,8 +66,8 @@ class Player:
         limit = asyncio.timeout(PLAYED_SHARE * seconds)
         try:
             async with limit:
-                played = await self._stage.play(row, seat, self._sampling)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: it ends one session only
+                played = await _play_alone(self._stage, row, seat, self._sampling)
+        except Exception as error:  # noqa: BLE001  somebody else's code: it ends one session only
             self._num_overdue += limit.expired()
             log.warning("Row %s failed: %s", row, _reason(error))
         else:
@@ -95,11 +95,33 @@ class DoorPlayer:
     async def _episode(self, number: int, row: int, slots: asyncio.Semaphore) -> None:
         try:
             async with slots, asyncio.timeout(EPISODE_SECONDS):
-                told = _told(await self._stage.play(row, self._seat, self._sampling))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  somebody else's code: it ends one episode only
+                told = _told(await _play_alone(self._stage, row, self._seat, self._sampling))
+        except Exception as error:  # noqa: BLE001  somebody else's code: it ends one episode only
             told = {"failure": _reason(error)}
         self._answers.write(f"{json.dumps({'episode': number, **told})}\n")
         self._answers.flush()
+
+
+async def _play_alone(stage: StagedPlay, row: int, seat: Seat, sampling: Mapping[str, Any]) -> Played:
+    """One episode, in a task of its own: whatever its code cancels or ends, it is that task alone."""
+
+    async def play() -> Played:
+        try:
+            return await stage.play(row, seat, sampling)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            # An exit would end the event loop as well.
+            raise EpisodeFailed(repr(error)) from error
+
+    here = asyncio.current_task()
+    assert here is not None
+    try:
+        return await asyncio.create_task(play())
+    except asyncio.CancelledError:
+        if here.cancelling():
+            raise
+        raise EpisodeFailed("the environment cancelled the episode") from None
 
 
 def _told(played: Played) -> dict[str, Any]:
