@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+from asympo.common.clock import SystemClock
 from asympo.common.errors import Fenced, SequenceGap
+from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import (
     AppendOutcome,
     CommitRecord,
-    Fence,
     Lease,
     Refused,
     RunConfig,
@@ -18,9 +19,11 @@ from asympo.common.rollout_log import (
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.log.session import LogSession
+from asympo.learner.progress import Progress
 
 from tests.protocol.model import Protocol, Rules
-from tests.protocol.state import NOBODY, Learner, Saved, State, highest_fence
+from tests.protocol.state import NOBODY, Broker, Learner, Saved, State, highest_fence
 
 SEED = 3
 TOO_OLD = -5
@@ -34,9 +37,9 @@ class RealLog:
         self.log, self.rules, self.state = log, rules, rules.start
         self._protocol = Protocol(rules)
         self._leases: dict[int, Lease] = {}
-        self._fences: dict[int, Fence] = {}
+        self._sessions: dict[int, LogSession] = {}
         self._dump: dict[str, bytes | None] = {}
-        config = RunConfig(
+        self._config = RunConfig(
             run=log.run,
             group_size=2,
             groups_per_step=rules.capacity,
@@ -47,7 +50,7 @@ class RealLog:
             seed=SEED,
             model="tiny",
         )
-        log.state.create_or_join(config)
+        log.state.create_or_join(self._config)
         log.state.set(RunState.RUNNING)
 
     def do(self, name: str) -> bool:
@@ -69,7 +72,7 @@ class RealLog:
             if learner is not None and self.state.broker.owner != number
         ]
         for number in zombies:
-            fence, log = self._fences[number], self.log
+            fence, log = self._sessions[number].fence, self.log
             ids = [self._id(0)]
             calls: tuple[Callable[[], object], ...] = (
                 partial(log.commits.free, fence, ids),
@@ -113,50 +116,53 @@ class RealLog:
     # --- learners --------------------------------------------------------------------------------------
 
     def _take_over(self, after: State, number: int) -> None:
-        learner = _must(after.learners[number])
-        fence = self.log.fence.take(f"learner-{number}", take_over=True, at_least=highest_fence(self.state))
-        record = _record(learner.durable)
-        report = self.log.reconciler.reconcile(fence, committed=record, trained=self._ids(learner))
-        self._fences[number] = report.fence
-        self.log.policies.announce(report.fence, step=learner.step, digest=f"d{learner.step}")
+        learner, log = _must(after.learners[number]), self.log
+        log.state.create_or_join(self._config)
+        session = self._sessions[number] = LogSession(
+            run_log=log,
+            fence=log.fence.take(f"learner-{number}", take_over=True, at_least=highest_fence(self.state)),
+            stop=StopSignal(),
+            clock=SystemClock(),
+            trained=self._ids(learner),
+            progress=Progress(),
+        )
+        self._stand(session, learner)
+        session.reconcile()
+        self._publish(after, number)
+        session.set_state(RunState.RUNNING)
 
     def _reconcile(self, after: State, number: int) -> None:
         before = _must(self.state.learners[number])
 
-        def call() -> None:
-            report = self.log.reconciler.reconcile(
-                self._fences[number],
-                committed=_record(before.durable),
-                trained=self._ids(before),
-                trained_sequence=before.sequence,
-            )
-            self._fences[number] = report.fence
-            if after.broker.policy != _policy(self.log):
-                self.log.policies.announce(report.fence, step=before.published, digest=f"d{before.published}")
-
-        _expect_fenced(call, is_fenced=after.learners[number] is None)
+        session = self._sessions[number]
+        self._stand(session, before)
+        _expect_fenced(session.reconcile, is_fenced=after.learners[number] is None)
+        assert after.learners[number] is None or self.log.state.get() is RunState.RUNNING
 
     def _train(self, after: State, number: int) -> None:
         before, learner = _must(self.state.learners[number]), after.learners[number]
+        session = self._sessions[number]
 
         def call() -> None:
             entries = self.log.reader.read(
-                after_sequence=before.sequence, max_count=1, block_seconds=0, fence=self._fences[number]
+                after_sequence=before.sequence, max_count=1, block_seconds=0, fence=session.fence
             )
             assert learner is not None
             assert [entry.sequence for entry in entries] == [learner.sequence]
             trained = learner.trained - before.trained
             assert not trained or {entry.group_id for entry in entries} == {self._id(p) for p in trained}
+            session.hold([self._id(prompt) for prompt in trained])
 
         _expect_fenced(call, is_fenced=learner is None)
 
     def _publish(self, after: State, number: int) -> None:
         step = _must(after.learners[number]).step
-        self.log.policies.announce(self._fences[number], step=step, digest=f"d{step}")
+        session = self._sessions[number]
+        session.announce(step=step, digest=f"d{step}", policy_fence=session.fence.number)
 
     def _free(self, after: State, number: int) -> None:
         held = _must(self.state.learners[number]).held
-        self.log.commits.free(self._fences[number], [self._id(prompt) for prompt in held])
+        self._sessions[number].free([self._id(prompt) for prompt in held])
 
     def _save(self, after: State, number: int) -> None:
         """Nothing reaches the broker."""
@@ -168,14 +174,23 @@ class RealLog:
         assert durable is not None
         record = _record(durable)
         assert record is not None
+        session = self._sessions[number]
         ids = [self._id(prompt) for prompt in sorted(durable.trained)]
         self.log.commits.commit(
-            self._fences[number],
+            session.fence,
             sequence=record.sequence,
             state_name=record.state_name,
             step=record.step,
             group_ids=ids,
         )
+        session.free(ids)
+
+    def _stand(self, session: LogSession, learner: Learner) -> None:
+        """The session where the model's learner stands."""
+        record = _record(learner.durable)
+        if record is not None:
+            session.resume_from(record)
+        session.progress.sequence, session.trained = learner.sequence, self._ids(learner)
 
     # --- the broker ------------------------------------------------------------------------------------
 
@@ -184,12 +199,19 @@ class RealLog:
         self._dump = {noun: client.dump(self.log.access.key(noun)) for noun in NOUNS}
 
     def _roll_back(self, after: State) -> None:
+        if self.state.copy == Broker():
+            # A broker that keeps nothing on disk comes back without the run.
+            self.log.state.delete()
+            return
         pipe = self.log.broker.client.pipeline(transaction=True)
         for noun, content in self._dump.items():
             pipe.delete(self.log.access.key(noun))
             if content is not None:
                 pipe.restore(self.log.access.key(noun), 0, content)
         pipe.execute()
+
+    def _restart(self, after: State) -> None:
+        """Learners hear of it, and it has lost nothing."""
 
     def _compare(self, name: str) -> None:
         broker, log, key = self.state.broker, self.log, self.log.access.key

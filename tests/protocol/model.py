@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.protocol.state import (
+    NOBODY,
     Broker,
     Entry,
     Held,
@@ -34,10 +35,13 @@ class Rules:
     max_tokens: int = 4
     max_fences: int = 3
     may_roll_back: bool = False
+    may_restart: bool = False
     has_dedupe: bool = True
     has_fence: bool = True
     frees_after_publish: bool = True
     has_reconcile: bool = True
+    announces_again: bool = True
+    keeps_held: bool = True
 
     @property
     def start(self) -> State:
@@ -65,6 +69,8 @@ class Protocol:
                 if after.broker != state.broker and number != after.broker.owner:
                     raise Violation(f"learner {number} is a zombie and changes the broker")
                 yield f"{verb} {number}", after
+        if self.rules.may_restart and not state.has_restarted:
+            yield "restart", self.restart(state)
         if self.rules.may_roll_back and not state.was_rolled_back:
             if state.copy is None:
                 yield "copy", state._replace(copy=state.broker)
@@ -78,6 +84,8 @@ class Protocol:
             return state._replace(copy=state.broker)
         if verb == "roll_back":
             return self.roll_back(state)
+        if verb == "restart":
+            return self.restart(state)
         after: State | None = getattr(self, verb)(state, int(number))
         return after
 
@@ -88,6 +96,11 @@ class Protocol:
         if state.generators[number] is not None or state.tokens >= self.rules.max_tokens:
             return None
         if broker.policy < 0 or len(broker.leases) + len(broker.open) >= self.rules.capacity:
+            return None
+        owner = state.learners[broker.owner] if broker.owner != NOBODY else None
+        is_synchronous = self.rules.max_staleness == 0 and self.rules.has_fence
+        if is_synchronous and owner is not None and owner.published != broker.policy:
+            # Generators serve the newest policy on storage, whatever the broker has announced.
             return None
         if broker.reissue:
             prompt, broker = broker.reissue[0], broker._replace(reissue=broker.reissue[1:])
@@ -175,7 +188,7 @@ class Protocol:
             # Another learner went on and committed beyond it: it ends, and a new one resumes from that.
             return with_learner(state._replace(broker=broker), number, None)
         after = self._reconciled(state._replace(broker=broker), learner)
-        if after.broker.policy < learner.published:
+        if after.broker.policy != learner.published and self.rules.announces_again:
             broker = after.broker
             after = after._replace(
                 broker=broker._replace(policy=learner.published, policies=broker.policies + 1)
@@ -190,6 +203,7 @@ class Protocol:
         leases = tuple(lease for lease in broker.leases if lease[1] not in trained)
         queued = tuple(prompt for prompt in broker.reissue if prompt not in trained)
         placed = {prompt for _token, prompt in leases} | set(queued) | unread | trained
+        held = set(learner.held) if self.rules.keeps_held else set()
         issued = max(broker.issued, max(placed | forked, default=-1) + 1)
         missing = tuple(sorted(set(range(issued)) - placed))
         return state._replace(
@@ -197,7 +211,7 @@ class Protocol:
                 issued=issued,
                 reissue=queued + missing,
                 leases=leases,
-                open=frozenset(unread),
+                open=frozenset(unread | held),
                 log=log,
                 last=max(broker.last, learner.sequence),
                 committed=max(broker.committed, learner.durable.sequence if learner.durable else 0),
@@ -294,6 +308,11 @@ class Protocol:
         assert state.copy is not None
         broker = state.copy._replace(history=state.broker.history + 1)
         return state._replace(broker=broker, copy=None, was_rolled_back=True)
+
+    def restart(self, state: State) -> State:
+        """The broker is another process, and lost nothing."""
+        broker = state.broker._replace(history=state.broker.history + 1)
+        return state._replace(broker=broker, has_restarted=True)
 
     def _fenced(self, state: State, number: int) -> Learner | None:
         """The learner, if the broker lets it act."""

@@ -97,6 +97,9 @@ def _fair_action(protocol: Protocol, state: State) -> State | None:
     owner = next(
         (n for n, one in enumerate(state.learners) if one is not None and protocol._fenced(state, n)), None
     )
+    for number, learner in enumerate(state.learners if owner is None else ()):
+        if learner is not None and (after := protocol.reconcile(state, number)) is not None:
+            return after
     if owner is None:
         for number, learner in enumerate(state.learners):
             if learner is None:

@@ -80,6 +80,8 @@ class State(NamedTuple):
     num_reopened: int = 0
     """Groups trained and not saved before a take-over: they take slots again that were given away."""
     was_rolled_back: bool = False
+    has_restarted: bool = False
+    """Whether the broker did, and lost nothing."""
 
 
 def highest_fence(state: State) -> int:

@@ -61,11 +61,13 @@ class ChangingPolicies(Policies):
 
     num_refusals = 0
 
-    def announce(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
+    def announce(
+        self, fence: Fence, *, step: int, digest: str, policy_fence: int | None = None
+    ) -> PolicyAnnouncement:
         if self.num_refusals:
             self.num_refusals -= 1
             raise BrokerChanged("the broker restarted")
-        return super().announce(fence, step=step, digest=digest)
+        return super().announce(fence, step=step, digest=digest, policy_fence=policy_fence)
 
 
 @dataclass

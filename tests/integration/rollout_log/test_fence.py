@@ -115,6 +115,19 @@ def test_reconcile_on_a_start_moves_above_the_fence_of_the_training_state(log: R
         log.fence.heartbeat(learner.fence)
 
 
+def test_learner_of_a_run_that_was_deleted_does_not_take_the_new_one_of_its_name(log: RunLog) -> None:
+    start_run(log)
+    frozen = log.fence.take("learner-1", take_over=True)
+    log.state.delete()
+    owner = start_run(log).fence
+    assert owner.number < frozen.number
+    with pytest.raises(BrokerChanged):
+        log.fence.heartbeat(frozen)
+    with pytest.raises(Fenced):
+        log.reconciler.reconcile(frozen, committed=None, trained=TrainedIds(num_prompts=50))
+    log.fence.heartbeat(owner)
+
+
 def _fields(stats: object) -> dict[str, object]:
     import dataclasses
 

@@ -11,12 +11,18 @@ from tests.protocol.search import search
 from tests.unit.test_log_model import MUTANTS
 
 NUM_WALKS, NUM_ACTIONS = 16, 40
+ENDS = ("crash", "forget", "expire", "copy", "restart")
 
 
 @pytest.mark.parametrize("seed", range(NUM_WALKS))
 def test_scripts_do_what_the_model_does(broker: Broker, run_name: str, seed: int) -> None:
     rules = Rules(
-        capacity=1 + seed % 2, max_staleness=1, max_tokens=20, max_fences=8, may_roll_back=seed % 3 == 2
+        capacity=1 + seed % 2,
+        max_staleness=1,
+        max_tokens=20,
+        max_fences=8,
+        may_roll_back=seed % 3 == 2,
+        may_restart=seed % 3 == 1,
     )
     real, rng = RealLog(RunLog(broker, run_name), rules), random.Random(seed)
     try:
@@ -25,7 +31,7 @@ def test_scripts_do_what_the_model_does(broker: Broker, run_name: str, seed: int
             if not names:
                 break
             # What brings a history forward is drawn more often than what ends it.
-            weights = [1 if name.split()[0] in ("crash", "forget", "expire", "copy") else 4 for name in names]
+            weights = [1 if name.split()[0] in ENDS else 4 for name in names]
             assert real.do(rng.choices(names, weights)[0])
         assert real.state.broker.last > 0
     finally:
@@ -83,6 +89,9 @@ def test_scripts_survive_what_breaks_a_mutant(broker: Broker, run_name: str, mut
         assert done
         if mutant == "no fence":
             assert real.refuses_zombies()
+        if mutant == "no second announcement":
+            assert real.do("reconcile 0")
+            assert real.do("lease 0")
         for name, _after in list(Protocol(rules).actions(real.state)):
             if name.startswith(("append", "take_over", "lease", "train")):
                 real.do(name)

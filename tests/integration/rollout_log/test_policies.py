@@ -21,6 +21,14 @@ def test_announcing_the_newest_policy_again_changes_nothing(log: RunLog) -> None
     assert log.stats.read().policies_published == 2
 
 
+def test_policy_is_announced_under_the_fence_that_it_was_published_under(log: RunLog) -> None:
+    start_run(log)
+    fence = log.fence.take("learner-1", take_over=True)
+    announced = log.policies.announce(fence, step=1, digest="d1", policy_fence=1)
+    assert announced == log.policies.latest()
+    assert (fence.number, announced.fence) == (2, 1)
+
+
 def test_wait_for_policy_returns_the_moment_one_is_announced(log: RunLog) -> None:
     learner = start_run(log)
     seen = log.policies.latest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BrokerChanged, Fenced, SequenceGap
-from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileReport, RunLog
+from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileReport, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.broker import LocalBroker
 
@@ -249,6 +249,37 @@ def test_reconcile_twice_changes_nothing_more(mortal: LocalBroker, log: RunLog, 
     assert (second.num_freed, second.num_reopened, second.num_reissued) == (0, 0, 0)
     after = log.stats.read()
     assert (before.position, before.open, before.reissue) == (after.position, after.open, after.reissue)
+    finish(learner)
+
+
+def test_run_that_the_broker_has_lost_is_created_again_and_goes_on(
+    start_server: Callable[..., LocalBroker], run_name: str
+) -> None:
+    server = start_server("--appendonly", "no", "--save", "")
+    log = RunLog(Broker.connect(server.url), run_name)
+    learner = start_run(log, num_prompts=8, num_epochs=1)
+    learner.fence = log.fence.take("learner-0", take_over=True, total_steps=5)
+    learner.fence = log.reconciler.reconcile(
+        learner.fence, committed=None, trained=TrainedIds(num_prompts=8)
+    ).fence
+    config = log.state.config()
+    for _ in range(2):
+        must_append(log)
+    learner.commit([entry.group_id for entry in learner.consume(2)])
+    committed, lost = log.commits.last(), must_lease(log)
+    server.kill()
+    server.start()
+    assert log.leases.append(lost, b"late", producer="gen-0").outcome == "lease_lost"
+    with pytest.raises(BrokerChanged):
+        learner.consume(1)
+    report = log.reconciler.reconcile(
+        learner.fence, committed=committed, trained=learner.trained, trained_sequence=2
+    )
+    learner.fence = report.fence
+    assert (report.was_rolled_back, report.last_sequence, log.commits.last()) == (True, 2, committed)
+    assert (log.state.config(), log.state.total_steps()) == (config, 5)
+    log.policies.announce(learner.fence, step=0, digest="d0")
+    log.state.set(RunState.RUNNING, fence=learner.fence)
     finish(learner)
 
 

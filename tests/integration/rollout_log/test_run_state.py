@@ -1,5 +1,6 @@
 import threading
 import time
+from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, Fenced, NoProgress, RunConfigMismatch
@@ -29,6 +30,24 @@ def test_waiting_for_a_run_returns_when_it_is_created(log: RunLog) -> None:
     assert log.state.wait_for_config(60).run == log.run
     assert 0.1 < time.monotonic() - began < 30
     timer.join()
+
+
+def test_waiting_for_a_run_reads_an_event_once(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a run is restored, which has its events before its config."""
+    log.state.create_or_join(config_of(log.run))
+    log.broker.command("DEL", log.access.key("config"))
+    asked, read = list[str](), log.broker.blocking_read
+
+    def counted(key: str, *, after_id: str, max_count: int, block_seconds: float) -> list[Any]:
+        asked.append(after_id)
+        return read(key, after_id=after_id, max_count=max_count, block_seconds=block_seconds)
+
+    monkeypatch.setattr(log.broker, "blocking_read", counted)
+    with pytest.raises(NoProgress):
+        log.state.wait_for_config(0.1)
+    assert asked[0] == "0"
+    assert len(set(asked)) == 2
+    assert len(asked) <= 4
 
 
 def test_waiting_for_a_run_ends_with_one_sentence_when_nobody_creates_it(log: RunLog) -> None:

@@ -136,7 +136,7 @@ def test_dead_letter_is_written_once(log: RunLog, learner: Learner) -> None:
 
 
 def test_announce_policy_tells_of_a_step_once(log: RunLog, learner: Learner) -> None:
-    first, again = twice(log, "announce_policy", "run policies policy_steps", *fenced(learner), 7, "d7")
+    first, again = twice(log, "announce_policy", "run policies policy_steps", *fenced(learner), 7, "d7", 1)
     assert first[0] == again[0] == b"OK"
     assert int(first[1]) == int(again[1])
     assert log.broker.command("XLEN", key(log.run, "policies")) == 2, "that of the start and this one"
@@ -224,13 +224,14 @@ def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner:
     opened, leased = appended(log), must_lease(log)
     number, token, _ = fenced(learner)
     # Two more were consumed than this broker knows of: their numbers are used.
-    arguments = (number, token, 9, 3, "l", 90_000)
+    arguments = (number, token, 9, 3, "l", 90_000, learner.fence.run_id, 0)
     first = call(log, "survey", SURVEY_KEYS, *arguments)
     again = call(log, "survey", SURVEY_KEYS, *arguments)
     assert first[0] == b"OK"
     assert first[1][:3] == again[1][:3] == [9, 3, 2]
     assert first[3:5] == again[3:5] == [[opened.group_id.encode()], [leased.group_id.encode()]]
-    assert call(log, "survey", SURVEY_KEYS, number, "x" * 32, 0, 0, "m", 1)[0] == b"FENCED"
+    assert call(log, "survey", SURVEY_KEYS, number, "x" * 32, 0, 0, "m", 1, "", 0)[0] == b"FENCED"
+    assert call(log, "survey", SURVEY_KEYS, number, token, 0, 0, "l", 1, "another", 0)[0] == b"FENCED"
 
 
 def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:

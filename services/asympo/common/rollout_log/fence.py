@@ -43,6 +43,8 @@ class Fences:
             holder=holder,
             heartbeat_seconds=heartbeat_seconds,
             server_id=text(reply[2]),
+            run_id=text(reply[3]),
+            total_steps=total_steps or 0,
         )
 
     def heartbeat(self, fence: Fence, *, trained_sequence: int = 0) -> None:

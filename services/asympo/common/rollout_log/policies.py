@@ -18,9 +18,15 @@ class Policies:
     def __init__(self, run: RunAccess) -> None:
         self._run = run
 
-    def announce(self, fence: Fence, *, step: int, digest: str) -> PolicyAnnouncement:
-        """Makes a published checkpoint known; announcing the newest one again changes nothing."""
-        reply = self._run.call_fenced(fence, "announce_policy", step, digest)
+    def announce(
+        self, fence: Fence, *, step: int, digest: str, policy_fence: int | None = None
+    ) -> PolicyAnnouncement:
+        """Makes a published checkpoint known; announcing the newest one again changes nothing.
+
+        `policy_fence`: that it was published under, where that is not the current one.
+        """
+        published_under = fence.number if policy_fence is None else policy_fence
+        reply = self._run.call_fenced(fence, "announce_policy", step, digest, published_under)
         return PolicyAnnouncement(
             step=step, fence=number(reply[2]), digest=digest, published_at_seconds=number(reply[1]) / 1000
         )

@@ -5,7 +5,7 @@ queued for reissue, or set aside. A broker that lost state breaks that; this fin
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
 from asympo.common.errors import BrokerRefused, SequenceGap
@@ -14,6 +14,7 @@ from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.commits import commit_of
 from asympo.common.rollout_log.order.permutation import permuted_index
 from asympo.common.rollout_log.order.rests import Rests, rests_of
+from asympo.common.rollout_log.run_state import RunStates
 from asympo.common.rollout_log.types import CommitRecord, Fence, ReconcileReport
 from asympo.common.trained_ids import TrainedIds
 
@@ -58,20 +59,29 @@ class _Repairs:
 class Reconciler:
     """The learner's repair of a run's bookkeeping."""
 
-    def __init__(self, run: RunAccess) -> None:
+    def __init__(self, run: RunAccess, states: RunStates) -> None:
         self._run = run
+        self._states = states
         self._rests = Rests(run)
 
     def reconcile(
-        self, fence: Fence, *, committed: CommitRecord | None, trained: TrainedIds, trained_sequence: int = 0
+        self,
+        fence: Fence,
+        *,
+        committed: CommitRecord | None,
+        trained: TrainedIds,
+        trained_sequence: int = 0,
+        held: Set[str] = frozenset(),
     ) -> ReconcileReport:
         """Brings Redis up to what the learner knows; safe to repeat, safe while generators work.
 
-        `committed`: the durable state the learner runs from. `trained`: every id consumed so far, in
-        memory included. `trained_sequence`: last entry consumed in memory, 0 on a start; a learner that
-        reconciles in mid-run drops what it has read beyond that and reads it again. What rests in epochs that
-        have begun is added to `trained`, and put back where the broker lost it. Raises Fenced when another
-        learner has taken over, SequenceGap when the state is older than what was trimmed.
+        `committed`: the durable state the learner runs from. `trained`: every id consumed so far, in memory
+        included. `trained_sequence`: last entry consumed in memory, 0 on a start; a learner that reconciles
+        in mid-run drops what it has read beyond that and reads it again. `held`: trained groups that keep
+        their slots, because no policy shows yet what was learnt from them. What rests in epochs that have
+        begun is added to `trained`, and put back where the broker lost it. A run that the broker has lost as
+        a whole is created again. Raises Fenced when another learner has taken over, SequenceGap when the
+        state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         # Generators keep leasing while this side compares: a settle that finds the prompt cursor moved
@@ -82,7 +92,7 @@ class Reconciler:
             in_log = self._ids_in_log(after=min(survey.commit.sequence, consumed_to) if survey.commit else 0)
             self._refuse_old_state(survey, consumed_to)
             self._agree_on_rests(survey, trained)
-            repairs = _repairs(survey, in_log, trained, consumed_to)
+            repairs = _repairs(survey, in_log, trained, consumed_to, held)
             if self._settle(survey, repairs, committed):
                 break
         newest = max(
@@ -95,8 +105,8 @@ class Reconciler:
             commit=newest,
             last_sequence=survey.last_sequence,
             lost_sequences=survey.num_lost + len(repairs.forked),
-            num_freed=len(repairs.covered),
-            num_reopened=len(repairs.reopened),
+            num_freed=len(repairs.covered - held),
+            num_reopened=len(repairs.reopened - survey.open_ids),
             num_reissued=len(repairs.reissued),
             was_rolled_back=survey.is_rolled_back or bool(repairs.forked),
         )
@@ -107,8 +117,12 @@ class Reconciler:
         # On a start, a training state written under our own number means the number was given out twice.
         least = (committed.fence + int(is_start)) if committed else 0
         heartbeat_ms = int(fence.heartbeat_seconds * 1000)
-        arguments = (fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms)
-        reply = self._run.call("survey", *arguments)
+        arguments = (
+            *(fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms),
+            *(fence.run_id, fence.total_steps),
+        )
+        while (reply := self._run.call("survey", *arguments))[0] == b"MISSING":
+            self._states.create_again(run_id=fence.run_id)
         if reply[0] == b"FENCED":
             self._run.raise_refused("FENCED", fence, reply)
         head, commit, *groups = reply[1:]
@@ -182,7 +196,9 @@ class Reconciler:
         return bool(reply[0] == b"OK")
 
 
-def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consumed_to: int) -> _Repairs:
+def _repairs(
+    survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consumed_to: int, held: Set[str]
+) -> _Repairs:
     # Entries up to the cursor whose group was not consumed carry numbers given out twice: once by the history
     # that the broker lost, which the learner read, and again by the one it has now. The reader is past them,
     # so their prompts are issued again.
@@ -199,7 +215,8 @@ def _repairs(survey: _Survey, in_log: dict[int, str], trained: TrainedIds, consu
     return _Repairs(
         covered=covered,
         lost_open=lost_open,
-        reopened=unread - survey.open_ids,
+        # Those held are dropped everywhere with what else is covered, and then put back into open.
+        reopened=(unread - survey.open_ids) | held,
         reissued=missing,
         forked=forked,
         epoch=epoch,

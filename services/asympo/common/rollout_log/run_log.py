@@ -33,7 +33,7 @@ class RunLog:
         self.reader = Reader(self.access)
         self.fence = Fences(self.access)
         self.commits = Commits(self.access)
-        self.reconciler = Reconciler(self.access)
+        self.reconciler = Reconciler(self.access, self.state)
         self.decisions = DecisionCopy(self.access)
         self.rests = Rests(self.access)
         self.dead_letters = DeadLetters(self.access)

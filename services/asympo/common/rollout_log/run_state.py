@@ -1,14 +1,18 @@
 """Creating, joining, ending and deleting a run."""
 
+import logging
+import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.types import Fence, RunState
+
+log = logging.getLogger(__name__)
 
 _UNLIMITED = -1
 
@@ -19,11 +23,16 @@ def state_of(stored: Any) -> RunState:
     return RunState(known) if known in set(RunState) else RunState.CREATED
 
 
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
 class RunStates:
     """Config and state of one run."""
 
     def __init__(self, run: RunAccess) -> None:
         self._run = run
+        self._joined: RunConfig | None = None
 
     def create_or_join(
         self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
@@ -37,16 +46,25 @@ class RunStates:
         if config.run != self._run.name:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self._run.name!r}")
         # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
-        stored = complete(self.config() or self._create(config))
+        joined = self.config() or self._create(config, run_id=_new_id())
+        stored = complete(joined)
         differences = config.differences(stored)
         if differences:
             raise RunConfigMismatch(
                 f"run {self._run.name!r} was created with other settings ({'; '.join(differences)}): "
                 "use those, or another run name"
             )
+        self._joined = joined
         return stored
 
-    def _create(self, config: RunConfig) -> RunConfig:
+    def create_again(self, *, run_id: str) -> None:
+        """For a broker that has lost the run: what this process has created or joined. Raises BadSetting."""
+        if self._joined is None:
+            self._raise_missing()
+        log.warning("The broker has lost run %s: it is created again", self._run.name)
+        self._create(self._joined, run_id=run_id or _new_id())
+
+    def _create(self, config: RunConfig, *, run_id: str) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
         config.check_size()
         limit, order = config.max_generation_staleness, config.task.get("order")
@@ -64,6 +82,7 @@ class RunStates:
             *("num_epochs", config.num_epochs),
             *("model", config.model),
             *("max_record_bytes", config.max_record_bytes),
+            *("run_id", run_id),
             *(() if order is None else ("order", order)),
         )
         return RunConfig.from_json(reply[1])
@@ -75,7 +94,7 @@ class RunStates:
 
     def wait_for_config(self, timeout_seconds: float) -> RunConfig:
         """Blocks until the run is created; raises NoProgress after `timeout_seconds`."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline, after_id = time.monotonic() + timeout_seconds, "0"
         while True:
             config = self.config()
             if config is not None:
@@ -86,10 +105,12 @@ class RunStates:
                     f"run {self._run.name!r} was not created within {timeout_seconds:g} s: start its "
                     f"learner, or check the run name and the broker ({self._run.broker.url})"
                 )
-            # create.lua writes the run's first event, so this returns the moment the config exists.
-            self._run.broker.blocking_read(
-                self._run.key("wake"), after_id="0", max_count=1, block_seconds=left
+            # create.lua writes an event, so this returns the moment the config exists. Those before it, of a
+            # run that is restored or was lost in part, are read once.
+            events = self._run.broker.blocking_read(
+                self._run.key("wake"), after_id=after_id, max_count=1000, block_seconds=left
             )
+            after_id = events[-1][0] if events else after_id
 
     def get(self) -> RunState:
         """Where the run is in its life; `created` also while it does not exist."""
@@ -107,9 +128,12 @@ class RunStates:
         else:
             reply = self._run.call_fenced(fence, "set_state", *arguments)
         if reply[0] == b"MISSING":
-            raise BadSetting(
-                f"the broker at {self._run.broker.url} has no run {self._run.name!r}: check the name"
-            )
+            self._raise_missing()
+
+    def _raise_missing(self) -> NoReturn:
+        raise BadSetting(
+            f"the broker at {self._run.broker.url} has no run {self._run.name!r}: check the name"
+        )
 
     def delete(self) -> None:
         """Deletes every key of the run. Checkpoints stay where they are."""

@@ -153,6 +153,10 @@ class Fence:
     """Another learner may start when no heartbeat came for this long; beat every third of it."""
     server_id: str
     """Broker process and history this fence was checked against; a different one asks for a reconcile."""
+    run_id: str = ""
+    """Of the run that it was taken in: one of the same name may be created later. Empty in an older run."""
+    total_steps: int = 0
+    """That this owner will make; 0 if it was given none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,7 +37,8 @@ class LogSession:
     """Every call of the training thread goes through here, so that it is fenced, retried and reconciled.
 
     A broker that does not answer is asked again for as long as the learner runs; one that restarted or failed
-    over is reconciled with what was consumed. Fenced passes through: it ends the process.
+    over is reconciled with what was consumed, and told again which policy is the newest. Fenced passes
+    through: it ends the process.
     """
 
     def __init__(
@@ -55,6 +56,10 @@ class LogSession:
         self._stop = stop
         self._clock = clock
         self._lock = threading.Lock()
+        # Over each announcement and each reconcile, which announces again: none of them may undo another.
+        self._announcing = threading.Lock()
+        self._newest: Callable[[], PolicyAnnouncement] | None = None
+        self._held: set[str] = set()
         self._fence = fence
         self.trained = trained
         """Ids of every group consumed, in memory included."""
@@ -85,24 +90,31 @@ class LogSession:
             return self._fence
 
     def reconcile(self) -> None:
-        """Makes broker and training state agree."""
-        report = self._answered(
-            lambda: self._run_log.reconciler.reconcile(
-                self.fence,
-                committed=self.committed,
-                trained=self.trained,
-                trained_sequence=self.progress.sequence if self.num_reconciles else 0,
+        """Makes broker and training state agree; once a policy was announced, that is the newest again."""
+        with self._announcing:
+            with self._lock:
+                held = frozenset(self._held)
+            report = self._answered(
+                lambda: self._run_log.reconciler.reconcile(
+                    self.fence,
+                    committed=self.committed,
+                    trained=self.trained,
+                    trained_sequence=self.progress.sequence if self.num_reconciles else 0,
+                    held=held,
+                )
             )
-        )
-        with self._lock:
-            self._fence = report.fence
-        self.progress.fence = report.fence.number
-        self.num_reconciles += 1
-        log.info(
-            "Reconciled with the broker: %d freed, %d reopened, %d issued again, %d numbers lost%s",
-            *(report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences),
-            "; the broker had lost acknowledged state" if report.was_rolled_back else "",
-        )
+            with self._lock:
+                self._fence = report.fence
+            self.progress.fence = report.fence.number
+            self.num_reconciles += 1
+            log.info(
+                "Reconciled with the broker: %d freed, %d reopened, %d issued again, %d numbers lost%s",
+                *(report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences),
+                "; the broker had lost acknowledged state" if report.was_rolled_back else "",
+            )
+            if self._newest is not None:
+                self._answered(self._newest)
+                self._answered(self._let_in)
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
         """Entries in order; none after a reconcile, because the reader must start again."""
@@ -126,31 +138,41 @@ class LogSession:
 
     def free(self, group_ids: Sequence[str]) -> None:
         """Frees the slots of groups."""
-        self._call(
-            lambda: self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.progress.sequence)
-        )
+        self._call(lambda: self._free(group_ids))
+
+    def hold(self, group_ids: Sequence[str]) -> None:
+        """Groups that keep their slots until `free` or `try_announce`, through every reconcile."""
+        with self._lock:
+            self._held.update(group_ids)
 
     def dead_letter(self, entry: LogEntry, reason: str) -> None:
         """Sets an entry aside."""
         self._call(lambda: self._run_log.dead_letters.add(self.fence, entry, reason))
 
-    def announce(self, *, step: int, digest: str) -> PolicyAnnouncement:
-        """Makes a published policy known."""
-        return self._call(lambda: self._run_log.policies.announce(self.fence, step=step, digest=digest))
+    def announce(self, *, step: int, digest: str, policy_fence: int) -> PolicyAnnouncement:
+        """Makes a policy known that was published under this fence."""
 
-    def try_announce(self, *, step: int, digest: str, group_ids: Sequence[str]) -> PolicyAnnouncement | None:
+        def announce_once() -> PolicyAnnouncement:
+            with self._announcing:
+                return self._announce(step=step, digest=digest, policy_fence=policy_fence)
+
+        return self._call(announce_once)
+
+    def try_announce(
+        self, *, step: int, digest: str, policy_fence: int, group_ids: Sequence[str]
+    ) -> PolicyAnnouncement | None:
         """Announces and frees, from any thread, asking once; None when that did not get through.
 
         Then `announce` and `free` are due: they wait, reconcile, and tell a fence that is lost from one that
         a reconcile has just replaced.
         """
-        fence = self.fence
-        try:
-            policy = self._run_log.policies.announce(fence, step=step, digest=digest)
-            self._run_log.commits.free(fence, group_ids, trained_sequence=self.progress.sequence)
-        except (BrokerUnavailable, BrokerChanged, Fenced) as error:
-            log.info("The policy of step %d is announced by the training thread: %s", step, error)
-            return None
+        with self._announcing:
+            try:
+                policy = self._announce(step=step, digest=digest, policy_fence=policy_fence)
+                self._free(group_ids)
+            except (BrokerUnavailable, BrokerChanged, Fenced) as error:
+                log.info("The policy of step %d is announced by the training thread: %s", step, error)
+                return None
         return policy
 
     def mirror_decisions(self, content: bytes) -> None:
@@ -246,12 +268,25 @@ class LogSession:
         reports = self._call(self._run_log.policies.bad)
         return next((each for each in reports if (each.step, each.fence) == (step, fence)), None)
 
-    def release(self) -> None:
-        """Gives the run up so that the next learner need not wait for the heartbeat."""
-        try:
-            self._run_log.fence.release(self.fence)
-        except BrokerUnavailable as error:
-            log.warning("The fence is left to expire: %s", error)
+    def _announce(self, *, step: int, digest: str, policy_fence: int) -> PolicyAnnouncement:
+        def announce() -> PolicyAnnouncement:
+            return self._run_log.policies.announce(
+                self.fence, step=step, digest=digest, policy_fence=policy_fence
+            )
+
+        # First: an announcement whose answer is lost may have been made.
+        self._newest = announce
+        return announce()
+
+    def _let_in(self) -> None:
+        """Lets generators in where the broker has lost that this learner had; a pause stays."""
+        if self._run_log.state.get() in (RunState.CREATED, RunState.FINISHED):
+            self._run_log.state.set(RunState.RUNNING, fence=self.fence)
+
+    def _free(self, group_ids: Sequence[str]) -> None:
+        self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.progress.sequence)
+        with self._lock:
+            self._held.difference_update(group_ids)
 
     def _call(self, action: Callable[[], T]) -> T:
         is_changed = False

@@ -92,9 +92,9 @@ class BackgroundPublisher:
             and self._session.report_against(step=newest.step, fence=newest.fence) is None
             and self._publisher.is_published(self._weights)
         ):
-            announced = self._session.latest_policy()
-            if announced is None or announced.digest != newest.digest:
-                announced = self._session.announce(step=newest.step, digest=newest.digest)
+            announced = self._session.announce(
+                step=newest.step, digest=newest.digest, policy_fence=newest.fence
+            )
             self._learner.set_policy(announced)
             self._metrics.policy_adopted(published_at_seconds=announced.published_at_seconds)
             self.published_step = step
@@ -143,7 +143,8 @@ class BackgroundPublisher:
             return
         policy = written.policy
         if policy is None:
-            policy = self._session.announce(step=job.step, digest=written.ref.digest)
+            ref = written.ref
+            policy = self._session.announce(step=ref.step, digest=ref.digest, policy_fence=ref.fence)
             self._session.free(job.group_ids)
             self._learner.set_policy(policy)
             self._ended_at = self._clock.monotonic_seconds()
@@ -160,6 +161,7 @@ class BackgroundPublisher:
     def hold(self, group_ids: Sequence[str]) -> None:
         """Slots that the next policy frees."""
         self._held.extend(group_ids)
+        self._session.hold(group_ids)
 
     @property
     def held(self) -> frozenset[str]:
@@ -192,7 +194,9 @@ class BackgroundPublisher:
     def _write(self, prepared: PreparedPolicy, group_ids: Sequence[str]) -> _Written:
         ref = self._publisher.write(prepared)
         num_bytes = self._publisher.num_bytes
-        policy = self._session.try_announce(step=ref.step, digest=ref.digest, group_ids=group_ids)
+        policy = self._session.try_announce(
+            step=ref.step, digest=ref.digest, policy_fence=ref.fence, group_ids=group_ids
+        )
         if policy is not None:
             self._learner.set_policy(policy)
         self._ended_at = self._clock.monotonic_seconds()

@@ -3,11 +3,14 @@
 -- learner's hash.
 -- Replies CREATED or JOINED with the stored JSON. Twice: the second call joins what the first created.
 local stored = redis.call('GET', KEYS[1])
-if stored then
+if stored and (redis.call('HEXISTS', KEYS[3], 'capacity') == 1 or redis.call('HEXISTS', KEYS[2], 'capacity') == 1) then
   return {'JOINED', stored}
 end
 redis.call('SET', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[2], 'last_sequence', 0, 'epoch', 0, 'position', 0)
+-- Of a run that is lost in part, numbers that were given out stay used.
+for _, name in ipairs({'last_sequence', 'epoch', 'position'}) do
+  redis.call('HSETNX', KEYS[2], name, 0)
+end
 redis.call('HSET', KEYS[3], 'state', 'created', 'state_reason', '', 'committed_sequence', 0)
 for i = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])

@@ -1,21 +1,28 @@
 #!lua flags=allow-oom
 -- First half of a reconcile: reinstates the fence, makes used numbers used, and lists everything that is out.
 -- KEYS: run, commit, holes, open, leases, reissue, set_aside, resting. ARGV: fence number, token, least number, last
--- sequence the learner has consumed, holder, heartbeat in milliseconds.
--- Replies FENCED, number, holder; or OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts,
+-- sequence the learner has consumed, holder, heartbeat in milliseconds, id of the run whose fence this is (empty in one
+-- that has none), steps that the run makes or 0.
+-- Replies FENCED, number, holder; MISSING where the broker has lost the run; or OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts,
 -- epoch, position, server id}, commit record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
 -- Twice: fence and sequence are maxima, so the second call finds them done.
 --!include time
 --!include lease
 --!include fence
 local run, commit, holes, open, leases, reissue, set_aside, resting = unpack(KEYS)
-local names, learner, fields = {'fence', 'fence_token', 'fence_holder', 'seed', 'num_prompts'}, learner_hash(run), {}
+local names, learner, fields = {'fence', 'fence_token', 'fence_holder', 'seed', 'num_prompts',
+  'capacity', 'run_id'}, learner_hash(run), {}
 for i, value in ipairs(redis.call('HMGET', learner, unpack(names))) do
   fields[names[i]] = value
 end
 local cursor = redis.call('HMGET', run, 'last_sequence', 'epoch', 'position')
 local stored, ours, consumed = tonumber(fields.fence or '0'), tonumber(ARGV[1]), tonumber(ARGV[4])
 if stored >= ours and fields.fence_token ~= ARGV[2] then
+  return {'FENCED', stored, fields.fence_holder or ''}
+elseif not fields.capacity then
+  return {'MISSING'}
+elseif ARGV[7] ~= '' and fields.run_id ~= ARGV[7] then
+  -- Deleted, and created anew by somebody else, which no broker that goes back in time does.
   return {'FENCED', stored, fields.fence_holder or ''}
 end
 for i, name in ipairs({'last_sequence', 'epoch', 'position'}) do
@@ -26,7 +33,7 @@ for i, name in ipairs({'last_sequence', 'epoch', 'position'}) do
 end
 local number = math.max(stored, ours, tonumber(ARGV[3]))
 redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[2], 'fence_holder', ARGV[5],
-  'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[6])))
+  'fence_deadline_ms', plain(now_ms() + tonumber(ARGV[6])), 'total_steps', ARGV[8])
 
 local last = tonumber(cursor[1])
 if consumed > last then

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Takes ownership. KEYS: run. ARGV: new token, holder, heartbeat in milliseconds, 1 to take over, least number - 1,
 -- steps that the run makes or 0.
--- Replies TAKEN, number, server id; or HELD, number, holder, milliseconds its heartbeat is still valid.
+-- Replies TAKEN, number, server id, id of the run; or HELD, number, holder, milliseconds its heartbeat is still valid.
 -- Twice with one token: the second call returns what the first took.
 --!include time
 --!include fence
@@ -15,4 +15,4 @@ end
 local number = is_ours and stored or math.max(stored, tonumber(ARGV[5])) + 1
 redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[1], 'fence_holder', ARGV[2],
   'fence_deadline_ms', plain(now + tonumber(ARGV[3])), 'total_steps', ARGV[6] or '0')
-return {'TAKEN', number, server_id()}
+return {'TAKEN', number, server_id(), redis.call('HGET', learner, 'run_id') or ''}
