@@ -106,7 +106,9 @@ class LearnerControl:
     @property
     def is_paused(self) -> bool:
         """Whether the next step is held back."""
-        return self._pause_after is not None and self.progress.step >= self._pause_after
+        # Read once: whoever resumes may come between.
+        after = self._pause_after
+        return after is not None and self.progress.step >= after
 
     @property
     def is_ready(self) -> bool:
@@ -158,7 +160,7 @@ class LearnerControl:
         if not request.is_done.wait(timeout_seconds):
             raise NoProgress(f"the state was not saved within {timeout_seconds:g} s")
         if request.commit is None:
-            raise SaveRefused("nothing was trained yet, or storage failed: see the learner's log")
+            raise SaveRefused("nothing was trained yet, storage failed, or the learner ended: see its log")
         return request.commit
 
     def take_save_request(self) -> SaveRequest | None:
@@ -166,6 +168,13 @@ class LearnerControl:
         with self._changed:
             request, self._save = self._save, None
             return request
+
+    def refuse_saves(self) -> None:
+        """The training thread leaves: an open request is answered, and no more are taken."""
+        self.enter(LearnerState.DRAINING)
+        request = self.take_save_request()
+        if request is not None:
+            request.is_done.set()
 
     # --- what was done ---------------------------------------------------------------------------------
 

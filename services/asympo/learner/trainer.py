@@ -75,6 +75,7 @@ class Trainer:
         try:
             return self._run(lost)
         finally:
+            self._control.refuse_saves()
             self._publishing.close()
 
     def _run(self, lost: Callable[[], Exception | None]) -> bool:
@@ -178,9 +179,15 @@ class Trainer:
             self._publishing.begin(step=self._progress.step, probes=self._probes)
         if self._save_at is not None and now >= self._save_at:
             self._save()
+        self._save_as_asked()
+
+    def _save_as_asked(self) -> None:
         request = self._control.take_save_request()
-        if request is not None:
+        if request is None:
+            return
+        try:
             request.commit = self._save(retain=request.retain)
+        finally:
             request.is_done.set()
 
     def _make_room(self) -> None:
@@ -271,6 +278,7 @@ class Trainer:
                 f"step {self._progress.step} could not be saved: the run goes on from its last commit, step "
                 f"{self._session.committed.step if self._session.committed else 0}"
             )
+        self._save_as_asked()
         if failed:
             raise PublishFailed(
                 f"the policy of step {self._progress.step} could not be published before the end"
