@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.rewards import code
-from asympo.rewards.code import CodeOptions, CodeReward, last_program
+from asympo.rewards.code import CodeOptions, CodeReward, last_program, seconds_of_call
 from asympo.rewards.conventions.base import Asked
 from asympo.rewards.sandbox import inside, run
 from asympo.rewards.sandbox.proof import prove_isolation
@@ -152,7 +152,8 @@ def scored(tests: Any, *texts: str, **options: Any) -> list[Any]:
     rewards = [{"function": "code", "options": {"seconds": 5.0, **options}}]
     prompt = TaskPrompt(index=0, text="p", answer="", columns={"tests": tests})
     task = TaskConfig.model_validate({"rewards": rewards})
-    with Scorer(task=task, timeout_seconds=30.0, columns=["tests"]) as scorer:
+    # No function gets less time than it needs by its own options.
+    with Scorer(task=task, timeout_seconds=0.001, columns=["tests"]) as scorer:
         scores = scorer.score(prompt, texts)
     return [each.reward if isinstance(each, Scored) else each.reason for each in scores]
 
@@ -210,6 +211,13 @@ def test_time_of_all_cases_is_the_programs_own(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run, "_START_SECONDS", 0.1)
     with pytest.raises(TimeoutError, match="no interpreter was ready"):
         told("print(input())")
+
+
+def test_call_may_take_as_long_as_its_programs_and_all_their_interpreters() -> None:
+    cases = {"inputs": ["1"] * 300, "outputs": ["1"] * 300}
+    for tests, num_starts in ((cases, 300), (json.dumps(cases), 300), (["assert f()"] * 300, 1), (None, 1)):
+        allowed = seconds_of_call({"seconds": 7.0}, {"tests": tests})
+        assert allowed == 7.0 + num_starts * code.START_SECONDS
 
 
 def test_row_without_tests_has_no_reward_and_rows_without_the_column_are_refused() -> None:

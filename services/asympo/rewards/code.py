@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,8 @@ from asympo.rewards.sandbox.run import Limits, run_program
 
 COLUMNS = ("tests", "test_list")
 """Where the tests of a row may be."""
+START_SECONDS = 0.5
+"""To start an interpreter, as long as a busy machine may take for each of many."""
 _FENCED = re.compile(r"```[^`\n]+```|```([^`\n]*)\n(.*?)(?:```|\Z)", re.DOTALL)
 """Something short within a line, or a block: what stands behind its opening fence, and its lines."""
 _PYTHON = ("python", "python3", "py")
@@ -43,7 +45,7 @@ class CodeReward:
         prove_isolation()
 
     def __call__(self, asked: Asked) -> dict[str, Any]:
-        tests = _plain(next((asked.columns[name] for name in COLUMNS if asked.columns.get(name)), None))
+        tests = _tests_of(asked.columns)
         if not tests:
             raise ValueError(f"row {asked.prompt.row} has no tests")
         source = last_program(asked.texts[0])
@@ -96,8 +98,17 @@ class CodeReward:
         )
 
 
-def _plain(tests: Any) -> Any:
-    """A list or table that the data set keeps as JSON text: run as Python it would always pass."""
+def seconds_of_call(options: Mapping[str, Any], columns: Mapping[str, Any]) -> float:
+    """How long a response to the row with these columns may take: its programs, and what starts them."""
+    tests = _tests_of(columns)
+    inputs = tests.get("inputs") if isinstance(tests, dict) else None
+    num_starts = len(inputs) if isinstance(inputs, list) else 1
+    return CodeOptions(**options).seconds + START_SECONDS * num_starts
+
+
+def _tests_of(columns: Mapping[str, Any]) -> Any:
+    """Also a list or table that the data set keeps as JSON text: run as Python it would always pass."""
+    tests = next((columns[name] for name in COLUMNS if columns.get(name)), None)
     if isinstance(tests, str) and tests.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(tests)

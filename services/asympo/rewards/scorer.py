@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from asympo.common.errors import BadSetting
+from asympo.rewards.code import seconds_of_call
 from asympo.rewards.concurrent import ConcurrentWorker
 from asympo.rewards.conventions.base import FailureKind, FunctionOutcome, failed
 from asympo.rewards.process import WorkerGone, WorkerProcess
@@ -74,7 +75,7 @@ class Scorer:
             raise BadSetting("scoring needs a time limit above 0 and at least one worker")
         self._rewards = task.rewards or (_OWN,)
         self._has_functions = bool(task.rewards)
-        self._limits = [each.timeout_seconds or timeout_seconds for each in self._rewards]
+        self._timeout_seconds = timeout_seconds
         self._is_closed = False
         settings: dict[str, Any] = {
             "task": task.model_dump(mode="json"),
@@ -166,6 +167,13 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _limit_seconds(self, number: int, request: dict[str, Any]) -> float:
+        """For one call of a function."""
+        reward = self._rewards[number]
+        if reward.timeout_seconds is None and reward.function == "code":
+            return max(self._timeout_seconds, seconds_of_call(reward.options, request["prompt"]["columns"]))
+        return reward.timeout_seconds or self._timeout_seconds
+
     # --- functions that block --------------------------------------------------------------------------
 
     def _ask(self, request: dict[str, Any], calls: Sequence["_Call"]) -> "_Answers":
@@ -189,13 +197,13 @@ class Scorer:
             number, places = calls[len(answers)]
             return [*answers, (number, places, [self._failed(kind, reason)] * len(places))]
 
-        limit_seconds = self._limits[calls[0][0]]
+        limit_seconds = self._limit_seconds(calls[0][0], request)
         try:
             if not worker.is_running:
                 worker.start()
             worker.tell({**request, "calls": calls}, timeout_seconds=limit_seconds)
             for number, places in calls:
-                limit_seconds = self._limits[number]
+                limit_seconds = self._limit_seconds(number, request)
                 reply = worker.hear(timeout_seconds=limit_seconds)
                 answers.append((number, places, [FunctionOutcome(**each) for each in reply["outcomes"]]))
         except TimeoutError:
@@ -215,7 +223,7 @@ class Scorer:
         number, places = call
         # Another call may have brought the process down: each gets a second one.
         for _ in range(2):
-            started, limit_seconds = time.monotonic(), self._limits[number]
+            started, limit_seconds = time.monotonic(), self._limit_seconds(number, request)
             try:
                 reply = self._concurrent.ask(_about(request, call), timeout_seconds=limit_seconds)
                 return [(number, places, [FunctionOutcome(**each) for each in reply["outcomes"]])]

@@ -32,7 +32,10 @@ class RewardConfig(BaseModel):
     )
     weight: float = Field(1.0, allow_inf_nan=False, description="factor for its values")
     timeout_seconds: float | None = Field(
-        None, gt=0, description="time limit of one call; none: the generator's reward_timeout_seconds"
+        None,
+        gt=0,
+        description="time limit of one call; none: the generator's reward_timeout_seconds, for code at least "
+        "what its row needs",
     )
     convention: ConventionName | None = Field(
         None, description="calling convention; none: recognised from its signature"
