@@ -244,9 +244,7 @@ class GeneratorProcess:
             journal=journal,
         )
         self.generator.attach(parts)
-        await open_door(
-            settings.door, engine=engine, gate=parts.gate, reloader=parts.reloader, closing=closing
-        )
+        await open_door(settings.door, parts, outside=self.generator.outside, closing=closing)
         await self._serve(parts, policy)
 
     def _open_journal(self, closing: AsyncExitStack) -> AppendJournal | None:

@@ -1,6 +1,7 @@
 """The object behind HTTP and gRPC: what the generator is doing, and the commands it takes."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,10 +17,13 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import RefusalReason
 from asympo.engines.base import Engine, Sample, SamplingSettings
 from asympo.generator.metrics import GeneratorMetrics
+from asympo.generator.outside import OutsideRequests
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.reload.reloader import Reloader
 from asympo.generator.work.inflight import GroupsInFlight
 from asympo.generator.work.worker import Worker
+
+log = logging.getLogger(__name__)
 
 RATE_WINDOW_SECONDS = 10.0
 """Tokens per second are a mean over this long."""
@@ -109,6 +113,7 @@ class Generator:
         self._is_over = False
         self.parts: ServingParts | None = None
         self.rate = TokenRate()
+        self.outside = OutsideRequests()
         self.is_broker_answering = False
         """Whether the newest presence report arrived."""
         self.loading: PolicyRef | None = None
@@ -168,11 +173,20 @@ class Generator:
             self.parts.worker.resume()
 
     async def drain(self, *, deadline_seconds: float | None = None) -> tuple[int, int]:
-        """Finish or hand back what is in flight, then let the process end; (groups appended, handed back)."""
+        """Finish or hand back what is in flight, then let the process end; (groups appended, handed back).
+
+        Requests outside the log are answered within the same time, and no more are taken.
+        """
         limit_seconds = self._drain_seconds if deadline_seconds is None else deadline_seconds
         counts = (0, 0)
         if self.parts:
-            counts = await self.parts.worker.drain(deadline_seconds=limit_seconds)
+            log.info("Draining %d requests outside the log", len(self.outside))
+            counts, _ = await asyncio.gather(
+                self.parts.worker.drain(deadline_seconds=limit_seconds),
+                self.outside.drain(deadline_seconds=limit_seconds),
+            )
+            if self.outside:
+                log.warning("%d requests outside the log are cut off", len(self.outside))
         self._stop.set("drained on request")
         return counts
 
@@ -186,6 +200,22 @@ class Generator:
         parts = self.parts
         if parts is None or parts.engine.is_broken or self._is_over:
             raise NotReady(self.not_ready_reason or "the generator is ending")
+        if self.outside.is_closed:
+            raise NotReady("the generator is draining: ask another one")
+        with self.outside.one():
+            return await self._generate(
+                parts, prompts, num_samples=num_samples, changes=changes, request_id=request_id
+            )
+
+    async def _generate(
+        self,
+        parts: ServingParts,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_samples: int,
+        changes: dict[str, Any],
+        request_id: str,
+    ) -> Generated:
         opened = await parts.gate.opened()
         sampling = replace(parts.sampling, **changes)
         first_policy = parts.reloader.policy

@@ -102,7 +102,7 @@ class GeneratorSettings(ControlSettings):
     )
     presence_seconds: float = Field(default=2.0, gt=0.0, description="time between reports of its own state")
     drain_seconds: float = Field(
-        default=25.0, ge=0.0, description="time for groups in flight to finish at a stop"
+        default=25.0, ge=0.0, description="time for groups and requests in flight to finish at a stop"
     )
     exit_when_run_ends: bool = Field(
         default=False, description="exit when the run ends; otherwise stay up, idle"

@@ -1,15 +1,18 @@
 """Leases in, scored groups out, against a real broker."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from asympo.common.errors import BadSetting, EngineBroken, RunConfigMismatch
 from asympo.common.records import FinishReason
 from asympo.common.rollout_log import Lease, Refused, RunState
 from asympo.common.rollout_log.leases import Leases
 from asympo.engines.base import DoorTerms
+from asympo.generator.core import NotReady
 from asympo.local.ports import free_port
 from asympo.tasks.config import TaskConfig
 from fastapi import FastAPI
@@ -219,10 +222,42 @@ async def test_generator_refuses_to_join_a_run_it_would_answer_differently(
 
 
 class EngineWithDoor(ScriptedEngine):
-    """Its door opens on nothing."""
+    """Behind its door is one request, which flows like the others."""
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
-        return FastAPI()
+        async def answer() -> str:
+            self.in_flight["door"] = asyncio.Event()
+            await self.flowing.wait()
+            return "answered"
+
+        app = FastAPI()
+        app.add_api_route("/v1/turn", answer, methods=["POST"])
+        return app
+
+
+async def test_drain_answers_what_was_asked_outside_the_log_and_takes_no_more(learner: LearnerSide) -> None:
+    learner.create().publish(0, nll=2.0)
+    engine, port = EngineWithDoor(), free_port()
+    gen = start(settings_for(learner, drain_seconds=60.0, door={"port": port}), engine)
+    await until(lambda: gen.status["policy_step"] == 0)
+    await until(lambda: len(learner.groups()) == learner.config.capacity)
+    engine.flowing.clear()
+    ask = functools.partial(gen.generator.generate, [[5]], num_samples=1, changes={})
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
+        turn = asyncio.create_task(http.post("/v1/turn"))
+        asked = asyncio.create_task(ask(request_id="asked"))
+        await until(lambda: {"door", "asked.0"} <= engine.in_flight.keys())
+        draining = asyncio.create_task(gen.generator.drain())
+        await until(lambda: gen.generator.outside.is_closed)
+        refused = await http.post("/v1/turn")
+        assert (refused.status_code, "is draining: ask another" in refused.text) == (503, True)
+        with pytest.raises(NotReady, match="is draining: ask another"):
+            await ask(request_id="late")
+        assert not draining.done()
+        engine.flowing.set()
+        assert (await turn).text == '"answered"'
+        assert (await asked).samples
+    await asyncio.wait_for(gen.task, 40)
 
 
 async def test_worker_of_an_environment_leaves_the_prompts_to_it_and_ends_as_others_do(

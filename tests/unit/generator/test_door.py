@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.engines.simulated import SimulatedEngine
 from asympo.generator.door import BearerTokens, open_door
+from asympo.generator.outside import OutsideRequests
 from asympo.generator.reload.gate import VerdictGate
 from asympo.generator.settings import DoorOptions, GeneratorSettings
 from fastapi import FastAPI
@@ -53,12 +55,12 @@ def test_door_without_tokens_is_open_on_this_machine() -> None:
 
 def test_web_pages_ask_nothing_of_a_door_without_tokens(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="asympo.generator.door")
-    reloader: Any = None
 
     async def ask_as_a_page() -> list[int]:
         async with AsyncExitStack() as closing, httpx.AsyncClient() as http:
-            terms = {"engine": _Doored(), "gate": VerdictGate(), "reloader": reloader}
-            await open_door(DoorOptions(port=0), closing=closing, **terms)
+            await open_door(
+                DoorOptions(port=0), _parts(_Doored()), outside=OutsideRequests(), closing=closing
+            )
             address = f"http://127.0.0.1:{caplog.records[-1].__dict__['door_port']}/v1/models"
             return [
                 (await http.get(address)).status_code,
@@ -91,7 +93,10 @@ class _Doored(SimulatedEngine):
         return FastAPI()
 
 
+def _parts(engine: SimulatedEngine) -> Any:
+    return SimpleNamespace(engine=engine, gate=VerdictGate(), reloader=None)
+
+
 async def _open(options: DoorOptions, *, engine: SimulatedEngine) -> None:
-    reloader: Any = None
     async with AsyncExitStack() as closing:
-        await open_door(options, engine=engine, gate=VerdictGate(), reloader=reloader, closing=closing)
+        await open_door(options, _parts(engine), outside=OutsideRequests(), closing=closing)
