@@ -210,8 +210,9 @@ class Worker:
 
     async def _refuse_another_run(self) -> None:
         """A run that served us a policy has started: one that has not is another, with another's settings."""
-        config = await self._calls.until_answered(self._run_log.state.config)
+        # In this order: one that is deleted in between is not taken for one that was created anew.
         announced = await self._calls.until_answered(self._run_log.policies.latest)
+        config = await self._calls.until_answered(self._run_log.state.config)
         is_another = announced is None and self._reloader.policy is not None
         if config != self._config or is_another:
             what = "deleted" if config is None else "deleted and created anew"
