@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
+from asympo.common.logs.watch import message_of
 from asympo.common.proxies import is_own
 from asympo.common.redaction import redact_text
 
@@ -306,7 +307,7 @@ class _Reason(logging.Handler):
         exporter_log.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        self.text = message_of(record)
 
 
 def _as_exporter(delivery: _Delivery) -> "SpanExporter":

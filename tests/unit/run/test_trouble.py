@@ -77,6 +77,19 @@ def test_a_warning_that_repeats_fills_no_log_and_is_counted(
     assert warned["last_at_seconds"] > warned["first_at_seconds"]
 
 
+def test_malformed_log_call_of_a_library_raises_nothing_and_is_shown(
+    written: tuple[logging.Logger, LogWatch, list[str], Clock],
+) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    log, _, lines, _ = written
+    log.warning("%d prompts", "many")
+    log.warning(Mute())
+    assert lines == ["%d prompts", "a message that cannot be shown (RuntimeError: no words)"]
+
+
 def test_clock_that_is_set_back_silences_nothing(
     written: tuple[logging.Logger, LogWatch, list[str], Clock],
 ) -> None:

@@ -48,7 +48,7 @@ class LogWatch(logging.Filter):
         """Whether this line is logged; the first one after a pause says how many were left out."""
         now, is_warning = self._clock(), record.levelno >= logging.WARNING
         burst, every = (_BURST, _EVERY_SECONDS) if is_warning else (_QUIET_BURST, _QUIET_EVERY_SECONDS)
-        text = record.getMessage()
+        text = message_of(record)
         key = (record.name, _kind_of(record, text))
         with self._lock:
             kind = self._kinds.get(key)
@@ -86,6 +86,18 @@ class LogWatch(logging.Filter):
     def _forget_oldest(self) -> None:
         if len(self._kinds) >= _MAX_KINDS:
             del self._kinds[min(self._kinds, key=lambda key: self._kinds[key].last_at)]
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Its text; of a malformed call of some library what there is, and the record is mended."""
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001  whatever the words of foreign code raise
+        is_text = isinstance(record.msg, str)
+        reason = f"{type(error).__name__}: {error}"
+        text = str(record.msg) if is_text else f"a message that cannot be shown ({reason})"
+        record.msg, record.args = text, None
+        return text
 
 
 def _kind_of(record: logging.LogRecord, text: str) -> str:
