@@ -155,9 +155,9 @@ def _copy_state(heads: Steps[StateHead], target: Path) -> tuple[str | None, int,
         for name in reversed(heads.present()):
             copy = target / str(name)
             try:
-                shutil.copytree(heads.bring(name), copy)
+                _copy_tree(heads.bring(name), copy)
                 head = verify_step(copy, STATE_HEADS)
-            except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
+            except (CorruptCheckpoint, FileNotFoundError):
                 # Torn, or pruned meanwhile.
                 shutil.rmtree(copy, ignore_errors=True)
                 continue
@@ -165,6 +165,17 @@ def _copy_state(heads: Steps[StateHead], target: Path) -> tuple[str | None, int,
         if not heads.present():
             return None, 0, None
     raise CorruptCheckpoint(f"no training state in {heads} could be copied whole")
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Like `shutil.copytree`, which tells of a full disk and of a file that is gone in the same way."""
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copy2(path, copy)
 
 
 def _copy_decisions(files: Files, target: Path) -> None:
@@ -194,9 +205,9 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
         try:
             store.verify(newest)
             for path in store.directories(newest):
-                shutil.copytree(path, target / path.name)
+                _copy_tree(path, target / path.name)
                 verify_step(target / path.name, POLICIES)
-        except (CorruptCheckpoint, shutil.Error, FileNotFoundError):
+        except (CorruptCheckpoint, FileNotFoundError):
             shutil.rmtree(target, ignore_errors=True)
         else:
             return newest.name

@@ -11,6 +11,7 @@ import pytest
 from asympo.chaos.auditor import audit
 from asympo.chaos.evidence import Acknowledged, Rollback, read_archive, read_trained
 from asympo.cli import main
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.rollout_log import Broker, RunLog, RunState
 from asympo.local.broker import LocalBroker
 from asympo.run.directory import RunDirectory
@@ -18,6 +19,8 @@ from asympo.run.directory import RunDirectory
 from tests.integration.learner.process import STARTED, LearnerProcess
 from tests.integration.learner.producer import Producer
 from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
+from tests.integration.test_checkpoint_faults import max_file_bytes
+from tests.integration.test_checkpoint_store import publish
 
 RUN = "kept"
 NUM_PROMPTS = 60
@@ -170,6 +173,19 @@ def test_backup_into_a_directory_that_is_there_is_refused(
 ) -> None:
     flags = ("--redis-url", own_broker.url, "--out", str(backup))
     assert "give the backup a new directory" in refused(capsys, "backup", RUN, *flags)
+
+
+def test_backup_that_does_not_fit_says_so(
+    log: RunLog, own_broker: LocalBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_run(log)
+    publish(open_policies(tmp_path, RUN), 1)
+    out = tmp_path / "backup"
+    flags = ("--redis-url", own_broker.url, "--checkpoint-root", str(tmp_path), "--out", str(out))
+    with max_file_bytes(8192):
+        said = refused(capsys, "backup", RUN, *flags)
+    assert f"the backup of {RUN} does not fit under {tmp_path}" in said
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "unfinished"])
