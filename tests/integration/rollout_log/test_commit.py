@@ -1,6 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 from asympo.common.errors import BrokerChanged
-from asympo.common.rollout_log import CommitRecord, RunLog
+from asympo.common.rollout_log import Broker, CommitRecord, RunLog
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
+from asympo.local.broker import LocalBroker
 
 from .conftest import must_append, must_lease, start_run
 
@@ -16,6 +20,22 @@ def test_commit_moves_the_cursor_frees_and_trims(log: RunLog) -> None:
     assert [entry.sequence for entry in log.reader.iter_entries()] == [4, 5]
     stats = log.stats.read()
     assert (stats.open, stats.trained, stats.committed_sequence, stats.backlog) == (2, 3, 3, 2)
+
+
+def test_commit_never_holds_many_entries_at_once(
+    start_server: Callable[..., LocalBroker], run_name: str
+) -> None:
+    """A restored run has its payloads in the entries."""
+    log = RunLog(Broker.connect(start_server().url), run_name)
+    learner = start_run(log, groups_per_step=24, max_groups_per_step=24)
+    for _ in range(24):
+        log.access.call("append", must_lease(log).token, b"p" * 2**20, "gen-0")
+    must_append(log, payload=b"p" * MIN_APART_BYTES)
+    before = log.broker.client.info("memory")["used_memory_peak"]
+    learner.sequence = 25
+    learner.commit([])
+    assert log.broker.client.info("memory")["used_memory_peak"] - before < 8 * 2**20
+    assert log.broker.client.exists(log.access.key("payloads")) == 0
 
 
 def test_commit_never_trims_unread_entries_even_when_retried_late(log: RunLog) -> None:

@@ -63,6 +63,23 @@ def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, el
     elsewhere.state.delete()
 
 
+def test_copy_asks_for_few_entries_at_once(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may have 16 MiB, and the broker has to hold a whole answer."""
+    start_run(log)
+    for _ in range(5):
+        must_append(log)
+    answers, read = list[int](), log.broker.read_range
+
+    def counted(key: str, *, first_id: str, max_count: int, last_id: str = "+") -> list[object]:
+        entries = read(key, first_id=first_id, max_count=max_count, last_id=last_id)
+        answers.append(len(entries))
+        return entries
+
+    monkeypatch.setattr(log.broker, "read_range", counted)
+    assert len([piece for piece in log.copies.read() if piece.noun == "log"]) == sum(answers) == 5
+    assert max(answers) <= 2
+
+
 def test_run_that_is_there_is_not_written_over(log: RunLog) -> None:
     start_run(log)
     pieces = list(log.copies.read())

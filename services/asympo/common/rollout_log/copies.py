@@ -14,7 +14,8 @@ _TRANSIENT = ("presence", "presence_until", "swaps")
 _APART = "payloads"
 """They are copied inside the entries that refer to them."""
 _AT_ONCE = 1000
-_ENTRIES_AT_ONCE = 100
+_ENTRIES_AT_ONCE = 2
+"""Each may have its payload in it, and the broker has to hold the whole answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,10 @@ from itertools import count
 
 import pytest
 import redis
+from asympo.common.errors import BrokerUnavailable
 from asympo.common.rollout_log import Broker, RunLog, list_runs
 from asympo.common.rollout_log.keys import key, run_of_key
+from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.local.broker import LocalBroker
 from asympo.local.ports import free_port
 
@@ -99,6 +101,26 @@ def test_runs_are_spread_over_three_masters_and_each_keeps_to_its_slot(
     assert broker.run_names() == [summary.run for summary in list_runs(broker)] == sorted(runs)
     logs[min(runs)].state.delete()
     assert broker.run_names() == sorted(runs)[1:]
+    broker.close()
+
+
+def test_slot_on_its_way_to_another_master_is_waited_for(masters: list[redis.Redis], run_name: str) -> None:
+    port = masters[0].connection_pool.connection_kwargs["port"]
+    broker = Broker.connect(f"redis://127.0.0.1:{port}/0")
+    log = RunLog(broker, run_name)
+    start_run(log)
+    must_append(log, payload=b"p" * MIN_APART_BYTES)
+    moved = log.access.key("payloads")
+    ports = {node.connection_pool.connection_kwargs["port"]: node for node in masters}
+    source_port = broker.client.get_node_from_key(moved).port
+    source, target_port = ports.pop(source_port), min(ports)
+    names = [node.execute_command("CLUSTER", "MYID").decode() for node in (source, ports[target_port])]
+    slot = source.execute_command("CLUSTER", "KEYSLOT", moved)
+    ports[target_port].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+    source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+    source.execute_command("MIGRATE", "127.0.0.1", target_port, moved, 0, 5000)
+    with pytest.raises(BrokerUnavailable, match="non local key"):
+        list(log.reader.iter_entries())
     broker.close()
 
 

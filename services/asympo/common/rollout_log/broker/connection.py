@@ -276,7 +276,8 @@ def _our_errors(url: str) -> Iterator[None]:
             f"the broker at {url} does not answer ({type(error).__name__}: {error})"
         ) from error
     except exceptions.ResponseError as error:
-        if str(error).startswith(_TRANSIENT_CODES):
+        # A script meets a slot that is on its way to another master.
+        if str(error).startswith(_TRANSIENT_CODES) or "access a non local key" in str(error):
             raise BrokerUnavailable(f"the broker at {url} cannot answer now ({error})") from error
         if "OOM " in str(error):
             raise BrokerFull(f"the broker at {url} is out of memory and refuses to append") from error

@@ -1,18 +1,19 @@
--- Tokens of the payloads that entries refer to, between two ids.
+-- Tokens of the payloads that entries refer to, between two ids. One by one: an entry of a run that was restored has
+-- its payload in it.
 local function referred(log, first, last)
   local tokens = {}
-  repeat
-    local entries = redis.call('XRANGE', log, first, last, 'COUNT', '100')
-    for _, entry in ipairs(entries) do
-      for i = 1, #entry[2], 2 do
-        if entry[2][i] == 'payload_at' then
-          tokens[#tokens + 1] = entry[2][i + 1]
-        end
-      end
-      first = '(' .. entry[1]
+  while true do
+    local entry = redis.call('XRANGE', log, first, last, 'COUNT', '1')[1]
+    if not entry then
+      return tokens
     end
-  until #entries < 100
-  return tokens
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'payload_at' then
+        tokens[#tokens + 1] = entry[2][i + 1]
+      end
+    end
+    first = '(' .. entry[1]
+  end
 end
 
 local function delete_all(payloads, tokens)
