@@ -7,6 +7,7 @@ import pytest
 import torch
 from asympo.common import errors
 from asympo.common.rollout_log import CommitRecord
+from asympo.learner.state import tensors as state_tensors
 from asympo.learner.state.open import open_states
 from asympo.learner.state.saver import find_state
 from asympo.learner.state.store import StateStore, TrainingState
@@ -209,6 +210,19 @@ def test_load_accepts_groups_without_the_name_of_an_optimizer(store: StateStore)
     store.load(saved, model=other, optimizer=other_optimizer)
     train(other, other_optimizer, 2)
     assert_same(model.state_dict(), other.state_dict())
+
+
+def test_load_says_it_when_memory_has_no_room_for_the_optimizer(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = build()
+    train(model, optimizer, 1)
+    saved = store.save(state(), model=model, optimizer=optimizer)
+    monkeypatch.setattr(
+        state_tensors, "_allocate", lambda *_: torch.empty(1 << 58, dtype=torch.uint8, device="cpu")
+    )
+    with pytest.raises(errors.StepTooLarge, match="the optimizer does not fit into memory"):
+        store.load(saved, model=model, optimizer=optimizer_of(model))
 
 
 def test_load_keeps_the_given_hyperparameters(store: StateStore) -> None:

@@ -125,7 +125,7 @@ class BadModel(BadSetting):
 
 
 class StepTooLarge(AsympoError):
-    """A step does not fit into memory however small its rows; nothing of it was applied."""
+    """A step does not fit into memory however small its rows, or its optimizer does not."""
 
 
 class NoProgress(AsympoError):

@@ -11,6 +11,7 @@ from asympo.common.errors import BadSetting, CorruptCheckpoint
 from asympo.learner.model.weights import adapter_scale, is_adapted, named_weights
 from asympo.learner.state.dcp import DTYPES, dtype_name
 from asympo.learner.state.manifest import StateTensor
+from asympo.learner.step.memory import room_for_momenta
 from asympo.learner.step.muon import ADAMW, MUON
 
 BASE_DIGEST = "base.sha256"
@@ -61,7 +62,7 @@ def allocate_optimizer_state(
     """Give the optimizer uninitialised state tensors of the stored shapes, sharded like their parameters.
 
     Its own hyperparameters stay. Raises BadSetting when the state is of another optimizer or of other
-    parameters.
+    parameters, StepTooLarge when memory has no room for it.
     """
     given = describe_groups(model, optimizer)
     if (here := _optimizer_name(given)) != (there := _optimizer_name(groups)):
@@ -80,11 +81,12 @@ def allocate_optimizer_state(
     parameters = dict(_named(model, optimizer))
     index = {name: position for position, name in enumerate(name for group in names for name in group)}
     state: dict[int, dict[str, Tensor]] = {}
-    for entry in stored.values():
-        kind, _, rest = entry.name.partition(".")
-        name, _, key = rest.rpartition(".")
-        if kind == "optimizer" and name in parameters:
-            state.setdefault(index[name], {})[key] = _allocate(parameters[name], entry)
+    with room_for_momenta(optimizer):
+        for entry in stored.values():
+            kind, _, rest = entry.name.partition(".")
+            name, _, key = rest.rpartition(".")
+            if kind == "optimizer" and name in parameters:
+                state.setdefault(index[name], {})[key] = _allocate(parameters[name], entry)
     restored = [
         {**group, "params": [index[name] for name in held]}
         for group, held in zip(optimizer.param_groups, names, strict=True)

@@ -15,6 +15,7 @@ from asympo.learner.model.batching import PackedBatch, TrainedGroup
 from asympo.learner.model.flops import FlopCount, known_peak
 from asympo.learner.model.policy import Policy
 from asympo.learner.model.transfer import to_device
+from asympo.learner.step.memory import is_out_of_memory, room_for_momenta
 from asympo.learner.step.objectives import Objective, ObjectiveOptions, StepScope
 from asympo.learner.step.optimizer import guarded_step
 from asympo.learner.step.probe import ProbeText, choose_probes
@@ -127,16 +128,20 @@ class Stepper:
         return result
 
     def train(self, groups: Sequence[TrainedGroup], scope: StepScope, *, step: int) -> StepResult:
-        """The step itself, on the responses that enter the loss. Raises StepTooLarge: nothing was applied."""
+        """The step itself, on the responses that enter the loss.
+
+        Raises StepTooLarge. Nothing of it was applied then, unless the optimizer was what did not fit.
+        """
         start = time.perf_counter()
         if self._rows is not None:
             self.row_limits = self._rows.row_limits(step)
         sums = self._gradients(groups, scope, step=step)
         learning_rate = self._learning_rate(step)
         backward_end = time.perf_counter()
-        norm, is_applied = guarded_step(
-            self._optimizer, learning_rate=learning_rate, max_norm=self._max_grad_norm
-        )
+        with room_for_momenta(self._optimizer):
+            norm, is_applied = guarded_step(
+                self._optimizer, learning_rate=learning_rate, max_norm=self._max_grad_norm
+            )
         return StepResult(
             loss=sums.loss,
             grad_norm=norm,
@@ -316,11 +321,6 @@ class _Sums:
             for name, value in document.items():
                 setattr(sums, name, getattr(sums, name) + value)
         return sums
-
-
-def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an allocation failed; torch's CPU allocator has no exception of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _mean(values: list[float]) -> float | None:

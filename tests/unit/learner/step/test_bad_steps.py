@@ -13,6 +13,7 @@ from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.segment import SegmentReader
 from asympo.learner.model.batching import PackedBatch, TrainedGroup, TrainedResponse
 from asympo.learner.model.policy import Policy, ResponseNll, load_model
+from asympo.learner.step import memory
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope
 from asympo.learner.step.step import RowLimits, Stepper
 from asympo.v1 import rollout_pb2
@@ -182,6 +183,17 @@ def test_step_that_never_fits_is_refused_by_name_and_leaves_no_trace(make: Any) 
     assert all(parameter.grad is None for parameter in policy.model.parameters())
     policy.max_tokens = 10_000
     assert train(stepper, groups(20, 30)).is_applied
+
+
+def test_optimizer_that_does_not_fit_says_how_much_it_takes(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper, policy = make()
+    num_bytes = sum(4 * parameter.nbytes for parameter in policy.model.parameters())
+    monkeypatch.setattr(memory, "_GIB", num_bytes)
+    monkeypatch.setattr(stepper._optimizer, "step", lambda: torch.empty(1 << 58, dtype=torch.uint8))
+    with pytest.raises(StepTooLarge, match=r"can't allocate .* gradients and momenta take 1\.0 GiB over all"):
+        train(stepper, groups(5))
 
 
 def test_other_runtime_errors_pass_through(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
