@@ -325,16 +325,20 @@ class VllmEngine(GroupEngine):
 
 def _sampling_params(sampling: SamplingSettings, index: int) -> SamplingParams:
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMClientError
 
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop=list(sampling.stop) or None,
-        seed=None if sampling.seed is None else sampling.seed + index,
-        detokenize=bool(sampling.stop),
-    )
+    try:
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop=list(sampling.stop) or None,
+            seed=None if sampling.seed is None else sampling.seed + index,
+            detokenize=bool(sampling.stop),
+        )
+    except (ValueError, VLLMClientError) as error:
+        raise PromptRefused(f"vLLM refuses these sampling settings: {first_line(error)}") from error
 
 
 def _nothing(*_: Any) -> None:

@@ -80,6 +80,7 @@ class FleetSampler:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
+                min_tokens=sampling.min_tokens,
                 stop=list(sampling.stop),
             ),
         )

@@ -195,7 +195,7 @@ class Generator:
     ) -> Generated:
         """Sample outside the log; `changes` override the run's sampling settings.
 
-        Waits while a reload has no verdict, before and after. Raises NotReady, PromptRefused.
+        Waits while a reload has no verdict, before and after. Raises NotReady, PromptRefused, ValueError.
         """
         parts = self.parts
         if parts is None or parts.engine.is_broken or self._is_over:
@@ -217,7 +217,7 @@ class Generator:
         request_id: str,
     ) -> Generated:
         opened = await parts.gate.opened()
-        sampling = replace(parts.sampling, **changes)
+        sampling = _changed(parts.sampling, changes)
         first_policy = parts.reloader.policy
         tasks = [
             asyncio.ensure_future(
@@ -286,6 +286,18 @@ class Generator:
             "at_seconds": report.at_seconds,
             "in_flight": report.timing.num_in_flight,
         }
+
+
+def _changed(of_run: SamplingSettings, changes: dict[str, Any]) -> SamplingSettings:
+    """The run's sampling settings with changes; its own min_tokens gives way to a smaller max_tokens."""
+    sampling = replace(of_run, **changes)
+    if sampling.min_tokens <= sampling.max_tokens:
+        return sampling
+    if "min_tokens" in changes:
+        raise ValueError(
+            f"min_tokens is {sampling.min_tokens}: give at most max_tokens, {sampling.max_tokens}"
+        )
+    return replace(sampling, min_tokens=sampling.max_tokens)
 
 
 def tree_rss_bytes() -> int:

@@ -152,7 +152,7 @@ def _sampling_changes(sampling: messages.Sampling) -> dict[str, Any]:
     """The fields that were given; a value no engine takes is a ValueError."""
     changes: dict[str, Any] = {
         name: getattr(sampling, name)
-        for name in ("temperature", "top_p", "max_tokens", "seed")
+        for name in ("temperature", "top_p", "max_tokens", "min_tokens", "seed")
         if sampling.HasField(name)
     }
     if sampling.stop:

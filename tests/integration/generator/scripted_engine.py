@@ -53,6 +53,7 @@ class ScriptedEngine:
         self.reloaded: list[str] = []
         self.aborted: list[str] = []
         self.salts: list[str] = []
+        self.sampled_with: list[SamplingSettings] = []
         self.in_flight: dict[str, asyncio.Event] = {}
         self.num_closed = 0
         self.is_broken = False
@@ -81,6 +82,7 @@ class ScriptedEngine:
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Sample]:
         self.salts.append(cache_salt)
+        self.sampled_with.append(sampling)
         if self.errors:
             raise self.errors.pop(0)
         aborted = self.in_flight[request_id] = asyncio.Event()

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -86,8 +87,9 @@ async def test_grpc_drain_answers_and_then_the_process_ends(learner: LearnerSide
 
 
 async def test_grpc_generates_outside_the_log_and_names_the_policy(
-    learner: LearnerSide, caplog: pytest.LogCaptureFixture
+    make_learner: Callable[..., LearnerSide], caplog: pytest.LogCaptureFixture
 ) -> None:
+    learner = make_learner(sampling={"temperature": 1.0, "max_tokens": 8, "min_tokens": 6})
     learner.create().publish(4, nll=2.0)
     engine = ScriptedEngine()
     engine.context_length = 20
@@ -103,6 +105,14 @@ async def test_grpc_generates_outside_the_log_and_names_the_policy(
             assert [[r.text for r in group.responses] for group in answer.groups] == [["7", "8"]] * 2
             assert answer.groups[0].responses[0].finish_reason == rollout_pb2.FINISH_REASON_STOP
             assert (answer.policy_step, answer.last_policy_step) == (4, 4)
+            assert engine.sampled_with[-1].min_tokens == 4, "the run's own, 6, is more than was asked for"
+            request = messages.GeneratorServiceGenerateRequest(prompts=prompts)
+            request.sampling.min_tokens = 0
+            await stub.Generate(request)
+            assert (engine.sampled_with[-1].min_tokens, engine.sampled_with[-1].max_tokens) == (0, 8)
+            request.sampling.min_tokens = 9
+            with pytest.raises(grpc.aio.AioRpcError, match="min_tokens is 9: give at most max_tokens, 8"):
+                await stub.Generate(request)
     assert "sampling.max_tokens is 8, but the engine serves 20 in a row" in caplog.text
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from asympo.common import errors
+from asympo.engines.base import SamplingSettings
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 
@@ -34,6 +35,19 @@ def engine_of(workers: Workers) -> VllmEngine:
 async def test_prompt_is_not_scored_by_an_engine_that_serves_adapters() -> None:
     with pytest.raises(errors.PromptRefused, match="adapters"):
         await engine_of(Workers(lora_config=object())).mean_nll([1, 2, 3], num_prompt_tokens=1)
+
+
+async def test_sampling_settings_that_vllm_refuses_are_no_fault_of_the_engine() -> None:
+    engine = engine_of(Workers())
+    with pytest.raises(errors.PromptRefused, match="min_tokens"):
+        await engine.generate(
+            [1],
+            num_samples=1,
+            sampling=SamplingSettings(max_tokens=1, min_tokens=2),
+            request_id="r",
+            cache_salt="s",
+        )
+    assert not engine.is_broken
 
 
 def found(**changes: Any) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Fleet(GeneratorServiceServicer):
     async def Generate(self, request: Any, context: Any) -> messages.GeneratorServiceGenerateResponse:
         if request.num_samples > MAX_SAMPLES or request.prompts[0].token_ids[0] == TOO_LONG:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "give less")
+        assert request.sampling.HasField("min_tokens"), "it would sample with the run's own"
         self.num_samples.append(request.num_samples)
         # More than gRPC takes by default.
         texts = ["x" * 2**23 if len(self.num_samples) == 1 else "x", *"y" * (request.num_samples - 1)]
