@@ -19,6 +19,7 @@ from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
 from asympo.engines.vllm_fork import EngineFork
 from asympo.engines.vllm_load import CacheLoad
+from asympo.local.processor import has_native_bfloat16
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -35,12 +36,6 @@ tasks, and each of a group's responses would read the prompt again."""
 DEFAULT_CPU_KV_CACHE_GIB = 0.5
 
 _GIB = 1 << 30
-_ATEN_WITHOUT_BFLOAT16 = {"default", "avx2"}
-# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html; values that it does not know
-# limit nothing.
-_ONEDNN_WITHOUT_BFLOAT16 = {
-    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-}
 
 
 def check_model_dir(model_path: Path) -> None:
@@ -230,24 +225,6 @@ def _dtype(settings: EngineSettings, is_cpu: bool) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     return "bfloat16" if not is_cpu or has_native_bfloat16() else "float32"
-
-
-def has_native_bfloat16() -> bool:
-    """Whether matrices are multiplied in bfloat16 by hardware here.
-
-    A processor that can may have been told not to, and then bfloat16 is emulated, many times slower than
-    float32: so the switches of oneDNN and PyTorch count as much as what it says of itself. Nothing is timed,
-    because two generators on one machine must come to the same answer however busy it is.
-    """
-    import torch
-
-    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in _ATEN_WITHOUT_BFLOAT16:
-        return False
-    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    if most.upper() in _ONEDNN_WITHOUT_BFLOAT16:
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _log_choices(config: Any, values: Mapping[str, str]) -> None:

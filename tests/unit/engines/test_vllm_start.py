@@ -15,7 +15,6 @@ from asympo.engines.vllm_start import (
     check_model_dir,
     environment,
     first_line,
-    has_native_bfloat16,
     thread_environment,
 )
 from asympo.generator.settings import GeneratorSettings
@@ -107,31 +106,6 @@ def test_directory_without_config_is_refused(tmp_path: Path) -> None:
 def test_first_line_is_the_one_that_says_something(text: str, line: str) -> None:
     assert first_line(RuntimeError(text)).startswith(line)
     assert "[type=" not in first_line(RuntimeError(text))
-
-
-@pytest.mark.parametrize(
-    ("switch", "native"),
-    [
-        ({}, True),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, False),
-        ({"ONEDNN_MAX_CPU_ISA": "avx512_core"}, False),
-        ({"DNNL_MAX_CPU_ISA": "AVX512_CORE_VNNI"}, False),
-        ({"ATEN_CPU_CAPABILITY": "avx2"}, False),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ATEN_CPU_CAPABILITY": "avx512"}, True),
-        ({"ONEDNN_MAX_CPU_ISA": "ALL"}, True),
-    ],
-)
-def test_bfloat16_is_native_unless_switched_off(
-    switch: dict[str, str], native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in switch.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
-    assert has_native_bfloat16() is native
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
-    assert not has_native_bfloat16()
 
 
 @pytest.mark.parametrize(("engine", "num_imports"), [("vllm", 1), ("simulated", 0), ("openai", 0)])
