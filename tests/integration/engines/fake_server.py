@@ -23,6 +23,8 @@ class FakeServer:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         """Route and body of each request."""
         self.keys: list[str] = []
+        self.limits: list[str] = []
+        """Seconds that the client gives each request."""
         self.has_reload = True
         self.is_frozen = False
         app = FastAPI()
@@ -52,6 +54,7 @@ class FakeServer:
         body = await request.json()
         self.asked.append((route, body | dict(request.query_params)))
         self.keys.append(request.headers.get("authorization", ""))
+        self.limits.append(request.headers.get("x-stainless-read-timeout", ""))
         if self.failures:
             return self._fail()
         if not route.startswith("v1/"):

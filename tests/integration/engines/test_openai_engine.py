@@ -241,15 +241,17 @@ def test_error_of_one_request_is_of_its_prompt_or_of_the_server(server: FakeServ
 
 def test_reload_goes_through_the_servers_own_door(server: FakeServer, model: Path, tmp_path: Path) -> None:
     async def work(kind: str) -> list[tuple[str, dict[str, Any]]]:
-        engine = engine_of(server, reload=kind)
+        engine = engine_of(server, reload=kind, request_timeout_seconds=5, reload_timeout_seconds=50)
         assert engine.can_reload
         await engine.start(model_path=model)
         server.asked.clear()
+        server.limits.clear()
         manifest: Any = None
         reloaded = await engine.reload(tmp_path, manifest=manifest)
         assert reloaded.readback.uncovered
         assert not reloaded.readback.num_values
         await engine.close()
+        assert {*server.limits} == {"50.0"}, "a response's limit would end it"
         return list(server.asked)
 
     path = str(tmp_path)

@@ -31,7 +31,8 @@ class ReloadDoor(Protocol):
 def open_reload_door(settings: OpenAISettings, client: openai.AsyncOpenAI) -> ReloadDoor | None:
     """That which the settings name; None where weights stay as they are."""
     root = str(client.base_url).rstrip("/").removesuffix("/v1")
-    calls = _Calls(client, root)
+    # The client's own limit is that of a response.
+    calls = _Calls(client.with_options(timeout=settings.reload_timeout_seconds, max_retries=0), root)
     if settings.reload == "vllm":
         return _Vllm(calls)
     return _Sglang(calls) if settings.reload == "sglang" else None
@@ -52,7 +53,7 @@ class _Calls:
                 f"{self._root}{route}",
                 cast_to=object,
                 body=dict(body),
-                options={"params": dict(query or {}), "max_retries": 0},
+                options={"params": dict(query or {})},
             )
         except openai.NotFoundError as error:
             raise BadSetting(f"{self._root} has no {route}: {remedy}") from error
