@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asympo.common.archive import PartInfo, open_archive
+from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting
 from asympo.learner.replay.archive_replay import Replay
 from asympo.learner.state.open import open_states
@@ -130,6 +131,21 @@ def test_replay_begins_at_a_state_and_ends_at_a_step(disturbed_run: tuple[Path, 
     [begin] = [name for name in states.names() if states.read(name).step == 6][-1:]
     report = Replay(checkpoint_root=root, run=run, from_state=begin, any_build=False).run(until_step=9)
     assert (report.first_step, report.steps, report.weights_identical) == (6, 3, True)
+
+
+def test_replay_passes_over_what_is_pruned_while_it_runs(
+    disturbed_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = disturbed_run[1]
+    root = Path(shutil.copytree(disturbed_run[0] / run, tmp_path / run)).parent
+    states, policies = open_states(root, run), open_policies(root, run)
+    begin, *_, end = [name for name in states.names() if states.read(name).step in (6, 9)][-2:]
+    replay = Replay(checkpoint_root=root, run=run, from_state=begin, any_build=False)
+    shutil.rmtree(states.path / end)
+    for policy in [ref for ref in policies.list() if ref.step >= 8]:
+        shutil.rmtree(policies.path / policy.name)
+    report = replay.run(until_step=9)
+    assert (report.pruned, report.policies_compared, report.weights_identical) == (3, 2, True)
 
 
 def test_replay_in_rows_of_the_size_asked_for_differs_where_memory_ran_out(

@@ -1,10 +1,11 @@
 """Trains a run again from its archive and compares, bit for bit, with every state and policy that it left."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from asympo.common.archive import ArchivedEntry, EntryOutcome, PartInfo, open_ar
 from asympo.common.archive.store import Part
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
-from asympo.common.errors import BadSetting, CorruptArchive, ReplayDiverged, SequenceGap
+from asympo.common.errors import (
+    BadSetting,
+    CorruptArchive,
+    CorruptCheckpoint,
+    ReplayDiverged,
+    SequenceGap,
+    StorageUnavailable,
+)
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.rollout_log import LogEntry
 from asympo.learner.log.segment import LogSegment, SegmentReader
@@ -31,6 +39,8 @@ from asympo.learner.step.stepper import StepParts, build_reader, build_step_part
 from asympo.tasks.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +72,8 @@ class ReplayReport:
     policies_compared: int
     states_superseded: int
     """States of learners whose work was not carried on; not compared."""
+    pruned: int
+    """States and policies that the run's learner deleted before their turn came; not compared."""
     first_difference: FirstDifference | None
 
 
@@ -112,6 +124,7 @@ class Replay:
         state = self._states.read(from_state) if from_state else None
         start = state.sequence if state else 0
         self._parts = [part for part in chain if part.info.last > start]
+        self._num_groups = self._num_states = self._num_policies = self._num_pruned = 0
         self._states_by_part = self._states_named(chain)
         self._check_start(state, from_state)
         first = (self._parts or chain[-1:])[0]
@@ -131,7 +144,6 @@ class Replay:
             stepper=self._built.stepper,
             trained=trained,
         )
-        self._num_groups = self._num_states = self._num_policies = 0
         self._uncompared = {(ref.step, ref.fence): ref for ref in self._policies.list()}
 
     def run(self, *, until_step: int | None = None) -> ReplayReport:
@@ -155,6 +167,7 @@ class Replay:
             states_compared=self._num_states,
             policies_compared=self._num_policies,
             states_superseded=self._num_superseded,
+            pruned=self._num_pruned,
             first_difference=difference,
         )
 
@@ -228,22 +241,37 @@ class Replay:
 
     def _states_named(self, chain: Sequence[Part]) -> dict[str, list[str]]:
         """States by the digest of the part they end with; what names no part of the chain is superseded."""
-        digests = {part.ref.sha256 for part in chain}
+        ends = {part.ref.sha256: part.info.last for part in chain}
         found: dict[str, list[str]] = {}
         self._num_superseded = 0
         for name in self._states.names():
-            tip = self._states.read(name).archive
-            if tip is not None and tip.sha256 in digests:
-                found.setdefault(tip.sha256, []).append(name)
-            else:
+            state = self._unless_pruned(name, self._states.read, there=self._states.present)
+            if state is None:
+                continue
+            if state.archive is None or state.archive.sha256 not in ends:
                 self._num_superseded += 1
+            elif state.sequence == ends[state.archive.sha256]:
+                found.setdefault(state.archive.sha256, []).append(name)
         return found
+
+    def _unless_pruned(
+        self, name: str, read: Callable[[str], T], *, there: Callable[[], Sequence[str]]
+    ) -> T | None:
+        """What `read` gives; None, and counted, where the run's learner has deleted it meanwhile."""
+        try:
+            return read(name)
+        except (CorruptCheckpoint, StorageUnavailable, OSError):
+            if name in there():
+                raise
+        self._num_pruned += 1
+        log.info("%s was deleted before its turn came: not compared", name)
+        return None
 
     def _state_difference(self, part: Part) -> FirstDifference | None:
         for name in self._states_by_part.get(part.ref.sha256, []):
-            if self._states.read(name).sequence != part.info.last:
+            stored = self._unless_pruned(name, self._states.tensors, there=self._states.present)
+            if stored is None:
                 continue
-            stored = self._states.tensors(name)
             ours = training_tensors(self._built.policy.model, self._built.optimizer)
             tensor = first_difference(stored, ours)
             if tensor is not None:
@@ -257,9 +285,12 @@ class Replay:
         ref = self._uncompared.pop((self._training.progress.step, fence), None)
         if ref is None:
             return None
-        self._policies.verify(ref)
         model = self._built.policy.model
-        stored = _stored(self._policies, ref, model)
+        stored = self._unless_pruned(
+            ref.name, lambda _: _stored(self._policies, ref, model), there=self._policies_present
+        )
+        if stored is None:
+            return None
         ours = named_weights(model)
         rounded = {name: ours[name].to(tensor.dtype).cpu() for name, tensor in stored.items()}
         tensor = first_difference(stored, rounded)
@@ -267,6 +298,9 @@ class Replay:
             return FirstDifference(where=str(ref.path), step=self._training.progress.step, tensor=tensor)
         self._num_policies += 1
         return None
+
+    def _policies_present(self) -> list[str]:
+        return [str(name) for name in self._policies.names()]
 
     def _check_start(self, state: TrainingState | None, from_state: str | None) -> None:
         if not self._parts:
@@ -329,6 +363,7 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _stored(policies: PolicyStore, ref: PolicyRef, model: PreTrainedModel) -> dict[str, Tensor]:
+    policies.verify(ref)
     if not is_adapted(model):
         return read_weights(model, ref.path)
     from asympo.learner.publish.adapter_files import read_adapter

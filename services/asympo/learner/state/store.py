@@ -241,6 +241,10 @@ class StateStore:
         """States whose manifest verifies and whose files have the right names and sizes, the newest last."""
         return [str(manifest.name) for manifest in self._steps.newest_first()][::-1]
 
+    def present(self) -> list[str]:
+        """All that are stored, damaged ones among them."""
+        return [str(name) for name in self._steps.present()]
+
     def newest(self) -> str | None:
         """The highest (fence, step, sequence), or None; for when no commit record names a state."""
         return next((str(manifest.name) for manifest in self._steps.newest_first()), None)
