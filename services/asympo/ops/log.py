@@ -96,11 +96,12 @@ def _purge(log: RunLog, arguments: Namespace) -> int:
         else:
             show(f"{num_letters} records that were set aside are deleted")
         return 0
-    num_groups = log.submissions.purge(arguments.producer)
+    num_groups, num_left = log.submissions.purge(arguments.producer)
     if arguments.json:
-        write_json({"producer": arguments.producer, "purged": num_groups})
+        write_json({"producer": arguments.producer, "purged": num_groups, "left": num_left})
     else:
-        sys.stdout.write(f"{num_groups} groups of {arguments.producer} are out of the log\n")
+        stays = f"; {num_left} that the learner has read already stay, and are trained" if num_left else ""
+        sys.stdout.write(f"{num_groups} groups of {arguments.producer} are out of the log{stays}\n")
     return 0
 
 

@@ -70,5 +70,5 @@ def test_log_whose_last_entries_were_taken_out_is_at_its_end(log: RunLog) -> Non
     for producer in ("gen-0", "agents", "agents"):
         log.leases.append(must_lease(log), b"payload", producer=producer)
     assert [log.reader.is_at_end(sequence) for sequence in range(4)] == [False, False, False, True]
-    assert log.submissions.purge("agents") == 2
+    assert log.submissions.purge("agents") == (2, 0)
     assert [log.reader.is_at_end(sequence) for sequence in range(4)] == [False, True, True, True]

@@ -143,14 +143,32 @@ def test_purge_takes_out_what_one_producer_appended_and_nobody_trained(log: RunL
     lease = must_lease(log)
     log.leases.append(lease, b"leased", producer="agents")
     submit(log, "3")
-    assert log.submissions.purge("agents") == 3
-    assert log.submissions.purge("agents") == 0
+    assert log.submissions.purge("agents") == (3, 0)
+    assert log.submissions.purge("agents") == (0, 0)
     entries = learner.consume(10)
     assert [(entry.sequence, entry.group_id) for entry in entries] == [(3, "others/1")]
     assert log.stats.read().open == 0
     assert must_lease(log).group_id == lease.group_id
     assert submit(log, "2", "4") == ["duplicate", "appended"]
     assert [entry.group_id for entry in learner.consume(10)] == ["agents/4"]
+
+
+def test_purge_leaves_what_the_learner_has_in_its_hands_and_says_so(log: RunLog) -> None:
+    learner = start_run(log)
+    submit(log, "1")
+    learner.consume(1)
+    submit(log, "2")
+    lease = must_lease(log)
+    log.leases.append(lease, b"leased", producer="agents")
+    submit(log, "3")
+    # Of a segment that is collected, or in a step: other ranks still fetch it.
+    begun = log.reader.read(after_sequence=1, max_count=2, block_seconds=0, fence=learner.fence)
+    assert log.submissions.purge("agents", batch=2) == (1, 2)
+    assert (
+        [each.sequence for each in log.reader.read_at([2, 3])] == [each.sequence for each in begun] == [2, 3]
+    )
+    assert log.stats.read().reissue == 0, "its prompt is not issued again while its group is trained"
+    assert [entry.sequence for entry in learner.consume(10)] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -130,15 +130,17 @@ class Submissions:
             found.setdefault(producer, {})[outcome] = number(count)
         return found
 
-    def purge(self, producer: str, *, batch: int = 500) -> int:
-        """Takes out of the log what a producer appended and nobody has trained; says how many entries."""
-        after, total = 0, 0
+    def purge(self, producer: str, *, batch: int = 500) -> tuple[int, int]:
+        """Takes out of the log what a producer appended and nobody has trained.
+
+        How many entries, and how many stay because the learner has read them and is about to train them.
+        """
+        after, num_taken, num_left = 0, 0, 0
         while True:
-            last, taken = self._run.call("purge_producer", producer, after, batch, f"{producer}/")
-            total += number(taken)
-            if not number(last):
-                return total
-            after = number(last)
+            last, taken, left = self._run.call("purge_producer", producer, after, batch, f"{producer}/")
+            num_taken, num_left, after = num_taken + number(taken), num_left + number(left), number(last)
+            if not after:
+                return num_taken, num_left
 
 
 def _sortable(group_id: str) -> str:
