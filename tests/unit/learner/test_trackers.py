@@ -192,19 +192,30 @@ def test_wandb_online_without_a_key_is_a_bad_setting(tmp_path: Path, monkeypatch
         Trackers(TrackerSettings(enabled=("wandb",), wandb_mode="online"), directory=tmp_path, run="demo")
 
 
+ODD_NAMES = {
+    "eval/gsm8k/mean@4": "eval/gsm8k/mean_4",
+    "reward/len(x) > 3/mean": "reward/len_x_ _ 3/mean",
+    "reward//../mean": "reward/_/_/mean",
+    "..hidden/länge: a-b.c": "_hidden/länge: a-b.c",
+    "x" * 249 + "/mean": "x" * 249,
+}
+"""Of numbers, and as MLflow takes them."""
+
+
 def test_mlflow_keeps_numbers_by_step_in_a_local_folder(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     settings = TrackerSettings(enabled=("mlflow",), project="tests")
     trackers = Trackers(settings, directory=tmp_path, run="demo", run_settings={"group_size": 8})
     for step in (1, 2):
-        trackers.log(step, {"reward_mean": step / 10})
+        trackers.log(step, {"reward_mean": step / 10, **dict.fromkeys(ODD_NAMES, 0.5)})
     trackers.close(timeout_seconds=60)
     assert not trackers.failures
     client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics.keys() == {"reward_mean", *ODD_NAMES.values()}
     assert (run.info.run_name, run.info.status, run.data.params) == ("demo", "FINISHED", {"group_size": "8"})
     history = client.get_metric_history(run.info.run_id, "reward_mean")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]

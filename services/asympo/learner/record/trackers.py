@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ _PACKAGES: dict[TrackerName, tuple[str, str]] = {
 _MAX_QUEUED_ROWS = 1000
 _REOPEN_SECONDS = 30.0
 _LOG_EVERY = 100
+_MLFLOW_NAME_CHARS = 250
 
 
 class Sink(Protocol):
@@ -261,11 +263,18 @@ class _Mlflow:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        metrics = [self._metric(key, value, now, step) for key, value in numbers.items()]
+        metrics = [self._metric(_mlflow_name(key), value, now, step) for key, value in numbers.items()]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id)
+
+
+def _mlflow_name(name: str) -> str:
+    """A name that MLflow takes; it refuses all numbers of a step for one that it does not."""
+    parts = (re.sub(r"[^\w.\- :]", "_", part) for part in name.split("/"))
+    whole = "/".join(re.sub(r"^\.\.|^\.?$", "_", part) for part in parts)
+    return whole[:_MLFLOW_NAME_CHARS].rstrip("/")
 
 
 def _sink(
