@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,10 @@ from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
 from asympo.common.errors import AsympoError, BrokerFull, EngineBroken
 from asympo.common.jsonl import JsonlWriter
-from asympo.common.rollout_log import RunLog, RunState
+from asympo.common.rollout_log import PolicyAnnouncement, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import EvalResult
+from asympo.common.rollout_log.evals.sample import EvalSample
 from asympo.common.rollout_log.presence import EVALUATOR
 from asympo.evaluator.episodes import measure_episodes, player_of
 from asympo.evaluator.measure import Measured, Sampler, measure
@@ -78,7 +80,7 @@ class EvaluationLoop:
         self._progress.state = "waiting"
         while True:
             announced = await self._calls.until_answered(self._run_log.policies.latest)
-            is_over = await self._calls.until_answered(self._run_log.state.get) is RunState.FINISHED
+            is_over = await self._is_over()
             policy = await self._newest_policy()
             due = [] if policy is None else await self._due(policy, is_over=is_over)
             if policy is not None and due and await self._measure_due(policy, due):
@@ -86,8 +88,19 @@ class EvaluationLoop:
             if is_over and self._settings.exit_when_run_ends:
                 return
             self._progress.state = "waiting"
-            wait_seconds = self._settings.slot_wait_seconds
-            await self._calls.until_answered(self._run_log.policies.wait, announced, wait_seconds)
+            await self._wait_for_news(announced, is_over=is_over)
+
+    async def _is_over(self) -> bool:
+        return await self._calls.until_answered(self._run_log.state.get) is RunState.FINISHED
+
+    async def _wait_for_news(self, announced: PolicyAnnouncement | None, *, is_over: bool) -> None:
+        """Until a policy is announced, the run ends or goes on, or it is time to list the store again."""
+        until = time.monotonic() + self._settings.policy_poll_seconds
+        while (left := until - time.monotonic()) > 0:
+            wait_seconds = min(left, self._settings.slot_wait_seconds)
+            newer = await self._calls.until_answered(self._run_log.policies.wait, announced, wait_seconds)
+            if newer is not None or await self._is_over() is not is_over:
+                return
 
     async def _measure_due(self, policy: PolicyRef, due: Sequence[str]) -> bool:
         """False when the policy cannot be measured now, or no answer told its policy: to be tried later."""
@@ -183,12 +196,19 @@ class EvaluationLoop:
         log.info("%s of policy %s: mean@%d %s", result.eval, result.policy_step, result.samples, result.mean)
         if self._writer is not None:
             await self._calls.run(self._writer.append, result.to_dict())
-        try:
-            for sample in measured.samples:
-                await self._calls.until_answered(self._run_log.evaluations.add_sample, sample)
-        except BrokerFull as error:
-            log.warning("Answers of %s are not kept: %s", result.eval, error)
+        for sample in measured.samples:
+            if not await self._calls.until_answered(self._has_room_for, sample):
+                break
         await self._calls.until_answered(self._run_log.evaluations.add, result)
+
+    def _has_room_for(self, sample: EvalSample) -> bool:
+        """Whether the broker took it; a full one is not waited for, as the result is what counts."""
+        try:
+            self._run_log.evaluations.add_sample(sample)
+        except BrokerFull as error:
+            log.warning("Answers of %s are not kept: %s", sample.eval, error)
+            return False
+        return True
 
     async def _newest_policy(self) -> PolicyRef | None:
         bad = await self._calls.until_answered(self._run_log.policies.bad)

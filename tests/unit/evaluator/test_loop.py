@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 from asympo.common.checkpoints import PolicyRef
-from asympo.common.errors import NoProgress
+from asympo.common.errors import BrokerFull, NoProgress
+from asympo.common.rollout_log import RunState
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
-from asympo.evaluator.loop import EvaluationLoop, is_due
+from asympo.evaluator.loop import EvaluationLoop, EvaluatorStatus, is_due
+from asympo.evaluator.measure import Measured
 from asympo.evaluator.retries import Retries
+from asympo.evaluator.settings import EvaluatorSettings
 
+CALLS = Calls(max_threads=1, on_broker_error=lambda: None)
 HALF = Estimate(value=0.5, low=0.4, high=0.6)
 
 
@@ -84,6 +89,36 @@ async def test_what_told_no_policy_is_not_measured_again_at_once(
     loop = loop_of("e", monkeypatch=monkeypatch, measured=measured)
     policy: Any = SimpleNamespace(step=4, name="step-4")
     assert await loop._measure_due(policy, ["e"]) is expected
+
+
+@pytest.mark.asyncio
+async def test_result_is_told_although_a_full_broker_takes_no_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: Any) -> None:
+        raise BrokerFull("no room")
+
+    told: list[EvalResult] = []
+    loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=nothing)
+    loop._run_log = SimpleNamespace(evaluations=SimpleNamespace(add_sample=refuse, add=told.append))
+    loop._metrics = SimpleNamespace(measured=lambda _: None)
+    loop._progress, loop._calls = EvaluatorStatus(), CALLS
+    sample: Any = SimpleNamespace(eval="e")
+    await EvaluationLoop._keep(loop, Measured(result=result(4), samples=(sample, sample)))
+    assert [each.policy_step for each in told] == [4]
+
+
+@pytest.mark.asyncio
+async def test_store_is_not_listed_again_at_each_wait_for_an_announcement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [RunState.RUNNING] * 3 + [RunState.FINISHED]
+    loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=nothing)
+    get, wait = (lambda: states.pop(0)), (lambda *_: None)
+    loop._run_log = SimpleNamespace(policies=SimpleNamespace(wait=wait), state=SimpleNamespace(get=get))
+    loop._calls, loop._settings = CALLS, EvaluatorSettings(run="r", policy_poll_seconds=1e6)
+    await loop._wait_for_news(None, is_over=False)
+    assert not states
 
 
 @pytest.mark.asyncio
