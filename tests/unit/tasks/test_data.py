@@ -278,6 +278,11 @@ def test_weights_repeat_a_row_within_an_epoch(tmp_path: Path) -> None:
     assert len(of_rows(tmp_path, as_text, held_out_fraction=0, weight_column="level")) == len(task)
     with pytest.raises(BadSetting, match=r"weight_column prompt is 'What.*' in row 1: give a whole number"):
         of_rows(tmp_path, ROWS[:3], weight_column="prompt")
+    path = tmp_path / "rows.parquet"
+    for weight in (math.nan, math.inf, 0.5):
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1+1"], "answer": ["2"], "n": [weight]}), path)
+        with pytest.raises(BadSetting, match=f"weight_column n is {weight} in row 1: give a whole number"):
+            load(TaskConfig(data=str(path), held_out_fraction=0, weight_column="n"))
     with pytest.raises(BadSetting, match=r"row 1 has nothing in often, the .*only in prompt, answer, level"):
         of_rows(tmp_path, ROWS[:3], weight_column="often", held_out_fraction=0)
 

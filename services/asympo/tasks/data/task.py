@@ -66,7 +66,8 @@ def _weight(columns: Row, name: str, row: int) -> int:
         )
     if isinstance(weight, str) and re.fullmatch(r"[0-9]{1,4}", weight.strip(), re.ASCII):
         weight = int(weight)  # as CSV has it
-    is_whole = isinstance(weight, int | float) and not isinstance(weight, bool) and weight == int(weight)
+    is_float = isinstance(weight, float)
+    is_whole = weight.is_integer() if is_float else isinstance(weight, int) and not isinstance(weight, bool)
     if not is_whole or not 0 <= weight <= _MAX_WEIGHT:
         raise BadSetting(
             f"task.weight_column {name} is {weight!r} in row {row}: give a whole number from 0 to "
