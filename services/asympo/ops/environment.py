@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import json
 import sys
 import tomllib
 from argparse import Namespace
@@ -18,10 +17,9 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.settings import validate
 from asympo.learner.settings import SamplingOptions
 from asympo.tasks.config import TaskConfig
-from asympo.tasks.environments.player_command import player_command
+from asympo.tasks.environments.player_command import asked_sampling, player_command
 from asympo.tasks.environments.rows import write_rows
 
-PLAYED_SAMPLING = ("temperature", "top_p", "max_tokens")
 _LOOK_SECONDS = 1.0
 """Between two looks for the rows."""
 _AGAIN_SECONDS = 30.0
@@ -59,8 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.verb == "rows":
         write_rows(arguments.python, task, Path(str(task.path)), holds_out=arguments.hold_out)
         return 0
-    asked = json.dumps({name: getattr(sampling, name) for name in PLAYED_SAMPLING})
-    said = ("play", arguments.gateway, asked, str(arguments.groups))
+    said = ("play", arguments.gateway, asked_sampling(sampling), str(arguments.groups))
     rows_path = Path(str(task.path))
     if not arguments.stay and not rows_path.exists():
         raise BadSetting(f"there is no {rows_path}: write it with asympo environment rows")

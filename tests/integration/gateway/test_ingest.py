@@ -358,7 +358,7 @@ def test_purge_takes_a_producer_out_of_the_log(
     post(start_gateway(), GROUP)
     command = ["log", "purge", "--redis-url", broker_url, "--run", log.run, "--producer", "agents", "--json"]
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out) == {"producer": "agents", "purged": 1}
+    assert json.loads(capsys.readouterr().out) == {"producer": "agents", "purged": 1, "left": 0}
     assert log.stats.read().open == 0
 
 

@@ -1,8 +1,12 @@
 """What a run says in its last lines, and when that is a failure."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from asympo.demo import command
+from asympo.demo.command import IN_FLOAT32, PRESET
+from asympo.run.prepare.machine import Gpu, look_at_machine
 from asympo.run.report.promises import broken_promises, remarks
 from asympo.run.report.summary import print_promises
 from asympo.run.settings import RunFile, TargetsSection, read_run_file
@@ -28,11 +32,21 @@ KEPT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def targets() -> TargetsSection:
-    from asympo.demo.command import PRESET
-
     found = read_run_file(PRESET).run.targets
     assert found is not None
     return found
+
+
+def test_demo_is_shorter_where_products_are_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = look_at_machine()
+    for is_native, gpus, settings in (
+        (True, (), {}),
+        (False, (), IN_FLOAT32),
+        (False, (Gpu(index="0", name="a", memory_bytes=1),), {}),
+    ):
+        monkeypatch.setattr(command, "has_native_bfloat16", lambda is_native=is_native: is_native)
+        monkeypatch.setattr(command, "look_at_machine", lambda gpus=gpus: replace(machine, gpus=gpus))
+        assert command.suited_to_this_machine() == settings
 
 
 def test_run_that_kept_everything_has_nothing_to_say(targets: TargetsSection) -> None:
