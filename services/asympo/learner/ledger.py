@@ -43,7 +43,7 @@ class Ledger:
         self._progress.step += 1
         self._traces.trained(segment, step=self._progress.step, begun=begun)
         self._consumed(segment, step=self._progress.step, row_limits=row_limits)
-        self._publishing.hold(segment.group_ids)
+        self._publishing.hold(segment.group_ids, freed=segment.freed_ids)
         self.empty_in_a_row = 0
         self._metrics.groups_consumed(
             trained=len(segment.groups) - segment.num_without_signal,

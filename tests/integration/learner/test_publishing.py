@@ -11,18 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from asympo.common.archive import open_archive
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.directory_steps import DirectorySteps
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.clock import SystemClock
 from asympo.common.errors import BrokerChanged, Fenced, PublishFailed
+from asympo.common.jsonl import JsonlWriter
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, Fence, Lease, PolicyAnnouncement, RunConfig, RunLog, RunState
 from asympo.common.rollout_log.policies import Policies
 from asympo.common.telemetry import new_registry
 from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
+from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerControl
+from asympo.learner.ledger import Ledger
+from asympo.learner.log.segment import LogSegment
 from asympo.learner.log.session import LogSession
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.model.policy import Policy, load_model
@@ -30,7 +35,9 @@ from asympo.learner.model.weights import Weights
 from asympo.learner.publish.background import BackgroundPublisher
 from asympo.learner.publish.policy_writer import PolicyWriter
 from asympo.learner.record.traces import GroupTraces
+from asympo.learner.record.trained_log import TrainedLog
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.state.archive import Archive
 from asympo.tasks.tokenizer import load_tokenizer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -80,13 +87,19 @@ class Stand:
     session: LogSession
     publishing: BackgroundPublisher
     model: PreTrainedModel
+    ledger: Ledger
 
-    def consume_one(self) -> str:
-        """A group from lease to trained: its slot is held for the next policy."""
+    def append_one(self) -> Lease:
+        """A group from lease to log."""
         policy = self.run_log.policies.latest()
         lease = self.run_log.leases.acquire(holder="g", policy_step=policy.step if policy else 0)
         assert isinstance(lease, Lease)
         self.run_log.leases.append(lease, b"payload", producer="g")
+        return lease
+
+    def consume_one(self) -> str:
+        """A group from lease to trained: its slot is held for the next policy."""
+        lease = self.append_one()
         self.session.progress.sequence += 1
         self.session.trained.add(lease.group_id)
         self.publishing.hold([lease.group_id])
@@ -124,6 +137,8 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
     store = GatedStore(tmp_path, run_name)
     model = load_model(tiny_model, dtype=torch.float32, device=CPU)
     shadow = load_model(tiny_model, dtype=torch.bfloat16, device=CPU).eval()
+    metrics = LearnerMetrics(new_registry(service="learner", version="test"))
+    traces = GroupTraces(tracing=Tracing(), clock=clock)
     publishing = BackgroundPublisher(
         publisher=PolicyWriter(
             store=store,
@@ -135,14 +150,38 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         weights=Weights(model=model, ranks=None),
         session=session,
         learner=control,
-        metrics=LearnerMetrics(new_registry(service="learner", version="test")),
-        traces=GroupTraces(tracing=Tracing(), clock=clock),
+        metrics=metrics,
+        traces=traces,
         clock=clock,
         retry_seconds=5.0,
     )
+    ledger = Ledger(
+        context=LearnerContext(
+            settings=settings,
+            control=control,
+            metrics=metrics,
+            tracing=Tracing(),
+            stop=stop,
+            clock=clock,
+            ranks=None,
+        ),
+        session=session,
+        archive=Archive(
+            store=open_archive(tmp_path),
+            is_on=False,
+            run=run_name,
+            recipe={},
+            tip=None,
+            sequence=0,
+            step=0,
+        ),
+        trained_log=TrainedLog(JsonlWriter(tmp_path / "trained.jsonl"), on_failure=metrics.publish_failed),
+        traces=traces,
+        publishing=publishing,
+    )
     publishing.start(step=0)
     session.set_state(RunState.RUNNING)
-    yield Stand(run_log, policies, store, session, publishing, model)
+    yield Stand(run_log, policies, store, session, publishing, model, ledger)
     store.gate.set()
     publishing.close()
     broker.close()
@@ -174,6 +213,26 @@ def test_slot_is_freed_only_when_the_policy_is_announced_and_training_goes_on_me
     stand.publishing.settle(wait=True)
     assert stand.run_log.stats.read().open == 0, f"{later} is freed by the policy after it"
     assert stand.publishing.staleness_of(before.published_at_seconds) == 2
+
+
+def test_reconcile_before_a_policy_takes_no_slot_again_that_the_reader_freed(stand: Stand) -> None:
+    leases = [stand.append_one() for _ in range(2)]
+    entries = tuple(stand.session.read(after_sequence=0, max_count=2, block_seconds=0.0))
+    without_signal = leases[1].group_id
+    stand.session.free([without_signal])
+    segment = LogSegment(
+        first_sequence=1,
+        last_sequence=2,
+        groups=(),
+        entries=entries,
+        reasons={},
+        freed_ids=frozenset({without_signal}),
+    )
+    stand.ledger.trained(segment, row_limits=(1, 1), staleness=[], begun=0.0)
+    stand.session.reconcile()
+    assert stand.run_log.stats.read().open == 1
+    assert stand.publishing.publish(step=1)
+    assert stand.run_log.stats.read().open == 0
 
 
 def test_policy_is_announced_without_the_training_thread(stand: Stand) -> None:

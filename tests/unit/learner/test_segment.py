@@ -109,6 +109,7 @@ def test_segment_ends_at_the_last_group_with_signal_that_it_needs(tokenizer: Any
     assert (second.first_sequence, second.last_sequence) == (4, 5)
     assert first.num_responses == 6
     assert log.freed == ["0-2"]
+    assert [first.freed_ids, second.freed_ids] == [{"0-2"}, frozenset()]
 
 
 def test_segment_ends_at_the_limit_when_signal_is_rare(tokenizer: Any) -> None:
@@ -149,23 +150,24 @@ def test_invalid_entry_is_dead_lettered_and_the_segment_goes_on(tokenizer: Any) 
     log = ListLog([make_entry(1, SIGNAL), bad, make_entry(3, SIGNAL)])
     (segment,) = segments(log, tokenizer)
     assert segment.group_ids == ("0-1", "0-2", "0-3")
+    assert segment.freed_ids == {"0-2"}
     assert len(segment.groups) == 2
     assert [sequence for sequence, _ in log.dead] == [2]
 
 
 def test_reader_starts_again_after_a_reconcile(tokenizer: Any) -> None:
-    log = ListLog([make_entry(1, SIGNAL)])
+    log = ListLog([make_entry(1, NONE)])
     reader = SegmentReader(
         log=log, group_reader=group_reader(tokenizer), groups_per_step=2, max_groups_per_step=5
     )
     assert reader.poll(block_seconds=0.0) is None
-    assert reader.read_cursor == 1
+    assert (reader.read_cursor, log.freed) == (1, ["0-1"])
     log.num_reconciles += 1
     log.entries = [make_entry(1, SIGNAL), make_entry(2, SIGNAL)]
     assert reader.poll(block_seconds=0.0) is None
     segment = reader.poll(block_seconds=0.0)
     assert segment is not None
-    assert segment.group_ids == ("0-1", "0-2")
+    assert (segment.group_ids, segment.freed_ids) == (("0-1", "0-2"), frozenset())
 
 
 def test_flush_gives_out_what_is_left(tokenizer: Any) -> None:

@@ -83,6 +83,8 @@ class LogSegment:
     """All of its entries as they came, dead-lettered ones included."""
     reasons: Mapping[int, str]
     """Why entries were dead-lettered, by sequence."""
+    freed_ids: frozenset[str] = frozenset()
+    """Groups that gave their slots back when they were read."""
 
     @property
     def group_ids(self) -> tuple[str, ...]:
@@ -223,6 +225,7 @@ class SegmentReader:
         self._groups: list[ReadGroup] = []
         self._entries: list[LogEntry] = []
         self._reasons: dict[int, str] = {}
+        self._freed: set[str] = set()
         self._num_slots_held = 0
 
     @property
@@ -266,6 +269,7 @@ class SegmentReader:
             self._on_invalid(str(error))
             self._reasons[entry.sequence] = str(error)
             self._log.dead_letter(entry, str(error))
+            self._freed.add(entry.group_id)
             return
         self._groups.append(group)
         num_to_come = self._max_groups - len(self._entries)
@@ -273,6 +277,7 @@ class SegmentReader:
             self._num_slots_held += 1
         else:
             self._log.free([entry.group_id])
+            self._freed.add(entry.group_id)
 
     def _give_out(self) -> LogSegment:
         segment = LogSegment(
@@ -281,8 +286,10 @@ class SegmentReader:
             groups=tuple(self._groups),
             entries=tuple(self._entries),
             reasons=self._reasons,
+            freed_ids=frozenset(self._freed),
         )
         self._entries, self._groups, self._reasons, self._num_slots_held = [], [], {}, 0
+        self._freed = set()
         return segment
 
     def _is_rewound(self) -> bool:
@@ -291,4 +298,4 @@ class SegmentReader:
     def _rewind(self) -> None:
         self._num_reconciles = self._log.num_reconciles
         self._waiting, self._entries, self._groups, self._num_slots_held = [], [], [], 0
-        self._reasons = {}
+        self._reasons, self._freed = {}, set()

@@ -2,7 +2,7 @@
 
 import bisect
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -158,10 +158,10 @@ class BackgroundPublisher:
         self._traces.published(job.group_ids, step=job.step, begun=job.begun_at, ended=self._ended_at)
         self._metrics.published(seconds=seconds, at_seconds=self._clock.now_seconds())
 
-    def hold(self, group_ids: Sequence[str]) -> None:
-        """Slots that the next policy frees."""
+    def hold(self, group_ids: Sequence[str], *, freed: Set[str] = frozenset()) -> None:
+        """Slots that the next policy frees; those `freed` already stay free in a reconcile."""
         self._held.extend(group_ids)
-        self._session.hold(group_ids)
+        self._session.hold([group_id for group_id in group_ids if group_id not in freed])
 
     @property
     def held(self) -> frozenset[str]:
