@@ -31,7 +31,6 @@ from asympo.evaluator.settings import EvaluatorSettings
 from asympo.evaluator.sources import EngineSource, FleetSource, Source
 from asympo.rewards.progress import RunProgress
 from asympo.tasks import of_run
-from asympo.tasks.environments.player_command import asked_sampling
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +151,6 @@ class EvaluatorProcess:
             closing.callback(chosen.scorer.close)
             if chosen.task.is_environment:
                 player_of(settings, chosen.task)
-                asked_sampling(chosen.sampling)
             found.append(chosen)
         return found
 

@@ -307,7 +307,11 @@ class GeneratorProcess:
         await worker.run()
         if worker.is_draining:
             await asyncio.Event().wait()
-        await worker.drain(deadline_seconds=self._settings.drain_seconds)
+        limit_seconds = self._settings.drain_seconds
+        await asyncio.gather(
+            worker.drain(deadline_seconds=limit_seconds),
+            self.generator.outside.drain(deadline_seconds=limit_seconds),
+        )
 
     def _watcher(self, run_log: RunLog, store: PolicyStore) -> PolicyWatcher:
         return PolicyWatcher(

@@ -13,6 +13,7 @@ from asympo.common.rollout_log import Lease, Refused, RunState
 from asympo.common.rollout_log.leases import Leases
 from asympo.engines.base import DoorTerms
 from asympo.generator.core import NotReady
+from asympo.generator.work import worker
 from asympo.local.ports import free_port
 from asympo.tasks.config import TaskConfig
 from fastapi import FastAPI
@@ -180,7 +181,10 @@ async def test_worker_idles_after_the_run_and_works_as_soon_as_it_goes_on(learne
 
 
 @pytest.mark.parametrize("is_created_anew", [False, True])
-async def test_worker_ends_when_its_run_was_deleted(learner: LearnerSide, is_created_anew: bool) -> None:
+async def test_worker_ends_when_its_run_was_deleted(
+    learner: LearnerSide, is_created_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MISSING_SECONDS", 1.0)
     learner.create().publish(3, nll=2.0)
     gen = start(settings_for(learner))
     await until(lambda: len(learner.groups()) == learner.config.capacity)
@@ -190,6 +194,19 @@ async def test_worker_ends_when_its_run_was_deleted(learner: LearnerSide, is_cre
     said = "and created anew since" if is_created_anew else "was deleted since this generator joined it"
     with pytest.raises(RunConfigMismatch, match=said):
         await asyncio.wait_for(gen.task, 40)
+
+
+async def test_worker_waits_for_a_run_that_the_broker_lost(learner: LearnerSide) -> None:
+    """Its learner creates it again, and says only a moment later which policy there is."""
+    learner.create().publish(3, nll=2.0)
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        run_id = learner.run_log.state.run_id()
+        learner.run_log.state.delete()
+        await until(lambda: gen.status["waiting_for"] == "not_started")
+        learner.run_log.state.create_again(run_id=run_id)
+        learner.create().publish(4, nll=2.0)
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
 
 
 async def test_worker_ends_with_the_run_when_told_so(learner: LearnerSide) -> None:
@@ -261,8 +278,9 @@ async def test_drain_answers_what_was_asked_outside_the_log_and_takes_no_more(le
 
 
 async def test_worker_of_an_environment_leaves_the_prompts_to_it_and_ends_as_others_do(
-    make_learner: Callable[..., LearnerSide], tmp_path: Path
+    make_learner: Callable[..., LearnerSide], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worker, "MISSING_SECONDS", 1.0)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     task = TaskConfig(name="verifiers", environment="e", path=str(tmp_path / "rows.jsonl"))
     learner = make_learner(task_config=task).create()

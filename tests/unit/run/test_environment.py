@@ -96,7 +96,9 @@ def test_environment_writes_its_rows_once_and_brings_a_gateway(tmp_path: Path) -
     assert rows.read_text() == "kept\n"
 
 
-def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Path) -> None:
+def test_player_is_told_the_runs_sampling_and_the_gateways_address(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = file_of(tmp_path, task=TASK | {"path": "rows"}, environment_groups=3)
     learner = validate(LearnerSettings, file.learner_values | {"run": "r", "checkpoint_root": str(tmp_path)})
     command = play_command(file, learner, GatewaySettings(run="r", http_port=8091))
@@ -108,10 +110,10 @@ def test_player_is_told_the_runs_sampling_and_the_gateways_address(tmp_path: Pat
     }
     assert (address, groups) == ("http://127.0.0.1:8091", "3")
     assert set(json.loads(sampling)) == {"temperature", "top_p", "max_tokens"}
-    for change, words in (({"stop": ["END"]}, r"stop is \('END',\)"), ({"min_tokens": 8}, "min_tokens is 8")):
+    for change, words in (({"stop": ["END"]}, "stop = ('END',)"), ({"min_tokens": 8}, "min_tokens = 8")):
         changed = learner.sampling.model_copy(update=SamplingOptions(**change).model_dump())
-        with pytest.raises(BadSetting, match=f"{words}: the turns of an environment"):
-            play_command(file, learner.model_copy(update={"sampling": changed}), GatewaySettings(run="r"))
+        play_command(file, learner.model_copy(update={"sampling": changed}), GatewaySettings(run="r"))
+        assert f"{words} counts for nothing here" in caplog.text
 
 
 @pytest.mark.usefixtures("has_verifiers")

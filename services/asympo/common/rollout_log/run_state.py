@@ -116,6 +116,10 @@ class RunStates:
         """Where the run is in its life; `created` also while it does not exist."""
         return state_of(self._run.learner_fields("state")[0])
 
+    def run_id(self) -> str:
+        """Drawn when the run was created; empty where there is none, and of runs of an earlier version."""
+        return text(self._run.learner_fields("run_id")[0])
+
     def total_steps(self) -> int:
         """That the newest learner was told to make; 0 for none."""
         return number(self._run.learner_fields("total_steps")[0])

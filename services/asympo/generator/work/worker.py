@@ -21,6 +21,8 @@ HAND_BACK_SECONDS = 5.0
 PATIENT_FAILURES = 4
 """So many prompts in a row may fail before leasing slows down: single prompts are bad now and then."""
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
+MISSING_SECONDS = 300.0
+"""For which a run may be gone: a broker that lost it gets it again from a learner that ends its step."""
 
 
 class Worker:
@@ -65,6 +67,9 @@ class Worker:
         self._unpaused = asyncio.Event()
         self._unpaused.set()
         self._drain = asyncio.Event()
+        self._run_id = ""
+        """Of the run that we joined; of an earlier version it has none."""
+        self._missing_since: float | None = None
         self.refusal: RefusalReason | None = RefusalReason.NOT_STARTED if leases else None
         """Why the broker last gave no work; None after it gave some."""
 
@@ -89,6 +94,7 @@ class Worker:
 
         Raises EngineBroken when the engine must not go on, BrokerRefused when the broker rejects us.
         """
+        self._run_id = await self._calls.until_answered(self._run_log.state.run_id)
         renewing = asyncio.ensure_future(self._renew_leases())
         leasing = asyncio.ensure_future(self._lease_groups())
         draining = asyncio.ensure_future(self._drain.wait())
@@ -209,16 +215,37 @@ class Worker:
         return answer
 
     async def _refuse_another_run(self) -> None:
-        """A run that served us a policy has started: one that has not is another, with another's settings."""
+        """Raises RunConfigMismatch once the run of our config is another one, or gone for long.
+
+        A broker that lost it gets it again from its learner, under the same id, when that ends its step.
+        """
         # In this order: one that is deleted in between is not taken for one that was created anew.
+        run_id = await self._calls.until_answered(self._run_log.state.run_id)
         announced = await self._calls.until_answered(self._run_log.policies.latest)
         config = await self._calls.until_answered(self._run_log.state.config)
-        is_another = announced is None and self._reloader.policy is not None
-        if config != self._config or is_another:
-            what = "deleted" if config is None else "deleted and created anew"
-            raise RunConfigMismatch(
-                f"run {self._config.run!r} was {what} since this generator joined it: start it again"
-            )
+        is_named = bool(self._run_id and run_id)
+        # Where runs have no ids: one that served us a policy has started, and one that has not is another.
+        is_not_ours = run_id != self._run_id if is_named else announced is None and self._has_policy
+        if config is not None and (config != self._config or is_not_ours):
+            raise self._gone("deleted and created anew")
+        if config is not None:
+            self._missing_since = None
+            self._run_id = self._run_id or run_id
+            return
+        if self._missing_since is None:
+            self._missing_since = time.monotonic()
+            log.warning("The broker has no run %s: waiting for its learner", self._config.run)
+        if time.monotonic() - self._missing_since >= MISSING_SECONDS:
+            raise self._gone("deleted")
+
+    @property
+    def _has_policy(self) -> bool:
+        return self._reloader.policy is not None
+
+    def _gone(self, what: str) -> RunConfigMismatch:
+        return RunConfigMismatch(
+            f"run {self._config.run!r} was {what} since this generator joined it: start it again"
+        )
 
     async def _return_unwanted(self) -> None:
         """Hand back the lease that was being granted when leasing stopped."""

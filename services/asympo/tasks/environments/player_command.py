@@ -1,10 +1,12 @@
 """How the player of an environment is started."""
 
 import json
+import logging
 from pathlib import Path
 
-from asympo.common.errors import BadSetting
 from asympo.tasks.config import TaskConfig
+
+log = logging.getLogger(__name__)
 
 PLAYER = Path(__file__).with_name("player") / "__main__.py"
 _SAMPLED_BY = ("temperature", "top_p", "max_tokens")
@@ -23,11 +25,11 @@ def player_command(python: str | Path, task: TaskConfig, *verb: str) -> list[str
 
 
 def asked_sampling(sampling: object) -> str:
-    """How turns are sampled, as a player is told. Raises BadSetting for what no turn can be asked with."""
+    """How turns are sampled, as a player is told; warns of what no turn can be asked with."""
     for name in ("min_tokens", "stop"):
         if value := getattr(sampling, name):
-            raise BadSetting(
-                f"{name} is {value!r}: the turns of an environment are sampled with {', '.join(_SAMPLED_BY)} "
-                f"alone, so leave {name} out"
+            log.warning(
+                "%s = %r counts for nothing here: the turns of an environment are sampled with %s alone",
+                *(name, value, ", ".join(_SAMPLED_BY)),
             )
     return json.dumps({name: getattr(sampling, name) for name in _SAMPLED_BY})
