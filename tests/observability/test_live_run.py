@@ -66,6 +66,9 @@ def live_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
             [generator]
             engine = "simulated"
             count = 2
+            # About two steps a second are enough to see.
+            max_groups_in_flight = 1
+            simulated.seconds_per_token = 0.08
             tracing.endpoint = "{traces.endpoint}"
             # Policies this close to each other cannot be told apart, and that is an alert.
             max_consistent_reloads = 1000000
