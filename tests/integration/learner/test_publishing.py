@@ -111,6 +111,22 @@ class Stand:
         return load_file(ref.path / "model.safetensors")["model.norm.weight"]
 
 
+def ledger_of(
+    context: LearnerContext, *, session: LogSession, publishing: BackgroundPublisher, traces: GroupTraces
+) -> Ledger:
+    root, run = context.settings.checkpoint_root, context.settings.run
+    archive = open_archive(root)
+    writer = JsonlWriter(root / "trained.jsonl")
+    return Ledger(
+        context=context,
+        session=session,
+        archive=Archive(store=archive, is_on=False, run=run, recipe={}, tip=None, sequence=0, step=0),
+        trained_log=TrainedLog(writer, on_failure=context.metrics.publish_failed),
+        traces=traces,
+        publishing=publishing,
+    )
+
+
 @pytest.fixture
 def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> Iterator[Stand]:
     settings = LearnerSettings(run=run_name, model=str(tiny_model), checkpoint_root=tmp_path)
@@ -155,30 +171,16 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         clock=clock,
         retry_seconds=5.0,
     )
-    ledger = Ledger(
-        context=LearnerContext(
-            settings=settings,
-            control=control,
-            metrics=metrics,
-            tracing=Tracing(),
-            stop=stop,
-            clock=clock,
-            ranks=None,
-        ),
-        session=session,
-        archive=Archive(
-            store=open_archive(tmp_path),
-            is_on=False,
-            run=run_name,
-            recipe={},
-            tip=None,
-            sequence=0,
-            step=0,
-        ),
-        trained_log=TrainedLog(JsonlWriter(tmp_path / "trained.jsonl"), on_failure=metrics.publish_failed),
-        traces=traces,
-        publishing=publishing,
+    context = LearnerContext(
+        settings=settings,
+        control=control,
+        metrics=metrics,
+        tracing=Tracing(),
+        stop=stop,
+        clock=clock,
+        ranks=None,
     )
+    ledger = ledger_of(context, session=session, publishing=publishing, traces=traces)
     publishing.start(step=0)
     session.set_state(RunState.RUNNING)
     yield Stand(run_log, policies, store, session, publishing, model, ledger)
