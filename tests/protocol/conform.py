@@ -1,6 +1,7 @@
 """The same actions on the real scripts: after each one the broker must hold what the model holds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from asympo.common.clock import SystemClock
@@ -200,8 +201,10 @@ class RealLog:
 
     def _roll_back(self, after: State) -> None:
         if self.state.copy == Broker():
-            # A broker that keeps nothing on disk comes back without the run.
+            # A broker that keeps nothing on disk comes back without the run, and as another process.
             self.log.state.delete()
+            for session in self._sessions.values():
+                session._fence = replace(session.fence, server_id="before the restart")
             return
         pipe = self.log.broker.client.pipeline(transaction=True)
         for noun, content in self._dump.items():

@@ -154,6 +154,11 @@ def let_expire(log: RunLog, lease: Lease) -> None:
     log.broker.command("ZADD", log.access.key("deadlines"), 1, lease.token)
 
 
+def let_heartbeat_expire(log: RunLog) -> None:
+    """As if the run's learner had been silent for as long as it may be."""
+    log.broker.command("HSET", log.access.key("learner"), "fence_deadline_ms", 1)
+
+
 def must_append(log: RunLog, lease: Lease | None = None, payload: bytes = b"payload") -> AppendResult:
     result = log.leases.append(lease or must_lease(log), payload, producer="gen-0")
     assert result.outcome == "appended", result

@@ -5,7 +5,7 @@ from asympo.common.errors import BrokerChanged, Fenced, RunHasLearner
 from asympo.common.rollout_log import CommitRecord, Fence, LogEntry, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 
-from .conftest import config_of, must_append, start_run
+from .conftest import config_of, let_heartbeat_expire, must_append, start_run
 
 ENTRY = LogEntry(
     sequence=1, group_id="0-1", producer="p", payload=b"x", entry_id="1-0", appended_at_seconds=0.0
@@ -40,10 +40,6 @@ def test_fence_grows_with_every_owner(log: RunLog) -> None:
     third = log.fence.take("learner-2")
     assert [first.number, second.number, third.number] == [1, 2, 3]
     assert len({first.token, second.token, third.token}) == 3
-
-
-def let_heartbeat_expire(log: RunLog) -> None:
-    log.broker.command("HSET", log.access.key("learner"), "fence_deadline_ms", 1)
 
 
 def test_fence_is_free_after_its_heartbeat_expired(log: RunLog) -> None:
@@ -119,6 +115,9 @@ def test_learner_of_a_run_that_was_deleted_does_not_take_the_new_one_of_its_name
     start_run(log)
     frozen = log.fence.take("learner-1", take_over=True)
     log.state.delete()
+    with pytest.raises(Fenced, match=r"was deleted.*this learner must stop"):
+        log.reconciler.reconcile(frozen, committed=None, trained=TrainedIds(num_prompts=50))
+    assert log.state.config() is None, "a broker that did not restart has lost nothing"
     owner = start_run(log).fence
     assert owner.number < frozen.number
     with pytest.raises(BrokerChanged):

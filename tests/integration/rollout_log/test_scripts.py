@@ -222,7 +222,7 @@ def test_log_ids_lists_what_follows_a_number(log: RunLog, learner: Learner) -> N
 
 def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner: Learner) -> None:
     opened, leased = appended(log), must_lease(log)
-    number, token, _ = fenced(learner)
+    number, token, server_id = fenced(learner)
     # Two more were consumed than this broker knows of: their numbers are used.
     arguments = (number, token, 9, 3, "l", 90_000, learner.fence.run_id, 0)
     first = call(log, "survey", SURVEY_KEYS, *arguments)
@@ -232,6 +232,9 @@ def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner:
     assert first[3:5] == again[3:5] == [[opened.group_id.encode()], [leased.group_id.encode()]]
     assert call(log, "survey", SURVEY_KEYS, number, "x" * 32, 0, 0, "m", 1, "", 0)[0] == b"FENCED"
     assert call(log, "survey", SURVEY_KEYS, number, token, 0, 0, "l", 1, "another", 0)[0] == b"FENCED"
+    log.state.delete()
+    for server, answer in ((server_id, b"DELETED"), ("another", b"MISSING")):
+        assert call(log, "survey", SURVEY_KEYS, *arguments, server) == [answer]
 
 
 def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:

@@ -13,7 +13,7 @@ from asympo.common.rollout_log import (
     foreign_id,
 )
 
-from .conftest import let_expire, must_append, must_lease, start_run
+from .conftest import let_expire, let_heartbeat_expire, must_append, must_lease, start_run
 
 
 def groups(*local_ids: str, producer: str = "agents") -> list[Submission]:
@@ -169,6 +169,21 @@ def test_purge_leaves_what_the_learner_has_in_its_hands_and_says_so(log: RunLog)
     )
     assert log.stats.read().reissue == 0, "its prompt is not issued again while its group is trained"
     assert [entry.sequence for entry in learner.consume(10)] == [2, 3]
+
+
+@pytest.mark.parametrize("end", ["released", "killed", "succeeded"])
+def test_purge_takes_what_a_learner_that_is_gone_had_read(log: RunLog, end: str) -> None:
+    learner = start_run(log)
+    submit(log, "1", "2")
+    learner.consume(1)
+    log.reader.read(after_sequence=1, max_count=1, block_seconds=0, fence=learner.fence)
+    if end == "released":
+        log.fence.release(learner.fence)
+    elif end == "killed":
+        let_heartbeat_expire(log)
+    else:
+        log.fence.take("learner-1", take_over=True)
+    assert log.submissions.purge("agents") == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,16 @@ class RunAccess:
             log.warning("A value in %s is set aside, as others may be: %s", self.key(noun), printable(reason))
 
     def raise_refused(self, status: str, fence: Fence, reply: Sequence[Any]) -> NoReturn:
-        """Raises what a fenced script's status, FENCED or CHANGED, means."""
+        """Raises what a fenced script's status means: FENCED, CHANGED or DELETED."""
         if status == "CHANGED":
             raise BrokerChanged(
                 f"the broker of run {self.name!r} restarted, failed over or lost state since fence "
                 f"{fence.number} was checked: reconcile before going on"
+            )
+        if status == "DELETED":
+            raise Fenced(
+                f"run {self.name!r} was deleted from its broker, which has not restarted since our fence "
+                f"{fence.number} was checked: this learner must stop"
             )
         raise Fenced(
             f"run {self.name!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was "

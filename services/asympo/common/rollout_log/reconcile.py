@@ -80,8 +80,8 @@ class Reconciler:
         in mid-run drops what it has read beyond that and reads it again. `held`: trained groups that keep
         their slots, because no policy shows yet what was learnt from them. What rests in epochs that have
         begun is added to `trained`, and put back where the broker lost it. A run that the broker has lost as
-        a whole is created again. Raises Fenced when another learner has taken over, SequenceGap when the
-        state is older than what was trimmed.
+        a whole is created again. Raises Fenced when another learner has taken over or the run was deleted,
+        SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
         # Generators keep leasing while this side compares: a settle that finds the prompt cursor moved
@@ -119,12 +119,12 @@ class Reconciler:
         heartbeat_ms = int(fence.heartbeat_seconds * 1000)
         arguments = (
             *(fence.number, fence.token, least, consumed_to, fence.holder, heartbeat_ms),
-            *(fence.run_id, fence.total_steps),
+            *(fence.run_id, fence.total_steps, fence.server_id),
         )
         while (reply := self._run.call("survey", *arguments))[0] == b"MISSING":
             self._states.create_again(run_id=fence.run_id)
-        if reply[0] == b"FENCED":
-            self._run.raise_refused("FENCED", fence, reply)
+        if reply[0] in (b"FENCED", b"DELETED"):
+            self._run.raise_refused(text(reply[0]), fence, reply)
         head, commit, *groups = reply[1:]
         new_number, last, lost, rolled_back, seed, num_prompts, epoch, position = map(number, head[:8])
         return _Survey(

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Takes entries of one producer out of the log that nobody has trained; readers step over their numbers. Those that the
--- learner has in its hands stay: it is about to train them.
+-- Takes entries of one producer out of the log that nobody has trained; readers step over their numbers. Those that a
+-- live learner has in its hands stay: it is about to train them.
 -- KEYS: run, log, open, reissue, holes, wake. ARGV: producer, after this sequence, entries to look at, prefix of the
 -- ids it chose itself. Replies the last sequence looked at (0: no more), entries taken out, entries that stay. Prompts
 -- that were leased are issued again. Twice: they are gone.
@@ -8,9 +8,11 @@
 --!include wake
 --!include beside
 local run, log, open, reissue, holes, wake = unpack(KEYS)
-local at = redis.call('HMGET', learner_hash(run), 'committed_sequence', 'trained_sequence', 'read_sequence')
+local at = redis.call('HMGET', learner_hash(run), 'committed_sequence', 'trained_sequence', 'read_sequence',
+  'fence_deadline_ms')
 local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), tonumber(at[2] or '0'))
-local last, taken, left, read = 0, 0, 0, tonumber(at[3] or '0')
+local is_owned = tonumber(at[4] or '0') > now_ms()
+local last, taken, left, read = 0, 0, 0, is_owned and tonumber(at[3] or '0') or 0
 local from = '(' .. plain(after) .. '-18446744073709551615'
 local to = (redis.call('HGET', run, 'last_sequence') or '0') .. '-0'
 for _ = 1, tonumber(ARGV[3]) do

@@ -2,9 +2,10 @@
 -- First half of a reconcile: reinstates the fence, makes used numbers used, and lists everything that is out.
 -- KEYS: run, commit, holes, open, leases, reissue, set_aside, resting. ARGV: fence number, token, least number, last
 -- sequence the learner has consumed, holder, heartbeat in milliseconds, id of the run whose fence this is (empty in one
--- that has none), steps that the run makes or 0.
--- Replies FENCED, number, holder; MISSING where the broker has lost the run; or OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts,
--- epoch, position, server id}, commit record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
+-- that has none), steps that the run makes or 0, id of the server that the fence was checked against.
+-- Replies FENCED, number, holder; DELETED where somebody has deleted the run; MISSING where the broker has lost it; or
+-- OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts, epoch, position, server id}, commit
+-- record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
 -- Twice: fence and sequence are maxima, so the second call finds them done.
 --!include time
 --!include lease
@@ -20,7 +21,8 @@ local stored, ours, consumed = tonumber(fields.fence or '0'), tonumber(ARGV[1]),
 if stored >= ours and fields.fence_token ~= ARGV[2] then
   return {'FENCED', stored, fields.fence_holder or ''}
 elseif not fields.capacity then
-  return {'MISSING'}
+  -- What has neither restarted nor failed over has lost nothing.
+  return {server_id() == ARGV[9] and 'DELETED' or 'MISSING'}
 elseif ARGV[7] ~= '' and fields.run_id ~= ARGV[7] then
   -- Deleted, and created anew by somebody else, which no broker that goes back in time does.
   return {'FENCED', stored, fields.fence_holder or ''}

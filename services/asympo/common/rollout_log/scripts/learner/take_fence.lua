@@ -15,4 +15,8 @@ end
 local number = is_ours and stored or math.max(stored, tonumber(ARGV[5])) + 1
 redis.call('HSET', learner, 'fence', plain(number), 'fence_token', ARGV[1], 'fence_holder', ARGV[2],
   'fence_deadline_ms', plain(now + tonumber(ARGV[3])), 'total_steps', ARGV[6] or '0')
+if not is_ours then
+  -- What the owner before had read is in nobody's hands.
+  redis.call('HSET', learner, 'read_sequence', 0)
+end
 return {'TAKEN', number, server_id(), redis.call('HGET', learner, 'run_id') or ''}
