@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from asympo.learner.state.store import StateStore, TrainingState
 from asympo.learner.step.optimizer import OptimizerName, make_optimizer
 from torch import nn
 
+from tests.forked import ForkedPython
 from tests.integration.test_checkpoint_faults import max_file_bytes
 
 
@@ -280,12 +280,9 @@ dist.destroy_process_group()
 
 
 def test_sharded_state_continues_bit_for_bit_and_loads_in_one_process(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", SHARDED, str(tmp_path), str(rank)], stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    outcomes = [(rank.communicate(timeout=120)[1].decode(), rank.returncode) for rank in ranks]
-    assert [code for _, code in outcomes] == [0, 0], outcomes
+    command, log = [sys.executable, "-c", SHARDED, str(tmp_path)], tmp_path / "ranks.log"
+    ranks = [ForkedPython([*command, str(rank)], output=log, errors=log, environment={}) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0], log.read_text()
     for name in ("adamw", "muon"):
         store = open_states(tmp_path, name)
         path = store.path / (store.newest() or "")

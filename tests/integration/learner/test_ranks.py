@@ -1,6 +1,6 @@
 """Several ranks are one learner: the same arithmetic, the same promises."""
 
-import subprocess
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,10 @@ import pytest
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import RunLog, RunState
+from asympo.local.ports import free_port
+from asympo.local.process import import_path
 
+from tests.forked import ForkedPython
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
 from tests.unit.learner.test_policy_files import FAMILIES, make_model
@@ -20,10 +23,24 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path, tmp_path: Path) -> None:
     experts = make_model(tmp_path / "experts", FAMILIES["experts in one tensor"]())
-    steps = ("-m", "tests.integration.learner.sharded_steps", str(tiny_model), str(experts))
-    command = [sys.executable, *TORCHRUN, *steps]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
+    command = [sys.executable, "-m", "tests.integration.learner.sharded_steps", str(tiny_model), str(experts)]
+    # As torchrun sets it, whose other promises are tried below.
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    log = tmp_path / "ranks.log"
+    ranks = [
+        ForkedPython(
+            command,
+            output=log,
+            errors=log,
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": import_path()},
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0, 0], log.read_text()[-6000:]
+    finally:
+        for rank in ranks:
+            rank.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.timeout(400)
