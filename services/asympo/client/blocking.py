@@ -38,7 +38,7 @@ class Client:
         self._thread.start()
         try:
             self._client = self._wait(_made(address, options))
-        except BaseException:
+        except BaseException:  # an interrupt leaves no thread either
             self._end_loop()
             raise
 
@@ -66,7 +66,7 @@ class Client:
             while (request := requests.get()) is not None:
                 if request.set_running_or_notify_cancel():
                     _answer(request, source)
-        except BaseException:
+        except BaseException:  # an interrupt of the reader ends the sending, too
             sending.cancel()
             raise
         return self._result(sending)

@@ -38,7 +38,7 @@ async def send_all(
             try:
                 async for group in each(groups):
                     await outbox.add(group)
-            except Exception:
+            except Exception:  # of the source, whatever it is: what it gave before is sent first
                 await outbox.flush()
                 raise
             await outbox.flush()

@@ -122,13 +122,16 @@ class _WatchedLinear(nn.Linear):
     """Computes as a linear; whoever else takes its weight gets one that tells."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self._parameters["weight"], self._parameters["bias"])  # type: ignore[arg-type]
+        return nn.functional.linear(x, self._own_weight(), self._parameters["bias"])
 
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def _own_weight(self) -> Tensor:
         weight = self._parameters["weight"]
         assert weight is not None
-        told = weight.detach().as_subclass(_ReadWeight)
+        return weight
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]  # torch declares it as an attribute
+        told = self._own_weight().detach().as_subclass(_ReadWeight)
         told.linear, told.seen = self.__dict__["watched_as"], self.__dict__["seen"]
         return told
 
