@@ -168,18 +168,18 @@ def _chosen(model: PreTrainedModel, lora: LoraSettings) -> dict[str, dict[str, W
     tried = {_module(name) for name in files.keys() & linears}
     for name in read_by_others(model, tried) | {each for each in tried if _is_refused_by_peft(model, each)}:
         del files[f"{name}.weight"]
-    if lora.targets == ALL_LINEAR:
-        if left_out := {_leaf(_module(name)) for name in linears - files.keys()}:
-            log.info("No adapter beside these linears: %s", ", ".join(sorted(left_out)))
-        found = files
-    else:
+    found, wanted = files, linears
+    if lora.targets != ALL_LINEAR:
         found = {name: parts for name, parts in files.items() if _is_named(name, lora.targets)}
+        wanted = {name for name in linears if _is_named(name, lora.targets)}
         for each in lora.targets:
             if not any(_is_named(name, (each,)) for name in found):
                 is_there = any(_is_named(name, (each,)) for name, _ in model.named_modules())
                 known = ", ".join(sorted({_leaf(_module(name)) for name in files}))
                 why = "which cannot have an adapter" if is_there else "which this model has not"
                 raise BadSetting(f"lora.targets names {each}, {why}: those that can are {known}")
+    if left_out := {_leaf(_module(name)) for name in wanted - files.keys()}:
+        log.info("No adapter beside some linears of these names: %s", ", ".join(sorted(left_out)))
     if not found:
         raise BadSetting(f"{type(model).__name__} has no linears that an adapter could be put beside")
     return found
