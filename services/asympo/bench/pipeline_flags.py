@@ -1,10 +1,8 @@
 """Flags of `asympo bench pipeline`; nothing heavy is imported here."""
 
 import argparse
-import math
-from collections.abc import Callable
 
-from asympo.common.commands import add_json_flag
+from asympo.common.commands import add_json_flag, at_least
 
 
 def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +18,7 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
         ("num-layers", 3, 1, "layers of the policy"),
     ):
         parser.add_argument(
-            f"--{name}", type=_at_least(least, int), default=default, help=f"{text} (default {default})"
+            f"--{name}", type=at_least(least, int), default=default, help=f"{text} (default {default})"
         )
     for name, real, least_real, text in (
         ("mean-tokens", 32.0, 1, "mean length of a response"),
@@ -33,25 +31,11 @@ def add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
         ("reload-seconds", 0.05, 0, "time of one reload"),
     ):
         parser.add_argument(
-            f"--{name}", type=_at_least(least_real, float), default=real, help=f"{text} (default {real:g})"
+            f"--{name}", type=at_least(least_real, float), default=real, help=f"{text} (default {real:g})"
         )
     parser.add_argument(
         "--seconds-per-token",
-        type=_at_least(1e-6, float),
+        type=at_least(1e-6, float),
         help="speed of the engine; if not given, matched to the learner",
     )
     add_json_flag(parser)
-
-
-def _at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        try:
-            found = kind(text)
-        except ValueError:
-            found = math.nan
-        if not least <= found < math.inf:
-            what = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"needs a {what} of at least {least:g}, not {text}")
-        return found
-
-    return number

@@ -10,7 +10,7 @@ gRPC (`grpc://`, `grpcs://`), or the broker itself (`redis://…` with `run`). W
 appended once: every group has an id that is made when the client first sees it.
 """
 
-from asympo.client.blocking import Client
+from asympo.client.blocking import Client, ClientUnusable
 from asympo.client.client import AsyncClient
 from asympo.client.groups import new_id, text_group
 from asympo.client.ways import Outcome
@@ -19,6 +19,7 @@ from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
 __all__ = [
     "AsyncClient",
     "Client",
+    "ClientUnusable",
     "FinishReason",
     "Outcome",
     "Prompt",

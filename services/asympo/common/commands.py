@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from asympo.common.errors import BadSetting
@@ -28,6 +29,22 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs a number of at least 1, not {text}")
     return int(text)
+
+
+def at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A finite number from `least` on, for a flag."""
+
+    def number(text: str) -> float:
+        try:
+            found = kind(text)
+        except ValueError:
+            found = math.nan
+        if not least <= found < math.inf:
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"needs a {what} of at least {least:g}, not {text}")
+        return found
+
+    return number
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

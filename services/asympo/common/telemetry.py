@@ -210,6 +210,10 @@ class LateGauge(Gauge):
         super().set(value)
         self._is_set = True
 
+    def unset(self) -> None:
+        """It is no longer known."""
+        self._is_set = False
+
     def collect(self) -> Iterable[Metric]:
         return super().collect() if self._is_set else ()
 

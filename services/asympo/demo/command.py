@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def suited_to_this_machine() -> Mapping[str, Any]:
-    """Settings of the learner that go before those of the file: the demo ends in its time on any CPU."""
+    """Settings of the learner that go before those of the file: fewer steps where they take longer."""
     is_fast = has_native_bfloat16() or look_at_machine().gpus
     return {} if is_fast else IN_FLOAT32
 

@@ -76,7 +76,7 @@ class Work:
         *,
         wait_seconds: float,
         policy_step: int | None,
-        has_left: Callable[[], Awaitable[bool]] = nobody_leaves,
+        has_left: Callable[[], Awaitable[bool]],
     ) -> Granted | NoWork:
         """One prompt, or why there was none within `wait_seconds`. A caller that has left is given none."""
         deadline = time.monotonic() + wait_seconds

@@ -180,7 +180,8 @@ class Generator:
         limit_seconds = self._drain_seconds if deadline_seconds is None else deadline_seconds
         counts = (0, 0)
         if self.parts:
-            log.info("Draining %d requests outside the log", len(self.outside))
+            if self.outside:
+                log.info("Draining %d requests outside the log", len(self.outside))
             counts, _ = await asyncio.gather(
                 self.parts.worker.drain(deadline_seconds=limit_seconds),
                 self.outside.drain(deadline_seconds=limit_seconds),

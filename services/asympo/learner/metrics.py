@@ -291,7 +291,9 @@ class LearnerMetrics:
         self._broker_up.set(1)
         self._broker_used.set(used_bytes)
         self._broker_max.set(max_bytes)
-        if is_durable is not None:
+        if is_durable is None:
+            self._broker_durable.unset()
+        else:
             self._broker_durable.set(is_durable)
 
     def broker_lost(self) -> None:

@@ -35,7 +35,7 @@ def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
 def free_port(*, avoid: frozenset[int] = frozenset()) -> int:
     """A port that nobody listens on, for a service that may listen on it much later.
 
-    On Linux it stays free until then: no connection gets it from the system as its own end, and neither this
+    On Linux it is kept for that: no connection gets it from the system as its own end, and neither this
     process nor another one of ours is given it again while this one lives.
     """
     quiet = _quiet_ports()

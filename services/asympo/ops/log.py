@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         ("tail", "groups as they are appended"),
         ("stats", "counts of the log"),
         ("show", "prompts, responses, rewards and advantages of groups in the log"),
-        ("purge", "take out what one producer appended and nobody has trained, or what was set aside"),
+        ("purge", "take out what one producer appended and no learner has read, or what was set aside"),
         ("retry", "append records that were set aside once more, as groups of their own"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)

@@ -21,24 +21,15 @@ from asympo.learner.state import saver
 from asympo.learner.torchrun import Launch
 from prometheus_client import CollectorRegistry
 
+from tests.integration.rollout_log.conftest import config_of
+
 SHORT_SECONDS = 0.6
 """Three turns of the thread."""
 
 
 @pytest.fixture
 def config(run_log: RunLog) -> RunConfig:
-    return run_log.state.create_or_join(
-        RunConfig(
-            run=run_log.run,
-            group_size=2,
-            groups_per_step=1,
-            max_groups_per_step=2,
-            max_staleness=1,
-            num_prompts=5,
-            seed=0,
-            model="tiny",
-        )
-    )
+    return run_log.state.create_or_join(config_of(run_log.run))
 
 
 @contextmanager

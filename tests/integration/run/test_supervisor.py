@@ -1,8 +1,6 @@
 """The supervisor beside services of which only their processes and what they say are there."""
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 from asympo.common.lifecycle import StopSignal
-from asympo.common.rollout_log import Broker, RunConfig, RunLog, RunState
+from asympo.common.rollout_log import Broker, RunLog
 from asympo.local.process import Process
 from asympo.local.service import RestartPolicy, Service
 from asympo.run import supervisor as module
@@ -26,6 +24,8 @@ from asympo.run.processes.services import Services
 from asympo.run.processes.trouble import ProgressWatch
 from asympo.run.settings import RunSection
 from asympo.run.supervisor import Supervisor
+
+from tests.integration.rollout_log.conftest import start_run
 
 
 class Said(ThreadingHTTPServer):
@@ -159,14 +159,7 @@ def run_log(broker_url: str, run_name: str) -> Iterator[RunLog]:
     """Of a run whose last policy is announced."""
     broker = Broker.connect(broker_url)
     log = RunLog(broker, run_name)
-    log.state.create_or_join(
-        RunConfig(
-            run=run_name, group_size=2, groups_per_step=8, max_groups_per_step=8, num_prompts=9, model="m"
-        )
-    )
-    fence = log.fence.take("learner")
-    log.policies.announce(fence, step=0, digest="d")
-    log.state.set(RunState.RUNNING, fence=fence)
+    start_run(log)
     yield log
     broker.close()
 
@@ -178,8 +171,7 @@ def test_generator_that_dies_while_the_last_policy_is_measured_is_started_again_
     [generator] = supervisor._services.generators
 
     def dies(asked: Asked) -> None:
-        assert generator.pid is not None
-        os.kill(generator.pid, signal.SIGKILL)
+        generator.kill_at_once()
         while generator.is_running:
             never.wait(0.01)
         asked.problem = "no generator answers"
@@ -203,8 +195,7 @@ def test_generator_is_looked_after_and_a_stop_is_heard_while_the_last_policy_is_
     [generator] = supervisor._services.generators
 
     def hangs(asked: Asked) -> None:
-        assert generator.pid is not None
-        os.kill(generator.pid, signal.SIGKILL)
+        generator.kill_at_once()
         while not generator.num_restarts:
             never.wait(0.01)
         supervisor._stop.set("SIGINT")

@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from asympo.common.checkpoints.manifest import TensorEntry
+from asympo.common.checkpoints.names import WEIGHT_FILES
 from asympo.common.errors import CorruptCheckpoint
 from asympo.common.foreign.documents import parse_object
 
@@ -115,6 +116,11 @@ def digest_spans(
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Those of a directory that loaders read, by name."""
+    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 
 def tensor_spans(path: Path) -> list[TensorSpan]:

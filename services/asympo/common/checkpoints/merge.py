@@ -28,6 +28,7 @@ from asympo.common.checkpoints.digests import (
     available_cores,
     open_regular,
     tensor_spans,
+    weight_files,
 )
 from asympo.common.checkpoints.manifest import Manifest, TensorEntry, encode_manifest
 from asympo.common.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST_NAME, WEIGHT_FILES
@@ -186,10 +187,6 @@ class MergeRoom:
     def place(self, manifest: Manifest) -> Path:
         """The directory of a merged policy, there or not."""
         return self.path / str(manifest.name)
-
-
-def weight_files(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 
 def _merged(file: Path, adapter: AdapterFactors, pool: Executor) -> Iterator[tuple[TensorSpan, Any]]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError
 
@@ -18,6 +18,7 @@ from asympo.common.checkpoints.manifest import (
     FileEntry,
     Manifest,
     Probe,
+    TensorEntry,
     decode_manifest,
     encode_manifest,
 )
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from asympo.common.checkpoints.merge import MergeRoom
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLICIES = Kind(
     directory="policy",
@@ -215,13 +218,17 @@ class PolicyStore:
         `adapter` is a directory with other copies of the files.
         """
         if manifest.base is not None:
-            try:
-                self._merge(manifest, manifest.base, adapter)
-            except CorruptCheckpoint:
-                # Our copy of the base may be what is damaged: verified, it is brought again.
-                if not self._is_whole(manifest.base):
-                    raise
-                self._merge(manifest, manifest.base, adapter)
+            base = manifest.base
+            self._of_whole_base(base, lambda: self._merge(manifest, base, adapter))
+
+    def _of_whole_base(self, base: BasePolicy, made: Callable[[], T]) -> T:
+        """A second time where our copy of the base was damaged: verified, it is brought again."""
+        try:
+            return made()
+        except CorruptCheckpoint:
+            if not self._is_whole(base):
+                raise
+            return made()
 
     def _is_whole(self, base: BasePolicy) -> bool:
         name = parse_name(base.name)
@@ -325,13 +332,11 @@ class PolicyStore:
         from asympo.common.checkpoints.merge import merged_entries
 
         held = BasePolicy(name=base.name, digest=base.digest)
-        path, manifest = self._base(held, of=f"step {described.step}")
-        try:
-            tensors = merged_entries(path, manifest, adapter)
-        except CorruptCheckpoint:
-            if not self._is_whole(held):
-                raise
-            tensors = merged_entries(*self._base(held, of=f"step {described.step}"), adapter)
+
+        def merged() -> tuple[TensorEntry, ...]:
+            return merged_entries(*self._base(held, of=f"step {described.step}"), adapter)
+
+        tensors = self._of_whole_base(held, merged)
         return dataclasses.replace(described, kind="adapter", base=held, tensors=tensors)
 
 

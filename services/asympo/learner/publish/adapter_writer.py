@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
-from asympo.common.checkpoints.digests import tensor_spans
-from asympo.common.checkpoints.merge import weight_files
+from asympo.common.checkpoints.digests import tensor_spans, weight_files
 from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
 from asympo.learner.model.lora import adapts, base_digest, quantised_values
 from asympo.learner.model.policy import Policy, load_model

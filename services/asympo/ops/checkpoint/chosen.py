@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
-from asympo.common.checkpoints.names import WEIGHT_FILES, StepName, parse_name
+from asympo.common.checkpoints.digests import weight_files
+from asympo.common.checkpoints.names import StepName, parse_name
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.errors import BadSetting
 from asympo.common.names import directory_of_run
@@ -38,11 +39,6 @@ class ChosenWeights:
         if self.ref is not None:
             return found
         return {name: Path(os.path.realpath(file)) for name, file in found.items()}
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Those of a directory that loaders read, by name."""
-    return sorted(each for each in path.iterdir() if WEIGHT_FILES.fullmatch(each.name))
 
 
 def add_eval_flags(parser: ArgumentParser) -> None:

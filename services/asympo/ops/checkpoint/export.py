@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asympo.common.checkpoints import Manifest, PolicyRef, PolicyStore
-from asympo.common.checkpoints.digests import tensor_entries
+from asympo.common.checkpoints.digests import tensor_entries, weight_files
 from asympo.common.checkpoints.names import ADAPTER_WEIGHTS, MANIFEST_NAME
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import verify_files
@@ -17,7 +17,7 @@ from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.settings import read_toml
 from asympo.ops.checkpoint.card import CARD_NAME, ModelCard
-from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy, weight_files
+from asympo.ops.checkpoint.chosen import add_choice_flags, choose_policy
 from asympo.ops.checkpoint.new_directory import refuse_if_there, written_beside
 from asympo.ops.checkpoint.push import HubRepository
 from asympo.run.directory import RunDirectory

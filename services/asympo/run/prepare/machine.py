@@ -3,8 +3,8 @@
 On CPUs the generator's and the learner's thread pools would fight over the same cores and spin while they
 wait, so each process is bound to cores of its own, uses as many threads, and sleeps when it waits. The
 learner's allocator keeps its memory: with glibc's defaults every large tensor is mapped and faulted in anew,
-which on virtual machines costs more than the arithmetic. In a container that may use so much of many cores
-nothing is bound: which of them are idle only the kernel knows.
+which on virtual machines costs more than the arithmetic. In a container whose CPU quota is smaller than its
+set of cores nothing is bound: only the kernel knows which of them are idle.
 """
 
 import json
@@ -91,7 +91,7 @@ class Machine:
     cuda_version: str | None = None
     """That torch is built for; None for a CPU build."""
     may_bind: bool = True
-    """False where a quota allows as many cores as these of more: everyone else here would take the same."""
+    """False where a quota allows fewer cores than there are: all containers would bind to the same."""
     gpu_problem: str = ""
     """Why there is no GPU to use although one is there, or torch is built for it; one sentence."""
 

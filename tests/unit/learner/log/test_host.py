@@ -62,12 +62,11 @@ def test_broker_is_not_asked_after_the_stop(tmp_path: Path) -> None:
     assert asked == []
 
 
-@pytest.mark.parametrize(("is_durable", "exported"), [(True, 1), (False, 0), (None, None)])
-def test_durability_is_exported_only_where_the_broker_says_it(
-    tmp_path: Path, is_durable: bool | None, exported: int | None
-) -> None:
-    registry = CollectorRegistry()
-    info = SimpleNamespace(**{**vars(INFO), "is_durable": is_durable})
-    watch(lambda: info, registry, tmp_path)._look()
-    assert registry.get_sample_value("asympo_learner_broker_up") == 1
-    assert registry.get_sample_value("asympo_learner_broker_durable") == exported
+def test_durability_is_exported_only_while_the_broker_says_it(tmp_path: Path) -> None:
+    registry, said = CollectorRegistry(), SimpleNamespace(**vars(INFO))
+    host = watch(lambda: said, registry, tmp_path)
+    for is_durable, exported in ((None, None), (True, 1), (False, 0), (None, None)):
+        said.is_durable = is_durable
+        host._look()
+        assert registry.get_sample_value("asympo_learner_broker_up") == 1
+        assert registry.get_sample_value("asympo_learner_broker_durable") == exported
