@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from asympo.demo import command
-from asympo.demo.command import IN_FLOAT32, PRESET
+from asympo.demo.command import IN_FLOAT32, LORA, PRESET, STEPS_OF_LORA
 from asympo.run.prepare.machine import Gpu, look_at_machine
 from asympo.run.report.promises import broken_promises, remarks
 from asympo.run.report.summary import print_promises
@@ -39,14 +39,15 @@ def targets() -> TargetsSection:
 
 def test_demo_is_shorter_where_products_are_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = look_at_machine()
-    for is_native, gpus, settings in (
-        (True, (), {}),
-        (False, (), IN_FLOAT32),
-        (False, (Gpu(index="0", name="a", memory_bytes=1),), {}),
+    for is_native, gpus, settings, of_lora in (
+        (True, (), {}, LORA | STEPS_OF_LORA),
+        (False, (), IN_FLOAT32, LORA),
+        (False, (Gpu(index="0", name="a", memory_bytes=1),), {}, LORA | STEPS_OF_LORA),
     ):
         monkeypatch.setattr(command, "has_native_bfloat16", lambda is_native=is_native: is_native)
         monkeypatch.setattr(command, "look_at_machine", lambda gpus=gpus: replace(machine, gpus=gpus))
-        assert command.suited_to_this_machine() == settings
+        assert command.suited_to_this_machine(is_lora=False) == settings
+        assert command.suited_to_this_machine(is_lora=True) == of_lora
 
 
 def test_run_that_kept_everything_has_nothing_to_say(targets: TargetsSection) -> None:
