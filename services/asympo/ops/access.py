@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.common.names import directory_of_run
@@ -17,17 +18,40 @@ from asympo.run.directory import RunDirectory
 from asympo.run.settings import RUNS_DIRECTORY
 
 
+class _PlaceOfRuns(argparse.Action):
+    """A run of this machine has broker and files in one directory: a flag given alone says where both are."""
+
+    _NAMES = ("directory", "checkpoint_root")
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        namespace.places_given = {*getattr(namespace, "places_given", ()), self.dest}
+        setattr(namespace, self.dest, values)
+        for name in self._NAMES:
+            if name not in namespace.places_given:
+                setattr(namespace, name, values)
+
+
 def add_broker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redis-url", default=os.environ.get("REDIS_URL"), help="broker; default REDIS_URL")
     parser.add_argument(
-        "--directory", type=given_path, default=RUNS_DIRECTORY, help="directory of this machine's runs"
+        "--directory",
+        type=given_path,
+        action=_PlaceOfRuns,
+        default=RUNS_DIRECTORY,
+        help="directory of this machine's runs; default: --checkpoint-root if that is given, else runs",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line and nothing else")
 
 
 def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint-root", type=given_path, default=RUNS_DIRECTORY, help="directory of all runs"
+        "--checkpoint-root",
+        type=given_path,
+        action=_PlaceOfRuns,
+        default=RUNS_DIRECTORY,
+        help="directory of all runs; default: --directory if that is given, else runs",
     )
 
 

@@ -33,7 +33,7 @@ from asympo.common.paths import given_path
 from asympo.common.rollout_log import CopiedPiece, RunLog
 from asympo.common.settings import object_store_of
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
-from asympo.ops.backup_files import BROKER_FILE, STORAGE, TOP_FILES, BackupManifest, seal, write_pieces
+from asympo.ops.backup_files import BROKER_FILE, STORAGE, BackupManifest, is_kept_record, seal, write_pieces
 
 _MAX_TRIES = 5
 """A learner may prune a state while it is copied."""
@@ -95,7 +95,7 @@ def _write(log: RunLog, run_directory: Path, out: Path, store: ObjectStoreOption
     _copy_archive(open_archive(run_directory, store), storage / "archive", tip)
     # Behind the state: they hold at least what it covers, and whoever resumes replaces what is beyond.
     for path in sorted(run_directory.iterdir()) if run_directory.is_dir() else ():
-        if path.is_file() and TOP_FILES.fullmatch(path.name):
+        if path.is_file() and is_kept_record(path.name):
             storage.mkdir(exist_ok=True)
             shutil.copyfile(path, storage / path.name)
     return seal(

@@ -29,8 +29,7 @@ FORMAT = Format(name="schema_version", newest=1, oldest=1)
 BROKER_FILE = "broker.jsonl"
 STORAGE = "storage"
 """Folder of the files that belong into the run's directory."""
-TOP_FILES = re.compile(r"[A-Za-z0-9_.-]+\.(jsonl|json|toml)")
-"""Kept from the top of the run's directory: records, and what a run on one machine was started with."""
+_TOP_FILES = re.compile(r".*\.(jsonl|json|toml)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,3}")
 _CHECKED = ConfigDict(extra="ignore")
 _MAX_LINE_BYTES = 64 * 2**20
@@ -113,9 +112,29 @@ def _is_score(text: bytes) -> bool:
         return False
 
 
+def is_kept_record(name: str) -> bool:
+    """Whether this file at the top of a run's directory is a record, or what the run was started with."""
+    return _TOP_FILES.fullmatch(name) is not None and _is_name(name)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a restore takes a file of this name."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
 def seal(backup: Path, **values: Any) -> BackupManifest:
-    """Makes `backup` durable and a backup: digests of all its files, then the manifest. Raises OSError."""
+    """Makes `backup` durable and a backup: digests of all its files, then the manifest.
+
+    Raises BadSetting naming a file that no restore would take, and OSError.
+    """
     files = _describe(backup)
+    for entry in files:
+        if not _is_name(entry.name):
+            raise BadSetting(
+                f"a file cannot be in a backup under the name {entry.name!r}, which a restore would refuse: "
+                "give it a name of letters, digits, '_', '-' and single '.', which begins with a letter or "
+                "digit, in at most three folders"
+            )
     manifest = BackupManifest(**values, files=files)
     for folder in sorted({(backup / entry.name).parent for entry in files}, reverse=True):
         _flush(folder)
@@ -142,7 +161,7 @@ def open_backup(backup: Path) -> BackupManifest:
             f"the manifest of {backup} calls its run {manifest.run!r}, which is not a valid name"
         )
     for entry in manifest.files:
-        if not _NAME.fullmatch(entry.name) or ".." in entry.name:
+        if not _is_name(entry.name):
             raise CorruptCheckpoint(
                 f"the manifest of {backup} names {entry.name!r}, which is not a file of a backup"
             )

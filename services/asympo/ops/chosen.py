@@ -69,7 +69,7 @@ def trained_steps(run_directory: Path) -> StepOf:
 
 def chosen_groups(log: RunLog, arguments: Namespace, choice: Choice) -> Iterator[ArchivedEntry]:
     """Of the archive, if there is one, and of the log: the steps that are wanted."""
-    run_directory = directory_of_run(arguments.checkpoint_root or arguments.directory, arguments.run)
+    run_directory = directory_of_run(arguments.checkpoint_root, arguments.run)
     return iter_groups(
         open_archive(run_directory, object_store_of(arguments)),
         read_backlog=lambda after: backlog(log, after),

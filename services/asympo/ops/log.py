@@ -54,8 +54,6 @@ def main(argv: Sequence[str]) -> int:
             only.add_argument("--eval", metavar="NAME", help="answers of this evaluation")
             add_choice_flags(verb)
             add_checkpoint_flags(verb)
-            # A choice is looked for in the archive as well, which lies where the run does.
-            verb.set_defaults(checkpoint_root=None)
     text = "train a run again from its archive, without a broker, and compare every weight"
     replay.add_flags(verbs.add_parser("replay", help=text, description=text))
     text = "write every group that is still there, archived or in the log, into one file"

@@ -27,6 +27,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("backup", type=given_path, metavar="DIR")
     add_checkpoint_root_flag(parser)
     arguments = parser.parse_args(argv)
+    where, root = arguments.directory, arguments.checkpoint_root
+    if not arguments.redis_url and where.resolve() != root.resolve():
+        raise BadSetting(
+            f"--directory is {where} and --checkpoint-root {root}, but for a run with a broker of its own "
+            "both are one directory: give only one of them, or the broker as --redis-url"
+        )
     manifest = open_backup(arguments.backup)
     run_directory = directory_of_run(arguments.checkpoint_root, manifest.run)
     _refuse_checkpoints(run_directory)

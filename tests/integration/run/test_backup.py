@@ -153,10 +153,12 @@ def test_backup_comes_back_as_a_run_of_this_machine_with_what_it_noted_or_not_at
     must_append(log)
     with RunDirectory(tmp_path / RUN) as held:
         held.write_mark(step=7, command=["asympo", "run", "x.toml"])
+    for name in ("_notes.json", ".settings.toml", "a..json"):
+        (tmp_path / RUN / name).write_text("somebody's own, and no name of a backup's file")
     root, out = tmp_path / "new", tmp_path / "of-a-run"
     where = ("--checkpoint-root", str(tmp_path), "--out", str(out))
     assert main(["backup", RUN, "--redis-url", own_broker.url, *where]) == 0
-    onto = ("--directory", str(root), "--checkpoint-root", str(root))
+    onto = ("--directory", str(root))
     with monkeypatch.context() as patch:
         patch.setattr("asympo.common.rollout_log.copies.Copies.put_back", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -218,7 +220,10 @@ def test_backup_of_another_checkpoint_root_is_refused(
 def test_backup_comes_back_as_a_run_of_this_machine(
     backup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ("--directory", str(tmp_path / "runs"), "--checkpoint-root", str(tmp_path / "runs"))
+    where = ("--checkpoint-root", str(tmp_path / "runs"))
+    assert "both are one directory" in refused(
+        capsys, "restore", str(backup), *where, "--directory", str(tmp_path / "other")
+    )
     assert told(capsys, "restore", str(backup), *where)["leases_taken_back"] == 1
     [shown] = [told(capsys, "runs", "show", RUN, "--directory", str(tmp_path / "runs"))]
     stats = shown["stats"]

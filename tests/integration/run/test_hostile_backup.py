@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asympo.common.errors import AsympoError
+from asympo.common.errors import AsympoError, BadSetting
 from asympo.local.broker import LocalBroker
 from asympo.ops import restore
 from asympo.ops.backup_files import seal
@@ -68,6 +69,13 @@ def test_restore_that_fails_takes_back_its_own_files_only(tmp_path: Path, own_br
             run_restore(backup, own_broker, tmp_path / "root")
         assert snapshot(tmp_path / "root") == before
         assert (mine / "notes").is_dir()
+
+
+@pytest.mark.parametrize("name", ["_a.toml", ".a.toml", "a..toml", "a b.toml", "a/b/c/d.toml"])
+def test_backup_with_a_file_that_no_restore_takes_is_not_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadSetting, match=f"cannot be in a backup.*{re.escape(name)}"):
+        make_backup(tmp_path / "backup", run="r", lines=[LINE], files={name: b"x"})
+    assert not (tmp_path / "backup" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

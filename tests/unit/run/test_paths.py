@@ -1,5 +1,6 @@
 """Paths in settings: `~`, odd characters, other directories; and who may read a run's log."""
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from asympo.common.settings import iter_options
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.local.broker import LocalBroker, can_read, find_broker_binary, wrote_log
+from asympo.ops.access import add_broker_flags, add_checkpoint_flags
 from asympo.run.settings import take_apart
 
 from tests.conftest import valkey_binary
@@ -47,6 +49,26 @@ def test_tilde_is_the_home_directory_in_every_path_setting(monkeypatch: pytest.M
     )
     with pytest.raises(BadSetting, match="there is no home directory for ~nobody-here"):
         LearnerSettings.load(["--checkpoint-root", "~nobody-here/c"])
+
+
+@pytest.mark.parametrize(
+    ("given", "directory", "root"),
+    [
+        ((), "runs", "runs"),
+        (("--directory", "/a"), "/a", "/a"),
+        (("--checkpoint-root", "/b"), "/b", "/b"),
+        (("--directory", "runs", "--checkpoint-root", "/b"), "runs", "/b"),
+        (("--checkpoint-root", "/b", "--directory", "/a"), "/a", "/b"),
+    ],
+)
+def test_files_of_a_run_are_where_its_broker_is_unless_told_otherwise(
+    given: tuple[str, ...], directory: str, root: str
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_broker_flags(parser)
+    add_checkpoint_flags(parser)
+    arguments = parser.parse_args(given)
+    assert (arguments.directory, arguments.checkpoint_root) == (Path(directory), Path(root))
 
 
 def test_relative_paths_are_found_where_the_run_was_begun(
