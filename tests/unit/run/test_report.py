@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from asympo.cli import main
-from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.errors import AsympoError, BadModel, BadSetting
 from asympo.learner.settings import LearnerSettings
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events, write_event
@@ -131,11 +131,41 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     shutil.copy(twice / "model.safetensors", twice / "consolidated.safetensors")
     assert need(model=twice) == need()
     shutil.rmtree(twice)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    assert need(model=linked) == need()
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6_000_000))
     with pytest.raises(BadSetting, match=r"has 6.0 MB free, and the run keeps up to .* MB there \(policies"):
         check_disk(tmp_path, need(), keep_free_bytes=0)
     (tmp_path / "old").write_bytes(b"x" * (need().total - 5_000_000))
     check_disk(tmp_path, need(), keep_free_bytes=0)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 269060552\n",
+        b"",
+        b"\x02" + bytes(7) + b"{}junk",
+        b"\x10" + bytes(7) + b'{"x":{"a":  "b"}',
+        bytes(4096),
+    ],
+    ids=["pointer", "empty", "no tensors", "foreign header", "never written"],
+)
+def test_model_whose_weights_are_not_all_there_is_refused_in_one_sentence(
+    left: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(left)
+    with pytest.raises(BadModel, match=r"weights cannot be used: .*model\.safetensors .*git lfs pull"):
+        disk_need(
+            LearnerSettings(),
+            tmp_path,
+            num_generators=1,
+            max_log_bytes=1,
+            broker_bytes=1,
+            max_archive_bytes=1,
+        )
 
 
 def test_archive_that_outgrows_its_bound_ends_the_run_with_what_to_change(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """Whether the disk holds what a run keeps: looked at before anything starts, from sizes on the disk."""
 
 import contextlib
-import json
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asympo.common.errors import AsympoError, BadSetting
+from asympo.common.checkpoints.digests import tensor_spans
+from asympo.common.errors import AsympoError, BadModel, BadSetting, CorruptCheckpoint
 from asympo.engines.model_files import weight_files
 
 _STATE_BYTES, _POLICY_BYTES = 12, 2
@@ -73,14 +73,16 @@ def disk_need(
     )
 
 
-def _shapes(model: Path) -> list[list[int]]:
+def _shapes(model: Path) -> list[tuple[int, ...]]:
     """Of all tensors, as the headers of the files say; no weights are read."""
-    found: list[list[int]] = []
-    for path in weight_files(model):
-        with path.open("rb") as weights:
-            header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
-        found += [each["shape"] for name, each in header.items() if name != "__metadata__"]
-    return found
+    try:
+        # Files of the Hugging Face cache are links.
+        return [each.shape for path in weight_files(model) for each in tensor_spans(path.resolve())]
+    except CorruptCheckpoint as error:
+        raise BadModel(
+            f"the model's weights cannot be used: {error}; if it was cloned without Git LFS, git lfs "
+            "pull fetches them, else download or copy it again"
+        ) from None
 
 
 def check_disk(directory: Path, need: DiskNeed, *, keep_free_bytes: int) -> None:
