@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from asympo.common.errors import BrokerChanged, Fenced, SequenceGap
+from asympo.common.errors import BrokerChanged, Fenced, RunHasLearner, SequenceGap
 from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileReport, RunLog, RunState
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.broker import LocalBroker
 
-from .conftest import Learner, must_append, must_lease, start_run
+from .conftest import Learner, config_of, let_heartbeat_expire, must_append, must_lease, start_run
 
 
 class OldState:
@@ -73,8 +73,11 @@ def test_restart_without_loss_asks_for_a_reconcile_and_changes_nothing(
     mortal.start()
     with pytest.raises(BrokerChanged):
         learner.consume(1)
+    let_heartbeat_expire(log)
     with pytest.raises(BrokerChanged):
         log.fence.heartbeat(learner.fence)
+    with pytest.raises(RunHasLearner):
+        log.fence.take("learner-1")
     report = reconcile(learner)
     assert not report.was_rolled_back
     assert (report.num_freed, report.num_reopened, report.num_reissued, report.lost_sequences) == (0, 0, 0, 0)
@@ -281,6 +284,29 @@ def test_run_that_the_broker_has_lost_is_created_again_and_goes_on(
     log.policies.announce(learner.fence, step=0, digest="d0")
     log.state.set(RunState.RUNNING, fence=learner.fence)
     finish(learner)
+
+
+@pytest.mark.parametrize("is_start", [False, True])
+def test_run_whose_limits_were_evicted_gets_them_again(log: RunLog, is_start: bool) -> None:
+    """As under a `maxmemory-policy` that evicts; nobody has deleted the run."""
+    learner = start_run(log, num_prompts=8, num_epochs=1)
+    must_append(log)
+    log.broker.command("DEL", log.access.key("learner"))
+    if is_start:
+        learner.fence = log.fence.take("learner-1", at_least=1)
+    reconcile(learner)
+    log.policies.announce(learner.fence, step=0, digest="d0")
+    log.state.set(RunState.RUNNING, fence=learner.fence)
+    finish(learner)
+
+
+def test_run_that_the_broker_lost_before_its_learner_took_it_is_created_again(log: RunLog) -> None:
+    """As when a broker without persistence restarts while the learner loads its model."""
+    config = log.state.create_or_join(config_of(log.run))
+    log.state.delete()
+    fence = log.fence.take("learner-0")
+    log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+    assert log.state.config() == config
 
 
 def test_reconcile_refuses_a_state_older_than_what_was_trimmed(log: RunLog) -> None:

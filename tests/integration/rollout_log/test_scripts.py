@@ -232,6 +232,8 @@ def test_survey_reinstates_the_fence_and_lists_what_is_out(log: RunLog, learner:
     assert first[3:5] == again[3:5] == [[opened.group_id.encode()], [leased.group_id.encode()]]
     assert call(log, "survey", SURVEY_KEYS, number, "x" * 32, 0, 0, "m", 1, "", 0)[0] == b"FENCED"
     assert call(log, "survey", SURVEY_KEYS, number, token, 0, 0, "l", 1, "another", 0)[0] == b"FENCED"
+    log.broker.command("DEL", key(log.run, "learner"))
+    assert call(log, "survey", SURVEY_KEYS, *arguments, server_id) == [b"MISSING"], "the config is there"
     log.state.delete()
     for server, answer in ((server_id, b"DELETED"), ("another", b"MISSING")):
         assert call(log, "survey", SURVEY_KEYS, *arguments, server) == [answer]

@@ -172,7 +172,7 @@ def test_purge_leaves_what_the_learner_has_in_its_hands_and_says_so(log: RunLog)
 
 
 @pytest.mark.parametrize("end", ["released", "killed", "succeeded"])
-def test_purge_takes_what_a_learner_that_is_gone_had_read(log: RunLog, end: str) -> None:
+def test_purge_takes_what_a_learner_that_is_gone_had_read_or_trained(log: RunLog, end: str) -> None:
     learner = start_run(log)
     submit(log, "1", "2")
     learner.consume(1)
@@ -183,7 +183,8 @@ def test_purge_takes_what_a_learner_that_is_gone_had_read(log: RunLog, end: str)
         let_heartbeat_expire(log)
     else:
         log.fence.take("learner-1", take_over=True)
-    assert log.submissions.purge("agents") == (1, 0)
+        assert log.stats.read().backlog == 2, "what was trained and not committed is to be trained again"
+    assert log.submissions.purge("agents") == (2, 0)
 
 
 @pytest.mark.parametrize(

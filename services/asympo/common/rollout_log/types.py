@@ -152,7 +152,10 @@ class Fence:
     heartbeat_seconds: float
     """Another learner may start when no heartbeat came for this long; beat every third of it."""
     server_id: str
-    """Broker process and history this fence was checked against; a different one asks for a reconcile."""
+    """Broker process and history this fence was checked against; a different one asks for a reconcile.
+
+    Empty when it was taken on a broker that had lost the run.
+    """
     run_id: str = ""
     """Of the run that it was taken in: one of the same name may be created later. Empty in an older run."""
     total_steps: int = 0

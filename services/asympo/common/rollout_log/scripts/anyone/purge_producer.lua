@@ -10,9 +10,11 @@
 local run, log, open, reissue, holes, wake = unpack(KEYS)
 local at = redis.call('HMGET', learner_hash(run), 'committed_sequence', 'trained_sequence', 'read_sequence',
   'fence_deadline_ms')
-local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), tonumber(at[2] or '0'))
 local is_owned = tonumber(at[4] or '0') > now_ms()
-local last, taken, left, read = 0, 0, 0, is_owned and tonumber(at[3] or '0') or 0
+-- What a learner that is gone has read, or has trained and not committed, is in nobody's hands.
+local trained, read = tonumber(is_owned and at[2] or '0'), tonumber(is_owned and at[3] or '0')
+local after = math.max(tonumber(ARGV[2]), tonumber(at[1] or '0'), trained)
+local last, taken, left = 0, 0, 0
 local from = '(' .. plain(after) .. '-18446744073709551615'
 local to = (redis.call('HGET', run, 'last_sequence') or '0') .. '-0'
 for _ = 1, tonumber(ARGV[3]) do
