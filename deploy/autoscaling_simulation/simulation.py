@@ -36,6 +36,8 @@ class Pool:
     weight: float | None = 1.0
     """Its share; None keeps its first number for ever."""
     first_replicas: int = 1
+    groups_in_flight: int = 8
+    """Groups that one generator holds at once."""
     preemptions_per_hour: float = 0.0
     """Of each generator."""
     room: tuple[tuple[float, int], ...] = ()
@@ -57,8 +59,6 @@ class Scenario:
     hours: float = 6.0
     groups_per_step: int = 64
     max_staleness: int = 2
-    groups_in_flight: int = 8
-    """Groups that one generator holds at once."""
     contention: float = 1.0
     """How much longer a group takes on a full generator than alone: 1 doubles it."""
     loads: tuple[Load, ...] = (Load(),)
@@ -77,7 +77,8 @@ class Scenario:
 
     @property
     def max_replicas(self) -> int:
-        return math.ceil(self.capacity / self.groups_in_flight)
+        """Of a pool whose generators hold least."""
+        return math.ceil(self.capacity / min(pool.groups_in_flight for pool in self.pools))
 
     def load_at(self, now: float) -> Load:
         return [load for load in self.loads if load.from_seconds <= now][-1]
@@ -255,11 +256,11 @@ class Simulation:
     def _lease(self) -> None:
         """Every ready generator takes what it may; who asks first is chance."""
         self._log.expire(self._now)
-        limit = self._scenario.groups_in_flight
-        askers = [pod for pod in self._pods if pod.is_ready and len(pod.held) < limit]
+        askers = [pod for pod in self._pods if pod.is_ready and len(pod.held) < pod.pool.groups_in_flight]
         while askers and (group_id := self._log.acquire()) is not None:
             pod = self._random.choice(askers)
             pod.held.add(group_id)
+            limit = pod.pool.groups_in_flight
             fullness = len(pod.held) / limit
             seconds = self._scenario.load_at(self._now).group_seconds * (
                 1 + self._scenario.contention * fullness
@@ -292,8 +293,8 @@ class Simulation:
         record("asympo_learner_waited_seconds_total", now, {RUN: waited})
         record("asympo_generator_ready", now, ready)
         record("asympo_generator_groups_in_flight", now, {p.labels: float(len(p.held)) for p in scraped})
-        limit = float(self._scenario.groups_in_flight)
-        record("asympo_generator_max_groups_in_flight", now, dict.fromkeys(ready, limit))
+        limits = {pod.labels: float(pod.pool.groups_in_flight) for pod in scraped}
+        record("asympo_generator_max_groups_in_flight", now, limits)
         weights = {pool.labels: pool.weight for pool in self._scenario.pools if pool.weight is not None}
         record("asympo:pool_weight", now, weights)
         wanted = self._rules.evaluate(self.store, now)

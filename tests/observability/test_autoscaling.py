@@ -45,7 +45,7 @@ def test_rule_evaluates_as_in_prometheus(rules: RecordingRules, tmp_path: Path) 
         pools=(
             Pool(name="a", first_replicas=5, preemptions_per_hour=3.0),
             Pool(name="b", weight=2.0, room=((0.0, 2),)),
-            Pool(name="c", weight=None, first_replicas=1),
+            Pool(name="c", weight=None, first_replicas=1, groups_in_flight=48),
         ),
     )
     simulation = Simulation(scenario, seed=0, rules=rules)
@@ -77,6 +77,27 @@ def test_rule_evaluates_as_in_prometheus(rules: RecordingRules, tmp_path: Path) 
         yaml.safe_dump({"rule_files": files, "evaluation_interval": f"{step:.0f}s", "tests": [test]})
     )
     promtool("test", "rules", path)
+
+
+@pytest.mark.parametrize(("slots", "most", "number"), [(208.0, 16.0, 16.0), (150.0, 12.0, 15.0)])
+def test_generators_of_two_sizes_all_count_and_none_is_removed_while_the_learner_waits(
+    slots: float, most: float, number: float, rules: RecordingRules
+) -> None:
+    """Two that hold 48 groups and thirteen that hold 8 are full; the learner waits, and 8 slots are free."""
+    store, run = SeriesStore(), frozenset({("namespace", "n"), ("run", "r")})
+    limits = {run | {("pool", "a"), ("pod", str(i))}: size for i, size in enumerate([48.0] * 2 + [8.0] * 13)}
+    for time in range(0, 1200, 15):
+        store.record("asympo_generator_ready", time, dict.fromkeys(limits, 1.0))
+        for name in ("asympo_generator_groups_in_flight", "asympo_generator_max_groups_in_flight"):
+            store.record(name, time, limits)
+        states = {"capacity": slots, "leased": slots - 8, "open": 0.0}
+        store.record("asympo_learner_slots", time, {run | {("state", k)}: v for k, v in states.items()})
+        store.record("asympo_learner_waited_seconds_total", time, {run: time / 2})
+        store.record("asympo:pool_weight", time, {run | {("pool", "a")}: 1.0})
+        wanted = rules.evaluate(store, time)
+    assert dict(store.instant("asympo:generators_busy", time)) == {run: 15.0}
+    assert dict(store.instant("asympo:generators_max", time)) == {run: most}
+    assert list(wanted.values()) == [number]
 
 
 def test_fleet_settles_and_the_learner_hardly_waits_when_generators_are_preempted(
