@@ -1,4 +1,3 @@
-import ctypes
 import errno
 import os
 import resource
@@ -14,6 +13,7 @@ from asympo.common import errors
 from asympo.common.checkpoints import PolicyRef, PolicyStore, directory, verify
 from asympo.common.checkpoints.opening import open_policies
 
+from tests.file_modes import modes_that_bind_root
 from tests.integration.test_checkpoint_store import PROBE, fill_with, publish
 
 
@@ -109,22 +109,6 @@ def test_damaged_policy_is_invisible_and_the_one_before_serves(
     assert store.list() == [good]
     with pytest.raises(errors.CorruptCheckpoint):
         store.verify(torn)
-
-
-@contextmanager
-def modes_that_bind_root() -> Iterator[None]:
-    """Root, too, reads only what the modes of files and directories allow."""
-    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    before = sets[0]
-    # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
-    sets[0] &= ~0b110
-    assert libc.capset(header, sets) == 0
-    try:
-        yield
-    finally:
-        sets[0] = before
-        assert libc.capset(header, sets) == 0
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o600])
@@ -290,6 +274,7 @@ import os, sys
 from pathlib import Path
 from asympo.common.checkpoints import directory
 from asympo.common.checkpoints.opening import open_policies
+from tests.file_modes import modes_that_bind_root
 from tests.integration.test_checkpoint_store import PROBE, fill_with
 
 store, point = open_policies(Path(sys.argv[1]), "run"), sys.argv[2]

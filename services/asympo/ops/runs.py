@@ -21,7 +21,7 @@ from asympo.run.report.page import clock_of, command_to_go_on, how_it_ended
 _MAX_EVENTS = 20
 _COLUMNS = ("run", "state", "step", "backlog", "trained", "model")
 UNREADABLE = "unreadable"
-"""State of a local run whose own note of it is damaged."""
+"""State of a local run whose own note of it is damaged, or not for this user to read."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,11 +70,11 @@ def local_runs(directory: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         held = RunDirectory(path)
-        if not (is_run_name(path.name) and held.exists):
-            continue
         try:
+            if not (is_run_name(path.name) and held.exists):
+                continue
             mark, state = held.read_mark(), how_it_ended(path)[0]
-        except BadSetting:
+        except (BadSetting, OSError):
             mark, state = {}, UNREADABLE
         else:
             if url := held.live_broker_url:

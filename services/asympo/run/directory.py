@@ -14,6 +14,7 @@ from typing import Any, Self
 import psutil
 
 from asympo.common.errors import BadSetting
+from asympo.common.jsonl import read_steps
 from asympo.local.broker import answers, broker_url
 from asympo.local.whole_file import write_whole
 
@@ -62,6 +63,12 @@ class RunDirectory:
             ) from None
         return mark if isinstance(mark, dict) else {}
 
+    @property
+    def step(self) -> int:
+        """Of its newest weights, as the learner wrote it down; what was noted where it wrote nothing."""
+        rows = read_steps(self.path / "metrics.jsonl")
+        return int(rows[-1]["step"] if rows else self.read_mark().get("step", 0))
+
     def write_mark(self, **values: Any) -> None:
         """Adds to what is noted, atomically."""
         mark = {"run": self.path.name, "created_at_seconds": time.time(), **self.read_mark(), **values}
@@ -106,7 +113,7 @@ class RunDirectory:
         self._lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline, is_said = time.monotonic() + _STOPPING_SECONDS, False
         while not _is_locked(self._lock):
-            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            owner = self.holder
             if _is_running(owner) or time.monotonic() > deadline:
                 os.close(self._lock)
                 self._lock = None
@@ -127,15 +134,29 @@ class RunDirectory:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody works in it now, or still cleans up after a supervisor that was killed."""
+        """Whether somebody works in it now, or still cleans up after a supervisor that was killed.
+
+        BadSetting where that cannot be told.
+        """
         try:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+            # Whoever only asks may be another user, or have the disk read-only.
+            descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise BadSetting(
+                f"whether somebody works in {self.path} cannot be told: {self.lock_path} cannot be read "
+                f"({error.strerror}); ask as the user who runs it"
+            ) from None
         try:
-            return not _is_locked(descriptor)
+            return not _is_locked(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
+
+    @property
+    def holder(self) -> str:
+        """Number of the process that holds it, or did so last; empty when nobody ever did."""
+        return self.lock_path.read_text(errors="replace").strip() if self.lock_path.exists() else ""
 
     @property
     def lock_path(self) -> Path:
@@ -154,9 +175,10 @@ class RunDirectory:
             self._lock = None
 
 
-def _is_locked(descriptor: int) -> bool:
+def _is_locked(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Whether the lock is this descriptor's now. A shared one needs no right to write, on NFS either."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

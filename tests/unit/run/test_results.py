@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.local.ports import free_port, is_free, page_port
+from asympo.ops.runs import local_runs
 from asympo.run.audit import count_trained_twice, effective_steps
 from asympo.run.console.view import Snapshot, duration, last_reload, panel, sparkline, step_line
 from asympo.run.directory import RunDirectory
@@ -19,6 +20,8 @@ from asympo.run.processes.status import GeneratorTotals, number
 from asympo.run.processes.totals import Totals
 from asympo.run.report.curves import main as draw_curves
 from rich.console import Console
+
+from tests.file_modes import modes_that_bind_root
 
 
 def write_segments(path: Path, *segments: tuple[int, int, list[str]]) -> Path:
@@ -219,6 +222,21 @@ def test_run_directory_is_held_by_one_supervisor(tmp_path: Path) -> None:
             second.delete()
     with second:
         assert second.read_mark()["step"] == 3
+
+
+def test_run_of_another_user_is_told_as_going_on_or_as_one_that_cannot_be_told(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "theirs") as run, modes_that_bind_root():
+        run.lock_path.chmod(0o444)
+        assert run.is_held
+        assert [each["state"] for each in local_runs(tmp_path)] == ["going on"]
+        run.lock_path.chmod(0)
+        with pytest.raises(BadSetting, match=r"cannot be told: .*supervisor\.lock .*denied"):
+            assert not run.is_held
+        run.path.chmod(0)
+        assert [each["state"] for each in local_runs(tmp_path)] == ["unreadable"]
+        run.path.chmod(0o700)
+        run.lock_path.chmod(0o444)
+    assert not run.is_held
 
 
 def test_page_port_falls_back_unless_a_person_chose_it() -> None:
