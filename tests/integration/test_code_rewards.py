@@ -188,7 +188,8 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
         "import sys\nprint(sum(map(int, input().split()))); print('log', file=sys.stderr); 'a' is 'a'"
     )
     assert scored(cases, adds, wrong) == [1.0, 0.0]
-    assert scored(json.dumps(cases), adds, wrong) == [1.0, 0.0]
+    for same in (json.dumps(cases), [{"input": "1 2", "output": "3"}, {"input": ["2 2"], "output": 4}]):
+        assert scored(same, adds, wrong) == [1.0, 0.0]
 
 
 def test_time_of_all_cases_is_the_programs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,12 @@ def test_time_of_all_cases_is_the_programs_own(tmp_path: Path, monkeypatch: pyte
 
 def test_call_may_take_as_long_as_its_programs_and_all_their_interpreters() -> None:
     cases = {"inputs": ["1"] * 300, "outputs": ["1"] * 300}
-    for tests, num_starts in ((cases, 300), (json.dumps(cases), 300), (["assert f()"] * 300, 1), (None, 1)):
+    listed = [{"input": "1", "output": "1"}] * 300
+    texts = ["assert f()"] * 300
+    for tests, num_starts in (
+        *((cases, 300), (json.dumps(cases), 300), (listed, 300)),
+        *((texts, 1), (None, 1), (5, 1), ({"inputs": 5}, 1)),
+    ):
         allowed = seconds_of_call({"seconds": 7.0}, {"tests": tests})
         assert allowed == 7.0 + num_starts * code.START_SECONDS
 

@@ -1,6 +1,5 @@
 """The reward `code`: a response's last program, run in the sandbox against the tests of its row."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from asympo.common.errors import BadSetting
+from asympo.rewards.code_tests import COLUMNS, Case, num_starts, read_tests
 from asympo.rewards.conventions.base import Asked
 from asympo.rewards.sandbox.proof import prove_isolation
 from asympo.rewards.sandbox.run import Limits, run_program
 
-COLUMNS = ("tests", "test_list")
-"""Where the tests of a row may be."""
 START_SECONDS = 0.5
 """To start an interpreter, as long as a busy machine may take for each of many."""
 _FENCED = re.compile(r"```[^`\n]+```|```([^`\n]*)\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -45,13 +43,13 @@ class CodeReward:
         prove_isolation()
 
     def __call__(self, asked: Asked) -> dict[str, Any]:
-        tests = _tests_of(asked.columns)
-        if not tests:
-            raise ValueError(f"row {asked.prompt.row} has no tests")
+        tests = read_tests(asked.columns, asked.prompt.row)
         source = last_program(asked.texts[0])
         if source is None:
             return {"reward": 0.0, "passed": 0, "error": "the response has no block of code"}
-        failures = self._cases(source, tests) if isinstance(tests, dict) else self._asserts(source, tests)
+        cases = [test for test in tests if isinstance(test, Case)]
+        texts = [test for test in tests if isinstance(test, str)]
+        failures = self._cases(source, cases) if cases else self._asserts(source, texts)
         passed = sum(failure is None for failure in failures)
         share = passed / len(failures)
         first = next((failure for failure in failures if failure is not None), "")
@@ -61,30 +59,26 @@ class CodeReward:
             "error": first,
         }
 
-    def _asserts(self, source: str, tests: str | Sequence[str]) -> list[str | None]:
+    def _asserts(self, source: str, tests: Sequence[str]) -> list[str | None]:
         """Of each test why it failed: Python that runs after the program, in its namespace."""
-        lines = [tests] if isinstance(tests, str) else [str(test) for test in tests]
-        ended = run_program(source, limits=self._limits(self._options.seconds), tests=lines)
-        return ended.failures if ended.is_done else [ended.reason] * len(lines)
+        ended = run_program(source, limits=self._limits(self._options.seconds), tests=tests)
+        return ended.failures if ended.is_done else [ended.reason] * len(tests)
 
-    def _cases(self, source: str, tests: dict[str, Any]) -> list[str | None]:
+    def _cases(self, source: str, cases: Sequence[Case]) -> list[str | None]:
         """Of each case why it failed: what the program is given to read, and what it has to write.
 
         The time that it takes to start an interpreter is not the program's. Without `partial`, the first
         failure is the last.
         """
-        inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
-        if not inputs or len(inputs) != len(outputs):
-            raise ValueError(f"tests has {len(inputs)} inputs and {len(outputs)} outputs, not one for each")
         remaining_seconds = self._options.seconds
         failures: list[str | None] = []
-        for given, right in zip(inputs, outputs, strict=True):
-            ended = run_program(source, limits=self._limits(remaining_seconds), standard_input=str(given))
+        for case in cases:
+            ended = run_program(source, limits=self._limits(remaining_seconds), standard_input=case.given)
             remaining_seconds -= ended.seconds
             if remaining_seconds <= 0:
                 late = f"the program took more than {self._options.seconds:g} s for all inputs together"
-                return failures + [late] * (len(inputs) - len(failures))
-            wrote = _lines(ended.output) == _lines(str(right))
+                return failures + [late] * (len(cases) - len(failures))
+            wrote = _lines(ended.output) == _lines(case.right)
             failures.append(ended.reason or (None if wrote else f"wrote {ended.output.strip()[:100]!r}"))
             if failures[-1] is not None and not self._options.partial:
                 break
@@ -100,21 +94,7 @@ class CodeReward:
 
 def seconds_of_call(options: Mapping[str, Any], columns: Mapping[str, Any]) -> float:
     """How long a response to the row with these columns may take: its programs, and what starts them."""
-    tests = _tests_of(columns)
-    inputs = tests.get("inputs") if isinstance(tests, dict) else None
-    num_starts = len(inputs) if isinstance(inputs, list) else 1
-    return CodeOptions(**options).seconds + START_SECONDS * num_starts
-
-
-def _tests_of(columns: Mapping[str, Any]) -> Any:
-    """Also a list or table that the data set keeps as JSON text: run as Python it would always pass."""
-    tests = next((columns[name] for name in COLUMNS if columns.get(name)), None)
-    if isinstance(tests, str) and tests.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(tests)
-        except (ValueError, RecursionError):
-            return tests
-    return tests
+    return CodeOptions(**options).seconds + START_SECONDS * num_starts(columns)
 
 
 def last_program(text: str) -> str | None:
