@@ -90,14 +90,19 @@ def prompt() -> TaskPrompt:
 
 
 def test_reward_is_the_weighted_sum_of_what_applies(file: Path, prompt: TaskPrompt) -> None:
-    rewards = ({"function": "matches", "weight": 2.0}, {"function": "one", "name": "judge", "weight": 0.5})
+    # Added from left to right, these weights make 0.9999999999999999.
+    rewards = (
+        {"function": "matches", "weight": 0.7},
+        {"function": "one", "name": "judge", "weight": 0.2},
+        {"function": "matches", "name": "again", "weight": 0.1},
+    )
     with scorer_of(file, *rewards) as scorer:
         first, second, third = scorer.score(prompt, ["a", "x", "skip"])
     assert isinstance(first, Scored)
-    assert (first.reward, first.functions) == (2.5, {"matches": 1.0, "judge": 1.0})
+    assert (first.reward, first.functions) == (1.0, {"matches": 1.0, "judge": 1.0, "again": 1.0})
     assert first.extras == {"judge/length": 1}
     assert isinstance(third, Scored)
-    assert (third.reward, third.functions) == (0.0, {"matches": None, "judge": 0.0})
+    assert (third.reward, third.functions) == (0.0, {"matches": None, "judge": 0.0, "again": None})
     assert isinstance(second, Scored)
 
 

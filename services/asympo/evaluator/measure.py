@@ -21,6 +21,9 @@ from asympo.tasks.base import TaskPrompt
 
 T = TypeVar("T")
 
+_ROUNDING = 1e-9
+"""How far weights that make up `right_at` may miss it when they are added."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
@@ -148,7 +151,7 @@ def _sample(
         answer=prompt.answer,
         responses=tuple(
             EvalResponse(
-                text=text,
+                text=prompt.prefill + text,
                 reward=score.reward if isinstance(score, Scored) else None,
                 functions={name: value for name, value in score.functions.items() if value is not None},
                 reason="" if isinstance(score, Scored) else score.reason,
@@ -171,7 +174,7 @@ def count(
 ) -> EvalResult:
     """The numbers of scored responses, one sequence for each prompt. What has no score counts as reward 0."""
     rewards = [[each.reward if isinstance(each, Scored) else 0.0 for each in group] for group in groups]
-    right = [sum(reward >= config.right_at for reward in group) for group in rewards]
+    right = [sum(reward >= config.right_at - _ROUNDING for reward in group) for group in rewards]
     sums: dict[str, list[float]] = {}
     for score in (score for group in groups for score in group):
         for name, value in score.functions.items():

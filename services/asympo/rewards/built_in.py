@@ -109,7 +109,7 @@ def _of_answer(score: scoring.Score) -> Made:
 
 def _length_of(asked: Asked, unit: str) -> int:
     if unit == "characters":
-        return len(asked.texts[0])
+        return len(asked.texts[0]) - len(asked.prompt.prefill)
     if not asked.token_ids:
         raise ValueError("the token ids of the response are not known: set unit to characters")
     return len(asked.token_ids[0])
@@ -151,7 +151,7 @@ def _reasoning_gym(options: GymOptions) -> Made:
         raise BadSetting("reward reasoning-gym needs the library: pip install 'asympo[tasks]'") from error
 
     def score(asked: Asked) -> float:
-        entry = {"answer": asked.prompt.answer, **asked.prompt.columns}
+        entry = dict(asked.columns)
         metadata = entry.get("metadata") or {}
         name = options.dataset or metadata.get("source_dataset") or ""
         given = reasoning_gym.utils.extract_answer(asked.texts[0])

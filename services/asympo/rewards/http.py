@@ -75,5 +75,5 @@ def _nemo_gym(asked: Asked) -> dict[str, Any]:
 
 def _messages(asked: Asked) -> list[dict[str, Any]]:
     if asked.prompt.messages is not None:
-        return [dict(message) for message in asked.prompt.messages]
+        return asked.messages
     return [{"role": "user", "content": asked.prompt_text}]

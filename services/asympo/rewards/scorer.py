@@ -1,6 +1,7 @@
 """Guarded scoring: processes that can be killed, a time limit for each call."""
 
 import dataclasses
+import math
 import queue
 import time
 from collections.abc import Iterator, Sequence
@@ -270,7 +271,7 @@ class Scorer:
             for title, each in zip(titles, outcomes, strict=True)
             for name, value in each.extras.items()
         }
-        return Scored(reward=sum(applying), functions=functions, extras=extras)
+        return Scored(reward=math.fsum(applying), functions=functions, extras=extras)
 
 
 def _about(request: dict[str, Any], call: "_Call") -> dict[str, Any]:

@@ -6,6 +6,7 @@ the other, or those that are `async`, all at once.
 """
 
 import asyncio
+import copy
 import dataclasses
 import fcntl
 import json
@@ -96,9 +97,8 @@ def _send(replies: IO[str], reply: dict[str, Any]) -> None:
 
 def answers(functions: Sequence[RewardFunction], request: dict[str, Any]) -> Any:
     """One reply for each call of the request, in its order."""
-    prompt = TaskPrompt(**request["prompt"])
     for number, places in request["calls"]:
-        function, asked, notes = functions[number], _asked(prompt, request, places), Notes()
+        function, asked, notes = functions[number], _asked(request, places), Notes()
         started = time.perf_counter()
         try:
             result = function.call(asked, notes)
@@ -117,11 +117,13 @@ def _raised(function: RewardFunction, error: BaseException, asked: Asked) -> Seq
     return function.raised(error, asked)
 
 
-def _asked(prompt: TaskPrompt, request: dict[str, Any], places: Sequence[int]) -> Asked:
+def _asked(request: dict[str, Any], places: Sequence[int]) -> Asked:
+    """Of one call's own: functions may change what they are given."""
+    prompt = TaskPrompt(**copy.deepcopy(request["prompt"]))
     ids = request.get("token_ids") or ()
     return Asked(
         prompt=prompt,
-        texts=tuple(request["texts"][place] for place in places),
+        texts=tuple(prompt.prefill + request["texts"][place] for place in places),
         token_ids=tuple(unpack_ids(ids[place]) for place in places) if ids else (),
         progress=RunProgress(**request.get("progress", {})),
     )
@@ -151,7 +153,7 @@ async def _serve_at_once(functions: Sequence[RewardFunction], requests: IO[str],
 async def _answer_one(functions: Sequence[RewardFunction], request: dict[str, Any], replies: IO[str]) -> None:
     ((number, places),) = request["calls"]
     function, notes = functions[number], Notes()
-    asked = _asked(TaskPrompt(**request["prompt"]), request, places)
+    asked = _asked(request, places)
     started, limit_seconds = time.perf_counter(), request["timeout_seconds"]
     try:
         async with asyncio.timeout(limit_seconds) as limit:

@@ -39,6 +39,11 @@ class TaskPrompt:
     """Whether the last message is the beginning of the response."""
 
     @property
+    def prefill(self) -> str:
+        """The beginning of the response that the prompt ends with; empty where it has none."""
+        return str(self.messages[-1]["content"]) if self.is_prefilled and self.messages else ""
+
+    @property
     def plain_messages(self) -> tuple[Message, ...] | None:
         """Messages that say all there is to the prompt; None for a text, with tools, or prefilled."""
         return None if self.is_prefilled or self.tools else self.messages

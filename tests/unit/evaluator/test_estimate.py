@@ -5,7 +5,11 @@ import random
 from fractions import Fraction
 
 import pytest
+from asympo.evaluator.config import EvalConfig
 from asympo.evaluator.estimate import mean_over_prompts, pass_at_k, pass_ks, wilson_interval
+from asympo.evaluator.measure import Answered, _sample, count
+from asympo.rewards.scorer import Scored
+from asympo.tasks.base import TaskPrompt
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 7])
@@ -33,6 +37,21 @@ def test_pass_at_k_refuses_a_k_that_was_not_sampled(k: int) -> None:
 
 def test_pass_ks_are_powers_of_two_and_the_number_itself() -> None:
     assert [pass_ks(number) for number in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_response_is_right_though_its_reward_was_rounded_and_is_shown_from_its_beginning() -> None:
+    groups = [[Scored(reward=0.7 + 0.2 + 0.1)], [Scored(reward=0.99)]]
+    assert groups[0][0].reward < 1.0
+    result = count(
+        EvalConfig(), groups, policy_step=1, last_policy_step=1, policy_fence=None, seconds=1.0
+    )  # fmt: skip
+    assert result.pass_at[1].value == 0.5
+    messages = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It "})
+    prompt = TaskPrompt(index=0, messages=messages, answer="4", is_prefilled=True)
+    shown = _sample(
+        prompt, Answered(texts=["is 4"], token_ids=[(1,)], policy_steps=(1, 1)), groups[0], result
+    )
+    assert (shown.prompt, shown.responses[0].text) == ("2 + 2?", "It is 4")
 
 
 def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.rewards.built_in import make_built_in
+from asympo.rewards.conventions.base import Asked
 from asympo.rewards.token_ids import pack_ids
 from asympo.rewards.worker import answers, load_functions
+from asympo.tasks.base import TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.registry import load_task
+from asympo.tasks.reward_config import RewardConfig
 
 ROWS = [
     {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4", "level": 3, "ground": {"truth": "4"}},
@@ -48,7 +52,7 @@ def scored(
             "prompt": dataclasses.asdict(prompt),
             "texts": texts,
             "calls": calls,
-            "token_ids": [pack_ids([1, 2]), pack_ids([3])],
+            "token_ids": [pack_ids([1, 2]), pack_ids([3])][: len(texts)],
         }
         request = json.loads(json.dumps(request))
         result.append([each for reply in answers(functions, request) for each in reply["outcomes"]])
@@ -84,6 +88,68 @@ def f(prompts, completions, **columns):
     rows = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
     (outcomes,) = scored(tmp_path, code, rows=rows, texts=("b", "c"))
     assert values(outcomes) == [1.0, 0.0]
+
+
+BEGUN: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "<think>It "}],
+        "answer": "4",
+    }
+]
+
+
+def test_response_that_the_prompt_begins_is_scored_from_its_beginning(tmp_path: Path) -> None:
+    code = """
+def trl(prompts, completions, **columns):
+    assert prompts == [[{"role": "user", "content": "2 + 2?"}]]
+    return [float(completions[0] == [{"role": "assistant", "content": "<think>It is 4"}])]
+def openrlhf(queries, prompts, labels):
+    return [float((prompts, queries) == (["2 + 2?"], ["2 + 2?<think>It is 4"]))]
+def plain(response_text, answer):
+    return response_text == "<think>It is 4"
+"""
+    names = ("trl", "openrlhf", "plain")
+    found = scored(
+        tmp_path, code, *({"function": name} for name in names), rows=BEGUN, texts=("is 4",), prefill=True
+    )
+    assert [values(outcomes) for outcomes in found] == [[1.0]] * 3
+
+
+def test_length_in_characters_is_that_of_what_the_policy_wrote() -> None:
+    score = make_built_in(
+        RewardConfig(function="length", options={"free": 0, "limit": 10, "unit": "characters"})
+    )
+    prompt = TaskPrompt(index=0, messages=tuple(BEGUN[0]["prompt"]), answer="4", is_prefilled=True)
+    assert score(Asked(prompt=prompt, texts=("<think>It is 4",))) == -0.4
+
+
+def test_what_a_function_changes_of_its_arguments_nobody_else_sees(tmp_path: Path) -> None:
+    code = """
+def trl(prompts, completions, ground, **columns):
+    for prompt, completion, each in zip(prompts, completions, ground):
+        prompt += completion
+        each["truth"] += "!"
+    seen = [(len(prompt), each["truth"]) for prompt, each in zip(prompts, ground)]
+    return [float(each == (2, "4!")) for each in seen]
+def plain(response_text, ground):
+    ground["truth"] += "!"
+    return ground["truth"] == "4!"
+"""
+    rewards = ({"function": "trl"}, {"function": "plain"}, {"function": "plain", "name": "again"})
+    assert [values(outcomes) for outcomes in scored(tmp_path, code, *rewards)] == [[1.0, 1.0]] * 3
+
+
+def test_column_that_is_null_in_a_row_hides_no_answer(tmp_path: Path) -> None:
+    code = """
+def trl(completions, answer): return [float(each == "4") for each in answer]
+def verl(data_source, solution_str, ground_truth): return (data_source, ground_truth) == ("unknown", "4")
+def openrlhf(queries, prompts, labels): return [float(each == "4") for each in labels]
+"""
+    nulls = {"answer": None, "ground_truth": None, "label": None, "data_source": None}
+    rows = [{"prompt": "2 + 2?", **nulls, "reward_model": {"ground_truth": None}, "solution": "4"}]
+    names = ("trl", "verl", "openrlhf")
+    found = scored(tmp_path, code, *({"function": name} for name in names), rows=rows)
+    assert [values(outcomes) for outcomes in found] == [[1.0, 1.0]] * 3
 
 
 def test_verl_function_gets_what_verl_keeps_in_a_row(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from asympo.common.errors import BadSetting
 from asympo.common.records import MAX_ABS_FUNCTION_VALUE, MAX_ABS_REWARD
 from asympo.rewards.progress import RunProgress
-from asympo.tasks.base import TaskPrompt, own_prompt
+from asympo.tasks.base import Message, TaskPrompt, own_prompt
 
 FailureKind = Literal["raised", "timed_out", "died", "not_finite", "wrong_result", "does_not_apply", "closed"]
 """A closed set, for metric labels."""
@@ -22,7 +22,7 @@ class Asked:
     prompt: TaskPrompt
     """What was asked, with the columns of its row."""
     texts: tuple[str, ...]
-    """The responses."""
+    """The responses, each with the beginning that the prompt gave it."""
     token_ids: tuple[tuple[int, ...], ...] = ()
     """Their token ids; empty where nobody knows them."""
     progress: RunProgress = field(default_factory=RunProgress)
@@ -30,8 +30,20 @@ class Asked:
 
     @property
     def columns(self) -> Mapping[str, Any]:
-        """The row's; `answer` is among them even where the row calls it otherwise."""
-        return {"answer": self.prompt.answer, **self.prompt.columns}
+        """The row's; `answer` is among them even where the row calls it otherwise, or has none there."""
+        columns = {"answer": self.prompt.answer, **self.prompt.columns}
+        return columns if columns["answer"] is not None else columns | {"answer": self.prompt.answer}
+
+    def first_of(self, *names: str) -> Any:
+        """The first of these columns that says something."""
+        columns = self.columns
+        return next((value for name in names if (value := columns.get(name)) is not None), None)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation as far as the response begins."""
+        messages = list(self.prompt.messages or ())
+        return messages[:-1] if self.prompt.is_prefilled else messages
 
     @property
     def is_conversation(self) -> bool:
@@ -47,7 +59,7 @@ class Asked:
             return own
         if self.prompt.text is not None:
             return self.prompt.text
-        return "\n".join(str(message.get("content") or "") for message in self.prompt.messages or ())
+        return "\n".join(str(message.get("content") or "") for message in self.messages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ class OpenRlhf:
 
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         number, prompt = len(asked.texts), asked.prompt_text
-        label = asked.columns.get("label", asked.columns["answer"])
+        label = asked.first_of("label", "answer")
         return (), {
             "queries": [prompt + text for text in asked.texts],
             "prompts": [prompt] * number,

@@ -1,5 +1,6 @@
 """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`: all responses in one call."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -19,18 +20,17 @@ class Trl:
     wants_token_ids = True
 
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        number = len(asked.texts)
         prompt: Any = asked.prompt_text
         completions: list[Any] = list(asked.texts)
         if asked.is_conversation:
-            prompt = [dict(message) for message in asked.prompt.messages or ()]
+            prompt = asked.messages
             completions = [[{"role": "assistant", "content": text}] for text in asked.texts]
         columns = {name: value for name, value in asked.columns.items() if name not in _NOT_COLUMNS}
         return (), {
-            **{name: [value] * number for name, value in columns.items()},
-            "prompts": [prompt] * number,
+            **{name: _for_each(value, asked) for name, value in columns.items()},
+            "prompts": _for_each(prompt, asked),
             "completions": completions,
-            "completion_ids": [list(ids) for ids in asked.token_ids] or [[] for _ in range(number)],
+            "completion_ids": [list(ids) for ids in asked.token_ids] or _for_each([], asked),
             "trainer_state": trainer_state(asked.progress),
             "log_extra": notes.log_extra,
             "log_metric": notes.log_metric,
@@ -53,6 +53,11 @@ class Trl:
 
     def provided(self, columns: Sequence[str]) -> set[str] | None:
         return {*columns, "answer", "prompts", "completions", "completion_ids", *_STAND_INS}
+
+
+def _for_each(value: Any, asked: Asked) -> list[Any]:
+    """A copy for each response: what a function changes of the one is not another's."""
+    return [copy.deepcopy(value) for _ in asked.texts]
 
 
 def trainer_state(progress: RunProgress) -> Any:

@@ -17,7 +17,7 @@ class Verl:
     def arguments(self, asked: Asked, notes: Notes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         columns = asked.columns
         return (), {
-            "data_source": columns.get("data_source", "unknown"),
+            "data_source": columns["data_source"] if columns.get("data_source") is not None else "unknown",
             "solution_str": asked.texts[0],
             "ground_truth": ground_truth(asked),
             "extra_info": columns.get("extra_info") or {},
@@ -38,6 +38,6 @@ class Verl:
 def ground_truth(asked: Asked) -> Any:
     """`reward_model.ground_truth` as verl keeps it, else the row's answer."""
     model = asked.columns.get("reward_model")
-    if isinstance(model, Mapping) and "ground_truth" in model:
+    if isinstance(model, Mapping) and model.get("ground_truth") is not None:
         return model["ground_truth"]
-    return asked.columns.get("ground_truth", asked.columns["answer"])
+    return asked.first_of("ground_truth", "answer")
