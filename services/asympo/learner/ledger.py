@@ -52,10 +52,14 @@ class Ledger:
         )
 
     def passed_over(self, segment: LogSegment, *, row_limits: tuple[int, int]) -> None:
-        """It had no signal: the cursor moves, its slots are free, and nothing else happens."""
+        """It had no signal: the cursor moves, its slots are free, and nothing else happens.
+
+        One whose entries were all set aside says nothing of the task: it is in no row of empty ones.
+        """
         self._consumed(segment, step=None, row_limits=row_limits)
         self._session.free(segment.group_ids)
-        self.empty_in_a_row += 1
+        if segment.groups:
+            self.empty_in_a_row += 1
         self._metrics.segment_empty(in_a_row=self.empty_in_a_row)
         self._metrics.groups_consumed(trained=0, without_signal=len(segment.groups), staleness=[])
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from asympo.common.errors import PolicyRejected, PublishFailed
+from asympo.common.foreign.text import printable
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerState
@@ -57,7 +58,6 @@ class Trainer:
         self._save_at: float | None = None
         self._probes: tuple[ProbeText, ...] = ()
         self._held: LogSegment | None = None
-        self._held_at_reconcile = 0
         self._is_closing = False
 
     def start(self) -> None:
@@ -113,13 +113,13 @@ class Trainer:
             return
         if self._control.is_paused or self._stop.is_set:
             # Read, not begun: it is the next step, or read again by the next learner.
-            self._held, self._held_at_reconcile = segment, self._session.num_reconciles
+            self._held = segment
             return
         self._consume(segment)
 
     def _next_segment(self) -> LogSegment | None:
         held, self._held = self._held, None
-        if held is not None and self._held_at_reconcile == self._session.num_reconciles:
+        if held is not None:
             return held
         self._control.enter(LearnerState.WAITING)
         segment = self._reader.poll(block_seconds=_POLL_SECONDS)
@@ -131,6 +131,13 @@ class Trainer:
 
     def _consume(self, segment: LogSegment) -> None:
         self._publishing.settle(wait=False)
+        if segment.num_reconciles != self._session.num_reconciles:
+            # A broker that went back in time may have other entries under these numbers by now.
+            log.info(
+                "Entries %d to %d are read again: the log was reconciled since they were read",
+                *(segment.first_sequence, segment.last_sequence),
+            )
+            return
         if not any(group.has_signal for group in segment.groups):
             self._pass_over(segment)
             return
@@ -160,13 +167,18 @@ class Trainer:
     def _pass_over(self, segment: LogSegment) -> None:
         """A segment without signal moves the cursor and nothing else."""
         self._ledger.passed_over(segment, row_limits=self._stepper.row_limits)
-        is_many = self._ledger.empty_in_a_row >= self._settings.max_empty_segments
-        log.log(
-            logging.WARNING if is_many else logging.INFO,
-            "Groups %d to %d have no signal: all rewards of each are equal (%d such segments in a row%s)",
-            *(segment.first_sequence, segment.last_sequence, self._ledger.empty_in_a_row),
-            ": the task is too easy, too hard, or scored wrongly" if is_many else "",
-        )
+        where = (segment.first_sequence, segment.last_sequence)
+        if segment.groups:
+            is_many = self._ledger.empty_in_a_row >= self._settings.max_empty_segments
+            log.log(
+                logging.WARNING if is_many else logging.INFO,
+                "Groups %d to %d have no signal: all rewards of each are equal (%d such segments in a row%s)",
+                *(*where, self._ledger.empty_in_a_row),
+                ": the task is too easy, too hard, or scored wrongly" if is_many else "",
+            )
+        else:
+            reason = printable(segment.reasons[segment.first_sequence])
+            log.warning("Entries %d to %d were all set aside, the first because: %s", *where, reason)
         if self._ledger.segments_since_commit >= self._settings.save_every:
             self._save()
 

@@ -182,6 +182,20 @@ def test_flush_gives_out_what_is_left(tokenizer: Any) -> None:
     assert reader.flush() is None
 
 
+def test_flush_gives_out_nothing_that_a_reconcile_has_made_old(tokenizer: Any) -> None:
+    log = ListLog([make_entry(1, SIGNAL)])
+    reader = SegmentReader(
+        log=log, group_reader=group_reader(tokenizer), groups_per_step=2, max_groups_per_step=5
+    )
+    assert reader.poll(block_seconds=0.0) is None
+    log.num_reconciles, log.entries = 1, [make_entry(1, (0.0, 1.0))]
+    assert reader.flush() is None
+    assert reader.poll(block_seconds=0.0) is None
+    segment = reader.flush()
+    assert segment is not None
+    assert (segment.entries, segment.num_reconciles) == (tuple(log.entries), 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

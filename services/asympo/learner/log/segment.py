@@ -85,6 +85,8 @@ class LogSegment:
     """Why entries were dead-lettered, by sequence."""
     freed_ids: frozenset[str] = frozenset()
     """Groups that gave their slots back when they were read."""
+    num_reconciles: int = 0
+    """Of the log when it was read; once there are more, it must be read again."""
 
     @property
     def group_ids(self) -> tuple[str, ...]:
@@ -254,7 +256,9 @@ class SegmentReader:
         return None
 
     def flush(self) -> LogSegment | None:
-        """What is left when no further entry will come; None when that is nothing."""
+        """What is left when no further entry will come; None when that is nothing or must be read again."""
+        if self._is_rewound():
+            self._rewind()
         return self._give_out() if self._entries and not self._waiting else None
 
     def _take(self, entry: LogEntry) -> None:
@@ -287,6 +291,7 @@ class SegmentReader:
             entries=tuple(self._entries),
             reasons=self._reasons,
             freed_ids=frozenset(self._freed),
+            num_reconciles=self._num_reconciles,
         )
         self._entries, self._groups, self._reasons, self._num_slots_held = [], [], {}, 0
         self._freed = set()

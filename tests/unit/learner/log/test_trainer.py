@@ -1,0 +1,135 @@
+"""What becomes of a segment between the log and the step: trained, passed over, or read again."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from asympo.common.clock import SystemClock
+from asympo.common.lifecycle import StopSignal
+from asympo.common.rollout_log import LogEntry
+from asympo.common.trained_ids import TrainedIds
+from asympo.learner.context import LearnerContext
+from asympo.learner.control import LearnerControl
+from asympo.learner.ledger import Ledger
+from asympo.learner.log.segment import LogSegment, SegmentReader
+from asympo.learner.metrics import LearnerMetrics
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.trainer import Trainer
+from prometheus_client import CollectorRegistry
+
+from tests.unit.learner.test_segment import NONE, SIGNAL, ListLog, group_reader, make_entry
+
+
+class SmallRun(ListLog):
+    """A log, the training thread's hold on it, and a trainer of it that computes nothing."""
+
+    def __init__(self, entries: list[LogEntry], **settings: Any) -> None:
+        super().__init__(entries)
+        self.committed = self.order = None
+        self.trained = TrainedIds(num_prompts=1000)
+        self.registry = CollectorRegistry()
+        self.segments: list[LogSegment] = []
+        self.num_saves = 0
+        # Of the broker, once a publish settles.
+        self.after_reconcile: list[LogEntry] | None = None
+        stop, clock = StopSignal(), SystemClock()
+        asked = LearnerSettings(run="r", **settings)
+        control = LearnerControl(settings=asked, stop=stop, clock=clock)
+        self.progress = control.progress
+        nothing: Any = SimpleNamespace()
+        context = LearnerContext(
+            settings=asked,
+            control=control,
+            metrics=LearnerMetrics(self.registry),
+            tracing=nothing,
+            stop=stop,
+            clock=clock,
+            ranks=None,
+        )
+        parts: dict[str, Any] = {
+            "session": self,
+            "reader": SegmentReader(
+                log=self,
+                group_reader=group_reader(SimpleNamespace(eos_token_id=0)),
+                groups_per_step=1,
+                max_groups_per_step=2,
+            ),
+            "stepper": SimpleNamespace(row_limits=(1, 1), step=self._step),
+            "publishing": SimpleNamespace(
+                settle=self._settle,
+                begin=lambda **_: None,
+                hold=lambda ids, freed: None,
+                staleness_of=lambda _: 0,
+                take_totals=lambda: (0.0, 0),
+                published_step=0,
+                retry_at=None,
+                held=frozenset(),
+            ),
+            "recorder": SimpleNamespace(
+                waited=lambda _: None,
+                saved=lambda _: None,
+                stepped=lambda *_, **__: None,
+                wait_seconds=0.0,
+                wall_seconds=0.0,
+            ),
+        }
+        told: dict[str, Any] = {
+            "archive": SimpleNamespace(consumed=lambda *_, **__: None),
+            "trained_log": SimpleNamespace(add=lambda *_, **__: None, flush=lambda: None),
+            "traces": SimpleNamespace(trained=lambda *_, **__: None),
+            **{name: parts[name] for name in ("session", "publishing")},
+        }
+        ledger = Ledger(context=context, **told)
+        saver: Any = SimpleNamespace(save=self._save, prune=lambda committed: None)
+        self.trainer = Trainer(context=context, ledger=ledger, saver=saver, **parts)
+
+    def stats(self) -> Any:
+        return SimpleNamespace(is_exhausted=True)
+
+    def is_at_end(self, after_sequence: int) -> bool:
+        self._settle(wait=False)
+        return True
+
+    def commit(self, **_: Any) -> Any:
+        self.num_saves += 1
+        return SimpleNamespace()
+
+    def exported(self, name: str) -> float | None:
+        return self.registry.get_sample_value(f"asympo_learner_{name}")
+
+    def _settle(self, *, wait: bool) -> None:
+        if self.after_reconcile is not None:
+            self.entries, self.after_reconcile = self.after_reconcile, None
+            self.num_reconciles += 1
+
+    def _step(self, segment: LogSegment, *, step: int) -> Any:
+        self.segments.append(segment)
+        return SimpleNamespace(probes=(), is_applied=True)
+
+    def _save(self, **_: Any) -> str:
+        return "step-1"
+
+
+def test_segment_that_was_read_before_a_reconcile_is_read_again() -> None:
+    run = SmallRun([make_entry(1, SIGNAL), make_entry(2, SIGNAL)])
+    run.trainer._turn()
+    run.after_reconcile = [make_entry(2, (0.0, 1.0)), make_entry(3, SIGNAL)]
+    for _ in range(4):
+        run.trainer._turn()
+    assert [segment.last_sequence for segment in run.segments] == [1, 2, 3]
+    assert [segment.entries[0] for segment in run.segments[1:]] == run.entries
+
+
+def test_segment_whose_entries_were_all_set_aside_says_why_and_is_not_called_empty(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = [make_entry(sequence, SIGNAL, payload=b"\xff\x00") for sequence in (3, 4)]
+    run = SmallRun([make_entry(1, NONE), make_entry(2, NONE), *bad])
+    with caplog.at_level(logging.INFO, "asympo.learner.trainer"):
+        for _ in range(2):
+            run.trainer._turn()
+    first, second = [each.getMessage() for each in caplog.records if each.name == "asympo.learner.trainer"]
+    assert first.startswith("Groups 1 to 2 have no signal: all rewards of each are equal (1 such segments")
+    assert second == f"Entries 3 to 4 were all set aside, the first because: {run.dead[0][1]}"
+    assert (run.progress.sequence, run.exported("empty_segments_in_a_row")) == (4, 1)
