@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asympo.common.errors import BrokerUnavailable, PublishFailed
+from asympo.common.errors import BrokerUnavailable, PublishFailed, SequenceGap
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.learner.log.segment import GroupReader
 from asympo.learner.model.batching import TrainedGroup
@@ -89,14 +89,20 @@ class RankWorker:
             log.warning("%s; the first rank decides when to try again", error)
 
 
-def _fetch(run_log: RunLog, reader: GroupReader, told: list[tuple[int, list[int]]]) -> list[TrainedGroup]:
-    """This rank's responses, from its own reading of the log."""
-    shares = [Share(sequence=sequence, responses=tuple(responses)) for sequence, responses in told]
-    sequences = sorted({share.sequence for share in shares})
-    groups = {
-        entry.sequence: reader.read(entry).to_trained()
-        for entry in _answered(lambda: run_log.reader.read_at(sequences))
-    }
+def _fetch(
+    run_log: RunLog, reader: GroupReader, told: list[tuple[int, str, list[int]]]
+) -> list[TrainedGroup]:
+    """This rank's responses, from its own reading of the log: what the first rank read, or SequenceGap."""
+    digests = {sequence: digest for sequence, digest, _ in told}
+    shares = [Share(sequence=sequence, responses=tuple(responses)) for sequence, _, responses in told]
+    groups = {}
+    for entry in _answered(lambda: run_log.reader.read_at(sorted(digests))):
+        if entry.payload_digest != digests[entry.sequence]:
+            raise SequenceGap(
+                f"run {run_log.run!r}: entry {entry.sequence} is another group than the first rank has read: "
+                "the broker went back in time"
+            )
+        groups[entry.sequence] = reader.read(entry).to_trained()
     return [share.of(groups[share.sequence]) for share in shares]
 
 

@@ -4,18 +4,23 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from asympo.common.checkpoints.opening import open_policies
+from asympo.common.errors import SequenceGap
 from asympo.common.jsonl import read_steps
 from asympo.common.rollout_log import RunLog, RunState
+from asympo.learner.rank_worker import _fetch
 from asympo.local.ports import free_port
 from asympo.local.process import import_path
 
 from tests.forked import ForkedPython
 from tests.integration.learner.process import LearnerProcess
 from tests.integration.learner.producer import Producer
+from tests.integration.rollout_log.conftest import must_append, must_lease, start_run
 from tests.unit.learner.test_policy_files import FAMILIES, make_model
+from tests.unit.learner.test_segment import group_reader, make_entry
 
 LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--compute-dtype", "bfloat16")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -41,6 +46,19 @@ def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path, t
     finally:
         for rank in ranks:
             rank.send_signal(signal.SIGKILL)
+
+
+def test_rank_trains_no_other_group_than_the_first_rank_has_read_under_that_number(run_log: RunLog) -> None:
+    start_run(run_log)
+    lease = must_lease(run_log)
+    # After a broker went back in time: the same number, and the same prompt sampled once more.
+    lost, kept = (make_entry(1, rewards, group_id=lease.group_id) for rewards in ((1.0, 0.0), (0.0, 1.0)))
+    must_append(run_log, lease, kept.payload)
+    reader = group_reader(SimpleNamespace(eos_token_id=0))
+    (group,) = _fetch(run_log, reader, [(1, kept.payload_digest, [1])])
+    assert [response.advantage for response in group.responses] == [0.5]
+    with pytest.raises(SequenceGap, match="entry 1 is another group than the first rank has read"):
+        _fetch(run_log, reader, [(1, lost.payload_digest, [1])])
 
 
 @pytest.mark.timeout(400)

@@ -1,5 +1,6 @@
 """What the rollout log hands out and takes back. Times are Redis server time in seconds since 1970."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -117,6 +118,11 @@ class LogEntry:
     """When."""
     problem: str = ""
     """Why this is no group, whatever its payload says; empty for what the append script wrote."""
+
+    @property
+    def payload_digest(self) -> str:
+        """Tells entries apart that a broker had under one number, before and after it went back in time."""
+        return hashlib.sha256(self.payload).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

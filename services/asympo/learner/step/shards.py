@@ -1,6 +1,6 @@
 """How a step is computed by several ranks together: FSDP2, rows of equal number, one reduction a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,15 +41,23 @@ class Shards:
         return [*batches, *[_idle_row()] * (most - len(batches))]
 
     def hand_out(
-        self, groups: Sequence[tuple[int, TrainedGroup]], scope: StepScope, *, step: int, share_prefixes: bool
+        self,
+        groups: Sequence[tuple[int, TrainedGroup]],
+        scope: StepScope,
+        *,
+        step: int,
+        share_prefixes: bool,
+        digests: Mapping[int, str],
     ) -> list[TrainedGroup]:
         """The first rank tells the others to train their shares and gets its own.
 
         `groups`: entry number and responses that enter the loss. Payloads do not travel: every rank fetches
-        its entries from the log.
+        its entries from the log, and knows by `digests` that they are those that the first rank read.
         """
         shares = share_out(groups, num_ranks=self._ranks.num_ranks, share_prefixes=share_prefixes)
-        told = [[(share.sequence, share.responses) for share in held] for held in shares]
+        told = [
+            [(share.sequence, digests[share.sequence], share.responses) for share in held] for held in shares
+        ]
         self._ranks.tell({"do": "step", "step": step, "scope": asdict(scope), "shares": told})
         by_sequence = dict(groups)
         return [share.of(by_sequence[share.sequence]) for share in shares[self._ranks.rank]]

@@ -122,7 +122,13 @@ class Stepper:
         groups = [(group.sequence, group.to_trained()) for group in segment.groups if group.has_signal]
         if self._shards is None:
             return self.train([group for _, group in groups], scope, step=step)
-        held = self._shards.hand_out(groups, scope, step=step, share_prefixes=self._share_prefixes)
+        held = self._shards.hand_out(
+            groups,
+            scope,
+            step=step,
+            share_prefixes=self._share_prefixes,
+            digests={entry.sequence: entry.payload_digest for entry in segment.entries},
+        )
         result = self.train(held, scope, step=step)
         self._shards.all_done()
         return result
