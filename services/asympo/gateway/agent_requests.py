@@ -1,5 +1,7 @@
 """What agents ask all the time: `POST /sessions/{id}/v1/…`, answered before the application's own routes."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from asympo.gateway.api import AsciiResponse, Refusal, read_body
 from asympo.gateway.capture import TurnReader
 from asympo.gateway.door_connections import DoorAnswer
-from asympo.gateway.doors import Doors, NoDoor
+from asympo.gateway.doors import Doors, NoDoor, SlowDoor
 from asympo.gateway.sessions import Session, SessionRefused, Sessions
 
 PATHS = frozenset({"chat/completions", "completions", "responses"})
@@ -61,6 +63,8 @@ class AgentRequests:
             answer = _refused(error.status, error)
         except NoDoor as error:
             answer = _refused(503, error)
+        except SlowDoor as error:
+            answer = _refused(504, error)
         except ClientDisconnect:
             return
         await answer(scope, receive, send)
@@ -75,9 +79,11 @@ class AgentRequests:
         body = _read_request(await read_body(receive, max_bytes=self._max_body_bytes))
         body["model"] = self._model_name
         body["enable_response_messages" if path == "responses" else "return_token_ids"] = True
-        if body.get("stream"):
-            return await self._stream(session, path, body)
-        answer = await self._doors.ask(session_id, path, to_json(body), is_streamed=False)
+        is_streamed = bool(body.get("stream"))
+        answer = await self._ask(session, path, body, is_streamed=is_streamed, receive=receive)
+        if is_streamed and answer.status == 200:
+            events = _relayed(answer, session, ends_with_done=path != "responses")
+            return StreamingResponse(events, media_type="text/event-stream")
         content = await answer.whole()
         if answer.status == 200:
             reader = TurnReader()
@@ -88,12 +94,35 @@ class AgentRequests:
             _note(session, reader)
         return _Whole(content, answer.status)
 
-    async def _stream(self, session: Session, path: str, body: dict[str, Any]) -> ASGIApp:
-        answer = await self._doors.ask(session.session_id, path, to_json(body), is_streamed=True)
-        if answer.status != 200:
-            return _Whole(await answer.whole(), answer.status)
-        events = _relayed(answer, session, ends_with_done=path != "responses")
-        return StreamingResponse(events, media_type="text/event-stream")
+    async def _ask(
+        self, session: Session, path: str, body: dict[str, Any], *, is_streamed: bool, receive: Receive
+    ) -> DoorAnswer:
+        """The door's answer; raises ClientDisconnect, and asks no more, once the agent has left."""
+        asking = asyncio.ensure_future(
+            self._doors.ask(
+                *(session.session_id, path, to_json(body)),
+                is_streamed=is_streamed,
+                max_seconds=session.group.deadline - time.monotonic(),
+            )
+        )
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                return await asking
+            if asking.done():
+                asking.result().close()
+            raise ClientDisconnect
+        finally:
+            asking.cancel()
+            leaving.cancel()
+            await asyncio.wait({asking, leaving})
+
+
+async def _left(receive: Receive) -> None:
+    """Until the caller has left; its request has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool) -> AsyncIterator[bytes]:

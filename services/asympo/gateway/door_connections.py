@@ -25,6 +25,10 @@ class Unanswered(ConnectionError):
     """The connection ended before there was any answer."""
 
 
+class AnswerTooSlow(TimeoutError):
+    """The door took the request and did not answer it in its time."""
+
+
 class DoorAnswer:
     """What a door says, as it comes. Raises OSError where it breaks off or takes too long."""
 
@@ -38,7 +42,8 @@ class DoorAnswer:
         self._error: OSError | None = None
         self._waiting: asyncio.Future[None] | None = None
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(seconds, self.fail, TimeoutError(f"no answer within {seconds:g} s"))
+        late = AnswerTooSlow(f"no answer within {seconds:.3g} s")
+        self._timer = loop.call_later(seconds, self.fail, late)
 
     async def begun(self) -> Self:
         """Itself, with the status."""

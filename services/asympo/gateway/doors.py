@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from asympo.common.errors import AsympoError
-from asympo.gateway.door_connections import DoorAnswer, DoorConnections
+from asympo.gateway.door_connections import AnswerTooSlow, DoorAnswer, DoorConnections
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ _RETRIED_STATUSES = frozenset({502, 503, 504})
 
 class NoDoor(AsympoError):
     """No generator answers; ask again later."""
+
+
+class SlowDoor(AsympoError):
+    """A generator did not answer in time, as another one would not."""
 
 
 class Doors:
@@ -37,22 +41,33 @@ class Doors:
         self._found = self._addresses
         self._look_up_at = 0.0
 
-    async def ask(self, session_id: str, path: str, payload: bytes, *, is_streamed: bool) -> DoorAnswer:
-        """The first answer that is not of a generator that is gone; raises NoDoor when all are.
+    async def ask(
+        self, session_id: str, path: str, payload: bytes, *, is_streamed: bool, max_seconds: float
+    ) -> DoorAnswer:
+        """The first answer that is not of a generator that is gone; NoDoor when all are, or SlowDoor.
 
         One that is not streamed is read to its end: a generator that dies in the middle is gone as well.
         A streamed one belongs to the caller, who reads or closes it.
         """
         await self._look_up()
+        limit_seconds = min(self._timeout_seconds, max_seconds)
+        deadline = time.monotonic() + limit_seconds
         for address in self._order(session_id):
             try:
-                answer = await self._connections.post(address, path, payload, seconds=self._timeout_seconds)
+                left = max(0.0, deadline - time.monotonic())
+                answer = await self._connections.post(address, path, payload, seconds=left)
                 if answer.status in _RETRIED_STATUSES:
                     log.warning("%s turns a session away: %d", address, answer.status)
                     answer.close()
                     continue
                 if not is_streamed:
                     await answer.whole()
+            except AnswerTooSlow:
+                log.warning("%s gives a session no answer within %.3g s", address, limit_seconds)
+                raise SlowDoor(
+                    f"no answer within {limit_seconds:.3g} s: ask for fewer tokens, or raise the gateway's "
+                    "request_seconds or session_seconds"
+                ) from None
             except OSError as error:
                 log.warning("%s does not answer a session: %r", address, error)
                 continue

@@ -3,13 +3,17 @@
 import threading
 from typing import Any
 
-from asympo.common.errors import BadModel
+from asympo.common.errors import BadModel, BadSetting
 from asympo.common.rollout_log import RunConfig
 from asympo.tasks import of_run
 from asympo.tasks.base import Task, TaskPrompt
 from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer import load_tokenizer, open_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
+
+
+class PromptUnfit(BadSetting):
+    """This one prompt cannot be rendered; others can."""
 
 
 class PolicyText:
@@ -54,10 +58,14 @@ class PolicyText:
             return self._task
 
     def prompt(self, index: int) -> tuple[TaskPrompt, list[int], str]:
-        """One of the task's prompts with its token ids and text."""
-        prompt = self.task.prompt(index)
-        token_ids = render_prompt(prompt, self.tokenizer)
-        return prompt, token_ids, self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        """One of the task's prompts with its token ids and text; raises PromptUnfit as well."""
+        prompt, tokenizer = self.task.prompt(index), self.tokenizer
+        try:
+            token_ids = render_prompt(prompt, tokenizer)
+            return prompt, token_ids, tokenizer.decode(token_ids, skip_special_tokens=False)
+        except Exception as error:
+            # A template is somebody's own code: what it raises is about this prompt, not about the process.
+            raise PromptUnfit(f"prompt {index} cannot be rendered: {error}") from error
 
     def messages(self, messages: list[dict[str, str]]) -> tuple[list[int], str]:
         """Token ids and text of a conversation that somebody brings along."""

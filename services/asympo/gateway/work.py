@@ -11,7 +11,7 @@ from asympo.common.errors import AsympoError
 from asympo.common.rollout_log import AppendOutcome, Lease, RefusalReason, RunConfig, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.gateway.metrics import GatewayMetrics
-from asympo.gateway.policy_text import PolicyText
+from asympo.gateway.policy_text import PolicyText, PromptUnfit
 from asympo.gateway.producers import Producer
 
 log = logging.getLogger(__name__)
@@ -169,10 +169,12 @@ class Work:
     async def _grant(self, producer: Producer, lease: Lease) -> Granted:
         try:
             prompt, token_ids, text = await self._calls.run(self.text.prompt, lease.index)
-        except BaseException:
-            await asyncio.shield(
-                self._calls.run(self._run_log.leases.hand_back, lease, reason="it could not be rendered")
-            )
+        except BaseException as error:
+            # Without task or tokenizer no prompt can be rendered: that is no failure of this one.
+            is_unfit = isinstance(error, PromptUnfit)
+            reason = str(error)[:500] if is_unfit else "it could not be rendered"
+            hand_back = self._run_log.leases.hand_back
+            await asyncio.shield(self._calls.run(hand_back, lease, reason=reason, is_prompt_failure=is_unfit))
             raise
         self._forget_expired()
         until = time.monotonic() + self._config.max_lease_seconds

@@ -25,6 +25,9 @@ class FakeDoor:
         """Function to call, `name` and `arguments`, in answer to whatever a tool has not said."""
         self.breaks_off = False
         """As an engine that is killed in the middle of an answer."""
+        self.hangs = False
+        """Answers only whom it has heard leave."""
+        self.has_begun, self.was_left = threading.Event(), threading.Event()
         app = FastAPI()
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         app.add_api_route("/v1/responses", self.respond, methods=["POST"])
@@ -44,6 +47,10 @@ class FakeDoor:
         body = await request.json()
         self.bodies.append(body)
         self.num_asked += 1
+        if self.hangs:
+            self.has_begun.set()
+            await request.receive()
+            self.was_left.set()
         answer = str(self.num_asked)
         shown = "".join(map(_rendered, body["messages"])) + "assistant:"
         says: dict[str, Any] = {"role": "assistant", "content": answer}

@@ -2,13 +2,19 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from asympo.common.rollout_log import RunLog
 from asympo.gateway.doors import Doors
 
+from tests.integration.gateway.conftest import RunningGateway
 from tests.integration.gateway.fake_door import FakeDoor
+from tests.integration.gateway.test_ingest import post
+from tests.integration.rollout_log.conftest import start_run
 
 BODY = b'{"messages": [{"role": "user", "content": "a"}]}'
 
@@ -27,7 +33,9 @@ def test_name_with_several_addresses_is_a_door_at_each(monkeypatch: pytest.Monke
         doors = Doors([f"http://doors.test:{port}/v1"], token="", timeout_seconds=30.0)
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
         for number in range(8):
-            answer = await doors.ask(f"s{number}", "chat/completions", BODY, is_streamed=False)
+            answer = await doors.ask(
+                f"s{number}", "chat/completions", BODY, is_streamed=False, max_seconds=30.0
+            )
             assert answer.status == 200
         assert {doors._order(f"s{number}")[0] for number in range(32)} == {
             f"http://{address}:{port}/v1" for address in ("127.0.0.1", "127.0.0.2")
@@ -39,3 +47,20 @@ def test_name_with_several_addresses_is_a_door_at_each(monkeypatch: pytest.Monke
     door.stop()
     assert asked == ["doors.test"]
     assert door.num_asked == 8
+
+
+@pytest.mark.parametrize("limit", ["request_seconds", "session_seconds"])
+def test_answer_that_takes_too_long_is_not_begun_again_elsewhere(
+    limit: str, log: RunLog, start_gateway: Callable[..., RunningGateway]
+) -> None:
+    start_run(log)
+    doors = [FakeDoor(), FakeDoor()]
+    for door in doors:
+        door.hangs = True
+    gateway = start_gateway(doors=[door.address for door in doors], **{limit: 0.5})
+    started = post(gateway, {"own_prompt": True, "num_sessions": 2}, path="/rl/start_session").json()
+    answer = httpx.post(f"{started['sessions'][0]['base_url']}/chat/completions", content=BODY, timeout=30)
+    assert (answer.status_code, limit in answer.text) == (504, True)
+    assert sum(door.num_asked for door in doors) == 1
+    for door in doors:
+        door.stop()
