@@ -21,6 +21,10 @@ MAX_BATCH_BYTES = 4 * 2**20
 MAX_WAIT_SECONDS = 2.0
 """Longest single wait for a slot: whoever asked for less is answered between two."""
 
+_FULL = Submitted(outcome=SubmitOutcome.NO_CAPACITY, sequence=None)
+_Refusal = Submitted | AsympoError
+"""Why a group was not taken: as the broker says, or what it raised when it was asked."""
+
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
@@ -30,7 +34,7 @@ class _Waiting:
     answer: "asyncio.Future[Submitted]"
     deadline: float | None
     """Of time.monotonic(); None waits as long as the caller does."""
-    last: Submitted | None = None
+    last: _Refusal | None = None
     """Why it was not taken when last asked."""
     since: float = field(default_factory=time.monotonic)
 
@@ -55,7 +59,7 @@ class ProducerQueue:
         self._max_slots = producer.max_slots(capacity)
         self._limit = RateLimit(producer.groups_per_minute)
         self._room = asyncio.Semaphore(max_queued)
-        self._refusal = Submitted(outcome=SubmitOutcome.NO_CAPACITY, sequence=None)
+        self._refusal: _Refusal = _FULL
         """Of whoever was not taken last."""
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -110,7 +114,8 @@ class ProducerQueue:
                 # One that turns us away, too: its users may be put right while we wait.
                 self._metrics.count_broker_error()
                 log.warning("Groups of %s wait for the broker: %s", self._producer.name, error)
-                self._fail_late(error)
+                self._refuse_from(0, error)
+                self._drop_done()
                 await asyncio.sleep(backoff.next_seconds())
 
     def _drop_done(self) -> None:
@@ -153,6 +158,7 @@ class ProducerQueue:
     def _settle(self, batch: list[_Waiting], answers: list[Submitted]) -> bool:
         """Passes final answers on; says whether all were final."""
         refusals = [answer for answer in answers if not answer.outcome.is_final]
+        self._refusal = _FULL
         for waiting, answer in zip(batch, answers, strict=True):
             if answer.outcome.is_final:
                 self._answer(waiting, answer)
@@ -162,24 +168,21 @@ class ProducerQueue:
             self._refuse_from(len(batch), refusals[-1])
         return not refusals
 
-    def _refuse_from(self, place: int, refusal: Submitted) -> None:
+    def _refuse_from(self, place: int, refusal: _Refusal) -> None:
         """Whoever waits from this place on is not asked for before those in front are taken."""
         self._refusal = refusal
         for waiting in islice(self._waiting, place, None):
             waiting.last = refusal
 
-    def _answer(self, waiting: _Waiting, answer: Submitted) -> None:
+    def _answer(self, waiting: _Waiting, answer: _Refusal) -> None:
+        if isinstance(answer, AsympoError):
+            # Nothing is known of the group: its caller sends it again.
+            waiting.answer.set_exception(answer)
+            return
         self._metrics.count_group(self._producer.name, answer.outcome)
         self._metrics.submit_seconds.observe(time.monotonic() - waiting.since)
         if not waiting.answer.done():
             waiting.answer.set_result(answer)
-
-    def _fail_late(self, error: AsympoError) -> None:
-        """Tell those whose time is over that the broker does not serve us; they send the group again."""
-        now = time.monotonic()
-        for waiting in self._waiting:
-            if waiting.deadline is not None and now >= waiting.deadline and not waiting.answer.done():
-                waiting.answer.set_exception(error)
 
     async def _wait_for_slot(self, refused: Refused) -> None:
         now = time.monotonic()
