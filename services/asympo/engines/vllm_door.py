@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 from asympo.engines.base import DoorTerms
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DOOR_PRIORITY = 0
 """That of responses for the log: nobody may push them aside, and they push nobody aside."""
+LEFT = 499
+"""Status of a request that nobody waits for any more; only logs see it."""
 OURS = ("cache_salt", "priority", "request_id", "kv_transfer_params", "vllm_xargs")
 """Fields of a request that the door sets itself or lets nobody set."""
 
@@ -115,8 +117,7 @@ async def build_door(engine: GuardedEngine, terms: DoorTerms, *, model_path: str
             step = terms.policy_step()
             request = request_class(**_asked(await raw_request.json(), request_class))
             response = await handler(request, raw_request=raw_request)
-            response.headers["x-asympo-policy-step"] = "" if step is None else str(step)
-            return response
+            return _answered(response, step)
 
         app.add_api_route(path, answer, methods=["POST"], response_model=None)
 
@@ -125,6 +126,14 @@ async def build_door(engine: GuardedEngine, terms: DoorTerms, *, model_path: str
     serve("/v1/responses", ResponsesRequest, create_responses)
     app.add_api_route("/v1/models", show_available_models, methods=["GET"], response_model=None)
     return app
+
+
+def _answered(response: Response | None, step: int | None) -> Response:
+    """The handler's answer with the policy's step; vLLM has none for a caller that has left."""
+    if response is None:
+        return Response(status_code=LEFT)
+    response.headers["x-asympo-policy-step"] = "" if step is None else str(step)
+    return response
 
 
 def _asked(body: Any, request_class: Any) -> dict[str, Any]:
