@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from asympo.common.checkpoints import PolicyRef
-from asympo.common.errors import BrokerUnavailable
+from asympo.common.errors import BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.generator.core import Generator
@@ -62,7 +62,7 @@ class PresenceReporter:
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
                 await self._calls.run(self._tell, {}, ttl_seconds=0)
-        except (BrokerUnavailable, TimeoutError) as error:
+        except (BrokerRefused, BrokerUnavailable, TimeoutError) as error:
             log.debug("Nobody heard the goodbye: %r", error)
 
     async def report(self) -> None:
@@ -75,10 +75,11 @@ class PresenceReporter:
         try:
             ttl_seconds = max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS)
             await self._calls.run(self._tell, self._generator.status(), ttl_seconds=ttl_seconds)
-        except BrokerUnavailable as error:
+        except (BrokerRefused, BrokerUnavailable) as error:
+            # What is shown to people ends no generator: whether it may work for the run is said elsewhere.
             self._metrics.count_broker_error()
             if self._generator.is_broker_answering:
-                log.warning("The broker does not answer: %s", error)
+                log.warning("The broker takes no report: %s", error)
             self._generator.is_broker_answering = False
         else:
             self._generator.is_broker_answering = True

@@ -1,10 +1,12 @@
-"""A generator that has left the list is not put back on it by a report that was under way."""
+"""What a generator tells of itself, and to whom it makes no difference."""
 
 import asyncio
 import threading
 from typing import Any, cast
 from unittest.mock import MagicMock
 
+import pytest
+from asympo.common.errors import AsympoError, BrokerRefused, BrokerUnavailable
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.generator.presence_reporter import PresenceReporter
 
@@ -50,3 +52,26 @@ def test_goodbye_is_the_last_word_even_beside_a_report_that_was_cancelled() -> N
     calls.close()
     assert presence.heard[0] > 0
     assert presence.heard[1:] == [0]
+
+
+@pytest.mark.parametrize("error", [BrokerRefused, BrokerUnavailable])
+def test_report_that_is_not_taken_ends_no_generator(error: type[AsympoError]) -> None:
+    generator = MagicMock(parts=None, holder="one", not_ready_reason=None, is_broker_answering=True)
+    presence = MagicMock(report=MagicMock(side_effect=error("ERR a short status is needed")))
+    calls = Calls(max_threads=1, on_broker_error=lambda: None)
+    reporter = PresenceReporter(
+        generator=generator,
+        run_log=cast(Any, MagicMock(presence=presence)),
+        calls=calls,
+        metrics=MagicMock(),
+        interval_seconds=1.0,
+    )
+
+    async def tell() -> None:
+        await reporter.report()
+        await reporter.say_goodbye()
+
+    asyncio.run(tell())
+    calls.close()
+    assert not generator.is_broker_answering
+    assert presence.report.call_count == 2

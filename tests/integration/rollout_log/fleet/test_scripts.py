@@ -1,4 +1,4 @@
-"""The scripts of waves, called twice as in `test_scripts.py` above."""
+"""The scripts of waves and reports, called twice as in `test_scripts.py` above."""
 
 from asympo.common.rollout_log import RunLog
 from asympo.common.rollout_log.keys import key
@@ -25,3 +25,13 @@ def test_claim_swap_lets_one_in_and_after_its_proof_a_share(log: RunLog) -> None
 def test_end_swap_says_what_is_proved(log: RunLog) -> None:
     log.swaps.proved("g", step=5, fence=1)
     assert log.broker.command("HGETALL", key(log.run, "swaps")) == {b"proved": b"1:5"}
+
+
+def test_warnings_that_make_a_report_too_long_are_left_out_of_it(log: RunLog) -> None:
+    warnings = [{"text": f"{count}: " + 300 * "\u65e5" + 100 * "\udcff"} for count in range(40)]
+    log.presence.report("g", {"state": "serving", "warnings": warnings}, ttl_seconds=60)
+    (shown,) = log.presence.generators()
+    assert shown["state"] == "serving"
+    whole = [{"text": warning["text"].replace("\udcff", "?")} for warning in warnings]
+    assert shown["warnings"] == whole[: len(shown["warnings"])]
+    assert 5 < len(shown["warnings"]) < 40
