@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -144,18 +145,26 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
             episodes=episodes_of(plan.file, plan.learner.settings, gateway),
         )
     stopping = StopSignal(on_force=services.kill_at_once, same_within_seconds=_SAME_SIGNAL_SECONDS)
-    with log_path.open("a") as log_file, stopping as stop:
-        set_up_logging(service="run", log_format="text", stream=cast(TextIO, SteadyStream(log_file)))
-        view = make_view(file.view.kind)
-        try:
-            outcome = Supervisor(
+    with ExitStack() as at_the_end:
+        with log_path.open("a") as log_file, stopping as stop:
+            set_up_logging(service="run", log_format="text", stream=cast(TextIO, SteadyStream(log_file)))
+            view = make_view(file.view.kind)
+            supervisor = Supervisor(
                 plan=plan, services=services, directory=directory, view=view, stop=stop, held_out=held_out
-            ).run()
-        finally:
-            view.close()
-            logging.getLogger().handlers.clear()
-    title = f"{directory.path.name}: {Path(plan.learner.settings.model).name}"
-    return _report(outcome, directory.path, title=title, targets=file.run.targets)
+            )
+            at_the_end.callback(_notify_end, supervisor)
+            try:
+                outcome = supervisor.run()
+            finally:
+                view.close()
+                logging.getLogger().handlers.clear()
+        title = f"{directory.path.name}: {Path(plan.learner.settings.model).name}"
+        return _report(outcome, directory.path, title=title, targets=file.run.targets)
+
+
+def _notify_end(supervisor: Any) -> None:
+    for problem in supervisor.notify_end():
+        sys.stderr.write(f"asympo: {problem}\n")
 
 
 def _report(outcome: Any, path: Path, *, title: str, targets: TargetsSection | None) -> int:

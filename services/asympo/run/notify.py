@@ -2,10 +2,12 @@
 
 import http.client
 import json
+import os
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from asympo.local.process import kill_group
 
@@ -34,21 +36,33 @@ def notify(*, command: Sequence[str], url: str | None, message: Mapping[str, Any
     return problems
 
 
+def _errors_file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        # A full disk must not keep its own message from being sent.
+        return open(os.devnull, "w+b")
+
+
 def _run(command: Sequence[str], text: str) -> list[str]:
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        return [f"run.notify_command does not start: {error}"]
-    try:
-        _, said = process.communicate(text, timeout=_PROGRAM_SECONDS)
-    except subprocess.TimeoutExpired:
-        kill_group(process.pid)
-        process.communicate()
-        return [f"run.notify_command took more than {_PROGRAM_SECONDS:g} s and was killed"]
-    if process.returncode == 0:
-        return []
+    # No pipe: whatever the program leaves behind may keep that open for as long as it lives.
+    with _errors_file() as errors:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
+                text=True, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return [f"run.notify_command does not start: {error}"]
+        with process:
+            try:
+                process.communicate(text, timeout=_PROGRAM_SECONDS)
+            except subprocess.TimeoutExpired:
+                kill_group(process.pid)
+                return [f"run.notify_command took more than {_PROGRAM_SECONDS:g} s and was killed"]
+        if process.returncode == 0:
+            return []
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
     last = (said.strip().splitlines() or ["it said nothing"])[-1]
     return [f"run.notify_command ended with exit code {process.returncode}: {last[:300]}"]

@@ -11,7 +11,6 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, PolicyAnnouncement, RunLog, RunState
 from asympo.local.log_file import keep_small
 from asympo.local.service import Service
-from asympo.run.audit import effective_steps, read_rows
 from asympo.run.console.view import Snapshot, View
 from asympo.run.directory import RunDirectory
 from asympo.run.events import write_event
@@ -62,6 +61,7 @@ class Supervisor:
         self._status: Mapping[str, Any] = {}
         self._step = self._num_appended = 0
         self._phase = "starting"
+        self._ending: tuple[str, str] | None = None
         self._started_at = time.monotonic()
         self._was_serving = False
         self._samples_at = 0.0
@@ -131,12 +131,10 @@ class Supervisor:
         try:
             earlier = Totals.from_dict(self._directory.read_mark().get("totals", {}))
             # The learner steps on while it drains.
-            written = effective_steps(read_rows(self._directory.path / "metrics.jsonl"))
-            self._step = max(self._step, max(written, default=0))
+            self._step = max(self._step, self._directory.step)
         except OSError as error:
             self._note(f"the directory of the run cannot be read: {error}")
         totals = self._totals(earlier)
-        self._say_how_it_ended(is_finished=is_finished, failure=failure)
         try:
             self._directory.write_mark(
                 totals=totals.to_dict(),
@@ -147,6 +145,7 @@ class Supervisor:
         except OSError as error:
             # A full disk is why it ends, most likely: that reason must not be lost over this one.
             self._note(f"how the run ended cannot be written down: {error}")
+        self._say_how_it_ended(is_finished=is_finished, failure=failure)
         return killed, totals
 
     def _watch(self, run_log: RunLog) -> bool:
@@ -187,7 +186,8 @@ class Supervisor:
         )
         if text:
             self._note(text)
-            self._notify("stalled", text)
+            for problem in self._notify("stalled", text):
+                self._note(problem)
         check_room_left(
             self._directory.path,
             keep_free_bytes=section.keep_free_mb * 1e6,
@@ -356,17 +356,17 @@ class Supervisor:
         for line in self._warnings.note(service.name, service.num_restarts, status.get("warnings") or ()):
             self._note(line)
 
-    def _notify(self, event: str, text: str) -> None:
-        section = self._plan.file.run
-        message = {
-            "run": self._directory.path.name,
-            "event": event,
-            "text": text,
-            "step": self._step,
-            "directory": str(self._directory.path),
-        }
-        for problem in notify(command=section.notify_command, url=section.notify_url, message=message):
-            self._note(problem)
+    def notify_end(self) -> list[str]:
+        """For when all is written that who is notified may read; sentences about failures."""
+        problems = self._notify(*self._ending) if self._ending else []
+        for problem in problems:
+            write_event(self._directory.path, problem)
+        return problems
+
+    def _notify(self, event: str, text: str) -> list[str]:
+        section, path = self._plan.file.run, self._directory.path
+        message = {"run": path.name, "event": event, "text": text, "step": self._step, "directory": str(path)}
+        return notify(command=section.notify_command, url=section.notify_url, message=message)
 
     def _note(self, text: str) -> None:
         log.info("%s", text)
@@ -383,7 +383,7 @@ class Supervisor:
             text = f"stopped at step {self._step} by {self._stop.reason or 'its learner'}"
         log.info("The run %s", text)
         write_event(self._directory.path, text, kind="end")
-        self._notify(event, text)
+        self._ending = event, text
 
     def _guard(self) -> Guard:
         plan = self._plan

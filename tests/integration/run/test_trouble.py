@@ -22,7 +22,14 @@ def test_reward_that_raises_on_every_response_ends_the_run_with_its_words(
     rows = [{"prompt": f"say {number}", "answer": str(number)} for number in range(50)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     heard = tmp_path / "heard.json"
-    write = f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read())"
+    write = (
+        "import json, pathlib, sys\n"
+        "said = json.load(sys.stdin)\n"
+        "directory = pathlib.Path(said['directory'])\n"
+        "said['noted'] = json.loads((directory / 'run.json').read_text())['failure']\n"
+        "said['pages'] = [path.name for path in directory.glob('report.html')]\n"
+        f"open({str(heard)!r}, 'a').write(json.dumps(said))"
+    )
     monkeypatch.chdir(tmp_path)
     run = start(
         "--run.evaluate=false",
@@ -46,7 +53,8 @@ def test_reward_that_raises_on_every_response_ends_the_run_with_its_words(
     size = sum(path.stat().st_size for path in (directory / "logs").iterdir())
     assert size < 300_000, "it backs off"
     assert read_events(directory)[-1]["text"].startswith("failed at step 0: for ")
-    assert json.loads(heard.read_text())["event"] == "failed"
+    said = json.loads(heard.read_text())
+    assert (said["event"], said["noted"], said["pages"]) == ("failed", summary["failure"], ["report.html"])
     assert json.loads((directory / "run.json").read_text())["failure"] == summary["failure"]
 
 

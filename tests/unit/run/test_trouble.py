@@ -16,6 +16,7 @@ import pytest
 from asympo.common.errors import BrokerUnavailable, NoProgress
 from asympo.common.logs.watch import LogWatch
 from asympo.local.log_file import keep_small, last_sentence
+from asympo.local.process import kill_group
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.notify import notify
 from asympo.run.processes.status import HttpStatus
@@ -271,7 +272,9 @@ def test_log_of_a_talkative_process_stays_small_and_goes_on(tmp_path: Path) -> N
     assert len(kept) <= 2100
 
 
-def test_notification_reaches_a_program_and_a_url_and_failures_are_said(tmp_path: Path) -> None:
+def test_notification_reaches_a_program_and_a_url_and_failures_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[dict[str, object]] = []
 
     class Door(BaseHTTPRequestHandler):
@@ -295,6 +298,12 @@ def test_notification_reaches_a_program_and_a_url_and_failures_are_said(tmp_path
     assert problems[0] == "run.notify_command ended with exit code 1: no phone"
     assert "could not be called" in problems[1]
     assert "secret-path" not in problems[1]
+    # What it leaves behind keeps its standard error.
+    ended = tmp_path / "ended"
+    leave = f"setsid sh -c \"sleep 20; touch '{ended}'\" & echo $! > '{out}'"
+    assert notify(command=["sh", "-c", leave], url=None, message=message) == []
+    assert not ended.exists()
+    kill_group(int(out.read_text()))
     with no_http_server() as port:
         [strange] = notify(command=[], url=f"http://127.0.0.1:{port}/", message=message)
         assert "could not be called" in strange
@@ -302,4 +311,7 @@ def test_notification_reaches_a_program_and_a_url_and_failures_are_said(tmp_path
         assert HttpStatus(host="127.0.0.1", port=port).get("/v1/status") is None
     [absent] = notify(command=["/no/such/program"], url=None, message=message)
     assert "does not start" in absent
+    monkeypatch.setattr("tempfile.TemporaryFile", partial(open, tmp_path / "absent" / "file"))
+    [silent] = notify(command=fail, url=None, message=message)
+    assert silent == "run.notify_command ended with exit code 1: it said nothing"
     door.shutdown()
