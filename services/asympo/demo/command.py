@@ -117,8 +117,14 @@ def greet_existing(file: RunFile) -> int | None:
         if summary.exists():
             sys.stdout.write(json.dumps(json.loads(summary.read_text()), indent=2) + "\n")
         return 0
+    if directory.is_held:
+        sys.stdout.write(
+            f"The demo in {file.directory} is running (process {directory.holder or 'unknown'}), at step "
+            f"{directory.step}.\n"
+        )
+        return 1
     sys.stdout.write(
-        f"There is a demo in {file.directory} that stopped at step {mark.get('step', 0)}: resume it with "
+        f"There is a demo in {file.directory} that stopped at step {directory.step}: resume it with "
         f"`asympo demo --resume` (make demo ARGS=--resume), or {start_over}.\n"
     )
     return 1

@@ -73,14 +73,14 @@ def local_runs(directory: Path) -> list[dict[str, Any]]:
         try:
             if not (is_run_name(path.name) and held.exists):
                 continue
-            mark, state = held.read_mark(), how_it_ended(path)[0]
+            step, state = held.step, how_it_ended(path)[0]
         except (BadSetting, OSError):
-            mark, state = {}, UNREADABLE
+            step, state = 0, UNREADABLE
         else:
             if url := held.live_broker_url:
                 found += _of_broker(url)
                 continue
-        shown = {"run": path.name, "state": state, "step": mark.get("step", 0)}
+        shown = {"run": path.name, "state": state, "step": step}
         found.append({**dict.fromkeys(_COLUMNS), "model": "", **shown})
     return found
 

@@ -1,6 +1,8 @@
 """Every settings file that is shipped loads, and bad ones are refused in one sentence."""
 
+import json
 import math
+import os
 import tomllib
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from asympo.engines.vllm_start import thread_environment
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.run.command import resolved_text
+from asympo.run.directory import RunDirectory
 from asympo.run.prepare import machine
 from asympo.run.prepare.machine import Gpu, Machine, look_at_machine
 from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
@@ -197,7 +200,15 @@ def test_existing_demo_is_not_started_again_unasked(
 ) -> None:
     (tmp_path / "demo").mkdir()
     mark = tmp_path / "demo" / "run.json"
-    mark.write_text('{"step": 7}')
+    mark.write_text('{"step": 3}')
+    # Whoever killed the supervisor let it note nothing more; step 8 was trained again from 6 on.
+    steps = (4, 5, 6, 7, 8, 7)
+    (tmp_path / "demo" / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    with RunDirectory(tmp_path / "demo"):
+        assert main(["demo", f"--run.directory={tmp_path}"]) == 1
+        assert f"is running (process {os.getpid()}), at step 7." in capsys.readouterr().out
+    assert main(["runs", "list", "--directory", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 7
     assert main(["demo", f"--run.directory={tmp_path}"]) == 1
     said = capsys.readouterr().out
     assert "stopped at step 7" in said
