@@ -144,7 +144,7 @@ class LearnerProcess:
         )
         self._control = self._context.control
         self._progress = self._context.progress
-        self._lost: Exception | None = None
+        self._failure: Exception | None = None
         self._heartbeat: Heartbeat | None = None
 
     def run(self, closing: ExitStack) -> None:
@@ -185,7 +185,7 @@ class LearnerProcess:
         deadline = DrainDeadline(
             stop=self._stop,
             seconds=self._settings.drain_seconds,
-            exit_code=lambda: getattr(self._lost or NoProgress, "exit_code", 1),
+            exit_code=lambda: getattr(self._failure or NoProgress, "exit_code", 1),
             standing=lambda: (
                 f"{self._control.state} at step {self._progress.step}, committed up to entry "
                 f"{self._progress.committed_sequence}"
@@ -264,8 +264,8 @@ class LearnerProcess:
         self._control.enter(LearnerState.FINISHED)
         log.info("Staying up until told to stop; to continue the run, start it with more total_steps")
         self._stop.wait()
-        if self._lost is not None:
-            raise self._lost
+        if self._failure is not None:
+            raise self._failure
 
     def _train(
         self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
@@ -288,7 +288,10 @@ class LearnerProcess:
             "Training run %s from step %d, fence %d",
             *(self._settings.run, self._progress.step, self._progress.fence),
         )
-        trainer.run(lost=lambda: self._lost)
+        trainer.run(
+            lost=lambda: self._failure,
+            on_failure=lambda error: self._fail(error, f"training ended: {error!r}"),
+        )
 
     def _take_run(self, run_log: RunLog, config: RunConfig, tokenizer: Any) -> "OwnedRun":
         """Takes the fence, finds the state to go on from, and makes the broker agree with it."""
@@ -371,9 +374,12 @@ class LearnerProcess:
                 self._stop.wait(_BROKER_RETRY_SECONDS / 4)
 
     def _on_lost(self, error: Exception) -> None:
-        self._lost = error
         is_fenced = isinstance(error, Fenced)
-        self._stop.set("another learner owns the run" if is_fenced else f"the heartbeat ended: {error!r}")
+        self._fail(error, "another learner owns the run" if is_fenced else f"the heartbeat ended: {error!r}")
+
+    def _fail(self, error: Exception, reason: str) -> None:
+        self._failure = error
+        self._stop.set(reason)
 
     def _trackers(self, closing: ExitStack) -> Trackers:
         settings = self._settings

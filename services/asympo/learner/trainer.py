@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from asympo.common.errors import PolicyRejected, PublishFailed
+from asympo.common.errors import AsympoError, PolicyRejected, PublishFailed
 from asympo.common.foreign.text import printable
 from asympo.common.rollout_log import CommitRecord, RunState
 from asympo.learner.context import LearnerContext
@@ -67,13 +67,24 @@ class Trainer:
         if self._session.stats().state is not RunState.RUNNING:
             self._session.set_state(RunState.RUNNING)
 
-    def run(self, *, lost: Callable[[], Exception | None] = lambda: None) -> bool:
+    def run(
+        self,
+        *,
+        lost: Callable[[], Exception | None] = lambda: None,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> bool:
         """Trains; True when the run is finished, False when it was stopped before.
 
         `lost` tells of a fence that nothing keeps alive any more, and why: nothing may be written then.
+        `on_failure` is told what ends the training before that waits for a publish in flight.
         """
         try:
             return self._run(lost)
+        except Exception as error:
+            # The storage of that publish may hang: whoever is told bounds the wait.
+            log.error("Training ends: %s", error, exc_info=not isinstance(error, AsympoError))
+            on_failure(error)
+            raise
         finally:
             self._control.refuse_saves()
             self._publishing.close()

@@ -1,17 +1,23 @@
-"""What a learner exports before it trains."""
+"""What a learner exports before it trains, and how it ends."""
 
+import os
+from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asympo.common.clock import SystemClock
+from asympo.common.errors import Fenced
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.rollout_log import Broker
-from asympo.learner import app
+from asympo.common.rollout_log import Broker, RunState
+from asympo.learner import app, build
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.torchrun import Launch
+from asympo.learner.trainer import Trainer
 from asympo.local.ports import free_port
 
 
@@ -25,6 +31,32 @@ def process(root: Path, stop: StopSignal, *argv: str) -> app.LearnerProcess:
         ranks=None,
         log_watch=LogWatch(),
     )
+
+
+def test_error_while_a_publish_hangs_ends_the_learner_at_its_deadline_with_the_code_of_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fenced(*, wait: bool) -> None:
+        raise Fenced("another learner owns the run")
+
+    ended_with: Future[int] = Future()
+    monkeypatch.setattr(os, "_exit", ended_with.set_result)
+    learner = process(tmp_path, StopSignal(), "--drain-seconds", "0.01")
+    hanging = {"start": lambda step: None, "settle": fenced, "close": lambda: ended_with.result(20)}
+    parts: dict[str, Any] = {
+        "session": SimpleNamespace(stats=lambda: SimpleNamespace(state=RunState.RUNNING)),
+        "publishing": SimpleNamespace(**hanging),
+        **dict.fromkeys(("reader", "stepper", "saver", "ledger", "recorder")),
+    }
+    trainer = Trainer(context=learner._context, **parts)
+    monkeypatch.setattr(build, "build_trainer", lambda **_: trainer)
+    monkeypatch.setattr(learner, "_take_run", lambda *_: None)
+    nothing: Any = SimpleNamespace(set_serving=lambda is_serving: None)
+    with ExitStack() as closing:
+        learner._limit_drain(closing)
+        with pytest.raises(Fenced):
+            learner._train(nothing, nothing, nothing, nothing, closing)
+    assert ended_with.result(0) == Fenced.exit_code
 
 
 def exported(learner: app.LearnerProcess, name: str) -> float | None:

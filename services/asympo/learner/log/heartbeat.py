@@ -38,10 +38,11 @@ class Heartbeat:
         self._fence: Callable[[], Fence] | None = None
         self._is_ended = threading.Event()
         self._thread = threading.Thread(target=self._turn, name="heartbeat", daemon=True)
-        self._turned_at = clock.monotonic_seconds()
+        self._turned_at: float | None = None
 
     def start(self) -> None:
         """Watches from now on; beats once there is a fence."""
+        self._turned_at = self._clock.monotonic_seconds()
         self._thread.start()
 
     def beat_for(self, fence: Callable[[], Fence]) -> None:
@@ -67,7 +68,9 @@ class Heartbeat:
 
     @property
     def not_alive_reason(self) -> str:
-        """Empty while the thread turns."""
+        """Empty while the thread turns, and before it does: loading data may take any time."""
+        if self._turned_at is None:
+            return ""
         silent = self._clock.monotonic_seconds() - self._turned_at
         return f"no heartbeat for {silent:.0f} s" if silent > STALLED_SECONDS else ""
 
