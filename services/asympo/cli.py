@@ -1,6 +1,7 @@
 """`asympo …`: finds the command and imports nothing else before it runs."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -128,6 +129,10 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an error of ours becomes one sentence and its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Prompts, names and our own help may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
     pass_by(os.environ)
     try:
         return _dispatch(arguments)

@@ -1,6 +1,5 @@
 """A terminal that may go away, a log on a full disk: a run goes on, or stops in order, without them."""
 
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -41,10 +40,6 @@ class SteadyStream:
 def steady_terminal() -> Iterator[None]:
     """Standard output and error cannot fail inside."""
     before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper):
-            # A prompt may hold what the terminal's encoding does not.
-            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = SteadyStream(before[0]), SteadyStream(before[1])
     try:
         yield
