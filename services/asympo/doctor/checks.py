@@ -281,9 +281,14 @@ def try_atomic_publish(directory: Path) -> float:
 
 
 def check_ports(target: Target) -> Iterator[Finding]:
-    ok, note, _ = kinds("ports")
+    ok, note, wrong = kinds("ports")
     for port in target.ports:
-        if is_free(port):
+        try:
+            is_ours = is_free(port)
+        except BadSetting as error:
+            yield wrong(str(error), "for the status page that is learner.http_port")
+            continue
+        if is_ours:
             yield ok(f"port {port} is free")
         else:
             yield note(f"port {port} is in use: the status page will take the next free one", "or free it")

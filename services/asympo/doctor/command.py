@@ -2,11 +2,11 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from asympo.common.commands import CommandParser, add_json_flag, write_json
+from asympo.common.commands import CommandParser, add_json_flag, at_least_one, write_json
 from asympo.common.paths import given_path
 from asympo.common.settings import (
     ServiceSettings,
@@ -18,6 +18,7 @@ from asympo.common.settings import (
 from asympo.doctor.checks import Target, examine
 from asympo.doctor.findings import Finding, Level
 from asympo.learner.settings import LearnerSettings
+from asympo.local.ports import HIGHEST_PORT
 from asympo.run.settings import RUNS_DIRECTORY
 
 _SIGNS = {Level.OK: "ok   ", Level.NOTE: "note ", Level.WRONG: "WRONG"}
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         type=given_path,
         help=f"of this machine's runs; default the checkpoint_root of --settings, else {RUNS_DIRECTORY}",
     )
-    parser.add_argument("--port", type=int, action="append", help=f"port to look at (default {_PAGE_PORT})")
+    parser.add_argument("--port", type=_port, action="append", help=f"port to look at (default {_PAGE_PORT})")
     parser.add_argument(
         "--settings",
         type=given_path,
@@ -60,6 +61,13 @@ def parse(argv: Sequence[str]) -> Namespace:
     )
     add_json_flag(parser)
     return parser.parse_args(argv)
+
+
+def _port(text: str) -> int:
+    number = at_least_one(text)
+    if number > HIGHEST_PORT:
+        raise ArgumentTypeError(f"needs a port from 1 to {HIGHEST_PORT}, not {text}")
+    return number
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from asympo.common.errors import BadSetting
 
 _NUM_FALLBACKS = 20
-_LOWEST_PORT, _HIGHEST_PORT = 10_240, 65_535
+_LOWEST_PORT, HIGHEST_PORT = 10_240, 65_535
 """Below are those of well-known services."""
 _LEAST_PORTS = 1_000
 _EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -20,14 +20,20 @@ _held: list[socket.socket] = []
 
 
 def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether nobody listens there; BadSetting where this process may not either."""
     with socket.socket() as probe:
         # What uvicorn and gRPC do: a port in TIME_WAIT is free, one that is listened on is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            if error.errno == errno.EADDRINUSE:
                 return False
+            if error.errno == errno.EACCES:
+                raise BadSetting(
+                    f"this user may not listen on port {port} ({error.strerror}): choose one from 1024 on, "
+                    "or give it the right to (CAP_NET_BIND_SERVICE)"
+                ) from None
             raise BadSetting(f"cannot listen on {host}: {error.strerror}") from None
     return True
 
@@ -57,7 +63,7 @@ def _quiet_ports() -> range | None:
         first, last = map(int, _EPHEMERAL_PORTS.read_text().split())
     except OSError:
         return None
-    for ports in (range(_LOWEST_PORT, first), range(last + 1, _HIGHEST_PORT + 1)):
+    for ports in (range(_LOWEST_PORT, first), range(last + 1, HIGHEST_PORT + 1)):
         if len(ports) >= _LEAST_PORTS:
             return ports
     return None

@@ -15,7 +15,7 @@ from asympo.common.settings import validate
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
 from asympo.rewards.scorer import Scored, Scorer
-from asympo.run.settings import RunFile, parse_overrides, read_run_file
+from asympo.run.settings import RunFile, parse_overrides, parse_with_overrides, read_run_file
 from asympo.tasks.base import Task, TaskPrompt, columns_of
 from asympo.tasks.registry import load_task
 from asympo.tasks.tokenizer import files_of, open_tokenizer
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             )
         else:
             verb.add_argument("--count", type=at_least_one, default=3, help="prompts shown (default 3)")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parse_with_overrides(parser, argv)
     file = read_run_file(arguments.config, overrides=parse_overrides(rest))
     return {"show": _show, "score": _score, "try": _try}[arguments.verb](file, arguments)
 

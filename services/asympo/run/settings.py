@@ -6,6 +6,7 @@
 
 import os
 import tomllib
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -238,6 +239,23 @@ def take_apart(values: Mapping[str, Any], *, source: str) -> RunFile:
     )
 
 
+def parse_with_overrides(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """What the parser knows, and what is left for `parse_overrides`: values of overrides are no CONFIG."""
+    own, overrides = [], []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        section, dot, _ = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and dot and section in SECTIONS):
+            own.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            overrides.append(rest.pop(0))
+    arguments, unknown = parser.parse_known_args(own)
+    return arguments, unknown + overrides
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`--learner.total-steps 10` and `--run.model=X` as a nested mapping; values are TOML or else text."""
     values: dict[str, Any] = {}
@@ -255,7 +273,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         target = values.setdefault(section, {})
         *path, last = key.replace("-", "_").split(".")
         for part in path:
-            target = target.setdefault(part, {})
+            above = target
+            target = above.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise BadSetting(
+                    f"{flag} sets a part of {part}, and another flag gives {part} as a whole "
+                    f"({above[part]!r}): give one of them"
+                )
         target[last] = _toml_or_text(value)
     return values
 

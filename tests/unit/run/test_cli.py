@@ -1,5 +1,6 @@
 """The command line answers at once and imports nothing heavy to do so."""
 
+import io
 import subprocess
 import sys
 from importlib.metadata import version
@@ -48,10 +49,23 @@ def test_unknown_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
     assert error.count("\n") == 1
 
 
+def test_number_that_is_no_port_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--port", "70000"]) == 2
+    assert "--port: needs a port from 1 to 65535, not 70000" in capsys.readouterr().err
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command.name in text for command in COMMANDS)
+
+
+def test_terminal_that_is_not_utf_8_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["task", "score", "--help"]) == 0
+    terminal.seek(0)
+    assert '"response": "\\u2026"' in terminal.read()
 
 
 def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """What is counted and shown at the end."""
 
+import errno
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.local.ports import free_port, is_free, page_port
+from asympo.doctor.checks import Target, check_ports
+from asympo.doctor.findings import Level
+from asympo.local.ports import free_port, is_free, page_port, require_free
 from asympo.ops.runs import local_runs
 from asympo.run.audit import count_trained_twice, effective_steps
 from asympo.run.console.view import Snapshot, duration, last_reload, panel, sparkline, step_line
@@ -253,6 +257,19 @@ def test_page_port_falls_back_unless_a_person_chose_it() -> None:
         assert str(port) in page.note
         with pytest.raises(BadSetting, match=f"port {port} is in use.*learner.http_port"):
             page_port(port, is_chosen=True)
+
+
+def test_port_that_needs_a_right_is_not_told_as_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.bind", refuse)
+    said = r"may not listen on port 80 \(Permission denied\): .*CAP_NET_BIND_SERVICE"
+    with pytest.raises(BadSetting, match=said):
+        require_free(80, setting="broker.port")
+    (finding,) = check_ports(Target(directory=Path(), redis_url=None, ports=(80,)))
+    assert finding.level is Level.WRONG
+    assert re.search(said, finding.text)
 
 
 def test_runs_that_start_together_do_not_choose_the_same_port() -> None:

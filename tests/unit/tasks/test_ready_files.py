@@ -100,8 +100,8 @@ def test_task_of_a_file_is_shown_without_network(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     copy = local_copy(GSM8K, tmp_path)
-    flags = [f"--run.task.data={copy}", "--json"]
-    assert main(["task", "show", str(EXAMPLES / "qwen3-1.7b-base.toml"), *flags]) == 0
+    flags = ["--run.task.data", str(copy), "--json"]
+    assert main(["task", "show", *flags, str(EXAMPLES / "qwen3-1.7b-base.toml")]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["num_prompts"], shown["num_held_out"]) == (3, 2)
 
