@@ -73,16 +73,21 @@ def main(argv: Sequence[str]) -> int:
 def _retry(log: RunLog, arguments: Namespace) -> int:
     for letter in reversed(log.dead_letters.newest(MAX_DEAD_LETTERS)):
         group_id = retried_id(letter.letter_id)
+        values: dict[str, Any] = {"sequence": letter.sequence}
         try:
             group = decode_group(letter.payload, limits=WireLimits())
             payload = encode_group(dataclasses.replace(group, group_id=group_id))
         except InvalidRecord as error:
-            show(f"{letter.sequence} stays: {error}")
-            continue
-        sequence = log.dead_letters.retry(letter, payload, group_id=group_id)
-        show(
-            f"{letter.sequence} is gone" if sequence is None else f"{letter.sequence} is group {sequence} now"
-        )
+            values |= {"state": "stays", "reason": str(error)}
+            said = f"stays: {error}"
+        else:
+            sequence = log.dead_letters.retry(letter, payload, group_id=group_id)
+            values |= {"state": "gone" if sequence is None else "appended", "appended_as": sequence}
+            said = "is gone" if sequence is None else f"is group {sequence} now"
+        if arguments.json:
+            write_json(values)
+        else:
+            show(f"{letter.sequence} {said}")
     return 0
 
 

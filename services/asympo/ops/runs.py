@@ -90,8 +90,10 @@ def _show(arguments: Namespace) -> int:
     report = report_of(held) if not arguments.redis_url and held.exists else None
     if report is not None and not arguments.json:
         _print_report(report)
-        if not (held.path / "broker").is_dir():
-            return 0
+    if report is not None and not (held.path / "broker").is_dir():
+        if arguments.json:
+            write_json({"report": report})
+        return 0
     with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
         config, stats = log.state.config(), log.stats.read()
         values: dict[str, Any] = {
@@ -168,5 +170,8 @@ def _delete(arguments: Namespace) -> int:
     else:
         with open_log(arguments.redis_url, directory=arguments.directory, run=arguments.run) as log:
             delete_log(log)
-    sys.stdout.write(f"deleted {arguments.run}\n")
+    if arguments.json:
+        write_json({"deleted": arguments.run})
+    else:
+        sys.stdout.write(f"deleted {arguments.run}\n")
     return 0

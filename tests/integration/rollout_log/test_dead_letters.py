@@ -49,6 +49,12 @@ def test_retry_appends_what_can_be_read_and_says_what_stays(
     assert command(log, shared_server, "retry") == 0
     assert capsys.readouterr().out.startswith("2 stays: ")
     assert learner.consume(5, block_seconds=0.0) == []
+    log.dead_letters.add(learner.fence, entries[0], "test")
+    assert command(log, shared_server, "retry", "--json") == 0
+    stays, appended = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (stays["sequence"], stays["state"]) == (2, "stays")
+    assert stays["reason"]
+    assert appended == {"sequence": 4, "state": "appended", "appended_as": 6}
 
 
 def test_purge_deletes_them_and_makes_room(

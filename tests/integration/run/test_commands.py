@@ -110,7 +110,8 @@ def test_runs_are_listed_shown_and_deleted(
     code, _, err = asympo(capsys, "runs", "delete", run_name, *url)
     assert code == 2
     assert "--yes" in err
-    assert asympo(capsys, "runs", "delete", run_name, *url, "--yes")[0] == 0
+    code, out, _ = asympo(capsys, "runs", "delete", run_name, *url, "--yes", "--json")
+    assert (code, json.loads(out)) == (0, {"deleted": run_name})
     code, _, err = asympo(capsys, "runs", "show", run_name, *url)
     assert (code, err.count("\n")) == (2, 1)
     assert f"knows no run {run_name}" in err
