@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from asympo.common.records import group_advantages, has_signal
 from asympo.lab.ages import Staleness, draw_age, oldest_age
 from asympo.lab.arms import Arm, find_arm
 from asympo.lab.old_weights import OldWeights
@@ -15,7 +16,6 @@ from asympo.lab.sampling import Drawn, set_weights
 from asympo.lab.start import Weights, weights_of
 from asympo.lab.variants import TokenLosses
 from asympo.lab.worlds import Question, World
-from asympo.learner.log.advantages import group_advantages, has_signal
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
 from asympo.learner.model.policy import Policy
 from asympo.learner.step.objectives import StepScope

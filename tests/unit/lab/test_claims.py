@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from asympo.common.records import group_advantages
 from asympo.lab.variants import normalised, plain, two_sided
-from asympo.learner.log.advantages import group_advantages
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo
 from asympo.learner.step.optimizer import guarded_step
 from torch import Tensor

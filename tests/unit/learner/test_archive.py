@@ -9,9 +9,8 @@ from asympo.common.archive import EntryOutcome, PartRef, open_archive
 from asympo.common.checkpoints.files import DirectoryFiles
 from asympo.common.codec import encode_group
 from asympo.common.errors import PublishFailed
-from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup
+from asympo.common.records import FinishReason, Prompt, Response, RolloutGroup, group_advantages
 from asympo.common.rollout_log import LogEntry
-from asympo.learner.log.advantages import group_advantages
 from asympo.learner.log.segment import LogSegment, ReadGroup
 from asympo.learner.state.archive import Archive
 

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from asympo.learner.log.advantages import group_advantages, has_signal
+from asympo.common.records import group_advantages, has_signal
 from asympo.learner.settings import ObjectiveName
 from asympo.learner.step.objectives import OBJECTIVES, ObjectiveOptions, StepScope, asympo, gpg, naive, spo
 from hypothesis import given, settings

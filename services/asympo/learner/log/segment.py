@@ -9,9 +9,8 @@ from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import InvalidRecord
 from asympo.common.foreign.text import printable
 from asympo.common.group_ids import is_issued
-from asympo.common.records import Response, RolloutGroup
+from asympo.common.records import Response, RolloutGroup, group_advantages
 from asympo.common.rollout_log import LogEntry, RunConfig
-from asympo.learner.log.advantages import group_advantages
 from asympo.learner.log.texts import RecordTexts
 from asympo.learner.model.batching import TrainedGroup, TrainedResponse
 from asympo.learner.progress import Progress
