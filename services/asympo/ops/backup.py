@@ -18,7 +18,6 @@ from asympo import __version__
 from asympo.common.archive import ArchiveStore, PartRef, open_archive
 from asympo.common.archive.state_head import STATE_HEADS, StateHead
 from asympo.common.checkpoints import PolicyStore, directory
-from asympo.common.checkpoints.digests import Span, digest_spans
 from asympo.common.checkpoints.files import Files
 from asympo.common.checkpoints.names import DECISION_FILES, MAX_DECISION_BYTES
 from asympo.common.checkpoints.opening import open_files, open_policies, open_steps
@@ -26,7 +25,7 @@ from asympo.common.checkpoints.steps import Steps
 from asympo.common.checkpoints.store import POLICIES
 from asympo.common.checkpoints.verify import verify_step
 from asympo.common.commands import CommandParser, write_json
-from asympo.common.errors import BadSetting, CorruptArchive, CorruptCheckpoint, SequenceGap
+from asympo.common.errors import BadSetting, CorruptCheckpoint, SequenceGap
 from asympo.common.names import directory_of_run
 from asympo.common.object_store import ObjectStoreOptions
 from asympo.common.paths import given_path
@@ -217,10 +216,7 @@ def _copy_policy(store: PolicyStore, target: Path) -> str | None:
 def _copy_archive(archive: ArchiveStore, target: Path, tip: PartRef | None) -> None:
     for part in archive.chain(tip):
         target.mkdir(parents=True, exist_ok=True)
-        copy, source = target / part.ref.name, archive.bring(part.ref)
-        shutil.copyfile(source, copy)
-        if digest_spans([Span(path=copy, offset=0, size=copy.stat().st_size)]) != [part.ref.sha256]:
-            raise CorruptArchive(f"{source} is damaged: it is not the file that was written")
+        (target / part.ref.name).write_bytes(archive.content(part.ref))
 
 
 def _shown(manifest: BackupManifest) -> dict[str, Any]:

@@ -69,6 +69,19 @@ def test_parts_of_a_zombie_are_neither_read_nor_kept(learner: Machine, reader: M
     assert learner.archive.highest_fence() == 2
 
 
+def test_damaged_copy_of_a_part_is_fetched_anew(learner: Machine, reader: Machine) -> None:
+    learner.states.take_over(1)
+    part = write(learner.archive, [1, 2], parent=None)
+    learner.save(part)
+    expected = list(reader.archive.entries())
+    copy = reader.archive.path / part.name
+    whole = copy.read_bytes()
+    for damaged in (whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], whole[:-20]):
+        copy.write_bytes(damaged)
+        assert list(reader.archive.entries()) == expected
+        assert copy.read_bytes() == whole
+
+
 @pytest.mark.parametrize("damage", ["flip", "gone"])
 def test_damaged_part_in_the_bucket_is_refused_by_name(
     learner: Machine,

@@ -17,6 +17,7 @@ from asympo.common.archive.store import ArchiveStore
 from asympo.common.checkpoints import directory
 from asympo.common.codec import WireLimits, decode_group
 from asympo.common.errors import BadSetting, InvalidRecord, SequenceGap
+from asympo.common.records import group_advantages
 from asympo.common.rollout_log import LogEntry
 
 _MAX_TRIES = 5
@@ -110,7 +111,7 @@ def _tables(
         cursor = part.info.last
         if not _may_have(part.info, choice):
             continue
-        yield read_table(store.bring(part.ref), sha256=part.ref.sha256)
+        yield read_table(store.content(part.ref), what=store.path / part.ref.name)
     if backlog:
         yield table_of([_waiting(entry, step_of(entry.sequence)) for entry in backlog])
 
@@ -123,12 +124,11 @@ def _waiting(entry: LogEntry, step: int | None) -> tuple[ArchivedEntry, Readable
     except InvalidRecord as error:
         reason = str(error)
     else:
-        mean = sum(response.reward for response in record.responses) / len(record.responses)
         group = ReadableGroup.of(
             record,
             prompt_ids=record.prompt.token_ids,
             response_ids=[response.token_ids for response in record.responses],
-            advantages=[response.reward - mean for response in record.responses],
+            advantages=group_advantages([response.reward for response in record.responses]),
         )
     return ArchivedEntry.of(entry, outcome=EntryOutcome.BACKLOG, reason=reason, step=step), group
 
@@ -143,6 +143,8 @@ def _write_lines(path: Path, tables: Iterable[Any]) -> int:
                     row["payload"] = base64.b64encode(row["payload"]).decode()
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     num_rows += 1
+        file.flush()
+        os.fsync(file.fileno())
     return num_rows
 
 
@@ -150,9 +152,10 @@ def _write_lines(path: Path, tables: Iterable[Any]) -> int:
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     with directory.storage_errors_as_publish_failed(f"the export {path.name}", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        directory.make_durable_directory(path.parent)
         try:
             yield temporary
             os.replace(temporary, path)
+            directory.flush_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

@@ -64,32 +64,31 @@ def read_info(path: Path) -> PartInfo:
         raise CorruptArchive(f"{path} is not a readable archive part: {reason_of(error)}") from error
 
 
-def read_entries(path: Path, *, sha256: str) -> Iterator[ArchivedEntry]:
-    """The entries of a part in order, once its digest was checked; raises CorruptArchive naming the file."""
+def read_entries(content: bytes, *, what: Path) -> Iterator[ArchivedEntry]:
+    """The entries of a part in order; raises CorruptArchive naming the file, `what`."""
     pa, pq = arrow()
-    content = _verified(path, sha256)
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=list(_ENTRY_COLUMNS)):
             for row in batch.to_pylist():
                 yield ArchivedEntry(**{**row, "outcome": EntryOutcome(row["outcome"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise CorruptArchive(f"{path} is not an archive part: {reason_of(error)}") from error
+        raise CorruptArchive(f"{what} is not an archive part: {reason_of(error)}") from error
 
 
-def read_table(path: Path, *, sha256: str) -> Any:
-    """A whole part with all its columns, its digest checked; raises CorruptArchive naming the file."""
+def read_table(content: bytes, *, what: Path) -> Any:
+    """A whole part with all its columns; raises CorruptArchive naming the file, `what`."""
     pa, pq = arrow()
-    content = _verified(path, sha256)
     try:
         # Columns of a later release are left out.
         schema = schema_of(pa)
         return pq.read_table(io.BytesIO(content), columns=schema.names).cast(schema)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise CorruptArchive(f"{path} is not an archive part: {reason_of(error)}") from error
+        raise CorruptArchive(f"{what} is not an archive part: {reason_of(error)}") from error
 
 
-def _verified(path: Path, sha256: str) -> bytes:
+def verified(path: Path, *, sha256: str) -> bytes:
+    """The content of a file; CorruptArchive naming it unless it has this digest."""
     try:
         content = path.read_bytes()
     except OSError as error:

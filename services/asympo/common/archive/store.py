@@ -4,11 +4,12 @@ import errno
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from asympo.common.archive.parquet import encode_part, read_entries, read_info
+from asympo.common.archive.parquet import encode_part, read_entries, read_info, verified
 from asympo.common.archive.rows import ArchivedEntry, PartInfo, PartRef, ReadableGroup
 from asympo.common.archive.state_head import STATE_HEADS, StateHead
 from asympo.common.checkpoints import directory
@@ -19,6 +20,8 @@ from asympo.common.errors import CorruptArchive, SequenceGap, StorageUnavailable
 from asympo.common.object_store import ObjectStoreOptions
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PART = re.compile(r"seq-([0-9]{12,15})-([0-9]{12,15})-f([0-9]{4,10})-[0-9a-f]{8}\.parquet")
 
@@ -72,11 +75,15 @@ class ArchiveStore:
                 raise CorruptArchive(f"{self._files}/{ref.name} is missing") from error
             raise StorageUnavailable(f"{ref.name} cannot be fetched: {error.strerror or error}") from error
 
+    def content(self, ref: PartRef) -> bytes:
+        """All bytes of a part, its digest checked; raises CorruptArchive by name, StorageUnavailable."""
+        return self._read(ref, lambda path: verified(path, sha256=ref.sha256))
+
     def chain(self, tip: PartRef | None) -> list[Part]:
         """Parts from the oldest to `tip`; raises CorruptArchive naming the one that is missing or wrong."""
         found: list[Part] = []
         while tip is not None:
-            info = read_info(self.bring(tip))
+            info = self._read(tip, read_info)
             if (info.first, info.last) != (tip.first, tip.last):
                 raise CorruptArchive(f"{self.path / tip.name} does not cover the groups that its name says")
             if found and found[-1].info.recipe == info.recipe:
@@ -90,7 +97,7 @@ class ArchiveStore:
         """Entries of a part, every number it covers accounted for; CorruptArchive or SequenceGap by name."""
         expected = part.info.first
         lost = dict(part.info.lost)
-        for entry in read_entries(self.bring(part.ref), sha256=part.ref.sha256):
+        for entry in read_entries(self.content(part.ref), what=self.path / part.ref.name):
             while expected in lost:
                 expected = lost[expected] + 1
             if entry.sequence != expected:
@@ -158,6 +165,16 @@ class ArchiveStore:
                 if entry.sequence > cursor:
                     yield entry
             cursor = part.info.last
+
+    def _read(self, ref: PartRef, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a part; where it finds a copy damaged, of one that is fetched anew."""
+        try:
+            return read(self.bring(ref))
+        except CorruptArchive as error:
+            if not self._files.drop_copy(ref.name):
+                raise
+            log.warning("%s; it is fetched once more", error)
+            return read(self.bring(ref))
 
 
 def open_archive(run_directory: Path, options: ObjectStoreOptions | None = None) -> ArchiveStore:

@@ -31,6 +31,9 @@ class Files(Protocol):
     def bring(self, name: str) -> Path:
         """The file on this machine, copied here if need be."""
 
+    def drop_copy(self, name: str) -> bool:
+        """Delete what was copied here, so that `bring` does it anew; False where this is no copy."""
+
     def write(self, name: str, content: bytes, *, fence: int) -> None:
         """Make a file visible, durably and whole."""
 
@@ -68,6 +71,10 @@ class DirectoryFiles:
     def bring(self, name: str) -> Path:
         """Nothing to bring."""
         return self.path / name
+
+    def drop_copy(self, name: str) -> bool:
+        """It is the file itself."""
+        return False
 
     def write(self, name: str, content: bytes, *, fence: int) -> None:
         """Under a temporary name, flushed, and renamed."""
@@ -131,6 +138,13 @@ class BucketFiles:
             finally:
                 temporary.unlink(missing_ok=True)
         return path
+
+    def drop_copy(self, name: str) -> bool:
+        """The object stays."""
+        path = self.path / name
+        is_here = path.exists()
+        path.unlink(missing_ok=True)
+        return is_here
 
     def write(self, name: str, content: bytes, *, fence: int) -> None:
         """In one request, and only if absent; FileExistsError where other content is."""
