@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asympo.common.clock import SystemClock
@@ -57,6 +59,34 @@ def test_model_without_safetensors_leaves_no_directory(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "has no *.safetensors file: choose a model or revision that has" in result.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_model_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def download(repository: str, *, local_dir: Path, **options: object) -> None:
+        (local_dir / "parts").mkdir()
+        for name in ("config.json", "model.safetensors", "parts/more.json"):
+            (local_dir / name).write_text("{}")
+
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any) -> Any:
+            target = os.readlink(f"/proc/self/fd/{given[0]}") if name == "fsync" else str(given[1])
+            done.append(f"{name} {Path(target).relative_to(tmp_path)}".replace(os.uname().nodename, "HERE"))
+            return call(*given)
+
+        return noted
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    program = runpy.run_path(str(CHART / "files/fetch_model.py"))
+    monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
+    monkeypatch.setattr(os, "rename", noting("rename", os.rename))
+    program["fetch"]("team/tiny", REVISION, tmp_path / "models/tiny")
+    partial = "fsync models/tiny.partial-HERE"
+    renamed = done.index("rename models/tiny")
+    wanted = ("", "/config.json", "/model.safetensors", "/parts", "/parts/more.json")
+    assert {f"{partial}{each}" for each in wanted} <= set(done[:renamed])
+    assert done[renamed + 1 :] == ["fsync models"]
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from asympo.common.checkpoints.directory import flush_directory, make_durable_directory
 from huggingface_hub import snapshot_download
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
 
 
 def fetch(repository: str, revision: str, directory: Path) -> None:
-    """Leaves a complete directory or none: the download goes beside it and is renamed at the end.
+    """Leaves a complete directory or none, also when the node dies: it is renamed once it is on the disk.
 
     Several pods may do this at once; the first that is done wins.
     """
@@ -19,18 +20,30 @@ def fetch(repository: str, revision: str, directory: Path) -> None:
         sys.stdout.write(f"{directory} is there already\n")
         return
     partial = directory.with_name(f"{directory.name}.partial-{os.uname().nodename}")
-    partial.mkdir(parents=True, exist_ok=True)
+    make_durable_directory(directory.parent)
+    partial.mkdir(exist_ok=True)
     snapshot_download(repository, revision=revision, local_dir=partial, allow_patterns=WANTED)
     if not list(partial.glob("*.safetensors")):
         sys.exit(f"{repository} at {revision} has no *.safetensors file: choose a model or revision that has")
     shutil.rmtree(partial / ".cache", ignore_errors=True)
+    flush(partial)
     try:
         partial.rename(directory)
+        flush_directory(directory.parent)
     except OSError:
         if not (directory / "config.json").is_file():
             raise
         shutil.rmtree(partial)
     sys.stdout.write(f"fetched {repository} at {revision} to {directory}\n")
+
+
+def flush(directory: Path) -> None:
+    """fsync everything in and below `directory`."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with Path(folder, name).open("rb") as file:
+                os.fsync(file.fileno())
+        flush_directory(Path(folder))
 
 
 if __name__ == "__main__":
