@@ -92,7 +92,7 @@ class PolicyWorkerExtension:
         """Begin to work out what the checkpoint directory `path` looks like inside this worker.
 
         In a thread, while responses go on. With `has_before`, places are drawn where it differs from the
-        weights that are loaded now.
+        weights that are loaded now; without the files of those, nothing is proved.
         """
         if self._unprovable() is not None:
             return
@@ -262,8 +262,13 @@ def _worked_out(expectation: Expectation, path: Path, before: Path | None, dtype
     # The thread began on the cores of the engine, where it would stand in the way of the responses.
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
-    if before is not None and any(before.glob("*.safetensors")):
-        expectation.note_changes(changes_between(path, before, dtype=dtype))
+    if before is not None:
+        if any(before.glob("*.safetensors")):
+            expectation.note_changes(changes_between(path, before, dtype=dtype))
+        else:
+            expectation.note_unknown(
+                f"what changed: {before}, which was served before, has no weights any more"
+            )
     expectation.note_values(file_tensors(path))
     # What was compared lay in temporaries as large as whole layers, which this thread's heap would keep.
     return_free_pages()

@@ -2,14 +2,28 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from asympo.common import errors
 from asympo.common.checkpoints.digests import tensor_entries
-from asympo.engines.vllm_worker import TensorRow, _Handed, _kind, _perturbed, _ties, tensor_digest
+from asympo.engines.vllm_readback import Expectation
+from asympo.engines.vllm_worker import (
+    TensorRow,
+    _Handed,
+    _kind,
+    _perturbed,
+    _ties,
+    _worked_out,
+    tensor_digest,
+)
+from asympo.generator.reload.verdict import Verdict, judge
+from torch import nn
 
 
 def rows_of(tensors: dict[str, torch.Tensor]) -> list[TensorRow]:
@@ -99,3 +113,29 @@ def test_worker_exits_soon_after_its_client_was_killed() -> None:
     client.kill()  # not reaped: a zombie counts as gone
     assert worker.wait(10) == 1
     client.wait()
+
+
+@pytest.mark.parametrize(
+    ("is_there", "num_changed", "verdict"), [(True, 0, Verdict.UNCHANGED), (False, None, Verdict.UNPROVEN)]
+)
+def test_nothing_is_proved_without_the_weights_before(
+    is_there: bool,
+    num_changed: int | None,
+    verdict: Verdict,
+    tmp_path: Path,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "model.safetensors")
+    taken: list[str] = []
+
+    def fill(weights: Iterable[tuple[str, torch.Tensor]], take: Any, **_: Any) -> None:
+        taken.extend(name for name, _ in weights)
+
+    expectation = Expectation(cast(Any, SimpleNamespace(model=nn.Module(), fill=fill)), seed=0, num_columns=8)
+    before = tmp_path if is_there else tmp_path / "trimmed"
+    readback = _worked_out(expectation, tmp_path, before, torch.bfloat16).compare(nn.Module())
+    assert readback.num_changed == num_changed
+    assert judge(replace(readback, num_values=1), None).verdict is verdict
+    assert set(taken) == set(tensors)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from safetensors import SafetensorError
 
 from asympo.common.checkpoints import directory
+from asympo.common.checkpoints.cache import note_use
 from asympo.common.checkpoints.digests import Checksum, Span, digest_spans, entries_of, tensor_spans
 from asympo.common.checkpoints.manifest import (
     BasePolicy,
@@ -187,11 +188,14 @@ class PolicyStore:
         """The manifest in the directory of `ref`; CorruptCheckpoint when it is another, or damaged."""
         return _same(ref, read_manifest(self.path / ref.name, POLICIES))
 
-    def verify(self, ref: PolicyRef) -> Manifest:
+    def verify(self, ref: PolicyRef, *, served: PolicyRef | None = None) -> Manifest:
         """The manifest of `ref` once every byte on this machine was checked; CorruptCheckpoint.
 
-        An adapter is merged for that: from then on the directory of `ref` is there.
+        An adapter is merged for that: from then on the directory of `ref` is there. That of `served` does not
+        make room for it.
         """
+        if served is not None and served.path.parent != self.path:
+            note_use(served.path)
         manifest = _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
         self.check_merge(manifest)
         return manifest

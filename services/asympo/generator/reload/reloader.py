@@ -121,7 +121,8 @@ class Reloader:
             await self._claim(policy)
             try:
                 if verified is None or verified[0] != policy:
-                    verified = (policy, await self._calls.run(self._store.verify, policy))
+                    manifest = await self._calls.run(self._store.verify, policy, served=self.policy)
+                    verified = (policy, manifest)
             except (CorruptCheckpoint, OSError) as error:
                 log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
                 self._watcher.pass_over(policy)

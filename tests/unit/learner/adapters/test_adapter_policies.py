@@ -295,6 +295,19 @@ def test_policy_that_was_merged_last_stays_when_the_clock_steps_back(
     assert store.list()[-1].path.is_dir()
 
 
+def test_policy_that_is_served_makes_no_room_for_those_that_come(
+    run: tuple[Policy, AdapterWriter, PolicyStore],
+) -> None:
+    policy, writer, store = run
+    _, served, skipped = store.list()
+    last = publish(writer, policy, step=3)
+    store.verify(served)
+    for ref in (skipped, last):
+        store.verify(ref, served=served)
+    last = store.list()[-1]
+    assert [ref.path.is_dir() for ref in (served, skipped, last)] == [True, False, True]
+
+
 def test_room_of_a_process_that_was_killed_is_cleared_by_the_next(
     run: tuple[Policy, AdapterWriter, PolicyStore],
 ) -> None:
