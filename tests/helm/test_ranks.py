@@ -1,5 +1,6 @@
 """A learner of several ranks: torchrun's flags, who answers, who may talk to whom."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ SEVERAL = {
 
 def learner_pods(things: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for thing in things:
-        if thing["metadata"]["name"] != "asympo-learner":
+        if not thing["metadata"]["name"].startswith("asympo-learner"):
             continue
         if thing["kind"] == "StatefulSet":
             yield thing["spec"]["template"]["spec"]
@@ -94,6 +95,17 @@ def test_page_is_that_of_the_first_rank_and_ranks_may_talk(
     learner = {"podSelector": {"matchLabels": policy["spec"]["podSelector"]["matchLabels"]}}
     assert {"from": [learner]} in policy["spec"]["ingress"]
     assert {"to": [learner]} in policy["spec"]["egress"]
+
+
+def test_group_is_not_called_as_a_service_of_ours(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    """The ranks meet by a headless Service of that name, which LeaderWorkerSet makes unless one is there."""
+    things = rendered["ci/leader-worker-set-values.yaml"]
+    [group] = [e["metadata"]["name"] for e in things if e["kind"] == "LeaderWorkerSet"]
+    assert group not in {e["metadata"]["name"] for e in things if e["kind"] == "Service"}
+    [pattern] = set(re.findall(r'statefulset=~"([^"]+)"', Path(CHART / "rules/release.yaml").read_text()))
+    names = re.compile(pattern.replace("FULLNAME", "asympo"))
+    assert names.fullmatch(group)
+    assert names.fullmatch("asympo-learner")
 
 
 def test_probe_asks_only_the_first_pod(rendered: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:

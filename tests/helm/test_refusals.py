@@ -208,7 +208,7 @@ def test_leader_worker_set_that_the_cluster_lacks_is_refused() -> None:
     assert "install LeaderWorkerSet, or set learner.kind=StatefulSet" in result.stderr
 
 
-def test_second_copy_of_the_rules_is_refused(tmp_path: Path) -> None:
+def test_second_copy_of_the_rules_is_refused_and_a_releases_own_are_not(tmp_path: Path) -> None:
     labels = {"part-of": "asympo", "component": "monitoring", "instance": "first"}
     labels = {f"app.kubernetes.io/{key}": value for key, value in labels.items()}
     there = {
@@ -221,3 +221,5 @@ def test_second_copy_of_the_rules_is_refused(tmp_path: Path) -> None:
     result = rendering.template(chart, sets=[MODEL, "monitoring.prometheusRule.enabled=true"])
     assert result.returncode != 0
     assert "release first brings the same rules" in result.stderr
+    own = ["monitoring.prometheusRule.enabled=true", "monitoring.prometheusRule.scope=release"]
+    assert rendering.template(chart, sets=[MODEL, *own]).returncode == 0

@@ -82,12 +82,12 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* Priority class of a component: .values and .own, the key under priorityClasses. */}}
+{{/* Priority class of a component: .values and .own, the key under priorityClasses. Its value is in the name, since no upgrade may change it. */}}
 {{- define "asympo.priorityClassName" -}}
 {{- if .values.priorityClassName }}
 {{- .values.priorityClassName }}
 {{- else if .root.Values.priorityClasses.create }}
-{{- printf "%s-%s-%s" .root.Release.Namespace (include "asympo.fullname" .root) .own }}
+{{- printf "%s-%s-%s-%d" .root.Release.Namespace (include "asympo.fullname" .root) .own (int64 (index .root.Values.priorityClasses .own)) }}
 {{- end }}
 {{- end }}
 

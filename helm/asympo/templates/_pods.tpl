@@ -59,11 +59,19 @@ tolerations:
 {{ include "asympo.podSecurityContext" .root }}
 {{- end }}
 
-{{/* Affinity as JSON, towards the learner's node where that alone can mount the checkpoints. .root .values */}}
+{{/*
+Affinity as JSON. Where one node alone can mount the checkpoints, the learner goes to where any pod has them mounted, and
+the others go to the learner. A pod that its own term chooses may be the first anywhere. .root .component .values
+*/}}
 {{- define "asympo.affinity" -}}
 {{- $affinity := deepCopy (.values.affinity | default dict) }}
 {{- if .root.Values.checkpoints.sameNode }}
-{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "asympo.selector" (dict "root" .root "component" "learner") | fromYaml)) }}
+{{- $selector := dict "matchLabels" (include "asympo.selector" (dict "root" .root "component" "learner") | fromYaml) }}
+{{- if eq .component "learner" }}
+{{- $mounting := dict "key" "app.kubernetes.io/component" "operator" "In" "values" (list "learner" "generator" "gateway" "evaluator" "environment") }}
+{{- $selector = dict "matchLabels" (include "asympo.releaseSelector" .root | fromYaml) "matchExpressions" (list $mounting) }}
+{{- end }}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" $selector }}
 {{- $pods := $affinity.podAffinity | default dict }}
 {{- $terms := append ($pods.requiredDuringSchedulingIgnoredDuringExecution | default list) $term }}
 {{- $_ := set $affinity "podAffinity" (set $pods "requiredDuringSchedulingIgnoredDuringExecution" $terms) }}

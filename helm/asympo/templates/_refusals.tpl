@@ -69,6 +69,12 @@
 {{- fail (printf "the Secret %s is named without a key: set key beside secret" .secret) }}
 {{- end }}
 {{- end }}
+{{- $resources := $redis.embedded.resources }}
+{{- range list (list "requests" "memory" "memoryMiB") (list "limits" "memory" "memoryMiB") (list "requests" "cpu" "cpu") }}
+{{- if hasKey (get $resources (first .) | default dict) (index . 1) }}
+{{- fail (printf "redis.embedded.resources.%s has %s: set redis.embedded.%s instead" (first .) (index . 1) (last .)) }}
+{{- end }}
+{{- end }}
 {{- if and (eq $redis.mode "embedded") $redis.embedded.hostNetwork }}
 {{- include "asympo.refuseHostNetwork" (dict "root" . "values" $redis.embedded "named" "redis.embedded") }}
 {{- end }}
@@ -147,8 +153,8 @@
 {{- else if not (or .Values.learner.enabled $hasStore) }}
 {{- fail "learner.enabled is false and checkpoints.existingClaim is empty: the generators would look for policies on a new, empty volume; set checkpoints.existingClaim to the learner's claim" }}
 {{- end }}
-{{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) (or .Values.generator.enabled .Values.evaluator.enabled) }}
-{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep learner and generators on one node" (join "," $modes)) }}
+{{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) (or .Values.generator.enabled .Values.evaluator.enabled .Values.gateway.enabled .Values.environment.enabled) }}
+{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep all that mount it on one node" (join "," $modes)) }}
 {{- end }}
 {{- if and $checkpoints.sameNode (not .Values.learner.enabled) }}
 {{- fail "checkpoints.sameNode puts generators beside this release's learner, and learner.enabled is false: set checkpoints.sameNode=false and use a ReadWriteMany claim" }}
@@ -328,7 +334,7 @@
 {{- fail (printf "monitoring.%s.enabled is true and the cluster has no kind %s: install the Prometheus operator, or set it to false" $value $kind) }}
 {{- end }}
 {{- end }}
-{{- if .Values.monitoring.prometheusRule.enabled }}
+{{- if and .Values.monitoring.prometheusRule.enabled (eq .Values.monitoring.prometheusRule.scope "all") }}
 {{- include "asympo.refuseSecondRules" . }}
 {{- end }}
 {{- end }}
@@ -336,7 +342,7 @@
 {{/* The rules cover every run that Prometheus sees: with two copies every alert would fire twice. */}}
 {{- define "asympo.refuseSecondRules" -}}
 {{- with include "asympo.releasesWithRules" . }}
-{{- fail (printf "monitoring.prometheusRule.enabled is true, and release %s brings the same rules, which cover every run: set it to false in one of the two" .) }}
+{{- fail (printf "monitoring.prometheusRule.enabled is true, and release %s brings the same rules, which cover every run: set monitoring.prometheusRule.scope=release, for the alerts about this release alone" .) }}
 {{- end }}
 {{- end }}
 
@@ -494,6 +500,7 @@
 {{- $name := printf "%s-learner" (include "asympo.fullname" .) }}
 {{- fail (printf "learner.nodes is %d and the StatefulSet %s starts its pods one after the other, which Kubernetes does not let an upgrade change: kubectl --namespace %s delete statefulset %s --cascade=orphan, then upgrade again" (int .Values.learner.nodes) $name .Release.Namespace $name) }}
 {{- end }}
+{{- include "asympo.refuseNameOverride" . }}
 {{- if eq .Values.redis.mode "embedded" }}
 {{- include "asympo.refuseBrokerVolume" . }}
 {{- end }}
@@ -510,6 +517,21 @@
 {{- end }}
 {{- if and $class $there.storageClassName (ne $class $there.storageClassName) }}
 {{- fail (printf "checkpoints.storageClassName is %s and the claim %s has %s, which Kubernetes does not let an upgrade change: set it back, or copy what the claim holds into a new one and set checkpoints.existingClaim" $class $name $there.storageClassName) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The name is in every selector, and with fullnameOverride the objects stay the same ones. */}}
+{{- define "asympo.refuseNameOverride" -}}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- $workloads := list (dict "kind" "StatefulSet" "component" "learner") (dict "kind" "StatefulSet" "component" "redis") }}
+{{- range $component := list "gateway" "evaluator" "environment" }}{{ $workloads = append $workloads (dict "kind" "Deployment" "component" $component) }}{{ end }}
+{{- range include "asympo.generators" . | fromJsonArray }}{{ $workloads = append $workloads (dict "kind" "Deployment" "component" "generator" "pool" .pool) }}{{ end }}
+{{- range $workloads }}
+{{- $there := include "asympo.present" (dict "root" $ "apiVersion" "apps/v1" "kind" .kind "name" (include "asympo.name" (merge (dict "root" $) .))) | fromJson }}
+{{- $selected := dig "spec" "selector" "matchLabels" "app.kubernetes.io/name" $name $there }}
+{{- if ne $selected $name }}
+{{- fail (printf "nameOverride makes the label app.kubernetes.io/name %s and the %s %s selects %s, which Kubernetes does not let an upgrade change: set nameOverride=%s" $name .kind $there.metadata.name $selected $selected) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -9,7 +9,7 @@ metadata:
 spec:
   {{- include "asympo.podBasics" $learner | nindent 2 }}
   terminationGracePeriodSeconds: {{ include "asympo.learnerGraceSeconds" . | int }}
-  {{- with $values.affinity }}
+  {{- with include "asympo.affinity" $learner | fromJson }}
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -74,9 +74,7 @@ spec:
   {{- . | nindent 2 }}
   {{- end }}
   {{- include "asympo.variables" (dict "own" (include "asympo.fetchEnvironment" $download) "extra" .values.extraEnv) | nindent 2 }}
-  resources:
-    requests: {cpu: 500m, memory: 1Gi}
-    limits: {memory: 2Gi}
+  {{- include "asympo.resources" (dict "resources" $download.resources "gpus" 0) | nindent 2 }}
   volumeMounts:
     - name: settings
       mountPath: /etc/asympo/settings
