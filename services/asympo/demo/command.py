@@ -14,7 +14,7 @@ from asympo.demo.seeds import SEEDS, run_seeds
 from asympo.local.processor import has_native_bfloat16
 from asympo.run.command import add_run_flags, run_file
 from asympo.run.prepare.machine import look_at_machine
-from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
+from asympo.run.settings import RunFile, TargetsSection, parse_overrides, parse_with_overrides, read_run_file
 
 LORA = {"lora": {}, "learning_rate": 3e-4}
 """Settings of `--lora`: the best of the rates that were tried (docs/weights.md)."""
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="with --seeds: print one JSON object at the end")
     add_run_flags(parser)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parse_with_overrides(parser, argv)
     if arguments.seeds:
         return _run_seeds(arguments, rest)
     if arguments.json:
