@@ -16,9 +16,13 @@ MATH_TIMEOUT_SECONDS = 3
 """Limit of math-verify's own alarm; an expression that takes longer counts as wrong."""
 
 
+BY_ANSWER = ("exact", "regex", "math-verify")
+"""Those that need an answer."""
+
+
 def exact_match(prompt: TaskPrompt, response_text: str) -> float:
     """1 if the response is the answer, white space around it aside."""
-    return float(response_text.strip() == prompt.answer.strip())
+    return float(response_text.strip() == _answer_of(prompt))
 
 
 def regex_match(pattern: str) -> Score:
@@ -27,10 +31,19 @@ def regex_match(pattern: str) -> Score:
     group = 1 if compiled.groups else 0
 
     def score(prompt: TaskPrompt, response_text: str) -> float:
+        answer = _answer_of(prompt)
         matches = [match.group(group) or "" for match in compiled.finditer(response_text)]
-        return float(bool(matches) and matches[-1].strip() == prompt.answer.strip())
+        return float(bool(matches) and matches[-1].strip() == answer)
 
     return score
+
+
+def _answer_of(prompt: TaskPrompt) -> str:
+    """Raises ValueError where there is none: a response that says nothing would be right."""
+    answer = prompt.answer.strip()
+    if not answer:
+        raise ValueError(f"row {prompt.row} has no answer: set task.columns.answer to the column that has it")
+    return answer
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -292,6 +292,19 @@ def test_built_in_functions_score(tmp_path: Path) -> None:
     assert outcomes == [0.0, 1.0, 0.0, -0.5, -0.7]
 
 
+def test_row_without_an_answer_is_refused_and_scores_nothing(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None, "target": "2"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for options in ({}, {"scoring": "regex", "pattern": "(.*)"}, {"scoring": "math-verify"}):
+        config = TaskConfig(data=str(tmp_path / "rows.jsonl"), held_out_fraction=0, **options)
+        with pytest.raises(BadSetting, match=r"row 2 has no answer, .*, target: set task.columns.answer to"):
+            load_functions({"task": config.model_dump(mode="json"), "allow_python": False, "columns": []})
+    prompt = load_task(config).prompt(1)
+    for score in ({"function": "exact"}, {"function": "regex", "options": {"pattern": "(.*)"}}):
+        with pytest.raises(ValueError, match="row 2 has no answer: set"):
+            make_built_in(RewardConfig.model_validate(score))(Asked(prompt=prompt, texts=(" ",)))
+
+
 def test_option_that_a_built_in_function_does_not_take_is_refused() -> None:
     config = TaskConfig(rewards=[{"function": "format", "options": {"patern": "a"}}])
     with pytest.raises(BadSetting, match="it takes pattern"):

@@ -182,7 +182,7 @@ def test_template_that_would_take_all_time_or_memory_is_refused(tmp_path: Path, 
 
 
 def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    tool: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]},
         {
@@ -198,6 +198,14 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     prompt = of_rows(tmp_path, [row], **options).prompt(0)
     assert prompt.messages == tuple(messages)
     assert prompt.tools == (tool,)
+    # As Parquet has them: every tool with the parameters of all.
+    wide = {
+        **tool,
+        "strict": None,
+        "function": {**tool["function"], "parameters": {"type": "object", "content": None}},
+    }
+    for tools in ([wide], json.dumps([tool])):
+        assert of_rows(tmp_path, [row | {"tools": tools}], **options).prompt(0).tools == (tool,)
     assert prompt.is_prefilled
     assert prompt.chat_template_kwargs == {"style": "short", "enable_thinking": False}
     assert prompt.answer == ""

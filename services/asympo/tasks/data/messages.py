@@ -1,5 +1,6 @@
 """Messages of a row as TRL, verl and chat templates know them: checked, and otherwise left as they are."""
 
+from collections.abc import Collection
 from typing import Any
 
 from asympo.common.errors import BadSetting
@@ -12,7 +13,7 @@ def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple
     """The messages, or BadSetting about the first that is none."""
     if not isinstance(messages, list) or not messages:
         raise BadSetting(f"{where} needs messages to be a non-empty list")
-    checked = tuple(_without_none(message) for message in messages)
+    checked = tuple(without_none(message, kept=("content",)) for message in messages)
     for message in checked:
         if not _is_message(message):
             raise BadSetting(
@@ -32,15 +33,15 @@ def check_messages(messages: Any, where: str, *, prefill: bool = False) -> tuple
     return checked
 
 
-def _without_none(message: Any) -> Any:
-    """Arrow gives every message the fields that any has; those that say nothing are not there."""
-    if isinstance(message, dict):
+def without_none(value: Any, *, kept: Collection[str] = ()) -> Any:
+    """Arrow gives every structure the fields that any has; those that say nothing are not there."""
+    if isinstance(value, dict):
         return {
-            key: _without_none(value)
-            for key, value in message.items()
-            if value is not None or key == "content"
+            key: without_none(each, kept=kept)
+            for key, each in value.items()
+            if each is not None or key in kept
         }
-    return [_without_none(each) for each in message] if isinstance(message, list) else message
+    return [without_none(each, kept=kept) for each in value] if isinstance(value, list) else value
 
 
 def _is_message(message: Any) -> bool:

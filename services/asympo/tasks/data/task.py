@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import BadSetting
-from asympo.tasks.base import as_prompt_parts, own_prompt
+from asympo.rewards import scoring
+from asympo.tasks.base import TaskPrompt, as_prompt_parts, own_prompt
 from asympo.tasks.config import TaskConfig
-from asympo.tasks.data.messages import check_messages
+from asympo.tasks.data.messages import check_messages, without_none
 from asympo.tasks.data.source import Row, read_rows
 from asympo.tasks.data.template import compile_template, look_up, map_columns
 from asympo.tasks.rows import RowsTask, question_key
@@ -48,6 +49,12 @@ class DataTask(RowsTask):
         settings = config.model_dump(mode="json", exclude={"data", "held_out_data", "left_out"})
         self.digest = self.digest_with(settings, with_columns=True)
 
+    def prepare_scoring(self, *, allow_python: bool = False) -> None:
+        if self._config.scoring in scoring.BY_ANSWER:
+            for prompt in (*self._train, *self._held_out):
+                _check_answer(prompt, self._config)
+        super().prepare_scoring(allow_python=allow_python)
+
     def _repeat(self, weight_column: str | None) -> None:
         if weight_column is None:
             return
@@ -55,6 +62,15 @@ class DataTask(RowsTask):
         self.renumber([prompt for prompt, n in zip(self._train, times, strict=True) for _ in range(n)])
         if not self._train:
             raise BadSetting(f"task.weight_column {weight_column} is 0 in every row: nothing is left to ask")
+
+
+def _check_answer(prompt: TaskPrompt, config: TaskConfig) -> None:
+    if not prompt.answer.strip():
+        raise BadSetting(
+            f"row {prompt.row} has no answer, which task.scoring {config.scoring} compares with, only "
+            f"{', '.join(prompt.columns)}: set task.columns.answer to the column with the answer, or leave "
+            "the row out"
+        )
 
 
 def _weight(columns: Row, name: str, row: int) -> int:
@@ -190,6 +206,8 @@ def _template_parts(columns: Row, where: str, config: TaskConfig) -> dict[str, A
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise BadSetting(f"{where} has tools that are neither a list nor JSON: {error}") from error
+    else:
+        tools = without_none(tools)
     if tools:
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise BadSetting(f"{where} has tools {tools!r}: give a list of JSON schemas")
