@@ -60,7 +60,7 @@ def test_rows_are_written_once_and_a_share_of_them_held_out(config: Path, tmp_pa
     assert main(["rows", str(config), "--hold-out"]) == 0
     (written,) = (tmp_path / "new").iterdir()
     rows = [json.loads(line) for line in written.read_text().splitlines()]
-    assert [row["secret"] for row in rows] == list(range(20))
+    assert [row["given"]["secret"] for row in rows] == list(range(20))
     assert 0 < sum("held_out" in row for row in rows) < 20
     written.write_text("as the run was created\n")
     assert main(["rows", str(config)]) == 0

@@ -13,11 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
+from asympo.tasks.config import TaskConfig
 from asympo.tasks.environments.player import playing
 from asympo.tasks.environments.player.factory_stage import FactoryStage, _answer_of_tool
 from asympo.tasks.environments.player.own_thread import in_own_thread
 from asympo.tasks.environments.player.playing import DoorPlayer, Player
-from asympo.tasks.environments.player.stage import EpisodeFailed, Played, Seat
+from asympo.tasks.environments.player.stage import EpisodeFailed, Played, Seat, finite, reward_of
+from asympo.tasks.environments.task import EnvironmentTask
 
 
 class Game:
@@ -53,6 +55,16 @@ class Stage(FactoryStage):
         return Played(reward=self._earn())
 
 
+class Secretive:
+    """Is given a row's secret, and nothing that the row does not have."""
+
+    def reset(self, secret: str) -> None:
+        raise EpisodeFailed(f"it was given {secret!r}")
+
+    def get_reward(self) -> float:
+        return 1.0
+
+
 def play(
     player: Player, answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *, num_groups: int = 1
 ) -> None:
@@ -75,7 +87,7 @@ def started(names: str, *, seconds: float) -> httpx.Response:
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FactoryStage]:
     pytest.importorskip("transformers")
     module: Any = ModuleType("hanging_game")
-    module.Game = Game
+    module.Game, module.Secretive = Game, Secretive
     monkeypatch.setitem(sys.modules, "hanging_game", module)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Guess."}\n')
     staged = FactoryStage("hanging_game:Game", {}, tmp_path / "rows.jsonl")
@@ -83,6 +95,39 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FactorySt
     monkeypatch.setattr(Game, "free", threading.Event())
     yield staged
     Game.free.set()
+
+
+@pytest.mark.usefixtures("stage")
+def test_reset_is_given_the_line_of_the_file_and_nothing_else(tmp_path: Path) -> None:
+    source, written = tmp_path / "source.jsonl", tmp_path / "written.jsonl"
+    source.write_text('{"secret": "a\u2028b\x85"}\n\n{"secret": "c", "prompt": "Guess."}\n', encoding="utf-8")
+    rows = FactoryStage("hanging_game:Secretive", {}, source).rows()
+    assert [row["prompt"][0]["content"] for row in rows] == ["", "Guess."]
+    written.write_text("".join(f"{json.dumps(row)}\n" for row in (rows[0], rows[1] | {"held_out": True})))
+    staged = FactoryStage("hanging_game:Secretive", {}, written, are_written=True)
+    assert staged.rows() == rows
+    with pytest.raises(EpisodeFailed, match=r"it was given 'a\\u2028b\\x85'"):
+        asyncio.run(staged.play(0, Seat(base_url="http://door/v1", shared_url=""), {}))
+    task = EnvironmentTask(TaskConfig(name="trl-environment", environment="m:F", path=str(written)))
+    columns = [prompt.columns for prompt in (task.prompt(0), *task.held_out())]
+    assert columns == [{"secret": "a\u2028b\x85"}, {"secret": "c"}]
+
+
+@pytest.mark.parametrize(("line", "reason"), [("{", "line 2 is not JSON"), ("5", "line 2 is not a JSON obj")])
+def test_line_that_is_no_row_is_named(stage: FactoryStage, tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n")
+    with pytest.raises(SystemExit, match=reason):
+        FactoryStage("hanging_game:Game", {}, tmp_path / "rows.jsonl")
+
+
+def test_reward_may_be_a_scalar_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert [reward_of(each) for each in (numpy.float32(0.5), numpy.array(2), True)] == [0.5, 2.0, 1.0]
+    values = {"a": numpy.int64(3), "b": "1", "c": numpy.array([1]), "d": numpy.float64("nan"), "e": None}
+    assert finite(values) == {"a": 3.0}
+    for value in ("1", None, numpy.float32("inf"), [1.0]):
+        with pytest.raises(EpisodeFailed, match="which is no finite number"):
+            reward_of(value)
 
 
 @pytest.mark.parametrize("place", ["factory", "reset"])

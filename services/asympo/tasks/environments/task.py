@@ -8,6 +8,7 @@ from asympo.common.errors import BadSetting
 from asympo.tasks.base import SplitPrompts, TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.messages import check_messages
+from asympo.tasks.environments.player.stage import GIVEN
 
 
 class EnvironmentTask(SplitPrompts):
@@ -40,7 +41,8 @@ class EnvironmentTask(SplitPrompts):
 
 def _parts(row: dict[str, Any], number: int) -> dict[str, Any]:
     """A prompt's arguments; what the environment is given besides prompt and answer are its columns."""
-    columns = {key: value for key, value in row.items() if key not in ("prompt", "answer", "held_out")}
+    given = row.get(GIVEN, row)
+    columns = {key: value for key, value in given.items() if key not in ("prompt", "answer", "held_out")}
     parts: dict[str, Any] = {"answer": str(row.get("answer") or ""), "columns": columns}
     prompt = row.get("prompt")
     if isinstance(prompt, str):
@@ -50,7 +52,7 @@ def _parts(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 def _read_rows(path: str) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        rows = [json.loads(line) for line in Path(path).read_bytes().splitlines()]
     except (OSError, ValueError) as error:
         raise BadSetting(f"task.path {path}, the rows of the environment, cannot be read: {error}") from error
     if not rows:

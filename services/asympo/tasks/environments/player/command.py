@@ -43,12 +43,12 @@ def main(spec: str, verb: str, *rest: str) -> None:
     os.dup2(2, 1)
     said: dict[str, Any] = json.loads(spec)
     loading = leave_after(LOAD_SECONDS, code=1)
-    stage = open_stage(said, rows=said["source"] if verb == "rows" else said["rows"])
+    stage = open_stage(said, are_written=verb != "rows")
     if verb == "rows":
         lines = (json.dumps(row, default=str) for row in stage.rows())
         Path(rest[0]).write_text("".join(f"{line}\n" for line in lines))
         return
-    rows = [json.loads(line) for line in Path(said["rows"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(said["rows"]).read_bytes().splitlines()]
     check_rows(stage, rows)
     loading.cancel()
     sampling, num_at_once = json.loads(rest[1]), int(rest[2])
@@ -84,13 +84,14 @@ def leave_after(seconds: float, *, code: int) -> threading.Timer:
     return timer
 
 
-def open_stage(said: dict[str, Any], *, rows: str | None) -> StagedPlay:
+def open_stage(said: dict[str, Any], *, are_written: bool) -> StagedPlay:
     """The environment by its kind; which generation of verifiers is installed decides between its two."""
     name, arguments = said["environment"], said["arguments"]
     if said["kind"] == "trl-environment":
         from .factory_stage import FactoryStage
 
-        return FactoryStage(name, arguments, Path(str(rows)))
+        rows = Path(str(said["rows"] if are_written else said["source"]))
+        return FactoryStage(name, arguments, rows, are_written=are_written)
     if importlib.util.find_spec("verifiers.legacy") is not None:
         from .legacy_stage import LegacyStage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .own_thread import in_own_thread
-from .stage import KEY_VARIABLE, MODEL, EpisodeFailed, Played, Seat, reward_of
+from .stage import GIVEN, KEY_VARIABLE, MODEL, EpisodeFailed, Played, Seat, reward_of
 
 MAX_TURNS = 64
 """Answers in one episode: one that calls tools for ever ends here."""
@@ -22,7 +22,10 @@ MAX_TURNS = 64
 class FactoryStage:
     """One instance for each episode; every row of a file is given to its `reset`."""
 
-    def __init__(self, name: str, arguments: Mapping[str, Any], rows: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Mapping[str, Any], rows: Path, *, are_written: bool = False
+    ) -> None:
+        """`are_written`: the file is what `rows` said, not the one that it was made of."""
         from transformers.utils.chat_template_utils import get_json_schema
 
         module, _, factory = name.partition(":")
@@ -31,14 +34,21 @@ class FactoryStage:
         except (ImportError, AttributeError, ValueError) as error:
             raise SystemExit(f"{name} cannot be imported ({error}): give module:factory") from None
         self._arguments = arguments
-        self._rows = [json.loads(line) for line in rows.read_text().splitlines() if line.strip()]
+        self._rows = _read(rows)
+        if are_written:
+            self._rows = [row.get(GIVEN, row) for row in self._rows]
         made = self._factory(**arguments)
         if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "get_reward", None)):
             raise SystemExit(f"what {name} makes needs the methods reset and get_reward")
         self._tools = [get_json_schema(method) for method in _tools_of(made).values()]
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row | {"prompt": _messages(row)} for row in self._rows]
+        return [self._written(row) for row in self._rows]
+
+    @staticmethod
+    def _written(row: dict[str, Any]) -> dict[str, Any]:
+        own: dict[str, Any] = {name: row[name] for name in ("answer", "held_out") if name in row}
+        return {"prompt": _messages(row), **own, GIVEN: row}
 
     def serving(self) -> nullcontext[None]:
         return nullcontext()
@@ -67,6 +77,21 @@ class FactoryStage:
                 raise EpisodeFailed(f"it has not ended after {MAX_TURNS} answers")
         reward = reward_of(await _call(environment.get_reward, {}))
         return Played(reward=reward, functions={type(environment).__name__: reward}, text=said.content or "")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SystemExit(f"{path} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise SystemExit(f"{path} line {number} is not a JSON object: give the arguments of reset")
+        rows.append(row)
+    return rows
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:

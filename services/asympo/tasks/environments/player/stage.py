@@ -10,6 +10,8 @@ MODEL = "policy"
 """What the model is called where it is asked."""
 KEY_VARIABLE = "ASYMPO_TOKEN"
 """Environment variable with the token for whom the player asks; sessions need none."""
+GIVEN = "given"
+"""Where a row keeps the line of the user's file that it was made of, if it was."""
 
 
 class EpisodeFailed(Exception):
@@ -43,7 +45,7 @@ class StagedPlay(Protocol):
     """An environment whose rows are numbered."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """All of them in order: `prompt`, `answer`, and `held_out` for those of its own split for that."""
+        """All in order: `prompt`, `answer`, `held_out` for those of its own split for that, and GIVEN."""
 
     def serving(self) -> AbstractAsyncContextManager[Any]:
         """What must be up while episodes are played."""
@@ -54,15 +56,23 @@ class StagedPlay(Protocol):
 
 def finite(values: Mapping[str, Any]) -> dict[str, float]:
     """Those values that are numbers."""
-    return {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    return {name: number for name, value in values.items() if (number := _number(value)) is not None}
 
 
 def reward_of(value: Any) -> float:
     """Raises EpisodeFailed for what is none."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise EpisodeFailed(f"its reward is {value!r}")
-    return float(value)
+    number = _number(value)
+    if number is None:
+        raise EpisodeFailed(f"its reward is {value!r}, which is no finite number")
+    return number
+
+
+def _number(value: Any) -> float | None:
+    """As of a reward function: bools and scalars of numpy and torch are; texts, lists and NaN are not."""
+    if isinstance(value, str | bytes) or tuple(getattr(value, "shape", ())) != ():
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
