@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_CUT_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Ends with a space, which a template that trims messages takes away."""
 
 
 class QuickTokenizer:
@@ -77,14 +79,16 @@ class QuickTokenizer:
     ) -> Any:
         """The rendered text, or its ids."""
         assert self.chat_template is not None
-        text = _compile(self.chat_template).render(
+        if continue_final_message:
+            last = messages[-1]
+            messages = [*messages[:-1], last | {"content": f"{last['content']}{_CUT_HERE}"}]
+        text = compile_chat_template(self.chat_template).render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             **{"tools": None, "documents": None, **self._named, **options},
         )
         if continue_final_message:
-            last = str(messages[-1]["content"]).strip()
-            text = text[: text.rindex(last) + len(last)]
+            text = _cut_off(text, str(last["content"]))
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
@@ -92,22 +96,49 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def _cut_off(text: str, last: str) -> str:
+    """Where the last message, marked at its end, ends in the rendered text, as transformers finds it."""
+    before, mark, after = text.rpartition(_CUT_HERE.strip())
+    if not mark or last.strip() not in text:
+        raise ValueError(f"the last message, {last[:80]!r}, does not appear as it is: it cannot be continued")
+    return before if after.startswith(" ") else before.rstrip()
+
+
 @cache
-def _compile(template: str) -> Any:
-    """As transformers compiles chat templates."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+def compile_chat_template(template: str) -> Any:
+    """As transformers compiles chat templates. Raises TemplateSyntaxError of jinja2."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Marks what the model wrote, which says nothing here."""
+
+        tags = {"generation"}  # noqa: RUF012  as jinja2 declares it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(template)

@@ -6,7 +6,7 @@ from typing import Any
 
 from asympo.common.errors import BadModel
 from asympo.common.foreign.text import reason_of
-from asympo.tasks.quick_tokenizer import QuickTokenizer
+from asympo.tasks.quick_tokenizer import QuickTokenizer, compile_chat_template
 
 
 def load_tokenizer(model: str) -> Any:
@@ -33,9 +33,11 @@ def open_tokenizer(model: str) -> Any:
 
         config = json.loads((folder / "tokenizer_config.json").read_text())
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if template := _template(folder, config):
+            compile_chat_template(template)
     except Exception:  # noqa: BLE001  the library raises Exception itself; transformers has the last word
         return load_tokenizer(str(folder))
-    return QuickTokenizer(tokenizer=tokenizer, config=config, chat_template=_template(folder, config))
+    return QuickTokenizer(tokenizer=tokenizer, config=config, chat_template=template)
 
 
 def files_of(model: str) -> Path:
