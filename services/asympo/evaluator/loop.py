@@ -11,7 +11,7 @@ from typing import Any
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
-from asympo.common.errors import AsympoError, BrokerFull, EngineBroken
+from asympo.common.errors import AsympoError, BrokerFull, EngineBroken, PromptRefused
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.rollout_log import PolicyAnnouncement, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
@@ -29,6 +29,8 @@ from asympo.evaluator.sources import Source
 log = logging.getLogger(__name__)
 
 _HOLD_SECONDS = 20.0
+_LAST_TRIES = 3
+"""For the last policy of a run that has ended: no other comes."""
 
 
 @dataclass(kw_only=True)
@@ -71,6 +73,8 @@ class EvaluationLoop:
         self._progress, self._metrics, self._calls = progress, metrics, calls
         self._prepared: dict[str, Prepared] = {}
         self._retries = Retries()
+        self._failing: set[str] = set()
+        """Evaluations that failed last, and may not the next time."""
         self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
@@ -78,17 +82,26 @@ class EvaluationLoop:
         for result in (await self._calls.until_answered(self._run_log.evaluations.after))[0]:
             self._progress.newest[result.eval] = result
         self._progress.state = "waiting"
+        num_tries = 0
         while True:
             announced = await self._calls.until_answered(self._run_log.policies.latest)
             is_over = await self._is_over()
             policy = await self._newest_policy()
             due = [] if policy is None else await self._due(policy, is_over=is_over)
+            num_tries = num_tries + bool(due) if is_over else 0
             if policy is not None and due and await self._measure_due(policy, due):
                 continue
-            if is_over and self._settings.exit_when_run_ends:
+            is_last = is_over and self._settings.exit_when_run_ends
+            if is_last and not await self._is_tried_again(policy, num_tries):
                 return
             self._progress.state = "waiting"
             await self._wait_for_news(announced, is_over=is_over)
+
+    async def _is_tried_again(self, policy: PolicyRef | None, num_tries: int) -> bool:
+        """Whether the last policy of a run that has ended failed, and may not the next time."""
+        if policy is None or num_tries >= _LAST_TRIES:
+            return False
+        return bool(self._failing & {*await self._due(policy, is_over=True, even_early=True)})
 
     async def _is_over(self) -> bool:
         return await self._calls.until_answered(self._run_log.state.get) is RunState.FINISHED
@@ -116,6 +129,7 @@ class EvaluationLoop:
         except AsympoError as error:
             for name in due:
                 self._metrics.failed(name)
+                self._failing.add(name)
             log.warning("Policy %d is not measured: %s", policy.step, error)
             return False
         finally:
@@ -134,12 +148,15 @@ class EvaluationLoop:
             raise
         except AsympoError as error:
             self._metrics.failed(name)
+            if not isinstance(error, PromptRefused):
+                self._failing.add(name)
             seconds = self._retries.failed(name, policy.name)
             log.warning(
                 "%s of policy %d is not measured, and tried again with the next policy or after %.0f s: %s",
                 *(name, policy.step, seconds, error),
             )
             return False
+        self._failing.discard(name)
         return measured.result.policy_step is not None
 
     async def _hold(self, policy: PolicyRef) -> None:
@@ -219,11 +236,11 @@ class EvaluationLoop:
             log.error("The policies in %s cannot be read: %s", self._store.path, error)
             return None
 
-    async def _due(self, policy: PolicyRef, *, is_over: bool) -> list[str]:
-        """Names of the evaluations that this policy should go through."""
+    async def _due(self, policy: PolicyRef, *, is_over: bool, even_early: bool = False) -> list[str]:
+        """Names of the evaluations that this policy should go through, now or `even_early`."""
         due = []
         for each in self._chosen:
-            if self._retries.is_too_early(each.config.name, policy.name):
+            if not even_early and self._retries.is_too_early(each.config.name, policy.name):
                 continue
             before = self._progress.newest.get(each.config.name)
             step = before.policy_step if before is not None else None

@@ -64,7 +64,8 @@ class EvaluatorSettings(ServiceSettings, protected_namespaces=()):
         default=2.0, gt=0.0, le=60.0, description="longest single wait for an announcement"
     )
     exit_when_run_ends: bool = Field(
-        default=False, description="exit once the last policy of a finished run is measured"
+        default=False,
+        description="exit once the last policy of a finished run is measured, or has failed three times",
     )
 
     @field_validator("evals")

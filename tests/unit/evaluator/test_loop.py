@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from asympo.common.checkpoints import PolicyRef
-from asympo.common.errors import BrokerFull, NoProgress
+from asympo.common.errors import BrokerFull, NoProgress, PromptRefused
 from asympo.common.rollout_log import RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
@@ -119,6 +119,49 @@ async def test_store_is_not_listed_again_at_each_wait_for_an_announcement(
     loop._calls, loop._settings = CALLS, EvaluatorSettings(run="r", policy_poll_seconds=1e6)
     await loop._wait_for_news(None, is_over=False)
     assert not states
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([NoProgress("no answer")], ["e", "e"]),
+        ([NoProgress("no answer")] * 9, ["e"] * 3),
+        ([PromptRefused("too long")], ["e"]),
+    ],
+)
+async def test_last_policy_is_tried_again_before_the_evaluator_leaves(
+    failures: list[Exception], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    now = 0.0
+
+    async def measured(prepared: Any, *_: Any) -> Any:
+        asked.append(prepared.config.name)
+        if failures:
+            raise failures.pop()
+        loop._progress.newest["e"] = result(4)
+        return SimpleNamespace(result=result(4))
+
+    async def wait(*_: Any, **__: Any) -> None:
+        nonlocal now
+        now += 60.0
+
+    async def newest() -> PolicyRef:
+        return PolicyRef(step=4, fence=1, digest="d", path=Path("p"))
+
+    loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=measured)
+    loop._run_log = SimpleNamespace(
+        policies=SimpleNamespace(latest=lambda: None, num_after=lambda _: 0),
+        state=SimpleNamespace(get=lambda: RunState.FINISHED, run_id=lambda: ""),
+        evaluations=SimpleNamespace(after=lambda: ([], "")),
+    )
+    loop._progress, loop._calls, loop._retries = EvaluatorStatus(), CALLS, Retries(clock=lambda: now)
+    loop._settings = EvaluatorSettings(run="r", exit_when_run_ends=True)
+    loop._metrics = SimpleNamespace(failed=lambda _: None)
+    loop._wait_for_news, loop._newest_policy = wait, newest
+    await loop.run()
+    assert asked == expected
 
 
 @pytest.mark.asyncio
