@@ -19,10 +19,9 @@ from asympo.common.errors import (
     RunEnded,
     RunHasLearner,
 )
-from asympo.common.jsonl import JsonlWriter, read_steps
+from asympo.common.jsonl import read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.redaction import redacted
 from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
@@ -33,8 +32,7 @@ from asympo.learner.log.create_run import create_run
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
 from asympo.learner.metrics import LearnerMetrics
-from asympo.learner.record.trackers import Trackers
-from asympo.learner.record.trained_log import TrainedLog, recorded_fence
+from asympo.learner.record.trained_log import recorded_fence
 from asympo.learner.servers.grpc import RpcServer
 from asympo.learner.servers.http import HttpServer, build_api
 from asympo.learner.settings import LearnerSettings
@@ -45,10 +43,13 @@ from asympo.tasks.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from asympo.learner.build import OwnedRun
     from asympo.learner.ranks import Ranks
+    from asympo.learner.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 _BROKER_RETRY_SECONDS = 2.0
+_LATE_RESULTS_SECONDS = 2.0
+"""How often a learner that stays up looks whether evaluations have found something."""
 
 
 def main(settings: LearnerSettings) -> int:
@@ -176,9 +177,8 @@ class LearnerProcess:
         closing.callback(heartbeat.release)
         heartbeat.start()
         closing.callback(self._control.enter, LearnerState.STOPPED)
-        if not is_over:
-            self._train(run_log, config, tokenizer, rpc, closing)
-        self._stay_when_finished()
+        trainer = None if is_over else self._train(run_log, config, tokenizer, rpc, closing)
+        self._stay_when_finished(trainer)
 
     def _limit_drain(self, closing: ExitStack) -> None:
         """First of all, so that its limit covers the closing of everything else."""
@@ -257,30 +257,27 @@ class LearnerProcess:
             self._control.add_row(row)
         self._context.metrics.resumed(step=step, row=rows[-1] if rows else None)
 
-    def _stay_when_finished(self) -> None:
+    def _stay_when_finished(self, trainer: "Trainer | None") -> None:
         """Stays up when told to, so that nobody needs to restart it; raises what ended the heartbeat."""
         if self._settings.exit_when_run_ends or self._stop.is_set:
             return
         self._control.enter(LearnerState.FINISHED)
         log.info("Staying up until told to stop; to continue the run, start it with more total_steps")
-        self._stop.wait()
+        while not self._stop.wait(_LATE_RESULTS_SECONDS):
+            if trainer is not None:
+                trainer.record_late_results()
         if self._failure is not None:
             raise self._failure
 
     def _train(
         self, run_log: RunLog, config: RunConfig, tokenizer: Any, rpc: RpcServer, closing: ExitStack
-    ) -> None:
+    ) -> "Trainer":
         with large_imports():
             from asympo.learner.build import build_trainer
 
         log.info("Libraries are loaded")
         run = self._take_run(run_log, config, tokenizer)
-        trainer = build_trainer(
-            context=self._context,
-            run=run,
-            trackers=self._trackers(closing),
-            trained_log=self._trained_log(closing),
-        )
+        trainer = build_trainer(context=self._context, run=run, closing=closing)
         log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)
@@ -292,6 +289,7 @@ class LearnerProcess:
             lost=lambda: self._failure,
             on_failure=lambda error: self._fail(error, f"training ended: {error!r}"),
         )
+        return trainer
 
     def _take_run(self, run_log: RunLog, config: RunConfig, tokenizer: Any) -> "OwnedRun":
         """Takes the fence, finds the state to go on from, and makes the broker agree with it."""
@@ -380,20 +378,3 @@ class LearnerProcess:
     def _fail(self, error: Exception, reason: str) -> None:
         self._failure = error
         self._stop.set(reason)
-
-    def _trackers(self, closing: ExitStack) -> Trackers:
-        settings = self._settings
-        trackers = Trackers(
-            settings.trackers,
-            directory=settings.run_directory,
-            run=settings.run,
-            run_settings=redacted(settings.model_dump(mode="json")),
-            on_failure=self._context.metrics.tracker_failed,
-        )
-        closing.callback(trackers.close)
-        return trackers
-
-    def _trained_log(self, closing: ExitStack) -> TrainedLog:
-        writer = JsonlWriter(self._settings.run_directory / "trained.jsonl")
-        closing.callback(writer.close)
-        return TrainedLog(writer, on_failure=lambda: self._context.metrics.tracker_failed("jsonl"))

@@ -1,6 +1,7 @@
 """Puts model, optimizer and loop together; everything that needs torch and is made once."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from asympo.common.archive import open_archive
 from asympo.common.checkpoints import PolicyStore
+from asympo.common.jsonl import JsonlWriter
+from asympo.common.redaction import redacted
 from asympo.common.rollout_log import RunConfig
 from asympo.learner.context import LearnerContext
 from asympo.learner.ledger import Ledger
@@ -58,10 +61,12 @@ class OwnedRun:
     """Name and description of the state to go on from; None at the beginning."""
 
 
-def build_trainer(
-    *, context: LearnerContext, run: OwnedRun, trackers: Trackers, trained_log: TrainedLog
-) -> Trainer:
-    """A trainer that stands where the training state found stood, or at the beginning."""
+def build_trainer(*, context: LearnerContext, run: OwnedRun, closing: ExitStack) -> Trainer:
+    """A trainer that stands where the training state found stood, or at the beginning.
+
+    `closing` ends the files and trackers that it writes to.
+    """
+    trackers, trained_log = _trackers(context, closing), _trained_log(context, closing)
     settings, session, tokenizer = context.settings, run.session, run.tokenizer
     decisions, compute = _decide_compute(context, run)
     built = build_step_parts(settings, compute, ranks=context.ranks, rows=decisions)
@@ -116,6 +121,25 @@ def build_trainer(
             wall_seconds=float(state.counters.get("wall_seconds", 0.0)) if state else 0.0,
         ),
     )
+
+
+def _trackers(context: LearnerContext, closing: ExitStack) -> Trackers:
+    settings = context.settings
+    trackers = Trackers(
+        settings.trackers,
+        directory=settings.run_directory,
+        run=settings.run,
+        run_settings=redacted(settings.model_dump(mode="json")),
+        on_failure=context.metrics.tracker_failed,
+    )
+    closing.callback(trackers.close)
+    return trackers
+
+
+def _trained_log(context: LearnerContext, closing: ExitStack) -> TrainedLog:
+    writer = JsonlWriter(context.settings.run_directory / "trained.jsonl")
+    closing.callback(writer.close)
+    return TrainedLog(writer, on_failure=lambda: context.metrics.tracker_failed("jsonl"))
 
 
 def _decide_compute(context: LearnerContext, run: OwnedRun) -> tuple[DecisionLog, Compute]:

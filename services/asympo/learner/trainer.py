@@ -81,8 +81,10 @@ class Trainer:
         try:
             return self._run(lost)
         except Exception as error:
-            # The storage of that publish may hang: whoever is told bounds the wait.
-            log.error("Training ends: %s", error, exc_info=not isinstance(error, AsympoError))
+            if self._publishing.is_in_flight:
+                # Its storage may hang: then nobody says the error later, and whoever is told bounds the wait.
+                is_ours = isinstance(error, AsympoError)
+                log.error("Training ends once its publish has ended: %s", error, exc_info=not is_ours)
             on_failure(error)
             raise
         finally:
@@ -137,6 +139,10 @@ class Trainer:
         if segment is None and self._is_log_exhausted():
             segment = self._reader.flush()
         return segment
+
+    def record_late_results(self) -> None:
+        """Writes down what evaluations have found since the last step, once no step follows."""
+        self._recorder.record_late_results()
 
     # --- one segment -----------------------------------------------------------------------------------
 
@@ -302,6 +308,7 @@ class Trainer:
                 f"{self._session.committed.step if self._session.committed else 0}"
             )
         self._save_as_asked()
+        self.record_late_results()
         if failed:
             raise PublishFailed(
                 f"the policy of step {self._progress.step} could not be published before the end"

@@ -34,7 +34,7 @@ def process(root: Path, stop: StopSignal, *argv: str) -> app.LearnerProcess:
 
 
 def test_error_while_a_publish_hangs_ends_the_learner_at_its_deadline_with_the_code_of_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fenced(*, wait: bool) -> None:
         raise Fenced("another learner owns the run")
@@ -42,7 +42,8 @@ def test_error_while_a_publish_hangs_ends_the_learner_at_its_deadline_with_the_c
     ended_with: Future[int] = Future()
     monkeypatch.setattr(os, "_exit", ended_with.set_result)
     learner = process(tmp_path, StopSignal(), "--drain-seconds", "0.01")
-    hanging = {"start": lambda step: None, "settle": fenced, "close": lambda: ended_with.result(20)}
+    hanging: dict[str, Any] = {"settle": fenced, "close": lambda: ended_with.result(20)}
+    hanging |= {"start": lambda step: None, "is_in_flight": True}
     parts: dict[str, Any] = {
         "session": SimpleNamespace(stats=lambda: SimpleNamespace(state=RunState.RUNNING)),
         "publishing": SimpleNamespace(**hanging),
@@ -57,6 +58,26 @@ def test_error_while_a_publish_hangs_ends_the_learner_at_its_deadline_with_the_c
         with pytest.raises(Fenced):
             learner._train(nothing, nothing, nothing, nothing, closing)
     assert ended_with.result(0) == Fenced.exit_code
+    first, last = [record.getMessage() for record in caplog.records if record.levelname != "INFO"]
+    assert first == "Training ends once its publish has ended: another learner owns the run"
+    assert last.startswith("Not closed 0 s after training ended: Fenced('another learner owns the run'), ")
+
+
+def test_learner_that_stays_up_goes_on_writing_down_what_evaluations_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopSignal()
+    looks: list[str] = []
+
+    def look() -> None:
+        looks.append("look")
+        if len(looks) == 2:
+            stop.set("seen twice")
+
+    monkeypatch.setattr(app, "_LATE_RESULTS_SECONDS", 0.0)
+    trainer: Any = SimpleNamespace(record_late_results=look)
+    process(tmp_path, stop, "--exit-when-run-ends", "false")._stay_when_finished(trainer)
+    assert len(looks) == 2
 
 
 def exported(learner: app.LearnerProcess, name: str) -> float | None:

@@ -6,12 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asympo.common.clock import SystemClock
 from asympo.common.errors import BadSetting
-from asympo.common.jsonl import read_jsonl
+from asympo.common.jsonl import read_jsonl, read_steps
+from asympo.learner.progress import Progress
+from asympo.learner.record import recorder as recorder_module
 from asympo.learner.record import trackers as trackers_module
+from asympo.learner.record.recorder import StepRecorder
 from asympo.learner.record.trackers import Trackers
 from asympo.learner.settings import TrackerSettings
 
@@ -60,6 +65,35 @@ def test_trackers_write_jsonl_always_and_finite_numbers_to_the_others(tmp_path: 
     assert sink.rows == [(1, {"reward_mean": 0.5, "groups": 8.0})]
     assert sink.calls == ["open", "close"]
     assert not trackers.failures
+
+
+def test_what_evaluations_find_after_the_last_step_completes_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, found = RecordingSink(), [{"eval/a/mean@1": 0.1}, {}, {"eval/b/mean@1": 0.2}]
+    trackers = make(tmp_path, sinks={"memory": sink})
+    row = {"step": 3, "fence": 1, "nll_positive": None, "nll_negative": None, "tokens_per_second": 1.0}
+    monkeypatch.setattr(recorder_module, "step_row", lambda **_: row | ROW)
+    evals = SimpleNamespace(take_numbers=lambda: found.pop(0))
+    context: Any = SimpleNamespace(
+        clock=SystemClock(),
+        progress=Progress(step=3, fence=1),
+        control=SimpleNamespace(evals=evals, samples=None, add_row=lambda row: None),
+        metrics=SimpleNamespace(step_done=lambda row, **_: None),
+    )
+    recorder = StepRecorder(context=context, trackers=trackers, decode=str, wall_seconds=0.0)
+    recorder.record_late_results()
+    given: Any = {"busy_seconds": 1.0, "published": (0.0, 0), "policy_step": 3, "staleness": []}
+    stats: Any = SimpleNamespace(generation_staleness_policies_total=0, appended=0)
+    segment: Any = None
+    result: Any = SimpleNamespace(num_computed_tokens=1, is_applied=True)
+    recorder.stepped(segment, result, stats=stats, **given)
+    for _ in range(2):
+        recorder.record_late_results()
+    trackers.close()
+    (completed,) = read_steps(tmp_path / "metrics.jsonl")
+    assert completed == {**row, **ROW, "grad_norm": None, "eval/a/mean@1": 0.1, "eval/b/mean@1": 0.2}
+    assert sink.rows[1:] == [(3, {"eval/b/mean@1": 0.2})]
 
 
 def test_trackers_go_on_and_count_when_one_of_them_raises(

@@ -174,7 +174,7 @@ class BackgroundPublisher:
 
     def seconds_since(self, since: float) -> float:
         """How much of the time since `since` a publish was in flight."""
-        until = self._clock.monotonic_seconds() if self._is_in_flight else self._ended_at
+        until = self._clock.monotonic_seconds() if self.is_in_flight else self._ended_at
         return max(0.0, until - since)
 
     def take_totals(self) -> tuple[float, int]:
@@ -188,7 +188,8 @@ class BackgroundPublisher:
         self._pool.shutdown(wait=True)
 
     @property
-    def _is_in_flight(self) -> bool:
+    def is_in_flight(self) -> bool:
+        """Whether a policy is being written or announced."""
         return self._job is not None and not self._job.future.done()
 
     def _write(self, prepared: PreparedPolicy, group_ids: Sequence[str]) -> _Written:

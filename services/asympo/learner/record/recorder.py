@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from asympo.common.rollout_log import LogStats
 from asympo.learner.context import LearnerContext
@@ -32,6 +33,7 @@ class StepRecorder:
         self._started_at = context.clock.monotonic_seconds() - wall_seconds
         self._save_seconds = 0.0
         self._appended_before: tuple[int, int] | None = None
+        self._row: dict[str, Any] = {}
         self.wait_seconds = 0.0
         """Waited for groups since the last step."""
 
@@ -86,7 +88,8 @@ class StepRecorder:
         )
         self.wait_seconds = self._save_seconds = 0.0
         context.control.add_row(row)
-        self._trackers.log(step, row | context.control.evals.take_numbers())
+        self._row = row | context.control.evals.take_numbers()
+        self._trackers.log(step, self._row)
         context.metrics.step_done(
             row, computed_tokens=result.num_computed_tokens, is_applied=result.is_applied
         )
@@ -97,6 +100,13 @@ class StepRecorder:
             *(step, row["reward_mean"], _short(row["nll_positive"]), _short(row["nll_negative"])),
             *(row["groups"], row["tokens_per_second"]),
         )
+
+    def record_late_results(self) -> None:
+        """Adds what evaluations have found since the last step to its row: no later step will have it."""
+        numbers = self._context.control.evals.take_numbers() if self._row else {}
+        if numbers:
+            self._row |= numbers
+            self._trackers.amend(self._row["step"], self._row, numbers)
 
     def _generation_staleness(self, stats: LogStats) -> float | None:
         """Mean over the groups appended since the step before; None at the first step of a learner."""

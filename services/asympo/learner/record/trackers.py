@@ -78,11 +78,18 @@ class Trackers:
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Record the numbers of one step; does not wait for any tracker but the file."""
+        self.amend(step, row, row)
+
+    def amend(self, step: int, row: Mapping[str, Any], added: Mapping[str, Any]) -> None:
+        """Record what was `added` to the row of a step.
+
+        The file gets all of the row, since its last row of a step is the one that counts.
+        """
         try:
             self._jsonl.append({"step": step, **row})
         except OSError as error:
             self._failed("jsonl", error)
-        numbers = {key: float(value) for key, value in row.items() if key != "step" and _is_number(value)}
+        numbers = {key: float(value) for key, value in added.items() if key != "step" and _is_number(value)}
         for feed in self._feeds:
             feed.put(step, numbers)
 

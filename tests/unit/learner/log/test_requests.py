@@ -27,6 +27,7 @@ class Ending:
         self.control = LearnerControl(settings=settings, stop=self.stop, clock=clock)
         self.control.progress.step = 3
         self.retained: list[str] = []
+        self.done: list[str] = []
         nobody: Any = SimpleNamespace()
         context = LearnerContext(
             settings=settings,
@@ -41,10 +42,12 @@ class Ending:
             "session": SimpleNamespace(committed=COMMITTED),
             "reader": nobody,
             "stepper": nobody,
-            "publishing": SimpleNamespace(settle=lambda wait: None, published_step=3, close=lambda: None),
+            "publishing": SimpleNamespace(
+                settle=lambda wait: None, published_step=3, is_in_flight=False, close=lambda: None
+            ),
             "saver": SimpleNamespace(retain=self.retained.append),
             "ledger": SimpleNamespace(segments_since_commit=0),
-            "recorder": nobody,
+            "recorder": SimpleNamespace(record_late_results=lambda: self.done.append("late results")),
         }
         self.trainer = Trainer(context=context, **parts)
         self.control.enter(LearnerState.WAITING)
@@ -69,6 +72,7 @@ def test_save_is_answered_by_the_last_commit_when_the_learner_is_told_to_stop(en
     assert not ending.trainer.run()
     assert ending.answer.result(20) == COMMITTED
     assert ending.retained == [COMMITTED.state_name]
+    assert ending.done == ["late results"]
     assert ending.refuses()
 
 
