@@ -17,7 +17,7 @@ from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.broker.client import check_url
-from asympo.common.rollout_log.broker.joining import wait_for_config
+from asympo.common.rollout_log.broker.joining import join_run
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.engines.base import Engine
 from asympo.engines.choice import build_engine, fork_engine
@@ -100,7 +100,7 @@ class EvaluatorProcess:
         broker = await self._calls.until_answered(Broker.connect, settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, settings.run)
-        config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        config, run_id = await join_run(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         # What is wrong with data or reward functions is said before an engine is loaded.
         chosen = await self._choose(run_log, config, closing)
         await wait_for_storage(settings.object_store, self._calls)
@@ -119,6 +119,7 @@ class EvaluatorProcess:
         loop = EvaluationLoop(
             settings=settings,
             run_log=run_log,
+            run_id=run_id,
             store=store,
             source=source,
             chosen=chosen,

@@ -11,7 +11,7 @@ from typing import Any
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
-from asympo.common.errors import AsympoError, BrokerFull, EngineBroken, PromptRefused
+from asympo.common.errors import AsympoError, BrokerFull, EngineBroken, PromptRefused, RunConfigMismatch
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.rollout_log import PolicyAnnouncement, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
@@ -60,6 +60,7 @@ class EvaluationLoop:
         *,
         settings: EvaluatorSettings,
         run_log: RunLog,
+        run_id: str,
         store: PolicyStore,
         source: Source,
         chosen: Sequence[Chosen],
@@ -68,7 +69,7 @@ class EvaluationLoop:
         calls: Calls,
         writer: JsonlWriter | None,
     ) -> None:
-        self._settings, self._run_log, self._store = settings, run_log, store
+        self._settings, self._run_log, self._run_id, self._store = settings, run_log, run_id, store
         self._source, self._chosen, self._writer = source, chosen, writer
         self._progress, self._metrics, self._calls = progress, metrics, calls
         self._prepared: dict[str, Prepared] = {}
@@ -78,12 +79,16 @@ class EvaluationLoop:
         self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
-        """Measures what is due, for ever or until the run has ended. Raises EngineBroken."""
+        """Measures what is due, for ever or until the run has ended.
+
+        Raises EngineBroken, RunConfigMismatch once there is another run of that name.
+        """
         for result in (await self._calls.until_answered(self._run_log.evaluations.after))[0]:
             self._progress.newest[result.eval] = result
         self._progress.state = "waiting"
         num_tries = 0
         while True:
+            await self._refuse_another_run()
             announced = await self._calls.until_answered(self._run_log.policies.latest)
             is_over = await self._is_over()
             policy = await self._newest_policy()
@@ -96,6 +101,14 @@ class EvaluationLoop:
                 return
             self._progress.state = "waiting"
             await self._wait_for_news(announced, is_over=is_over)
+
+    async def _refuse_another_run(self) -> None:
+        run_id = await self._calls.until_answered(self._run_log.state.run_id)
+        if self._run_id and run_id and run_id != self._run_id:
+            raise RunConfigMismatch(
+                f"run {self._run_log.run!r} was deleted and created anew since this evaluator joined it: "
+                "start it again"
+            )
 
     async def _is_tried_again(self, policy: PolicyRef | None, num_tries: int) -> bool:
         """Whether the last policy of a run that has ended failed, and may not the next time."""

@@ -22,7 +22,7 @@ from asympo.common.logs.watch import LogWatch
 from asympo.common.rollout_log import Broker, RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls, race
 from asympo.common.rollout_log.broker.client import check_url
-from asympo.common.rollout_log.broker.joining import wait_for_config
+from asympo.common.rollout_log.broker.joining import join_run
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
@@ -195,7 +195,7 @@ class GeneratorProcess:
         journal = self._open_journal(closing)
         # While the learner makes the run.
         importing = asyncio.ensure_future(self._calls.run(import_engine, settings))
-        config = await wait_for_config(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
+        config, run_id = await join_run(run_log, self._calls, wait_seconds=settings.slot_wait_seconds)
         task_config = of_run.task_config_of(config, task_path=settings.task_path)
         task = await self._calls.run(of_run.load_same_task, config, task_config)
         scorer = await self._calls.run(
@@ -226,6 +226,7 @@ class GeneratorProcess:
         context = GeneratorContext(
             settings=settings,
             config=config,
+            run_id=run_id,
             run_log=run_log,
             engine=engine,
             calls=self._calls,

@@ -19,6 +19,8 @@ class GeneratorContext:
     """What this generator was told."""
     config: RunConfig
     """What the run says to all."""
+    run_id: str
+    """Of the run that it has joined; empty where that has none."""
     run_log: RunLog
     """The run's log."""
     engine: Engine

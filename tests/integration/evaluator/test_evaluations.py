@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 from asympo.cli import main
 from asympo.common.checkpoints.directory import step_names
+from asympo.common.errors import RunConfigMismatch
 from asympo.common.rollout_log import RunLog
+from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.broker.connection import Broker
+from asympo.common.rollout_log.broker.joining import join_run
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
-from asympo.local.broker import broker_url
+from asympo.evaluator.loop import EvaluationLoop, EvaluatorStatus
+from asympo.local.broker import broker_url as url_of_broker
 from asympo.local.ports import free_port
 from asympo.testing.run_process import RunProcess
+
+from tests.integration.rollout_log.conftest import config_of
 
 ROWS = '{"prompt": "1+1=", "answer": "2"}\n{"prompt": "2+3=", "answer": "5"}\n'
 SETTINGS = """
@@ -172,7 +178,7 @@ def test_results_reach_page_and_trackers_and_what_is_none_is_set_aside(
 
         # What a learner finds when it comes has been in the trackers before.
         run.until(lambda: shown(port), seconds=150, what="the first result")
-        log = RunLog(Broker.connect(broker_url(directory / "broker", port=None)), "tiny")
+        log = RunLog(Broker.connect(url_of_broker(directory / "broker", port=None)), "tiny")
         key = log.access.key("evaluations")
         for junk in (b"\xff", b"[]", b'{"eval": 1}', b"{" * 9000):
             log.broker.client.xadd(key, {"result": junk})
@@ -230,3 +236,24 @@ def test_a_model_is_measured_by_hand(
     shown = capsys.readouterr().out
     assert "pass@2" in shown
     assert shown.count("answer: ") == 3
+
+
+@pytest.mark.asyncio
+async def test_evaluator_ends_when_its_run_was_created_anew(broker_url: str, run_name: str) -> None:
+    log = RunLog(Broker.connect(broker_url), run_name)
+    log.state.create_or_join(config_of(run_name))
+    calls = Calls(max_threads=1, on_broker_error=lambda: None)
+    try:
+        _, joined = await join_run(log, calls, wait_seconds=1.0)
+        log.state.delete()
+        log.state.create_or_join(config_of(run_name))
+        nobody: Any = None
+        loop = EvaluationLoop(
+            settings=nobody, run_log=log, run_id=joined, store=nobody, source=nobody, chosen=(),
+            progress=EvaluatorStatus(), metrics=nobody, calls=calls, writer=None,
+        )  # fmt: skip
+        with pytest.raises(RunConfigMismatch, match="created anew since this evaluator joined it"):
+            await loop.run()
+    finally:
+        calls.close()
+        log.state.delete()

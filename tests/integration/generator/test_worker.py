@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,9 +33,9 @@ async def test_worker_appends_scored_groups_until_capacity_is_used_up(
     settings = settings_for(learner, max_groups_in_flight=1, slot_wait_seconds=60.0)
     acquire, asked = Leases.acquire, list[str]()
 
-    def asks(leases: Leases, *, holder: str, policy_step: int) -> Lease | Refused:
+    def asks(leases: Leases, *, holder: str, **more: Any) -> Lease | Refused:
         asked.append(holder)
-        return acquire(leases, holder=holder, policy_step=policy_step)
+        return acquire(leases, holder=holder, **more)
 
     monkeypatch.setattr(Leases, "acquire", asks)
     async with running(settings) as gen:
@@ -194,6 +195,61 @@ async def test_worker_ends_when_its_run_was_deleted(
     said = "and created anew since" if is_created_anew else "was deleted since this generator joined it"
     with pytest.raises(RunConfigMismatch, match=said):
         await asyncio.wait_for(gen.task, 40)
+
+
+class EngineThatLoads(ScriptedEngine):
+    """Starts once it is told that its weights are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded = asyncio.Event()
+
+    async def start(self, *, model_path: Path) -> None:
+        await super().start(model_path=model_path)
+        await self.loaded.wait()
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_worker_leases_nothing_of_a_run_created_anew_while_it_loaded_or_was_paused(
+    learner: LearnerSide, is_paused: bool
+) -> None:
+    learner.create().publish(3, nll=2.0)
+    engine = EngineThatLoads()
+    gen = start(settings_for(learner), engine)
+    await until(lambda: engine.started_on)
+    if is_paused:
+        engine.loaded.set()
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        gen.generator.pause()
+    learner.run_log.state.delete()
+    learner.create().publish(4, nll=2.0)
+    engine.loaded.set()
+    gen.generator.resume()
+    with pytest.raises(RunConfigMismatch, match="and created anew since"):
+        await asyncio.wait_for(gen.task, 40)
+    assert learner.run_log.stats.read().leases_granted == 0
+
+
+@pytest.mark.parametrize("has_id", [False, True])
+async def test_worker_waits_for_each_loss_of_its_run_until_its_learner_has_announced_its_policy_again(
+    learner: LearnerSide, has_id: bool
+) -> None:
+    learner.create().publish(3, nll=2.0)
+    key, command = learner.run_log.access.key, learner.broker.command
+    if not has_id:
+        command("HDEL", key("learner"), "run_id")
+    async with running(settings_for(learner)) as gen:
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        run_id, worker = learner.run_log.state.run_id(), gen.generator.parts.worker
+        # Its config was created again, and its id is not there yet; or it has none to be told by.
+        command("DEL", key("learner"))
+        await until(lambda: worker._missing_since)
+        learner.run_log.state.create_again(run_id=run_id)
+        await worker._refuse_another_run()
+        learner.create().publish(4, nll=2.0)
+        learner.free_all()
+        await until(lambda: gen.status["waiting_for"] == "no_capacity")
+        assert worker._missing_since is None
 
 
 async def test_worker_waits_for_a_run_that_the_broker_lost(learner: LearnerSide) -> None:

@@ -303,10 +303,11 @@ def test_run_whose_limits_were_evicted_gets_them_again(log: RunLog, is_start: bo
 def test_run_that_the_broker_lost_before_its_learner_took_it_is_created_again(log: RunLog) -> None:
     """As when a broker without persistence restarts while the learner loads its model."""
     config = log.state.create_or_join(config_of(log.run))
+    run_id = log.state.run_id()
     log.state.delete()
     fence = log.fence.take("learner-0")
     log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
-    assert log.state.config() == config
+    assert (log.state.config(), log.state.run_id()) == (config, run_id), "generators have joined it"
 
 
 def test_reconcile_refuses_a_state_older_than_what_was_trimmed(log: RunLog) -> None:

@@ -71,8 +71,9 @@ def test_acquire_grants_one_prompt_for_one_token(log: RunLog, learner: Learner) 
     first, again = twice(log, "acquire", ACQUIRE_KEYS, "t" * 32, 0, "g")
     assert (first[:2], first[2]) == (again[:2], 15_000)
     assert 0 < again[2] <= 15_000
-    other = call(log, "acquire", ACQUIRE_KEYS, "u" * 32, 0, "g")
+    other = call(log, "acquire", ACQUIRE_KEYS, "u" * 32, 0, "g", learner.fence.run_id)
     assert other[1] != first[1]
+    assert call(log, "acquire", ACQUIRE_KEYS, "v" * 32, 0, "g", "another run")[1] == b"not_started"
 
 
 def test_renew_extends_what_is_held_and_names_what_is_lost(log: RunLog, learner: Learner) -> None:

@@ -69,7 +69,7 @@ def loop_of(*names: str, monkeypatch: pytest.MonkeyPatch, measured: Callable[...
     some: Any = SimpleNamespace(open=nothing, failed=lambda _: None)
     chosen: Any = [SimpleNamespace(config=SimpleNamespace(name=name, every=1)) for name in names]
     loop = EvaluationLoop(
-        settings=some, run_log=some, store=some, source=some, chosen=chosen,
+        settings=some, run_log=some, run_id="", store=some, source=some, chosen=chosen,
         progress=some, metrics=some, calls=some, writer=None,
     )  # fmt: skip
     loop._prepared = {each.config.name: each for each in chosen}

@@ -23,13 +23,14 @@ class Leases:
     def __init__(self, run: RunAccess) -> None:
         self._run = run
 
-    def acquire(self, *, holder: str, policy_step: int) -> Lease | Refused:
+    def acquire(self, *, holder: str, policy_step: int, run_id: str = "") -> Lease | Refused:
         """Asks for one prompt. `policy_step` is the policy the holder serves now.
 
-        Raises BrokerFull when the broker could not take the group either.
+        `run_id`: of the run that the holder has joined, if it knows it: another one of the same name refuses
+        it as one that has not started. Raises BrokerFull when the broker could not take the group either.
         """
         token = secrets.token_hex(16)
-        reply = self._run.call("acquire", token, policy_step, holder)
+        reply = self._run.call("acquire", token, policy_step, holder, run_id)
         if reply[0] == b"REFUSED":
             return Refused(
                 reason=RefusalReason(text(reply[1])),

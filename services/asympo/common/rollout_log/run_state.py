@@ -33,6 +33,7 @@ class RunStates:
     def __init__(self, run: RunAccess) -> None:
         self._run = run
         self._joined: RunConfig | None = None
+        self._joined_id = ""
 
     def create_or_join(
         self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
@@ -54,7 +55,7 @@ class RunStates:
                 f"run {self._run.name!r} was created with other settings ({'; '.join(differences)}): "
                 "use those, or another run name"
             )
-        self._joined = joined
+        self._joined, self._joined_id = joined, self.run_id()
         return stored
 
     def create_again(self, *, run_id: str) -> None:
@@ -62,7 +63,7 @@ class RunStates:
         if self._joined is None:
             self._raise_missing()
         log.warning("The broker has lost run %s: it is created again", self._run.name)
-        self._create(self._joined, run_id=run_id or _new_id())
+        self._create(self._joined, run_id=run_id or self._joined_id or _new_id())
 
     def _create(self, config: RunConfig, *, run_id: str) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""

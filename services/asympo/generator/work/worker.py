@@ -67,7 +67,7 @@ class Worker:
         self._unpaused = asyncio.Event()
         self._unpaused.set()
         self._drain = asyncio.Event()
-        self._run_id = ""
+        self._run_id = context.run_id
         """Of the run that we joined; of an earlier version it has none."""
         self._missing_since: float | None = None
         self.refusal: RefusalReason | None = RefusalReason.NOT_STARTED if leases else None
@@ -94,7 +94,6 @@ class Worker:
 
         Raises EngineBroken when the engine must not go on, BrokerRefused when the broker rejects us.
         """
-        self._run_id = await self._calls.until_answered(self._run_log.state.run_id)
         renewing = asyncio.ensure_future(self._renew_leases())
         leasing = asyncio.ensure_future(self._lease_groups())
         draining = asyncio.ensure_future(self._drain.wait())
@@ -179,7 +178,7 @@ class Worker:
             else:
                 answer = await self._ask_for_lease(step)
             if isinstance(answer, Lease):
-                self.refusal = None
+                self.refusal, self._missing_since = None, None
                 self._metrics.lease_wait_seconds.observe(time.monotonic() - wanted_since)
                 return answer
             if answer.reason is not self.refusal:
@@ -189,6 +188,8 @@ class Worker:
                 return None
             if answer.reason is RefusalReason.NOT_STARTED:
                 await self._refuse_another_run()
+            else:
+                self._missing_since = None
             await self._wait_after(answer, asked_step=step)
 
     async def _until_run_ends(self) -> None:
@@ -207,7 +208,10 @@ class Worker:
         """One request for work. A drain does not cancel it: a lease it brings must be handed back."""
         self._asking = asyncio.ensure_future(
             self._calls.until_answered(
-                self._run_log.leases.acquire, holder=self._holder, policy_step=policy_step
+                self._run_log.leases.acquire,
+                holder=self._holder,
+                policy_step=policy_step,
+                run_id=self._run_id,
             )
         )
         answer = await asyncio.shield(self._asking)
@@ -217,18 +221,19 @@ class Worker:
     async def _refuse_another_run(self) -> None:
         """Raises RunConfigMismatch once the run of our config is another one, or gone for long.
 
-        A broker that lost it gets it again from its learner, under the same id, when that ends its step.
+        A broker that lost it gets it again from its learner, under the same id, when that ends its step. Of a
+        run without one only the policy that its learner announces again tells that it is back.
         """
         # In this order: one that is deleted in between is not taken for one that was created anew.
         run_id = await self._calls.until_answered(self._run_log.state.run_id)
         announced = await self._calls.until_answered(self._run_log.policies.latest)
         config = await self._calls.until_answered(self._run_log.state.config)
-        is_named = bool(self._run_id and run_id)
-        # Where runs have no ids: one that served us a policy has started, and one that has not is another.
-        is_not_ours = run_id != self._run_id if is_named else announced is None and self._has_policy
+        is_not_ours = bool(self._run_id and run_id) and run_id != self._run_id
         if config is not None and (config != self._config or is_not_ours):
             raise self._gone("deleted and created anew")
-        if config is not None:
+        # A learner that creates its run again writes the id with it, and announces its policy after that.
+        is_there = bool(run_id) if self._run_id else announced is not None or not self._has_policy
+        if config is not None and is_there:
             self._missing_since = None
             self._run_id = self._run_id or run_id
             return

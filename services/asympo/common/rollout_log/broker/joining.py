@@ -26,3 +26,12 @@ async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float)
             if num_waits % _REMIND_EVERY == 0:
                 log.info("Run %s does not exist yet: waiting for its learner", run_log.run)
             num_waits += 1
+
+
+async def join_run(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> tuple[RunConfig, str]:
+    """The same and the run's id, both of one run, though another may be created under its name meanwhile."""
+    while True:
+        config = await wait_for_config(run_log, calls, wait_seconds=wait_seconds)
+        run_id = await calls.until_answered(run_log.state.run_id)
+        if await calls.until_answered(run_log.state.config) == config:
+            return config, run_id

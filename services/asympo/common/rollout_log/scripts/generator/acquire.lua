@@ -1,9 +1,10 @@
 #!lua
 -- Grants a lease while valid leases + open groups < capacity.
--- KEYS: run, open, leases, deadlines, reissue, wake. ARGV: new token, policy step of the
--- holder, holder. Replies GRANTED, group id, milliseconds left,
--- steps that the run makes or 0, 1 if its payload may lie beside the log; or REFUSED, reason, milliseconds until it may be worth
--- asking again, newest event, newest announcement (where that is what to wait for). Twice with one token: the second call returns the lease that the first granted.
+-- KEYS: run, open, leases, deadlines, reissue, wake. ARGV: new token, policy step of the holder, holder, id of the run
+-- that it has joined (empty or left out where it knows none): to another one of that name it comes before its start.
+-- Replies GRANTED, group id, milliseconds left, steps that the run makes or 0, 1 if its payload may lie beside the log;
+-- or REFUSED, reason, milliseconds until it may be worth asking again, newest event, newest announcement (where that is
+-- what to wait for). Twice with one token: the second call returns the lease that the first granted.
 --!include time
 --!include wake
 --!include lease
@@ -11,7 +12,7 @@
 --!include expire
 --!include wait
 local run, open, leases, deadlines, reissue, wake = unpack(KEYS)
-local token, policy_step, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local token, policy_step, holder, joined = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] or ''
 local now = now_ms()
 if #token > 64 or not policy_step or #holder > 512 or string.find(holder, '%c') then
   return redis.error_reply('ERR a token, a policy step and the name of a holder are needed')
@@ -102,7 +103,10 @@ if granted and is_own_id((parse_lease(granted))) then
 end
 
 local limits = learner_fields(run, {'state', 'capacity', 'lease_ms', 'max_staleness', 'max_generation_staleness',
-  'seed', 'num_prompts', 'num_epochs', 'policy_step', 'order', 'total_steps'})
+  'seed', 'num_prompts', 'num_epochs', 'policy_step', 'order', 'total_steps', 'run_id'})
+if joined ~= '' and (limits.run_id or joined) ~= joined then
+  return refuse('not_started', 30000)
+end
 if limits.state == 'finished' or limits.state == 'failed' then
   return refuse('run_ended', 30000)
 elseif limits.state == 'draining' then
