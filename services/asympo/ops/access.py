@@ -15,6 +15,7 @@ from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.settings import add_object_store_flags
 from asympo.local.broker import LocalBroker, broker_url, find_broker_binary
 from asympo.run.directory import RunDirectory
+from asympo.run.prepare.broker import noted_broker
 from asympo.run.settings import RUNS_DIRECTORY
 
 
@@ -77,7 +78,7 @@ def open_broker(redis_url: str | None, *, directory: Path, run: str) -> Iterator
         yield from _connected(url)
         return
     with held:
-        held.write_mark(broker_url=broker_url(data))
+        held.write_mark(**noted_broker(broker_url(data), None))
         yield from _started(held)
 
 
@@ -96,7 +97,7 @@ def open_new_broker(redis_url: str | None, *, directory: Path, run: str) -> Iter
     with held:
         try:
             yield from _started(held)
-            held.write_mark(broker_url=broker_url(data))
+            held.write_mark(**noted_broker(broker_url(data), None))
         except BaseException:
             shutil.rmtree(held.path if is_new else data, ignore_errors=True)
             raise

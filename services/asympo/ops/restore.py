@@ -16,6 +16,8 @@ from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.ops.access import add_broker_flags, add_checkpoint_root_flag, open_new_broker
 from asympo.ops.backup_files import BROKER_FILE, BackupManifest, copy_storage, open_backup, read_pieces
+from asympo.run.directory import RunDirectory
+from asympo.run.prepare.broker import noted_broker
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,6 +40,10 @@ def main(argv: Sequence[str]) -> int:
     _refuse_checkpoints(run_directory)
     with open_new_broker(arguments.redis_url, directory=arguments.directory, run=manifest.run) as broker:
         restore(arguments.backup, manifest, broker, run_directory)
+        held = RunDirectory(run_directory)
+        if held.read_mark():
+            # Its start is to find this broker, not the one that the backup is of.
+            held.write_mark(**noted_broker(None, arguments.redis_url))
     values = {
         "run": manifest.run,
         "state": manifest.state_name,

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TextIO, cast
 from asympo.common.commands import CommandParser
 from asympo.common.paths import given_path
 from asympo.common.redaction import redacted_arguments
-from asympo.run.settings import RunFile, TargetsSection, parse_overrides, read_run_file
+from asympo.run.settings import RunFile, TargetsSection, parse_overrides, parse_with_overrides, read_run_file
 
 _PORTS = ("http_port", "grpc_port")
 _SAME_SIGNAL_SECONDS = 1.0
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "config", type=given_path, metavar="CONFIG", help="settings file (TOML); see examples/"
     )
     add_run_flags(parser)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parse_with_overrides(parser, argv)
     overrides = parse_overrides(rest)
     file = read_run_file(arguments.config, overrides=overrides)
     return run_file(file, arguments)
@@ -49,6 +50,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 def run_file(file: RunFile, arguments: Any) -> int:
     """What `run` and `demo` share, from a resolved file on."""
     from asympo.run.directory import RunDirectory
+    from asympo.run.prepare.broker import check_broker
     from asympo.run.prepare.machine import look_at_machine
     from asympo.run.prepare.plan import anchored_file, check_learner_values
 
@@ -71,6 +73,7 @@ def run_file(file: RunFile, arguments: Any) -> int:
             "to go on, or --fresh to start over.\n"
         )
         return 0
+    check_broker(file, directory.read_mark())
     from asympo.run.console.terminal import steady_terminal
 
     with directory, steady_terminal():
@@ -114,6 +117,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     from asympo.run.console.terminal import SteadyStream
     from asympo.run.console.view import make_view
     from asympo.run.held_out.measurements import HeldOutMeasurements
+    from asympo.run.prepare.broker import noted_broker
     from asympo.run.prepare.environment import episodes_of
     from asympo.run.prepare.plan import make_plan
     from asympo.run.processes.services import build_services
@@ -124,7 +128,7 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
     check_room(plan, model)
     directory.write_mark(
         command=[_program(), *redacted_arguments(sys.argv[1:])],
-        broker_url=plan.broker_url if plan.is_broker_embedded else None,
+        **noted_broker(plan.broker_url if plan.is_broker_embedded else None, os.environ.get("REDIS_URL")),
         is_finished=False,
         failure=None,
     )

@@ -152,7 +152,7 @@ def test_backup_comes_back_as_a_run_of_this_machine_with_what_it_noted_or_not_at
     start_run(log)
     must_append(log)
     with RunDirectory(tmp_path / RUN) as held:
-        held.write_mark(step=7, command=["asympo", "run", "x.toml"])
+        held.write_mark(step=7, command=["asympo", "run", "x.toml"], broker_url="unix:///gone")
     for name in ("_notes.json", ".settings.toml", "a..json"):
         (tmp_path / RUN / name).write_text("somebody's own, and no name of a backup's file")
     root, out = tmp_path / "new", tmp_path / "of-a-run"
@@ -167,7 +167,14 @@ def test_backup_comes_back_as_a_run_of_this_machine_with_what_it_noted_or_not_at
     assert told(capsys, "restore", str(out), *onto)["last_sequence"] == 1
     mark = RunDirectory(root / RUN).read_mark()
     assert (mark["step"], mark["command"]) == (7, ["asympo", "run", "x.toml"])
+    assert mark["broker_url"].startswith("unix://")
+    assert mark["redis_url"] is None
     assert told(capsys, "log", "stats", "--run", RUN, "--directory", str(root))["backlog"] == 1
+    log.broker.command("FLUSHALL")
+    given = ("--redis-url", own_broker.url, "--checkpoint-root", str(tmp_path / "given"))
+    assert told(capsys, "restore", str(out), *given)["last_sequence"] == 1
+    mark = RunDirectory(tmp_path / "given" / RUN).read_mark()
+    assert (mark["broker_url"], mark["redis_url"]) == (None, own_broker.url)
 
 
 def test_backup_into_a_directory_that_is_there_is_refused(

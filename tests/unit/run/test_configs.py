@@ -15,9 +15,10 @@ from asympo.demo.command import PRESET
 from asympo.engines.vllm_start import thread_environment
 from asympo.generator.settings import GeneratorSettings
 from asympo.learner.settings import LearnerSettings
-from asympo.run.command import resolved_text
+from asympo.run.command import resolved_text, run_file
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare import machine
+from asympo.run.prepare.broker import noted_broker
 from asympo.run.prepare.machine import Gpu, Machine, look_at_machine
 from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
 from asympo.run.settings import parse_overrides, read_run_file, take_apart
@@ -112,6 +113,25 @@ def test_password_of_a_given_broker_is_written_nowhere(
     assert all("hunter2" not in path.read_text() for path in tmp_path.rglob("*.toml"))
 
 
+@pytest.mark.parametrize("was_given", [True, False])
+def test_run_that_would_go_on_with_another_kind_of_broker_is_refused(
+    was_given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = "redis://:hunter2@127.0.0.1:1/0"
+    with RunDirectory(tmp_path / "r") as held:
+        held.write_mark(**noted_broker(None, given) if was_given else noted_broker("unix:///own", None))
+    file = take_apart({"run": {"name": "r", "directory": str(tmp_path), "model": "m"}}, source="test")
+    no_flags = Namespace(check_config=False, dry_run=False, fresh=False)
+    if not was_given:
+        monkeypatch.setenv("REDIS_URL", given)
+    with pytest.raises(
+        BadSetting, match=r"has its log on a broker .* redis://:\*\*\*@127.0.0.1:1/0"
+    ) as caught:
+        run_file(file, no_flags)
+    assert ("set REDIS_URL or broker.url as before" in str(caught.value)) is was_given
+    assert not (tmp_path / "r" / "config").exists()
+
+
 @pytest.mark.parametrize(
     ("num_gpus", "count", "expected"),
     [
@@ -146,6 +166,22 @@ def test_overrides_are_toml_or_else_text() -> None:
         "learner": {"total_steps": 3},
         "run": {"model": "Qwen/x", "sampling": {"stop": ["a"]}, "evaluate": False},
     }
+
+
+def test_override_of_a_part_beside_the_whole_is_refused() -> None:
+    inline = parse_overrides(["--run.task={name='a'}", "--run.task.path", "p"])
+    assert inline == {"run": {"task": {"name": "a", "path": "p"}}}
+    with pytest.raises(BadSetting, match=r"--run.task.name sets a part of task, .* \('addition'\): give one"):
+        parse_overrides(["--run.task", "addition", "--run.task.name", "x"])
+    with pytest.raises(BadSetting, match=r"--learner.lora.rank sets a part of lora, .* \(True\): give one"):
+        parse_overrides(["--learner.lora", "true", "--learner.lora.rank", "4"])
+
+
+def test_flags_may_stand_before_the_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--learner.total-steps", "7", "--check-config", str(SHIPPED[1])]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["learner"]["total_steps"] == 7
+    assert main(["run", "--lerner.total-steps", "7", str(SHIPPED[1])]) == 2
+    assert "there is no flag --lerner.total-steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -201,7 +237,7 @@ def test_existing_demo_is_not_started_again_unasked(
     (tmp_path / "demo").mkdir()
     mark = tmp_path / "demo" / "run.json"
     mark.write_text('{"step": 3}')
-    # Whoever killed the supervisor let it note nothing more; step 8 was trained again from 6 on.
+    # Whoever killed the supervisor let it note nothing more; its learner went back from step 8 to 7.
     steps = (4, 5, 6, 7, 8, 7)
     (tmp_path / "demo" / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in steps))
     with RunDirectory(tmp_path / "demo"):

@@ -1,5 +1,6 @@
 """What is known of a run next morning, and whether its disk holds it."""
 
+import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from asympo.common.errors import AsympoError, BadModel, BadSetting
 from asympo.learner.settings import LearnerSettings
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events, write_event
+from asympo.run.prepare.broker import noted_broker
 from asympo.run.prepare.disk import check_disk, check_room_left, disk_need
 from asympo.run.report.page import how_it_ended, write_page
 from asympo.run.report.samples import keep_samples, read_samples
@@ -78,6 +80,13 @@ def test_runs_show_tells_of_a_run_whose_broker_is_gone(
     assert said.startswith("failed: failed at step 12: the disk is full\n")
     assert "The disk is full (3 times)" in said
     assert "go on with: cd '/home/of mine' && asympo run 'my run.toml'\n" in said
+    assert main(["runs", "show", "night", "--directory", str(ended.parent), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert (report["state"], report["ended"]) == ("failed", "failed at step 12: the disk is full")
+    RunDirectory(ended).write_mark(**noted_broker(None, "redis://me:secret@host/0"))
+    assert main(["runs", "show", "night", "--directory", str(ended.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "&& REDIS_URL='redis://me:***@host/0' asympo run 'my run.toml'\n" in said
 
 
 def test_run_that_goes_on_or_ended_without_a_word_is_told_as_such(ended: Path) -> None:

@@ -49,7 +49,10 @@ def command_to_go_on(directory: Path) -> str:
     words = [word for word in mark.get("command", []) if word != "--fresh"]
     if words[1:2] == ["demo"] and "--resume" not in words:
         words.append("--resume")
-    return f"cd {shlex.quote(mark.get('started_in', '.'))} && {shlex.join(words)}" if words else ""
+    if not words:
+        return ""
+    broker = f"REDIS_URL={shlex.quote(mark['redis_url'])} " if mark.get("redis_url") else ""
+    return f"cd {shlex.quote(mark.get('started_in', '.'))} && {broker}{shlex.join(words)}"
 
 
 def write_page(directory: Path, summary: Mapping[str, Any]) -> None:
