@@ -24,6 +24,8 @@ MAX_CONNECTIONS = 512
 """At a time, of one server: each costs a descriptor that storage and broker need as well."""
 HEADER_SECONDS = 10.0
 """Within which a new connection has to have asked for something."""
+DRAIN_SECONDS = 2.0
+"""How long answers under way may take at a stop, unless a service says otherwise."""
 
 _SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -36,6 +38,9 @@ _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_FULL = PlainTextResponse(
+    "all connections are busy: ask again\n", 503, headers={"retry-after": "1", "connection": "close"}
+)
 _ANY_HOST_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by orchestrators and scrapers under the address of the pod; they hold nothing worth rebinding for."""
 
@@ -48,8 +53,12 @@ _HOST_NAME = re.compile(
 
 
 class BoundedConnection(asyncio.Protocol):
-    """A connection of uvicorn that is closed when it asks for nothing: after a while, or among too many."""
+    """A connection of uvicorn that is closed when it asks for nothing: after a while, or among too many.
 
+    Where all of those ask, whoever comes is told to come again.
+    """
+
+    app: ASGIApp
     connections: set[Any]
     cycle: Any
     loop: asyncio.AbstractEventLoop
@@ -62,7 +71,12 @@ class BoundedConnection(asyncio.Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
             others = (each for each in self.connections if isinstance(each, BoundedConnection))
-            min(others, key=lambda each: (each._is_asking, each._since)).transport.close()
+            idlest = min(others, key=lambda each: (each._is_asking, each._since))
+            if idlest is not self:
+                idlest.transport.close()
+            else:
+                log.warning("All of %d connections are busy: a new one is answered 503", MAX_CONNECTIONS)
+                self.app = _FULL
         self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
 
     @property
@@ -81,7 +95,13 @@ class _H11Connection(BoundedConnection, H11Protocol):
 class QuietServer(uvicorn.Server):
     """uvicorn in an event loop or thread that is not its own; stopped through `should_exit`."""
 
-    def __init__(self, api: ASGIApp, *, connection: type[asyncio.Protocol] = _H11Connection) -> None:
+    def __init__(
+        self,
+        api: ASGIApp,
+        *,
+        connection: type[asyncio.Protocol] = _H11Connection,
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 api,
@@ -90,7 +110,7 @@ class QuietServer(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
-                timeout_graceful_shutdown=2,
+                timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]  # it waits for any number
             )
         )
 
@@ -101,10 +121,17 @@ class QuietServer(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, *, connection: type[asyncio.Protocol] = _H11Connection
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    connection: type[asyncio.Protocol] = _H11Connection,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> AsyncIterator[None]:
-    """The application answers on the bound socket meanwhile, in the running event loop."""
-    server = QuietServer(app, connection=connection)
+    """The application answers on the bound socket meanwhile, in the running event loop.
+
+    After that it finishes what it has been asked, for at most so many seconds.
+    """
+    server = QuietServer(app, connection=connection, drain_seconds=drain_seconds)
     with listener:
         task = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:

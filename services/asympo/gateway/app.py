@@ -77,10 +77,12 @@ class GatewayProcess:
         """Start, serve until told to stop, stop. What is opened last is closed first."""
         async with AsyncExitStack() as closing:
             closing.callback(self._calls.close)
+            joined = await closing.enter_async_context(AsyncExitStack())
             closing.push_async_callback(self.gateway.close)
-            await self._start_servers(closing)
+            servers = await closing.enter_async_context(AsyncExitStack())
+            await self._start_servers(servers)
             stopping = asyncio.ensure_future(self._stop.wait_async())
-            joining = asyncio.ensure_future(self._join(closing))
+            joining = asyncio.ensure_future(self._join(joined))
             await asyncio.wait({stopping, joining}, return_when=asyncio.FIRST_COMPLETED)
             if joining.done():
                 joining.result()
@@ -88,6 +90,9 @@ class GatewayProcess:
                 await stopping
             joining.cancel()
             log.info("Stopping: %s", self._stop.reason)
+            self.gateway.stop_granting()
+            # One beside the other: each may take that long.
+            await asyncio.gather(servers.aclose(), self.rpc.stop(grace_seconds=self._settings.drain_seconds))
 
     async def _start_servers(self, closing: AsyncExitStack) -> None:
         settings = self._settings
@@ -106,9 +111,12 @@ class GatewayProcess:
             # Nobody shows a token here, and a page that the browser on this machine opens has none.
             served = HostCheck(served, allowed_hosts=frozenset())
         self.http_port = int(listener.getsockname()[1])
-        await closing.enter_async_context(serving(served, listener, connection=GatewayConnection))
+        drain_seconds = settings.drain_seconds
+        closing.push_async_callback(self.rpc.stop, grace_seconds=drain_seconds)
+        await closing.enter_async_context(
+            serving(served, listener, connection=GatewayConnection, drain_seconds=drain_seconds)
+        )
         await self.rpc.start()
-        closing.push_async_callback(self.rpc.stop, grace_seconds=settings.drain_seconds)
         log.info(
             "Gateway of run %s: http on %s:%d, grpc on %s, producers %s",
             *(settings.run, settings.http_host, self.http_port, self.rpc.port or settings.grpc_address),

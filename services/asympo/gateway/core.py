@@ -159,6 +159,11 @@ class Gateway:
                 newest = found
                 yield found
 
+    def stop_granting(self) -> None:
+        """From now on nobody is given a prompt."""
+        if self._parts is not None:
+            self._parts.work.stop_granting()
+
     async def close(self) -> None:
         """Ends what still waits."""
         for queue in self._queues.values():

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS = 2.0
 """Longest single wait for a slot."""
+STOP_RETRY_SECONDS = 1.0
+"""After which a caller of a gateway that stops asks again, another one or the next."""
 MAX_TOKEN_CHARS = 64
 """Of a lease's token: longer ones are none."""
 
@@ -69,6 +71,7 @@ class Work:
         self._held: dict[str, tuple[str, Lease, float]] = {}
         self._answered: set[str] = set()
         """Tokens among them that are kept for retries alone."""
+        self._is_stopping = False
 
     async def get(
         self,
@@ -80,7 +83,7 @@ class Work:
     ) -> Granted | NoWork:
         """One prompt, or why there was none within `wait_seconds`. A caller that has left is given none."""
         deadline = time.monotonic() + wait_seconds
-        while True:
+        while not self._is_stopping:
             step = policy_step if policy_step is not None else await self._newest_step()
             answer = await self._calls.run(
                 self._run_log.leases.acquire, holder=producer.name, policy_step=step
@@ -96,6 +99,11 @@ class Work:
             await self._calls.wait(
                 self._run_log.leases.wait_for_slot, min(left, MAX_WAIT_SECONDS), refused=answer
             )
+        return NoWork(reason=RefusalReason.PAUSED.value, retry_after_seconds=STOP_RETRY_SECONDS)
+
+    def stop_granting(self) -> None:
+        """Whoever waits is given no prompt that would go back at once."""
+        self._is_stopping = True
 
     async def is_over(self) -> bool:
         """Whether the run has ended."""

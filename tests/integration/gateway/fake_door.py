@@ -28,6 +28,8 @@ class FakeDoor:
         self.hangs = False
         """Answers only whom it has heard leave."""
         self.has_begun, self.was_left = threading.Event(), threading.Event()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         app = FastAPI()
         app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         app.add_api_route("/v1/responses", self.respond, methods=["POST"])
@@ -51,6 +53,9 @@ class FakeDoor:
             self.has_begun.set()
             await request.receive()
             self.was_left.set()
+        if not self.may_answer.is_set():
+            self.has_begun.set()
+            await asyncio.to_thread(self.may_answer.wait)
         answer = str(self.num_asked)
         shown = "".join(map(_rendered, body["messages"])) + "assistant:"
         says: dict[str, Any] = {"role": "assistant", "content": answer}

@@ -1,13 +1,16 @@
-"""Callers that leave before they are answered."""
+"""Callers that leave before they are answered, and gateways that do."""
 
+import inspect
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
 import pytest
+from asympo.common.http_server import QuietServer, serving
 from asympo.common.rollout_log import RunLog
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -55,4 +58,35 @@ def test_answer_that_its_agent_has_not_heard_is_ended_and_not_trained(
     door.hangs = False
     say(session, "a")
     assert httpx.get(f"{gateway.http}/sessions/{session['session_id']}").json()["turns"] == 1
+    door.stop()
+
+
+def test_gateway_that_stops_finishes_its_answers_and_grants_nothing_more(
+    log: RunLog,
+    start_gateway: Callable[..., RunningGateway],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Were it not told how long, it would cancel them at once."""
+    for function in (QuietServer.__init__, inspect.unwrap(serving)):
+        monkeypatch.setitem(function.__kwdefaults__ or {}, "drain_seconds", 0.0)
+    start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    for _ in range(8):
+        must_lease(log)
+    door = FakeDoor()
+    model = str(write_tiny_model(tmp_path / "model"))
+    gateway = start_gateway(doors=(door.address,), model=model, drain_seconds=60.0)
+    session, _ = start(gateway)
+    door.may_answer.clear()
+    with ThreadPoolExecutor(3) as pool:
+        answer = pool.submit(say, session, "a")
+        assert door.has_begun.wait(30)
+        work = pool.submit(post, gateway, {"wait_seconds": 60}, path="/v1/work")
+        while not log.broker.client.info("clients")["blocked_clients"]:
+            time.sleep(0.01)
+        stopped = pool.submit(gateway.stop)
+        assert work.result().json()["refusal"] == "paused"
+        door.may_answer.set()
+        assert answer.result()[-1]["content"] == "1"
+        stopped.result()
     door.stop()

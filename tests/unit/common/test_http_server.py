@@ -41,7 +41,7 @@ def ask(
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n"
     with socket.create_connection(address, timeout=20) as connection:
         connection.sendall(head.encode())
-        return connection.recv(100)
+        return connection.recv(200)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\nHost: 127"])
@@ -60,6 +60,23 @@ def test_connections_that_ask_for_nothing_make_room_for_one_that_asks(address: t
     assert held[0].recv(1) == b"", "the oldest"
     for each in held:
         each.close()
+
+
+def test_connection_beyond_those_that_are_busy_is_told_to_come_again(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+    with contextlib.ExitStack() as closing:
+        busy = [closing.enter_context(socket.create_connection(address, timeout=20)) for _ in range(4)]
+        for each in busy:
+            each.sendall(head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+            assert each.recv(100).startswith(b"HTTP/1.1 100"), "it is being read"
+        answer = ask(address, "/v1/status")
+        assert (answer[:12], b"retry-after: 1" in answer) == (b"HTTP/1.1 503", True)
+        assert "All of 4 connections are busy" in caplog.text
+        for each in busy:
+            each.sendall(b"x")
+            assert each.recv(100).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
