@@ -145,6 +145,10 @@ def test_purge_takes_out_what_one_producer_appended_and_nobody_trained(log: RunL
     submit(log, "3")
     assert log.submissions.purge("agents") == (3, 0)
     assert log.submissions.purge("agents") == (0, 0)
+    report = log.reconciler.reconcile(
+        learner.fence, committed=None, trained=learner.trained, trained_sequence=learner.sequence
+    )
+    assert (report.lost_sequences, report.was_rolled_back) == (0, False), "the broker has lost nothing"
     entries = learner.consume(10)
     assert [(entry.sequence, entry.group_id) for entry in entries] == [(3, "others/1")]
     assert log.stats.read().open == 0

@@ -23,7 +23,7 @@ NOUNS = {
     "policy_steps": "zset",  # step -> step of distinct announced policies
     "commit": "hash",  # the newest commit record
     "decisions": "string",  # what the run has decided about its arithmetic, as the newest learner sealed it
-    "holes": "hash",  # first -> last sequence lost by the broker, as found by a reconcile
+    "holes": "hash",  # first -> last sequence lost by the broker; of one that was purged "0" and itself
     "dead": "stream",  # records that failed validation, with reasons
     "bad_policies": "hash",  # "<fence>:<step>" -> why no generator may serve it
     "submitted": "zset",  # "<producer>/<number>" of groups without a lease; the newest few thousand

@@ -176,7 +176,7 @@ class Reader:
             expected = entry.sequence + 1
 
     def _holes(self) -> dict[int, int]:
-        """First and last number of every range that a reconcile declared lost."""
+        """First and last number of every range that a reconcile declared lost, or that was purged."""
         return {
             number(first): number(last) for first, last in self._run.broker.hash_items(self._run.key("holes"))
         }

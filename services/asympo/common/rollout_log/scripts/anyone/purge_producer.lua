@@ -34,7 +34,8 @@ for _ = 1, tonumber(ARGV[3]) do
   if is_theirs and last <= read then
     left = left + 1
   elseif is_theirs then
-    redis.call('HSET', holes, plain(last), plain(last))
+    -- The leading zero says that the broker has not lost it, and every reader takes it for the same number.
+    redis.call('HSET', holes, plain(last), '0' .. plain(last))
     redis.call('XDEL', log, id)
     if redis.call('SREM', open, values.group_id) == 1
       and string.sub(values.group_id, 1, #ARGV[4]) ~= ARGV[4] then

@@ -46,7 +46,9 @@ if consumed > last then
 end
 local lost, flat = 0, redis.call('HGETALL', holes)
 for i = 1, #flat, 2 do
-  lost = lost + tonumber(flat[i + 1]) - tonumber(flat[i]) + 1
+  if string.sub(flat[i + 1], 1, 1) ~= '0' then
+    lost = lost + tonumber(flat[i + 1]) - tonumber(flat[i]) + 1
+  end
 end
 
 local leased = {}
