@@ -11,11 +11,12 @@ from starlette.types import ASGIApp
 
 from asympo.common.codec import WireLimits
 from asympo.common.control.tokens import read_token
+from asympo.common.errors import BrokerRefused, RunConfigMismatch
 from asympo.common.http_server import HostCheck, bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
-from asympo.common.rollout_log.broker.joining import wait_for_config
+from asympo.common.rollout_log.broker.joining import join_run
 from asympo.common.telemetry import MetricsEndpoint, new_registry, set_up_logging
 from asympo.gateway.api import GatewayApi, build_api
 from asympo.gateway.connections import GatewayConnection
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 MAX_THREADS = 64
 """Calls of the broker at the same time, and as many that wait for a slot or a policy."""
 CONFIG_WAIT_SECONDS = 2.0
+RUN_CHECK_SECONDS = 5.0
+"""Between two looks whether the run is still the one that was joined."""
 
 
 def main(settings: GatewaySettings) -> int:
@@ -82,13 +85,11 @@ class GatewayProcess:
             servers = await closing.enter_async_context(AsyncExitStack())
             await self._start_servers(servers)
             stopping = asyncio.ensure_future(self._stop.wait_async())
-            joining = asyncio.ensure_future(self._join(joined))
-            await asyncio.wait({stopping, joining}, return_when=asyncio.FIRST_COMPLETED)
-            if joining.done():
-                joining.result()
-                await self.rpc.set_serving(True)
-                await stopping
-            joining.cancel()
+            working = asyncio.ensure_future(self._work(joined))
+            await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+            working.cancel()
             log.info("Stopping: %s", self._stop.reason)
             self.gateway.stop_granting()
             # One beside the other: each may take that long.
@@ -146,14 +147,43 @@ class GatewayProcess:
             max_body_bytes=settings.max_body_bytes,
         )
 
-    async def _join(self, closing: AsyncExitStack) -> None:
-        """Wait for broker and run, however long they take."""
+    async def _work(self, closing: AsyncExitStack) -> None:
+        """For ever; raises RunConfigMismatch once there is another run of that name."""
+        run_id = await self._join(closing)
+        await self.rpc.set_serving(True)
+        run_log, joined = self.gateway.parts.run_log, self.gateway.parts.config
+        while True:
+            await asyncio.sleep(RUN_CHECK_SECONDS)
+            try:
+                # In this order: one that is lost in between is not taken for one that was created anew.
+                found = await self._calls.until_answered(run_log.state.run_id)
+                config = await self._calls.until_answered(run_log.state.config)
+            except BrokerRefused as error:
+                # Its users may be put right while we run.
+                log.warning("Nobody knows whether run %s is still there: %s", joined.run, error)
+                continue
+            if config is not None and (config != joined or (found and run_id and found != run_id)):
+                raise RunConfigMismatch(
+                    f"run {joined.run!r} was deleted and created anew since this gateway joined it: "
+                    "start it again"
+                )
+
+    async def _join(self, closing: AsyncExitStack) -> str:
+        """Wait for broker and run, however long they take; the run's id."""
         settings = self._settings
         broker = await self._calls.until_answered(Broker.connect, settings.redis_url)
         closing.callback(broker.close)
         run_log = RunLog(broker, settings.run)
-        config = await wait_for_config(run_log, self._calls, wait_seconds=CONFIG_WAIT_SECONDS)
+        config, run_id = await join_run(run_log, self._calls, wait_seconds=CONFIG_WAIT_SECONDS)
         text = PolicyText(config=config, model=settings.model, task_path=settings.task_path)
-        work = Work(run_log=run_log, config=config, calls=self._calls, metrics=self._metrics, text=text)
+        work = Work(
+            run_log=run_log,
+            run_id=run_id,
+            config=config,
+            calls=self._calls,
+            metrics=self._metrics,
+            text=text,
+        )
         self.gateway.attach(JoinedParts(run_log=run_log, config=config, work=work))
         log.info("Joined run %s: %d slots", settings.run, config.capacity)
+        return run_id

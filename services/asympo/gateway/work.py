@@ -61,9 +61,16 @@ class Work:
     """
 
     def __init__(
-        self, *, run_log: RunLog, config: RunConfig, calls: Calls, metrics: GatewayMetrics, text: PolicyText
+        self,
+        *,
+        run_log: RunLog,
+        run_id: str,
+        config: RunConfig,
+        calls: Calls,
+        metrics: GatewayMetrics,
+        text: PolicyText,
     ) -> None:
-        self._run_log = run_log
+        self._run_log, self._run_id = run_log, run_id
         self._config = config
         self._calls = calls
         self._metrics = metrics
@@ -86,7 +93,7 @@ class Work:
         while not self._is_stopping:
             step = policy_step if policy_step is not None else await self._newest_step()
             answer = await self._calls.run(
-                self._run_log.leases.acquire, holder=producer.name, policy_step=step
+                self._run_log.leases.acquire, holder=producer.name, policy_step=step, run_id=self._run_id
             )
             if isinstance(answer, Lease):
                 if await has_left():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asympo.common.errors import AsympoError
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import Broker, RunLog
 from asympo.gateway.app import GatewayProcess
@@ -33,6 +34,7 @@ class RunningGateway:
         # No signals: they belong to the main thread.
         self._stop = StopSignal(signals=())
         self.process: GatewayProcess | None = None
+        self._error: AsympoError | None = None
         self._is_up = threading.Event()
         self._settings = settings
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -45,7 +47,17 @@ class RunningGateway:
         while not serving.done() and self.process.gateway.not_ready_reason and not self._stop.is_set:
             await asyncio.sleep(0.01)
         self._is_up.set()
-        await serving
+        try:
+            await serving
+        except AsympoError as error:
+            self._error = error
+
+    def error(self) -> AsympoError | None:
+        """What it has ended with by itself, once it has."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        error, self._error = self._error, None
+        return error
 
     @property
     def http(self) -> str:
@@ -59,8 +71,7 @@ class RunningGateway:
 
     def stop(self) -> None:
         self._stop.set("the test has ended")
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        assert self.error() is None
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from asympo.common.rollout_log import RunLog
+from asympo.gateway import app
 from asympo.gateway.policy_text import PolicyText
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -40,3 +42,20 @@ def test_prompt_that_the_template_refuses_is_set_aside_and_others_are_leased(
     assert (answer.status_code, f"refuses prompt {lease.index}" in answer.text) == (500, True)
     assert log.stats.read().prompts_set_aside == 1
     assert post(gateway, {}, path="/v1/work").json()["group_id"] != lease.group_id
+
+
+def test_gateway_leases_nothing_of_a_run_that_was_created_anew_and_ends(
+    log: RunLog, start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(write_tiny_model(tmp_path / "model"))
+    start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    monkeypatch.setattr(app, "RUN_CHECK_SECONDS", 600.0)
+    slow = start_gateway(model=model)
+    assert post(slow, {}, path="/v1/work").status_code == 200
+    monkeypatch.setattr(app, "RUN_CHECK_SECONDS", 0.01)
+    gateway = start_gateway(model=model)
+    log.state.delete()
+    start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    assert post(slow, {}, path="/v1/work").json()["refusal"] == "not_started"
+    assert log.stats.read().leases_granted == 0
+    assert "created anew since this gateway joined it" in str(gateway.error())
