@@ -16,6 +16,10 @@ from asympo.common.redaction import redacted_arguments
 from asympo.run.settings import RunFile, TargetsSection, parse_overrides, parse_with_overrides, read_run_file
 
 _PORTS = ("http_port", "grpc_port")
+_OF_EVALUATOR = (
+    *("http_port", "evals", "results", "exit_when_run_ends", "engine", "generators"),
+    *("doors", "doors_token", "environment", "environment_python", "tool_call_parser"),
+)
 _SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -50,6 +54,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 def run_file(file: RunFile, arguments: Any) -> int:
     """What `run` and `demo` share, from a resolved file on."""
     from asympo.run.directory import RunDirectory
+    from asympo.run.prepare.before_deletion import check_before_deletion
     from asympo.run.prepare.broker import check_broker
     from asympo.run.prepare.machine import look_at_machine
     from asympo.run.prepare.plan import anchored_file, check_learner_values
@@ -66,6 +71,9 @@ def run_file(file: RunFile, arguments: Any) -> int:
         return print_needs(file, machine)
     directory = RunDirectory(file.directory, say=_say)
     if arguments.fresh:
+        if not directory.is_held:
+            # A run that goes on has its ports, and is refused as such.
+            check_before_deletion(file, machine)
         delete_run(directory, file)
     if directory.exists and (done := finished_step(directory.read_mark(), file)) is not None:
         sys.stdout.write(
@@ -234,6 +242,7 @@ def resolved_text(file: RunFile) -> str:
     """The whole file with every default, as TOML that `run` reads back."""
     from asympo.common.redaction import redacted
     from asympo.common.settings import dump_toml, validate
+    from asympo.evaluator.settings import EvaluatorSettings
     from asympo.gateway.settings import GatewaySettings
     from asympo.generator.settings import GeneratorSettings
     from asympo.learner.settings import LearnerSettings
@@ -247,15 +256,18 @@ def resolved_text(file: RunFile) -> str:
     generator = service(GeneratorSettings, file.generator_values)
     learner = service(LearnerSettings, file.learner_values)
     gateway = service(GatewaySettings, file.gateway_values or {})
+    evaluator = service(EvaluatorSettings, file.evaluator_without_addresses)
     for section, given, left_open in (
         (generator, file.generator_values, _PORTS),
         (learner, file.learner_values, _PORTS),
         (gateway, file.gateway_values or {}, (*_PORTS, "doors", "doors_token", "model_name")),
+        (evaluator, file.evaluator_values, _OF_EVALUATOR),
     ):
         for name in left_open:
             # Left to the supervisor, which finds what is free and knows its generators.
             if name not in given:
                 section.pop(name, None)
+    evaluator |= {key: value for key, value in file.evaluator_values.items() if key == "engine"}
     sections = {
         "run": file.run.model_dump(mode="json"),
         "broker": file.broker.model_dump(mode="json"),
@@ -263,6 +275,7 @@ def resolved_text(file: RunFile) -> str:
         "generator": {**file.generators.model_dump(mode="json"), **generator},
         "learner": learner,
         **({} if file.gateway_values is None else {"gateway": gateway}),
+        **({"evaluator": evaluator} if file.run.evals else {}),
     }
     return dump_toml(redacted(sections), comment=f"asympo run, from {file.source}")
 

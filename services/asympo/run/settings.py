@@ -166,6 +166,13 @@ class RunFile(_Section):
         return directory_of_run(self.run.directory, self.run.name)
 
     @property
+    def evaluator_without_addresses(self) -> dict[str, Any]:
+        """Its values, but for the engine `generators`, which is refused without addresses of these."""
+        values = self.evaluator_values
+        is_open = values.get("engine") == "generators" and "generators" not in values
+        return {key: value for key, value in values.items() if not (is_open and key == "engine")}
+
+    @property
     def external_broker_url(self) -> str | None:
         return os.environ.get("REDIS_URL") or self.broker.url
 

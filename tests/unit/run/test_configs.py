@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import socket
 import tomllib
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from asympo.cli import main
-from asympo.common.errors import BadSetting
+from asympo.common.errors import AsympoError, BadSetting
 from asympo.demo.command import PRESET
 from asympo.engines.vllm_start import thread_environment
 from asympo.generator.settings import GeneratorSettings
@@ -198,6 +200,7 @@ def test_flags_may_stand_before_the_settings_file(capsys: pytest.CaptureFixture[
             {"generator": {"grpc_tls": {"certificate": "a", "key": "b", "client_ca": "c"}}},
             "grpc_tls in [generator] of test is for services of several machines: leave it out",
         ),
+        ({"evaluator": {"reward_worker": 2}}, "reward_worker in [evaluator] of test: did you mean reward_w"),
         ({"run": {"sampling": {"top_p": 2}}}, "sampling.top_p was given 2 in [run] of test"),
         ({"generator": {"count": 2, "http_port": 1}}, "generator.http_port is given for 2 generators"),
     ],
@@ -212,6 +215,48 @@ def test_wrong_section_or_key_is_one_sentence(
         make_plan(take_apart(sections, source="test"), LAPTOP)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_evaluator_is_printed_with_what_was_given_and_its_defaults() -> None:
+    given = {"engine": "generators", "reward_workers": 3}
+    run = {"evals": [{"name": "e"}]}
+    text = resolved_text(take_apart({"run": run, "evaluator": given}, source="test"))
+    shown = tomllib.loads(text)["evaluator"]
+    assert shown["reward_timeout_seconds"] == 10.0
+    assert {key: shown[key] for key in given} == given
+    assert {"http_port", "evals", "generators"}.isdisjoint(shown)
+    assert "evaluator" not in tomllib.loads(resolved_text(take_apart({}, source="test")))
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"evaluator": {"reward_worker": 2}}, "did you mean reward_workers"),
+        ({"run": {"model": "/no/such/model"}}, "/no/such/model is not a directory with a config.json"),
+        ({"learner": {"device": "cuda"}}, "learner.device is cuda"),
+        ({"run": {"task": {"name": "jsonl", "path": "/no/such/rows"}}}, "/no/such/rows"),
+        ({"broker": {"port": "PORT"}}, "give another as broker.port"),
+        ({"learner": {"grpc_port": "PORT"}}, "give another as learner.grpc_port"),
+    ],
+)
+def test_fresh_deletes_nothing_for_settings_that_are_wrong(
+    sections: dict[str, dict[str, object]], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asympo.run.prepare.machine.look_at_machine", lambda: LAPTOP)
+    with RunDirectory(tmp_path / "r") as held:
+        held.write_mark(step=5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        sections = {
+            name: {key: port if value == "PORT" else value for key, value in section.items()}
+            for name, section in sections.items()
+        }
+        sections["generator"] = {"engine": "simulated"}
+        sections["run"] = {"name": "r", "directory": str(tmp_path), "model": "m", **sections.get("run", {})}
+        fresh = Namespace(check_config=False, dry_run=False, fresh=True)
+        with pytest.raises(AsympoError, match=re.escape(words)):
+            run_file(take_apart(sections, source="test"), fresh)
+    assert held.read_mark()["step"] == 5
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def check_learner_values(file: RunFile) -> None:
         (LearnerSettings, file.learner_values, "learner"),
         (GeneratorSettings, file.generator_values, "generator"),
         (GatewaySettings, file.gateway_values or {}, "gateway"),
+        (EvaluatorSettings, file.evaluator_without_addresses, "evaluator"),
     ):
         places: dict[tuple[str, ...], str] = {}
         for key in values:
@@ -166,7 +167,7 @@ def check_learner_values(file: RunFile) -> None:
             if key in ("run", "redis_url", "checkpoint_root"):
                 raise BadSetting(f"{key} {places[(key,)]} is decided by [run] and [broker]: leave it out")
         settings = validate(model, values, origin=places)
-        if section != "gateway" and settings.grpc_tls.is_given:
+        if isinstance(settings, LearnerSettings | GeneratorSettings) and settings.grpc_tls.is_given:
             raise BadSetting(
                 f"grpc_tls {places[('grpc_tls',)]} is for services of several machines: leave it out, "
                 "`asympo run` calls its services on loopback"
