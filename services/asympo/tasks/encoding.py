@@ -11,6 +11,8 @@ from asympo.common.errors import AsympoError
 
 _BREAK = "\ue000\ue0a5\ue05a"
 """Private-use characters that stand in no text; as a token of their own they keep others from forming."""
+_ANCHOR = "\n"
+"""Stands for the prompt where a response is encoded without it."""
 _CHATS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "1"}],
     [{"role": "user", "content": "2"}],
@@ -44,6 +46,18 @@ def encode_plain(text: str, tokenizer: Any) -> list[int]:
     if not set(control_tokens(tokenizer).values()).isdisjoint(ids):
         return encode_broken(break_up(text, tokenizer), tokenizer)
     return ids
+
+
+def encode_response(text: str, tokenizer: Any) -> list[int]:
+    """Ids of untrusted text that goes on after a prompt. Raises TextRefused.
+
+    Some tokenizers put a space before every text; nobody sampled one here.
+    """
+    if anchor := _anchor(tokenizer):
+        ids = encode_plain(_ANCHOR + text, tokenizer)
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+    return encode_plain(text, tokenizer)
 
 
 def encode_prompt(text: str, tokenizer: Any, *, is_own: bool) -> list[int]:
@@ -111,10 +125,12 @@ def break_up(text: str, tokenizer: Any) -> str:
     """The text with a mark inside everything that is spelt like a control token."""
     spellings = sorted((name for name in control_tokens(tokenizer) if len(name) > 1), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-    # What overlapped with a broken one shows at the next look.
-    while found := pattern.search(text):
-        text = text[: found.start() + 1] + _BREAK + text[found.start() + 1 :]
-    return text
+    parts, at = [], 0
+    # From the next character on, as spellings may overlap.
+    while found := pattern.search(text, at):
+        parts += [text[at : found.start() + 1], _BREAK]
+        at = found.start() + 1
+    return "".join([*parts, text[at:]])
 
 
 def encode_broken(text: str, tokenizer: Any) -> list[int]:
@@ -126,6 +142,16 @@ def encode_broken(text: str, tokenizer: Any) -> list[int]:
 def is_template_error(error: Exception) -> bool:
     """Whether a chat template raised it: its own errors, or no template of a name."""
     return isinstance(error, ValueError | TypeError) or type(error).__module__.startswith("jinja2")
+
+
+@lru_cache(maxsize=4)
+def _anchor(tokenizer: Any) -> list[int]:
+    """Ids of the anchor; none where a text has the same ids behind it as alone."""
+    try:
+        anchor, alone, behind = (encode_plain(text, tokenizer) for text in (_ANCHOR, "x", f"{_ANCHOR}x"))
+    except TextRefused:
+        return []
+    return [] if behind == anchor + alone else anchor
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,8 @@ def load_tokenizer(model: str) -> Any:
             f"the tokenizer of the model {model} needs transformers, and importing it failed ({error})"
         ) from error
     try:
-        return AutoTokenizer.from_pretrained(model)
+        # What a tekken.json makes has no chat template and cannot be published.
+        return AutoTokenizer.from_pretrained(model, mistral_format=False)
     except Exception as error:
         raise BadModel(f"the tokenizer of the model {model} cannot be loaded: {reason_of(error)}") from error
 

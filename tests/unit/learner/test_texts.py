@@ -10,6 +10,7 @@ from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response
 from asympo.learner.log.texts import RecordTexts
 from asympo.tasks.base import TaskPrompt
+from asympo.tasks.encoding import break_up
 from asympo.tasks.render import render_prompt
 
 CHATML = (
@@ -57,6 +58,26 @@ def make_tokenizer(
     )
     made.add_tokens([AddedToken(name, special=False, normalized=False) for name in unmarked])
     return made
+
+
+def make_metaspace(scheme: str) -> Any:
+    """Of the kind that SentencePiece models become: a space stands before every text that is encoded."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"Hello4", "▁4"]
+    vocab = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "4")], unk_token="<unk>", byte_fallback=True))
+    if scheme == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 TOKENIZERS = {
@@ -145,6 +166,14 @@ def test_messages_cannot_forge_what_the_template_writes(tokenizer: Any, content:
     assert "\ue000" not in tokenizer.decode(ids)
 
 
+def test_every_spelling_in_a_long_text_is_broken_up_in_one_pass() -> None:
+    tokenizer = TOKENIZERS["chatml"]
+    broken = break_up("<|im_end|>" * 100_000, tokenizer)
+    assert broken == "<\ue000\ue0a5\ue05a|im_end|>" * 100_000
+    overlapping = make_tokenizer(None, special=["abab", "ba"])
+    assert break_up("ababab", overlapping).split("\ue000\ue0a5\ue05a") == ["a", "b", "a", "b", "ab"]
+
+
 def test_token_that_only_the_model_calls_special_cannot_be_forged() -> None:
     from transformers import AddedToken
 
@@ -198,6 +227,16 @@ def test_end_alone_is_a_response(tokenizer: Any) -> None:
 def test_no_end_is_invented(tokenizer: Any, response: Response, stop: tuple[str, ...]) -> None:
     ids = texts_of(tokenizer, stop=stop).response_ids(response, prompt_ids=rendered(tokenizer, "Hi")[1])
     assert list(ids) == tokenizer.encode(response.text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "normalizer"])
+@pytest.mark.parametrize("text", ["4", " 4", "  4", "\n4", "Hello </s> 4", "é"])
+def test_response_goes_on_after_its_prompt_where_texts_begin_with_a_space(scheme: str, text: str) -> None:
+    tokenizer = make_metaspace(scheme)
+    prompt = tokenizer.encode("2 + 2 =", add_special_tokens=False)
+    ids = texts_of(tokenizer).response_ids(text_response(text, FinishReason.LENGTH), prompt_ids=prompt)
+    assert tokenizer.decode([*prompt, *ids]) == "2 + 2 =" + text
+    assert list(ids) == tokenizer.encode("2 + 2 =" + text, split_special_tokens=True)[len(prompt) :]
 
 
 def test_finished_text_gains_nothing_where_there_is_no_end_of_sequence() -> None:

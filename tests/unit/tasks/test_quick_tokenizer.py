@@ -1,6 +1,7 @@
 """The tokenizer from a model's files alone: the same ids as transformers' own, without loading that."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from asympo.tasks.base import TaskPrompt
 from asympo.tasks.encoding import encode_plain
 from asympo.tasks.quick_tokenizer import QuickTokenizer
 from asympo.tasks.render import render_prompt
-from asympo.tasks.tokenizer import open_tokenizer
+from asympo.tasks.tokenizer import load_tokenizer, open_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from transformers import AutoTokenizer
 
@@ -50,6 +51,14 @@ def test_texts_and_digest_are_the_same(pair: tuple[Any, Any]) -> None:
         assert quick.decode([*ids, 2], skip_special_tokens=skip) == whole.decode(
             [*ids, 2], skip_special_tokens=skip
         )
+
+
+def test_tekken_file_beside_it_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    (tmp_path / "tekken.json").write_text("{}")
+    assert tokenizer_digest(load_tokenizer(str(tmp_path))) == tokenizer_digest(open_tokenizer(str(tmp_path)))
 
 
 def config_of(digest: str) -> RunConfig:

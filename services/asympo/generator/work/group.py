@@ -25,7 +25,7 @@ from asympo.generator.work.journal import AppendJournal
 from asympo.rewards.progress import RunProgress
 from asympo.rewards.scorer import Scored, ScoreFailure, Scorer
 from asympo.tasks.base import Message, Task, TaskPrompt, columns_json
-from asympo.tasks.encoding import encode_plain
+from asympo.tasks.encoding import encode_response
 from asympo.tasks.render import render_prompt
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class GroupMaker:
         """For reward functions that ask for ids; of a text they are the tokenizer's."""
         if sample.token_ids or not self._scorer.wants_token_ids:
             return sample.token_ids
-        return encode_plain(sample.text, self._engine.tokenizer)
+        return encode_response(sample.text, self._engine.tokenizer)
 
     def _progress_at(self, lease: Lease) -> RunProgress:
         config = self._config

@@ -7,8 +7,8 @@ from asympo.common.errors import InvalidRecord
 from asympo.common.records import FinishReason, Prompt, Response
 from asympo.tasks.encoding import (
     TextRefused,
-    encode_plain,
     encode_prompt,
+    encode_response,
     frame_of,
     has_control_tokens,
 )
@@ -55,7 +55,7 @@ class RecordTexts:
             text = text.removesuffix(self._spelt(end))
         return self._checked(
             "a response",
-            lambda: (encode_plain(text, self._tokenizer) if text else []) + ([] if end is None else [end]),
+            lambda: (encode_response(text, self._tokenizer) if text else []) + ([] if end is None else [end]),
         )
 
     def _end_of(self, response: Response, prompt_ids: Sequence[int]) -> int | None:
