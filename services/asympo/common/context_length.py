@@ -47,6 +47,16 @@ def context_length(config: Any) -> int | None:
     return max(_scaled(own, rope) for rope in ropes)
 
 
+def short_range(config: Any) -> int | None:
+    """Most tokens for which LongRoPE has factors of their own; None with other positions."""
+    text = config.get_text_config()
+    for rope in _ropes(getattr(text, "rope_parameters", None)):
+        if rope.get("rope_type") == "longrope":
+            own = getattr(text, "original_max_position_embeddings", None)
+            return int(rope.get("original_max_position_embeddings") or own or text.max_position_embeddings)
+    return None
+
+
 def what_does_not_fit(config: Any, *, num_prompt_tokens: int, max_tokens: int) -> str | None:
     """A sentence when a prompt of this length and the longest response are more than the model takes."""
     limit = context_length(config)

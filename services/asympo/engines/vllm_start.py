@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asympo.common.checkpoints.digests import available_cores, tensor_spans
-from asympo.common.context_length import context_length
+from asympo.common.context_length import context_length, short_range
 from asympo.common.errors import BadModel, BadSetting, CorruptCheckpoint
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
@@ -161,6 +161,7 @@ def build_engine(
             config = engine_args(model_path, settings, worker_extension_cls, is_cpu).create_engine_config()
         except (ValueError, OSError, KeyError, ImportError, RuntimeError) as error:
             raise BadModel(f"vLLM cannot serve {model_path}: {first_line(error)}") from error
+        check_row_length(config.model_config)
         _log_choices(config, values)
         process: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if fork is not None and fork.is_waiting and fork.threads == values:
@@ -172,6 +173,16 @@ def build_engine(
             raise BadModel(
                 f"vLLM did not start on {model_path} (its own messages above say why): {first_line(error)}"
             ) from error
+
+
+def check_row_length(model_config: Any) -> None:
+    """Raise BadSetting where LongRoPE would scale the positions of short rows, too, which no learner does."""
+    served, limit = model_config.max_model_len, short_range(model_config.hf_config)
+    if limit is not None and served > limit:
+        raise BadSetting(
+            f"vLLM would serve {served} tokens in a row, and this model then has other rotary factors in "
+            f"shorter rows, too, than the learner trains it with: set vllm.max_model_len to {limit} or less"
+        )
 
 
 def engine_args(
@@ -238,6 +249,7 @@ def _log_choices(config: Any, values: Mapping[str, str]) -> None:
         else f"{config.cache_config.gpu_memory_utilization:.0%} of the GPU's memory less weights",
         " ".join(f"{name}={value}" for name, value in values.items()),
     )
-    served, limit = config.model_config.max_model_len, context_length(config.model_config.hf_config)
+    served, hf_config = config.model_config.max_model_len, config.model_config.hf_config
+    limit = short_range(hf_config) or context_length(hf_config)
     if limit is not None and served < limit:
         log.info("vLLM serves %d tokens in a row; vllm.max_model_len can be up to %d", served, limit)

@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from asympo.common import errors
+from asympo.common.context_length import PlainConfig
 from asympo.engines import vllm_start
 from asympo.engines.choice import import_engine
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_start import (
     check_model_dir,
+    check_row_length,
     environment,
     first_line,
     thread_environment,
@@ -48,6 +51,16 @@ def test_environment_is_restored_even_after_an_error(monkeypatch: pytest.MonkeyP
         block.gen.throw(RuntimeError())  # what a raising body does
     assert os.environ["ASYMPO_TEST_A"] == "before"
     assert "ASYMPO_TEST_B" not in os.environ
+
+
+def test_row_is_no_longer_than_the_range_in_which_long_rope_is_what_the_learner_trains() -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    hf_config = PlainConfig({"max_position_embeddings": 131072, "rope_scaling": rope})
+    check_row_length(SimpleNamespace(max_model_len=4096, hf_config=hf_config))
+    with pytest.raises(errors.BadSetting, match=r"serve 4097 .*: set vllm.max_model_len to 4096 or less"):
+        check_row_length(SimpleNamespace(max_model_len=4097, hf_config=hf_config))
+    plain = PlainConfig({"max_position_embeddings": 8192, "rope_theta": 1e4})
+    check_row_length(SimpleNamespace(max_model_len=8192, hf_config=plain))
 
 
 def write_model(directory: Path, *, config: str = "{}", weights: bytes | None = None) -> Path:
