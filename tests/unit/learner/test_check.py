@@ -1,16 +1,20 @@
 """A wrong way of computing a model is found, whatever makes it wrong; the table of families has the rest."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
-from asympo.common.errors import BadModel
+from asympo.common.errors import BadModel, BadSetting
 from asympo.learner.model.attention import PACKED_ATTENTION, packed_attention
 from asympo.learner.model.check import check_model, check_weights, one_thread
-from asympo.learner.model.forward_path import ForwardPath, set_mode
+from asympo.learner.model.forward_path import FAST, ForwardPath, set_mode
 from asympo.learner.model.miniature import FIRST_PLAIN_ID, make_miniature
 from asympo.learner.model.policy import Policy
+from asympo.learner.settings import LearnerSettings
+from asympo.learner.step.compute import Compute
+from asympo.learner.step.stepper import policy_around
 from transformers import AttentionInterface, AutoConfig
 
 
@@ -85,6 +89,21 @@ def test_positions_that_grow_with_the_longest_row_so_far_are_forgotten_by_the_ne
     fresh = [policy.mean_nlls([text]) for text in (short, shorter)]
     policy.mean_nlls([longer])
     assert [policy.mean_nlls([text]) for text in (short, shorter)] == fresh
+
+
+def test_weights_that_will_be_shared_out_from_a_cpu_are_checked_there() -> None:
+    model = make_miniature(AutoConfig.for_model("llama"), dtype=torch.float32, is_narrow=True).eval()
+    check_weights(Policy(model=model, compute_dtype=torch.float32, path=ForwardPath(attention="flex")))
+
+
+def test_run_that_turns_on_checkpoints_which_its_family_lacks_is_told_so() -> None:
+    model = make_miniature(AutoConfig.for_model("ctrl"), dtype=torch.float32, is_narrow=True)
+    settings = LearnerSettings(run="r", gradient_checkpointing=True)
+    decided = Compute(
+        device="cpu", compute_dtype="float32", num_threads=1, share_prefixes=True, path=asdict(FAST)
+    )
+    with pytest.raises(BadSetting, match=r"CTRL.* does not support gradient checkpointing: set it to false"):
+        policy_around(model, settings, decided)
 
 
 def test_family_whose_code_stumbles_in_bfloat16_is_told_what_to_set() -> None:

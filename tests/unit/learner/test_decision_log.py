@@ -1,14 +1,15 @@
 """What a run has decided: kept before it is used, found again wherever it lies, never measured twice."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from asympo.common.errors import BadSetting, CorruptCheckpoint, Fenced, PublishFailed, UnknownVersion
 from asympo.common.lifecycle import StopSignal
-from asympo.learner.model.forward_path import ForwardPath
+from asympo.learner.model.forward_path import FAST, ForwardPath
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.state.decide import DecisionLog, find_decisions
 from asympo.learner.state.decision_files import open_decisions
@@ -99,6 +100,27 @@ def test_restart_takes_what_was_decided_although_it_would_measure_otherwise(
     assert first.share_prefixes
     assert first.path == {"attention": "eager", "alone_above": 0}
     assert PATHS.count == num_tried
+
+
+def test_way_of_computing_is_tried_again_under_another_transformers(
+    run: Run, measured: Measured, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = Paths()
+
+    def begin(fence: int, step: int) -> Any:
+        return run.learner(fence=fence).begin(SETTINGS, step=step, num_ranks=1, find_path=paths.find)
+
+    first = begin(1, 0)
+    monkeypatch.setattr(transformers, "__version__", "99.0")
+    assert begin(2, 3) == replace(first, transformers="99.0")
+    paths.answer = FAST
+    assert begin(3, 3).path == first.path
+    assert (paths.count, caplog.text) == (2, "")
+    monkeypatch.setattr(transformers, "__version__", "99.1")
+    assert begin(4, 5).path == asdict(FAST)
+    assert "goes on in packed rows with shared prefixes, no longer bit for bit" in caplog.text
+    # What was trained so far is trained again as it was; who followed the run does the same.
+    assert [run.learner(fence=5).at(step)["path"] for step in (5, 6)] == [first.path, asdict(FAST)]
 
 
 @pytest.mark.parametrize("left", ["storage", "broker"])

@@ -23,7 +23,7 @@ from asympo.tasks.render import render_prompt
 from asympo.tasks.tokenizer import load_tokenizer
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from asympo.testing.tiny_model import load_tiny_tokenizer
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
 
 CPU = torch.device("cpu")
 SIZE: dict[str, Any] = {
@@ -147,6 +147,13 @@ def test_policy_of_another_model_is_not_adopted(tmp_path: Path) -> None:
     model = load_model(make_model(tmp_path / "larger", larger), dtype=torch.bfloat16, device=CPU)
     with pytest.raises(CorruptCheckpoint, match=r"another model: model\.layers\.2"):
         read_weights(model, small)
+
+
+def test_quantised_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    four_bits = BitsAndBytesConfig(load_in_4bit=True)
+    AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=four_bits).save_pretrained(tmp_path)
+    with pytest.raises(BadModel, match="is quantised: give the one that it was made from"):
+        load_model(tmp_path, dtype=torch.float32, device=CPU)
 
 
 def test_model_without_a_weight_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -47,8 +47,6 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, *, compute_dtype: to
 
     Changes nothing that the model says once its weights are rounded. Raises BadSetting, BadModel.
     """
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise BadSetting("the model is quantised: adapters are trained on the one that it was made from")
     unfuse(model)
     files = _chosen(model, lora)
     model.requires_grad_(False)

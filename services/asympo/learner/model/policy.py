@@ -215,6 +215,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype, device: torch.device) ->
     model, report = loaded
     if missing := report["missing_keys"]:
         raise BadModel(f"the model {path} lacks {min(missing)}: it would be trained from random values")
+    # What transformers has dequantised no longer says so.
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise BadModel(f"the model {path} is quantised: give the one that it was made from")
     try:
         return model.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:

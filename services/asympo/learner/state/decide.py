@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import transformers
+
 from asympo.common.errors import CorruptCheckpoint, PublishFailed
 from asympo.common.lifecycle import StopSignal
 from asympo.learner.model.forward_path import ForwardPath
@@ -66,8 +68,9 @@ class DecisionLog:
     ) -> Compute:
         """What holds from the step after `step`, durable: as the run has decided, or as it decides now.
 
-        `find_path` tries which way of computing the model is right, where that is not known. Raises
-        BadSetting as choose_compute does, and PublishFailed when told to stop before storage took it.
+        `find_path` tries which way of computing the model is right, where that is not known or was found
+        with another version of transformers. Raises BadSetting as choose_compute does, and PublishFailed
+        when told to stop before storage took it.
         """
         known = self.at(step + 1)
         compute = choose_compute(
@@ -80,8 +83,7 @@ class DecisionLog:
             num_ranks=num_ranks,
             decide_anew=settings.decide_anew,
         )
-        if compute.path is None:
-            compute = replace(compute, path=asdict(find_path()))
+        compute = _with_path(compute, find_path)
         asked = [settings.token_budget, settings.head_rows(compute.device)]
         limits = known.get("row_limits", {})
         used = limits["used"] if limits.get("asked") == asked else asked
@@ -126,6 +128,20 @@ class DecisionLog:
                 if self._stop.wait(self._retry_seconds):
                     raise
         self.mirror()
+
+
+def _with_path(compute: Compute, find_path: Callable[[], ForwardPath]) -> Compute:
+    version = transformers.__version__
+    if compute.path is not None and compute.transformers == version:
+        return compute
+    path = asdict(find_path())
+    if compute.path not in (None, path):
+        log.warning(
+            "With transformers %s another way of computing this model is right than the one that the run was "
+            "trained in so far: it goes on %s, no longer bit for bit what an undisturbed run gives",
+            *(version, ForwardPath(**path)),
+        )
+    return replace(compute, path=path, transformers=version)
 
 
 def _choices(decided: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Compute:
     """What `processor_class` said; empty where nobody wrote it down."""
     path: dict[str, Any] | None = None
     """Fields of the ForwardPath that was found to be right for the model; None where nobody wrote it down."""
+    transformers: str = ""
+    """Version whose models that was tried with; empty where nobody wrote it down."""
 
     @classmethod
     def of(cls, decided: Mapping[str, Any]) -> Self:
@@ -136,6 +138,7 @@ def choose_compute(
         attention=attention,
         processor=processor,
         path=known.get("path"),
+        transformers=known.get("transformers", ""),
     )
     for name, value in compute.to_decisions().items():
         if name in decided and decided[name] not in (value, "", None):

@@ -202,7 +202,11 @@ def right_path(config: PretrainedConfig, settings: LearnerSettings) -> ForwardPa
 def policy_around(model: PreTrainedModel, settings: LearnerSettings, compute: Compute) -> Policy:
     """A policy over weights that are loaded already, computed as the run has decided."""
     path = ForwardPath(**compute.path) if compute.path else right_path(model.config, settings)
-    set_mode(model, is_checkpointed=settings.gradient_checkpointing)
+    try:
+        set_mode(model, is_checkpointed=settings.gradient_checkpointing)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise BadSetting(f"gradient_checkpointing is true, and {reason}: set it to false") from error
     return Policy(
         model=model,
         compute_dtype=compute.torch_dtype,
