@@ -33,6 +33,8 @@ class Ledger:
         self._uncommitted: list[str] = []
         self.segments_since_commit = 0
         """Consumed and not yet covered by a durable state."""
+        self.bytes_since_commit = 0
+        """Of the payloads of those segments: until the commit the broker holds them."""
         self.empty_in_a_row = 0
         """Segments without signal since the last step."""
 
@@ -73,7 +75,7 @@ class Ledger:
             group_ids=[group_id for group_id in self._uncommitted if group_id not in held],
             num_consumed=len(self._uncommitted),
         )
-        self._uncommitted, self.segments_since_commit = [], 0
+        self._uncommitted, self.segments_since_commit, self.bytes_since_commit = [], 0, 0
         return commit
 
     def flush(self) -> None:
@@ -95,3 +97,4 @@ class Ledger:
             self._session.propose_rests()
         self._uncommitted.extend(segment.group_ids)
         self.segments_since_commit += 1
+        self.bytes_since_commit += sum(len(entry.payload) for entry in segment.entries)

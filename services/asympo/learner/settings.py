@@ -124,6 +124,11 @@ class LearnerSettings(ControlSettings):
     )
     publish_every: int = Field(default=1, ge=1, description="steps between two published policies")
     save_every: int = Field(default=10, ge=1, description="steps between two commits of durable state")
+    max_uncommitted_bytes: int = Field(
+        default=2**30,
+        ge=1,
+        description="groups since the last commit that make the next one early",
+    )
     max_staleness: int = Field(default=1, ge=0, description="largest queue staleness; 0 is synchronous")
     max_generation_staleness: int | None = Field(
         default=None, ge=0, description="how many policies behind a generator may be when it appends"

@@ -106,7 +106,7 @@ class Trainer:
             if self._control.is_paused:
                 self._control.enter(LearnerState.PAUSED)
                 self._control.wait_while_paused(_POLL_SECONDS)
-            elif self._ledger.segments_since_commit >= _MAX_COMMITS_BEHIND * self._settings.save_every:
+            elif self._num_commits_due >= _MAX_COMMITS_BEHIND:
                 self._stop.wait(_POLL_SECONDS)
             else:
                 self._turn()
@@ -178,7 +178,7 @@ class Trainer:
             published=self._publishing.take_totals(),
             policy_step=self._publishing.published_step or 0,
         )
-        if step % self._settings.save_every == 0:
+        if step % self._settings.save_every == 0 or self._is_much_uncommitted:
             self._save()
 
     def _pass_over(self, segment: LogSegment) -> None:
@@ -196,7 +196,7 @@ class Trainer:
         else:
             reason = printable(segment.reasons[segment.first_sequence])
             log.warning("Entries %d to %d were all set aside, the first because: %s", *where, reason)
-        if self._ledger.segments_since_commit >= self._settings.save_every:
+        if self._ledger.segments_since_commit >= self._settings.save_every or self._is_much_uncommitted:
             self._save()
 
     # --- publish, save, finish -------------------------------------------------------------------------
@@ -241,6 +241,18 @@ class Trainer:
                 f"({report.reason}), and this run takes groups of no older one: look at that "
                 "generator, and start the learner again, which publishes the policy anew"
             )
+
+    @property
+    def _num_commits_due(self) -> int:
+        """By the number of segments since the last commit, or by their size."""
+        by_size = self._ledger.bytes_since_commit // self._settings.max_uncommitted_bytes
+        return max(self._ledger.segments_since_commit // self._settings.save_every, by_size)
+
+    @property
+    def _is_much_uncommitted(self) -> bool:
+        """Whether the next commit cannot wait for `save_every`; one that failed has its own time."""
+        is_large = self._ledger.bytes_since_commit >= self._settings.max_uncommitted_bytes
+        return is_large and self._save_at is None
 
     def _save(self, *, retain: bool = False) -> CommitRecord | None:
         """Saves and commits what was consumed; None when storage failed, to be tried again.

@@ -133,3 +133,18 @@ def test_segment_whose_entries_were_all_set_aside_says_why_and_is_not_called_emp
     assert first.startswith("Groups 1 to 2 have no signal: all rewards of each are equal (1 such segments")
     assert second == f"Entries 3 to 4 were all set aside, the first because: {run.dead[0][1]}"
     assert (run.progress.sequence, run.exported("empty_segments_in_a_row")) == (4, 1)
+
+
+@pytest.mark.parametrize("rewards", [SIGNAL, NONE])
+def test_commit_comes_before_save_every_once_the_groups_since_the_last_one_are_large(
+    rewards: tuple[float, ...],
+) -> None:
+    entries = [make_entry(sequence, rewards) for sequence in range(1, 13)]
+    # A step is one group with signal, or two without.
+    size = len(entries[0].payload) * (1 if rewards == SIGNAL else 2)
+    run = SmallRun(entries, max_uncommitted_bytes=5 * size // 2)
+    saves = []
+    for _ in range(6):
+        run.trainer._turn()
+        saves.append(run.num_saves)
+    assert saves == [0, 0, 1, 1, 1, 2]
