@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from asympo.common.errors import BadSetting, CorruptCheckpoint, Fenced, PublishFailed, UnknownVersion
 from asympo.common.lifecycle import StopSignal
 from asympo.learner.model.forward_path import FAST, ForwardPath
 from asympo.learner.settings import LearnerSettings
+from asympo.learner.state import decide
 from asympo.learner.state.decide import DecisionLog, find_decisions
 from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.decisions import Decision, Decisions, decode_decisions, encode_decisions
@@ -111,12 +111,12 @@ def test_way_of_computing_is_tried_again_under_another_transformers(
         return run.learner(fence=fence).begin(SETTINGS, step=step, num_ranks=1, find_path=paths.find)
 
     first = begin(1, 0)
-    monkeypatch.setattr(transformers, "__version__", "99.0")
+    monkeypatch.setattr(f"{decide.__name__}.transformers.__version__", "99.0")
     assert begin(2, 3) == replace(first, transformers="99.0")
     paths.answer = FAST
     assert begin(3, 3).path == first.path
     assert (paths.count, caplog.text) == (2, "")
-    monkeypatch.setattr(transformers, "__version__", "99.1")
+    monkeypatch.setattr(f"{decide.__name__}.transformers.__version__", "99.1")
     assert begin(4, 5).path == asdict(FAST)
     assert "goes on in packed rows with shared prefixes, no longer bit for bit" in caplog.text
     # What was trained so far is trained again as it was; who followed the run does the same.
