@@ -40,11 +40,20 @@ def weight_files(model: Path) -> list[Path]:
     """Those that Transformers loads: each tensor is in one of them, whatever else lies beside them."""
     if (single := model / "model.safetensors").is_file():
         return [single]
-    index = model / "model.safetensors.index.json"
-    try:
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except FileNotFoundError:
+    named = named_weight_files(model)
+    if not named:
         return sorted(model.glob("*.safetensors"))
+    return [model / name for name in named if (model / name).is_file()]
+
+
+def named_weight_files(model: Path) -> list[str]:
+    """Files that its index says the weights are in; none without one or beside a single file."""
+    index = model / "model.safetensors.index.json"
+    if (model / "model.safetensors").is_file():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadModel(f"{index} cannot be read: {error!r}") from error
-    return [model / name for name in named if (model / name).is_file()]

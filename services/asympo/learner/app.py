@@ -263,7 +263,9 @@ class LearnerProcess:
             return
         self._control.enter(LearnerState.FINISHED)
         log.info("Staying up until told to stop; to continue the run, start it with more total_steps")
-        while not self._stop.wait(_LATE_RESULTS_SECONDS):
+        is_over = False
+        while not is_over:
+            is_over = self._stop.wait(_LATE_RESULTS_SECONDS)
             if trainer is not None:
                 trainer.record_late_results()
         if self._failure is not None:

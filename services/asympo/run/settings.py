@@ -167,9 +167,11 @@ class RunFile(_Section):
 
     @property
     def evaluator_without_addresses(self) -> dict[str, Any]:
-        """Its values, but for the engine `generators`, which is refused without addresses of these."""
+        """Its values, but for the engine `generators` without addresses, which only a run can complete."""
         values = self.evaluator_values
-        is_open = values.get("engine") == "generators" and "generators" not in values
+        if "generators" in values:
+            return {"engine": "generators"} | values
+        is_open = values.get("engine") == "generators"
         return {key: value for key, value in values.items() if not (is_open and key == "engine")}
 
     @property
@@ -266,6 +268,7 @@ def parse_with_overrides(parser: ArgumentParser, argv: Sequence[str]) -> tuple[N
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`--learner.total-steps 10` and `--run.model=X` as a nested mapping; values are TOML or else text."""
     values: dict[str, Any] = {}
+    set_in_parts: set[tuple[str, ...]] = set()
     rest = list(arguments)
     while rest:
         flag, has_value, value = rest.pop(0).partition("=")
@@ -287,7 +290,16 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                     f"{flag} sets a part of {part}, and another flag gives {part} as a whole "
                     f"({above[part]!r}): give one of them"
                 )
-        target[last] = _toml_or_text(value)
+        set_in_parts |= {(section, *path[: 1 + end]) for end in range(len(path))}
+        whole = _toml_or_text(value)
+        if (section, *path, last) in set_in_parts:
+            if not isinstance(whole, dict):
+                raise BadSetting(
+                    f"{flag} gives {last} as a whole ({whole!r}), and another flag sets a part of it: give "
+                    "one of them"
+                )
+            whole = merge(whole, target[last])
+        target[last] = whole
     return values
 
 

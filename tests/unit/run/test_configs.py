@@ -20,7 +20,7 @@ from asympo.learner.settings import LearnerSettings
 from asympo.run.command import resolved_text, run_file
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare import machine
-from asympo.run.prepare.broker import noted_broker
+from asympo.run.prepare.broker import check_broker, noted_broker
 from asympo.run.prepare.machine import Gpu, Machine, look_at_machine
 from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
 from asympo.run.settings import parse_overrides, read_run_file, take_apart
@@ -126,6 +126,13 @@ def test_run_that_would_go_on_with_another_kind_of_broker_is_refused(
     no_flags = Namespace(check_config=False, dry_run=False, fresh=False)
     if not was_given:
         monkeypatch.setenv("REDIS_URL", given)
+    # A start that found no broker leaves no log: whoever mends that is not refused.
+    check_broker(file, held.read_mark())
+    if was_given:
+        (held.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    else:
+        (held.path / "broker").mkdir()
+        (held.path / "broker" / "appendonly.aof").touch()
     with pytest.raises(
         BadSetting, match=r"has its log on a broker .* redis://:\*\*\*@127.0.0.1:1/0"
     ) as caught:
@@ -177,6 +184,10 @@ def test_override_of_a_part_beside_the_whole_is_refused() -> None:
         parse_overrides(["--run.task", "addition", "--run.task.name", "x"])
     with pytest.raises(BadSetting, match=r"--learner.lora.rank sets a part of lora, .* \(True\): give one"):
         parse_overrides(["--learner.lora", "true", "--learner.lora.rank", "4"])
+    assert parse_overrides(["--run.task.path", "p", "--run.task={name='a'}"]) == inline
+    with pytest.raises(BadSetting, match=r"--learner.lora gives lora as a whole \(True\), .* give one"):
+        parse_overrides(["--learner.lora.rank", "4", "--learner.lora", "true"])
+    assert parse_overrides(["--run.task={name='a'}", "--run.task", "b"]) == {"run": {"task": "b"}}
 
 
 def test_flags_may_stand_before_the_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +237,7 @@ def test_evaluator_is_printed_with_what_was_given_and_its_defaults() -> None:
     assert {key: shown[key] for key in given} == given
     assert {"http_port", "evals", "generators"}.isdisjoint(shown)
     assert "evaluator" not in tomllib.loads(resolved_text(take_apart({}, source="test")))
+    check_learner_values(take_apart({"evaluator": {"generators": ["127.0.0.1:1"]}}, source="test"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from asympo.learner.settings import LearnerSettings
 from asympo.run.directory import RunDirectory
 from asympo.run.events import read_events, write_event
 from asympo.run.prepare.broker import noted_broker
-from asympo.run.prepare.disk import check_disk, check_room_left, disk_need
+from asympo.run.prepare.disk import DiskNeed, check_disk, check_room_left, disk_need
 from asympo.run.report.page import how_it_ended, write_page
 from asympo.run.report.samples import keep_samples, read_samples
 
@@ -86,7 +86,10 @@ def test_runs_show_tells_of_a_run_whose_broker_is_gone(
     RunDirectory(ended).write_mark(**noted_broker(None, "redis://me:secret@host/0"))
     assert main(["runs", "show", "night", "--directory", str(ended.parent)]) == 0
     said = capsys.readouterr().out
-    assert "&& REDIS_URL='redis://me:***@host/0' asympo run 'my run.toml'\n" in said
+    assert "&& asympo run 'my run.toml'  # REDIS_URL as before: redis://me:***@host/0\n" in said
+    RunDirectory(ended).write_mark(**noted_broker(None, "redis://host/0"))
+    assert main(["runs", "show", "night", "--directory", str(ended.parent)]) == 0
+    assert "&& REDIS_URL=redis://host/0 asympo run 'my run.toml'\n" in capsys.readouterr().out
 
 
 def test_run_that_goes_on_or_ended_without_a_word_is_told_as_such(ended: Path) -> None:
@@ -151,6 +154,12 @@ def test_disk_that_cannot_hold_the_run_is_refused_with_what_it_takes(
     check_disk(tmp_path, need(), keep_free_bytes=0)
 
 
+def need_of(model: Path) -> DiskNeed:
+    return disk_need(
+        LearnerSettings(), model, num_generators=1, max_log_bytes=1, broker_bytes=1, max_archive_bytes=1
+    )
+
+
 @pytest.mark.parametrize(
     "left",
     [
@@ -167,14 +176,18 @@ def test_model_whose_weights_are_not_all_there_is_refused_in_one_sentence(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(left)
     with pytest.raises(BadModel, match=r"weights cannot be used: .*model\.safetensors .*git lfs pull"):
-        disk_need(
-            LearnerSettings(),
-            tmp_path,
-            num_generators=1,
-            max_log_bytes=1,
-            broker_bytes=1,
-            max_archive_bytes=1,
-        )
+        need_of(tmp_path)
+
+
+def test_model_that_lacks_a_file_of_its_weights_is_refused_in_one_sentence(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    shutil.copy(tiny_model / "model.safetensors", tmp_path / first)
+    index = {"weight_map": {"a": first, "b": second}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadModel, match=rf"weights cannot be used: .* lacks {second}, which its index names"):
+        need_of(tmp_path)
 
 
 def test_archive_that_outgrows_its_bound_ends_the_run_with_what_to_change(tmp_path: Path) -> None:

@@ -6,17 +6,22 @@ from typing import Any
 
 from asympo.common.errors import BadSetting
 from asympo.common.redaction import redact_url
+from asympo.run.directory import RunDirectory
 from asympo.run.settings import RunFile
 
 
 def check_broker(file: RunFile, mark: Mapping[str, Any]) -> None:
-    """BadSetting where the run had a broker of its own and is now given another one, or the reverse.
+    """BadSetting where the run has a log on a broker of its own and is now given another one, or the reverse.
 
     Its log is not on the other one: there it would begin with an empty log.
     """
     given = file.external_broker_url
-    # Without a start there is none to differ from.
     if "broker_url" not in mark or (mark["broker_url"] is None) == (given is not None):
+        return
+    directory = RunDirectory(file.directory)
+    # A start that reached no broker, or trained nothing on one that it was given, has no log to lose.
+    has_log = any((directory.path / "broker").glob("*")) if given is not None else directory.step > 0
+    if not has_log:
         return
     if given is not None:
         name = "REDIS_URL" if os.environ.get("REDIS_URL") else "broker.url"

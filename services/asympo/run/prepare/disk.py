@@ -9,7 +9,7 @@ from typing import Any
 
 from asympo.common.checkpoints.digests import tensor_spans
 from asympo.common.errors import AsympoError, BadModel, BadSetting, CorruptCheckpoint
-from asympo.engines.model_files import weight_files
+from asympo.engines.model_files import named_weight_files, weight_files
 
 _STATE_BYTES, _POLICY_BYTES = 12, 2
 """Of one parameter: a state holds it and two numbers of the optimizer in float32, a policy is in bfloat16."""
@@ -76,8 +76,11 @@ def disk_need(
 def _shapes(model: Path) -> list[tuple[int, ...]]:
     """Of all tensors, as the headers of the files say; no weights are read."""
     try:
+        files = weight_files(model)
+        if missing := sorted(set(named_weight_files(model)) - {path.name for path in files}):
+            raise CorruptCheckpoint(f"{model} lacks {', '.join(missing)}, which its index names")
         # Files of the Hugging Face cache are links.
-        return [each.shape for path in weight_files(model) for each in tensor_spans(path.resolve())]
+        return [each.shape for path in files for each in tensor_spans(path.resolve())]
     except CorruptCheckpoint as error:
         raise BadModel(
             f"the model's weights cannot be used: {error}; if it was cloned without Git LFS, git lfs "

@@ -51,8 +51,14 @@ def command_to_go_on(directory: Path) -> str:
         words.append("--resume")
     if not words:
         return ""
-    broker = f"REDIS_URL={shlex.quote(mark['redis_url'])} " if mark.get("redis_url") else ""
-    return f"cd {shlex.quote(mark.get('started_in', '.'))} && {broker}{shlex.join(words)}"
+    url = mark.get("redis_url") or ""
+    command = shlex.join(words)
+    if "***" in url:
+        # Given with stars for its password, it would only hide the right one.
+        command += f"  # REDIS_URL as before: {url}"
+    elif url:
+        command = f"REDIS_URL={shlex.quote(url)} {command}"
+    return f"cd {shlex.quote(mark.get('started_in', '.'))} && {command}"
 
 
 def write_page(directory: Path, summary: Mapping[str, Any]) -> None:

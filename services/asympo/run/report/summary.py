@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError
-from asympo.common.jsonl import read_jsonl
+from asympo.common.jsonl import read_steps
 from asympo.local.process import run_helper
 from asympo.local.whole_file import write_whole
 from asympo.run.audit import count_trained_twice
@@ -139,8 +139,7 @@ def print_promises(summary: dict[str, Any]) -> None:
 
 def _published(metrics: Path) -> dict[str, float | None]:
     """What the policies of the run took where they are shared."""
-    rows = read_jsonl(metrics) if metrics.exists() else ()
-    sizes = [row["publish_bytes"] for row in rows if row.get("publish_bytes")]
+    sizes = [row["publish_bytes"] for row in read_steps(metrics) if row.get("publish_bytes")]
     return {
         "publish_bytes_median": statistics.median(sizes) if sizes else None,
         "publish_bytes_mean": round(statistics.fmean(sizes)) if sizes else None,
