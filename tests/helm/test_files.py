@@ -1,6 +1,7 @@
 """The programs that the chart brings along, run against real servers on loopback."""
 
 import contextlib
+import errno
 import os
 import runpy
 import subprocess
@@ -87,6 +88,30 @@ def test_model_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
     wanted = ("", "/config.json", "/model.safetensors", "/parts", "/parts/more.json")
     assert {f"{partial}{each}" for each in wanted} <= set(done[:renamed])
     assert done[renamed + 1 :] == ["fsync models"]
+    done.clear()
+    program["fetch"]("team/tiny", REVISION, tmp_path / "models/tiny")
+    assert done == ["fsync models"]
+
+
+def test_model_whose_name_cannot_be_flushed_is_told_by_that_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+
+    def refuse(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == models:
+            raise OSError(errno.EIO, "the disk fails")
+
+    def download(repository: str, *, local_dir: Path, **options: object) -> None:
+        for name in ("config.json", "model.safetensors"):
+            (local_dir / name).write_text("{}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    program = runpy.run_path(str(CHART / "files/fetch_model.py"))
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="the disk fails"):
+        program["fetch"]("team/tiny", REVISION, models / "tiny")
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ def fetch(repository: str, revision: str, directory: Path) -> None:
     Several pods may do this at once; the first that is done wins.
     """
     if (directory / "config.json").is_file():
+        # The pod that renamed it may have died before it flushed the name.
+        flush_directory(directory.parent)
         sys.stdout.write(f"{directory} is there already\n")
         return
     partial = directory.with_name(f"{directory.name}.partial-{os.uname().nodename}")
@@ -29,11 +31,11 @@ def fetch(repository: str, revision: str, directory: Path) -> None:
     flush(partial)
     try:
         partial.rename(directory)
-        flush_directory(directory.parent)
     except OSError:
         if not (directory / "config.json").is_file():
             raise
         shutil.rmtree(partial)
+    flush_directory(directory.parent)
     sys.stdout.write(f"fetched {repository} at {revision} to {directory}\n")
 
 
