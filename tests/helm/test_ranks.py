@@ -108,6 +108,14 @@ def test_group_is_not_called_as_a_service_of_ours(rendered: dict[str, list[dict[
     assert names.fullmatch("asympo-learner")
 
 
+def test_group_of_a_long_release_leaves_room_for_what_is_appended() -> None:
+    """Its workers have the label controller-revision-hash, GROUP-0-HASH of at most 63 characters."""
+    values = [CHART / "ci/leader-worker-set-values.yaml"]
+    objects = rendering.objects(rendering.template(CHART, values=values, release="r" * 51).stdout)
+    [group] = [each["metadata"]["name"] for each in objects if each["kind"] == "LeaderWorkerSet"]
+    assert len(f"{group}-0-{'h' * 10}") <= 63
+
+
 def test_probe_asks_only_the_first_pod(rendered: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
     things = rendered["examples/multi-node-learner/values.yaml"]
     data = next(e for e in things if e["metadata"]["name"] == "asympo-learner-settings")["data"]
