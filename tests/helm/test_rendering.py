@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.chart import rendering
 from tests.helm.conftest import CHART, CRDS, ROOT
@@ -167,6 +168,28 @@ def test_every_value_has_a_description_and_every_object_is_closed() -> None:
 
     walk(schema, "")
     assert schema["additionalProperties"] is False
+
+
+def emptied(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """None for every list and object that is empty by default and not given."""
+    found: dict[str, Any] = {}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and value:
+            found[key] = emptied(value, given.get(key, {}))
+        elif value in ([], {}) and key not in given:
+            found[key] = None
+    return found
+
+
+def test_what_is_empty_by_default_may_be_null(tmp_path: Path) -> None:
+    everything = (ROOT / "tests/helm/cases/everything.yaml").read_text().partition("\n---\n")[0]
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    given, nulls = tmp_path / "given.yaml", tmp_path / "nulls.yaml"
+    given.write_text(everything)
+    nulls.write_text(json.dumps(emptied(defaults, yaml.safe_load(everything))))
+    assert nulls.read_text().count("null") > 60
+    result = rendering.template(CHART, values=[given, nulls])
+    assert result.returncode == 0, result.stderr
 
 
 def test_examples_named_in_the_readme_exist() -> None:

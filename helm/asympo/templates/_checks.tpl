@@ -44,6 +44,7 @@
 {{- end }}
 {{- end }}
 
+{{/* .container .named, and .settings: which value makes a request that is not set among resources.requests. */}}
 {{- define "asympo.checkAmounts" -}}
 {{- $resources := .container.resources | default dict }}
 {{- $limits := $resources.limits | default dict }}
@@ -54,7 +55,8 @@
 {{- end }}
 {{- if $limit }}
 {{- if gt (include "asympo.number" $amount | float64) (include "asympo.number" $limit | float64) }}
-{{- fail (printf "%s requests %v of %s for the container %s, and its limit is %v: set resources.requests.%s to at most the limit" $.named $amount $name $.container.name $limit $name) }}
+{{- $setting := get ($.settings | default dict) $name | default (printf "resources.requests.%s" $name) }}
+{{- fail (printf "%s requests %v of %s for the container %s, and its limit is %v: set %s to at most the limit" $.named $amount $name $.container.name $limit $setting) }}
 {{- end }}
 {{- end }}
 {{- end }}

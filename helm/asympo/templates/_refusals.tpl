@@ -69,7 +69,7 @@
 {{- fail (printf "the Secret %s is named without a key: set key beside secret" .secret) }}
 {{- end }}
 {{- end }}
-{{- $resources := $redis.embedded.resources }}
+{{- $resources := $redis.embedded.resources | default dict }}
 {{- range list (list "requests" "memory" "memoryMiB") (list "limits" "memory" "memoryMiB") (list "requests" "cpu" "cpu") }}
 {{- if hasKey (get $resources (first .) | default dict) (index . 1) }}
 {{- fail (printf "redis.embedded.resources.%s has %s: set redis.embedded.%s instead" (first .) (index . 1) (last .)) }}
@@ -154,7 +154,9 @@
 {{- fail "learner.enabled is false and checkpoints.existingClaim is empty: the generators would look for policies on a new, empty volume; set checkpoints.existingClaim to the learner's claim" }}
 {{- end }}
 {{- if and (not $hasStore) (not (has "ReadWriteMany" $modes)) (not $checkpoints.sameNode) (or .Values.generator.enabled .Values.evaluator.enabled .Values.gateway.enabled .Values.environment.enabled) }}
-{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set checkpoints.accessMode=ReadWriteMany with a storage class that has it, checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep all that mount it on one node" (join "," $modes)) }}
+{{- $volume := ternary "checkpoints.existingClaim to a claim that is ReadWriteMany" "checkpoints.accessMode=ReadWriteMany with a storage class that has it" (not (empty $checkpoints.existingClaim)) }}
+{{- $other := ternary ", checkpoints.objectStore.url to share through a bucket, or checkpoints.sameNode=true to keep all that mount it on one node" ", or checkpoints.objectStore.url to the bucket through which the learner shares" .Values.learner.enabled }}
+{{- fail (printf "the checkpoints volume is %s: pods on other nodes cannot mount it; set %s%s" (join "," $modes) $volume $other) }}
 {{- end }}
 {{- if and $checkpoints.sameNode (not .Values.learner.enabled) }}
 {{- fail "checkpoints.sameNode puts generators beside this release's learner, and learner.enabled is false: set checkpoints.sameNode=false and use a ReadWriteMany claim" }}
@@ -219,12 +221,21 @@
 {{- fail (printf "%s.gpuResource is %s, and the images of this project are for NVIDIA's GPUs: set %s.image.repository and .tag to an image of yours for that kind, or %s.gpus=0 for the CPU image" .named $own.gpuResource .named .named) }}
 {{- end }}
 {{- include "asympo.refuseHostNetwork" . }}
+{{- include "asympo.refuseAffinity" . }}
 {{- if .root.Values.networkPolicy.enabled }}
 {{- range $own.extraEnv }}
 {{- if and (has .name (include "asympo.addressVariables" $ | fromJsonArray)) .valueFrom }}
 {{- fail (printf "%s.extraEnv takes %s from elsewhere, and the network policies cannot read its port: give it as a value, or set networkPolicy.enabled=false" $.named .name) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Kubernetes wants one pod on the node that matches all terms, and a person's are about other pods than ours. .root .values .named */}}
+{{- define "asympo.refuseAffinity" -}}
+{{- $terms := ((.values.affinity | default dict).podAffinity | default dict).requiredDuringSchedulingIgnoredDuringExecution }}
+{{- if and .root.Values.checkpoints.sameNode $terms }}
+{{- fail (printf "checkpoints.sameNode and %s.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution each want a pod on the node, and Kubernetes only takes one that matches both: choose the node with nodeAffinity, or move the terms to preferredDuringSchedulingIgnoredDuringExecution" .named) }}
 {{- end }}
 {{- end }}
 
@@ -524,13 +535,18 @@
 {{/* The name is in every selector, and with fullnameOverride the objects stay the same ones. */}}
 {{- define "asympo.refuseNameOverride" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
-{{- $workloads := list (dict "kind" "StatefulSet" "component" "learner") (dict "kind" "StatefulSet" "component" "redis") }}
-{{- range $component := list "gateway" "evaluator" "environment" }}{{ $workloads = append $workloads (dict "kind" "Deployment" "component" $component) }}{{ end }}
+{{- $workloads := list }}
+{{- if and .Values.learner.enabled (eq .Values.learner.kind "StatefulSet") }}{{ $workloads = append $workloads (dict "kind" "StatefulSet" "component" "learner") }}{{ end }}
+{{- if eq .Values.redis.mode "embedded" }}{{ $workloads = append $workloads (dict "kind" "StatefulSet" "component" "redis") }}{{ end }}
+{{- range $component := list "gateway" "evaluator" "environment" }}
+{{- if (index $.Values $component).enabled }}{{ $workloads = append $workloads (dict "kind" "Deployment" "component" $component) }}{{ end }}
+{{- end }}
 {{- range include "asympo.generators" . | fromJsonArray }}{{ $workloads = append $workloads (dict "kind" "Deployment" "component" "generator" "pool" .pool) }}{{ end }}
 {{- range $workloads }}
 {{- $there := include "asympo.present" (dict "root" $ "apiVersion" "apps/v1" "kind" .kind "name" (include "asympo.name" (merge (dict "root" $) .))) | fromJson }}
-{{- $selected := dig "spec" "selector" "matchLabels" "app.kubernetes.io/name" $name $there }}
-{{- if ne $selected $name }}
+{{- $labels := dig "spec" "selector" "matchLabels" dict $there }}
+{{- $selected := get $labels "app.kubernetes.io/name" }}
+{{- if and (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) (ne $selected $name) }}
 {{- fail (printf "nameOverride makes the label app.kubernetes.io/name %s and the %s %s selects %s, which Kubernetes does not let an upgrade change: set nameOverride=%s" $name .kind $there.metadata.name $selected $selected) }}
 {{- end }}
 {{- end }}
