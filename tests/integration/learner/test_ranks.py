@@ -92,7 +92,9 @@ def test_rank_that_has_no_memory_or_is_killed_takes_all_along_and_the_run_goes_o
         producer.hold_at_step = 4
         ranks.start()
         ranks.until(lambda: ranks.reached(4))
-        assert ranks.count("asympo: a row of") == ranks.count("does not fit into memory") == 1
+        assert ranks.count("asympo: a row of") == 1
+        # Once more, at once, where a publish that is under way delays the end.
+        assert ranks.count("does not fit into memory") <= 2
         ranks.kill_rank(1)
         producer.hold_at_step = None
         assert ranks.wait() == 0, ranks.log
