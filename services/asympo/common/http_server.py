@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
 """At a time, of one server: each costs a descriptor that storage and broker need as well."""
+MAX_TURNED_AWAY = 64
+"""Connections beyond those, at a time: each is answered that all are busy."""
 HEADER_SECONDS = 10.0
 """Within which a new connection has to have asked for something."""
 DRAIN_SECONDS = 2.0
@@ -69,15 +71,24 @@ class BoundedConnection(asyncio.Protocol):
         # The loop's own clock stands still while it accepts many.
         self._since = time.monotonic()
         if len(self.connections) > MAX_CONNECTIONS:
-            # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
-            others = (each for each in self.connections if isinstance(each, BoundedConnection))
-            idlest = min(others, key=lambda each: (each._is_asking, each._since))
-            if idlest is not self:
-                idlest.transport.close()
-            else:
-                log.warning("All of %d connections are busy: a new one is answered 503", MAX_CONNECTIONS)
-                self.app = _FULL
+            self._make_room()
         self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def _make_room(self) -> None:
+        every = [each for each in self.connections if isinstance(each, BoundedConnection)]
+        admitted = [each for each in every if each.app is not _FULL]
+        if len(admitted) <= MAX_CONNECTIONS:
+            return
+        # The one that has been idle for longest makes room: many that ask for nothing keep nobody out.
+        idlest = min(admitted, key=lambda each: (each._is_asking, each._since))
+        if idlest is not self:
+            idlest.transport.close()
+            return
+        log.warning("All of %d connections are busy: a new one is answered 503", MAX_CONNECTIONS)
+        self.app = _FULL
+        turned_away = [each for each in every if each.app is _FULL and not each.transport.is_closing()]
+        if len(turned_away) > MAX_TURNED_AWAY:
+            min(turned_away, key=lambda each: each._since).transport.close()
 
     @property
     def _is_asking(self) -> bool:

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 @pytest.fixture(params=[{}, {"connection": GatewayConnection}], ids=["every service", "gateway"])
 def address(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(http_server, "MAX_TURNED_AWAY", 2)
     monkeypatch.setattr(http_server, "HEADER_SECONDS", 2.0)
     app = FastAPI()
     app.add_api_route("/livez", lambda: "ok")
@@ -74,6 +75,11 @@ def test_connection_beyond_those_that_are_busy_is_told_to_come_again(
         answer = ask(address, "/v1/status")
         assert (answer[:12], b"retry-after: 1" in answer) == (b"HTTP/1.1 503", True)
         assert "All of 4 connections are busy" in caplog.text
+        turned_away = [closing.enter_context(socket.create_connection(address, timeout=20)) for _ in range(3)]
+        assert turned_away[0].recv(1) == b"", "there are only so many of those, too"
+        for each in turned_away[1:]:
+            each.sendall(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert each.recv(100).startswith(b"HTTP/1.1 503"), "in whatever order they come and ask"
         for each in busy:
             each.sendall(b"x")
             assert each.recv(100).startswith(b"HTTP/1.1 200")
