@@ -87,13 +87,17 @@ class GatewayProcess:
             stopping = asyncio.ensure_future(self._stop.wait_async())
             working = asyncio.ensure_future(self._work(joined))
             await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-            working.cancel()
-            log.info("Stopping: %s", self._stop.reason)
-            self.gateway.stop_granting()
-            # One beside the other: each may take that long.
-            await asyncio.gather(servers.aclose(), self.rpc.stop(grace_seconds=self._settings.drain_seconds))
+            try:
+                if working.done():
+                    working.result()
+                working.cancel()
+                log.info("Stopping: %s", self._stop.reason)
+            finally:
+                self.gateway.stop_granting()
+                # One beside the other: each may take that long.
+                await asyncio.gather(
+                    servers.aclose(), self.rpc.stop(grace_seconds=self._settings.drain_seconds)
+                )
 
     async def _start_servers(self, closing: AsyncExitStack) -> None:
         settings = self._settings
@@ -184,6 +188,6 @@ class GatewayProcess:
             metrics=self._metrics,
             text=text,
         )
-        self.gateway.attach(JoinedParts(run_log=run_log, config=config, work=work))
+        self.gateway.attach(JoinedParts(run_log=run_log, run_id=run_id, config=config, work=work))
         log.info("Joined run %s: %d slots", settings.run, config.capacity)
         return run_id

@@ -64,6 +64,7 @@ class JoinedParts:
     """What exists once the run is joined."""
 
     run_log: RunLog
+    run_id: str
     config: RunConfig
     work: Work
 
@@ -198,6 +199,7 @@ class Gateway:
             queue = self._queues[producer.name] = ProducerQueue(
                 producer=producer,
                 run_log=parts.run_log,
+                run_id=parts.run_id,
                 calls=self._calls,
                 metrics=self._metrics,
                 capacity=parts.config.capacity,

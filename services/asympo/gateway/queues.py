@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from asympo.common.errors import AsympoError
+from asympo.common.errors import AsympoError, BrokerUnavailable
 from asympo.common.rollout_log import Refused, RunLog, Submission, SubmitOutcome, Submitted
 from asympo.common.rollout_log.broker.calls import Backoff, Calls
 from asympo.gateway.metrics import GatewayMetrics
@@ -47,13 +48,14 @@ class ProducerQueue:
         *,
         producer: Producer,
         run_log: RunLog,
+        run_id: str,
         calls: Calls,
         metrics: GatewayMetrics,
         capacity: int,
         max_queued: int,
     ) -> None:
         self._producer = producer
-        self._run_log = run_log
+        self._run_log, self._run_id = run_log, run_id
         self._calls = calls
         self._metrics = metrics
         self._max_slots = producer.max_slots(capacity)
@@ -61,6 +63,8 @@ class ProducerQueue:
         self._room = asyncio.Semaphore(max_queued)
         self._refusal: _Refusal = _FULL
         """Of whoever was not taken last."""
+        self._asked_at = math.inf
+        """When the call that the broker has not answered yet began."""
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._worker = asyncio.ensure_future(self._work())
@@ -74,7 +78,9 @@ class ProducerQueue:
             async with asyncio.timeout(wait_seconds):
                 await self._room.acquire()
         except TimeoutError:
-            self._answer(waiting, self._refusal)
+            is_silent = self._asked_at <= waiting.since
+            silence = BrokerUnavailable("the broker has not answered for as long as this group waits")
+            self._answer(waiting, silence if is_silent else self._refusal)
             return answer
         answer.add_done_callback(lambda _: self._leave())
         self._waiting.append(waiting)
@@ -143,16 +149,19 @@ class ProducerQueue:
     async def _submit(self, batch: list[_Waiting]) -> tuple[list[Submitted], Refused]:
         """One call; whatever is not final after it counts for nothing in the producer's minute."""
         num_open = len(batch)
+        self._asked_at = time.monotonic()
         try:
             answers, refused = await self._calls.run(
                 self._run_log.submissions.submit,
                 self._producer.name,
                 [waiting.submission for waiting in batch],
                 max_slots=self._max_slots,
+                run_id=self._run_id,
             )
             num_open = sum(not answer.outcome.is_final for answer in answers)
             return answers, refused
         finally:
+            self._asked_at = math.inf
             self._limit.give_back(num_open)
 
     def _settle(self, batch: list[_Waiting], answers: list[Submitted]) -> bool:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -91,3 +92,18 @@ def test_broker_that_goes_away_is_not_said_to_be_full(
             time.sleep(0.01)
         assert post(gateway, GROUP | {"group_id": "1001"}).status_code == 503
         stream.cancel()
+
+
+def test_broker_that_does_not_answer_is_not_said_to_be_full(
+    broker: Broker, log: RunLog, start_gateway: Callable[..., RunningGateway]
+) -> None:
+    start_run(log)
+    gateway = start_gateway(max_queued_groups=1, slot_wait_seconds=0.1)
+    broker.command("CLIENT PAUSE", 60_000, "WRITE")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, gateway, GROUP)
+        while not num_queued(gateway):
+            time.sleep(0.01)
+        assert post(gateway, GROUP | {"group_id": "2"}).status_code == 503
+        broker.command("CLIENT UNPAUSE")
+        assert first.result().status_code == 200

@@ -1,17 +1,19 @@
 """Prompts of the run's task, as producers lease them."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from asympo.common.rollout_log import RunLog
-from asympo.gateway import app
+from asympo.gateway import app, work
 from asympo.gateway.policy_text import PolicyText
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.gateway.conftest import RunningGateway
-from tests.integration.gateway.test_ingest import NUM_SUMS, post
+from tests.integration.gateway.test_ingest import GROUP, NUM_SUMS, post
 from tests.integration.rollout_log.conftest import must_lease, start_run
 
 StartGateway = Callable[..., RunningGateway]
@@ -44,18 +46,27 @@ def test_prompt_that_the_template_refuses_is_set_aside_and_others_are_leased(
     assert post(gateway, {}, path="/v1/work").json()["group_id"] != lease.group_id
 
 
-def test_gateway_leases_nothing_of_a_run_that_was_created_anew_and_ends(
+def test_gateway_takes_and_leases_nothing_for_a_run_that_was_created_anew_and_ends(
     log: RunLog, start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(write_tiny_model(tmp_path / "model"))
     start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
     monkeypatch.setattr(app, "RUN_CHECK_SECONDS", 600.0)
-    slow = start_gateway(model=model)
+    monkeypatch.setattr(work, "MAX_WAIT_SECONDS", 0.1)
+    slow = start_gateway(model=model, slot_wait_seconds=0.1)
     assert post(slow, {}, path="/v1/work").status_code == 200
     monkeypatch.setattr(app, "RUN_CHECK_SECONDS", 0.01)
-    gateway = start_gateway(model=model)
-    log.state.delete()
-    start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+    gateway = start_gateway(model=model, drain_seconds=60.0)
+    for _ in range(7):
+        must_lease(log)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, gateway, {"wait_seconds": 20}, path="/v1/work")
+        while not log.broker.client.info("clients")["blocked_clients"]:
+            time.sleep(0.01)
+        log.state.delete()
+        start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
+        assert waiting.result().json()["refusal"] == "paused", "it is told to ask another gateway"
+    assert post(slow, GROUP).json()["results"][0]["outcome"] == "not_started"
     assert post(slow, {}, path="/v1/work").json()["refusal"] == "not_started"
-    assert log.stats.read().leases_granted == 0
+    assert (log.stats.read().leases_granted, log.stats.read().appended) == (0, 0)
     assert "created anew since this gateway joined it" in str(gateway.error())

@@ -64,6 +64,16 @@ def test_id_older_than_all_that_are_remembered_is_refused_and_counted(log: RunLo
     assert log.submissions.counts()["agents"]["too_old"] == 4
 
 
+def test_submission_to_another_run_of_the_name_comes_before_its_start(log: RunLog) -> None:
+    joined = start_run(log).fence.run_id
+    log.state.delete()
+    own = start_run(log).fence.run_id
+    for run_id, outcome in ((joined, "not_started"), (own, "appended"), (joined, "not_started")):
+        answers, _ = log.submissions.submit("agents", groups("1"), run_id=run_id)
+        assert [str(answer.outcome) for answer in answers] == [outcome]
+    assert log.stats.read().appended == 1
+
+
 def test_submission_takes_a_slot_like_a_lease(log: RunLog) -> None:
     learner = start_run(log)  # capacity is 8
     leases = [must_lease(log) for _ in range(5)]

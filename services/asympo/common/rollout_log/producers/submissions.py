@@ -98,18 +98,24 @@ class Submissions:
         self._run = run
 
     def submit(
-        self, producer: str, groups: Sequence[Submission], *, max_slots: int | None = None
+        self,
+        producer: str,
+        groups: Sequence[Submission],
+        *,
+        max_slots: int | None = None,
+        run_id: str = "",
     ) -> tuple[list[Submitted], Refused]:
         """Appends groups in order, each once; returns also what to wait on if one lacked a slot.
 
-        `max_slots`: of the run's capacity, as long as others hold slots too. Raises BrokerFull when the
-        broker is out of memory: send all of them again.
+        `max_slots`: of the run's capacity, as long as others hold slots too. `run_id`: of the run that the
+        caller has joined, if it knows it: another one of the same name answers as one that has not started.
+        Raises BrokerFull when the broker is out of memory: send all of them again.
         """
         share = 2**53 if max_slots is None else max_slots
         arguments: list[str | int | bytes] = [producer, share, REMEMBERED_IDS]
         for group in groups:
             arguments += [_sortable(group.group_id), group.group_id, group.payload]
-        wake_id, retry_ms, *flat = self._run.call("submit", *arguments)
+        wake_id, retry_ms, *flat = self._run.call("submit", *arguments, run_id)
         answers = [
             Submitted(outcome=SubmitOutcome(text(outcome).lower()), sequence=number(sequence) or None)
             for outcome, sequence in zip(flat[::2], flat[1::2], strict=True)

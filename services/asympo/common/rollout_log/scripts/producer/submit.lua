@@ -2,7 +2,8 @@
 -- Appends groups that were made without a lease, each under the next dense number while leases + open < capacity.
 -- KEYS: run, log, open, leases, deadlines, reissue, wake, submitted, producers.
 -- ARGV: producer, slots it may hold while others hold some, ids remembered, then for each group: sortable id, group
--- id, payload. Replies newest event, milliseconds until it may be worth asking again, then for each group outcome and
+-- id, payload; last the id of the run that the caller has joined (empty or left out where it knows none): to another one
+-- of that name it comes before its start. Replies newest event, milliseconds until it may be worth asking again, then for each group outcome and
 -- sequence. Twice: an id among the newest remembered ones replies DUPLICATE, one older than all of them TOO_OLD, so
 -- nothing enters twice. XADD is the first write of each group: a broker that is full has written none of it.
 --!include time
@@ -14,6 +15,8 @@
 --!include enter
 local run, log, open, leases, deadlines, reissue, wake, submitted, producers = unpack(KEYS)
 local producer, share, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local last_part = #ARGV - #ARGV % 3
+local joined = ARGV[last_part + 1] or ''
 local prefix = producer .. '/'
 local function is_its_own(id)
   return string.sub(id, 1, #prefix) == prefix and #id <= 160
@@ -21,7 +24,7 @@ end
 -- Whatever a caller says: a name that begins like a leased prompt's id, or an id outside of the producer's own
 -- names, is stored nowhere.
 local is_named = #producer <= 32 and string.match(producer, '^[a-z][a-z0-9-]*$')
-for i = 4, #ARGV, 3 do
+for i = 4, last_part, 3 do
   is_named = is_named and is_its_own(ARGV[i]) and is_its_own(ARGV[i + 1])
 end
 if not is_named then
@@ -29,7 +32,7 @@ if not is_named then
 end
 
 local now = now_ms()
-local fields = learner_fields(run, {'state', 'capacity', 'max_record_bytes', 'max_lease_ms'})
+local fields = learner_fields(run, {'state', 'capacity', 'max_record_bytes', 'max_lease_ms', 'run_id'})
 fields.last_sequence = redis.call('HGET', run, 'last_sequence')
 expire_leases(now, run, leases, deadlines, reissue, wake)
 
@@ -60,6 +63,9 @@ end
 
 local max_bytes = tonumber(fields.max_record_bytes or '16777216') or 16777216
 local function refusal(id, payload)
+  if joined ~= '' and (fields.run_id or joined) ~= joined then
+    return 'NOT_STARTED'
+  end
   if #payload > max_bytes then
     return 'TOO_LARGE'
   end
@@ -93,7 +99,7 @@ end
 
 local found = {newest_id(wake), until_next_expiry(now, deadlines)}
 local counts = {}
-for i = 4, #ARGV, 3 do
+for i = 4, last_part, 3 do
   local id, group_id = ARGV[i], ARGV[i + 1]
   local outcome = refusal(id, ARGV[i + 2])
   local sequence, problem = 0, nil
