@@ -1,6 +1,7 @@
 """What agents ask all the time: `POST /sessions/{id}/v1/…`, answered before the application's own routes."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,8 @@ from asympo.gateway.capture import TurnReader
 from asympo.gateway.door_connections import DoorAnswer
 from asympo.gateway.doors import Doors, NoDoor, SlowDoor
 from asympo.gateway.sessions import Session, SessionRefused, Sessions
+
+log = logging.getLogger(__name__)
 
 PATHS = frozenset({"chat/completions", "completions", "responses"})
 """What an agent may ask: those of which the engine says the token ids."""
@@ -126,7 +129,10 @@ async def _left(receive: Receive) -> None:
 
 
 async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool) -> AsyncIterator[bytes]:
-    """The stream as it comes; the turn is noted before its last piece is passed on."""
+    """The stream as it comes; the turn is noted before its last piece is passed on.
+
+    One that breaks off, or takes longer than its session, ends with an error in its place.
+    """
     reader, rest = TurnReader(), b""
 
     def read(line: bytes) -> None:
@@ -142,11 +148,17 @@ async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool
 
     async with answer:
         # Not by its own lines: they may not be as long as an event with the ids of a long prompt.
-        async for chunk in answer.pieces():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                read(line)
-            yield chunk
+        try:
+            async for chunk in answer.pieces():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    read(line)
+                yield chunk
+        except OSError as error:
+            reason = f"the answer was cut off: {error}"
+            log.warning("A session's stream ends early: %s", reason)
+            # What has come of an event that is not whole is none.
+            yield b"\n\n" * bool(rest) + b"data: " + to_json({"error": {"message": reason}}) + b"\n\n"
 
 
 def _asked(scope: Scope) -> tuple[str, str] | None:

@@ -42,7 +42,7 @@ class DoorAnswer:
         self._error: OSError | None = None
         self._waiting: asyncio.Future[None] | None = None
         loop = asyncio.get_running_loop()
-        late = AnswerTooSlow(f"no answer within {seconds:.3g} s")
+        late = AnswerTooSlow(f"not all of the answer came within {seconds:.3g} s")
         self._timer = loop.call_later(seconds, self.fail, late)
 
     async def begun(self) -> Self:

@@ -64,3 +64,23 @@ def test_answer_that_takes_too_long_is_not_begun_again_elsewhere(
     assert sum(door.num_asked for door in doors) == 1
     for door in doors:
         door.stop()
+
+
+def test_stream_that_breaks_off_ends_in_an_error(
+    log: RunLog, start_gateway: Callable[..., RunningGateway], caplog: pytest.LogCaptureFixture
+) -> None:
+    start_run(log)
+    door = FakeDoor()
+    door.breaks_off = True
+    gateway = start_gateway(doors=[door.address])
+    started = post(gateway, {"own_prompt": True, "num_sessions": 2}, path="/rl/start_session").json()
+    body = BODY.replace(b"}]}", b'}], "stream": true}')
+    answer = httpx.post(f"{started['sessions'][0]['base_url']}/chat/completions", content=body, timeout=30)
+    begun, event = answer.text.strip().split("\n\n")
+    assert (answer.status_code, begun, event[:51]) == (
+        200,
+        "{",
+        'data: {"error":{"message":"the answer was cut off: ',
+    )
+    assert "A session's stream ends early: the answer was cut off" in caplog.text
+    door.stop()
