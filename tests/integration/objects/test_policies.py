@@ -73,6 +73,18 @@ def test_cache_stays_bounded_and_leaves_no_dead_download(open_store: Opener) -> 
     assert sorted(path.name for path in generator.path.iterdir()) == [refs[2].name, refs[3].name]
 
 
+def test_copy_that_is_served_makes_no_room_for_those_that_come(open_store: Opener) -> None:
+    learner, generator = open_store("learner"), open_store("generator", cached=2)
+    learner.take_over(1)
+    for step in range(1, 4):
+        publish(learner, step)
+    served, skipped, last = generator.list()
+    generator.verify(served)
+    for ref in (skipped, last):
+        generator.verify(ref, served=served)
+    assert [ref.path.is_dir() for ref in (served, skipped, last)] == [True, False, True]
+
+
 def test_cached_copy_that_was_damaged_is_brought_again(open_store: Opener) -> None:
     learner, generator = open_store("learner"), open_store("generator")
     learner.take_over(1)

@@ -88,6 +88,8 @@ class _Listing:
 class BucketSteps(Generic[M]):
     """The bucket decides what exists. Every method raises StoreError (an OSError) when the store fails."""
 
+    holds_copies = True
+
     def __init__(
         self,
         root: Path,
@@ -305,10 +307,8 @@ class BucketSteps(Generic[M]):
         """What is there, and what of it is visible, sorted."""
         for _ in range(_NUM_LOOKS):
             listing = self._list()
-            present = sorted(
-                (name for name, sizes in listing.steps.items() if MANIFEST_NAME in sizes),
-                key=lambda name: name.rank,
-            )
+            complete = (name for name, sizes in listing.steps.items() if MANIFEST_NAME in sizes)
+            present = sorted(complete, key=lambda name: name.rank)
             highest = max(listing.fences, default=0)
             if not highest:
                 return listing, present

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 class DirectorySteps(Generic[M]):
     """Every step becomes visible by one rename."""
 
+    holds_copies = False
+
     def __init__(
         self,
         root: Path,

@@ -98,6 +98,9 @@ class Steps(Protocol[M_co]):
     One is written into a directory of `begin` and then sealed.
     """
 
+    holds_copies: bool
+    """Whether what lies at `path` are copies, of which those used longest ago are deleted."""
+
     @property
     def path(self) -> Path:
         """Where their directories lie on this machine: all of them, some without their weights, or copies."""

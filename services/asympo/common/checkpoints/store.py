@@ -194,7 +194,7 @@ class PolicyStore:
         An adapter is merged for that: from then on the directory of `ref` is there. That of `served` does not
         make room for it.
         """
-        if served is not None and served.path.parent != self.path:
+        if served is not None and (self._steps.holds_copies or served.path.parent != self.path):
             note_use(served.path)
         manifest = _same(ref, self._steps.verify(StepName(step=ref.step, fence=ref.fence)))
         self.check_merge(manifest)
