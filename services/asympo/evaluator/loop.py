@@ -11,7 +11,14 @@ from typing import Any
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.names import StepName
-from asympo.common.errors import AsympoError, BrokerFull, EngineBroken, PromptRefused, RunConfigMismatch
+from asympo.common.errors import (
+    AsympoError,
+    BrokerFull,
+    BrokerRefused,
+    EngineBroken,
+    PromptRefused,
+    RunConfigMismatch,
+)
 from asympo.common.jsonl import JsonlWriter
 from asympo.common.rollout_log import PolicyAnnouncement, RunLog, RunState
 from asympo.common.rollout_log.broker.calls import Calls
@@ -76,6 +83,8 @@ class EvaluationLoop:
         self._retries = Retries()
         self._failing: set[str] = set()
         """Evaluations that failed last, and may not the next time."""
+        self._is_refused = False
+        """Whether the broker turned the newest report away."""
         self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
@@ -182,9 +191,19 @@ class EvaluationLoop:
         # One holder for each policy: the one before is held on until its result has been read.
         holder = f"{self._holder}-{policy.name}"
         report = {"service": EVALUATOR, "policy_step": policy.step, "policy_fence": policy.fence}
-        await self._calls.until_answered(
-            self._run_log.presence.report, holder, report, ttl_seconds=_HOLD_SECONDS
-        )
+        try:
+            await self._calls.until_answered(
+                self._run_log.presence.report, holder, report, ttl_seconds=_HOLD_SECONDS
+            )
+        except BrokerRefused as error:
+            # A policy that is deleted meanwhile is not measured, and the next one is.
+            if not self._is_refused:
+                log.warning(
+                    "The broker takes no report, so the learner may delete what is measured: %s", error
+                )
+            self._is_refused = True
+        else:
+            self._is_refused = False
 
     async def _measure(self, each: Prepared, sampler: Sampler, policy: PolicyRef) -> Measured:
         self._progress.state, total = "measuring", len(each.prompts)

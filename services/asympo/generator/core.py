@@ -115,7 +115,7 @@ class Generator:
         self.rate = TokenRate()
         self.outside = OutsideRequests()
         self.is_broker_answering = False
-        """Whether the newest presence report arrived."""
+        """Whether the newest presence report had an answer."""
         self.loading: PolicyRef | None = None
         """The policy being loaded: the report keeps the learner from deleting it meanwhile."""
 

@@ -40,6 +40,8 @@ class PresenceReporter:
         self._interval_seconds = interval_seconds
         self._telling = threading.Lock()
         self._is_leaving = False
+        self._is_refused = False
+        """Whether the broker turned the newest report away."""
 
     async def run(self) -> None:
         """Report for ever."""
@@ -75,14 +77,19 @@ class PresenceReporter:
         try:
             ttl_seconds = max(MIN_TTL_SECONDS, self._interval_seconds * MISSED_REPORTS)
             await self._calls.run(self._tell, self._generator.status(), ttl_seconds=ttl_seconds)
-        except (BrokerRefused, BrokerUnavailable) as error:
+        except BrokerRefused as error:
             # What is shown to people ends no generator: whether it may work for the run is said elsewhere.
             self._metrics.count_broker_error()
-            if self._generator.is_broker_answering:
+            if not self._is_refused:
                 log.warning("The broker takes no report: %s", error)
+            self._is_refused = self._generator.is_broker_answering = True
+        except BrokerUnavailable as error:
+            self._metrics.count_broker_error()
+            if self._generator.is_broker_answering:
+                log.warning("No report reaches the broker: %s", error)
             self._generator.is_broker_answering = False
         else:
-            self._generator.is_broker_answering = True
+            self._is_refused, self._generator.is_broker_answering = False, True
         self._metrics.ready.set(self._generator.not_ready_reason is None)
 
     def _tell(self, status: dict[str, Any], *, ttl_seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from asympo.common.checkpoints import PolicyRef
-from asympo.common.errors import BrokerFull, NoProgress, PromptRefused
+from asympo.common.errors import BrokerFull, BrokerRefused, NoProgress, PromptRefused
 from asympo.common.rollout_log import RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
@@ -89,6 +89,22 @@ async def test_what_told_no_policy_is_not_measured_again_at_once(
     loop = loop_of("e", monkeypatch=monkeypatch, measured=measured)
     policy: Any = SimpleNamespace(step=4, name="step-4")
     assert await loop._measure_due(policy, ["e"]) is expected
+
+
+@pytest.mark.asyncio
+async def test_policy_is_measured_although_no_report_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise BrokerRefused("no permission")
+
+    loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=nothing)
+    loop._run_log = SimpleNamespace(presence=SimpleNamespace(report=refuse))
+    loop._calls = CALLS
+    policy: Any = SimpleNamespace(step=4, fence=1, name="step-4")
+    for _ in range(2):
+        await EvaluationLoop._report_held(loop, policy)
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.asyncio

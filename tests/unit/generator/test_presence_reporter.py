@@ -54,8 +54,10 @@ def test_goodbye_is_the_last_word_even_beside_a_report_that_was_cancelled() -> N
     assert presence.heard[1:] == [0]
 
 
-@pytest.mark.parametrize("error", [BrokerRefused, BrokerUnavailable])
-def test_report_that_is_not_taken_ends_no_generator(error: type[AsympoError]) -> None:
+@pytest.mark.parametrize(("error", "is_answering"), [(BrokerRefused, True), (BrokerUnavailable, False)])
+def test_report_that_is_not_taken_ends_no_generator_and_is_told_once(
+    error: type[AsympoError], is_answering: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     generator = MagicMock(parts=None, holder="one", not_ready_reason=None, is_broker_answering=True)
     presence = MagicMock(report=MagicMock(side_effect=error("ERR a short status is needed")))
     calls = Calls(max_threads=1, on_broker_error=lambda: None)
@@ -69,9 +71,11 @@ def test_report_that_is_not_taken_ends_no_generator(error: type[AsympoError]) ->
 
     async def tell() -> None:
         await reporter.report()
+        await reporter.report()
         await reporter.say_goodbye()
 
     asyncio.run(tell())
     calls.close()
-    assert not generator.is_broker_answering
-    assert presence.report.call_count == 2
+    assert generator.is_broker_answering is is_answering
+    assert presence.report.call_count == 3
+    assert len(caplog.messages) == 1
