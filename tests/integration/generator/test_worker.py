@@ -209,22 +209,23 @@ class EngineThatLoads(ScriptedEngine):
         await self.loaded.wait()
 
 
-@pytest.mark.parametrize("is_paused", [False, True])
+@pytest.mark.parametrize("what", ["loads", "is paused", "was paused"])
 async def test_worker_leases_nothing_of_a_run_created_anew_while_it_loaded_or_was_paused(
-    learner: LearnerSide, is_paused: bool
+    learner: LearnerSide, what: str
 ) -> None:
     learner.create().publish(3, nll=2.0)
     engine = EngineThatLoads()
     gen = start(settings_for(learner), engine)
     await until(lambda: engine.started_on)
-    if is_paused:
+    if what != "loads":
         engine.loaded.set()
         await until(lambda: len(learner.groups()) == learner.config.capacity)
         gen.generator.pause()
     learner.run_log.state.delete()
     learner.create().publish(4, nll=2.0)
     engine.loaded.set()
-    gen.generator.resume()
+    if what == "was paused":
+        gen.generator.resume()
     with pytest.raises(RunConfigMismatch, match="and created anew since"):
         await asyncio.wait_for(gen.task, 40)
     assert learner.run_log.stats.read().leases_granted == 0

@@ -291,10 +291,18 @@ def test_run_whose_limits_were_evicted_gets_them_again(log: RunLog, is_start: bo
     """As under a `maxmemory-policy` that evicts; nobody has deleted the run."""
     learner = start_run(log, num_prompts=8, num_epochs=1)
     must_append(log)
+    answered, refused, kept = (must_lease(log) for _ in range(3))
     log.broker.command("DEL", log.access.key("learner"))
+    # Who is at work waits: its leases hold, and what nobody can judge now is asked for again.
+    assert log.leases.renew([answered, refused, kept]) == []
+    assert log.leases.append(answered, b"payload", producer="gen-0").outcome == "lease_lost"
+    assert log.leases.hand_back(refused, reason="too long", is_prompt_failure=True)
     if is_start:
         learner.fence = log.fence.take("learner-1", at_least=1)
+        assert learner.fence.run_id == ""
     reconcile(learner)
+    assert learner.fence.run_id == log.state.run_id() != ""
+    must_append(log, kept)
     log.policies.announce(learner.fence, step=0, digest="d0")
     log.state.set(RunState.RUNNING, fence=learner.fence)
     finish(learner)

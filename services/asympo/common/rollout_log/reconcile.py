@@ -128,7 +128,7 @@ class Reconciler:
         head, commit, *groups = reply[1:]
         new_number, last, lost, rolled_back, seed, num_prompts, epoch, position = map(number, head[:8])
         return _Survey(
-            fence=replace(fence, number=new_number, server_id=text(head[8])),
+            fence=replace(fence, number=new_number, server_id=text(head[8]), run_id=text(head[9])),
             commit=commit_of(commit),
             last_sequence=last,
             num_lost=lost,

@@ -166,11 +166,12 @@ class Worker:
             return None
         wanted_since = time.monotonic()
         while True:
-            await self._unpaused.wait()
+            await self._until_unpaused()
             await self._gate.opened()
             step = self._reloader.served_step
             if step is None:
                 await self._reloader.wait_for_change(self._slot_wait_seconds, since_step=None)
+                await self._refuse_another_run()
                 continue
             answer: Lease | Refused
             if self._no_slot is not None:
@@ -191,6 +192,14 @@ class Worker:
             else:
                 self._missing_since = None
             await self._wait_after(answer, asked_step=step)
+
+    async def _until_unpaused(self) -> None:
+        while not self._unpaused.is_set():
+            try:
+                async with asyncio.timeout(self._slot_wait_seconds):
+                    await self._unpaused.wait()
+            except TimeoutError:
+                await self._refuse_another_run()
 
     async def _until_run_ends(self) -> None:
         """While others ask for prompts: returns once the run has ended and that is to end the process."""

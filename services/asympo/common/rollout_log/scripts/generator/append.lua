@@ -61,6 +61,9 @@ end
 
 if tonumber(redis.call('ZSCORE', deadlines, token) or '0') <= now then
   return refuse('LEASE_LOST', 'lease_expiries')
+elseif not limits.capacity then
+  -- The broker has lost the run's limits: its learner writes them again, and asks for what is in no log.
+  return refuse('LEASE_LOST', nil)
 elseif state == 'finished' or state == 'failed' then
   return refuse('REFUSED', nil)
 elseif max_generation >= 0 and staleness > max_generation then

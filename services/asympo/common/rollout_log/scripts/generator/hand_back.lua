@@ -15,7 +15,9 @@ local is_given_up = false
 if ARGV[2] == '1' and is_own_id(group_id) then
   redis.call('HINCRBY', run, 'prompt_failures', 1)
   local count = redis.call('HINCRBY', failures, group_id, 1)
-  is_given_up = count >= tonumber(redis.call('HGET', learner_hash(run), 'max_prompt_failures'))
+  local limit = redis.call('HGET', learner_hash(run), 'max_prompt_failures')
+  -- Without one, the broker has lost it: the next failure will tell.
+  is_given_up = limit and count >= tonumber(limit)
 end
 if is_given_up and is_own_id(group_id) then
   redis.call('HSET', set_aside, group_id, string.sub(ARGV[3], 1, 1000))

@@ -13,11 +13,12 @@ for i, token in ipairs(ARGV) do
   kept[i] = 0
   if stored and deadline and tonumber(deadline) > now then
     local _, _, granted = parse_lease(stored)
-    if granted then
+    if granted and limits[1] and limits[2] then
       local last = granted + tonumber(limits[2])
       redis.call('ZADD', deadlines, 'XX', math.min(now + tonumber(limits[1]), last), token)
-      kept[i] = 1
     end
+    -- Kept, though not for longer, where the broker has lost the limits until the learner writes them again.
+    kept[i] = granted and 1 or 0
   end
 end
 return kept
