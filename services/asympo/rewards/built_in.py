@@ -104,7 +104,8 @@ def make_built_in(config: RewardConfig, *, columns: Sequence[str] | None = None)
 
 
 def _of_answer(score: scoring.Score) -> Made:
-    return lambda asked: score(asked.prompt, asked.texts[0])
+    """Does not apply to a row without an answer: another function may score it."""
+    return lambda asked: score(asked.prompt, asked.texts[0]) if asked.prompt.answer.strip() else None
 
 
 def _length_of(asked: Asked, unit: str) -> int:

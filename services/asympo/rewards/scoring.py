@@ -21,8 +21,9 @@ BY_ANSWER = ("exact", "regex", "math-verify")
 
 
 def exact_match(prompt: TaskPrompt, response_text: str) -> float:
-    """1 if the response is the answer, white space around it aside."""
-    return float(response_text.strip() == _answer_of(prompt))
+    """1 if the response is the answer, white space around it aside, with what the prompt began or without."""
+    answer = _answer_of(prompt)
+    return float(answer in (response_text.strip(), response_text.removeprefix(prompt.prefill).strip()))
 
 
 def regex_match(pattern: str) -> Score:

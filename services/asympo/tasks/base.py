@@ -172,8 +172,10 @@ def content_digest(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for prompt in prompts:
         content: list[Any] = [prompt.messages, prompt.text, prompt.answer]
-        # A task that has none of them keeps the digest it always had.
-        rest = (prompt.columns if with_columns else None, prompt.tools, prompt.chat_template_kwargs)
+        # A task that has none of them keeps the digest it always had; tools count as they stand in the row.
+        stored = prompt.columns.get("tools")
+        tools = stored if prompt.tools and isinstance(stored, list) else prompt.tools
+        rest = (prompt.columns if with_columns else None, tools, prompt.chat_template_kwargs)
         content += [value for value in (*rest, prompt.is_prefilled) if value]
         digest.update(json.dumps(content, ensure_ascii=False, sort_keys=True).encode())
     return digest.hexdigest()

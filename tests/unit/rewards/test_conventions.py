@@ -9,6 +9,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.rewards.built_in import make_built_in
 from asympo.rewards.conventions.base import Asked
+from asympo.rewards.scoring import exact_match
 from asympo.rewards.token_ids import pack_ids
 from asympo.rewards.worker import answers, load_functions
 from asympo.tasks.base import TaskPrompt
@@ -123,6 +124,13 @@ def test_length_in_characters_is_that_of_what_the_policy_wrote() -> None:
     assert score(Asked(prompt=prompt, texts=("<think>It is 4",))) == -0.4
 
 
+def test_exact_takes_the_answer_behind_a_beginning_or_with_it() -> None:
+    asked, begun = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is "}
+    for answer, text in (("4", "It is 4"), ("It is 4", "It is 4"), ("4", "It is 5")):
+        prompt = TaskPrompt(index=0, messages=(asked, begun), answer=answer, is_prefilled=True)
+        assert exact_match(prompt, text) == float(text.endswith("4"))
+
+
 def test_what_a_function_changes_of_its_arguments_nobody_else_sees(tmp_path: Path) -> None:
     code = """
 def trl(prompts, completions, ground, **columns):
@@ -150,6 +158,12 @@ def openrlhf(queries, prompts, labels): return [float(each == "4") for each in l
     names = ("trl", "verl", "openrlhf")
     found = scored(tmp_path, code, *({"function": name} for name in names), rows=rows)
     assert [values(outcomes) for outcomes in found] == [[1.0, 1.0]] * 3
+    # A row that has none says so, for functions that leave such a row to others.
+    leaves = "def trl(completions, answer): return [None if each is None else 1.0 for each in answer]"
+    rows, elsewhere = [{"prompt": "2 + 2?", "answer": None, "tests": "t"}], tmp_path / "leaves"
+    elsewhere.mkdir()
+    found = scored(elsewhere, leaves, {"function": "trl"}, rows=rows)
+    assert [values(outcomes) for outcomes in found] == [[None, None]]
 
 
 def test_verl_function_gets_what_verl_keeps_in_a_row(tmp_path: Path) -> None:
@@ -292,17 +306,28 @@ def test_built_in_functions_score(tmp_path: Path) -> None:
     assert outcomes == [0.0, 1.0, 0.0, -0.5, -0.7]
 
 
-def test_row_without_an_answer_is_refused_and_scores_nothing(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None, "target": "2"}]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for options in ({}, {"scoring": "regex", "pattern": "(.*)"}, {"scoring": "math-verify"}):
+def test_rows_without_an_answer_score_nothing_and_a_set_of_them_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(*rows: dict[str, Any], **options: Any) -> TaskConfig:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         config = TaskConfig(data=str(tmp_path / "rows.jsonl"), held_out_fraction=0, **options)
-        with pytest.raises(BadSetting, match=r"row 2 has no answer, .*, target: set task.columns.answer to"):
-            load_functions({"task": config.model_dump(mode="json"), "allow_python": False, "columns": []})
+        load_functions({"task": config.model_dump(mode="json"), "allow_python": False, "columns": []})
+        return config
+
+    blank = {"prompt": "b", "answer": None, "target": "2"}
+    for options in ({}, {"scoring": "regex", "pattern": "(.*)"}, {"scoring": "math-verify"}):
+        with pytest.raises(BadSetting, match=r"1 of 1 rows have no answer .*, target: set task.columns"):
+            load(blank, **options)
+        config = load({"prompt": "a", "answer": "1"}, blank, **options)
+        assert "1 of 2 rows have no answer" in caplog.text
+        caplog.clear()
     prompt = load_task(config).prompt(1)
+    with pytest.raises(ValueError, match="row 2 has no answer: set"):
+        exact_match(prompt, " ")
+    # Beside another function, they do not apply.
     for score in ({"function": "exact"}, {"function": "regex", "options": {"pattern": "(.*)"}}):
-        with pytest.raises(ValueError, match="row 2 has no answer: set"):
-            make_built_in(RewardConfig.model_validate(score))(Asked(prompt=prompt, texts=(" ",)))
+        assert make_built_in(RewardConfig.model_validate(score))(Asked(prompt=prompt, texts=(" ",))) is None
 
 
 def test_option_that_a_built_in_function_does_not_take_is_refused() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from asympo.common.errors import BadSetting
-from asympo.tasks.base import TaskPrompt, columns_json
+from asympo.tasks.base import TaskPrompt, columns_json, content_digest
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.task import DataTask
 from asympo.tasks.registry import load_task
@@ -204,6 +205,9 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
         "strict": None,
         "function": {**tool["function"], "parameters": {"type": "object", "content": None}},
     }
+    # The digest is made of what stands in the row: a run of an earlier version goes on.
+    shown = of_rows(tmp_path, [row | {"tools": [wide]}], **options).prompt(0)
+    assert content_digest({}, [shown]) == content_digest({}, [replace(shown, tools=(wide,))])
     for tools in ([wide], json.dumps([tool])):
         assert of_rows(tmp_path, [row | {"tools": tools}], **options).prompt(0).tools == (tool,)
     assert prompt.is_prefilled

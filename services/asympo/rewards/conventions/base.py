@@ -32,7 +32,8 @@ class Asked:
     def columns(self) -> Mapping[str, Any]:
         """The row's; `answer` is among them even where the row calls it otherwise, or has none there."""
         columns = {"answer": self.prompt.answer, **self.prompt.columns}
-        return columns if columns["answer"] is not None else columns | {"answer": self.prompt.answer}
+        is_hidden = columns["answer"] is None and self.prompt.answer
+        return columns | {"answer": self.prompt.answer} if is_hidden else columns
 
     def first_of(self, *names: str) -> Any:
         """The first of these columns that says something."""

@@ -1,6 +1,7 @@
 """A data set in anybody's layout: every row is a prompt, and all its columns reach the reward functions."""
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from asympo.tasks.data.messages import check_messages, without_none
 from asympo.tasks.data.source import Row, read_rows
 from asympo.tasks.data.template import compile_template, look_up, map_columns
 from asympo.tasks.rows import RowsTask, question_key
+
+log = logging.getLogger(__name__)
 
 _MAX_WEIGHT = 1000
 ANSWER_PLACES = ("answer", "ground_truth", "reward_model.ground_truth", "solution", "label")
@@ -51,8 +54,7 @@ class DataTask(RowsTask):
 
     def prepare_scoring(self, *, allow_python: bool = False) -> None:
         if self._config.scoring in scoring.BY_ANSWER:
-            for prompt in (*self._train, *self._held_out):
-                _check_answer(prompt, self._config)
+            _check_answers((*self._train, *self._held_out), self._config)
         super().prepare_scoring(allow_python=allow_python)
 
     def _repeat(self, weight_column: str | None) -> None:
@@ -64,13 +66,17 @@ class DataTask(RowsTask):
             raise BadSetting(f"task.weight_column {weight_column} is 0 in every row: nothing is left to ask")
 
 
-def _check_answer(prompt: TaskPrompt, config: TaskConfig) -> None:
-    if not prompt.answer.strip():
+def _check_answers(prompts: Sequence[TaskPrompt], config: TaskConfig) -> None:
+    """What has an answer is scored; the rest of a large set may lack a few, and none of these is right."""
+    blank = [prompt for prompt in prompts if not prompt.answer.strip()]
+    if not blank:
+        return
+    said = f"{len(blank)} of {len(prompts)} rows have no answer for task.scoring {config.scoring}"
+    if len(blank) == len(prompts):
         raise BadSetting(
-            f"row {prompt.row} has no answer, which task.scoring {config.scoring} compares with, only "
-            f"{', '.join(prompt.columns)}: set task.columns.answer to the column with the answer, or leave "
-            "the row out"
+            f"{said}, only {', '.join(blank[0].columns)}: set task.columns.answer to the column that has it"
         )
+    log.warning("%s: their responses earn nothing and are left out; the first is row %d", said, blank[0].row)
 
 
 def _weight(columns: Row, name: str, row: int) -> int:

@@ -8,7 +8,7 @@ from asympo.common.errors import BadSetting
 from asympo.tasks.base import SplitPrompts, TaskPrompt
 from asympo.tasks.config import TaskConfig
 from asympo.tasks.data.messages import check_messages
-from asympo.tasks.environments.player.stage import GIVEN
+from asympo.tasks.environments.player.stage import given_of
 
 
 class EnvironmentTask(SplitPrompts):
@@ -41,7 +41,7 @@ class EnvironmentTask(SplitPrompts):
 
 def _parts(row: dict[str, Any], number: int) -> dict[str, Any]:
     """A prompt's arguments; what the environment is given besides prompt and answer are its columns."""
-    given = row.get(GIVEN, row)
+    given = given_of(row)
     columns = {key: value for key, value in given.items() if key not in ("prompt", "answer", "held_out")}
     parts: dict[str, Any] = {"answer": str(row.get("answer") or ""), "columns": columns}
     prompt = row.get("prompt")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .own_thread import in_own_thread
-from .stage import GIVEN, KEY_VARIABLE, MODEL, EpisodeFailed, Played, Seat, reward_of
+from .stage import GIVEN, KEY_VARIABLE, MODEL, EpisodeFailed, Played, Seat, given_of, reward_of
 
 MAX_TURNS = 64
 """Answers in one episode: one that calls tools for ever ends here."""
@@ -36,7 +36,7 @@ class FactoryStage:
         self._arguments = arguments
         self._rows = _read(rows)
         if are_written:
-            self._rows = [row.get(GIVEN, row) for row in self._rows]
+            self._rows = [given_of(row) for row in self._rows]
         made = self._factory(**arguments)
         if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "get_reward", None)):
             raise SystemExit(f"what {name} makes needs the methods reset and get_reward")

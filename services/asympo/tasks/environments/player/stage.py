@@ -59,6 +59,13 @@ def finite(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: number for name, value in values.items() if (number := _number(value)) is not None}
 
 
+def given_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What the environment is given of a written row: one of an earlier version is all of it."""
+    given = row.get(GIVEN)
+    is_kept_apart = isinstance(given, dict) and row.keys() <= {"prompt", "answer", "held_out", GIVEN}
+    return given if is_kept_apart else row  # type: ignore[return-value]
+
+
 def reward_of(value: Any) -> float:
     """Raises EpisodeFailed for what is none."""
     number = _number(value)
