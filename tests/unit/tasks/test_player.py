@@ -18,7 +18,7 @@ from asympo.tasks.environments.player import playing
 from asympo.tasks.environments.player.factory_stage import FactoryStage, _answer_of_tool
 from asympo.tasks.environments.player.own_thread import in_own_thread
 from asympo.tasks.environments.player.playing import DoorPlayer, Player
-from asympo.tasks.environments.player.stage import EpisodeFailed, Played, Seat, finite, reward_of
+from asympo.tasks.environments.player.stage import EpisodeFailed, Played, Seat, finite, given_of, reward_of
 from asympo.tasks.environments.task import EnvironmentTask
 
 
@@ -329,3 +329,10 @@ asyncio.run(command.to_its_end(play()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
     assert done.returncode == code, done.stderr.decode()
+
+
+def test_row_written_by_an_earlier_version_is_given_whole() -> None:
+    line = {"given": "4..1", "size": 4}
+    assert given_of({"prompt": "Fill it.", "answer": "4321", "given": line}) == line
+    for old in ({"prompt": "Fill it.", **line}, {"prompt": "Fill it.", "size": 4, "given": {"a": 1}}):
+        assert given_of(old) == old

@@ -62,8 +62,9 @@ def finite(values: Mapping[str, Any]) -> dict[str, float]:
 def given_of(row: dict[str, Any]) -> dict[str, Any]:
     """What the environment is given of a written row: one of an earlier version is all of it."""
     given = row.get(GIVEN)
-    is_kept_apart = isinstance(given, dict) and row.keys() <= {"prompt", "answer", "held_out", GIVEN}
-    return given if is_kept_apart else row  # type: ignore[return-value]
+    if isinstance(given, dict) and row.keys() <= {"prompt", "answer", "held_out", GIVEN}:
+        return given
+    return row
 
 
 def reward_of(value: Any) -> float:
