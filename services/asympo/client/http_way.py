@@ -155,17 +155,20 @@ def _as_json(group: rollout_pb2.RolloutGroup) -> dict[str, Any]:
                     }
                     for each in response.segments
                 ],
-                **_told_of_functions(response),
+                **_filled(
+                    function_values=dict(response.function_values),
+                    function_notes=dict(response.function_notes),
+                ),
             }
             for response in group.responses
         ],
+        **_filled(
+            unscored=[{"text": each.text, "reason": each.reason} for each in group.unscored],
+            columns_json=group.columns_json,
+        ),
     }
 
 
-def _told_of_functions(response: rollout_pb2.Response) -> dict[str, dict[str, Any]]:
-    """Left out where there is nothing: a gateway of an earlier release knows no such fields."""
-    told: dict[str, dict[str, Any]] = {
-        "function_values": dict(response.function_values),
-        "function_notes": dict(response.function_notes),
-    }
-    return {name: entries for name, entries in told.items() if entries}
+def _filled(**fields: Any) -> dict[str, Any]:
+    """Those with something in them: a gateway of an earlier release knows no such fields."""
+    return {name: value for name, value in fields.items() if value}

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterable, Iterable
+from dataclasses import replace
 
 from asympo.client.outbox import send_all
 from asympo.client.ways import RETRIED, Outcome, Patience, checked, refusal
 from asympo.common.codec import encode_group
-from asympo.common.errors import BrokerUnavailable, InvalidRecord
+from asympo.common.errors import BrokerUnavailable, InvalidRecord, RunConfigMismatch
 from asympo.common.records import RolloutGroup
-from asympo.common.rollout_log import Broker, RunLog, Submission, foreign_id
+from asympo.common.rollout_log import Broker, RunLog, Submission, SubmitOutcome, foreign_id
 
 
 class LogWay:
@@ -19,6 +20,8 @@ class LogWay:
         self._run = run
         self._producer = producer
         self._log: RunLog | None = None
+        self._run_id = ""
+        """Of the run that it has joined; empty before that."""
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, until it has a final answer."""
@@ -44,8 +47,9 @@ class LogWay:
     async def _submit(self, group: RolloutGroup, patience: Patience) -> Outcome:
         try:
             group_id = foreign_id(self._producer, str(group.group_id))
-            named = RolloutGroup(group_id=group_id, prompt=group.prompt, responses=group.responses)
-            submission = Submission(group_id=group_id, payload=encode_group(named))
+            submission = Submission(
+                group_id=group_id, payload=encode_group(replace(group, group_id=group_id))
+            )
         except InvalidRecord as error:
             return refusal(group, error)
         while True:
@@ -54,13 +58,26 @@ class LogWay:
                     broker = await asyncio.to_thread(Broker.connect, self._address)
                     self._log = RunLog(broker, self._run)
                 log = self._log
+                if not self._run_id:
+                    self._run_id = await asyncio.to_thread(log.state.run_id)
                 answers, refused = await asyncio.to_thread(
-                    log.submissions.submit, self._producer, [submission]
+                    log.submissions.submit, self._producer, [submission], run_id=self._run_id
                 )
                 outcome = answers[0].outcome.value
+                if outcome == SubmitOutcome.NOT_STARTED:
+                    await self._check_same_run(log)
                 if outcome not in RETRIED:
                     return Outcome(group_id=group_id, outcome=outcome)
                 await asyncio.to_thread(log.leases.wait_for_slot, 1.0, refused=refused)
             except BrokerUnavailable as error:
                 outcome = str(error)
             await patience.pause(outcome)
+
+    async def _check_same_run(self, log: RunLog) -> None:
+        """Raises RunConfigMismatch if there is another run of that name."""
+        found = await asyncio.to_thread(log.state.run_id)
+        if found and self._run_id and found != self._run_id:
+            raise RunConfigMismatch(
+                f"run {self._run!r} was deleted and created anew since this client joined it: "
+                "open another client for the new one"
+            )

@@ -271,6 +271,11 @@ def _check_sizes(message: rollout_pb2.RolloutGroup, limits: WireLimits) -> None:
         _check_mask_length(name, len(response.trained_token_mask), len(response.token_ids))
         for segment in parts:
             _check_mask_length(name, len(segment.trained_token_mask), len(segment.token_ids))
+    # As the fields of bytes are counted: what is checked here alone must not fail at its reader.
+    num_others = len(message.responses) + 2 + bool(message.columns_json)
+    max_unscored = limits.max_responses + _MAX_OTHER_FIELDS - num_others
+    if len(message.unscored) > max_unscored:
+        raise InvalidRecord(f"group has {len(message.unscored)} unscored responses, more than {max_unscored}")
     for index, unscored in enumerate(message.unscored):
         _check_size(f"unscored response {index}", 0, 0, unscored.text, limits.max_text_bytes)
 

@@ -81,12 +81,21 @@ class ResponseBody(_Body):
     function_notes: dict[Text, Text] = Field(default={}, max_length=MAX_FUNCTION_VALUES)
 
 
+class UnscoredBody(_Body):
+    """One answer without a reward, for people."""
+
+    text: Text = ""
+    reason: Text
+
+
 class GroupBody(_Body):
     """One group."""
 
     group_id: Text | int = ""
     prompt: PromptBody
     responses: list[ResponseBody] = Field(max_length=MAX_RESPONSES)
+    unscored: list[UnscoredBody] = Field(default=[], max_length=MAX_RESPONSES)
+    columns_json: Text = ""
     lease_token: Text = ""
 
 
@@ -113,6 +122,8 @@ def to_wire(body: GroupBody, *, rendered: tuple[list[int], str] | None) -> rollo
             group_id=str(body.group_id),
             prompt=rollout_pb2.Prompt(token_ids=token_ids, text=text),
             responses=[_response(response) for response in body.responses],
+            unscored=[rollout_pb2.UnscoredResponse(**dict(each)) for each in body.unscored],
+            columns_json=body.columns_json,
         )
     except (TypeError, ValueError) as error:
         raise InvalidRecord(f"the group cannot be stored: {error}") from error

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +18,15 @@ from asympo.cli import main
 from asympo.client import AsyncClient, Client, text_group
 from asympo.client.ways import ProducerRefused
 from asympo.common.codec import WireLimits, decode_group
-from asympo.common.errors import BadSetting, NoProgress
-from asympo.common.records import FinishReason, Prompt, Response, ResponseSegment
+from asympo.common.errors import NoProgress
+from asympo.common.records import (
+    FinishReason,
+    Prompt,
+    Response,
+    ResponseSegment,
+    RolloutGroup,
+    UnscoredResponse,
+)
 from asympo.common.rollout_log import RunLog, RunState
 from asympo.testing.tiny_model import write_tiny_model
 
@@ -77,7 +85,7 @@ def test_submitted_group_is_in_the_log_once_however_often_it_is_sent(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_response_with_all_its_fields_comes_as_it_was_sent(
+def test_group_with_all_its_fields_comes_as_it_was_sent(
     way: str, log: RunLog, broker_url: str, start_gateway: StartGateway
 ) -> None:
     learner = start_run(log)
@@ -92,10 +100,17 @@ def test_response_with_all_its_fields_comes_as_it_was_sent(
             function_notes={"judge/why": "short"},
         ),
     )
+    group = RolloutGroup(
+        group_id="1",
+        prompt=Prompt(token_ids=(9,)),
+        responses=responses,
+        unscored=(UnscoredResponse(text="3", reason="the judge was away"),),
+        columns_json='{"answer": "4"}',
+    )
     with client_of(start_gateway(), way, log, broker_url) as client:
-        client.submit(Prompt(token_ids=(9,)), responses)
+        client.submit(group)
     (entry,) = learner.consume(10)
-    assert decode_group(entry.payload, limits=WireLimits()).responses == responses
+    assert decode_group(entry.payload, limits=WireLimits()) == replace(group, group_id="agents/1")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -172,6 +187,8 @@ def test_client_is_asynchronous_where_that_is_wanted(log: RunLog, start_gateway:
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "prompt has neither"),
         ({"responses": 3}, "responses"),
+        ({"unscored": [{"text": "a"}]}, "unscored.0.reason"),
+        ({"unscored": [{"text": "a", "reason": "b"}] * 70}, "70 unscored responses"),
         ({"responses": []}, "no responses"),
         ({"responses": [{"text": "a"}]}, "responses.0.reward"),
         ({"responses": [{"text": "a", "reward": "much"}]}, "responses.0.reward"),
@@ -376,9 +393,3 @@ def test_web_pages_write_nothing_into_a_gateway_without_producers(
     assert post(gateway, GROUP, headers={"host": "evil.example"}).status_code == 421
     assert log.stats.read().appended == 0
     assert post(gateway, GROUP).status_code == 200
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:80", "ftp://x", "redis://127.0.0.1"])
-def test_client_says_what_address_it_takes(address: str) -> None:
-    with pytest.raises(BadSetting, match="address"):
-        Client(address)
