@@ -101,6 +101,29 @@ def test_start_puts_uncommitted_groups_back_into_open(log: RunLog) -> None:
     assert [entry.sequence for entry in entries] == [3, 4, 5]
 
 
+def test_start_issues_again_what_is_purged_while_it_reconciles(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = start_run(log, num_prompts=8, num_epochs=1)
+    for _ in range(3):
+        must_append(log)
+    learner.consume(2)
+    fence = log.fence.take("learner-1", take_over=True)
+    purged, call = list[tuple[int, int]](), log.access.call
+
+    def purging(script: str, *arguments: object) -> list[object]:
+        if script == "settle" and not purged:
+            purged.append(log.submissions.purge("gen-0"))
+        return call(script, *arguments)
+
+    monkeypatch.setattr(log.access, "call", purging)
+    state = TrainedIds(num_prompts=8)
+    report = log.reconciler.reconcile(fence, committed=None, trained=state)
+    assert purged == [(3, 0)]
+    assert (log.stats.read().open, log.stats.read().reissue) == (0, 3)
+    finish(Learner(log=log, fence=report.fence, trained=state))
+
+
 def test_start_frees_what_the_training_state_covers(log: RunLog) -> None:
     """The learner died between saving its state and committing it."""
     learner = start_run(log)
@@ -303,6 +326,35 @@ def test_run_whose_limits_were_evicted_gets_them_again(log: RunLog, is_start: bo
     reconcile(learner)
     assert learner.fence.run_id == log.state.run_id() != ""
     must_append(log, kept)
+    log.policies.announce(learner.fence, step=0, digest="d0")
+    log.state.set(RunState.RUNNING, fence=learner.fence)
+    finish(learner)
+
+
+@pytest.mark.parametrize("is_fence_kept", [False, True])
+def test_limits_that_are_lost_twice_are_missed_the_second_time_as_well(
+    log: RunLog, is_fence_kept: bool
+) -> None:
+    learner = start_run(log, num_prompts=8, num_epochs=1)
+    must_append(log)
+    must_append(log)
+    learner.commit([entry.group_id for entry in learner.consume(1)])
+    log.broker.command("DEL", log.access.key("learner"))
+    learner.fence = log.fence.take("learner-1", at_least=1)
+    reconcile(learner)
+    assert (log.stats.read().committed_sequence, log.stats.read().backlog) == (1, 1)
+    learner.consume(1)
+    if is_fence_kept:
+        log.broker.command("HDEL", log.access.key("learner"), "committed_sequence")
+    else:
+        log.broker.command("DEL", log.access.key("learner"))
+        with pytest.raises(BrokerChanged):
+            log.fence.heartbeat(learner.fence)
+    with pytest.raises(BrokerChanged):
+        learner.commit([])
+    reconcile(learner)
+    assert log.stats.read().committed_sequence == 1
+    learner.commit([])
     log.policies.announce(learner.fence, step=0, digest="d0")
     log.state.set(RunState.RUNNING, fence=learner.fence)
     finish(learner)

@@ -245,7 +245,7 @@ def test_settle_makes_its_repairs_once(log: RunLog, learner: Learner) -> None:
     cursor = (0, 3)
     lists = ((covered,), (lost,), ("0-reopened",), (lost, "0-reopened", leased.group_id), ())
     flat = [item for items in lists for item in (len(items), *items)]
-    arguments = (*fenced(learner), *cursor, *cursor, 1, "state", 4, learner.fence.number, *flat)
+    arguments = (*fenced(learner), *cursor, 0, *cursor, 1, "state", 4, learner.fence.number, *flat)
     first, again = twice(log, "settle", RECONCILE_KEYS, *arguments)
     assert first == again == [b"OK"]
     assert log.broker.client.smembers(key(log.run, "open")) == {b"0-reopened"}

@@ -36,6 +36,7 @@ class _Survey:
     num_prompts: int
     epoch: int
     position: int
+    num_holes: int
     open_ids: set[str]
     leased_ids: set[str]
     queued_ids: set[str]
@@ -84,7 +85,7 @@ class Reconciler:
         SequenceGap when the state is older than what was trimmed.
         """
         consumed_to = max(trained_sequence, committed.sequence if committed else 0)
-        # Generators keep leasing while this side compares: a settle that finds the prompt cursor moved
+        # Generators keep leasing while this side compares, and somebody may purge: a settle that finds either
         # changes nothing, and the survey is made again.
         while True:
             survey = self._survey(fence, committed, consumed_to, is_start=trained_sequence == 0)
@@ -126,9 +127,9 @@ class Reconciler:
         if reply[0] in (b"FENCED", b"DELETED"):
             self._run.raise_refused(text(reply[0]), fence, reply)
         head, commit, *groups = reply[1:]
-        new_number, last, lost, rolled_back, seed, num_prompts, epoch, position = map(number, head[:8])
+        new_number, last, lost, rolled_back, seed, num_prompts, epoch, position, holes = map(number, head[:9])
         return _Survey(
-            fence=replace(fence, number=new_number, server_id=text(head[8]), run_id=text(head[9])),
+            fence=replace(fence, number=new_number, server_id=text(head[9]), run_id=text(head[10])),
             commit=commit_of(commit),
             last_sequence=last,
             num_lost=lost,
@@ -137,6 +138,7 @@ class Reconciler:
             num_prompts=num_prompts,
             epoch=epoch,
             position=position,
+            num_holes=holes,
             open_ids=set(map(text, groups[0])),
             leased_ids=set(map(text, groups[1])),
             queued_ids=set(map(text, groups[2])),
@@ -177,7 +179,7 @@ class Reconciler:
             )
 
     def _settle(self, survey: _Survey, repairs: _Repairs, committed: CommitRecord | None) -> bool:
-        """Applies the repairs in one script; False when a prompt was issued meanwhile."""
+        """Applies the repairs in one script; False when a prompt was issued or an entry purged meanwhile."""
         record = (
             (committed.sequence, committed.state_name, committed.step, committed.fence)
             if committed
@@ -190,7 +192,7 @@ class Reconciler:
             sorted(repairs.reissued),
             repairs.forked,
         )
-        cursor = (survey.epoch, survey.position, repairs.epoch, repairs.position)
+        cursor = (survey.epoch, survey.position, survey.num_holes, repairs.epoch, repairs.position)
         flat = [item for items in lists for item in (len(items), *items)]
         reply = self._run.call_fenced(survey.fence, "settle", *cursor, *record, *flat)
         return bool(reply[0] == b"OK")

@@ -21,7 +21,7 @@ end
 read(learner, {'committed_sequence', 'state', 'num_prompts', 'num_epochs'})
 read(run, {'last_sequence', 'epoch', 'position'})
 local sequence, committed = tonumber(ARGV[4]), tonumber(fields.committed_sequence)
-if sequence > (whole(fields.last_sequence) or -1) then
+if not committed or sequence > (whole(fields.last_sequence) or -1) then
   return {'CHANGED'}
 end
 if sequence >= committed then

@@ -11,6 +11,9 @@ redis.call('SET', KEYS[1], ARGV[1])
 for _, name in ipairs({'last_sequence', 'epoch', 'position'}) do
   redis.call('HSETNX', KEYS[2], name, 0)
 end
+-- What was written there while the learner's hash was lost would pass for that one, should it be lost again.
+redis.call('HDEL', KEYS[2], 'fence', 'fence_token', 'fence_holder', 'fence_deadline_ms', 'total_steps', 'read_sequence',
+  'trained_sequence', 'dead_letter_sequence', 'dead_letter_bytes')
 redis.call('HSET', KEYS[3], 'state', 'created', 'state_reason', '', 'committed_sequence', 0)
 for i = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])

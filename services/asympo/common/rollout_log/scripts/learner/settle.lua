@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- Second half of a reconcile: applies the repairs worked out from a survey, in one script.
 -- KEYS: run, commit, log, holes, open, leases, deadlines, reissue, set_aside, wake. ARGV: fence number, token, server
--- id; prompt cursor of the survey (epoch, position) and the new one; commit record of the training state (sequence,
--- state name, step, fence; sequence 0 for none); then five lists, each led by its length: ids to drop everywhere, ids
--- to drop from open, ids to add to open, ids to issue again, sequences that were given out twice.
--- Replies OK, or RETRY when the prompt cursor moved since the survey. Twice: either the cursor has moved and the
--- caller surveys again, or every change finds itself made (an id is issued again only if it is nowhere).
+-- id; prompt cursor of the survey (epoch, position) and its number of holes; the new cursor; commit record of the
+-- training state (sequence, state name, step, fence; sequence 0 for none); then five lists, each led by its length: ids
+-- to drop everywhere, ids to drop from open, ids to add to open, ids to issue again, sequences that were given out
+-- twice. Replies OK, or RETRY when a prompt was issued or an entry purged since the survey. Twice: either that is so by
+-- now and the caller surveys again, or every change finds itself made (an id is issued again only if it is nowhere).
 --!include wake
 --!include lease
 --!include fence
@@ -15,11 +15,11 @@ if problem then
   return problem
 end
 local cursor = redis.call('HMGET', run, 'epoch', 'position')
-if cursor[1] ~= ARGV[4] or cursor[2] ~= ARGV[5] then
+if cursor[1] ~= ARGV[4] or cursor[2] ~= ARGV[5] or redis.call('HLEN', holes) ~= tonumber(ARGV[6]) then
   return {'RETRY'}
 end
 
-local next_argument = 12
+local next_argument = 13
 local function next_list()
   local items, length = {}, tonumber(ARGV[next_argument])
   for i = 1, length do
@@ -66,13 +66,14 @@ for _, group_id in ipairs(reissued) do
   end
 end
 
-redis.call('HSET', run, 'epoch', ARGV[6], 'position', ARGV[7])
+redis.call('HSET', run, 'epoch', ARGV[7], 'position', ARGV[8])
 local known = redis.call('HMGET', commit, 'sequence', 'fence')
-local sequence, known_sequence = tonumber(ARGV[8]), tonumber(known[1] or '0')
+local sequence, known_sequence = tonumber(ARGV[9]), tonumber(known[1] or '0')
 if sequence > known_sequence or (sequence > 0 and sequence == known_sequence
-  and tonumber(ARGV[11]) > tonumber(known[2] or '0')) then
-  redis.call('HSET', commit, 'sequence', ARGV[8], 'state_name', ARGV[9], 'step', ARGV[10], 'fence', ARGV[11])
-  redis.call('HSET', learner_hash(run), 'committed_sequence', ARGV[8])
+  and tonumber(ARGV[12]) > tonumber(known[2] or '0')) then
+  redis.call('HSET', commit, 'sequence', ARGV[9], 'state_name', ARGV[10], 'step', ARGV[11], 'fence', ARGV[12])
 end
+-- Of the two, the broker may have lost one.
+redis.call('HSET', learner_hash(run), 'committed_sequence', string.format('%.0f', math.max(sequence, known_sequence)))
 wake_all(wake, 'reconciled')
 return {'OK'}

@@ -4,8 +4,8 @@
 -- sequence the learner has consumed, holder, heartbeat in milliseconds, id of the run whose fence this is (empty in one
 -- that has none), steps that the run makes or 0, id of the server that the fence was checked against.
 -- Replies FENCED, number, holder; DELETED where somebody has deleted the run; MISSING where the broker has lost it; or
--- OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts, epoch, position, server id, id of the
--- run}, commit record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
+-- OK, {number, last sequence, sequences lost, 1 if rolled back, seed, prompts, epoch, position, holes, server id, id of
+-- the run}, commit record, open ids, leased ids, queued ids, set-aside ids, pieces of what rests.
 -- Twice: fence and sequence are maxima, so the second call finds them done.
 --!include time
 --!include lease
@@ -58,7 +58,7 @@ end
 return {
   'OK',
   {number, last, lost, (stored < ours or lost > 0) and 1 or 0, fields.seed, fields.num_prompts, cursor[2], cursor[3],
-    server_id(), fields.run_id or ''},
+    redis.call('HLEN', holes), server_id(), fields.run_id or ''},
   redis.call('HMGET', commit, 'sequence', 'state_name', 'step', 'fence'),
   redis.call('SMEMBERS', open),
   leased,
