@@ -183,6 +183,7 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
     texts = (right, wrong, "def add(a, b): return a + b", block("import sys; sys.exit(0)"))
     assert scored(tests, *texts) == [1.0, 0.0, 0.0, 0.0]
     assert scored(tests, right, wrong, partial=True) == [1.0, 0.5]
+    assert scored(["x = add(1, 2)", tests[0]], right, wrong, partial=True) == [1.0, 0.0]
     cases = {"inputs": ["1 2\n", "2 2\n"], "outputs": ["3", "4\n"]}
     adds = block(
         "import sys\nprint(sum(map(int, input().split()))); print('log', file=sys.stderr); 'a' is 'a'"
@@ -219,7 +220,8 @@ def test_call_may_take_as_long_as_its_programs_and_all_their_interpreters() -> N
     listed = [{"input": "1", "output": "1"}] * 300
     texts = ["assert f()"] * 300
     for tests, num_starts in (
-        *((cases, 300), (json.dumps(cases), 300), (listed, 300)),
+        *((cases, 300), (json.dumps(cases), 300), (listed, 300), ([*map(json.dumps, listed)], 300)),
+        ({"input": ["1"] * 300, "output": ["1"] * 300}, 300),
         *((texts, 1), (None, 1), (5, 1), ({"inputs": 5}, 1)),
     ):
         allowed = seconds_of_call({"seconds": 7.0}, {"tests": tests})

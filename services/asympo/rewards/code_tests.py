@@ -2,9 +2,12 @@
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from asympo.rewards.code_checks import Checks
 
 COLUMNS = ("tests", "test_list")
 """Where the tests of a row may be."""
@@ -14,10 +17,9 @@ SHAPES = (
 )
 _CALLED = ("functional", "function_call")
 """What data sets call a test that calls a function."""
-_DEFINITIONS = (
-    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
-    *(ast.Import, ast.ImportFrom, ast.Pass),
-)
+_PACKED = re.compile(r"e[AFJN][\w+/]{30,}={0,2}")
+"""What zlib packed, as base64."""
+_CONTAINERS = (ast.Dict, ast.List, ast.Set, ast.Tuple)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,58 +32,97 @@ class Case:
 
 def read_tests(columns: Mapping[str, Any], row: int) -> list[str] | list[Case]:
     """Raises ValueError for what is neither shape, or would pass or fail whatever the program does."""
-    tests = _tests_of(columns)
+    column, tests = _tests_of(columns)
+    where = f"the tests of row {row}"
     if not tests:
         raise ValueError(f"row {row} has no tests")
-    where = f"the tests of row {row}"
+    if isinstance(tests, str) and _PACKED.fullmatch(tests.strip()):
+        raise ValueError(
+            f"{where} are packed in column {column}, like LiveCodeBench's private_test_cases, and are not "
+            "unpacked here, as pickle may run code: put the JSON text that is inside into the column"
+        )
     if isinstance(tests, str | list) and not _are_cases(tests):
         return _code(tests, where)
     if isinstance(tests, dict):
-        if tests.get("fn_name"):
-            raise ValueError(f"{where} call the function {tests['fn_name']}: write each as an assert")
-        inputs, outputs = tests.get("inputs") or [], tests.get("outputs") or []
-        if not isinstance(inputs, list) or not isinstance(outputs, list):
-            raise ValueError(f"{where} are {_short(tests)}: {SHAPES}")
-        if not inputs or len(inputs) != len(outputs):
-            raise ValueError(
-                f"{where} have {len(inputs)} inputs and {len(outputs)} outputs: give one for each"
-            )
-        pairs = list(zip(inputs, outputs, strict=True))
+        pairs = _pairs(tests, where)
     elif _are_cases(tests):
         pairs = [_pair(each, where) for each in tests]
     else:
         raise ValueError(f"{where} are {_short(tests)}: {SHAPES}")
+    _refuse_calls(_decoded(columns.get("metadata")), where)
     return [Case(given=_text(given, where), right=_text(right, where)) for given, right in pairs]
 
 
 def num_starts(columns: Mapping[str, Any]) -> int:
     """How many interpreters a program needs for its tests."""
-    tests = _tests_of(columns)
-    cases = tests.get("inputs") if isinstance(tests, dict) else tests if _are_cases(tests) else None
+    _, tests = _tests_of(columns)
+    cases = _listed(tests, "input") if isinstance(tests, dict) else tests if _are_cases(tests) else None
     return len(cases) if isinstance(cases, list) else 1
 
 
-def _tests_of(columns: Mapping[str, Any]) -> Any:
-    """Also a list or table that the data set keeps as JSON text."""
-    tests = next((columns[name] for name in COLUMNS if columns.get(name)), None)
-    if isinstance(tests, str) and tests.lstrip()[:1] in ("{", "["):
+def _tests_of(columns: Mapping[str, Any]) -> tuple[str, Any]:
+    """The first column that has any, and what it holds."""
+    found = ((name, _decoded(columns.get(name))) for name in COLUMNS)
+    return next(((name, tests) for name, tests in found if tests), ("", None))
+
+
+def _decoded(value: Any) -> Any:
+    """Also a list or table that the data set keeps as JSON text, or a list of tables that are such texts."""
+    if isinstance(value, list) and value and all(map(_is_json_table, value)):
+        tables = [_decoded(each) for each in value]
+        return tables if _are_cases(tables) else value
+    if isinstance(value, str) and (value.lstrip()[:1] in ("{", "[") or value.strip() == "null"):
         try:
-            return json.loads(tests)
+            return json.loads(value)
         except (ValueError, RecursionError):
-            return tests
-    return tests
+            return value
+    return value
+
+
+def _is_json_table(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("{")
 
 
 def _are_cases(tests: Any) -> bool:
     return isinstance(tests, list) and bool(tests) and all(isinstance(each, dict) for each in tests)
 
 
+def _listed(tests: Mapping[str, Any], name: str) -> Any:
+    """The column of a table of tests, in the plural or, as CodeContests calls it, not."""
+    return tests.get(f"{name}s") or tests.get(name) or []
+
+
+def _pairs(tests: Mapping[str, Any], where: str) -> list[tuple[Any, Any]]:
+    _refuse_calls(tests, where)
+    inputs, outputs = _listed(tests, "input"), _listed(tests, "output")
+    if (
+        not {"input", "inputs"} & tests.keys()
+        or not isinstance(inputs, list)
+        or not isinstance(outputs, list)
+    ):
+        raise ValueError(f"{where} are {_short(tests)}: {SHAPES}")
+    if not inputs or len(inputs) != len(outputs):
+        raise ValueError(f"{where} have {len(inputs)} inputs and {len(outputs)} outputs: give one for each")
+    return list(zip(inputs, outputs, strict=True))
+
+
 def _pair(case: Mapping[str, Any], where: str) -> tuple[Any, Any]:
-    if case.get("fn_name") or case.get("testtype") in _CALLED or case.get("type") in _CALLED:
-        raise ValueError(f"{where} call a function: write each as an assert")
+    _refuse_calls(case, where)
+    _refuse_calls(case.get("metadata"), where)
     if "input" not in case or "output" not in case:
         raise ValueError(f"{where} hold {_short(case)}, which lacks input or output: {SHAPES}")
     return case["input"], case["output"]
+
+
+def _refuse_calls(said: Any, where: str) -> None:
+    """What tests say of themselves, or the row's `metadata`, as LiveCodeBench has it."""
+    if not isinstance(said, dict):
+        return
+    name = said.get("fn_name") or said.get("func_name")
+    if name or said.get("testtype") in _CALLED or said.get("type") in _CALLED:
+        raise ValueError(
+            f"{where} call {f'the function {name}' if name else 'a function'}: write each as an assert"
+        )
 
 
 def _text(value: Any, where: str) -> str:
@@ -94,18 +135,31 @@ def _text(value: Any, where: str) -> str:
 
 
 def _code(tests: str | Sequence[Any], where: str) -> list[str]:
+    """Each text that checks something, behind those before it that only prepare."""
     texts = [tests] if isinstance(tests, str) else list(tests)
     bodies = []
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"{where} hold {_short(text)}, which is no text: {SHAPES}")
-        body = _statements(text)
-        if body and all(_is_value(statement) for statement in body):
-            raise ValueError(f"{where} hold {_short(text)}, which passes for every program: {SHAPES}")
-        bodies.append(body)
-    if all(body is not None and all(map(_checks_nothing, body)) for body in bodies):
-        raise ValueError(f"{where} define {_short(texts[0])} and call nothing: end them with what checks")
-    return texts
+        bodies.append(_statements(text))
+    checks = Checks([statement for body in bodies for statement in body or ()])
+    read, before = [], list[str]()
+    for text, body in zip(texts, bodies, strict=True):
+        if body is None:
+            read.append(text)
+            continue
+        before.append(text)
+        _refuse_idle([each for each in body if not checks.has_check(each)], text, where)
+        if any(map(checks.has_check, body)):
+            read.append("\n".join(before))
+            before = []
+    if not read:
+        raise ValueError(
+            f"{where}, such as {_short(texts[-1])}, assert nothing when they run: end them with an assert, "
+            "or a call of what asserts, such as check(f)"
+        )
+    read[-1] = "\n".join([read[-1], *before])
+    return read
 
 
 def _statements(text: str) -> list[ast.stmt] | None:
@@ -116,20 +170,18 @@ def _statements(text: str) -> list[ast.stmt] | None:
         return None
 
 
-def _is_value(statement: ast.stmt) -> bool:
-    if not isinstance(statement, ast.Expr):
-        return False
-    try:
-        ast.literal_eval(statement.value)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def _checks_nothing(statement: ast.stmt) -> bool:
-    if isinstance(statement, ast.Assign):
-        return _is_value(ast.Expr(statement.value))
-    return isinstance(statement, _DEFINITIONS) or _is_value(statement)
+def _refuse_idle(statements: Sequence[ast.stmt], text: str, where: str) -> None:
+    """What stands alone, checks nothing and was meant to be a test."""
+    for value in (statement.value for statement in statements if isinstance(statement, ast.Expr)):
+        if isinstance(value, ast.Compare | ast.BoolOp) or (
+            isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
+        ):
+            raise ValueError(
+                f"{where} hold {_short(text)}, which only compares, and so passes for every program: write "
+                "assert before it"
+            )
+        if isinstance(value, _CONTAINERS):
+            raise ValueError(f"{where} hold {_short(text)}, which passes for every program: {SHAPES}")
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,8 @@
 """Which tests of a row can be run, and that those which would judge every program alike are refused."""
 
+import base64
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -12,26 +14,78 @@ from asympo.rewards.code_tests import Case, read_tests
     [
         [{"input": "1 2", "output": "3"}, {"input": "5\n6", "output": "11"}],
         {"inputs": ["1 2", "5\n6"], "outputs": ["3", "11"]},
+        {"input": ["1 2", "5\n6"], "output": ["3", "11"]},
+        [{"input": "1 2", "output": "3", "fn_name": None}, {"input": "5\n6", "output": "11", "metadata": {}}],
         {"inputs": [["1 2"], ["5", "6"]], "outputs": [3, ["11"]], "fn_name": None},
     ],
 )
 def test_cases_are_the_same_in_every_shape(tests: Any) -> None:
-    for given in (tests, json.dumps(tests)):
+    for given in (
+        tests,
+        json.dumps(tests),
+        *([[*map(json.dumps, tests)]] if isinstance(tests, list) else []),
+    ):
         found = read_tests({"tests": given}, 0)
         assert found == [Case(given="1 2", right="3"), Case(given="5\n6", right="11")]
+
+
+CHECK = "def check(candidate):\n    assert candidate(1) == 2"
+SWALLOWS = "try:\n    assert f(1) == 2\nexcept {}:\n    {}"
 
 
 @pytest.mark.parametrize(
     "tests",
     [
         "assert f(1) == 2",
-        "def check(candidate):\n    assert candidate(1)\ncheck(f)",
-        ["import math", "", "assert f(1) == math.pi"],
+        f"{CHECK}\ncheck(f)",
+        f"def all_of(candidate):\n    check(candidate)\n{CHECK}\nfor g in [f]:\n    all_of(g)",
+        f"{CHECK}\nfor each in [check]:\n    each(f)",
+        "class Test:\n    def test(self):\n        assert f(1) == 2\nTest().test()",
+        "import numpy as np\nnp.testing.assert_allclose(f(1), 2)",
+        "from numpy.testing import *\nassert_equal(f(1), 2)",
+        "import pytest\nwith pytest.raises(ValueError):\n    f(-1)",
+        "if f(1) != 2:\n    raise AssertionError",
+        "f(1) == 2 or exit(1)",
+        "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass",
+        SWALLOWS.format("AssertionError", "raise"),
         ["this is no Python"],
     ],
 )
 def test_code_is_taken_as_it_stands(tests: Any) -> None:
     assert read_tests({"test_list": tests}, 0) == ([tests] if isinstance(tests, str) else tests)
+
+
+def test_texts_that_only_prepare_count_with_the_test_that_they_are_for() -> None:
+    texts = [
+        "import math",
+        "",
+        "assert f(1) == math.pi",
+        '"""The second test."""',
+        "x = f(2)",
+        "assert x",
+        "f(3)",
+    ]
+    assert read_tests({"tests": texts}, 0) == ["\n".join(texts[:3]), "\n".join(texts[3:])]
+
+
+ASSERT_NOTHING = (
+    "# nothing",
+    '"""Tests."""',
+    "f(2)",
+    "print(f(2) == 3)",
+    "assert True",
+    "assert 1 == 1",
+    "assert (f(1) == 2, 'wrong')",
+    f"A: dict = {{}}\nN = int(1e5)\n{CHECK}",
+    f"{CHECK}\nif __name__ == '__main__':\n    check(f)",
+    "def check(candidate):\n    candidate(1) == 2\ncheck(f)",
+    "class Test:\n    def test(self):\n        assert f(1) == 2\nTest()",
+    SWALLOWS.format("AssertionError", "print('failed')"),
+    SWALLOWS.format("(ValueError, Exception)", "pass"),
+    "assertEqual(f(1), 2)",
+    "def a():\n    b()\ndef b():\n    a()\na()",
+)
+PACKED = base64.b64encode(zlib.compress(json.dumps([{"input": "1", "output": "2"}] * 9).encode())).decode()
 
 
 @pytest.mark.parametrize(
@@ -42,10 +96,18 @@ def test_code_is_taken_as_it_stands(tests: Any) -> None:
         ([1, 2], "hold 1, which is no text"),
         (["assert f()", {"input": "1"}], "which is no text"),
         ("['assert f()']", "which passes for every program"),
-        ("'assert f()'", "which passes for every program"),
+        ("'assert f()'", "assert nothing when they run"),
         (["assert f()", '{"input": "1 2", "output": "3"}'], "which passes for every program"),
-        ("# nothing", "call nothing: end them with what checks"),
-        ("A = {}\ndef check(candidate):\n    assert candidate(1)", "call nothing: end them with what checks"),
+        (["assert f()", '{"input": null}'], "which passes for every program"),
+        ("null", "row 7 has no tests"),
+        (
+            "f(2) == 3",
+            "'f.2. == 3', which only compares, and so passes for every program: write assert before",
+        ),
+        (["assert f(1)", "f(2) == 3 and not f(3)"], "which only compares"),
+        (["assert f(1)\nnot f(2)"], "which only compares"),
+        (PACKED, "are packed in column tests, like LiveCodeBench's private_test_cases, .* put the JSON text"),
+        *((tests, "assert nothing when they run: end them with an assert") for tests in ASSERT_NOTHING),
         (
             {"fn_name": "f", "inputs": [[1, 2]], "outputs": [3]},
             "call the function f: write each as an assert",
@@ -55,10 +117,23 @@ def test_code_is_taken_as_it_stands(tests: Any) -> None:
         ({"inputs": ["1"], "outputs": []}, "have 1 inputs and 0 outputs"),
         ({"inputs": 1, "outputs": 2}, "'inputs': 1"),
         ([{"input": "1", "output": "2", "testtype": "functional"}], "call a function: write each as"),
+        (
+            [{"input": "1", "output": "2", "metadata": {"func_name": "f"}}],
+            "call the function f: write each as",
+        ),
         ([{"input": "1", "expected": "2"}], "lacks input or output"),
+        ({"input": "1", "output": "2"}, "are {'input': '1', 'output': '2'}: give "),
     ],
 )
 def test_tests_that_say_nothing_of_a_program_are_refused(tests: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as raised:
         read_tests({"tests": tests}, 7)
     assert "\n" not in str(raised.value)
+
+
+def test_cases_are_refused_whose_row_names_the_function_that_they_call() -> None:
+    columns = {"tests": '[{"input": "1", "output": "2"}]', "metadata": '{"func_name": "add"}'}
+    with pytest.raises(ValueError, match="the tests of row 7 call the function add: write each as an assert"):
+        read_tests(columns, 7)
+    assert read_tests(columns | {"metadata": "{}"}, 7) == [Case(given="1", right="2")]
+    assert read_tests(columns | {"tests": "assert add(1)"}, 7) == ["assert add(1)"]
