@@ -118,6 +118,7 @@ class EvaluationLoop:
                 f"run {self._run_log.run!r} was deleted and created anew since this evaluator joined it: "
                 "start it again"
             )
+        self._run_id = self._run_id or run_id
 
     async def _is_tried_again(self, policy: PolicyRef | None, num_tries: int) -> bool:
         """Whether the last policy of a run that has ended failed, and may not the next time."""

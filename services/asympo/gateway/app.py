@@ -171,6 +171,7 @@ class GatewayProcess:
                     f"run {joined.run!r} was deleted and created anew since this gateway joined it: "
                     "start it again"
                 )
+            run_id = run_id or found
 
     async def _join(self, closing: AsyncExitStack) -> str:
         """Wait for broker and run, however long they take; the run's id."""

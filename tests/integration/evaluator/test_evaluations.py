@@ -238,20 +238,24 @@ def test_a_model_is_measured_by_hand(
     assert shown.count("answer: ") == 3
 
 
+@pytest.mark.parametrize("is_named", [True, False])
 @pytest.mark.asyncio
-async def test_evaluator_ends_when_its_run_was_created_anew(broker_url: str, run_name: str) -> None:
+async def test_evaluator_ends_when_its_run_was_created_anew(
+    broker_url: str, run_name: str, is_named: bool
+) -> None:
     log = RunLog(Broker.connect(broker_url), run_name)
     log.state.create_or_join(config_of(run_name))
     calls = Calls(max_threads=1, on_broker_error=lambda: None)
     try:
         _, joined = await join_run(log, calls, wait_seconds=1.0)
-        log.state.delete()
-        log.state.create_or_join(config_of(run_name))
         nobody: Any = None
         loop = EvaluationLoop(
-            settings=nobody, run_log=log, run_id=joined, store=nobody, source=nobody, chosen=(),
-            progress=EvaluatorStatus(), metrics=nobody, calls=calls, writer=None,
+            settings=nobody, run_log=log, run_id=joined if is_named else "", store=nobody, source=nobody,
+            chosen=(), progress=EvaluatorStatus(), metrics=nobody, calls=calls, writer=None,
         )  # fmt: skip
+        await loop._refuse_another_run()
+        log.state.delete()
+        log.state.create_or_join(config_of(run_name))
         with pytest.raises(RunConfigMismatch, match="created anew since this evaluator joined it"):
             await loop.run()
     finally:

@@ -55,6 +55,23 @@ def test_waiting_for_a_run_ends_with_one_sentence_when_nobody_creates_it(log: Ru
         log.state.wait_for_config(0.1)
 
 
+def test_run_is_joined_under_its_id_once_its_learner_has_written_that_again(log: RunLog) -> None:
+    config = log.state.create_or_join(config_of(log.run))
+    run_id = log.state.run_id()
+    log.broker.command("DEL", log.access.key("learner"))
+    with pytest.raises(NoProgress):
+        log.state.wait_to_join(0.1)
+    log.state.create_again(run_id="")
+    assert log.state.wait_to_join(0.1) == (config, run_id)
+
+
+def test_run_of_an_earlier_version_is_joined_without_an_id(log: RunLog) -> None:
+    config = log.state.create_or_join(config_of(log.run))
+    log.broker.command("RENAME", log.access.key("learner"), log.access.key("run"))
+    log.broker.command("HDEL", log.access.key("run"), "run_id")
+    assert log.state.wait_to_join(0.1) == (config, "")
+
+
 def test_run_state_is_kept_and_refused_to_a_fenced_learner(log: RunLog) -> None:
     learner = start_run(log)
     assert log.state.get() == RunState.RUNNING

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, number, text
@@ -15,6 +15,7 @@ from asympo.common.rollout_log.types import Fence, RunState
 log = logging.getLogger(__name__)
 
 _UNLIMITED = -1
+_T = TypeVar("_T")
 
 
 def state_of(stored: Any) -> RunState:
@@ -95,11 +96,29 @@ class RunStates:
 
     def wait_for_config(self, timeout_seconds: float) -> RunConfig:
         """Blocks until the run is created; raises NoProgress after `timeout_seconds`."""
+        return self._wait_for(self.config, timeout_seconds)
+
+    def wait_to_join(self, timeout_seconds: float) -> tuple[RunConfig, str]:
+        """The same and the run's id, empty in a run of an earlier version.
+
+        Both are of one run, though another may be created under its name meanwhile. One whose limits and id
+        the broker has lost is waited for: its learner writes them again.
+        """
+        return self._wait_for(self._joinable, timeout_seconds)
+
+    def _joinable(self) -> tuple[RunConfig, str] | None:
+        config = self.config()
+        run_id, capacity = self._run.learner_fields("run_id", "capacity")
+        if config is None or capacity is None or self.config() != config:
+            return None
+        return config, text(run_id)
+
+    def _wait_for(self, find: Callable[[], _T | None], timeout_seconds: float) -> _T:
         deadline, after_id = time.monotonic() + timeout_seconds, "0"
         while True:
-            config = self.config()
-            if config is not None:
-                return config
+            found = find()
+            if found is not None:
+                return found
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NoProgress(

@@ -13,25 +13,16 @@ _REMIND_EVERY = 15
 """A line in the log after this many waits for a run that nobody has created."""
 
 
-async def wait_for_config(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> RunConfig:
-    """The run's config, once its learner has created it.
+async def join_run(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> tuple[RunConfig, str]:
+    """The run's config and id, once its learner has created it.
 
     Raises RunConfigMismatch when another version of ASymPO created it.
     """
     num_waits = 0
     while True:
         try:
-            return await calls.until_answered(run_log.state.wait_for_config, wait_seconds)
+            return await calls.until_answered(run_log.state.wait_to_join, wait_seconds)
         except NoProgress:
             if num_waits % _REMIND_EVERY == 0:
                 log.info("Run %s does not exist yet: waiting for its learner", run_log.run)
             num_waits += 1
-
-
-async def join_run(run_log: RunLog, calls: Calls, *, wait_seconds: float) -> tuple[RunConfig, str]:
-    """The same and the run's id, both of one run, though another may be created under its name meanwhile."""
-    while True:
-        config = await wait_for_config(run_log, calls, wait_seconds=wait_seconds)
-        run_id = await calls.until_answered(run_log.state.run_id)
-        if await calls.until_answered(run_log.state.config) == config:
-            return config, run_id
