@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from asympo.common.codec import FINISH_REASON_TO_WIRE
+from asympo.common.codec import FINISH_REASON_TO_WIRE, WireLimits
 from asympo.common.errors import InvalidRecord
 from asympo.common.records import (
     MAX_FUNCTION_VALUES,
@@ -14,6 +14,11 @@ from asympo.common.records import (
     FinishReason,
 )
 from asympo.v1 import rollout_pb2
+
+MAX_MESSAGES = 4096
+"""Of one prompt."""
+MAX_MESSAGES_BYTES = WireLimits().max_text_bytes
+"""All texts of a prompt's messages: they are rendered before anybody can count their tokens."""
 
 
 def _is_text(value: str) -> str:
@@ -40,6 +45,13 @@ class MessageBody(_Body):
     content: Text
 
 
+def _can_be_rendered(messages: list[MessageBody]) -> list[MessageBody]:
+    num_bytes = sum(len(each.role.encode()) + len(each.content.encode()) for each in messages)
+    if num_bytes > MAX_MESSAGES_BYTES:
+        raise ValueError(f"their texts have {num_bytes} bytes, more than {MAX_MESSAGES_BYTES}")
+    return messages
+
+
 class PromptBody(_Body):
     """What was asked: one of the three at least. A string stands for its text, a list for its messages."""
 
@@ -53,7 +65,9 @@ class PromptBody(_Body):
     text: Text = ""
     """As the policy's template renders it, or plain."""
     token_ids: list[int] = Field(default=[], max_length=131_072)
-    messages: list[MessageBody] = []
+    messages: Annotated[
+        list[MessageBody], Field(max_length=MAX_MESSAGES), AfterValidator(_can_be_rendered)
+    ] = []
     """Rendered by the gateway with the policy's own template."""
 
 
