@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asympo.gateway.api import AsciiResponse, Refusal, read_body
-from asympo.gateway.capture import TurnReader
+from asympo.gateway.capture import BadAnswer, TurnReader
 from asympo.gateway.door_connections import DoorAnswer
 from asympo.gateway.doors import Doors, NoDoor, SlowDoor
 from asympo.gateway.sessions import Session, SessionRefused, Sessions
@@ -91,9 +91,9 @@ class AgentRequests:
         if answer.status == 200:
             reader = TurnReader()
             try:
-                reader.read(from_json(content))
-            except ValueError as error:
-                raise Refusal(502, f"the generator's answer is not JSON: {error}") from None
+                reader.read_json(content)
+            except BadAnswer as error:
+                raise Refusal(502, str(error)) from None
             _note(session, reader)
         return _Whole(content, answer.status)
 
@@ -131,7 +131,7 @@ async def _left(receive: Receive) -> None:
 async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool) -> AsyncIterator[bytes]:
     """The stream as it comes; the turn is noted before its last piece is passed on.
 
-    One that breaks off, or takes longer than its session, ends with an error in its place.
+    One that breaks off, makes no sense, or takes longer than its session ends with an error in its place.
     """
     reader, rest = TurnReader(), b""
 
@@ -141,7 +141,7 @@ async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool
             return
         is_end = event == b"[DONE]"
         if not is_end:
-            reader.read(from_json(event))
+            reader.read_json(event)
         # The engine says its last word only once the policy is proven: now the turn counts.
         if is_end or (not ends_with_done and reader.turn):
             _note(session, reader)
@@ -154,11 +154,11 @@ async def _relayed(answer: DoorAnswer, session: Session, *, ends_with_done: bool
                 for line in lines:
                     read(line)
                 yield chunk
-        except OSError as error:
-            reason = f"the answer was cut off: {error}"
+        except (OSError, BadAnswer) as error:
+            reason = str(error) if isinstance(error, BadAnswer) else f"the answer was cut off: {error}"
             log.warning("A session's stream ends early: %s", reason)
             # What has come of an event that is not whole is none.
-            yield b"\n\n" * bool(rest) + b"data: " + to_json({"error": {"message": reason}}) + b"\n\n"
+            yield b"\n\ndata: " + to_json({"error": {"message": reason}}) + b"\n\n"
 
 
 def _asked(scope: Scope) -> tuple[str, str] | None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import from_json
+
 from asympo.common.errors import AsympoError
 from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_SEGMENTS, FinishReason, Response, ResponseSegment
 
@@ -23,6 +25,10 @@ class NotTrainable(AsympoError):
         super().__init__(message)
         self.reason = reason
         """One of a closed set: no_turns, no_token_ids, history_rewritten, too_long, unknown_end."""
+
+
+class BadAnswer(AsympoError):
+    """An answer that makes no sense; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +52,15 @@ class TurnReader:
         self._finish_reason = ""
         self._has_several = False
 
+    def read_json(self, content: bytes) -> None:
+        """One body, or one event of a stream; raises BadAnswer."""
+        try:
+            self.read(from_json(content))
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise BadAnswer(f"the generator's answer makes no sense: {error} in {content[:200]!r}") from error
+
     def read(self, body: Any) -> None:
-        """One body, or one event of a stream."""
+        """The same, parsed."""
         if not isinstance(body, dict):
             return
         if body.get("type") == "response.completed" or body.get("object") == "response":

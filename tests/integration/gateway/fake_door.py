@@ -25,6 +25,8 @@ class FakeDoor:
         """Function to call, `name` and `arguments`, in answer to whatever a tool has not said."""
         self.breaks_off = False
         """As an engine that is killed in the middle of an answer."""
+        self.raw: bytes | None = None
+        """Said in place of any answer."""
         self.hangs = False
         """Answers only whom it has heard leave."""
         self.has_begun, self.was_left = threading.Event(), threading.Event()
@@ -46,6 +48,8 @@ class FakeDoor:
             return JSONResponse({"error": {}}, status_code=self.status)
         if self.breaks_off:
             return StreamingResponse(_begin(), headers={"content-length": "1000"})
+        if self.raw is not None:
+            return Response(self.raw)
         body = await request.json()
         self.bodies.append(body)
         self.num_asked += 1

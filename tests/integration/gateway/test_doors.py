@@ -84,3 +84,26 @@ def test_stream_that_breaks_off_ends_in_an_error(
     )
     assert "A session's stream ends early: the answer was cut off" in caplog.text
     door.stop()
+
+
+def test_answer_that_makes_no_sense_is_an_error_and_no_turn(
+    log: RunLog, start_gateway: Callable[..., RunningGateway], caplog: pytest.LogCaptureFixture
+) -> None:
+    start_run(log)
+    door = FakeDoor()
+    gateway = start_gateway(doors=[door.address])
+    started = post(gateway, {"own_prompt": True, "num_sessions": 2}, path="/rl/start_session").json()
+    session = started["sessions"][0]
+    asked = f"{session['base_url']}/chat/completions"
+    right = b'data: {"choices": [{"token_ids": [1], "finish_reason": "stop"}]}'
+    door.raw = right + b"\n\ndata: {\n\ndata: [DONE]\n\n"
+    streamed = httpx.post(asked, content=BODY.replace(b"}]}", b'}], "stream": true}'), timeout=30)
+    assert streamed.text.strip().startswith(
+        'data: {"error":{"message":"the generator\'s answer makes no sense: '
+    )
+    assert "A session's stream ends early: the generator's answer makes no sense" in caplog.text
+    door.raw = b"{"
+    whole = httpx.post(asked, content=BODY, timeout=30)
+    assert (whole.status_code, "the generator's answer makes no sense" in whole.text) == (502, True)
+    assert httpx.get(f"{gateway.http}/sessions/{session['session_id']}").json()["turns"] == 0
+    door.stop()

@@ -1,10 +1,11 @@
 """Turns of agents as one response, without a gateway around them."""
 
+import re
 from array import array
 
 import pytest
 from asympo.common.records import MAX_RESPONSE_TOKENS, MAX_SEGMENTS
-from asympo.gateway.capture import NotTrainable, Transcript, Turn, TurnReader
+from asympo.gateway.capture import BadAnswer, NotTrainable, Transcript, Turn, TurnReader
 
 
 def turn(prompt_ids: list[int], answer_ids: list[int], *, finish_reason: str = "stop") -> Turn:
@@ -35,6 +36,19 @@ def test_answer_with_other_things_than_token_ids_is_named() -> None:
     assert reader.turn is not None
     transcript.add(reader.turn)
     assert why_not(transcript) == "no_token_ids"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b'{"choices": 1}', b'{"choices": [1]}', b'{"choices": [{"token_ids": 1}]}'),
+        *(b'{"object": "response", "input_messages": 1}', b'{"object": "response", "response": [1]}'),
+        b'{"object": "response", "input_messages": [1], "output_messages": [{}]}',
+    ],
+)
+def test_answer_that_makes_no_sense_is_told_with_its_beginning(content: bytes) -> None:
+    with pytest.raises(BadAnswer, match=re.escape(repr(content))):
+        TurnReader().read_json(content)
 
 
 def test_each_token_of_many_turns_is_kept_once() -> None:
