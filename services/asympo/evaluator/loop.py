@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 _HOLD_SECONDS = 20.0
 _LAST_TRIES = 3
 """For the last policy of a run that has ended: no other comes."""
+_UNREAD_SECONDS = 180.0
+"""How long the store may fail once a run has ended."""
 
 
 @dataclass(kw_only=True)
@@ -85,6 +88,8 @@ class EvaluationLoop:
         """Evaluations that failed last, and may not the next time."""
         self._is_refused = False
         """Whether the broker turned the newest report away."""
+        self._is_unread = False
+        """Whether the policies could not be listed."""
         self._holder = f"evaluator-{socket.gethostname()}-{os.getpid()}"
 
     async def run(self) -> None:
@@ -95,18 +100,23 @@ class EvaluationLoop:
         for result in (await self._calls.until_answered(self._run_log.evaluations.after))[0]:
             self._progress.newest[result.eval] = result
         self._progress.state = "waiting"
-        num_tries = 0
+        num_tries, gives_up_at = 0, math.inf
         while True:
             await self._refuse_another_run()
             announced = await self._calls.until_answered(self._run_log.policies.latest)
             is_over = await self._is_over()
+            gives_up_at = min(gives_up_at, time.monotonic() + _UNREAD_SECONDS) if is_over else math.inf
             policy = await self._newest_policy()
             due = [] if policy is None else await self._due(policy, is_over=is_over)
             num_tries = num_tries + bool(due) if is_over else 0
             if policy is not None and due and await self._measure_due(policy, due):
                 continue
             is_last = is_over and self._settings.exit_when_run_ends
-            if is_last and not await self._is_tried_again(policy, num_tries):
+            if is_last and self._is_unread:
+                if time.monotonic() >= gives_up_at:
+                    log.error("The last policy is not measured: the policies cannot be read")
+                    return
+            elif is_last and not await self._is_tried_again(policy, num_tries):
                 return
             self._progress.state = "waiting"
             await self._wait_for_news(announced, is_over=is_over)
@@ -264,10 +274,16 @@ class EvaluationLoop:
         bad = await self._calls.until_answered(self._run_log.policies.bad)
         names = {str(StepName(step=each.step, fence=each.fence)) for each in bad}
         try:
-            return await self._calls.run(self._store.newest, exclude=names)
+            policy = await self._calls.run(self._store.newest, exclude=names)
         except OSError as error:
-            log.error("The policies in %s cannot be read: %s", self._store.path, error)
-            return None
+            log.error(
+                "The policies in %s cannot be read, which is tried again in %g s: %s",
+                *(self._store.path, self._settings.policy_poll_seconds, error),
+            )
+            policy, self._is_unread = None, True
+        else:
+            self._is_unread = False
+        return policy
 
     async def _due(self, policy: PolicyRef, *, is_over: bool, even_early: bool = False) -> list[str]:
         """Names of the evaluations that this policy should go through, now or `even_early`."""

@@ -276,7 +276,10 @@ class Supervisor:
         if evaluator is None:
             return
         self._phase = "waiting for the evaluations of the last policy"
-        while self._look_after() and time.monotonic() < deadline and not evaluator.has_ended:
+        while self._look_after() and not evaluator.has_ended:
+            if time.monotonic() > deadline:
+                self._note(f"evaluations of the last policy are left out after {_EVALUATION_SECONDS:g} s")
+                return
             self._stop.wait(_LOOP_SECONDS)
 
     def _is_served(self, policy: PolicyAnnouncement, run_log: RunLog) -> bool:
@@ -386,13 +389,9 @@ class Supervisor:
         self._ending = event, text
 
     def _guard(self) -> Guard:
-        plan = self._plan
-        return Guard(
-            directory=self._directory.path,
-            broker_url=plan.broker_url if plan.is_broker_embedded else None,
-            lock=self._directory.lock,
-            lock_path=self._directory.lock_path,
-        )
+        plan, place = self._plan, self._directory
+        broker_url = plan.broker_url if plan.is_broker_embedded else None
+        return Guard(directory=place.path, broker_url=broker_url, lock=place.lock, lock_path=place.lock_path)
 
     def _drain_seconds(self, service: Service) -> float:
         section = self._plan.file.run

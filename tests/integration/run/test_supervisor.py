@@ -206,3 +206,15 @@ def test_generator_is_looked_after_and_a_stop_is_heard_while_the_last_policy_is_
     assert last is not None
     assert last.problem == "the run was stopped before the last policy was measured"
     assert "generator-0 started again (restart 1)" in notes(tmp_path)
+
+
+def test_evaluations_that_are_not_waited_for_are_told(
+    make: Callable[..., Supervisor],
+    service: Callable[[str], Service],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    supervisor = make(evaluator=service("evaluator"))
+    monkeypatch.setattr(module, "_EVALUATION_SECONDS", 0.0)
+    supervisor._wait_for_evaluator()
+    assert notes(tmp_path) == ["evaluations of the last policy are left out after 0 s"]

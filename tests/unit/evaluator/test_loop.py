@@ -1,6 +1,6 @@
 """Which policies an evaluation measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +11,13 @@ from asympo.common.errors import BrokerFull, BrokerRefused, NoProgress, PromptRe
 from asympo.common.rollout_log import RunState
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.rollout_log.evals.result import Estimate, EvalResult
+from asympo.evaluator import loop as module
 from asympo.evaluator.loop import EvaluationLoop, EvaluatorStatus, is_due
 from asympo.evaluator.measure import Measured
 from asympo.evaluator.retries import Retries
 from asympo.evaluator.settings import EvaluatorSettings
 
+LAST = PolicyRef(step=4, fence=1, digest="d", path=Path("p"))
 CALLS = Calls(max_threads=1, on_broker_error=lambda: None)
 HALF = Estimate(value=0.5, low=0.4, high=0.6)
 
@@ -137,6 +139,34 @@ async def test_store_is_not_listed_again_at_each_wait_for_an_announcement(
     assert not states
 
 
+@pytest.fixture
+def at_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A loop over one evaluation of a run that has ended, in which every wait takes a minute."""
+    now = 0.0
+
+    async def wait(*_: Any, **__: Any) -> None:
+        nonlocal now
+        now += 60.0
+
+    def make(measured: Callable[..., Any]) -> Any:
+        loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=measured)
+        loop._run_log = SimpleNamespace(
+            policies=SimpleNamespace(latest=lambda: None, num_after=lambda _: 0, bad=lambda: []),
+            state=SimpleNamespace(get=lambda: RunState.FINISHED, run_id=lambda: ""),
+            evaluations=SimpleNamespace(after=lambda: ([], "")),
+        )
+        loop._progress, loop._calls, loop._retries = EvaluatorStatus(), CALLS, Retries(clock=lambda: now)
+        loop._settings = EvaluatorSettings(run="r", exit_when_run_ends=True)
+        loop._metrics = SimpleNamespace(failed=lambda _: None)
+        loop._wait_for_news = wait
+        loop._store = SimpleNamespace(path="p", newest=lambda **_: LAST)
+        return loop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+        yield make
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("failures", "expected"),
@@ -147,10 +177,9 @@ async def test_store_is_not_listed_again_at_each_wait_for_an_announcement(
     ],
 )
 async def test_last_policy_is_tried_again_before_the_evaluator_leaves(
-    failures: list[Exception], expected: list[str], monkeypatch: pytest.MonkeyPatch
+    failures: list[Exception], expected: list[str], at_end: Callable[..., Any]
 ) -> None:
     asked: list[str] = []
-    now = 0.0
 
     async def measured(prepared: Any, *_: Any) -> Any:
         asked.append(prepared.config.name)
@@ -159,25 +188,34 @@ async def test_last_policy_is_tried_again_before_the_evaluator_leaves(
         loop._progress.newest["e"] = result(4)
         return SimpleNamespace(result=result(4))
 
-    async def wait(*_: Any, **__: Any) -> None:
-        nonlocal now
-        now += 60.0
-
-    async def newest() -> PolicyRef:
-        return PolicyRef(step=4, fence=1, digest="d", path=Path("p"))
-
-    loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=measured)
-    loop._run_log = SimpleNamespace(
-        policies=SimpleNamespace(latest=lambda: None, num_after=lambda _: 0),
-        state=SimpleNamespace(get=lambda: RunState.FINISHED, run_id=lambda: ""),
-        evaluations=SimpleNamespace(after=lambda: ([], "")),
-    )
-    loop._progress, loop._calls, loop._retries = EvaluatorStatus(), CALLS, Retries(clock=lambda: now)
-    loop._settings = EvaluatorSettings(run="r", exit_when_run_ends=True)
-    loop._metrics = SimpleNamespace(failed=lambda _: None)
-    loop._wait_for_news, loop._newest_policy = wait, newest
+    loop = at_end(measured)
     await loop.run()
     assert asked == expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("num_failures", "is_measured"), [(2, True), (9, False)])
+async def test_last_policy_is_measured_although_the_store_fails_for_a_while(
+    num_failures: int, is_measured: bool, at_end: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [OSError("stale file handle")] * num_failures
+
+    def newest(**_: Any) -> PolicyRef:
+        if failures:
+            raise failures.pop()
+        return LAST
+
+    async def measured(*_: Any) -> Any:
+        loop._progress.newest["e"] = result(4)
+        return SimpleNamespace(result=result(4))
+
+    loop = at_end(measured)
+    loop._store.newest = newest
+    await loop.run()
+    assert ("e" in loop._progress.newest) is is_measured
+    assert "cannot be read, which is tried again in 10 s: stale file handle" in caplog.messages[0]
+    is_told = caplog.messages[-1].startswith("The last policy is not measured")
+    assert (is_told, bool(failures)) == (not is_measured, not is_measured)
 
 
 @pytest.mark.asyncio
