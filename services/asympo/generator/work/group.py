@@ -277,8 +277,9 @@ def warn_of_cut_responses(engine: Engine, task: Task, sampling: SamplingSettings
     if served is not None and num_prompt_tokens + sampling.max_tokens > served:
         log.warning(
             "Longer responses are cut off: prompt 0 has %d tokens and sampling.max_tokens is %d, but the "
-            "engine serves %d in a row; if the model can do more, give its cache more memory "
-            "(vllm.kv_cache_gib, vllm.gpu_memory_utilization) or raise vllm.max_model_len",
+            "engine serves %d in a row: if the model can do more, give its cache more memory "
+            "(vllm.kv_cache_gib, vllm.gpu_memory_utilization) or raise vllm.max_model_len (with LongRoPE up "
+            "to its original range only); else lower sampling.max_tokens",
             *(num_prompt_tokens, sampling.max_tokens, served),
         )
 
