@@ -135,7 +135,7 @@ def report_of(held: RunDirectory) -> dict[str, Any]:
         "warnings": summary.get("warnings", []),
         "broken_promises": summary.get("broken_promises", []),
         "held_out_accuracy": [summary.get(f"held_out_accuracy_{name}") for name in ("before", "after")],
-        "steps": summary.get("steps"),
+        "steps": held.step,
         "events": read_events(held.path)[-_MAX_EVENTS:],
     }
 
