@@ -175,7 +175,12 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
 
 
 def _notify_end(supervisor: Any) -> None:
-    for problem in supervisor.notify_end():
+    """Whoever interrupts it has no part in how the run ended, which stays as it is."""
+    try:
+        problems = supervisor.notify_end()
+    except KeyboardInterrupt:
+        problems = ["run.notify_command and run.notify_url were interrupted: they may not have been told"]
+    for problem in problems:
         sys.stderr.write(f"asympo: {problem}\n")
 
 

@@ -60,6 +60,11 @@ def _run(command: Sequence[str], text: str) -> list[str]:
             except subprocess.TimeoutExpired:
                 kill_group(process.pid)
                 return [f"run.notify_command took more than {_PROGRAM_SECONDS:g} s and was killed"]
+            except KeyboardInterrupt:
+                # In a session of its own, it has not heard of it.
+                kill_group(process.pid)
+                process.wait()
+                raise
         if process.returncode == 0:
             return []
         errors.seek(0)

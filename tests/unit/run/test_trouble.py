@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import socketserver
 import sys
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from asympo.common.errors import BrokerUnavailable, NoProgress
@@ -18,6 +21,7 @@ from asympo.common.logs.watch import LogWatch
 from asympo.local.log_file import keep_small, last_sentence
 from asympo.local.process import kill_group
 from asympo.local.service import RestartPolicy, Service
+from asympo.run.command import _notify_end
 from asympo.run.notify import notify
 from asympo.run.processes.status import HttpStatus
 from asympo.run.processes.trouble import ProgressWatch, Warnings
@@ -315,3 +319,16 @@ def test_notification_reaches_a_program_and_a_url_and_failures_are_said(
     [silent] = notify(command=fail, url=None, message=message)
     assert silent == "run.notify_command ended with exit code 1: it said nothing"
     door.shutdown()
+
+
+def test_interrupt_ends_a_notification_that_hangs_and_leaves_the_outcome_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = tmp_path / "started"
+    # It has read its message before anybody loses patience: then it has been started in full.
+    hang = ["sh", "-c", f"cat > /dev/null; echo $$ > '{started}'; kill -INT $PPID; exec sleep 600"]
+    ending = cast("Any", SimpleNamespace(notify_end=lambda: notify(command=hang, url=None, message={})))
+    _notify_end(ending)
+    assert "run.notify_command and run.notify_url were interrupted" in capsys.readouterr().err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
