@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.bench.pipeline_run import Load, PipelineRun, pipeline_run
+from asympo.common.errors import BadSetting
 from asympo.testing.tiny_model import write_tiny_model
 
 Say = Callable[[str], None]
@@ -123,9 +124,19 @@ def _saturated(load: Load, directory: Path, seconds_per_token: float, num_steps:
         run.wait(lambda: len(run.rows) >= num_steps, what="the learner to train the log")
         rows = run.rows
     return Saturated(
-        generator=(ended - began) / (last - first) * size,
+        generator=seconds_of_groups(ended - began, last - first) * size,
         learner=_seconds_per_step(rows, skip=1),
     )
+
+
+def seconds_of_groups(seconds: float, num_groups: int) -> float:
+    """Of one, where so many came meanwhile; raises BadSetting when none did, as all were there by then."""
+    if num_groups < 1 or seconds <= 0:
+        raise BadSetting(
+            f"the engine gave {num_groups} groups between two looks, too few to measure its speed: give more "
+            "--saturated-steps, or a larger --seconds-per-token"
+        )
+    return seconds / num_groups
 
 
 def _now(run: PipelineRun) -> tuple[float, int]:

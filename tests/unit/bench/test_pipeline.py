@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from asympo.bench import command
-from asympo.bench.pipeline import Saturated, describe
+from asympo.bench.pipeline import Saturated, describe, seconds_of_groups
 from asympo.bench.pipeline_run import Load
 from asympo.common.errors import BadSetting
 
@@ -62,3 +62,10 @@ def test_too_little_to_measure_is_refused_before_anything_starts(flag: str, said
 def test_fewest_steps_that_are_accepted_can_be_described() -> None:
     rows = [row(step, wait=0.5, staleness=0) for step in (1, 2, 3, 4)]
     assert describe(rows, 0, alone=ALONE, load=LOAD)["step_seconds"] == pytest.approx(2.0)
+
+
+def test_engine_that_filled_its_log_between_two_looks_is_not_measured() -> None:
+    assert seconds_of_groups(3.0, 6) == 0.5
+    for seconds, num_groups in ((0.01, 0), (0.0, 4)):
+        with pytest.raises(BadSetting, match=rf"gave {num_groups} groups .* more --saturated-steps"):
+            seconds_of_groups(seconds, num_groups)
