@@ -44,6 +44,16 @@ def without_none(value: Any, *, kept: Collection[str] = ()) -> Any:
     return [without_none(each, kept=kept) for each in value] if isinstance(value, list) else value
 
 
+def null_names(value: Any) -> set[str]:
+    """Names of all fields in it that hold nothing."""
+    if isinstance(value, list):
+        return {name for each in value for name in null_names(each)}
+    if not isinstance(value, dict):
+        return set()
+    own = {name for name, each in value.items() if each is None}
+    return own | null_names([*value.values()])
+
+
 def _is_message(message: Any) -> bool:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         return False

@@ -48,6 +48,31 @@ def read_rows(
     return rows
 
 
+def check_split(data: str, split: str, *, subset: str | None = None) -> None:
+    """Raises BadSetting where there is one data set here, and not this split of it."""
+    path = Path(data).expanduser()
+    if path.is_file():
+        what = "one file"
+    else:
+        path = path / subset if subset is not None and (path / subset).is_dir() else path
+        state = path / "state.json"
+        if not state.is_file() or (path / "dataset_dict.json").is_file():
+            return
+        if json.loads(state.read_text()).get("_split") == split:
+            return
+        what = "one data set that save_to_disk wrote"
+    raise BadSetting(
+        f"task.data {data} is {what}, which has no split {split}: leave split and held_out_split out, or "
+        "name the file or folder with the held-out rows as task.held_out_data"
+    )
+
+
+def is_table(data: str) -> bool:
+    """Whether its rows come through Arrow, which gives every structure the fields that any has."""
+    path = Path(data).expanduser()
+    return not path.is_file() or path.suffix in (".parquet", ".arrow")
+
+
 def _refuse_hub_options(data: str, **options: str | None) -> None:
     for name, value in options.items():
         if value is not None:

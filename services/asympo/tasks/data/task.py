@@ -11,14 +11,16 @@ from asympo.common.errors import BadSetting
 from asympo.rewards import scoring
 from asympo.tasks.base import TaskPrompt, as_prompt_parts, own_prompt
 from asympo.tasks.config import TaskConfig
-from asympo.tasks.data.messages import check_messages, without_none
-from asympo.tasks.data.source import Row, read_rows
+from asympo.tasks.data.messages import check_messages, null_names, without_none
+from asympo.tasks.data.source import Row, check_split, is_table, read_rows
 from asympo.tasks.data.template import compile_template, look_up, map_columns
 from asympo.tasks.rows import RowsTask, question_key
 
 log = logging.getLogger(__name__)
 
 _MAX_WEIGHT = 1000
+_NULLS_OF_SCHEMAS = {"default", "const"}
+"""What a JSON schema may say with null."""
 ANSWER_PLACES = ("answer", "ground_truth", "reward_model.ground_truth", "solution", "label")
 """Where data sets of this field keep the right answer; the first that is there counts."""
 
@@ -32,6 +34,11 @@ class DataTask(RowsTask):
         assert config.data is not None
         super().__init__(config)
         rows = _keyed(config, config.data, config.split)
+        if config.revision is not None and Path(config.data).expanduser().exists():
+            log.warning(
+                "task.revision %s counts for nothing, as task.data %s is a folder here: the hub is not asked",
+                *(config.revision, config.data),
+            )
         self.num_rows = len(rows)
         self.num_repeated = len(rows) - len({key for key, _ in rows})
         held_out = _held_out_rows(config)
@@ -108,13 +115,10 @@ def _held_out_rows(config: TaskConfig) -> list[tuple[str, dict[str, Any]]]:
 def _keyed(config: TaskConfig, data: str, split: str) -> list[tuple[str, dict[str, Any]]]:
     is_hub = config.subset is not None or config.revision is not None
     options = {"subset": config.subset, "revision": config.revision} if is_hub and data == config.data else {}
-    if data == config.data and split != "train" and Path(data).expanduser().is_file():
-        raise BadSetting(
-            f"task.data {data} is one file, which has no split {split}: leave split and held_out_split "
-            "out, or name the file with the held-out rows as task.held_out_data"
-        )
+    if data == config.data and split != "train":
+        check_split(data, split, subset=config.subset)
     rows = [
-        parse_row(row, f"{data} row {number}", config) | {"row": number}
+        parse_row(row, f"{data} row {number}", config, is_filled=is_table(data)) | {"row": number}
         for number, row in enumerate(read_rows(data, split=split, **options), start=1)
     ]
     _check_alike(rows, data)
@@ -132,8 +136,8 @@ def _check_alike(rows: Sequence[dict[str, Any]], data: str) -> None:
         )
 
 
-def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
-    """A TaskPrompt's arguments, its number and place aside."""
+def parse_row(row: Row, where: str, config: TaskConfig, *, is_filled: bool) -> dict[str, Any]:
+    """A TaskPrompt's arguments, its number and place aside; `is_filled`: nulls only fill a table up."""
     columns = map_columns(row, config.columns, where)
     if config.prompt_template is not None:
         prompt: Any = compile_template(config.prompt_template, "task.prompt_template")(columns)
@@ -147,7 +151,7 @@ def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
         parts |= as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     else:
         parts |= chat_parts(prompt, where, config)
-    parts |= _template_parts(columns, where, config)
+    parts |= _template_parts(columns, where, config, is_filled=is_filled)
     return parts
 
 
@@ -204,7 +208,7 @@ def chat_parts(prompt: Any, where: str, config: TaskConfig) -> dict[str, Any]:
     return {"messages": messages, "is_prefilled": messages[-1]["role"] == "assistant"}
 
 
-def _template_parts(columns: Row, where: str, config: TaskConfig) -> dict[str, Any]:
+def _template_parts(columns: Row, where: str, config: TaskConfig, *, is_filled: bool) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     tools = columns.get("tools")
     if isinstance(tools, str):  # as Arrow keeps structures that differ from row to row
@@ -212,7 +216,8 @@ def _template_parts(columns: Row, where: str, config: TaskConfig) -> dict[str, A
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise BadSetting(f"{where} has tools that are neither a list nor JSON: {error}") from error
-    else:
+    elif is_filled or not null_names(tools) <= _NULLS_OF_SCHEMAS:
+        # A JSONL file may have been written from a table.
         tools = without_none(tools)
     if tools:
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
