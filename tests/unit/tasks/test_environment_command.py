@@ -12,6 +12,7 @@ import pytest
 from asympo.common.errors import BadSetting
 from asympo.ops import environment
 from asympo.ops.environment import main
+from asympo.tasks.base import held_out_keys
 
 GAME = """
 class Game:
@@ -62,6 +63,10 @@ def test_rows_are_written_once_and_a_share_of_them_held_out(config: Path, tmp_pa
     rows = [json.loads(line) for line in written.read_text().splitlines()]
     assert [row["given"]["secret"] for row in rows] == list(range(20))
     assert 0 < sum("held_out" in row for row in rows) < 20
+    # A run of an earlier version whose file was lost holds out what it did.
+    earlier = [json.dumps(row["given"] | {"prompt": row["prompt"]}, sort_keys=True) for row in rows]
+    chosen = held_out_keys(earlier, fraction=0.5, seed=0)
+    assert [row.get("held_out", False) for row in rows] == [key in chosen for key in earlier]
     written.write_text("as the run was created\n")
     assert main(["rows", str(config)]) == 0
     assert written.read_text() == "as the run was created\n"

@@ -9,6 +9,7 @@ from asympo.common.errors import BadSetting
 from asympo.local.whole_file import write_whole
 from asympo.tasks.base import held_out_keys
 from asympo.tasks.config import TaskConfig
+from asympo.tasks.environments.player.stage import given_of
 from asympo.tasks.environments.player_command import player_command
 
 _LOAD_SECONDS = 300.0
@@ -36,8 +37,9 @@ def _with_held_out(task: TaskConfig, text: str) -> str:
     rows = [json.loads(line) for line in text.splitlines()]
     if any(row.get("held_out") for row in rows):
         return text
-    # All of a row: many environments ask the same of every row, and hide what differs.
-    asked = [json.dumps(row, sort_keys=True) for row in rows]
+    # All of a row: many environments ask the same of every row, and hide what differs. As earlier versions
+    # wrote it, so that a run whose file was lost holds out what it did.
+    asked = [json.dumps(given_of(row) | {"prompt": row["prompt"]}, sort_keys=True) for row in rows]
     chosen = held_out_keys(asked, fraction=task.held_out_fraction, seed=task.seed)
     for row, key in zip(rows, asked, strict=True):
         if key in chosen:
