@@ -31,7 +31,9 @@ MIN_RESPONSES = 2
 SUBMIT_SECONDS = 600.0
 """How long a finished group without a lease waits for a slot."""
 KEPT_SECONDS = 600.0
-"""How long a group that has ended can be asked about."""
+"""How long a group that has ended can be asked about, unless others need its room."""
+MAX_SESSIONS = 65_536
+"""Of one gateway, those that have ended and are kept included."""
 _FAILURES = ("not_enough", "invalid", "too_large")
 """Ends that blame a leased prompt: issued again without that, it would end like this without end."""
 
@@ -86,6 +88,8 @@ class Sessions:
         self._metrics = metrics
         self._session_seconds = session_seconds
         self._sessions: dict[str, Session] = {}
+        self._ended: dict[SessionGroup, None] = {}
+        """Those that are kept, oldest first."""
         self._watching: set[asyncio.Task[None]] = set()
 
     async def start(
@@ -106,6 +110,7 @@ class Sessions:
                 400,
                 f"num_sessions is {size}: give {MIN_RESPONSES} to {config.group_size}, the run's group_size",
             )
+        self._make_room(size)
         work: Granted | None = None
         if not is_own_prompt:
             found = await self._gateway.get_work(
@@ -203,6 +208,7 @@ class Sessions:
             *(group.producer.name, len(group.sessions), group.outcome),
             f" ({', '.join(sorted(set(group.failures)))})" if group.failures else "",
         )
+        self._ended[group] = None
         asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, group)
 
     async def _keep(self, group: SessionGroup) -> None:
@@ -291,7 +297,18 @@ class Sessions:
         )
         return RolloutGroup(group_id=group_id, prompt=Prompt(token_ids=prompt), responses=tuple(responses))
 
+    def _make_room(self, size: int) -> None:
+        """For so many more sessions; raises SessionRefused where all are open."""
+        while len(self._sessions) + size > MAX_SESSIONS:
+            if not self._ended:
+                raise SessionRefused(
+                    429,
+                    f"{len(self._sessions)} sessions are open, of {MAX_SESSIONS} at most: close some first",
+                )
+            self._forget(next(iter(self._ended)))
+
     def _forget(self, group: SessionGroup) -> None:
+        self._ended.pop(group, None)
         for session in group.sessions:
             self._sessions.pop(session.session_id, None)
 

@@ -12,12 +12,13 @@ import httpx
 import pytest
 from asympo.common.http_server import QuietServer, serving
 from asympo.common.rollout_log import RunLog
+from asympo.gateway import sessions
 from asympo.testing.tiny_model import write_tiny_model
 
 from tests.integration.gateway.conftest import AGENTS, RunningGateway
 from tests.integration.gateway.fake_door import FakeDoor
 from tests.integration.gateway.test_ingest import NUM_SUMS, post
-from tests.integration.gateway.test_sessions import say, start
+from tests.integration.gateway.test_sessions import complete, outcome, say, start
 from tests.integration.rollout_log.conftest import must_lease, start_run
 
 
@@ -90,3 +91,20 @@ def test_gateway_that_stops_finishes_its_answers_and_grants_nothing_more(
         assert answer.result()[-1]["content"] == "1"
         stopped.result()
     door.stop()
+
+
+def test_sessions_that_nobody_closes_are_no_more_than_a_gateway_has_room_for(
+    log: RunLog, start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 4)
+    start_run(log)
+    gateway = start_gateway(doors=("http://127.0.0.1:1/v1",))
+    ended, left = start(gateway), start(gateway)
+    refused = post(gateway, {"own_prompt": True, "num_sessions": 2}, path="/rl/start_session")
+    assert (refused.status_code, "4 sessions are open, of 4" in refused.text) == (429, True)
+    for session in ended:
+        complete(gateway, session, 1.0)
+    assert outcome(gateway, ended[0])["outcome"] == "not_enough"
+    start(gateway)
+    told = [httpx.get(f"{gateway.http}/sessions/{each['session_id']}") for each in (*ended, *left)]
+    assert [each.status_code for each in told] == [404, 404, 200, 200], "what has ended makes room"
