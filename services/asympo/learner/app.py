@@ -22,7 +22,7 @@ from asympo.common.errors import (
 from asympo.common.jsonl import read_steps
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
-from asympo.common.rollout_log import Broker, CommitRecord, Fence, RunConfig, RunLog, RunState
+from asympo.common.rollout_log import Broker, CommitRecord, Fence, KnownRun, RunConfig, RunLog, RunState
 from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_registry, set_up_logging
 from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
@@ -172,7 +172,7 @@ class LearnerProcess:
         # Early, because the generators wait for the run. Loading it imports torch as well.
         with large_imports():
             tokenizer = load_tokenizer(self._settings.model)
-        config = create_run(self._settings, run_log, tokenizer)
+        config = create_run(self._settings, run_log, tokenizer, known=self._known_run)
         is_over = self._is_over(run_log)
         closing.callback(heartbeat.release)
         heartbeat.start()
@@ -352,6 +352,12 @@ class LearnerProcess:
             policies=policies,
             found=found,
         )
+
+    def _known_run(self) -> KnownRun:
+        from asympo.learner.state.open import known_run
+
+        settings = self._settings
+        return known_run(settings.checkpoint_root, settings.run, settings.object_store, stop=self._stop)
 
     def _take_fence(self, run_log: RunLog, *, at_least: int) -> Fence:
         """Ownership; restarted ranks wait for the heartbeat of their predecessors to expire."""

@@ -1,6 +1,7 @@
 """A learner that is told to stop twice, and one whose broker goes away: nothing is lost."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -79,7 +80,16 @@ def test_learner_and_producer_go_on_by_themselves_after_the_broker_was_killed(
         assert learner.end(signal.SIGTERM) == 0, learner.log
     assert "Reconciled with the broker" in learner.log
     broker = Broker.connect(own_broker.url)
-    commit = RunLog(broker, run_name).commits.last()
+    run_log = RunLog(broker, run_name)
+    commit, run_id = run_log.commits.last(), run_log.state.run_id()
+    # And as the same run, where the broker has lost all of it meanwhile.
+    own_broker.kill()
+    shutil.rmtree(own_broker.directory / "appendonlydir")
+    own_broker.start()
+    learner.start()
+    learner.until(run_log.state.run_id)
+    assert run_log.state.run_id() == run_id
+    learner.end(signal.SIGKILL)
     broker.close()
     assert commit is not None
     trained = [g for row in read_jsonl(tmp_path / run_name / "trained.jsonl") for g in row["group_ids"]]

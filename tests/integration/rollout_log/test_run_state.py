@@ -1,10 +1,12 @@
+import dataclasses
 import threading
 import time
 from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, Fenced, NoProgress, RunConfigMismatch
-from asympo.common.rollout_log import Broker, RunLog, RunState, list_runs
+from asympo.common.rollout_log import Broker, KnownRun, RunLog, RunState, list_runs
+from asympo.common.trained_ids import TrainedIds
 
 from .conftest import config_of, must_append, start_run
 
@@ -63,6 +65,29 @@ def test_run_is_joined_under_its_id_once_its_learner_has_written_that_again(log:
         log.state.wait_to_join(0.1)
     log.state.create_again(run_id="")
     assert log.state.wait_to_join(0.1) == (config, run_id)
+
+
+@pytest.mark.parametrize("lost", ["all", "all, twice", "limits", "config", "nothing: it was deleted"])
+def test_run_that_was_lost_while_no_learner_was_up_keeps_the_id_of_its_training_state(
+    log: RunLog, lost: str
+) -> None:
+    fence, config = start_run(log).fence, config_of(log.run)
+    known = KnownRun(run_id=fence.run_id, server_id=fence.server_id)
+    if lost.startswith("all"):
+        known = dataclasses.replace(known, server_id="before the restart")
+    if lost in ("limits", "config"):
+        log.broker.command("DEL", log.access.key("learner" if lost == "limits" else "config"))
+    else:
+        log.state.delete()
+    successor = RunLog(log.broker, log.run)
+    successor.state.create_or_join(config, known=lambda: known)
+    if lost == "all, twice":
+        # Again, before the successor takes it.
+        log.state.delete()
+    fence = successor.fence.take("learner-1", take_over=True, at_least=fence.number)
+    report = successor.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+    assert (report.fence.run_id == known.run_id) is not lost.startswith("nothing")
+    assert report.fence.run_id == log.state.run_id() != ""
 
 
 def test_run_of_an_earlier_version_is_joined_without_an_id(log: RunLog) -> None:

@@ -61,9 +61,10 @@ def twice(log: RunLog, script: str, nouns: str, *arguments: Any, without: str = 
 
 
 def test_create_writes_the_run_once_and_lets_others_join(log: RunLog) -> None:
-    first, again = twice(log, "create", "config run learner wake", "{}", "capacity", 3)
+    nouns = "config run learner wake"
+    first, again = twice(log, "create", nouns, "{}", "", "", "capacity", 3)
     assert (first, again) == ([b"CREATED", b"{}"], [b"JOINED", b"{}"])
-    assert call(log, "create", "config run learner wake", "other", "capacity", 9) == [b"JOINED", b"{}"]
+    assert call(log, "create", nouns, "other", "", "", "capacity", 9) == [b"JOINED", b"{}"]
     assert log.broker.command("HGET", key(log.run, "learner"), "capacity") == b"3"
 
 

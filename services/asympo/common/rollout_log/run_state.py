@@ -10,7 +10,7 @@ from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, number, text
 from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.rollout_log.run_config import RunConfig
-from asympo.common.rollout_log.types import Fence, RunState
+from asympo.common.rollout_log.types import Fence, KnownRun, RunState
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,24 @@ class RunStates:
         self._joined_id = ""
 
     def create_or_join(
-        self, config: RunConfig, *, complete: Callable[[RunConfig], RunConfig] = lambda stored: stored
+        self,
+        config: RunConfig,
+        *,
+        complete: Callable[[RunConfig], RunConfig] = lambda stored: stored,
+        known: Callable[[], KnownRun] = KnownRun,
     ) -> RunConfig:
         """Writes `config` if the run is new, else compares; returns what is stored.
 
         `complete` gives the settings of a run of the release before their values where that did not know
-        them. Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room,
-        BadSetting for one whose config is too long.
+        them. `known` finds the run of the newest training state, if there is one: a run that the broker has
+        lost is created again under its id, one that was deleted under a new one. Raises RunConfigMismatch
+        naming every field that differs, BrokerFull for a new run without room, BadSetting for one whose
+        config is too long.
         """
         if config.run != self._run.name:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self._run.name!r}")
         # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
-        joined = self.config() or self._create(config, run_id=_new_id())
+        joined = self.config() or self._create(config, run_id=_new_id(), known=known())
         stored = complete(joined)
         differences = config.differences(stored)
         if differences:
@@ -56,7 +62,7 @@ class RunStates:
                 f"run {self._run.name!r} was created with other settings ({'; '.join(differences)}): "
                 "use those, or another run name"
             )
-        self._joined, self._joined_id = joined, self.run_id()
+        self._joined, self._joined_id = joined, self.run_id() or known().run_id
         return stored
 
     def create_again(self, *, run_id: str) -> None:
@@ -66,13 +72,15 @@ class RunStates:
         log.warning("The broker has lost run %s: it is created again", self._run.name)
         self._create(self._joined, run_id=run_id or self._joined_id or _new_id())
 
-    def _create(self, config: RunConfig, *, run_id: str) -> RunConfig:
+    def _create(self, config: RunConfig, *, run_id: str, known: KnownRun | None = None) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
         config.check_size()
         limit, order = config.max_generation_staleness, config.task.get("order")
+        known = known or KnownRun()
         reply = self._run.call(
             "create",
             config.to_json(),
+            *(known.run_id, known.server_id),
             *("capacity", config.capacity),
             *("lease_ms", int(config.lease_seconds * 1000)),
             *("max_lease_ms", int(config.max_lease_seconds * 1000)),

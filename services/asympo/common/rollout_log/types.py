@@ -303,6 +303,16 @@ class LogStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KnownRun:
+    """The run that a training state is of, empty where it does not say."""
+
+    run_id: str = ""
+    """Drawn when the run was created."""
+    server_id: str = ""
+    """Broker that it was on when the state was saved: process and history."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
     """One line of `asympo runs list`."""
 

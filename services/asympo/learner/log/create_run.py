@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from asympo.common.context_length import context_length, what_does_not_fit
 from asympo.common.errors import BadModel, BadSetting, RunConfigMismatch
 from asympo.common.foreign.text import reason_of
-from asympo.common.rollout_log import RunConfig, RunLog
+from asympo.common.rollout_log import KnownRun, RunConfig, RunLog
 from asympo.common.settings import problem_of
 from asympo.learner.settings import LearnerSettings, SamplingOptions
 from asympo.tasks.config import TaskConfig
@@ -34,10 +35,13 @@ def read_config(model: str) -> Any:
         raise BadModel(f"the model {model} has no readable config: {reason_of(error)}") from error
 
 
-def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> RunConfig:
+def create_run(
+    settings: LearnerSettings, run_log: RunLog, tokenizer: Any, *, known: Callable[[], KnownRun]
+) -> RunConfig:
     """Writes the run's config, or makes sure that the one there is the same.
 
-    Raises RunConfigMismatch naming each difference, BadSetting when the task cannot be loaded or rendered.
+    `known` finds the run of the newest training state, asked only where the broker has none. Raises
+    RunConfigMismatch naming each difference, BadSetting when the task cannot be loaded or rendered.
     """
     task_config = without_too_long(settings, tokenizer)
     task = load_task(task_config)
@@ -70,7 +74,7 @@ def create_run(settings: LearnerSettings, run_log: RunLog, tokenizer: Any) -> Ru
         task_digest=task.digest,
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
-    return run_log.state.create_or_join(config, complete=_completed)
+    return run_log.state.create_or_join(config, complete=_completed, known=known)
 
 
 def without_too_long(settings: LearnerSettings, tokenizer: Any) -> TaskConfig:

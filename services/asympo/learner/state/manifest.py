@@ -62,6 +62,10 @@ class StateManifest:
     """Those that the newest step was made with; empty from a release that did not keep them."""
     counters: dict[str, int | float]
     """Totals that metrics continue from."""
+    run_id: str = ""
+    """Of the run that it is of; empty from a release that did not say."""
+    server_id: str = ""
+    """Broker that the run was on, as process and history."""
     archive: PartRef | None = None
     """Newest part of the archive of consumed groups; None where none were ever retained."""
     optimizer_groups: tuple[dict[str, Any], ...]

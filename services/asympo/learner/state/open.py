@@ -9,6 +9,7 @@ from asympo.common.checkpoints.opening import open_steps
 from asympo.common.errors import StorageUnavailable
 from asympo.common.lifecycle import StopSignal
 from asympo.common.object_store import ObjectStoreOptions
+from asympo.common.rollout_log import KnownRun
 from asympo.learner.state.decision_files import open_decisions
 from asympo.learner.state.store import STATES, StateStore
 
@@ -28,6 +29,15 @@ def open_states(
     steps = open_steps(root, run, STATES, options)
     decisions = open_decisions(steps.path.parent, options)
     return StateStore(steps, decisions=decisions, process_group=process_group)
+
+
+def known_run(root: Path, run: str, options: ObjectStoreOptions, *, stop: StopSignal) -> KnownRun:
+    """The run that the newest training state is of; empty when there is none.
+
+    Raises as `wait_for_storage` does.
+    """
+    wait_for_storage(options, stop=stop)
+    return open_states(root, run, options).newest_run()
 
 
 def wait_for_storage(options: ObjectStoreOptions, *, stop: StopSignal) -> None:

@@ -32,6 +32,7 @@ from asympo.common.errors import (
     CorruptCheckpoint,
     StorageUnavailable,
 )
+from asympo.common.rollout_log import KnownRun
 from asympo.learner.model.weights import adapter_scale
 from asympo.learner.state.dcp import DTYPES, StateReader, StateWriter
 from asympo.learner.state.decision_files import DecisionFiles
@@ -85,6 +86,8 @@ class TrainingState:
     """Those that the newest step was made with, by name; empty where nobody kept them."""
     counters: dict[str, int | float] = field(default_factory=dict)
     """Totals that metrics continue from."""
+    run: KnownRun = field(default_factory=KnownRun)
+    """As the broker knew it then."""
     archive: PartRef | None = None
     """Newest part of the archive, which reaches up to `sequence` where groups were retained."""
 
@@ -137,6 +140,8 @@ class StateStore:
                     decisions=state.decisions,
                     settings=state.settings,
                     counters=state.counters,
+                    run_id=state.run.run_id,
+                    server_id=state.run.server_id,
                     archive=state.archive,
                     optimizer_groups=groups,
                     adapter_scale=adapter_scale(model),
@@ -184,6 +189,7 @@ class StateStore:
             decisions=manifest.decisions,
             settings=manifest.settings,
             counters=manifest.counters,
+            run=KnownRun(run_id=manifest.run_id, server_id=manifest.server_id),
             archive=manifest.archive,
         )
 
@@ -248,6 +254,11 @@ class StateStore:
     def newest(self) -> str | None:
         """The highest (fence, step, sequence), or None; for when no commit record names a state."""
         return next((str(manifest.name) for manifest in self._steps.newest_first()), None)
+
+    def newest_run(self) -> KnownRun:
+        """The run that the newest state is of."""
+        newest = next(iter(self._steps.newest_first()), None)
+        return KnownRun(run_id=newest.run_id, server_id=newest.server_id) if newest else KnownRun()
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged ones included, or None in an empty store."""

@@ -1,7 +1,9 @@
 #!lua
--- Creates a run unless it exists. KEYS: config, run, learner, wake. ARGV: config JSON, then field, value, ... of the
+-- Creates a run unless it exists. KEYS: config, run, learner, wake. ARGV: config JSON, id of the run that the newest
+-- training state is of and the server that this was saved on (both empty for none), then field, value, ... of the
 -- learner's hash.
 -- Replies CREATED or JOINED with the stored JSON. Twice: the second call joins what the first created.
+--!include fence
 local stored = redis.call('GET', KEYS[1])
 if stored and (redis.call('HEXISTS', KEYS[3], 'capacity') == 1 or redis.call('HEXISTS', KEYS[2], 'capacity') == 1) then
   return {'JOINED', stored}
@@ -15,8 +17,14 @@ end
 redis.call('HDEL', KEYS[2], 'fence', 'fence_token', 'fence_holder', 'fence_deadline_ms', 'total_steps', 'read_sequence',
   'trained_sequence', 'dead_letter_sequence', 'dead_letter_bytes')
 redis.call('HSET', KEYS[3], 'state', 'created', 'state_reason', '', 'committed_sequence', 0)
-for i = 2, #ARGV, 2 do
+-- And so does its id, unless the server that the state was saved on has neither restarted nor failed over: that has lost
+-- nothing, so somebody has deleted the run.
+local run_id = redis.call('HGET', KEYS[3], 'run_id') or (server_id() ~= ARGV[3] and ARGV[2])
+for i = 4, #ARGV, 2 do
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
+end
+if run_id and run_id ~= '' then
+  redis.call('HSET', KEYS[3], 'run_id', run_id)
 end
 redis.call('XADD', KEYS[4], '*', 'why', 'created')
 return {'CREATED', ARGV[1]}
