@@ -11,6 +11,7 @@ from asympo.cli import main
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.object_store import DeltaOptions
+from asympo.common.settings import ServiceSettings
 from asympo.ops.checkpoint import listing
 
 from tests.integration.objects.test_deltas import publish as publish_large
@@ -100,3 +101,15 @@ def test_models_in_a_cache_of_the_hub_are_compared_and_nothing_is_written(
     (snapshots[0] / weights.name).unlink()
     (snapshots[0] / weights.name).symlink_to(weights.name)
     assert asympo("diff", *map(str, snapshots))[0] == 1
+
+
+def test_run_of_services_that_nobody_told_where_is_said_to_be_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish(open_policies(ServiceSettings().checkpoint_root, "run"), step=1)
+    for argv in (("list",), ("diff", "last", "last"), ("diff", "1", "1")):
+        assert main(["checkpoint", *argv, "--run", "run"]) == 2
+        said = capsys.readouterr().err
+        assert "keep theirs in runs/checkpoints" in said
+    assert main(["checkpoint", "list", "--run", "run", "--checkpoint-root", "runs/checkpoints"]) == 0

@@ -37,6 +37,10 @@ _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+SERVICES_ROOT = Path("runs/checkpoints")
+"""Of services that are told no other; `asympo run` gives each run a directory of its own."""
+
+
 class ServiceSettings(BaseModel):
     """Base of the settings of one service; holds what every service needs."""
 
@@ -50,7 +54,7 @@ class ServiceSettings(BaseModel):
     )
     run: str = Field(default="default", pattern=RUN_NAME, description="name of the run to work for")
     checkpoint_root: SettingPath = Field(
-        default=Path("runs/checkpoints"), description="directory of all runs' checkpoints"
+        default=SERVICES_ROOT, description="directory of all runs' checkpoints"
     )
     object_store: ObjectStoreOptions = ObjectStoreOptions()
     deltas: DeltaOptions = DeltaOptions()

@@ -12,11 +12,16 @@ from asympo.common.errors import BadSetting
 from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log import Broker, RunLog
-from asympo.common.settings import add_object_store_flags
+from asympo.common.settings import SERVICES_ROOT, add_object_store_flags
 from asympo.local.broker import LocalBroker, broker_url, find_broker_binary
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.broker import noted_broker
 from asympo.run.settings import RUNS_DIRECTORY
+
+CHECK_PLACE = (
+    f"check --run and --checkpoint-root (services that nobody told where keep theirs in {SERVICES_ROOT})"
+)
+"""What to do where no policies are found."""
 
 
 class _PlaceOfRuns(argparse.Action):
@@ -52,7 +57,8 @@ def add_checkpoint_root_flag(parser: argparse.ArgumentParser) -> None:
         type=given_path,
         action=_PlaceOfRuns,
         default=RUNS_DIRECTORY,
-        help="directory of all runs; default: --directory if that is given, else runs",
+        help="directory of all runs; default: --directory if that is given, else runs; services that nobody "
+        f"told where keep theirs in {SERVICES_ROOT}",
     )
 
 

@@ -14,7 +14,7 @@ from asympo.common.names import directory_of_run
 from asympo.common.paths import given_path
 from asympo.common.rollout_log.evals.result import EvalResult, best_of
 from asympo.common.settings import object_store_of
-from asympo.ops.access import add_checkpoint_flags
+from asympo.ops.access import CHECK_PLACE, add_checkpoint_flags
 from asympo.run.report.evals import RESULTS, read_results
 
 _MAX_STEPS_SHOWN = 12
@@ -78,7 +78,7 @@ def choose_policy(text: str, arguments: Namespace) -> ChosenWeights:
     if text == "last":
         ref = store.newest()
         if ref is None:
-            raise BadSetting(f"there are no policies in {store.path}: check --run and --checkpoint-root")
+            raise BadSetting(f"there are no policies in {store.path}: {CHECK_PLACE}")
     elif text == "best":
         found = best_result(arguments)
         assert found.policy_step is not None
@@ -122,7 +122,7 @@ def _of_step(store: PolicyStore, step: int, *, fence: int | None = None, why: st
         shown = ", ".join(["..."][: len(steps) > _MAX_STEPS_SHOWN] + steps[-_MAX_STEPS_SHOWN:])
         raise BadSetting(
             f"there is no complete policy of step {step}{why} in {store.path}: "
-            f"it has {'step ' + shown if steps else 'none; check --run and --checkpoint-root'}"
+            f"it has {'step ' + shown if steps else 'none; ' + CHECK_PLACE}"
         )
     return max(found, key=lambda ref: ref.fence)
 

@@ -15,6 +15,7 @@ from asympo.common.checkpoints.opening import open_policies
 from asympo.common.commands import write_json, write_table
 from asympo.common.errors import BadSetting, CorruptCheckpoint, UnknownVersion
 from asympo.common.settings import object_store_of
+from asympo.ops.access import CHECK_PLACE
 from asympo.ops.checkpoint.chosen import best_result
 
 
@@ -91,7 +92,7 @@ def _is_in_bucket(arguments: Namespace) -> bool:
 def _store_of(arguments: Namespace) -> PolicyStore:
     store = open_policies(arguments.checkpoint_root, arguments.run, object_store_of(arguments))
     if not _is_in_bucket(arguments) and not store.path.is_dir():
-        raise BadSetting(f"there are no policies in {store.path}: check --run and --checkpoint-root")
+        raise BadSetting(f"there are no policies in {store.path}: {CHECK_PLACE}")
     return store
 
 
