@@ -56,15 +56,6 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     assert {task.digest for task in tasks} == {tasks[0].digest}
     test = load(TaskConfig(data=str(tmp_path / "splits"), split="test", held_out_fraction=0))
     assert len(test) == 2
-    for name in ("split", "held_out_split"):
-        with pytest.raises(
-            BadSetting, match="saved is one data set that save_to_disk wrote, which has no split"
-        ):
-            load(TaskConfig(data=str(tmp_path / "saved"), **{name: "test"}))
-    datasets.Dataset.from_list(ROWS, split="test").save_to_disk(str(tmp_path / "of_test"))
-    assert len(load(TaskConfig(data=str(tmp_path / "of_test"), split="test", held_out_fraction=0))) == len(
-        ROWS
-    )
     with pytest.raises(BadSetting, match="has no split dev: choose from train, test"):
         load(TaskConfig(data=str(tmp_path / "splits"), split="dev"))
 
@@ -228,44 +219,6 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     assert prompt.is_prefilled
     assert prompt.chat_template_kwargs == {"style": "short", "enable_thinking": False}
     assert prompt.answer == ""
-
-
-def test_folder_of_the_hub_gives_the_split_and_the_subset_that_are_named_and_no_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def write(place: str, prompt: str) -> None:
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.table({"prompt": [prompt]}), tmp_path / place)
-
-    def prompts(data: Path = tmp_path, **options: Any) -> list[str | None]:
-        task = load(TaskConfig(data=str(data), prompt_as="text", held_out_fraction=0, **options))
-        return [prompt.text for prompt in everything(task)]
-
-    for name in (
-        "train-00000-of-00002",
-        "train-00001-of-00002",
-        "train_sft-00000-of-00001",
-        "trainer",
-        "test",
-    ):
-        write(f"main/{name}.parquet", f"main {name}")
-    assert prompts() == ["main train-00000-of-00002", "main train-00001-of-00002"]
-    write("other/train.parquet", "other train")
-    assert prompts(split="test") == ["main test"]
-    assert prompts(subset="other") == prompts(tmp_path / "other") == ["other train"]
-    assert prompts(subset="main", split="train_sft") == ["main train_sft-00000-of-00001"]
-    with pytest.raises(BadSetting, match=r"split train in 2 folders: set task.subset to one of main, other"):
-        prompts()
-    assert not caplog.messages
-    assert prompts(subset="other", revision="v1") == ["other train"]
-    assert caplog.messages[0].startswith("task.revision v1 counts for nothing, as task.data")
-    with pytest.raises(BadSetting, match=r"no folder for task.subset mian, only main, other"):
-        prompts(subset="mian")
-    assert prompts(tmp_path / "other", subset="default") == ["other train"]
-    with pytest.raises(
-        BadSetting, match=r"other is a folder without .* \(its Parquet files: train.parquet\)"
-    ):
-        prompts(subset="other", split="tra")
 
 
 def test_prompts_left_out_are_read_once_however_many_there_are(tmp_path: Path) -> None:
