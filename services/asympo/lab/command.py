@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo import __version__
+from asympo.common.checkpoints.digests import available_cores
 from asympo.common.commands import CommandParser, add_json_flag, say, write_json
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.common.paths import given_path
@@ -140,7 +141,7 @@ def _run(
         study = Study(
             preset,
             directory=directory,
-            workers=arguments.workers or len(os.sched_getaffinity(0)),
+            workers=arguments.workers or available_cores(),
             versions={name: versions[name] for name in ("asympo", "torch", "transformers")},
             say=progress.console.print,
             advance=lambda done, total: progress.update(bar, completed=done, total=total),

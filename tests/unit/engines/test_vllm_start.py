@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from asympo.common import errors
+from asympo.common.checkpoints import digests
 from asympo.common.context_length import PlainConfig
 from asympo.engines import vllm_start
 from asympo.engines.choice import import_engine
@@ -29,6 +30,18 @@ def test_one_worker_shares_the_engine_process_and_its_idle_threads_sleep() -> No
     assert values["OMP_WAIT_POLICY"] == "PASSIVE"
     assert values["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert "GOMP_CPU_AFFINITY" not in values
+
+
+@pytest.mark.parametrize(
+    ("quota", "num_threads"), [("max 100000", 64), ("350000 100000", 4), ("10000 100000", 1), ("", 64)]
+)
+def test_worker_that_is_not_bound_keeps_to_its_containers_quota(
+    quota: str, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(digests, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    assert thread_environment(EngineSettings())["OMP_NUM_THREADS"] == str(num_threads)
 
 
 def test_bound_worker_has_a_thread_for_each_core() -> None:

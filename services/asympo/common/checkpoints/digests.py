@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from asympo.common.foreign.documents import parse_object
 
 _CHUNK_BYTES = 4 << 20
 """Large enough that hashlib and read(2), which release the interpreter lock, dominate."""
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MAX_HEADER_BYTES = 100 << 20
 """The safetensors format's own limit."""
 Checksum = xxhash.xxh3_128
@@ -114,8 +116,25 @@ def digest_spans(
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use at a time: a container sees more than its quota allows."""
+    quota = _cpu_quota()
+    return min(len(visible_cores()), math.ceil(quota)) if quota else len(visible_cores())
+
+
+def visible_cores() -> list[int]:
+    """Cores on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _cpu_quota() -> float:
+    """Cores that the container may use at a time; 0 without a limit."""
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max" as well
+        return 0.0
 
 
 def weight_files(path: Path) -> list[Path]:
