@@ -125,7 +125,7 @@ def test_learner_stays_when_its_run_ends(rendered: dict[str, list[dict[str, Any]
 def test_grace_period_covers_the_drain_and_the_engine_closing(
     rendered: dict[str, list[dict[str, Any]]],
 ) -> None:
-    close_seconds = import_module("asympo.generator.app").ENGINE_CLOSE_SECONDS
+    close_seconds = import_module("asympo.generator.engine_life").ENGINE_CLOSE_SECONDS
     for name, things in rendered.items():
         for thing in (each for each in things if each["kind"] == "Deployment"):
             if thing["metadata"]["labels"]["app.kubernetes.io/component"] != "generator":

@@ -43,7 +43,7 @@ def test_step_finds_nothing_wrong_on_a_cpu(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("name", ["engine"])
+@pytest.mark.parametrize("name", ["engine", "sharing"])
 def test_step_that_starts_engines_finds_nothing_wrong_on_a_cpu(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     tried = try_step(BY_NAME[name], device="cpu", directory=tmp_path)

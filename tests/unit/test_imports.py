@@ -112,6 +112,7 @@ BASE = {
         "deadline",
         "device",
         "evals",
+        "gpu_turn",
         "torchrun",
         "metrics",
         "progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -199,6 +200,13 @@ class Engine(Protocol):
 
     async def resume(self) -> None:
         """Undo pause(). Idempotent."""
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        """Inside, its GPU's memory is given back, and requests wait, those in flight included.
+
+        Whatever else touches the engine waits, too. Raises EngineBroken when it does not fall asleep or wake
+        up; BadSetting where the engine cannot do this.
+        """
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
         """An OpenAI-compatible application over this engine; BadSetting if it has none."""

@@ -27,6 +27,9 @@ class EngineSettings(BaseModel):
     kv_cache_gib: float | None = Field(
         default=None, gt=0.0, description="KV cache in GiB; none: half a GiB on a CPU, what fits on a GPU"
     )
+    enable_sleep_mode: bool = Field(
+        default=False, description="keep its GPU memory where vLLM can give it back (see gpu_lock)"
+    )
     tensor_parallel_size: int = Field(default=1, ge=1, description="workers that split the model among them")
     cpu_ids: tuple[int, ...] | None = Field(default=None, description="cores to bind to (CPU only)")
     num_threads: int | None = Field(default=None, ge=1, description="threads when not bound (CPU only)")

@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,15 @@ class SimulatedEngine(GroupEngine):
             self._require_usable()
             self._is_paused = False
             self._thaw()
+
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        async with self._swap:
+            self._require_usable()
+            self._freeze()
+            yield
+            if not self._is_paused:
+                self._thaw()
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
         raise BadSetting("the simulated engine has no door: leave door.port out, or choose vllm")

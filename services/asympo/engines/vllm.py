@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +218,20 @@ class VllmEngine(GroupEngine):
             await self._limited(engine.resume_generation())
             self._is_paused = False
 
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        engine = self._running()
+        async with self._swap:
+            self._require_usable()
+            # The cache goes; what was in flight is computed again from its tokens so far.
+            await self._or_broken(engine.sleep(level=1, mode="keep"), "did not fall asleep")
+            yield
+            await self._or_broken(engine.wake_up(), "did not wake up")
+            if self._is_paused:
+                await self._or_broken(
+                    engine.pause_generation(mode="keep", clear_cache=False), "did not pause"
+                )
+
     async def build_door(self, terms: DoorTerms) -> FastAPI:
         from asympo.engines.vllm_door import GuardedEngine, build_door
 
@@ -311,6 +326,12 @@ class VllmEngine(GroupEngine):
             return FinishReason(reason or "")
         except ValueError as error:
             raise self._broken(f"vLLM ended {name} with reason {reason!r}") from error
+
+    async def _or_broken(self, action: Awaitable[Any], what: str) -> None:
+        try:
+            await self._limited(action)
+        except Exception as error:
+            raise self._broken(f"vLLM {what}: {_reason(error)}") from error
 
     async def _limited(self, action: Awaitable[Any]) -> Any:
         async with asyncio.timeout(self._settings.reload_timeout_seconds):

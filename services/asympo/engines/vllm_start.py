@@ -209,6 +209,8 @@ def engine_args(
         max_model_len=-1 if settings.max_model_len is None else settings.max_model_len,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         tensor_parallel_size=settings.tensor_parallel_size,
+        # On a CPU it falls asleep all the same, and gives nothing back.
+        enable_sleep_mode=settings.enable_sleep_mode and not is_cpu,
         trust_remote_code=False,
         # The door would otherwise fill what a request leaves out (top_k, repetition_penalty, …) from the
         # model's file, and nothing of that is in the run's settings. Its end-of-sequence ids are read all

@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from asympo.common.checkpoints import PolicyRef, PolicyStore
 from asympo.common.checkpoints.opening import open_policies
 from asympo.common.checkpoints.waiting import wait_for_storage
 from asympo.common.clock import Clock, SystemClock
 from asympo.common.control.certificate_ends import certificate_ends
-from asympo.common.errors import BadSetting, CorruptCheckpoint, EngineBroken
+from asympo.common.errors import BadSetting
 from asympo.common.http_server import bind, serving
 from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
@@ -27,12 +26,13 @@ from asympo.common.telemetry import MetricsEndpoint, add_certificate_ends, new_r
 from asympo.common.tracing import open_tracing
 from asympo.engines.base import Engine
 from asympo.engines.choice import build_engine, fork_engine, import_engine
-from asympo.engines.model_files import local_model
 from asympo.engines.of_run import sampling_of
 from asympo.generator.api import build_api
 from asympo.generator.context import GeneratorContext
 from asympo.generator.core import Generator, ServingParts
 from asympo.generator.door import open_door
+from asympo.generator.engine_life import FirstPolicy, close_engine, require_fresh_enough, watch_engine
+from asympo.generator.gpu_share import GpuShare
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.presence_reporter import PresenceReporter
 from asympo.generator.reload.gate import VerdictGate
@@ -51,8 +51,6 @@ from asympo.tasks.base import Task, columns_of
 from asympo.tasks.config import ENVIRONMENTS
 
 log = logging.getLogger(__name__)
-
-ENGINE_CLOSE_SECONDS = 30.0
 
 
 def main(settings: GeneratorSettings) -> int:
@@ -216,11 +214,10 @@ class GeneratorProcess:
             cached=settings.object_store.cached_policies,
         )
         watcher = self._watcher(run_log, store)
-        engine = self._engine_factory(settings)
-        _require_fresh_enough(engine, config)
-        closing.push_async_callback(_close_engine, engine)
+        engine, gpu = self._open_engine(config, closing)
         await importing
-        policy = await self._start_engine(engine, config, store, watcher, presence)
+        first = FirstPolicy(settings, store=store, watcher=watcher, calls=self._calls, claim=presence.claim)
+        policy = await first.start(engine, model=settings.model or config.model, gpu=gpu)
         of_run.check_tokenizer(config, engine.tokenizer, task)
         warn_of_cut_responses(engine, task, sampling_of(config))
         context = GeneratorContext(
@@ -229,6 +226,7 @@ class GeneratorProcess:
             run_id=run_id,
             run_log=run_log,
             engine=engine,
+            gpu=gpu,
             calls=self._calls,
             metrics=self._metrics,
             tracing=self._tracing,
@@ -246,7 +244,13 @@ class GeneratorProcess:
         )
         self.generator.attach(parts)
         await open_door(settings.door, parts, outside=self.generator.outside, closing=closing)
-        await self._serve(parts, policy)
+        await self._serve(parts, policy, gpu)
+
+    def _open_engine(self, config: RunConfig, closing: AsyncExitStack) -> tuple[Engine, GpuShare]:
+        engine = self._engine_factory(self._settings)
+        require_fresh_enough(engine, config)
+        closing.push_async_callback(close_engine, engine)
+        return engine, GpuShare(self._settings.gpu_lock, engine=engine)
 
     def _open_journal(self, closing: AsyncExitStack) -> AppendJournal | None:
         if self._settings.append_journal is None:
@@ -255,51 +259,15 @@ class GeneratorProcess:
         closing.callback(journal.close)
         return journal
 
-    async def _start_engine(
-        self,
-        engine: Engine,
-        config: RunConfig,
-        store: PolicyStore,
-        watcher: PolicyWatcher,
-        presence: PresenceReporter,
-    ) -> PolicyRef | None:
-        """Load the newest policy whose every byte verifies, else the run's model.
-
-        Machines that share no directory need not have the model: the learner publishes it.
-        """
-        if self._settings.object_store.is_given and self._settings.model is None:
-            log.info("Waiting for a policy of the learner")
-            await watcher.next_after(None)
-        while (policy := await watcher.newest()) is not None:
-            await presence.claim(policy)
-            try:
-                await self._calls.run(store.verify, policy)
-            except (CorruptCheckpoint, OSError) as error:
-                log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
-                watcher.pass_over(policy)
-                continue
-            break
-        model_path = policy.path if policy else await self._model_path(config)
-        log.info("Starting the %s engine on %s", self._settings.engine, model_path)
-        await engine.start(model_path=model_path)
-        return policy
-
-    async def _model_path(self, config: RunConfig) -> Path:
-        model = self._settings.model or config.model
-        # The simulated engine needs no weights and takes any name.
-        return (
-            Path(model) if self._settings.engine == "simulated" else await self._calls.run(local_model, model)
-        )
-
     # --- serve -----------------------------------------------------------------------------------------
 
-    async def _serve(self, parts: ServingParts, policy: PolicyRef | None) -> None:
+    async def _serve(self, parts: ServingParts, policy: PolicyRef | None, gpu: GpuShare) -> None:
         """Follow policies and lease, until drained or broken."""
         await self.rpc.set_serving(True)
         if policy is not None:
             await parts.reloader.adopt(policy)
         try:
-            await race(parts.reloader.run(), _watch_engine(parts.engine), self._lease(parts.worker))
+            await race(parts.reloader.run(), gpu.run(), watch_engine(parts.engine), self._lease(parts.worker))
         finally:
             await self.rpc.set_serving(False)
 
@@ -370,31 +338,3 @@ class GeneratorProcess:
             gate=gate,
             sampling=sampling,
         )
-
-
-def _require_fresh_enough(engine: Engine, config: RunConfig) -> None:
-    """Weights that never change are older than such a run takes: it would never give a prompt."""
-    limits = {"max_staleness": 0} if config.max_staleness == 0 else {}
-    if config.max_generation_staleness is not None:
-        limits["max_generation_staleness"] = config.max_generation_staleness
-    if limits and not engine.can_reload:
-        name, value = next(iter(limits.items()))
-        raise BadSetting(
-            f"run {config.run!r} takes nothing from old policies ({name} is {value}), and this engine keeps "
-            "the weights that it has: set openai.reload to what its server offers, or change the run"
-        )
-
-
-async def _watch_engine(engine: Engine) -> None:
-    """Raises EngineBroken soon after an engine died, even if nobody was waiting for an answer."""
-    while not engine.is_broken:
-        await asyncio.sleep(1.0)
-    raise EngineBroken("the engine died")
-
-
-async def _close_engine(engine: Engine) -> None:
-    try:
-        async with asyncio.timeout(ENGINE_CLOSE_SECONDS):
-            await engine.close()
-    except TimeoutError:
-        log.error("The engine did not close within %.0f s and is left behind", ENGINE_CLOSE_SECONDS)

@@ -7,6 +7,7 @@ from asympo.common.rollout_log import RunConfig, RunLog
 from asympo.common.rollout_log.broker.calls import Calls
 from asympo.common.tracing import Tracing
 from asympo.engines.base import Engine
+from asympo.generator.gpu_share import GpuShare
 from asympo.generator.metrics import GeneratorMetrics
 from asympo.generator.settings import GeneratorSettings
 
@@ -25,6 +26,8 @@ class GeneratorContext:
     """The run's log."""
     engine: Engine
     """What samples."""
+    gpu: GpuShare
+    """Whether it may sample now, on a GPU that it shares with the learner."""
     calls: Calls
     """Threads for whatever blocks."""
     metrics: GeneratorMetrics

@@ -63,6 +63,12 @@ class GeneratorSettings(ControlSettings):
         default=8, ge=1, le=4096, description="prompts that it leases at the same time"
     )
 
+    gpu_lock: OptionalPath = Field(
+        default=None,
+        description="file that the learner on the same GPU is given, too: the engine sleeps while that "
+        "computes; if not given, both use the GPU at once",
+    )
+
     http_host: str = Field(default="127.0.0.1", description="address of health, metrics and status")
     http_port: Port = Field(default=8081, description="port of health, metrics, status; 0 picks one")
     grpc_port: Port = Field(default=50052, description="port of gRPC; 0 picks one")
@@ -117,4 +123,14 @@ class GeneratorSettings(ControlSettings):
     def _ports_differ(self) -> Self:
         if self.http_port and self.http_port == self.grpc_port and not self.grpc_host.startswith("unix:"):
             raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two different ones")
+        return self
+
+    @model_validator(mode="after")
+    def _can_sleep(self) -> Self:
+        if self.gpu_lock is None:
+            return self
+        if self.engine == "openai":
+            raise ValueError("gpu_lock needs an engine that can sleep, and engine is openai: leave it out")
+        if self.engine == "vllm" and not self.vllm.enable_sleep_mode:
+            raise ValueError("gpu_lock needs an engine that can sleep: set vllm.enable_sleep_mode to true")
         return self

@@ -13,6 +13,7 @@ from asympo.common.clock import Clock, SystemClock
 from asympo.common.control.certificate_ends import certificate_ends
 from asympo.common.errors import (
     AsympoError,
+    BadSetting,
     BrokerUnavailable,
     Fenced,
     NoProgress,
@@ -28,6 +29,7 @@ from asympo.common.tracing import open_tracing
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import BrokerView, LearnerControl, LearnerState
 from asympo.learner.deadline import DrainDeadline
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.learner.log.create_run import create_run
 from asympo.learner.log.heartbeat import Heartbeat
 from asympo.learner.log.host import HostWatch
@@ -57,6 +59,8 @@ def main(settings: LearnerSettings) -> int:
     log_watch = set_up_logging(service="learner", log_format=settings.log_format, level=settings.log_level)
     launch = Launch.from_environment(os.environ)
     launch.check_storage(settings.object_store)
+    if settings.gpu_lock is not None and not launch.is_alone:
+        raise BadSetting("gpu_lock is for a learner of one process: leave it out under torchrun")
     with StopSignal() as stop, ExitStack() as closing:
         ranks = None if launch.is_alone else _meet(settings, launch, closing)
         if ranks is not None and not ranks.is_first:
@@ -142,6 +146,7 @@ class LearnerProcess:
             stop=stop,
             clock=clock,
             ranks=ranks,
+            gpu=GpuTurn(settings.gpu_lock, clock=clock),
         )
         self._control = self._context.control
         self._progress = self._context.progress
@@ -279,7 +284,8 @@ class LearnerProcess:
 
         log.info("Libraries are loaded")
         run = self._take_run(run_log, config, tokenizer)
-        trainer = build_trainer(context=self._context, run=run, closing=closing)
+        with self._context.gpu.held():
+            trainer = build_trainer(context=self._context, run=run, closing=closing)
         log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)

@@ -7,6 +7,7 @@ from asympo.common.clock import Clock
 from asympo.common.lifecycle import StopSignal
 from asympo.common.tracing import Tracing
 from asympo.learner.control import LearnerControl
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.progress import Progress
 from asympo.learner.settings import LearnerSettings
@@ -33,6 +34,8 @@ class LearnerContext:
     """Time."""
     ranks: "Ranks | None"
     """The ranks it trains with; None when it is alone."""
+    gpu: GpuTurn
+    """Its turns on a GPU that it shares."""
 
     @property
     def progress(self) -> Progress:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from asympo.common.control.settings import ControlSettings, Port
 from asympo.common.names import MAX_HOLDER_CHARS, directory_of_run
-from asympo.common.paths import PathOrName
+from asympo.common.paths import OptionalPath, PathOrName
 from asympo.common.records import MAX_RESPONSES
 from asympo.rewards.progress import RunProgress
 from asympo.tasks.config import TaskConfig
@@ -209,6 +209,11 @@ class LearnerSettings(ControlSettings):
     attention: Literal["auto", "blocks", "flex"] = Field(
         default="auto",
         description="one kernel call per block of a row, or FlexAttention (CUDA); auto measures once",
+    )
+    gpu_lock: OptionalPath = Field(
+        default=None,
+        description="file that the generators on the same GPU are given, too: they sleep while the learner "
+        "computes; if not given, all use the GPU at once",
     )
     gradient_checkpointing: bool = Field(default=False, description="saves memory for a third more time")
     decide_anew: bool = Field(

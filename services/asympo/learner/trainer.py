@@ -48,6 +48,7 @@ class Trainer:
         self._metrics = context.metrics
         self._stop = context.stop
         self._clock = context.clock
+        self._gpu = context.gpu
         self._session = session
         self._reader = reader
         self._stepper = stepper
@@ -159,6 +160,14 @@ class Trainer:
             self._pass_over(segment)
             return
         self._control.enter(LearnerState.TRAINING)
+        with self._gpu.held() as waited:
+            self._recorder.waited(waited)
+            self._train(segment)
+        if self._progress.step % self._settings.save_every == 0 or self._is_much_uncommitted:
+            self._save()
+
+    def _train(self, segment: LogSegment) -> None:
+        """One step, and its policy begun to be published."""
         begun = self._clock.monotonic_seconds()
         staleness = [self._publishing.staleness_of(group.appended_at_seconds) for group in segment.groups]
         result = self._stepper.step(segment, step=self._progress.step + 1)
@@ -178,8 +187,6 @@ class Trainer:
             published=self._publishing.take_totals(),
             policy_step=self._publishing.published_step or 0,
         )
-        if step % self._settings.save_every == 0 or self._is_much_uncommitted:
-            self._save()
 
     def _pass_over(self, segment: LogSegment) -> None:
         """A segment without signal moves the cursor and nothing else."""

@@ -57,6 +57,11 @@ class RunSection(_Section):
         default=4, ge=1, le=1024, description="prompts that the environment plays at the same time"
     )
     use_gpus: bool = Field(default=True, description="use GPUs if there are any")
+    gpu_sharing: Literal["split", "sleep"] = Field(
+        default="split",
+        description="of one GPU. split: learner and generators use it at once, each a part of its memory; "
+        "sleep: the generators give theirs back while the learner computes",
+    )
     learner_cores: tuple[int, ...] | None = Field(
         default=None, description="cores for the learner; if not given, its share of them"
     )

@@ -101,6 +101,33 @@ async def test_responses_in_flight_continue_across_reloads(
     assert await probe(engine) == pytest.approx(reference_mean_nll(policy_b), abs=ROUNDING)
 
 
+async def test_responses_in_flight_wait_while_the_engine_is_asleep_and_go_on(
+    engine: VllmEngine, tiny_model: Path
+) -> None:
+    await engine.reload(tiny_model, manifest=manifest_of(tiny_model))
+    greedy = sampling(60, temperature=0.0)
+
+    async def answers(name: str) -> list[tuple[int, ...]]:
+        samples = await engine.generate(
+            PROMPT, num_samples=8, sampling=greedy, request_id=name, cache_salt="s"
+        )
+        return [sample.token_ids for sample in samples]
+
+    undisturbed = await answers("undisturbed")
+    group = asyncio.create_task(answers("cut"))
+    # Answered after the engine has taken what was asked before.
+    await probe(engine)
+    async with engine.asleep():
+        assert not group.done()
+        swap = asyncio.create_task(engine.reload(tiny_model, manifest=manifest_of(tiny_model)))
+        later = asyncio.create_task(answers("later"))
+        # Whoever answers now would answer while the memory is gone.
+        done, _ = await asyncio.wait({group, swap, later}, timeout=0.5)
+        assert not done
+    assert await group == await later == undisturbed
+    assert (await swap).readback.wrong == ()
+
+
 async def test_greedy_answers_follow_the_policy_not_the_cache_of_the_old_one(
     engine: VllmEngine, tiny_model: Path, policy_b: Path
 ) -> None:

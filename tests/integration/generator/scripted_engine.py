@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class ScriptedEngine:
         self.salts: list[str] = []
         self.sampled_with: list[SamplingSettings] = []
         self.in_flight: dict[str, asyncio.Event] = {}
+        self.is_asleep = False
         self.num_closed = 0
         self.is_broken = False
         self._num_responses = 0
@@ -111,6 +113,7 @@ class ScriptedEngine:
         return float(values[tuple(token_ids)]) + (5.0 if self.is_off else 0.0)
 
     async def reload(self, policy_path: Path, *, manifest: Any) -> Reloaded:
+        assert not self.is_asleep, "weights were touched while their memory was gone"
         if self.reload_error is not None:
             self.is_broken = isinstance(self.reload_error, EngineBroken)
             raise self.reload_error
@@ -147,6 +150,14 @@ class ScriptedEngine:
         self.flowing.clear()
 
     async def resume(self) -> None:
+        self.flowing.set()
+
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        self.flowing.clear()
+        self.is_asleep = True
+        yield
+        self.is_asleep = False
         self.flowing.set()
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:

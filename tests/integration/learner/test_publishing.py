@@ -26,6 +26,7 @@ from asympo.common.tracing import Tracing
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerControl
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.segment import LogSegment
 from asympo.learner.log.session import LogSession
@@ -179,6 +180,7 @@ def stand(broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path) -> I
         stop=stop,
         clock=clock,
         ranks=None,
+        gpu=GpuTurn(None, clock=clock),
     )
     ledger = ledger_of(context, session=session, publishing=publishing, traces=traces)
     publishing.start(step=0)

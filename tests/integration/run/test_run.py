@@ -36,7 +36,8 @@ def test_run_survives_an_interrupt_and_kills_and_trains_nothing_twice(
     reached = json.loads((directory / "run.json").read_text())["step"]
     assert reached >= 2
 
-    second = start(f"--learner.total-steps={reached + 12}")
+    # From here on in turns: whoever is killed must not keep the other waiting.
+    second = start(f"--learner.total-steps={reached + 12}", "--run.gpu-sharing=sleep")
     second.until(lambda: last_step(directory) > reached + 1, seconds=120)
     for name in ("learner.toml", "generator-0.toml"):
         [service] = second.services(name)

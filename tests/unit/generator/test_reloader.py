@@ -43,7 +43,7 @@ def made(engine: SlowProbe, *, vanished: bool = False, watcher: Any = None) -> R
         calls=SimpleNamespace(run=run),
         holder="h",
         settings=SimpleNamespace(probe_timeout_seconds=30.0, max_consistent_reloads=3),
-        **dict.fromkeys(("run_log", "metrics", "clock")),
+        **dict.fromkeys(("run_log", "metrics", "clock", "gpu")),
     )
     nothing: Any = None
     store: Any = SimpleNamespace(verify=None)

@@ -24,6 +24,7 @@ from asympo.run.prepare.broker import check_broker, noted_broker
 from asympo.run.prepare.machine import Gpu, Machine, look_at_machine
 from asympo.run.prepare.plan import Plan, check_learner_values, make_plan, odd_sampling
 from asympo.run.settings import parse_overrides, read_run_file, take_apart
+from pydantic import ValidationError
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = [PRESET, *sorted((ROOT / "examples").glob("*.toml"))]
@@ -139,6 +140,30 @@ def test_run_that_would_go_on_with_another_kind_of_broker_is_refused(
         run_file(file, no_flags)
     assert ("set REDIS_URL or broker.url as before" in str(caught.value)) is was_given
     assert not (tmp_path / "r" / "config").exists()
+
+
+def test_one_gpu_is_used_in_turns_where_a_run_asks_for_it(tmp_path: Path) -> None:
+    run: dict[str, object] = {"gpu_sharing": "sleep"}
+    plan = plan_of(tmp_path, with_gpus(1), run=run, generator={"count": 2})
+    lock = plan.directory / "gpu.lock"
+    assert plan.learner.settings.gpu_lock == lock
+    for each in plan.generators:
+        assert each.settings.gpu_lock == lock
+        assert each.settings.vllm.enable_sleep_mode
+        assert each.settings.vllm.gpu_memory_utilization == 0.25
+    split = plan_of(tmp_path, with_gpus(1))
+    assert split.learner.settings.gpu_lock is split.generators[0].settings.gpu_lock is None
+    said = "run.gpu_sharing is sleep: without a GPU the engine only waits while the learner computes"
+    assert said in plan_of(tmp_path, run=run).notes
+    assert said not in plan.notes
+    with pytest.raises(BadSetting, match="with 2 GPUs the learner has one of its own"):
+        plan_of(tmp_path, with_gpus(2), run=run)
+    for values, reason in (
+        ({"engine": "openai"}, "engine is openai: leave it out"),
+        ({"engine": "vllm"}, "set vllm.enable_sleep_mode to true"),
+    ):
+        with pytest.raises(ValidationError, match=reason):
+            GeneratorSettings(run="r", gpu_lock=lock, **values)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from asympo.common.errors import NoProgress
 from asympo.doctor.gpu.steps import Found
 
-_RUN = "gpu-check-demo"
 _STEPS = {"cuda": 24, "cpu": 2}
 _MIN_GAIN = 0.2
 """Of held-out accuracy, from about 0.15: 24 steps give more."""
@@ -23,23 +24,7 @@ _FIGURES = (
 
 def run(*, device: str, directory: Path) -> Found:
     """On a CPU the engine is the simulated one and nothing is learnt: the path alone is tried."""
-    shutil.rmtree(directory / _RUN, ignore_errors=True)
-    flags = [
-        "--run.directory",
-        str(directory),
-        "--run.name",
-        _RUN,
-        "--learner.total-steps",
-        str(_STEPS[device]),
-    ]
-    if device == "cpu":
-        flags += ["--run.evaluate", "false", "--run.use-gpus", "false", "--generator.engine", "simulated"]
-    command = [sys.executable, "-m", "asympo.cli", "demo", "--fresh", "--view.kind", "plain", *flags]
-    done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL)
-    summary_path = directory / _RUN / "summary.json"
-    if done.returncode != 0 or not summary_path.is_file():
-        return Found(sentence=f"the demo ended with exit code {done.returncode}: see its log", is_ok=False)
-    summary = json.loads(summary_path.read_text())
+    summary = summary_of_demo("gpu-check-demo", device=device, directory=directory)
     figures = {name: summary[name] for name in _FIGURES}
     broken = [name for name in ("probe_failures", "requests_lost", "groups_trained_twice") if figures[name]]
     if broken or figures["restarts"]:
@@ -57,3 +42,22 @@ def run(*, device: str, directory: Path) -> Found:
     return Found(
         sentence=f"{figures['steps']} steps in {figures['wall_seconds']:.0f} s{learnt}", figures=figures
     )
+
+
+def summary_of_demo(name: str, *flags: str, device: str, directory: Path) -> dict[str, Any]:
+    """What a short demo writes at its end. Raises NoProgress when it fails."""
+    shutil.rmtree(directory / name, ignore_errors=True)
+    flags = (
+        *("--run.directory", str(directory), "--run.name", name),
+        *("--learner.total-steps", str(_STEPS[device])),
+        *flags,
+    )
+    if device == "cpu":
+        flags += ("--run.evaluate", "false", "--run.use-gpus", "false", "--generator.engine", "simulated")
+    command = [sys.executable, "-m", "asympo.cli", "demo", "--fresh", "--view.kind", "plain", *flags]
+    done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL)
+    path = directory / name / "summary.json"
+    if done.returncode != 0 or not path.is_file():
+        raise NoProgress(f"the demo {name} ended with exit code {done.returncode}: see its log")
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary

@@ -21,8 +21,8 @@ from asympo.engines.vllm_device import gpu_environment
 from asympo.testing.tiny_model import write_tiny_model
 
 _PROMPT = tuple(range(10, 50))
-_PROBE = tuple(7 * place % 250 + 3 for place in range(200))
-_NUM_PROMPT_TOKENS = 4
+PROBE = tuple(7 * place % 250 + 3 for place in range(200))
+NUM_PROMPT_TOKENS = 4
 _RESPONSE_TOKENS = {"cpu": 300, "cuda": 1500}
 """Long enough that responses are still under way after three reloads."""
 _NLL_TOLERANCE = 0.05
@@ -67,9 +67,9 @@ async def _try_engine(settings: EngineSettings, policies: Sequence[Path], num_to
     found: dict[str, Any] = {"start_seconds": round(time.monotonic() - begun, 1)}
     try:
         sampling = SamplingSettings(max_tokens=num_tokens, min_tokens=num_tokens)
-        group = asyncio.ensure_future(_generate(engine, sampling, "under-way"))
+        group = asyncio.ensure_future(generate(engine, sampling, "under-way"))
         # Answered after the engine has taken what was asked before.
-        await engine.mean_nll(_PROBE, num_prompt_tokens=_NUM_PROMPT_TOKENS)
+        await engine.mean_nll(PROBE, num_prompt_tokens=NUM_PROMPT_TOKENS)
         begun = time.monotonic()
         wrong: list[str] = []
         uncovered: list[str] = []
@@ -80,14 +80,14 @@ async def _try_engine(settings: EngineSettings, policies: Sequence[Path], num_to
             wrong += done.readback.wrong
             uncovered += done.readback.uncovered
             timings.append(done.timing)
-            nll = await engine.mean_nll(_PROBE, num_prompt_tokens=_NUM_PROMPT_TOKENS)
+            nll = await engine.mean_nll(PROBE, num_prompt_tokens=NUM_PROMPT_TOKENS)
             errors.append(abs(nll - expected[policy]))
         samples = await group
         seconds = time.monotonic() - begun
         if any(len(sample.token_ids) != num_tokens for sample in samples):
             raise EngineBroken("responses that were under way at a reload were cut short")
         # What compiles a sampler where vLLM has one to compile.
-        await _generate(engine, SamplingSettings(max_tokens=8, top_p=0.9), "top-p")
+        await generate(engine, SamplingSettings(max_tokens=8, top_p=0.9), "top-p")
         return found | {
             "wrong_layers": wrong,
             "uncovered": uncovered,
@@ -101,7 +101,7 @@ async def _try_engine(settings: EngineSettings, policies: Sequence[Path], num_to
         await engine.close()
 
 
-async def _generate(engine: VllmEngine, sampling: SamplingSettings, name: str) -> list[Sample]:
+async def generate(engine: VllmEngine, sampling: SamplingSettings, name: str) -> list[Sample]:
     return await engine.generate(_PROMPT, num_samples=16, sampling=sampling, request_id=name, cache_salt=name)
 
 
@@ -121,7 +121,7 @@ def write_policies(directory: Path, *, is_tied: bool) -> list[Path]:
 
 
 def _manifest(policy: Path) -> Manifest:
-    sequence = ProbeSequence(token_ids=_PROBE, num_prompt_tokens=_NUM_PROMPT_TOKENS, mean_nll=0.0)
+    sequence = ProbeSequence(token_ids=PROBE, num_prompt_tokens=NUM_PROMPT_TOKENS, mean_nll=0.0)
     return Manifest(
         step=1,
         fence=1,
@@ -136,6 +136,6 @@ def _reference_nll(policy: Path) -> float:
     """By transformers in float32, on the CPU."""
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     with torch.no_grad():
-        log_probs = model(torch.tensor([_PROBE])).logits[0, :-1].log_softmax(-1)
-    nll = -log_probs.gather(1, torch.tensor(_PROBE[1:])[:, None])[:, 0]
-    return float(nll[_NUM_PROMPT_TOKENS - 1 :].mean())
+        log_probs = model(torch.tensor([PROBE])).logits[0, :-1].log_softmax(-1)
+    nll = -log_probs.gather(1, torch.tensor(PROBE[1:])[:, None])[:, 0]
+    return float(nll[NUM_PROMPT_TOKENS - 1 :].mean())

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,9 @@ class OpenAIEngine(GroupEngine):
         if self._door is not None:
             await self._door.thaw()
         self._resumed.set()
+
+    def asleep(self) -> AbstractAsyncContextManager[None]:
+        raise BadSetting("the openai engine cannot give its server's memory back: leave gpu_lock out")
 
     async def build_door(self, terms: DoorTerms) -> FastAPI:
         raise BadSetting("the openai engine has no door: programs may ask its server, so leave door.port out")

@@ -45,6 +45,7 @@ class Reloader:
         claim: Callable[[PolicyRef | None], Awaitable[None]],
     ) -> None:
         self._engine = context.engine
+        self._gpu = context.gpu
         self._store = store
         self._watcher = watcher
         self._run_log = context.run_log
@@ -129,7 +130,7 @@ class Reloader:
                 continue
             # While others load it there may come a newer one, or it may turn out to be bad.
             if await self._turns.come(policy):
-                async with self._turns.kept(policy):
+                async with self._turns.kept(policy), self._gpu.awake():
                     await self._swap(policy, verified[1])
                 await self._turns.ended(policy, is_served=self.policy == policy)
             await self._claim(None)

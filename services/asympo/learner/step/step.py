@@ -199,8 +199,9 @@ class Stepper:
                 largest = max((batch.num_tokens for batch in batches), default=0)
                 raise StepTooLarge(
                     f"a row of {largest} tokens does not fit into memory ({reason}): give a smaller "
-                    "token_budget, gradient_checkpointing or more memory, or a smaller max_row_tokens, which "
-                    "sets groups with longer rows aside"
+                    "token_budget, gradient_checkpointing or more memory (beside a generator also "
+                    "run.gpu_sharing = 'sleep'), or a smaller max_row_tokens, which sets groups with longer "
+                    "rows aside"
                 )
             batches = smaller
             if self._rows is not None:

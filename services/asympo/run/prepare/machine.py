@@ -45,8 +45,9 @@ QUIET = {
 """Libraries: no bars, no reports home."""
 
 
-_ALONE, _BESIDE_LEARNER = 0.9, 0.4
-"""Share of a GPU's memory for generators that have it to themselves, or the learner beside them."""
+_ALONE, _BESIDE_LEARNER, _IN_TURNS = 0.9, 0.4, 0.5
+"""Share of a GPU's memory for generators that have it to themselves, or the learner beside them. Where they
+take turns, only what the learner keeps between its steps is beside them."""
 
 PCI_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """CUDA: number GPUs as nvidia-smi does, not by speed."""
@@ -211,10 +212,10 @@ def split_machine(
     return _share(ours, bind=is_bound, keep_memory=True), [_share(share, bind=are_bound) for share in shares]
 
 
-def gpu_memory_share(num_gpus: int, *, num_generators: int) -> float:
+def gpu_memory_share(num_gpus: int, *, num_generators: int, takes_turns: bool) -> float:
     """Of each generator, where `split_machine` gives them these GPUs."""
     if num_gpus == 1:
-        return round(_BESIDE_LEARNER / num_generators, 2)
+        return round((_IN_TURNS if takes_turns else _BESIDE_LEARNER) / num_generators, 2)
     # The learner has a GPU of its own; generators share the others where they are more than these.
     return round(_ALONE / math.ceil(num_generators / (num_gpus - 1)), 2)
 

@@ -22,14 +22,11 @@ from asympo.rewards.progress import RunProgress
 from asympo.run.directory import RunDirectory
 from asympo.run.prepare.environment import evaluation_of_episodes, play_command, with_environment
 from asympo.run.prepare.gateway import check_producers, gateway_defaults, gateway_note
-from asympo.run.prepare.machine import CoreShare, Machine, gpu_memory_share, split_machine
+from asympo.run.prepare.machine import CoreShare, Machine, split_machine
 from asympo.run.prepare.server import check_server
+from asympo.run.prepare.sharing import engine_defaults, gpu_notes, turn_defaults
 from asympo.run.settings import RunFile
 from asympo.tasks.config import TaskConfig
-
-CACHE_OF_SHARE = 0.75
-"""How much of its share is KV cache where the learner is beside it. Said in bytes: an engine that measures
-what is free would count as its own what the learner, which loads at the same time, takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +100,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
     # It ends by itself, with words, before the supervisor kills it.
     drain = {"drain_seconds": round(0.9 * file.run.learner_drain_seconds, 1)}
     device = {"device": "cuda"} if learner_share.gpu else {}
-    values = merge(common, drain, ports, device, file.learner_values)
+    values = merge(common, drain, ports, device, turn_defaults(file, machine), file.learner_values)
     learner = _plan_service(LearnerSettings, values, directory, "learner", learner_share, file)
     taken = {learner.settings.http_port, learner.settings.grpc_port}
     generators = []
@@ -128,7 +125,7 @@ def make_plan(file: RunFile, machine: Machine) -> Plan:
         notes=(
             *([gateway_note(gateway.settings)] if gateway else ()),
             *([page.note] if page.note else ()),
-            *([machine.gpu_problem] if machine.gpu_problem else ()),
+            *gpu_notes(file, machine),
             *odd_sampling(learner.settings),
         ),
     )
@@ -327,15 +324,12 @@ def _generator_defaults(machine: Machine, share: CoreShare, file: RunFile, taken
     if share.cores:
         values["vllm"] = {"cpu_ids": list(share.cores)}
     elif share.gpu:
-        memory = gpu_memory_share(len(machine.gpus), num_generators=file.generators.count)
-        values["vllm"] = {"gpu_memory_utilization": memory}
-        if len(machine.gpus) == 1:
-            given = merge(values["vllm"], own.get("vllm", {}))["gpu_memory_utilization"]
-            cache = CACHE_OF_SHARE * given * machine.gpus[0].memory_bytes
-            values["vllm"]["kv_cache_gib"] = round(cache / 2**30, 2)
+        values["vllm"] = engine_defaults(machine, file)
     else:
         num_workers = validate(GeneratorSettings, own).vllm.tensor_parallel_size
         values["vllm"] = {"num_threads": max(1, share.num_threads // num_workers)}
+    if turns := turn_defaults(file, machine):
+        values = merge(values, turns, {"vllm": {"enable_sleep_mode": True}})
     return values
 
 

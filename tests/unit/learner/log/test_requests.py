@@ -12,6 +12,7 @@ from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import CommitRecord
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerControl, LearnerState, SaveRefused
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.trainer import Trainer
 
@@ -37,6 +38,7 @@ class Ending:
             stop=self.stop,
             clock=clock,
             ranks=None,
+            gpu=GpuTurn(None, clock=clock),
         )
         parts: dict[str, Any] = {
             "session": SimpleNamespace(committed=COMMITTED),

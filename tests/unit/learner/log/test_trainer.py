@@ -11,6 +11,7 @@ from asympo.common.rollout_log import LogEntry
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.context import LearnerContext
 from asympo.learner.control import LearnerControl
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.learner.ledger import Ledger
 from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.metrics import LearnerMetrics
@@ -46,6 +47,7 @@ class SmallRun(ListLog):
             stop=stop,
             clock=clock,
             ranks=None,
+            gpu=GpuTurn(None, clock=clock),
         )
         parts: dict[str, Any] = {
             "session": self,

@@ -1,0 +1,53 @@
+"""A generator on its learner's GPU: asleep while the learner computes, and nothing is lost by it."""
+
+from pathlib import Path
+
+import pytest
+from asympo.local.gpu_lock import GpuLock
+
+from tests.integration.generator.harness import LearnerSide, running, settings_for, until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSide, tmp_path: Path) -> None:
+    learner.create().publish(0, nll=2.0)
+    path = tmp_path / "gpu.lock"
+    lock = GpuLock(path)
+    assert lock.try_own()
+    async with running(settings_for(learner, gpu_lock=path)) as gen:
+        await until(lambda: learner.run_log.presence.generators())
+        assert gen.engine.started_on is None, "an engine that starts takes memory, too"
+        lock.disown()
+        await until(lambda: len(learner.groups()) == learner.config.capacity)
+        gen.engine.flowing.clear()
+        learner.free_all()
+        await until(lambda: gen.engine.in_flight)
+        await until(lock.try_own)
+        assert gen.engine.is_asleep
+        assert gen.engine.in_flight
+        num_groups = len(learner.groups())
+        # The engine says so itself when it is given weights in its sleep.
+        learner.publish(1, nll=3.0)
+        claim, fence = learner.run_log.swaps.claim, learner.fence.number
+        await until(lambda: claim("another", step=1, fence=fence, share=0.1, seconds=0.001) is False)
+        lock.disown()
+        await until(lambda: gen.status["policy_step"] == 1)
+        await until(lambda: len(learner.groups()) > num_groups)
+        assert gen.status["requests_lost"] == 0
+        assert gen.status["groups_handed_back"] == 0
+
+
+async def test_swap_is_not_cut_by_a_sleep(learner: LearnerSide, tmp_path: Path) -> None:
+    learner.create().publish(0, nll=2.0)
+    path = tmp_path / "gpu.lock"
+    async with running(settings_for(learner, gpu_lock=path)) as gen:
+        await until(lambda: gen.status["policy_step"] == 0)
+        gen.engine.probing.clear()
+        learner.publish(1, nll=3.0)
+        await until(lambda: gen.engine.reloaded)
+        lock = GpuLock(path)
+        assert not lock.try_own()
+        gen.engine.probing.set()
+        await until(lock.try_own)
+        assert gen.status["policy_step"] == 1, "it fell asleep once the swap had its verdict"
