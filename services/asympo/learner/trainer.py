@@ -106,8 +106,10 @@ class Trainer:
                 return True
             if self._control.is_paused:
                 self._control.enter(LearnerState.PAUSED)
+                self._session.stay()
                 self._control.wait_while_paused(_POLL_SECONDS)
             elif self._num_commits_due >= _MAX_COMMITS_BEHIND:
+                self._session.stay()
                 self._stop.wait(_POLL_SECONDS)
             else:
                 self._turn()

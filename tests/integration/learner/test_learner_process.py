@@ -113,6 +113,10 @@ def test_learner_serves_status_history_samples_and_control(
             learner.until(lambda: (learner.get("/v1/status") or {}).get("step") == step + 3)
             learner.until(lambda: (learner.get("/v1/status") or {}).get("state") == "paused")
             assert stub.Status(messages.LearnerServiceStatusRequest()).step == step + 3
+            run_id = run_log.state.run_id()
+            run_log.broker.command("DEL", run_log.access.key("learner"))
+            learner.until(lambda: run_log.state.get() is RunState.RUNNING)
+            assert run_log.state.run_id() == run_id, "what the broker loses in a pause is back before it ends"
             stub.Resume(messages.LearnerServiceResumeRequest())
             learner.until(lambda: learner.reached(step + 5))
         # The status looks at the log once a second; the steps of this model take a twentieth of that.

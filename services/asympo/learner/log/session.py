@@ -132,6 +132,10 @@ class LogSession:
 
         return self._call(read_once)
 
+    def stay(self) -> None:
+        """Keeps the fence, and reconciles where that is due: for a learner that asks for nothing else."""
+        self._call(lambda: self._run_log.fence.heartbeat(self.fence, trained_sequence=self.progress.sequence))
+
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether no entry follows."""
         return self._call(lambda: self._run_log.reader.is_at_end(after_sequence))
