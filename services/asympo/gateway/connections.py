@@ -8,15 +8,28 @@ from asympo.common.http_server import BoundedConnection
 
 MAX_HEAD_BYTES = 65536
 """Of a request's line and headers, or of what stands between two pieces of its body."""
+MAX_REQUESTS_AHEAD = 8
+"""Of one connection, before the first is answered; that one with more of them has ended is noticed late."""
 
 
 class GatewayConnection(BoundedConnection, HttpToolsProtocol):
-    """Bounds what the parser itself does not: it keeps a head until it is complete, however long it gets."""
+    """Bounds what the parser itself does not: it keeps a head until it is complete, however long it gets.
+
+    A caller that has left is noticed even if it has sent further requests ahead.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._num_unread = 0
         """Bytes since the parser last had something to say."""
+        self._earlier: list[Any] = []
+        """Requests without an answer that came before the newest."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for request in self._earlier:
+            request.disconnected = True
+            request.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._num_unread += len(data)
@@ -26,7 +39,12 @@ class GatewayConnection(BoundedConnection, HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._num_unread = 0
+        so_far = [*self._earlier, self.cycle] if self.cycle else []
+        self._earlier = [request for request in so_far if not request.response_complete]
         super().on_headers_complete()
+        if self._earlier and len(self._earlier) <= MAX_REQUESTS_AHEAD:
+            # uvicorn stops reading here, and would not see the end.
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         self._num_unread = 0

@@ -42,9 +42,11 @@ def test_prompt_goes_to_a_caller_that_is_still_there(
     door.stop()
 
 
+@pytest.mark.parametrize("num_further", [0, 1, 3])
 def test_answer_that_its_agent_has_not_heard_is_ended_and_not_trained(
-    log: RunLog, start_gateway: Callable[..., RunningGateway]
+    num_further: int, log: RunLog, start_gateway: Callable[..., RunningGateway]
 ) -> None:
+    """Also where it has asked further things by then, which would be answered next."""
     start_run(log)
     door = FakeDoor()
     door.hangs = True
@@ -53,6 +55,8 @@ def test_answer_that_its_agent_has_not_heard_is_ended_and_not_trained(
     leaving = HTTPConnection(gateway.http.removeprefix("http://"))
     body = {"messages": [{"role": "user", "content": "a"}]}
     leaving.request("POST", f"/sessions/{session['session_id']}/v1/chat/completions", body=json.dumps(body))
+    for _ in range(num_further):
+        leaving.send(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert door.has_begun.wait(30)
     leaving.close()
     assert door.was_left.wait(30)
