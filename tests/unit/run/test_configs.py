@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from asympo.cli import main
+from asympo.common.checkpoints import digests
 from asympo.common.errors import AsympoError, BadSetting
 from asympo.demo.command import PRESET
 from asympo.engines.vllm_start import thread_environment
@@ -73,7 +74,7 @@ def test_containers_that_share_cores_bind_nothing_and_keep_to_their_quota(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "_cpu_quota", lambda: quota)
+    monkeypatch.setattr(digests, "_cpu_quota", lambda: quota)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr(machine, "look_at_gpus", lambda environment: ((), None, ""))
     plan = plan_of(tmp_path, look_at_machine())

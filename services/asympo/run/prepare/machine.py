@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from asympo.common.checkpoints.digests import available_cores, visible_cores
+
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -122,11 +124,8 @@ class CoreShare:
 
 def look_at_machine() -> Machine:
     """Reads what is there; containers' limits are respected."""
-    cores = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    quota = _cpu_quota()
-    allowed = cores[: max(1, math.ceil(quota))] if quota else cores
+    cores = visible_cores()
+    allowed = cores[: available_cores()]
     memory = psutil.virtual_memory().total
     limit = _read_number(Path("/sys/fs/cgroup/memory.max"))
     gpus, cuda_version, problem = look_at_gpus(os.environ)
@@ -235,15 +234,6 @@ def _share(
     if keep_memory:
         environment |= KEEP_MEMORY | FEW_KERNELS
     return CoreShare(cores=cores if bind else (), num_threads=threads, environment=environment)
-
-
-def _cpu_quota() -> float:
-    """Cores that the container may use at a time; 0 without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return 0.0
-    return 0.0 if quota == "max" else int(quota) / int(period)
 
 
 def _read_number(path: Path) -> int | None:
