@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from asympo.common.errors import BadSetting
+from asympo.learner import gpu_turn
+from asympo.learner.gpu_turn import GpuTurn
 from asympo.local.gpu_lock import GpuLock
 
+GIB = 1 << 30
 HOLDS = """
 import sys, time
 from pathlib import Path
@@ -53,5 +56,43 @@ def test_lock_of_a_killed_process_is_free(way: str, tmp_path: Path) -> None:
 
 def test_file_that_cannot_be_opened_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BadSetting, match=r"gpu_lock .*gpu\.lock cannot be opened"):
+    with pytest.raises(BadSetting, match=r"gpu_lock .*gpu\.lock cannot be locked"):
         GpuLock(tmp_path / "file" / "gpu.lock")
+
+
+class HandClock:
+    """Time passes only in sleep."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now_seconds(self) -> float:
+        return self.seconds
+
+    def monotonic_seconds(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize(("freed_after", "waited"), [(3.0, 3.0), (1e9, gpu_turn._FREE_SECONDS)])
+def test_turn_begins_once_the_memory_of_a_killed_engine_is_free_or_after_a_while(
+    freed_after: float, waited: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, freed_at = HandClock(), 0.0
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda: 40 * GIB if clock.seconds >= freed_at else 10 * GIB)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    turn = GpuTurn(tmp_path / "gpu.lock", clock=clock)
+    assert turn.take(within_seconds=0.5)
+    turn.give_back()
+    begun, freed_at = clock.seconds, clock.seconds + freed_after
+    while not turn.take(within_seconds=0.5):
+        assert clock.seconds < begun + 60
+    assert clock.seconds - begun == pytest.approx(waited, abs=0.05)
+
+
+def test_without_a_lock_it_is_always_the_learners_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = GpuTurn(None, clock=HandClock())
+    assert turn.take(within_seconds=0.0)
+    turn.give_back()

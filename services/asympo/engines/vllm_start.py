@@ -34,6 +34,8 @@ CPU_BLOCK_SIZE = 32
 """Tokens that share one prefix-cache entry. vLLM's CPU default of 128 is longer than most prompts of short
 tasks, and each of a group's responses would read the prompt again."""
 DEFAULT_CPU_KV_CACHE_GIB = 0.5
+_SLEEPERS_SHARE = 0.05
+"""vLLM wants so much of the GPU to be free at the start; its cache has a size of its own then."""
 
 _GIB = 1 << 30
 
@@ -192,6 +194,12 @@ def engine_args(
     from vllm import AsyncEngineArgs
 
     optional: dict[str, Any] = {}
+    sleeps = settings.enable_sleep_mode and not is_cpu
+    if sleeps and settings.kv_cache_gib is None:
+        raise BadSetting(
+            "vllm.enable_sleep_mode is on: give vllm.kv_cache_gib, because what is free of the GPU at the "
+            "start says nothing of what is free later"
+        )
     if settings.kv_cache_gib is not None or is_cpu:
         size_gib = DEFAULT_CPU_KV_CACHE_GIB if settings.kv_cache_gib is None else settings.kv_cache_gib
         optional["kv_cache_memory_bytes"] = int(size_gib * _GIB)
@@ -207,10 +215,10 @@ def engine_args(
         scheduling_policy="priority",
         max_num_seqs=settings.max_num_seqs + NUM_PROBE_SLOTS,
         max_model_len=-1 if settings.max_model_len is None else settings.max_model_len,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
+        gpu_memory_utilization=_SLEEPERS_SHARE if sleeps else settings.gpu_memory_utilization,
         tensor_parallel_size=settings.tensor_parallel_size,
         # On a CPU it falls asleep all the same, and gives nothing back.
-        enable_sleep_mode=settings.enable_sleep_mode and not is_cpu,
+        enable_sleep_mode=sleeps,
         trust_remote_code=False,
         # The door would otherwise fill what a request leaves out (top_k, repetition_penalty, …) from the
         # model's file, and nothing of that is in the run's settings. Its end-of-sequence ids are read all

@@ -26,10 +26,14 @@ class GpuShare:
             await asyncio.sleep(POLL_SECONDS)
 
     @asynccontextmanager
-    async def awake(self) -> AsyncIterator[None]:
-        """The engine does not go to sleep inside: a learner that wants the GPU waits."""
+    async def awake(self) -> AsyncIterator[bool]:
+        """The engine does not go to sleep inside: a learner that wants the GPU waits.
+
+        Gives whether it was asleep before.
+        """
+        was_asleep = self._use.locked()
         async with self._use:
-            yield
+            yield was_asleep
 
     async def run(self) -> None:
         """Sleeps whenever the learner wants the GPU, for ever. Raises EngineBroken."""

@@ -284,8 +284,14 @@ class LearnerProcess:
 
         log.info("Libraries are loaded")
         run = self._take_run(run_log, config, tokenizer)
-        with self._context.gpu.held():
+        gpu = self._context.gpu
+        while not gpu.take(within_seconds=_BROKER_RETRY_SECONDS):
+            if self._stop.is_set:
+                raise NoProgress("told to stop before the generators on its GPU were asleep")
+        try:
             trainer = build_trainer(context=self._context, run=run, closing=closing)
+        finally:
+            gpu.give_back()
         log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)

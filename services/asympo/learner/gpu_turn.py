@@ -1,8 +1,7 @@
 """The learner's turns on a GPU that it shares with generators of its machine."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 
 from asympo.common.clock import Clock
@@ -11,6 +10,9 @@ from asympo.local.gpu_lock import POLL_SECONDS, GpuLock
 log = logging.getLogger(__name__)
 
 _SAY_SECONDS = 60.0
+_FREE_SECONDS = 10.0
+"""The engine of a generator that was killed ends a little later, and only then is its memory free."""
+_SLACK_BYTES = 1 << 28
 
 
 class GpuTurn:
@@ -20,37 +22,65 @@ class GpuTurn:
         """`path`: of the lock; without one it is always the learner's turn. Raises BadSetting."""
         self._lock = None if path is None else GpuLock(path)
         self._clock = clock
+        self._asked_at: float | None = None
+        self._said_at = 0.0
+        self._owned_at: float | None = None
+        self._left_free: int | None = None
+        """Bytes that were free when the turn before ended, with all engines still asleep."""
+        if path is not None:
+            # Momenta that lie in a large segment would keep all of it from being given back.
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-    @contextmanager
-    def held(self) -> Iterator[float]:
-        """The GPU is the learner's alone inside; gives the seconds that it waited for that."""
+    def take(self, *, within_seconds: float) -> bool:
+        """Whether the GPU is the learner's alone by then; if not, it goes on wanting it until `give_back`."""
         if self._lock is None:
-            yield 0.0
-            return
-        waited = self._wait(self._lock)
-        try:
-            yield waited
-        finally:
-            _give_memory_back()
-            self._lock.disown()
-
-    def _wait(self, lock: GpuLock) -> float:
-        begun = said = self._clock.monotonic_seconds()
-        while not lock.try_own():
+            return True
+        begun = now = self._clock.monotonic_seconds()
+        if self._asked_at is None:
+            self._asked_at = self._said_at = begun
+        while not (self._lock.try_own() and self._is_memory_free(now)):
+            if now - begun >= within_seconds:
+                self._say(now)
+                return False
             self._clock.sleep(POLL_SECONDS)
             now = self._clock.monotonic_seconds()
-            if now - said >= _SAY_SECONDS:
-                said = now
-                log.warning(
-                    "Waiting for the GPU for %.0f s: a generator has not gone to sleep yet, or is starting",
-                    now - begun,
-                )
-        return self._clock.monotonic_seconds() - begun
+        self._asked_at = None
+        return True
+
+    def give_back(self) -> None:
+        """Ends the turn, or the wish for one, and frees what torch keeps of the memory for later."""
+        if self._lock is None:
+            return
+        try:
+            free = _free_bytes()
+            if self._owned_at is not None:
+                self._left_free = free
+        finally:
+            self._asked_at = self._owned_at = None
+            self._lock.disown()
+
+    def _is_memory_free(self, now: float) -> bool:
+        if self._owned_at is None:
+            self._owned_at = now
+        if self._left_free is None or now - self._owned_at >= _FREE_SECONDS:
+            return True
+        free = _free_bytes()
+        return free is None or free >= self._left_free - _SLACK_BYTES
+
+    def _say(self, now: float) -> None:
+        if self._asked_at is not None and now - self._said_at >= _SAY_SECONDS:
+            self._said_at = now
+            log.warning(
+                "Waiting for the GPU for %.0f s: a generator has not gone to sleep yet, or is starting",
+                now - self._asked_at,
+            )
 
 
-def _give_memory_back() -> None:
-    """What torch keeps of the GPU's memory for later, for generators to use now."""
+def _free_bytes() -> int | None:
+    """Of the GPU, once torch keeps nothing for later; None without one."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]

@@ -97,6 +97,7 @@ class Trainer:
             if (reason := lost()) is not None:
                 raise reason
             if self._stop.is_set:
+                self._gpu.give_back()
                 self._control.enter(LearnerState.DRAINING)
                 self._close_up()
                 return False
@@ -105,10 +106,12 @@ class Trainer:
                 self._finish()
                 return True
             if self._control.is_paused:
+                self._gpu.give_back()
                 self._control.enter(LearnerState.PAUSED)
                 self._session.stay()
                 self._control.wait_while_paused(_POLL_SECONDS)
             elif self._num_commits_due >= _MAX_COMMITS_BEHIND:
+                self._gpu.give_back()
                 self._session.stay()
                 self._stop.wait(_POLL_SECONDS)
             else:
@@ -138,6 +141,8 @@ class Trainer:
         if held is not None:
             return held
         self._control.enter(LearnerState.WAITING)
+        # What a publish beside has taken.
+        self._gpu.give_back()
         segment = self._reader.poll(block_seconds=_POLL_SECONDS)
         if segment is None and self._is_log_exhausted():
             segment = self._reader.flush()
@@ -161,10 +166,14 @@ class Trainer:
         if not any(group.has_signal for group in segment.groups):
             self._pass_over(segment)
             return
+        if not self._gpu.take(within_seconds=_POLL_SECONDS):
+            self._held = segment
+            return
         self._control.enter(LearnerState.TRAINING)
-        with self._gpu.held() as waited:
-            self._recorder.waited(waited)
+        try:
             self._train(segment)
+        finally:
+            self._gpu.give_back()
         if self._progress.step % self._settings.save_every == 0 or self._is_much_uncommitted:
             self._save()
 

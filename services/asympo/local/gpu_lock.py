@@ -25,9 +25,11 @@ class GpuLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._gpu = _open(path)
             self._wish = _open(path.with_name(f"{path.name}.wanted"))
+            self.is_wanted()
         except OSError as error:
             raise BadSetting(
-                f"gpu_lock {path} cannot be opened ({error.strerror}): give a file that may be written"
+                f"gpu_lock {path} cannot be locked ({error.strerror}): give a file on a local disk that may "
+                "be written"
             ) from error
 
     def try_own(self) -> bool:

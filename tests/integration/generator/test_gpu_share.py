@@ -27,13 +27,14 @@ async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSi
         assert gen.engine.is_asleep
         assert gen.engine.in_flight
         num_groups = len(learner.groups())
-        # The engine says so itself when it is given weights in its sleep.
+        # The engine says so itself when it is given weights in its sleep; awake, it takes the newest.
         learner.publish(1, nll=3.0)
-        claim, fence = learner.run_log.swaps.claim, learner.fence.number
-        await until(lambda: claim("another", step=1, fence=fence, share=0.1, seconds=0.001) is False)
+        await until(lambda: gen.generator.loading is not None)
+        learner.publish(2, nll=4.0)
         lock.disown()
-        await until(lambda: gen.status["policy_step"] == 1)
+        await until(lambda: gen.status["policy_step"] == 2)
         await until(lambda: len(learner.groups()) > num_groups)
+        assert len(gen.engine.reloaded) == 1
         assert gen.status["requests_lost"] == 0
         assert gen.status["groups_handed_back"] == 0
 

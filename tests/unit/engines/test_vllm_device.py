@@ -115,3 +115,14 @@ def test_graphs_follow_the_device_unless_a_setting_says_otherwise(
 ) -> None:
     pytest.importorskip("vllm")
     assert engine_args(tmp_path, EngineSettings(enforce_eager=chosen), "x", is_cpu).enforce_eager is is_eager
+
+
+def test_engine_that_sleeps_needs_the_size_of_its_cache_and_little_free_memory(tmp_path: Path) -> None:
+    sleeps = EngineSettings(enable_sleep_mode=True, gpu_memory_utilization=0.5)
+    with pytest.raises(errors.BadSetting, match="enable_sleep_mode is on: give"):
+        engine_args(tmp_path, sleeps, "x", False)
+    args = engine_args(tmp_path, sleeps.model_copy(update={"kv_cache_gib": 2.0}), "x", False)
+    assert args.enable_sleep_mode
+    assert args.gpu_memory_utilization < 0.1
+    assert args.kv_cache_memory_bytes == 2 * 2**30
+    assert not engine_args(tmp_path, sleeps, "x", True).enable_sleep_mode

@@ -24,7 +24,7 @@ _FIGURES = (
 
 def run(*, device: str, directory: Path) -> Found:
     """On a CPU the engine is the simulated one and nothing is learnt: the path alone is tried."""
-    summary = summary_of_demo("gpu-check-demo", device=device, directory=directory)
+    summary = summary_of_demo("gpu-check-demo", device=device, directory=directory, num_steps=_STEPS[device])
     figures = {name: summary[name] for name in _FIGURES}
     broken = [name for name in ("probe_failures", "requests_lost", "groups_trained_twice") if figures[name]]
     if broken or figures["restarts"]:
@@ -44,12 +44,12 @@ def run(*, device: str, directory: Path) -> Found:
     )
 
 
-def summary_of_demo(name: str, *flags: str, device: str, directory: Path) -> dict[str, Any]:
+def summary_of_demo(name: str, *flags: str, device: str, directory: Path, num_steps: int) -> dict[str, Any]:
     """What a short demo writes at its end. Raises NoProgress when it fails."""
     shutil.rmtree(directory / name, ignore_errors=True)
     flags = (
         *("--run.directory", str(directory), "--run.name", name),
-        *("--learner.total-steps", str(_STEPS[device])),
+        *("--learner.total-steps", str(num_steps)),
         *flags,
     )
     if device == "cpu":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from asympo.common.errors import EngineBroken
+from asympo.common.errors import EngineBroken, NoProgress
 from asympo.common.jsonl import read_steps
 from asympo.doctor.gpu.demo_step import summary_of_demo
 from asympo.doctor.gpu.engine_step import NUM_PROMPT_TOKENS, PROBE, generate, write_policies
@@ -19,6 +19,7 @@ from asympo.engines.vllm import VllmEngine
 _RESPONSE_TOKENS = {"cpu": 100, "cuda": 1500}
 _MIN_FREED = 0.9
 """Of the cache's memory: it is given back whole, and the weights with it."""
+_STEPS = 8
 _CACHE_GIB = {"cpu": 0.1, "cuda": 4.0}
 
 
@@ -35,7 +36,10 @@ def run(*, device: str, directory: Path) -> Found:
         for way in ("split", "sleep"):
             named = f"gpu-check-{way}"
             flags = ("--run.gpu-sharing", way, "--run.evaluate", "false")
-            summary_of_demo(named, *flags, device=device, directory=directory)
+            try:
+                summary_of_demo(named, *flags, device=device, directory=directory, num_steps=_STEPS)
+            except NoProgress as error:
+                return Found(sentence=str(error), is_ok=False, figures=figures)
             figures[f"{way}_seconds_per_step"] = _seconds_per_step(directory / named)
     sentence = "asleep in {sleep_milliseconds:.0f} ms and awake in {wake_milliseconds:.0f} ms"
     return Found(sentence=sentence.format(**figures), figures=figures)

@@ -47,8 +47,8 @@ STEPS = (
     Step(name="untied", shows="the same without graphs and with a head of its own", limit_seconds=120),
     Step(name="learner", shows="tokens a second, and peak memory against the estimate", limit_seconds=120),
     Step(name="ranks", shows="two ranks compute what one process computes", limit_seconds=90),
-    Step(name="sharing", shows="an engine that sleeps in turns with the learner", limit_seconds=240),
     Step(name="demo", shows="generator and learner together on this machine", limit_seconds=240),
+    Step(name="sharing", shows="an engine that sleeps, and what turns cost a step", limit_seconds=240),
 )
 """In order of what they cost: an early failure explains a later one."""
 

@@ -128,11 +128,14 @@ class Reloader:
                 log.error("Policy %d does not verify and is passed over: %s", policy.step, error)
                 self._watcher.pass_over(policy)
                 continue
-            # While others load it there may come a newer one, or it may turn out to be bad.
-            if await self._turns.come(policy):
-                async with self._turns.kept(policy), self._gpu.awake():
-                    await self._swap(policy, verified[1])
-                await self._turns.ended(policy, is_served=self.policy == policy)
+            async with self._gpu.awake() as was_asleep:
+                if was_asleep and await self._watcher.next_after(self.policy) != policy:
+                    continue
+                # While others load it there may come a newer one, or it may turn out to be bad.
+                if await self._turns.come(policy):
+                    async with self._turns.kept(policy):
+                        await self._swap(policy, verified[1])
+                    await self._turns.ended(policy, is_served=self.policy == policy)
             await self._claim(None)
 
     async def _swap(self, policy: PolicyRef, manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 """What becomes of a segment between the log and the step: trained, passed over, or read again."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from asympo.learner.log.segment import LogSegment, SegmentReader
 from asympo.learner.metrics import LearnerMetrics
 from asympo.learner.settings import LearnerSettings
 from asympo.learner.trainer import Trainer
+from asympo.local.gpu_lock import GpuLock
 from prometheus_client import CollectorRegistry
 
 from tests.unit.learner.test_segment import NONE, SIGNAL, ListLog, group_reader, make_entry
@@ -34,20 +36,20 @@ class SmallRun(ListLog):
         self.num_saves = 0
         # Of the broker, once a publish settles.
         self.after_reconcile: list[LogEntry] | None = None
-        stop, clock = StopSignal(), SystemClock()
+        self.stop, clock = StopSignal(), SystemClock()
         asked = LearnerSettings(run="r", **settings)
-        control = LearnerControl(settings=asked, stop=stop, clock=clock)
-        self.progress = control.progress
+        self.control = LearnerControl(settings=asked, stop=self.stop, clock=clock)
+        self.progress = self.control.progress
         nothing: Any = SimpleNamespace()
         context = LearnerContext(
             settings=asked,
-            control=control,
+            control=self.control,
             metrics=LearnerMetrics(self.registry),
             tracing=nothing,
-            stop=stop,
+            stop=self.stop,
             clock=clock,
             ranks=None,
-            gpu=GpuTurn(None, clock=clock),
+            gpu=GpuTurn(asked.gpu_lock, clock=clock),
         )
         parts: dict[str, Any] = {
             "session": self,
@@ -150,3 +152,33 @@ def test_commit_comes_before_save_every_once_the_groups_since_the_last_one_are_l
         run.trainer._turn()
         saves.append(run.num_saves)
     assert saves == [0, 0, 1, 1, 1, 2]
+
+
+def test_segment_waits_for_the_gpu_and_the_loop_hears_a_pause_and_a_stop_meanwhile(tmp_path: Path) -> None:
+    run = SmallRun([make_entry(1, SIGNAL), make_entry(2, SIGNAL)], gpu_lock=tmp_path / "gpu.lock")
+    trainer: Any = run.trainer
+    generator = GpuLock(tmp_path / "gpu.lock")
+    assert generator.try_share()
+    for _ in range(2):
+        trainer._turn()
+        assert generator.is_wanted()
+    assert not run.segments
+    generator.unshare()
+    trainer._turn()
+    assert [segment.last_sequence for segment in run.segments] == [1]
+    assert generator.try_share(), "given back after the step"
+
+    trainer._turn()
+    assert generator.is_wanted()
+    run.control.pause()
+    wanted_in_pause = []
+
+    def stay() -> None:
+        wanted_in_pause.append(generator.is_wanted())
+        run.stop.set("test")
+
+    trainer._session = SimpleNamespace(stay=stay)
+    trainer._close_up = lambda: None
+    assert trainer._run(lambda: None) is False
+    assert wanted_in_pause == [False], "a learner that computes nothing keeps nobody from the GPU"
+    assert len(run.segments) == 1
