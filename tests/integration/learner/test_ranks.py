@@ -26,11 +26,15 @@ LORA = ("--lora.rank", "4", "--lora.alpha", "8", "--compute-dtype", "bfloat16")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+def world_of_two() -> dict[str, str]:
+    """As torchrun sets it, whose other promises are tried at the end."""
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
 def test_two_ranks_have_the_loss_gradient_and_metrics_of_one(tiny_model: Path, tmp_path: Path) -> None:
     experts = make_model(tmp_path / "experts", FAMILIES["experts in one tensor"]())
     command = [sys.executable, "-m", "tests.integration.learner.sharded_steps", str(tiny_model), str(experts)]
-    # As torchrun sets it, whose other promises are tried below.
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = world_of_two()
     log = tmp_path / "ranks.log"
     ranks = [
         ForkedPython(
@@ -66,13 +70,20 @@ def test_adapter_of_two_ranks_is_published_and_one_goes_on_with_it(
     broker_url: str, run_name: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     learner = partial(LearnerProcess, url=broker_url, run=run_name, root=tmp_path, model=tiny_model)
-    ranks = learner(
-        launcher=(*TORCHRUN, "-m", "asympo.learner", "--"),
-        flags=(*LORA, "--total-steps", "3", "--keep-policies", "9"),
-    )
+    common = world_of_two()
+    ranks = [
+        learner(
+            launcher=("-m", "asympo.learner", "--"),
+            environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            flags=(*LORA, "--total-steps", "3", "--keep-policies", "9"),
+        )
+        for rank in range(2)
+    ]
     alone = learner(flags=(*LORA, "--total-steps", "5", "--keep-policies", "9"))
     with Producer(url=broker_url, run=run_name):
-        assert ranks.start().wait() == 0, ranks.log
+        for rank in ranks:
+            rank.start()
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log
         assert alone.start().wait() == 0, alone.log
     assert [row["step"] for row in alone.rows] == list(range(1, 6))
     store = open_policies(tmp_path, run_name)
