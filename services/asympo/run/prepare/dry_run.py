@@ -12,6 +12,7 @@ from typing import Any
 from asympo.common.context_length import what_does_not_fit
 from asympo.common.errors import AsympoError, BadModel
 from asympo.common.foreign.text import reason_of
+from asympo.local.heap import large_imports
 
 
 def main(argv: list[str]) -> int:
@@ -92,4 +93,5 @@ def model_shape(model: str, config: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with large_imports():
+        sys.exit(main(sys.argv[1:]))
