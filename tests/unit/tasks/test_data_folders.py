@@ -50,15 +50,25 @@ def test_folder_of_the_hub_gives_the_split_and_the_subset_that_are_named_and_no_
         prompts(subset="other", split="tra")
 
 
-def test_one_saved_data_set_has_only_its_own_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "split", "is_told"),
+    [
+        (None, "test", True),
+        ("train", "test", True),
+        ("test", "train", False),
+        ("test", "test", False),
+        ("test[:50%]", "test", False),
+        ("train+test", "test", False),
+    ],
+)
+def test_split_of_one_saved_data_set_is_told_to_count_for_nothing_unless_its_rows_are_of_it(
+    written: str | None, split: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     datasets = pytest.importorskip("datasets")
-    for name in (None, "test"):
-        datasets.Dataset.from_list(ROWS, split=name).save_to_disk(str(tmp_path / str(name)))
-    for options in ({"split": "test"}, {"held_out_split": "test"}):
-        with pytest.raises(
-            BadSetting, match="None is one data set that save_to_disk wrote, which has no split"
-        ):
-            load(TaskConfig.model_validate({"data": str(tmp_path / "None"), **options}))
-    for split in ("train", "test"):
-        task = load(TaskConfig(data=str(tmp_path / "test"), split=split, held_out_fraction=0))
-        assert len(task) == len(ROWS)
+    datasets.Dataset.from_list(ROWS, split=written).save_to_disk(str(tmp_path))
+    task = load(TaskConfig(data=str(tmp_path), split=split, held_out_fraction=0))
+    assert len(task) == len(ROWS)
+    assert any("task.split test counts for nothing" in each for each in caplog.messages) is is_told
+    if is_told:
+        with pytest.raises(BadSetting, match="is one data set that save_to_disk wrote, which has no split"):
+            load(TaskConfig(data=str(tmp_path), held_out_split=split))

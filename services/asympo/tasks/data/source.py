@@ -8,6 +8,7 @@ import errno
 import gzip
 import io
 import json
+import logging
 import os
 import re
 import zlib
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from asympo.common.errors import BadSetting
+
+log = logging.getLogger(__name__)
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -48,8 +51,8 @@ def read_rows(
     return rows
 
 
-def check_split(data: str, split: str, *, subset: str | None = None) -> None:
-    """Raises BadSetting where there is one data set here, and not this split of it."""
+def check_split(data: str, split: str, *, subset: str | None = None, is_held_out: bool = False) -> None:
+    """Raises BadSetting where a file, or one saved data set for what is held out, has not this split."""
     path = Path(data).expanduser()
     if path.is_file():
         what = "one file"
@@ -58,13 +61,25 @@ def check_split(data: str, split: str, *, subset: str | None = None) -> None:
         state = path / "state.json"
         if not state.is_file() or (path / "dataset_dict.json").is_file():
             return
-        if json.loads(state.read_text()).get("_split") == split:
+        if split in _split_names(json.loads(state.read_text()).get("_split")):
+            return
+        if not is_held_out:
+            log.warning(
+                "task.split %s counts for nothing, as task.data %s is one data set that save_to_disk wrote: "
+                "all its rows are read",
+                *(split, data),
+            )
             return
         what = "one data set that save_to_disk wrote"
     raise BadSetting(
         f"task.data {data} is {what}, which has no split {split}: leave split and held_out_split out, or "
         "name the file or folder with the held-out rows as task.held_out_data"
     )
+
+
+def _split_names(written: str | None) -> set[str]:
+    """The splits that rows were taken from, as `datasets` writes them: train+test[:50%]."""
+    return {part.partition("[")[0] for part in (written or "").split("+")}
 
 
 def is_table(data: str) -> bool:

@@ -109,14 +109,18 @@ def _held_out_rows(config: TaskConfig) -> list[tuple[str, dict[str, Any]]]:
     if config.held_out_data is not None:
         return _keyed(config, config.held_out_data, config.split)
     assert config.data is not None
-    return _keyed(config, config.data, config.held_out_split) if config.held_out_split is not None else []
+    if config.held_out_split is None:
+        return []
+    return _keyed(config, config.data, config.held_out_split, is_held_out=True)
 
 
-def _keyed(config: TaskConfig, data: str, split: str) -> list[tuple[str, dict[str, Any]]]:
+def _keyed(
+    config: TaskConfig, data: str, split: str, *, is_held_out: bool = False
+) -> list[tuple[str, dict[str, Any]]]:
     is_hub = config.subset is not None or config.revision is not None
     options = {"subset": config.subset, "revision": config.revision} if is_hub and data == config.data else {}
     if data == config.data and split != "train":
-        check_split(data, split, subset=config.subset)
+        check_split(data, split, subset=config.subset, is_held_out=is_held_out)
     rows = [
         parse_row(row, f"{data} row {number}", config, is_filled=is_table(data)) | {"row": number}
         for number, row in enumerate(read_rows(data, split=split, **options), start=1)
