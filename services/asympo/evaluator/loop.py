@@ -40,7 +40,7 @@ _HOLD_SECONDS = 20.0
 _LAST_TRIES = 3
 """For the last policy of a run that has ended: no other comes."""
 _UNREAD_SECONDS = 180.0
-"""How long the store may fail once a run has ended."""
+"""How long the store may fail in a row once a run has ended."""
 
 
 @dataclass(kw_only=True)
@@ -105,8 +105,9 @@ class EvaluationLoop:
             await self._refuse_another_run()
             announced = await self._calls.until_answered(self._run_log.policies.latest)
             is_over = await self._is_over()
-            gives_up_at = min(gives_up_at, time.monotonic() + _UNREAD_SECONDS) if is_over else math.inf
             policy = await self._newest_policy()
+            is_lost = is_over and self._is_unread
+            gives_up_at = min(gives_up_at, time.monotonic() + _UNREAD_SECONDS) if is_lost else math.inf
             due = [] if policy is None else await self._due(policy, is_over=is_over)
             num_tries = num_tries + bool(due) if is_over else 0
             if policy is not None and due and await self._measure_due(policy, due):
@@ -114,7 +115,10 @@ class EvaluationLoop:
             is_last = is_over and self._settings.exit_when_run_ends
             if is_last and self._is_unread:
                 if time.monotonic() >= gives_up_at:
-                    log.error("The last policy is not measured: the policies cannot be read")
+                    log.error(
+                        "The policies could not be read for %g s: the last one may not be measured",
+                        _UNREAD_SECONDS,
+                    )
                     return
             elif is_last and not await self._is_tried_again(policy, num_tries):
                 return

@@ -144,9 +144,12 @@ def at_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """A loop over one evaluation of a run that has ended, in which every wait takes a minute."""
     now = 0.0
 
-    async def wait(*_: Any, **__: Any) -> None:
+    def spend(seconds: float) -> None:
         nonlocal now
-        now += 60.0
+        now += seconds
+
+    async def wait(*_: Any, **__: Any) -> None:
+        spend(60.0)
 
     def make(measured: Callable[..., Any]) -> Any:
         loop: Any = loop_of("e", monkeypatch=monkeypatch, measured=measured)
@@ -158,7 +161,7 @@ def at_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         loop._progress, loop._calls, loop._retries = EvaluatorStatus(), CALLS, Retries(clock=lambda: now)
         loop._settings = EvaluatorSettings(run="r", exit_when_run_ends=True)
         loop._metrics = SimpleNamespace(failed=lambda _: None)
-        loop._wait_for_news = wait
+        loop._wait_for_news, loop.spend = wait, spend
         loop._store = SimpleNamespace(path="p", newest=lambda **_: LAST)
         return loop
 
@@ -214,8 +217,38 @@ async def test_last_policy_is_measured_although_the_store_fails_for_a_while(
     await loop.run()
     assert ("e" in loop._progress.newest) is is_measured
     assert "cannot be read, which is tried again in 10 s: stale file handle" in caplog.messages[0]
-    is_told = caplog.messages[-1].startswith("The last policy is not measured")
+    is_told = (
+        caplog.messages[-1] == "The policies could not be read for 180 s: the last one may not be measured"
+    )
     assert (is_told, bool(failures)) == (not is_measured, not is_measured)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("num_failures", [0, 1])
+async def test_store_that_fails_once_after_a_long_evaluation_ends_nothing(
+    num_failures: int, at_end: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    num_asked, failures = 0, [OSError("stale file handle")]
+
+    def newest(**_: Any) -> PolicyRef:
+        if num_asked and failures:
+            raise failures.pop()
+        return LAST
+
+    async def measured(*_: Any) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        loop.spend(200.0)
+        if num_asked <= num_failures:
+            raise NoProgress("no answer")
+        loop._progress.newest["e"] = result(4)
+        return SimpleNamespace(result=result(4))
+
+    loop = at_end(measured)
+    loop._store.newest = newest
+    await loop.run()
+    assert (num_asked, "e" in loop._progress.newest) == (num_failures + 1, True)
+    assert not any("the last" in each.lower() for each in caplog.messages)
 
 
 @pytest.mark.asyncio
