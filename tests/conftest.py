@@ -10,6 +10,8 @@ from typing import Any
 
 # Workers share the cores; threads that wait for one another would only spin. Torch reads it when it loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Helm, promtool and others of Go run for a moment each; a fifth of that would be spent collecting garbage.
+os.environ.setdefault("GOGC", "400")
 
 import pytest
 from asympo.common.errors import BadSetting
