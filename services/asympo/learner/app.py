@@ -272,7 +272,7 @@ class LearnerProcess:
         while not is_over:
             is_over = self._stop.wait(_LATE_RESULTS_SECONDS)
             if trainer is not None:
-                trainer.record_late_results()
+                trainer.look_after_the_end()
         if self._failure is not None:
             raise self._failure
 

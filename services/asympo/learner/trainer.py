@@ -148,8 +148,9 @@ class Trainer:
             segment = self._reader.flush()
         return segment
 
-    def record_late_results(self) -> None:
-        """Writes down what evaluations have found since the last step, once no step follows."""
+    def look_after_the_end(self) -> None:
+        """Keeps the finished run on its broker, and writes down what evaluations have found meanwhile."""
+        self._session.stay()
         self._recorder.record_late_results()
 
     # --- one segment -----------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ class Trainer:
                 f"{self._session.committed.step if self._session.committed else 0}"
             )
         self._save_as_asked()
-        self.record_late_results()
+        self._recorder.record_late_results()
         if failed:
             raise PublishFailed(
                 f"the policy of step {self._progress.step} could not be published before the end"

@@ -75,7 +75,7 @@ def test_learner_that_stays_up_goes_on_writing_down_what_evaluations_find(
             stop.set("seen twice")
 
     monkeypatch.setattr(app, "_LATE_RESULTS_SECONDS", 0.0)
-    trainer: Any = SimpleNamespace(record_late_results=look)
+    trainer: Any = SimpleNamespace(look_after_the_end=look)
     process(tmp_path, stop, "--exit-when-run-ends", "false")._stay_when_finished(trainer)
     # Once more after the stop, for what came since.
     assert len(looks) == 3

@@ -3,11 +3,11 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asympo.common.checkpoints import PolicyRef
 from asympo.common.clock import Clock
-from asympo.common.errors import BrokerChanged, BrokerUnavailable, Fenced
+from asympo.common.errors import BrokerChanged, BrokerRefused, BrokerUnavailable, Fenced
 from asympo.common.lifecycle import StopSignal
 from asympo.common.rollout_log import (
     BadPolicy,
@@ -26,6 +26,7 @@ from asympo.learner.progress import Progress
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_Ask = Callable[[Callable[[], Any]], Any]
 _RETRY_SECONDS = 2.0
 STOP_PATIENCE_SECONDS = 30.0
 """How long a stopping learner goes on asking a broker that does not answer."""
@@ -69,6 +70,9 @@ class LogSession:
         """Where the learner stands."""
         self._committed: CommitRecord | None = None
         self.num_reconciles = 0
+        self._is_reconcile_due = False
+        self._is_out_of_touch = False
+        self._state = (RunState.RUNNING, "")
         self._next_epoch = 1
         self._rests_needed_from = trained.complete_epochs
 
@@ -91,10 +95,13 @@ class LogSession:
 
     def reconcile(self) -> None:
         """Makes broker and training state agree; once a policy was announced, that is the newest again."""
+        self._reconcile(self._answered)
+
+    def _reconcile(self, ask: _Ask) -> None:
         with self._announcing:
             with self._lock:
                 held = frozenset(self._held)
-            report = self._answered(
+            report = ask(
                 lambda: self._run_log.reconciler.reconcile(
                     self.fence,
                     committed=self.committed,
@@ -113,8 +120,9 @@ class LogSession:
                 "; the broker had lost acknowledged state" if report.was_rolled_back else "",
             )
             if self._newest is not None:
-                self._answered(self._newest)
-                self._answered(self._let_in)
+                ask(self._newest)
+                ask(self._put_state_back)
+            self._is_reconcile_due = False
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
         """Entries in order; none after a reconcile, because the reader must start again."""
@@ -133,8 +141,20 @@ class LogSession:
         return self._call(read_once)
 
     def stay(self) -> None:
-        """Keeps the fence, and reconciles where that is due: for a learner that asks for nothing else."""
-        self._call(lambda: self._run_log.fence.heartbeat(self.fence, trained_sequence=self.progress.sequence))
+        """Reconciles where that is due, for a learner that asks for nothing else; waits for no broker."""
+        try:
+            if self._is_reconcile_due:
+                self._reconcile(_once)
+            self._run_log.fence.heartbeat(self.fence, trained_sequence=self.progress.sequence)
+        except BrokerChanged as error:
+            log.warning("%s", error)
+            self._is_reconcile_due = True
+        except (BrokerUnavailable, BrokerRefused) as error:
+            if not self._is_out_of_touch:
+                log.warning("The learner looks for its broker again and again: %s", error)
+            self._is_out_of_touch = True
+        else:
+            self._is_out_of_touch = False
 
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether no entry follows."""
@@ -254,6 +274,7 @@ class LogSession:
     def set_state(self, state: RunState, *, reason: str = "") -> None:
         """Moves the run."""
         self._call(lambda: self._run_log.state.set(state, reason=reason, fence=self.fence))
+        self._state = (state, reason)
 
     def stats(self) -> LogStats:
         """Counts of the run."""
@@ -282,10 +303,14 @@ class LogSession:
         self._newest = announce
         return announce()
 
-    def _let_in(self) -> None:
-        """Lets generators in where the broker has lost that this learner had; a pause stays."""
-        if self._run_log.state.get() in (RunState.CREATED, RunState.FINISHED):
-            self._run_log.state.set(RunState.RUNNING, fence=self.fence)
+    def _put_state_back(self) -> None:
+        """Where the broker lost it: lets generators in, or tells them that the run is finished; a pause stays."""
+        stored, (state, reason) = self._run_log.state.get(), self._state
+        is_lost = stored in (RunState.CREATED, RunState.FINISHED) or (
+            state is RunState.FINISHED and stored is not RunState.FAILED
+        )
+        if is_lost and stored is not state:
+            self._run_log.state.set(state, reason=reason, fence=self.fence)
 
     def _free(self, group_ids: Sequence[str]) -> None:
         self._run_log.commits.free(self.fence, group_ids, trained_sequence=self.progress.sequence)
@@ -293,17 +318,15 @@ class LogSession:
             self._held.difference_update(group_ids)
 
     def _call(self, action: Callable[[], T]) -> T:
-        is_changed = False
         while True:
             try:
-                if is_changed:
+                if self._is_reconcile_due:
                     self.reconcile()
-                    is_changed = False
                 return self._answered(action)
             except BrokerChanged as error:
                 # Also in the middle of a reconcile: a fail-over may follow a restart.
                 log.warning("%s", error)
-                is_changed = True
+                self._is_reconcile_due = True
 
     def _answered(self, action: Callable[[], T]) -> T:
         stopped_at: float | None = None
@@ -320,3 +343,7 @@ class LogSession:
                 else:
                     self._stop.wait(_RETRY_SECONDS)
                 log.warning("Waiting for the broker: %s", error)
+
+
+def _once(action: Callable[[], T]) -> T:
+    return action()
