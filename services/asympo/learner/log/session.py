@@ -304,7 +304,7 @@ class LogSession:
         return announce()
 
     def _put_state_back(self) -> None:
-        """Where the broker lost it: lets generators in, or tells them that the run is finished; a pause stays."""
+        """Where the broker lost it: running lets generators in, finished ends them; a pause stays."""
         stored, (state, reason) = self._run_log.state.get(), self._state
         is_lost = stored in (RunState.CREATED, RunState.FINISHED) or (
             state is RunState.FINISHED and stored is not RunState.FAILED
