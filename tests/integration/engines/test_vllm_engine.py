@@ -99,6 +99,10 @@ async def test_responses_in_flight_continue_across_reloads(
     assert len({sample.token_ids for sample in samples}) == 12
     assert engine.stats.num_in_flight == 0
     assert await probe(engine) == pytest.approx(reference_mean_nll(policy_b), abs=ROUNDING)
+    whole = await engine.read_weights_back(policy_b, num_columns=None)
+    assert (whole.wrong, whole.uncovered) == ((), ())
+    other = await engine.read_weights_back(tiny_model, num_columns=None)
+    assert len(other.wrong) > 6, "the first policy is another one"
 
 
 async def test_responses_in_flight_wait_while_the_engine_is_asleep_and_go_on(
