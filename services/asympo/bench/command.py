@@ -12,6 +12,7 @@ from asympo.bench.pipeline_flags import add_pipeline_flags
 from asympo.bench.shapes import parse_shape
 from asympo.common.commands import CommandParser, add_json_flag, at_least_one, say, write_json
 from asympo.common.errors import BadSetting
+from asympo.local.heap import large_imports
 
 _MARK = "ASYMPO_BENCH_ENVIRONMENT"
 """Set where the environment is the one that the supervisor gives a learner."""
@@ -212,7 +213,8 @@ def check_learner_flags(arguments: argparse.Namespace) -> None:
 
 
 def _learner(arguments: argparse.Namespace) -> int:
-    from asympo.bench.learner import measure_learner
+    with large_imports():
+        from asympo.bench.learner import measure_learner
 
     return _answer(measure_learner(arguments, say=say), arguments)
 
@@ -247,7 +249,8 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    from asympo.bench.reload.swaps import measure_reload
+    with large_imports():
+        from asympo.bench.reload.swaps import measure_reload
 
     # vLLM and its processes log to standard output, which is for the answer alone.
     answers = os.dup(1)

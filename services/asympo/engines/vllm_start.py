@@ -19,6 +19,7 @@ from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm_device import gpu_environment, require_gpu
 from asympo.engines.vllm_fork import EngineFork
 from asympo.engines.vllm_load import CacheLoad
+from asympo.local.heap import large_imports
 from asympo.local.processor import has_native_bfloat16
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ def import_vllm() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
-        import vllm.platforms
-        import vllm.v1.engine.async_llm  # noqa: F401  it brings all that an engine needs
+        with large_imports():
+            import vllm.platforms
+            import vllm.v1.engine.async_llm  # noqa: F401  it brings all that an engine needs
     except ImportError as error:
         raise BadSetting(
             f"the engine 'vllm' needs vLLM, and importing it failed ({error}); install asympo[generator] or "
@@ -131,8 +133,9 @@ def fork_ahead(settings: EngineSettings) -> EngineFork | None:
     threads = thread_environment(settings)
     with environment(threads), contextlib.suppress(BadSetting):
         import_vllm()
-        import vllm.v1.engine.core
-        import vllm.v1.worker.cpu_worker  # noqa: F401  both are the engine's
+        with large_imports():
+            import vllm.v1.engine.core
+            import vllm.v1.worker.cpu_worker  # noqa: F401  both are the engine's
 
         return EngineFork(threads)
     return None

@@ -18,7 +18,6 @@ from asympo.common.paths import given_path
 from asympo.common.rollout_log import RunConfig
 from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
-from asympo.learner.replay.followed_settings import FollowedSettings
 from asympo.learner.settings import ObjectiveName
 from asympo.ops.access import add_broker_flags, add_checkpoint_flags, open_log
 
@@ -52,13 +51,14 @@ def main(arguments: Namespace) -> int:
         config = run_log.state.config()
         if config is None:
             raise BadSetting(f"run {arguments.run} has no config yet: start its learner")
-        settings = FollowedSettings(
-            archive=open_archive(run_directory, object_store_of(arguments)), given=_given(arguments, config)
-        )
-        # From here on torch.
+        # From here on torch, which the other verbs of `asympo log` do without.
+        from asympo.learner.replay.followed_settings import FollowedSettings
         from asympo.learner.replay.second_learner import SecondLearner
         from asympo.tasks.tokenizer import load_tokenizer
 
+        settings = FollowedSettings(
+            archive=open_archive(run_directory, object_store_of(arguments)), given=_given(arguments, config)
+        )
         report = SecondLearner(
             settings=settings,
             config=config,

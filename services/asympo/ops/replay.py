@@ -11,6 +11,7 @@ from asympo.common.commands import add_json_flag, write_json, write_table
 from asympo.common.paths import given_path
 from asympo.common.settings import object_store_of
 from asympo.common.telemetry import set_up_logging
+from asympo.local.heap import large_imports
 from asympo.ops.access import add_checkpoint_flags
 
 
@@ -34,7 +35,8 @@ def main(arguments: Namespace) -> int:
     # Settings, decisions and weights come from storage: nothing is looked up elsewhere.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     set_up_logging(service="replay", log_format="text", level="warning" if arguments.json else "info")
-    from asympo.learner.replay.archive_replay import Replay
+    with large_imports():
+        from asympo.learner.replay.archive_replay import Replay
 
     replay = Replay(
         checkpoint_root=arguments.checkpoint_root,

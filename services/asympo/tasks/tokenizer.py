@@ -6,13 +6,15 @@ from typing import Any
 
 from asympo.common.errors import BadModel
 from asympo.common.foreign.text import reason_of
+from asympo.local.heap import large_imports
 from asympo.tasks.quick_tokenizer import QuickTokenizer, compile_chat_template
 
 
 def load_tokenizer(model: str) -> Any:
     """As transformers loads it, which imports torch; raises BadModel with one sentence."""
     try:
-        from transformers import AutoTokenizer
+        with large_imports():
+            from transformers import AutoTokenizer
     except ImportError as error:
         raise BadModel(
             f"the tokenizer of the model {model} needs transformers, and importing it failed ({error})"

@@ -35,6 +35,12 @@ def test_help_answers_within_half_a_second_without_heavy_imports(argv: list[str]
     assert seconds < 0.5
 
 
+def test_verbs_of_the_log_answer_without_torch() -> None:
+    _, heavy, output = probe("log", "--help")
+    assert "usage:" in output
+    assert heavy == ["redis"]
+
+
 @pytest.mark.parametrize("name", [*SERVICES, "demo"])
 def test_check_config_imports_nothing_heavy(name: str) -> None:
     _, heavy, output = probe(name, "--check-config")

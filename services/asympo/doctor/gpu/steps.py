@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asympo.common.errors import AsympoError
+from asympo.local.heap import large_imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ STEPS = (
 
 def run_step(name: str, *, device: str, directory: Path) -> Found:
     """One step in this process; a failure that has a sentence is one of its findings."""
-    run: Callable[..., Found] = import_module(f"asympo.doctor.gpu.{name}_step").run
+    with large_imports():
+        run: Callable[..., Found] = import_module(f"asympo.doctor.gpu.{name}_step").run
     try:
         return run(device=device, directory=directory)
     except AsympoError as error:
