@@ -183,7 +183,8 @@ def test_code_is_scored_by_the_tests_of_its_row() -> None:
     texts = (right, wrong, "def add(a, b): return a + b", block("import sys; sys.exit(0)"))
     assert scored(tests, *texts) == [1.0, 0.0, 0.0, 0.0]
     assert scored(tests, right, wrong, partial=True) == [1.0, 0.5]
-    assert scored(["x = add(1, 2)", tests[0]], right, wrong, partial=True) == [1.0, 0.0]
+    prepared = ["x = add(1, 2)", "from __future__ import annotations", tests[0]]
+    assert scored(prepared, right, wrong, partial=True) == [1.0, 0.0]
     cases = {"inputs": ["1 2\n", "2 2\n"], "outputs": ["3", "4\n"]}
     adds = block(
         "import sys\nprint(sum(map(int, input().split()))); print('log', file=sys.stderr); 'a' is 'a'"

@@ -48,8 +48,8 @@ class CodeReward:
         if source is None:
             return {"reward": 0.0, "passed": 0, "error": "the response has no block of code"}
         cases = [test for test in tests if isinstance(test, Case)]
-        texts = [test for test in tests if isinstance(test, str)]
-        failures = self._cases(source, cases) if cases else self._asserts(source, texts)
+        asserts = [test for test in tests if isinstance(test, tuple)]
+        failures = self._cases(source, cases) if cases else self._asserts(source, asserts)
         passed = sum(failure is None for failure in failures)
         share = passed / len(failures)
         first = next((failure for failure in failures if failure is not None), "")
@@ -59,10 +59,15 @@ class CodeReward:
             "error": first,
         }
 
-    def _asserts(self, source: str, tests: Sequence[str]) -> list[str | None]:
-        """Of each test why it failed: Python that runs after the program, in its namespace."""
-        ended = run_program(source, limits=self._limits(self._options.seconds), tests=tests)
-        return ended.failures if ended.is_done else [ended.reason] * len(tests)
+    def _asserts(self, source: str, tests: Sequence[Sequence[str]]) -> list[str | None]:
+        """Of each test why it failed: texts of Python that run after the program, in its namespace."""
+        texts = [text for test in tests for text in test]
+        ended = run_program(source, limits=self._limits(self._options.seconds), tests=texts)
+        if not ended.is_done:
+            return [ended.reason] * len(tests)
+        failures = iter(ended.failures)
+        of_tests = [[next(failures) for _ in test] for test in tests]
+        return [next((each for each in of_test if each is not None), None) for of_test in of_tests]
 
     def _cases(self, source: str, cases: Sequence[Case]) -> list[str | None]:
         """Of each case why it failed: what the program is given to read, and what it has to write.

@@ -1,37 +1,56 @@
 """Whether Python that tests a program can fail by what the program does: whether it asserts anything."""
 
 import ast
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-_FAILS = re.compile(r"assert|raises|fail|^(_?exit|quit)$", re.IGNORECASE)
+_FAILS = re.compile(r"assert|raises|fail|^(_?exit|quit|eq_|ok_)$", re.IGNORECASE)
 """What libraries call that which fails: assert_allclose, assertEqual, raises, exit."""
 _ALWAYS_THERE = ("exit", "quit")
+_MAY_BE_ANYTHING = ("exec", "eval")
 _CATCH_ALL = ("AssertionError", "Exception", "BaseException")
-_WHEN_MADE = ("__init__", "__new__", "__post_init__")
+_LEAVES = (ast.Return, ast.Break, ast.Continue)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_COMPARED = {
+    **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not},
+    **{ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
+}
 
 
 class Checks:
     """What checks in the tests of one row, which share a namespace."""
 
     def __init__(self, statements: Iterable[ast.stmt]) -> None:
-        self._definitions: dict[str, list[ast.stmt]] = {}
+        self._definitions: dict[str, list[ast.AST]] = {}
         """What runs when a function or class of this name is called."""
-        self._imported: set[str] = set()
+        self._classes: set[str] = set()
+        self._lazy: set[str] = set()
+        """Functions that run nothing when they are called: generators and coroutines."""
+        self._imported: dict[str, str] = {}
+        """What is imported, and its name where it comes from."""
         self._assigned: set[str] = set()
         for node in (node for statement in statements for node in ast.walk(statement)):
-            if isinstance(node, _FUNCTIONS):
-                self._definitions.setdefault(node.name, []).extend(node.body)
-            elif isinstance(node, ast.ClassDef):
-                self._definitions.setdefault(node.name, []).extend(_body_when_made(node))
-            elif isinstance(node, ast.alias):
-                self._imported.add((node.asname or node.name).partition(".")[0])
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                self._assigned.add(node.id)
-            elif isinstance(node, ast.arg):
-                self._assigned.add(node.arg)
-        self._known: dict[str, bool] = {}
+            self._note(node)
+        self._checking: set[str] = set()
+        """Definitions that check, if only by calling others that do."""
+        while found := {name for name in self._definitions.keys() - self._checking if self._is_one(name)}:
+            self._checking |= found
+
+    def _note(self, node: ast.AST) -> None:
+        match node:
+            case ast.FunctionDef(name=name, body=body) | ast.AsyncFunctionDef(name=name, body=body):
+                self._definitions.setdefault(name, []).extend(body)
+                if isinstance(node, ast.AsyncFunctionDef) or _has(body, ast.Yield, ast.YieldFrom):
+                    self._lazy.add(name)
+            case ast.ClassDef(name=name):
+                self._definitions.setdefault(name, []).extend(_what_runs_of(node))
+                self._classes.add(name)
+            case ast.alias(name=name, asname=asname):
+                self._imported[asname or name.partition(".")[0]] = name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                self._assigned.add(name)
 
     def has_check(self, node: ast.AST) -> bool:
         """Whether it fails where the program is wrong, when it runs."""
@@ -42,20 +61,45 @@ class Checks:
 
     def _has_check(self, node: ast.AST) -> bool:
         match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Lambda():
+            case ast.Constant() | ast.expr_context():
+                # Most of a large table, and quick to tell.
                 return False
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                return any(map(self._has_check, node.decorator_list))
+            case ast.ClassDef():
+                return any(map(self._has_check, (*node.body, *node.decorator_list)))
             case ast.Assert(test=test):
                 return not _is_always_true(test)
             case ast.Raise():
                 return True
-            case ast.If(test=test) if any(_names(test, "__name__")):
-                # The program is no script where tests follow it.
+            case ast.If(test=test) if _is_never_true(test):
+                return any(map(self._has_check, node.orelse))
+            case ast.With(items=items) if any(map(_suppresses, items)):
+                return any(map(self._has_check, items))
+            case ast.Try() | ast.TryStar():
+                return self._try_has_check(node)
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))) if (
+                name in self._lazy
+            ):
                 return False
-            case ast.Try() if any(map(self._swallows, node.handlers)):
-                return any(map(self._has_check, (*node.handlers, *node.orelse, *node.finalbody)))
+            case ast.Call(func=ast.Attribute(attr="debug"), args=[], keywords=[]):
+                # Of a test of unittest: unlike run, it raises.
+                return True
             case ast.Call(func=function) if self._is_check(function):
                 return True
+            case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name, ctx=ast.Load()):
+                # What is handed on by its name may be called there.
+                if name in self._checking:
+                    return True
         return any(map(self._has_check, ast.iter_child_nodes(node)))
+
+    def _try_has_check(self, node: ast.Try | ast.TryStar) -> bool:
+        if any(isinstance(each, _LEAVES) for each in node.finalbody):
+            return any(map(self._has_check, node.finalbody))
+        body = [] if any(map(self._swallows, node.handlers)) else node.body
+        return any(map(self._has_check, (*body, *node.orelse, *node.finalbody))) or any(
+            self._always_checks(handler.body) for handler in node.handlers
+        )
 
     def _swallows(self, handler: ast.ExceptHandler) -> bool:
         """Whether it hides what an assert says."""
@@ -64,41 +108,76 @@ class Checks:
 
     def _is_check(self, function: ast.expr) -> bool:
         match function:
-            case ast.Name(id=name) if name in self._definitions:
-                return self._is_checking(name)
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in self._definitions:
+                return name in self._checking
             case ast.Name(id=name) if name in self._assigned:
-                return bool(_FAILS.search(name)) or self._some_definition_checks()
+                return bool(_FAILS.search(name) or self._checking)
             case ast.Name(id=name):
-                is_there = bool(self._imported & {name, "*"}) or name in _ALWAYS_THERE
-                return is_there and bool(_FAILS.search(name))
-            case ast.Attribute(attr=name) if name in self._definitions:
-                return self._is_checking(name)
+                is_there = bool(self._imported.keys() & {name, "*"}) or name in _ALWAYS_THERE
+                fails = _FAILS.search(name) or _FAILS.search(self._imported.get(name, ""))
+                return name in _MAY_BE_ANYTHING or bool(is_there and fails)
             case ast.Attribute(attr=name):
                 return bool(_FAILS.search(name))
-        return self._some_definition_checks()
+            case ast.Call(func=ast.Name(id=name)) if name in self._classes:
+                return name in self._checking
+        return bool(self._checking)
 
-    def _is_checking(self, name: str) -> bool:
-        if name not in self._known:
-            # What calls itself says nothing new.
-            self._known[name] = False
-            self._known[name] = any(map(self._has_check, self._definitions[name]))
-        return self._known[name]
+    def _is_one(self, name: str) -> bool:
+        try:
+            return self._always_checks(self._definitions[name])
+        except RecursionError:
+            return False
 
-    def _some_definition_checks(self) -> bool:
-        return any(map(self._is_checking, self._definitions))
+    def _always_checks(self, body: Sequence[ast.AST]) -> bool:
+        """Whether it checks, other than by an error that it always raises, as for a signal."""
+        raised = [each for each in body if isinstance(each, ast.Raise)]
+        may_be_left = bool(raised) and _has(body, ast.Return)
+        return any(self._has_check(each) for each in body if may_be_left or each not in raised)
 
 
-def _body_when_made(made: ast.ClassDef) -> list[ast.stmt]:
-    methods = [each for each in made.body if isinstance(each, _FUNCTIONS) and each.name in _WHEN_MADE]
-    return [statement for method in methods for statement in method.body]
+def _what_runs_of(made: ast.ClassDef) -> Iterator[ast.AST]:
+    """What Python itself may call of an object, such as __init__ and __exit__, here or in a base class."""
+    yield from made.bases
+    for each in made.body:
+        if isinstance(each, _FUNCTIONS) and each.name.startswith("__") and each.name.endswith("__"):
+            yield from each.body
 
 
 def _is_always_true(test: ast.expr) -> bool:
-    if isinstance(test, ast.Tuple):
-        return bool(test.elts)
-    if isinstance(test, ast.Constant):
-        return bool(test.value)
-    return not any(isinstance(node, ast.Name) for node in ast.walk(test))
+    if isinstance(test, ast.Tuple | ast.List | ast.Set):
+        return not all(isinstance(each, ast.Starred) for each in test.elts)
+    return bool(_value(test, unknown=False))
+
+
+def _is_never_true(test: ast.expr) -> bool:
+    """Constants aside, the program is no script where tests follow it."""
+    is_script = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq)
+    return (is_script and any(_names(test, "__name__"))) or not _value(test, unknown=True)
+
+
+def _value(expression: ast.expr, *, unknown: bool) -> Any:
+    """Of what is made of literals alone."""
+    try:
+        match expression:
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not _value(operand, unknown=not unknown)
+            case ast.Compare(left=left, ops=[compared], comparators=[right]) if type(compared) in _COMPARED:
+                return _COMPARED[type(compared)](ast.literal_eval(left), ast.literal_eval(right))
+        return ast.literal_eval(expression)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return unknown
+
+
+def _suppresses(item: ast.withitem) -> bool:
+    """Whether it is contextlib's suppress, of what an assert raises."""
+    match item.context_expr:
+        case ast.Call(func=ast.Name(id="suppress") | ast.Attribute(attr="suppress"), args=caught):
+            return any(any(_names(each, *_CATCH_ALL)) for each in caught)
+    return False
+
+
+def _has(body: Iterable[ast.AST], *kinds: type[ast.AST]) -> bool:
+    return any(isinstance(node, kinds) for statement in body for node in ast.walk(statement))
 
 
 def _names(expression: ast.expr, *wanted: str) -> Iterator[bool]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ _CALLED = ("functional", "function_call")
 """What data sets call a test that calls a function."""
 _PACKED = re.compile(r"e[AFJN][\w+/]{30,}={0,2}")
 """What zlib packed, as base64."""
-_CONTAINERS = (ast.Dict, ast.List, ast.Set, ast.Tuple)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +30,11 @@ class Case:
     right: str
 
 
-def read_tests(columns: Mapping[str, Any], row: int) -> list[str] | list[Case]:
-    """Raises ValueError for what is neither shape, or would pass or fail whatever the program does."""
+def read_tests(columns: Mapping[str, Any], row: int) -> list[tuple[str, ...]] | list[Case]:
+    """Of code, each test is texts that run in turn, each compiled on its own.
+
+    Raises ValueError for what is neither shape, or would pass or fail whatever the program does.
+    """
     column, tests = _tests_of(columns)
     where = f"the tests of row {row}"
     if not tests:
@@ -134,40 +137,42 @@ def _text(value: Any, where: str) -> str:
     return str(value)
 
 
-def _code(tests: str | Sequence[Any], where: str) -> list[str]:
+def _code(tests: str | Sequence[Any], where: str) -> list[tuple[str, ...]]:
     """Each text that checks something, behind those before it that only prepare."""
-    texts = [tests] if isinstance(tests, str) else list(tests)
-    bodies = []
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{where} hold {_short(text)}, which is no text: {SHAPES}")
-        bodies.append(_statements(text))
-    checks = Checks([statement for body in bodies for statement in body or ()])
+    parsed = [_parsed(text, where) for text in ([tests] if isinstance(tests, str) else tests)]
+    checks = Checks([statement for _, body in parsed for statement in body or ()])
     read, before = [], list[str]()
-    for text, body in zip(texts, bodies, strict=True):
-        if body is None:
-            read.append(text)
-            continue
+    for text, body in parsed:
         before.append(text)
-        _refuse_idle([each for each in body if not checks.has_check(each)], text, where)
-        if any(map(checks.has_check, body)):
-            read.append("\n".join(before))
+        idle = [each for each in body or () if not checks.has_check(each)]
+        _refuse_idle(idle, text, where)
+        if body is None or len(idle) < len(body):
+            read.append(tuple(before))
             before = []
     if not read:
         raise ValueError(
-            f"{where}, such as {_short(texts[-1])}, assert nothing when they run: end them with an assert, "
-            "or a call of what asserts, such as check(f)"
+            f"{where}, such as {_short(parsed[-1][0])}, assert nothing when they run: end them with an "
+            "assert, or a call of what asserts, such as check(f)"
         )
-    read[-1] = "\n".join([read[-1], *before])
+    read[-1] += tuple(before)
     return read
 
 
-def _statements(text: str) -> list[ast.stmt] | None:
-    """None for what is no Python: it fails for every program, and the response says why."""
+def _parsed(text: Any, where: str) -> tuple[str, list[ast.stmt] | None]:
+    """The text, without what indents all of it, and its statements, if they are not too deep to be read."""
+    if not isinstance(text, str):
+        raise ValueError(f"{where} hold {_short(text)}, which is no text: {SHAPES}")
     try:
-        return ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        try:
+            return text, ast.parse(text).body
+        except IndentationError:
+            text = textwrap.dedent(text)
+            return text, ast.parse(text).body
+    except (RecursionError, MemoryError):
+        return text, None
+    except (SyntaxError, ValueError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{where} hold {_short(text)}, which is no Python ({reason}): {SHAPES}") from error
 
 
 def _refuse_idle(statements: Sequence[ast.stmt], text: str, where: str) -> None:
@@ -180,8 +185,19 @@ def _refuse_idle(statements: Sequence[ast.stmt], text: str, where: str) -> None:
                 f"{where} hold {_short(text)}, which only compares, and so passes for every program: write "
                 "assert before it"
             )
-        if isinstance(value, _CONTAINERS):
+        if _is_data(value):
             raise ValueError(f"{where} hold {_short(text)}, which passes for every program: {SHAPES}")
+
+
+def _is_data(value: ast.expr) -> bool:
+    """Whether it is a container of what may be tests, and not of calls."""
+    if not isinstance(value, ast.List | ast.Set | ast.Tuple):
+        return isinstance(value, ast.Dict)
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return all(isinstance(each, ast.Constant | ast.Dict | ast.Compare) for each in value.elts)
+    return True
 
 
 def _short(value: Any) -> str:

@@ -31,6 +31,10 @@ def test_cases_are_the_same_in_every_shape(tests: Any) -> None:
 
 CHECK = "def check(candidate):\n    assert candidate(1) == 2"
 SWALLOWS = "try:\n    assert f(1) == 2\nexcept {}:\n    {}"
+EXPECTS = "try:\n    f(-1)\n    {}\nexcept ValueError:\n    pass"
+UNITTEST = (
+    "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(1), 2)\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +50,36 @@ SWALLOWS = "try:\n    assert f(1) == 2\nexcept {}:\n    {}"
         "import pytest\nwith pytest.raises(ValueError):\n    f(-1)",
         "if f(1) != 2:\n    raise AssertionError",
         "f(1) == 2 or exit(1)",
-        "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass",
+        *(map(EXPECTS.format, ("assert False", "assert 1 == 2", "assert not 'reached'", "raise TypeError"))),
         SWALLOWS.format("AssertionError", "raise"),
-        ["this is no Python"],
+        *(
+            UNITTEST + f"{made}.debug()"
+            for made in ("T('test')", "unittest.TestLoader().loadTestsFromName(T)")
+        ),
+        f"{CHECK}\nlist(map(check, [f]))",
+        f"{CHECK}\nimport timeit\ntimeit.timeit(lambda: check(f), number=1)",
+        f"def run(test):\n    test(f)\n@run\n{CHECK}",
+        "from numpy.testing import assert_allclose as close\nclose(f(1), 2)",
+        "from nose.tools import eq_\neq_(f(1), 2)",
+        "exec('assert f(1) == 2')",
+        "class A:\n    def __init__(self):\n        assert f(1) == 2\nclass B(A):\n    pass\nB()",
+        "class A:\n    def __exit__(self, *_):\n        assert f(1) == 2\nwith A():\n    pass",
+        "class A:\n    assert f(1) == 2",
+        "def same(a, b):\n    if a == b:\n        return\n    raise ValueError\nsame(f(1), 2)",
+        "def a(n):\n    b(n)\n    assert f(n)\ndef b(n):\n    if n:\n        a(n - 1)\nb(3)",
+        "async def t():\n    assert await f(1) == 2\nimport asyncio\nasyncio.run(t())",
+        "if __name__ != '__main__':\n    assert f(1) == 2",
+        "f(1), f(2)\nassert f(1) == 2",
+        "[f(1), f(2)]\nassert f(1) == 2",
+        "x = " + "-" * 10000 + "1\nassert f(x) == 2",
     ],
 )
-def test_code_is_taken_as_it_stands(tests: Any) -> None:
-    assert read_tests({"test_list": tests}, 0) == ([tests] if isinstance(tests, str) else tests)
+def test_code_is_taken_as_it_stands(tests: str) -> None:
+    assert read_tests({"test_list": tests}, 0) == [(tests,)]
+
+
+def test_text_that_is_indented_as_a_whole_is_not() -> None:
+    assert read_tests({"tests": ["    assert f(1)\n    assert f(2)"]}, 0) == [("assert f(1)\nassert f(2)",)]
 
 
 def test_texts_that_only_prepare_count_with_the_test_that_they_are_for() -> None:
@@ -65,7 +92,7 @@ def test_texts_that_only_prepare_count_with_the_test_that_they_are_for() -> None
         "assert x",
         "f(3)",
     ]
-    assert read_tests({"tests": texts}, 0) == ["\n".join(texts[:3]), "\n".join(texts[3:])]
+    assert read_tests({"tests": texts}, 0) == [tuple(texts[:3]), tuple(texts[3:])]
 
 
 ASSERT_NOTHING = (
@@ -84,6 +111,23 @@ ASSERT_NOTHING = (
     SWALLOWS.format("(ValueError, Exception)", "pass"),
     "assertEqual(f(1), 2)",
     "def a():\n    b()\ndef b():\n    a()\na()",
+    "assert [f(1) == 2]",
+    "if False:\n    assert f(1) == 2",
+    UNITTEST + "T('test')()",
+    "import signal\ndef late(*_):\n    raise TimeoutError\nsignal.signal(signal.SIGALRM, late)\nf(1) + 1",
+    "def run():\n    try:\n        f(1)\n    except Exception:\n        raise TypeError\nrun()",
+    "import contextlib\nwith contextlib.suppress(Exception):\n    assert f(1) == 2",
+    "def t():\n    try:\n        assert f(1) == 2\n    finally:\n        return\nt()",
+    "def t():\n    assert f(1) == 2\n    yield\nt()",
+    "async def t():\n    assert f(1) == 2\nt()",
+)
+NO_PYTHON = (
+    ["assert f(1)", "this is no Python"],
+    ">>> f(1)\n2",
+    "```python\nassert f(1) == 2\n```",
+    ["%timeit f(1)", "assert f(1)"],
+    "assert f(1)\n    assert f(2)",
+    "assert f(1)\0",
 )
 PACKED = base64.b64encode(zlib.compress(json.dumps([{"input": "1", "output": "2"}] * 9).encode())).decode()
 
@@ -100,6 +144,7 @@ PACKED = base64.b64encode(zlib.compress(json.dumps([{"input": "1", "output": "2"
         (["assert f()", '{"input": "1 2", "output": "3"}'], "which passes for every program"),
         (["assert f()", '{"input": null}'], "which passes for every program"),
         ("null", "row 7 has no tests"),
+        *((text, "which is no Python .*: give Python code or a list of it") for text in NO_PYTHON),
         (
             "f(2) == 3",
             "'f.2. == 3', which only compares, and so passes for every program: write assert before",
@@ -136,4 +181,4 @@ def test_cases_are_refused_whose_row_names_the_function_that_they_call() -> None
     with pytest.raises(ValueError, match="the tests of row 7 call the function add: write each as an assert"):
         read_tests(columns, 7)
     assert read_tests(columns | {"metadata": "{}"}, 7) == [Case(given="1", right="2")]
-    assert read_tests(columns | {"tests": "assert add(1)"}, 7) == ["assert add(1)"]
+    assert read_tests(columns | {"tests": "assert add(1)"}, 7) == [("assert add(1)",)]
