@@ -10,6 +10,8 @@ MAX_HEAD_BYTES = 65536
 """Of a request's line and headers, or of what stands between two pieces of its body."""
 MAX_REQUESTS_AHEAD = 8
 """Of one connection, before the first is answered; that one with more of them has ended is noticed late."""
+MAX_BYTES_AHEAD = 2**20
+"""Of the bodies of these, likewise."""
 
 
 class GatewayConnection(BoundedConnection, HttpToolsProtocol):
@@ -42,14 +44,21 @@ class GatewayConnection(BoundedConnection, HttpToolsProtocol):
         so_far = [*self._earlier, self.cycle] if self.cycle else []
         self._earlier = [request for request in so_far if not request.response_complete]
         super().on_headers_complete()
-        if self._earlier and len(self._earlier) <= MAX_REQUESTS_AHEAD:
-            # uvicorn stops reading here, and would not see the end.
-            self.flow.resume_reading()
+        self._read_on()
 
     def on_body(self, body: bytes) -> None:
         self._num_unread = 0
         super().on_body(body)
+        self._read_on()
 
     def on_message_complete(self) -> None:
         self._num_unread = 0
         super().on_message_complete()
+
+    def _read_on(self) -> None:
+        """Where uvicorn stops behind a request that is sent ahead, and would not see the end."""
+        so_far = [*self._earlier, self.cycle] if self.cycle else []
+        ahead = [request for request in so_far if not request.response_complete][1:]
+        num_bytes = sum(len(request.body) for request in ahead)
+        if ahead and len(ahead) <= MAX_REQUESTS_AHEAD and num_bytes <= MAX_BYTES_AHEAD:
+            self.flow.resume_reading()

@@ -5,6 +5,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -88,8 +89,10 @@ class Sessions:
         self._metrics = metrics
         self._session_seconds = session_seconds
         self._sessions: dict[str, Session] = {}
-        self._ended: dict[SessionGroup, None] = {}
-        """Those that are kept, oldest first."""
+        self._num_open: Counter[str] = Counter()
+        """By producer; those that wait for their prompt included."""
+        self._ended: dict[SessionGroup, asyncio.TimerHandle] = {}
+        """Those that are kept, oldest first, and what will forget them."""
         self._watching: set[asyncio.Task[None]] = set()
 
     async def start(
@@ -110,20 +113,20 @@ class Sessions:
                 400,
                 f"num_sessions is {size}: give {MIN_RESPONSES} to {config.group_size}, the run's group_size",
             )
-        self._make_room(size)
-        work: Granted | None = None
+        group = self._reserve(producer, size)
         if not is_own_prompt:
-            found = await self._gateway.get_work(
-                producer, wait_seconds=wait_seconds, policy_step=None, has_left=has_left
-            )
+            try:
+                found = await self._gateway.get_work(
+                    producer, wait_seconds=wait_seconds, policy_step=None, has_left=has_left
+                )
+            except BaseException:
+                self._release(group)
+                raise
             if isinstance(found, NoWork):
+                self._release(group)
                 return found
-            work = found
-        group = SessionGroup(producer=producer, work=work, deadline=time.monotonic() + seconds)
-        for _ in range(size):
-            session = Session(session_id=secrets.token_hex(16), group=group)
-            group.sessions.append(session)
-            self._sessions[session.session_id] = session
+            group.work = found
+        group.deadline = time.monotonic() + seconds
         self._metrics.open_sessions.inc(size)
         watching = asyncio.ensure_future(self._watch(group))
         self._watching.add(watching)
@@ -201,6 +204,7 @@ class Sessions:
             group.outcome = "failed"
         for session in group.sessions:
             session.transcript.clear()
+        self._num_open[group.producer.name] -= len(group.sessions)
         self._metrics.open_sessions.dec(len(group.sessions))
         self._metrics.count_session_group(group.outcome)
         log.info(
@@ -208,8 +212,7 @@ class Sessions:
             *(group.producer.name, len(group.sessions), group.outcome),
             f" ({', '.join(sorted(set(group.failures)))})" if group.failures else "",
         )
-        self._ended[group] = None
-        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, group)
+        self._ended[group] = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, group)
 
     async def _keep(self, group: SessionGroup) -> None:
         """Until the sessions are closed, which the deadline or a lost lease does as well."""
@@ -297,18 +300,36 @@ class Sessions:
         )
         return RolloutGroup(group_id=group_id, prompt=Prompt(token_ids=prompt), responses=tuple(responses))
 
-    def _make_room(self, size: int) -> None:
-        """For so many more sessions; raises SessionRefused where all are open."""
+    def _reserve(self, producer: Producer, size: int) -> SessionGroup:
+        """A group that nobody knows yet, so that those who wait at the same time find its room taken."""
+        self._make_room(producer, size)
+        group = SessionGroup(producer=producer, work=None, deadline=math.inf)
+        group.sessions += [Session(session_id=secrets.token_hex(16), group=group) for _ in range(size)]
+        self._sessions |= {session.session_id: session for session in group.sessions}
+        self._num_open[producer.name] += size
+        return group
+
+    def _release(self, group: SessionGroup) -> None:
+        """A reserved group for which there is no prompt."""
+        self._num_open[group.producer.name] -= len(group.sessions)
+        self._forget(group)
+
+    def _make_room(self, producer: Producer, size: int) -> None:
+        """For so many more sessions; raises SessionRefused where a producer would have more than are left."""
+        own, num_open = self._num_open[producer.name], self._num_open.total()
+        if own + size > MAX_SESSIONS - num_open:
+            raise SessionRefused(
+                429,
+                f"{num_open} sessions are open, of {MAX_SESSIONS} at most, {own} of them of {producer.name}, "
+                "which may have no more than it leaves to others: close some first",
+            )
         while len(self._sessions) + size > MAX_SESSIONS:
-            if not self._ended:
-                raise SessionRefused(
-                    429,
-                    f"{len(self._sessions)} sessions are open, of {MAX_SESSIONS} at most: close some first",
-                )
             self._forget(next(iter(self._ended)))
 
     def _forget(self, group: SessionGroup) -> None:
-        self._ended.pop(group, None)
+        timer = self._ended.pop(group, None)
+        if timer is not None:
+            timer.cancel()
         for session in group.sessions:
             self._sessions.pop(session.session_id, None)
 

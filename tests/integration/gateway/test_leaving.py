@@ -42,9 +42,13 @@ def test_prompt_goes_to_a_caller_that_is_still_there(
     door.stop()
 
 
-@pytest.mark.parametrize("num_further", [0, 1, 3])
+QUESTION = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+LONG = b"POST /v1/groups HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 200000\r\n\r\n" + bytes(200_000)
+
+
+@pytest.mark.parametrize("further", [b"", 3 * QUESTION, LONG], ids=["nothing", "short", "long"])
 def test_answer_that_its_agent_has_not_heard_is_ended_and_not_trained(
-    num_further: int, log: RunLog, start_gateway: Callable[..., RunningGateway]
+    further: bytes, log: RunLog, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     """Also where it has asked further things by then, which would be answered next."""
     start_run(log)
@@ -55,8 +59,7 @@ def test_answer_that_its_agent_has_not_heard_is_ended_and_not_trained(
     leaving = HTTPConnection(gateway.http.removeprefix("http://"))
     body = {"messages": [{"role": "user", "content": "a"}]}
     leaving.request("POST", f"/sessions/{session['session_id']}/v1/chat/completions", body=json.dumps(body))
-    for _ in range(num_further):
-        leaving.send(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    leaving.send(further)
     assert door.has_begun.wait(30)
     leaving.close()
     assert door.was_left.wait(30)
@@ -100,15 +103,20 @@ def test_gateway_that_stops_finishes_its_answers_and_grants_nothing_more(
 def test_sessions_that_nobody_closes_are_no_more_than_a_gateway_has_room_for(
     log: RunLog, start_gateway: Callable[..., RunningGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "MAX_SESSIONS", 4)
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 6)
     start_run(log)
     gateway = start_gateway(doors=("http://127.0.0.1:1/v1",))
     ended, left = start(gateway), start(gateway)
     refused = post(gateway, {"own_prompt": True, "num_sessions": 2}, path="/rl/start_session")
-    assert (refused.status_code, "4 sessions are open, of 4" in refused.text) == (429, True)
-    for session in ended:
+    assert (refused.status_code, "4 sessions are open, of 6" in refused.text) == (429, True)
+    complete_all(gateway, ended)
+    complete_all(gateway, start(gateway))
+    newest = start(gateway)
+    told = [httpx.get(f"{gateway.http}/sessions/{each['session_id']}") for each in (*ended, *left, *newest)]
+    assert [each.status_code for each in told] == [404, 404, *4 * [200]], "what has ended makes room"
+
+
+def complete_all(gateway: RunningGateway, group: list[dict[str, str]]) -> None:
+    for session in group:
         complete(gateway, session, 1.0)
-    assert outcome(gateway, ended[0])["outcome"] == "not_enough"
-    start(gateway)
-    told = [httpx.get(f"{gateway.http}/sessions/{each['session_id']}") for each in (*ended, *left)]
-    assert [each.status_code for each in told] == [404, 404, 200, 200], "what has ended makes room"
+    assert outcome(gateway, group[0])["outcome"] == "not_enough"
