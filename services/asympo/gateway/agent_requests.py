@@ -91,7 +91,7 @@ class AgentRequests:
         if answer.status == 200:
             reader = TurnReader()
             try:
-                reader.read_json(content)
+                reader.read_whole(content)
             except BadAnswer as error:
                 raise Refusal(502, str(error)) from None
             _note(session, reader)

@@ -1,7 +1,7 @@
 """What an agent said and heard, turn by turn, as the token ids of one response."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,37 +47,45 @@ class TurnReader:
     """Collects a turn from the answer of a completion or a response, streamed or whole."""
 
     def __init__(self) -> None:
-        self._prompt_ids: list[int] = []
-        self._answer_ids: list[int] = []
+        self._prompt_ids = array("I")
+        self._answer_ids = array("I")
         self._finish_reason = ""
         self._has_several = False
+
+    def read_whole(self, content: bytes) -> None:
+        """A body that is all of an answer; raises BadAnswer."""
+        self.read_json(content)
+        if self.turn is None:
+            raise _bad_answer("it does not say how it ended", content)
 
     def read_json(self, content: bytes) -> None:
         """One body, or one event of a stream; raises BadAnswer."""
         try:
             self.read(from_json(content))
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            raise BadAnswer(f"the generator's answer makes no sense: {error} in {content[:200]!r}") from error
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            raise _bad_answer(str(error), content) from error
 
     def read(self, body: Any) -> None:
         """The same, parsed."""
         if not isinstance(body, dict):
-            return
+            raise TypeError("it is no JSON object")
         if body.get("type") == "response.completed" or body.get("object") == "response":
             self._read_response(body.get("response") or body)
             return
-        self._prompt_ids = body.get("prompt_token_ids") or self._prompt_ids
+        self._prompt_ids = _token_ids(body, "prompt_token_ids") or self._prompt_ids
         for choice in body.get("choices") or ():
             self._has_several |= bool(choice.get("index"))
-            self._prompt_ids = choice.get("prompt_token_ids") or self._prompt_ids
-            self._answer_ids += choice.get("token_ids") or ()
+            self._prompt_ids = _token_ids(choice, "prompt_token_ids") or self._prompt_ids
+            self._answer_ids += _token_ids(choice, "token_ids")
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            if not isinstance(self._finish_reason, str):
+                raise TypeError("finish_reason is no text")
 
     def _read_response(self, body: dict[str, Any]) -> None:
         """The whole of it; the engine's own tools, of which a door has none, would make it several turns."""
         shown, said = body.get("input_messages") or [], body.get("output_messages") or []
         if len(shown) == len(said) == 1:
-            self._prompt_ids, self._answer_ids = shown[0].get("tokens") or [], said[0].get("tokens") or []
+            self._prompt_ids, self._answer_ids = (_token_ids(each, "tokens") for each in (shown[0], said[0]))
         status = str(body.get("status"))
         self._finish_reason = {"completed": "stop", "incomplete": "length"}.get(status, status)
 
@@ -87,18 +95,19 @@ class TurnReader:
         if not self._finish_reason:
             return None
         return Turn(
-            prompt_ids=_packed(self._prompt_ids),
-            answer_ids=_packed(self._answer_ids),
+            prompt_ids=self._prompt_ids,
+            answer_ids=self._answer_ids,
             finish_reason="more than one answer" if self._has_several else self._finish_reason,
         )
 
 
-def _packed(token_ids: Sequence[int]) -> "array[int]":
-    """In four bytes each; none where they are no token ids."""
-    try:
-        return array("I", token_ids)
-    except (TypeError, ValueError, OverflowError):
-        return array("I")
+def _token_ids(values: Mapping[str, Any], name: str) -> "array[int]":
+    """In four bytes each; empty where there are none."""
+    return array("I", values.get(name) or ())
+
+
+def _bad_answer(why: str, content: bytes) -> BadAnswer:
+    return BadAnswer(f"the generator's answer makes no sense: {why} in {content[:200]!r}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -29,26 +29,23 @@ def test_answer_of_several_choices_is_not_trained_as_one() -> None:
     assert why_not(transcript) == "unknown_end"
 
 
-def test_answer_with_other_things_than_token_ids_is_named() -> None:
-    reader, transcript = TurnReader(), Transcript()
-    choice = {"token_ids": [-1], "prompt_token_ids": ["a"], "finish_reason": "stop"}
-    reader.read({"choices": [choice]})
-    assert reader.turn is not None
-    transcript.add(reader.turn)
-    assert why_not(transcript) == "no_token_ids"
-
-
 @pytest.mark.parametrize(
     "content",
     [
         *(b"{", b'{"choices": 1}', b'{"choices": [1]}', b'{"choices": [{"token_ids": 1}]}'),
         *(b'{"object": "response", "input_messages": 1}', b'{"object": "response", "response": [1]}'),
         b'{"object": "response", "input_messages": [1], "output_messages": [{}]}',
+        *(b"[]", b"3", b'"x"', b"{}", b'{"choices": []}', b'{"choices": [{"finish_reason": null}]}'),
+        *(b'{"choices": [{"finish_reason": %s}]}' % other for other in (b"3", b"[1]", b'{"a": 1}')),
+        *(
+            b'{"prompt_token_ids": %s, "choices": [{"finish_reason": "stop"}]}' % ids
+            for ids in (b"5", b'"five"', b'["a"]', b"[-1]", b"[1.5]", b"[4294967296]")
+        ),
     ],
 )
 def test_answer_that_makes_no_sense_is_told_with_its_beginning(content: bytes) -> None:
     with pytest.raises(BadAnswer, match=re.escape(repr(content))):
-        TurnReader().read_json(content)
+        TurnReader().read_whole(content)
 
 
 def test_each_token_of_many_turns_is_kept_once() -> None:
