@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from asympo.client.outbox import send_all
 from asympo.client.ways import RETRIED, Outcome, Patience, checked, refusal
-from asympo.common.codec import encode_group
+from asympo.common.codec import WireLimits, check_group, encode_group, to_message
 from asympo.common.errors import BrokerUnavailable, InvalidRecord, RunConfigMismatch
 from asympo.common.records import RolloutGroup
 from asympo.common.rollout_log import Broker, RunLog, Submission, SubmitOutcome, foreign_id
@@ -22,6 +22,7 @@ class LogWay:
         self._log: RunLog | None = None
         self._run_id = ""
         """Of the run that it has joined; empty before that."""
+        self._joining = asyncio.Lock()
 
     async def submit(self, group: RolloutGroup, *, max_wait_seconds: float) -> Outcome:
         """One group, until it has a final answer."""
@@ -46,20 +47,12 @@ class LogWay:
 
     async def _submit(self, group: RolloutGroup, patience: Patience) -> Outcome:
         try:
-            group_id = foreign_id(self._producer, str(group.group_id))
-            submission = Submission(
-                group_id=group_id, payload=encode_group(replace(group, group_id=group_id))
-            )
+            submission = self._encoded(group)
         except InvalidRecord as error:
             return refusal(group, error)
         while True:
             try:
-                if self._log is None:
-                    broker = await asyncio.to_thread(Broker.connect, self._address)
-                    self._log = RunLog(broker, self._run)
-                log = self._log
-                if not self._run_id:
-                    self._run_id = await asyncio.to_thread(log.state.run_id)
+                log = await self._join()
                 answers, refused = await asyncio.to_thread(
                     log.submissions.submit, self._producer, [submission], run_id=self._run_id
                 )
@@ -67,11 +60,29 @@ class LogWay:
                 if outcome == SubmitOutcome.NOT_STARTED:
                     await self._check_same_run(log)
                 if outcome not in RETRIED:
-                    return Outcome(group_id=group_id, outcome=outcome)
+                    return Outcome(group_id=submission.group_id, outcome=outcome)
                 await asyncio.to_thread(log.leases.wait_for_slot, 1.0, refused=refused)
             except BrokerUnavailable as error:
                 outcome = str(error)
             await patience.pause(outcome)
+
+    def _encoded(self, group: RolloutGroup) -> Submission:
+        """Raises InvalidRecord for what a learner may not take."""
+        group = replace(group, group_id=foreign_id(self._producer, str(group.group_id)))
+        payload = encode_group(group)
+        # The run's group size is not for producers to read. With its own number of responses as the limit, a
+        # group fits every reader that takes so many.
+        check_group(to_message(group), limits=WireLimits(max_responses=len(group.responses)))
+        return Submission(group_id=group.group_id, payload=payload)
+
+    async def _join(self) -> RunLog:
+        """Once for all that are submitted at the same time; where the run is not there yet, again."""
+        async with self._joining:
+            if self._log is None:
+                self._log = RunLog(await asyncio.to_thread(Broker.connect, self._address), self._run)
+            if not self._run_id:
+                self._run_id = await asyncio.to_thread(self._log.state.run_id)
+            return self._log
 
     async def _check_same_run(self, log: RunLog) -> None:
         """Raises RunConfigMismatch if there is another run of that name."""

@@ -64,6 +64,7 @@ def test_a_whole_run_works_as_its_users(users: Server) -> None:
 
     gateway, producer = users.log("gateway"), users.log("producer")
     assert gateway.state.wait_for_config(5).num_prompts == 9
+    assert producer.state.run_id() == log.state.run_id()
     lease = must_lease(gateway, holder="agents")
     assert gateway.leases.renew([lease]) == []
     assert gateway.leases.find(lease.token, holder="others") is None

@@ -57,7 +57,9 @@ ROLES = {
         reads=("config", "run", "learner", "policies", "wake"),
         adds_to=("payloads",),
     ),
-    "producer": BrokerRole(callers=("producer",), commands=("xread", "xrevrange"), reads=("wake",)),
+    "producer": BrokerRole(
+        callers=("producer",), commands=("hmget", "xread", "xrevrange"), reads=("run", "learner", "wake")
+    ),
     "evaluator": BrokerRole(
         callers=("evaluator",),
         more_scripts=("list_bad_policies", "list_evaluations", "list_presence", "report_presence"),
