@@ -5,6 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def require(condition: bool, what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing; CI must install it")
     pytest.skip(f"{what} is missing on this machine")
+
+
+def skip_without(package: str) -> None:
+    """All tests of the module that calls it; every worker collects it, so the package is not imported."""
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is missing on this machine", allow_module_level=True)
 
 
 def valkey_binary() -> str:

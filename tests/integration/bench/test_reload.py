@@ -9,7 +9,9 @@ import pytest
 from asympo.bench.models import write_tiny_family
 from asympo.bench.reload.swaps import BREAKING_FAULT, FAULTS
 
-pytest.importorskip("vllm")
+from tests.conftest import skip_without
+
+skip_without("vllm")
 
 
 @pytest.mark.vllm

@@ -1,6 +1,7 @@
 """vLLM on CPU with a tiny tied model: reloads are proven against a reference forward pass."""
 
 import asyncio
+import importlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from asympo.engines.vllm import VllmEngine
 from asympo.gateway.capture import TurnReader
 from asympo.testing.tiny_model import write_tiny_model
 
+from tests.conftest import skip_without
 from tests.integration.engines import played
 from tests.integration.engines.policies import (
     NUM_PROMPT_TOKENS,
@@ -30,7 +32,7 @@ from tests.integration.engines.policies import (
     reference_mean_nll,
 )
 
-SamplingParams = pytest.importorskip("vllm").SamplingParams
+skip_without("vllm")
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
@@ -362,7 +364,7 @@ async def test_door_samples_as_it_is_asked_and_reads_no_prompt_of_another_policy
         for generator.salt in ("x", "x", "y"):
             assert (await http.post("/v1/completions", json=question)).status_code == 200
     assert [bool(tokens) for tokens in cached] == [False, True, False]
-    neutral = SamplingParams()
+    neutral = importlib.import_module("vllm").SamplingParams()
     for each, name in itertools.product(sampled_with, OPINIONS):
         assert getattr(each, name) == getattr(neutral, name)
 

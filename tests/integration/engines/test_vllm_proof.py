@@ -15,7 +15,9 @@ from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 from asympo.engines.vllm_faults import WORKER_EXTENSION
 
-pytest.importorskip("vllm")
+from tests.conftest import skip_without
+
+skip_without("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
 
 FAMILY = "deepseek-v2"

@@ -13,11 +13,12 @@ from asympo.local.ports import free_port
 from asympo.tasks.tokenizer_digest import tokenizer_digest
 from asympo.testing.tiny_model import write_tiny_model
 
+from tests.conftest import skip_without
 from tests.integration.engines.policies import NUM_PROMPT_TOKENS, PROBES, reference_mean_nll
 from tests.integration.generator.harness import LearnerSide
 from tests.integration.generator.processes import Processes, until
 
-pytest.importorskip("vllm")
+skip_without("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 TOKEN = "door-token-0123456789"

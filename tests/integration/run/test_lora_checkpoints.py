@@ -9,8 +9,8 @@ import torch
 from asympo.cli import main
 from asympo.common.checkpoints import PolicyStore
 from asympo.common.checkpoints.opening import open_policies
+from asympo.learner.model.lora import import_peft
 from asympo.learner.model.policy import load_model
-from peft import PeftModel
 
 from tests.unit.learner.adapters.test_adapter_policies import WEIGHTS, flip, move, publish, writer_for
 from tests.unit.learner.adapters.test_lora import adapted
@@ -98,7 +98,7 @@ def test_adapter_export_is_one_that_peft_loads_and_that_answers_as_the_policy(
     base, start, served = (
         load_model(path, dtype=torch.float32, device=CPU) for path in (tiny_model, tiny_model, last.path)
     )
-    loaded = PeftModel.from_pretrained(base, str(to))
+    loaded = import_peft().PeftModel.from_pretrained(base, str(to))
     wanted = logits(served)
     assert (logits(loaded) - wanted).abs().max() < 0.1 * (logits(start) - wanted).abs().max()
 
@@ -147,5 +147,5 @@ def test_adapter_of_a_rounded_base_is_exported_for_that_base_alone(
     assert main(["checkpoint", "import", *given, "--base", str(tmp_path / "base")]) == 0
     imported = load_model(tmp_path / "imported", dtype=torch.float32, device=CPU)
     assert torch.equal(logits(imported), wanted)
-    loaded = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    loaded = import_peft().PeftModel.from_pretrained(base, str(tmp_path / "out"))
     assert (logits(loaded) - wanted).abs().max() < 0.1 * (start - wanted).abs().max()

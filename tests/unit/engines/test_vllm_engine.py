@@ -9,7 +9,9 @@ from asympo.engines.base import SamplingSettings
 from asympo.engines.settings import EngineSettings
 from asympo.engines.vllm import VllmEngine
 
-pytest.importorskip("vllm")
+from tests.conftest import skip_without
+
+skip_without("vllm")
 pytestmark = pytest.mark.asyncio
 
 

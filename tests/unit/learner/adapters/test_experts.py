@@ -16,12 +16,11 @@ from asympo.learner.model.weights import named_weights
 from asympo.learner.publish.adapter import Adapter
 from asympo.learner.publish.adapter_files import read_adapter
 from asympo.learner.publish.peft_proof import require_that_peft_reads
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, GptOssConfig
 
 from tests.unit.learner.adapters.test_adapter_policies import merged_by_hand, move, publish, writer_for
-from tests.unit.learner.adapters.test_lora import adapted, nlls_and_gradients
+from tests.unit.learner.adapters.test_lora import adapted, lora_layers, nlls_and_gradients
 from tests.unit.learner.test_policy import make_groups
 from tests.unit.learner.test_policy_files import FAMILIES, SIZE, make_model
 
@@ -57,9 +56,8 @@ def test_gradients_are_those_of_peft(model: Path, monkeypatch: pytest.MonkeyPatc
     policy = adapted(model)
     groups = make_groups(2)
     packed = nlls_and_gradients(policy, groups, budget=60, share=True)
-    for layer in policy.model.modules():
-        if isinstance(layer, LoraLayer):
-            layer.__dict__.pop("forward", None)
+    for layer in lora_layers(policy.model):
+        layer.__dict__.pop("forward", None)
     plain = nlls_and_gradients(policy, groups, budget=1, share=False)
 
     assert len([name for name in named_weights(policy.model) if ".experts." in name]) == 2 * 2 * 2

@@ -10,7 +10,7 @@ from asympo.learner.model import adapted_weights, lora
 from asympo.learner.model.batching import TrainedGroup, pack
 from asympo.learner.model.forward_path import FAST
 from asympo.learner.model.fused import fuse, is_fused, unfuse
-from asympo.learner.model.lora import adapter_config, add_adapter, compute_in, merge_anew
+from asympo.learner.model.lora import adapter_config, add_adapter, compute_in, import_peft, merge_anew
 from asympo.learner.model.policy import Policy, load_model
 from asympo.learner.model.weights import named_weights
 from asympo.learner.settings import LoraSettings
@@ -18,13 +18,17 @@ from asympo.learner.state.open import open_states
 from asympo.learner.state.store import TrainingState
 from asympo.learner.step.optimizer import guarded_step, make_optimizer
 from asympo.learner.step.probe import ProbeText, mean_nlls
-from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from tests.unit.learner.test_policy import make_groups, widen_norms
 
 CPU = torch.device("cpu")
+
+
+def lora_layers(model: PreTrainedModel) -> list[Any]:
+    kind = import_peft().tuners.lora.LoraLayer
+    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def adapted(
@@ -53,7 +57,7 @@ def adapted(
 
 def test_what_is_merged_while_autocast_is_on_is_what_is_published(tiny_model: Path) -> None:
     policy = adapted(tiny_model, compute_dtype=torch.bfloat16)
-    layers: list[Any] = [module for module in policy.model.modules() if isinstance(module, LoraLayer)]
+    layers = lora_layers(policy.model)
     for layer in layers:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         base = layer.get_base_layer()
@@ -82,9 +86,8 @@ def test_probe_is_scored_with_the_adapter_as_it_is(tiny_model: Path, is_kept: bo
 def as_peft_computes(model: PreTrainedModel) -> None:
     assert any(is_fused(module) and "Mlp" in type(module.forward).__name__ for module in model.modules())
     unfuse(model)
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            del module.forward
+    for layer in lora_layers(model):
+        del layer.forward
 
 
 def nlls_and_gradients(
@@ -133,7 +136,7 @@ def test_mlps_of_which_not_all_are_adapted_are_right_too(
     groups = make_groups(2)
     packed = nlls_and_gradients(policy, groups, budget=60, share=True)
     unfuse(policy.model)
-    for layer in (module for module in policy.model.modules() if isinstance(module, LoraLayer)):
+    for layer in lora_layers(policy.model):
         del layer.forward
     plain = nlls_and_gradients(policy, groups, budget=1, share=False)
     for ours, theirs in zip(packed, plain, strict=True):
