@@ -210,12 +210,22 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     assert content_digest({}, [shown]) == content_digest({}, [replace(shown, tools=(wide,))])
     for tools in ([wide], json.dumps([tool])):
         assert of_rows(tmp_path, [row | {"tools": tools}], **options).prompt(0).tools == (tool,)
-    meant = {**tool, "function": {"name": "add", "parameters": {"properties": {"a": {"default": None}}}}}
+
+    def with_parameter(**fields: Any) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {"a": {"type": "integer", **fields}}}
+        return {**tool, "function": {"name": "add", "parameters": parameters}}
+
+    meant = with_parameter(default=None)
     assert of_rows(tmp_path, [row | {"tools": [meant]}], **options).prompt(0).tools == (meant,)
     table = pyarrow.Table.from_pylist([{"prompt": "2 + 2?", "tools": [meant, tool]}])
     pyarrow.parquet.write_table(table, tmp_path / "table.parquet")
     filled = load(TaskConfig(data=str(tmp_path / "table.parquet"), **options)).prompt(0).tools
     assert "default" not in json.dumps(filled)
+    given = [with_parameter(default=5), with_parameter()]
+    table = pyarrow.Table.from_pylist([{"prompt": f"{n}?", "tools": [tool]} for n, tool in enumerate(given)])
+    filled, as_json = table.to_pylist(), of_rows(tmp_path, table.to_pylist(), **options)
+    assert "null" in json.dumps(filled)
+    assert [prompt.tools for prompt in everything(as_json)] == [(tool,) for tool in given]
     assert prompt.is_prefilled
     assert prompt.chat_template_kwargs == {"style": "short", "enable_thinking": False}
     assert prompt.answer == ""

@@ -1,6 +1,6 @@
 """Messages of a row as TRL, verl and chat templates know them: checked, and otherwise left as they are."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from asympo.common.errors import BadSetting
@@ -52,6 +52,21 @@ def null_names(value: Any) -> set[str]:
         return set()
     own = {name for name, each in value.items() if each is None}
     return own | null_names([*value.values()])
+
+
+def is_filled(tools: Iterable[Any]) -> bool:
+    """Whether a table filled these up: at one place all have a default, which is null in some only."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    left: list[tuple[tuple[str, ...], Any]] = [((), each) for each in tools]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, dict):
+            said = "nothing" if "default" not in value else "null" if value["default"] is None else "value"
+            found.setdefault(place, set()).add(said)
+            left += [((*place, name), each) for name, each in value.items() if isinstance(each, dict | list)]
+        elif isinstance(value, list | tuple):
+            left += [(place, each) for each in value]
+    return {"null", "value"} in found.values()
 
 
 def _is_message(message: Any) -> bool:

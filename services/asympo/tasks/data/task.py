@@ -11,7 +11,7 @@ from asympo.common.errors import BadSetting
 from asympo.rewards import scoring
 from asympo.tasks.base import TaskPrompt, as_prompt_parts, own_prompt
 from asympo.tasks.config import TaskConfig
-from asympo.tasks.data.messages import check_messages, null_names, without_none
+from asympo.tasks.data.messages import check_messages, is_filled, null_names, without_none
 from asympo.tasks.data.source import Row, check_split, is_table, read_rows
 from asympo.tasks.data.template import compile_template, look_up, map_columns
 from asympo.tasks.rows import RowsTask, question_key
@@ -122,10 +122,14 @@ def _keyed(
     if data == config.data and split != "train":
         check_split(data, split, subset=config.subset, is_held_out=is_held_out)
     rows = [
-        parse_row(row, f"{data} row {number}", config, is_filled=is_table(data)) | {"row": number}
+        parse_row(row, f"{data} row {number}", config) | {"row": number}
         for number, row in enumerate(read_rows(data, split=split, **options), start=1)
     ]
     _check_alike(rows, data)
+    with_tools = [row for row in rows if isinstance(row["columns"].get("tools"), list) and "tools" in row]
+    if is_table(data) or is_filled([row["tools"] for row in with_tools]):
+        for row in with_tools:
+            row["tools"] = tuple(without_none([*row["tools"]]))
     return [(question_key(row), row) for row in rows]
 
 
@@ -140,8 +144,8 @@ def _check_alike(rows: Sequence[dict[str, Any]], data: str) -> None:
         )
 
 
-def parse_row(row: Row, where: str, config: TaskConfig, *, is_filled: bool) -> dict[str, Any]:
-    """A TaskPrompt's arguments, its number and place aside; `is_filled`: nulls only fill a table up."""
+def parse_row(row: Row, where: str, config: TaskConfig) -> dict[str, Any]:
+    """A TaskPrompt's arguments, its number and place aside."""
     columns = map_columns(row, config.columns, where)
     if config.prompt_template is not None:
         prompt: Any = compile_template(config.prompt_template, "task.prompt_template")(columns)
@@ -155,7 +159,7 @@ def parse_row(row: Row, where: str, config: TaskConfig, *, is_filled: bool) -> d
         parts |= as_prompt_parts(prompt, system_prompt=config.system_prompt, config=config)
     else:
         parts |= chat_parts(prompt, where, config)
-    parts |= _template_parts(columns, where, config, is_filled=is_filled)
+    parts |= _template_parts(columns, where, config)
     return parts
 
 
@@ -212,7 +216,7 @@ def chat_parts(prompt: Any, where: str, config: TaskConfig) -> dict[str, Any]:
     return {"messages": messages, "is_prefilled": messages[-1]["role"] == "assistant"}
 
 
-def _template_parts(columns: Row, where: str, config: TaskConfig, *, is_filled: bool) -> dict[str, Any]:
+def _template_parts(columns: Row, where: str, config: TaskConfig) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     tools = columns.get("tools")
     if isinstance(tools, str):  # as Arrow keeps structures that differ from row to row
@@ -220,7 +224,7 @@ def _template_parts(columns: Row, where: str, config: TaskConfig, *, is_filled: 
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise BadSetting(f"{where} has tools that are neither a list nor JSON: {error}") from error
-    elif is_filled or not null_names(tools) <= _NULLS_OF_SCHEMAS:
+    elif not null_names(tools) <= _NULLS_OF_SCHEMAS:
         # A JSONL file may have been written from a table.
         tools = without_none(tools)
     if tools:
