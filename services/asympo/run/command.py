@@ -176,12 +176,11 @@ def _supervise(file: RunFile, machine: Any, directory: Any) -> int:
 
 def _notify_end(supervisor: Any) -> None:
     """Whoever interrupts it has no part in how the run ended, which stays as it is."""
-    try:
-        problems = supervisor.notify_end()
-    except KeyboardInterrupt:
-        problems = ["run.notify_command and run.notify_url were interrupted: they may not have been told"]
-    for problem in problems:
-        sys.stderr.write(f"asympo: {problem}\n")
+    from asympo.common.lifecycle import StopSignal
+
+    with StopSignal(same_within_seconds=_SAME_SIGNAL_SECONDS) as stop:
+        for problem in supervisor.notify_end(stop):
+            sys.stderr.write(f"asympo: {problem}\n")
 
 
 def _report(outcome: Any, path: Path, *, title: str, targets: TargetsSection | None) -> int:

@@ -186,7 +186,7 @@ class Supervisor:
         )
         if text:
             self._note(text)
-            for problem in self._notify("stalled", text):
+            for problem in self._notify("stalled", text, self._stop):
                 self._note(problem)
         check_room_left(
             self._directory.path,
@@ -359,17 +359,17 @@ class Supervisor:
         for line in self._warnings.note(service.name, service.num_restarts, status.get("warnings") or ()):
             self._note(line)
 
-    def notify_end(self) -> list[str]:
+    def notify_end(self, stop: StopSignal) -> list[str]:
         """For when all is written that who is notified may read; sentences about failures."""
-        problems = self._notify(*self._ending) if self._ending else []
+        problems = self._notify(*self._ending, stop) if self._ending else []
         for problem in problems:
             write_event(self._directory.path, problem)
         return problems
 
-    def _notify(self, event: str, text: str) -> list[str]:
+    def _notify(self, event: str, text: str, stop: StopSignal) -> list[str]:
         section, path = self._plan.file.run, self._directory.path
         message = {"run": path.name, "event": event, "text": text, "step": self._step, "directory": str(path)}
-        return notify(command=section.notify_command, url=section.notify_url, message=message)
+        return notify(command=section.notify_command, url=section.notify_url, message=message, stop=stop)
 
     def _note(self, text: str) -> None:
         log.info("%s", text)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import socketserver
 import sys
 import threading
@@ -13,20 +14,23 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from asympo.common.errors import BrokerUnavailable, NoProgress
+from asympo.common.lifecycle import StopSignal
 from asympo.common.logs.watch import LogWatch
 from asympo.local.log_file import keep_small, last_sentence
 from asympo.local.process import kill_group
 from asympo.local.service import RestartPolicy, Service
 from asympo.run.command import _notify_end
-from asympo.run.notify import notify
+from asympo.run.notify import notify as notify_until
 from asympo.run.processes.status import HttpStatus
 from asympo.run.processes.trouble import ProgressWatch, Warnings
 
 from tests.unit.run.test_supervision import look_after, services_of
+
+notify = partial(notify_until, stop=StopSignal())
 
 
 class Clock:
@@ -321,14 +325,33 @@ def test_notification_reaches_a_program_and_a_url_and_failures_are_said(
     door.shutdown()
 
 
-def test_interrupt_ends_a_notification_that_hangs_and_leaves_the_outcome_as_it_is(
+def test_signal_ends_a_notification_that_hangs_and_leaves_the_outcome_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = tmp_path / "started"
+    started, is_over = tmp_path / "started", threading.Event()
+
+    class Hang(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            is_over.wait()
+
+    def told(command: list[str], url: str) -> list[str]:
+        told_until = partial(notify_until, command=command, url=url, message={})
+        ending: Any = SimpleNamespace(notify_end=lambda stop: told_until(stop=stop))
+        _notify_end(ending)
+        return capsys.readouterr().err.splitlines()
+
     # It has read its message before anybody loses patience: then it has been started in full.
-    hang = ["sh", "-c", f"cat > /dev/null; echo $$ > '{started}'; kill -INT $PPID; exec sleep 600"]
-    ending = cast("Any", SimpleNamespace(notify_end=lambda: notify(command=hang, url=None, message={})))
-    _notify_end(ending)
-    assert "run.notify_command and run.notify_url were interrupted" in capsys.readouterr().err
+    hang = ["sh", "-c", f"cat > /dev/null; echo $$ > '{started}'; kill -TERM $PPID; exec sleep 600"]
+    assert told(hang, "http://127.0.0.1:9/") == [
+        f"asympo: run.notify_{way} was given up (SIGTERM): it may not have been told"
+        for way in ("command", "url")
+    ]
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Hang) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        [said] = told([], f"http://127.0.0.1:{server.server_address[1]}/")
+        assert "run.notify_url was given up (SIGINT)" in said
+        is_over.set()
+        server.shutdown()
