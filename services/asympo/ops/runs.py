@@ -121,7 +121,10 @@ def _show(arguments: Namespace) -> int:
 
 
 def report_of(held: RunDirectory) -> dict[str, Any]:
-    """What a person wants to know of a run of this machine next morning."""
+    """What a person wants to know of a run of this machine next morning.
+
+    Accuracy, warnings and broken promises are those of the newest start that reported, at `reported_steps`.
+    """
     state, last = how_it_ended(held.path)
     try:
         summary = json.loads((held.path / "summary.json").read_text())
@@ -135,6 +138,8 @@ def report_of(held: RunDirectory) -> dict[str, Any]:
         "warnings": summary.get("warnings", []),
         "broken_promises": summary.get("broken_promises", []),
         "held_out_accuracy": [summary.get(f"held_out_accuracy_{name}") for name in ("before", "after")],
+        "held_out_policy_step_after": summary.get("held_out_policy_step_after"),
+        "reported_steps": summary.get("steps"),
         "steps": held.step,
         "events": read_events(held.path)[-_MAX_EVENTS:],
     }
@@ -143,10 +148,12 @@ def report_of(held: RunDirectory) -> dict[str, Any]:
 def _print_report(report: Mapping[str, Any]) -> None:
     write = sys.stdout.write
     write(f"{report['state']}: {report['ended']}\n")
-    before, after = report["held_out_accuracy"]
-    write(f"held-out accuracy: {before} before, {after} after; steps: {report['steps']}\n")
+    (before, after), reported = report["held_out_accuracy"], report["reported_steps"]
+    # A start that was killed has written no report of its own.
+    whose = "" if reported in (None, report["steps"]) else f" in the start that ended at step {reported}"
+    write(f"steps: {report['steps']}; held-out accuracy{whose}: {before} before, {after} after\n")
     for line in (*report["broken_promises"], *report["warnings"]):
-        write(f"went wrong: {line}\n")
+        write(f"went wrong{whose}: {line}\n")
     for event in report["events"]:
         write(f"{clock_of(event)}  {event.get('text')}\n")
     if report["go_on"]:

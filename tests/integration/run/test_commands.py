@@ -203,11 +203,15 @@ def test_local_runs_are_told_as_they_ended(tmp_path: Path, capsys: pytest.Captur
     wrong = [each.text for each in found if each.level is Level.WRONG]
     assert wrong == ["run lost failed at step 3", "what run torn noted cannot be read"]
     # Killed after a start that had ended at step 3: what the learner wrote since is what counts.
-    (tmp_path / "lost" / "summary.json").write_text('{"steps": 3}')
+    report = {"steps": 3, "held_out_accuracy_after": 0.5, "warnings": ["no disk"]}
+    (tmp_path / "lost" / "summary.json").write_text(json.dumps(report))
     (tmp_path / "lost" / "metrics.jsonl").write_text('{"step": 6}\n{"step": 7}\n{"ste')
     for name, step in (("lost", 7), ("done", 3)):
         _, out, _ = asympo(capsys, "runs", "show", name, "--directory", str(tmp_path), "--json")
         assert json.loads(out)["report"]["steps"] == step
+    _, out, _ = asympo(capsys, "runs", "show", "lost", "--directory", str(tmp_path))
+    assert "steps: 7; held-out accuracy in the start that ended at step 3: None before, 0.5 after\n" in out
+    assert "went wrong in the start that ended at step 3: no disk\n" in out
     code, _, err = asympo(capsys, "runs", "show", "torn", "--directory", str(tmp_path))
     assert code == 2
     assert "move it away and start the run again" in err
