@@ -22,6 +22,7 @@ from asympo.bench.flops import matmul_peak_flops
 from asympo.bench.memory import PeakMemory
 from asympo.bench.models import named_config, random_model
 from asympo.bench.shapes import SHAPES, Rollout, Shape, make_rollouts, num_true_tokens, parse_shape
+from asympo.common.checkpoints.digests import available_cores
 from asympo.learner.model.batching import pack
 from asympo.learner.model.check import check_weights
 from asympo.learner.model.flops import FlopCount
@@ -116,7 +117,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Where the numbers come from."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

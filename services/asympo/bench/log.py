@@ -11,6 +11,7 @@ from typing import Any
 
 from asympo.bench.log_round import Round, RoundResult, percentiles, run_round
 from asympo.bench.log_staleness import SLOW_FACTOR, SLOW_SHARE, StalenessCase, run_staleness
+from asympo.common.checkpoints.digests import available_cores
 from asympo.common.rollout_log import Broker
 from asympo.local.broker import LocalBroker, find_broker_binary
 
@@ -59,7 +60,7 @@ def measure_log(bench: LogBench, *, say: Callable[[str], None]) -> dict[str, Any
         report["commands_per_group"] = arms.commands()
         report.update(arms.scaling())
         report.update(_staleness(bench, url, say))
-        report["cores"], report["load_average"] = os.cpu_count(), os.getloadavg()[0]
+        report["cores"], report["load_average"] = available_cores(), os.getloadavg()[0]
         return report
 
 

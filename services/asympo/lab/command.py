@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -203,7 +202,7 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "machine": f"{available_cores()} cores, {platform.machine()}",
     }
 
 

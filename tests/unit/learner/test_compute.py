@@ -1,9 +1,11 @@
 """Choices that change arithmetic are measured once and then kept."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asympo.common.checkpoints import digests
 from asympo.common.errors import BadSetting
 from asympo.learner.step import compute
 from asympo.learner.step.compute import choose_compute, processor_class
@@ -102,6 +104,23 @@ def test_threads_of_the_first_start_are_kept_whatever_the_machine_has(measured: 
         torch.set_num_threads(before)
         assert choose(first.to_decisions()).num_threads == torch.get_num_threads() == before + 2
         assert choose(first.to_decisions(), num_threads=1).num_threads == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_new_run_takes_no_more_threads_than_its_containers_quota(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000")
+    monkeypatch.setattr(digests, "_CPU_MAX", tmp_path / "cpu.max")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        with monkeypatch.context() as patch:
+            patch.setattr(digests, "visible_cores", lambda: list(range(64)))
+            first = choose({})
+        assert first.num_threads == torch.get_num_threads() == 2
+        assert choose({**first.to_decisions(), "num_threads": 3}).num_threads == 3
     finally:
         torch.set_num_threads(before)
 

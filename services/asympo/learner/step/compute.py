@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from asympo.common.checkpoints.digests import available_cores
 from asympo.common.errors import BadSetting
 from asympo.learner.device import choose_device
 
@@ -112,7 +113,7 @@ def choose_compute(
     device = choose_device(device)
     processor = processor_class(device)
     known = decided if _is_fit(decided, device, processor, decide_anew=decide_anew) else {}
-    threads = num_threads or known.get("num_threads") or torch.get_num_threads()
+    threads = num_threads or known.get("num_threads") or min(torch.get_num_threads(), available_cores())
     # Set even where it is the same: from then on no library takes fewer because the machine is busy.
     torch.set_num_threads(threads)
     if compute_dtype == "auto":
