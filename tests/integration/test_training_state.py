@@ -63,7 +63,7 @@ def state(step: int = 3, fence: int = 1, sequence: int = 30) -> TrainingState:
         decisions={"attention": "sdpa", "pack_tokens": 1024},
         settings={"schedule": "cosine", "total_steps": 7, "learning_rate": 1e-5, "max_row_tokens": None},
         counters={"tokens_trained": 12345, "seconds": 0.1},
-        run=KnownRun(run_id=f"of {step}", server_id="s"),
+        run=KnownRun(run_id=f"of {step}", server_id="s", config_digest="c"),
     )
 
 
@@ -129,7 +129,7 @@ def test_newest_goes_by_fence_then_step_then_cursor(store: StateStore) -> None:
     model, optimizer = build()
     store.save(state(step=9, fence=1), model=model, optimizer=optimizer)
     store.save(state(step=4, fence=2, sequence=40), model=model, optimizer=optimizer)
-    assert store.newest_run().run_id == "of 4"
+    assert store.newest_run() == state(step=4).run
     newest = store.save(state(step=4, fence=2, sequence=44), model=model, optimizer=optimizer)
     assert store.newest() == newest
     assert store.save(state(step=4, fence=2, sequence=44), model=model, optimizer=optimizer) == newest

@@ -202,7 +202,7 @@ class RealLog:
     def _roll_back(self, after: State) -> None:
         if self.state.copy == Broker():
             # A broker that keeps nothing on disk comes back without the run, and as another process.
-            self.log.state.delete()
+            self.log.broker.client.delete(*map(self.log.access.key, NOUNS))
             for session in self._sessions.values():
                 session._fence = replace(session.fence, server_id="before the restart")
             return

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, start, until
 from tests.integration.generator.scripted_engine import EOS, ScriptedEngine
+from tests.integration.rollout_log.conftest import lose
 
 pytestmark = pytest.mark.asyncio
 
@@ -259,7 +260,7 @@ async def test_worker_waits_for_a_run_that_the_broker_lost(learner: LearnerSide)
     async with running(settings_for(learner)) as gen:
         await until(lambda: len(learner.groups()) == learner.config.capacity)
         run_id = learner.run_log.state.run_id()
-        learner.run_log.state.delete()
+        lose(learner.run_log)
         await until(lambda: gen.status["waiting_for"] == "not_started")
         learner.run_log.state.create_again(run_id=run_id)
         learner.create().publish(4, nll=2.0)

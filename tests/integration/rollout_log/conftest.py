@@ -18,6 +18,7 @@ from asympo.common.rollout_log import (
     RunLog,
     RunState,
 )
+from asympo.common.rollout_log.keys import NOUNS
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.broker import LocalBroker
 
@@ -130,6 +131,11 @@ class Learner:
             group_ids=group_ids,
             **options,
         )
+
+
+def lose(log: RunLog, *nouns: str) -> None:
+    """As a broker that comes back without these keys of the run; without any, if none are named."""
+    log.broker.command("DEL", *map(log.access.key, nouns or NOUNS))
 
 
 def start_run(log: RunLog, **overrides: Any) -> Learner:

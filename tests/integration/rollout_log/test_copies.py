@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log import AppendOutcome, Broker, RunLog
-from asympo.common.rollout_log.keys import NOUNS, key
+from asympo.common.rollout_log.keys import DELETED, NOUNS, key
 from asympo.common.rollout_log.leases import MIN_APART_BYTES
 from asympo.local.broker import LocalBroker
 
@@ -42,7 +42,10 @@ def test_run_goes_on_elsewhere_and_every_prompt_is_answered_once(log: RunLog, el
     log.policies.mark_bad(step=9, fence=9, reason="r", holder="h")
     lease = must_lease(log)
     log.presence.report("gen-0", {}, ttl_seconds=5)
-    elsewhere.copies.put_back(log.copies.read())
+    for _ in range(2):
+        elsewhere.state.delete()
+        elsewhere.copies.put_back(log.copies.read())
+    assert elsewhere.broker.command("EXISTS", key(log.run, DELETED)) == 0, "it is no deleted run any more"
     assert content(elsewhere) == content(log)
     kept = [[(e.payload, e.problem) for e in each.reader.iter_entries()] for each in (elsewhere, log)]
     assert kept[0] == kept[1] == [(b"p", ""), (b"p" * (MIN_APART_BYTES + 1), "")]

@@ -11,7 +11,7 @@ from asympo.common.rollout_log import Broker, CommitRecord, Lease, ReconcileRepo
 from asympo.common.trained_ids import TrainedIds
 from asympo.local.broker import LocalBroker
 
-from .conftest import Learner, config_of, let_heartbeat_expire, must_append, must_lease, start_run
+from .conftest import Learner, config_of, let_heartbeat_expire, lose, must_append, must_lease, start_run
 
 
 class OldState:
@@ -364,7 +364,7 @@ def test_run_that_the_broker_lost_before_its_learner_took_it_is_created_again(lo
     """As when a broker without persistence restarts while the learner loads its model."""
     config = log.state.create_or_join(config_of(log.run))
     run_id = log.state.run_id()
-    log.state.delete()
+    lose(log)
     fence = log.fence.take("learner-0")
     log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
     assert (log.state.config(), log.state.run_id()) == (config, run_id), "generators have joined it"

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from asympo.common.errors import BadSetting, Fenced, NoProgress, RunConfigMismatch
-from asympo.common.rollout_log import Broker, KnownRun, RunLog, RunState, list_runs
+from asympo.common.rollout_log import Broker, RunLog, RunState, list_runs
+from asympo.common.rollout_log.keys import DELETED
 from asympo.common.trained_ids import TrainedIds
 
-from .conftest import config_of, must_append, start_run
+from .conftest import config_of, lose, must_append, start_run
 
 
 def test_run_config_is_written_once_and_joined_after(log: RunLog) -> None:
@@ -67,27 +68,60 @@ def test_run_is_joined_under_its_id_once_its_learner_has_written_that_again(log:
     assert log.state.wait_to_join(0.1) == (config, run_id)
 
 
-@pytest.mark.parametrize("lost", ["all", "all, twice", "limits", "config", "nothing: it was deleted"])
+@pytest.mark.parametrize("lost", ["all", "all, twice", "learner", "config", "nothing: it was deleted"])
+@pytest.mark.parametrize("has_restarted", [True, False])
 def test_run_that_was_lost_while_no_learner_was_up_keeps_the_id_of_its_training_state(
-    log: RunLog, lost: str
+    log: RunLog, lost: str, has_restarted: bool
 ) -> None:
     fence, config = start_run(log).fence, config_of(log.run)
-    known = KnownRun(run_id=fence.run_id, server_id=fence.server_id)
-    if lost.startswith("all"):
+    known = log.state.known_by(fence)
+    if has_restarted or lost.startswith("all"):
         known = dataclasses.replace(known, server_id="before the restart")
-    if lost in ("limits", "config"):
-        log.broker.command("DEL", log.access.key("learner" if lost == "limits" else "config"))
+    if lost in ("learner", "config"):
+        lose(log, lost)
+    elif lost.startswith("all"):
+        lose(log)
     else:
         log.state.delete()
     successor = RunLog(log.broker, log.run)
     successor.state.create_or_join(config, known=lambda: known)
     if lost == "all, twice":
         # Again, before the successor takes it.
-        log.state.delete()
+        lose(log)
     fence = successor.fence.take("learner-1", take_over=True, at_least=fence.number)
     report = successor.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
     assert (report.fence.run_id == known.run_id) is not lost.startswith("nothing")
     assert report.fence.run_id == log.state.run_id() != ""
+
+
+@pytest.mark.parametrize("lost", ["all", "config"])
+def test_run_that_was_lost_and_is_created_with_other_settings_is_another_run(log: RunLog, lost: str) -> None:
+    fence = start_run(log).fence
+    known = dataclasses.replace(log.state.known_by(fence), server_id="before the restart")
+    lose(log, *(() if lost == "all" else (lost,)))
+    RunLog(log.broker, log.run).state.create_or_join(config_of(log.run, group_size=8), known=lambda: known)
+    assert log.state.run_id() not in ("", fence.run_id)
+
+
+def test_run_of_other_settings_is_not_taken_for_one_that_lost_its_limits(log: RunLog) -> None:
+    fence = start_run(log).fence
+    known = dataclasses.replace(log.state.known_by(fence), server_id="before the restart")
+    log.state.delete()
+    log.state.create_or_join(config_of(log.run, group_size=8))
+    lose(log, "learner")
+    successor = RunLog(log.broker, log.run)
+    successor.state.create_or_join(config_of(log.run, group_size=8), known=lambda: known)
+    fence = successor.fence.take("learner-1", at_least=fence.number)
+    report = successor.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+    assert report.fence.run_id not in ("", known.run_id)
+
+
+def test_learner_of_a_run_that_was_deleted_before_its_broker_restarted_stops(log: RunLog) -> None:
+    fence = dataclasses.replace(start_run(log).fence, server_id="before the restart")
+    log.state.delete()
+    with pytest.raises(Fenced, match="was deleted from its broker: this learner must stop"):
+        log.reconciler.reconcile(fence, committed=None, trained=TrainedIds(num_prompts=50))
+    assert log.state.config() is None
 
 
 def test_run_of_an_earlier_version_is_joined_without_an_id(log: RunLog) -> None:
@@ -120,7 +154,9 @@ def test_runs_lists_what_the_broker_holds_until_deleted(broker: Broker, log: Run
     assert (summary.state, summary.model, summary.backlog) == (RunState.RUNNING, "tiny", 1)
     log.state.delete()
     assert log.run not in broker.run_names()
-    assert not list(broker.client.scan_iter(match=f"*{log.run}*"))
+    (left,) = broker.client.scan_iter(match=f"*{log.run}*")
+    assert left.decode() == log.access.key(DELETED)
+    assert broker.client.ttl(left) > 29 * 24 * 3600
 
 
 def test_stats_of_a_run_that_does_not_exist_are_zero(log: RunLog) -> None:

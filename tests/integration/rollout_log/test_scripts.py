@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asympo.common.rollout_log import Lease, RunLog
-from asympo.common.rollout_log.keys import NOUNS, key
+from asympo.common.rollout_log.keys import DELETED, NOUNS, key
 from asympo.common.rollout_log.lua import load_script, script_names
 
 from .conftest import Learner, must_append, must_lease, start_run
@@ -62,9 +62,10 @@ def twice(log: RunLog, script: str, nouns: str, *arguments: Any, without: str = 
 
 def test_create_writes_the_run_once_and_lets_others_join(log: RunLog) -> None:
     nouns = "config run learner wake"
-    first, again = twice(log, "create", nouns, "{}", "", "", "capacity", 3)
+    first, again = twice(log, "create", nouns, "{}", "", "", "config_digest", "d", "capacity", 3)
     assert (first, again) == ([b"CREATED", b"{}"], [b"JOINED", b"{}"])
-    assert call(log, "create", nouns, "other", "", "", "capacity", 9) == [b"JOINED", b"{}"]
+    other = call(log, "create", nouns, "other", "", "", "config_digest", "e", "capacity", 9)
+    assert other == [b"JOINED", b"{}"]
     assert log.broker.command("HGET", key(log.run, "learner"), "capacity") == b"3"
 
 
@@ -271,10 +272,15 @@ def test_stats_reads_one_instant(log: RunLog, learner: Learner) -> None:
     assert [found[name] for name in (b"open", b"leases", b"appended", b"backlog")] == [1, 1, 1, 1]
 
 
-def test_delete_leaves_nothing(log: RunLog, learner: Learner) -> None:
+@pytest.mark.parametrize("seconds", [100, 0])
+def test_delete_leaves_nothing_but_the_id_if_asked_to(log: RunLog, learner: Learner, seconds: int) -> None:
     appended(log)
-    assert twice(log, "delete", " ".join(NOUNS)) == ([b"OK"], [b"OK"])
-    assert not list(log.broker.client.scan_iter(match=f"asympo:{{{log.run}}}:*", count=1000))
+    nouns = " ".join((DELETED, "learner", "run", *NOUNS))
+    assert twice(log, "delete", nouns, seconds) == ([b"OK"], [b"OK"])
+    left = list(log.broker.client.scan_iter(match=f"asympo:{{{log.run}}}:*", count=1000))
+    assert left == ([key(log.run, DELETED).encode()] if seconds else [])
+    if seconds:
+        assert log.broker.client.smembers(left[0]) == {learner.fence.run_id.encode()}
 
 
 def test_copy_reads_keys_of_every_type(log: RunLog, learner: Learner) -> None:

@@ -79,8 +79,8 @@ class RunAccess:
             )
         if status == "DELETED":
             raise Fenced(
-                f"run {self.name!r} was deleted from its broker, which has not restarted since our fence "
-                f"{fence.number} was checked: this learner must stop"
+                f"run {self.name!r}, whose fence {fence.number} is ours, was deleted from its broker: "
+                "this learner must stop"
             )
         raise Fenced(
             f"run {self.name!r} belongs to fence {text(reply[1])} ({text(reply[2])}) now, ours was "

@@ -6,7 +6,7 @@ from itertools import islice
 
 from asympo.common.errors import BadSetting
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.rollout_log.keys import DELETED, NOUNS
 
 _LARGE = ("dead", "log")
 """Streams with payloads: read by and by, behind the rest."""
@@ -70,8 +70,9 @@ class Copies:
                 f"the broker at {self._run.broker.url} has a run {self._run.name!r}: stop its services "
                 "and delete it, or restore to another broker"
             )
-        # What an interrupted attempt left.
-        self._run.broker.run_script("delete", [self._run.key(noun) for noun in NOUNS], [])
+        # What an interrupted attempt left; and the copy may be of a run that was deleted since.
+        keys = [self._run.key(noun) for noun in (DELETED, "learner", "run", *NOUNS)]
+        self._run.broker.run_script("delete", keys, [0])
         config: CopiedPiece | None = None
         num_queued, taken_back = 0, list[bytes]()
         for piece in pieces:

@@ -35,10 +35,12 @@ NOUNS = {
     "presence_until": "zset",  # holder -> when its status stops being true
 }
 """Every key of a run, and its type in the broker's words."""
+DELETED = "deleted"
+"""A set that outlives the run: ids of those of its name that somebody has deleted."""
 
 
 def key(run: str, noun: str) -> str:
-    """The full key of one noun of `NOUNS`."""
+    """The full key of one noun of `NOUNS`, or of `DELETED`."""
     return f"{PREFIX}{{{run}}}:{noun}"
 
 

@@ -1,6 +1,7 @@
 """What every part of a run must agree on, written once by the learner."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -185,12 +186,21 @@ class RunConfig:
 
     def differences(self, stored: "RunConfig") -> list[str]:
         """One "name: given X, stored Y" for each setting that differs from `stored`; versions are none."""
-        given, kept = json.loads(self.to_json()), json.loads(stored.to_json())
+        given, kept = self._settings(), stored._settings()
         return [
             f"{name}: given {given[name]!r}, stored {kept[name]!r}"
-            for name in sorted(given.keys() - {known.name for known in _FORMATS})
+            for name in sorted(given)
             if given[name] != kept[name]
         ]
+
+    @property
+    def digest(self) -> str:
+        """Equal where there are no differences."""
+        return hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode()).hexdigest()
+
+    def _settings(self) -> dict[str, Any]:
+        fields: dict[str, Any] = json.loads(self.to_json())
+        return {name: value for name, value in fields.items() if name not in {each.name for each in _FORMATS}}
 
 
 def planned_steps(total_steps: int | None, *, num_epochs: int, num_prompts: int, groups_per_step: int) -> int:

@@ -8,13 +8,15 @@ from typing import Any, NoReturn, TypeVar
 
 from asympo.common.errors import BadSetting, NoProgress, RunConfigMismatch
 from asympo.common.rollout_log.access import RunAccess, number, text
-from asympo.common.rollout_log.keys import NOUNS
+from asympo.common.rollout_log.keys import DELETED, NOUNS
 from asympo.common.rollout_log.run_config import RunConfig
 from asympo.common.rollout_log.types import Fence, KnownRun, RunState
 
 log = logging.getLogger(__name__)
 
 _UNLIMITED = -1
+_DELETED_SECONDS = 30 * 24 * 3600
+"""How long a deleted run is told from one that its broker has lost, if that has restarted since."""
 _T = TypeVar("_T")
 
 
@@ -24,8 +26,9 @@ def state_of(stored: Any) -> RunState:
     return RunState(known) if known in set(RunState) else RunState.CREATED
 
 
-def _new_id() -> str:
-    return secrets.token_hex(8)
+def _same(known: KnownRun, digest: str) -> KnownRun:
+    """The run if it has these settings, else none."""
+    return known if known.config_digest == digest else KnownRun()
 
 
 class RunStates:
@@ -34,7 +37,7 @@ class RunStates:
     def __init__(self, run: RunAccess) -> None:
         self._run = run
         self._joined: RunConfig | None = None
-        self._joined_id = ""
+        self._digest = self._joined_id = ""
 
     def create_or_join(
         self,
@@ -47,14 +50,14 @@ class RunStates:
 
         `complete` gives the settings of a run of the release before their values where that did not know
         them. `known` finds the run of the newest training state, if there is one: a run that the broker has
-        lost is created again under its id, one that was deleted under a new one. Raises RunConfigMismatch
-        naming every field that differs, BrokerFull for a new run without room, BadSetting for one whose
-        config is too long.
+        lost is created again under its id, one that was deleted, or had other settings, under a new one.
+        Raises RunConfigMismatch naming every field that differs, BrokerFull for a new run without room,
+        BadSetting for one whose config is too long.
         """
         if config.run != self._run.name:
             raise ValueError(f"the config is of run {config.run!r}, this log of {self._run.name!r}")
         # A full broker refuses the script, and a learner that resumes must get in: its commits make room.
-        joined = self.config() or self._create(config, run_id=_new_id(), known=known())
+        joined = self.config() or self._create(config, digest=config.digest, known=known())
         stored = complete(joined)
         differences = config.differences(stored)
         if differences:
@@ -62,25 +65,32 @@ class RunStates:
                 f"run {self._run.name!r} was created with other settings ({'; '.join(differences)}): "
                 "use those, or another run name"
             )
-        self._joined, self._joined_id = joined, self.run_id() or known().run_id
+        self._joined, self._digest = joined, stored.digest
+        self._joined_id = self.run_id() or _same(known(), self._digest).run_id
         return stored
+
+    def known_by(self, fence: Fence) -> KnownRun:
+        """The run of this fence, which was created or joined here, as `create_or_join` may be told later."""
+        return KnownRun(run_id=fence.run_id, server_id=fence.server_id, config_digest=self._digest)
 
     def create_again(self, *, run_id: str) -> None:
         """For a broker that has lost the run: what this process has created or joined. Raises BadSetting."""
         if self._joined is None:
             self._raise_missing()
         log.warning("The broker has lost run %s: it is created again", self._run.name)
-        self._create(self._joined, run_id=run_id or self._joined_id or _new_id())
+        known = KnownRun(run_id=run_id or self._joined_id, config_digest=self._digest)
+        self._create(self._joined, digest=self._digest, known=known)
 
-    def _create(self, config: RunConfig, *, run_id: str, known: KnownRun | None = None) -> RunConfig:
+    def _create(self, config: RunConfig, *, digest: str, known: KnownRun) -> RunConfig:
         """Writes it unless another learner was faster; what is stored then."""
         config.check_size()
         limit, order = config.max_generation_staleness, config.task.get("order")
-        known = known or KnownRun()
+        known = _same(known, digest)
         reply = self._run.call(
             "create",
             config.to_json(),
             *(known.run_id, known.server_id),
+            *("config_digest", digest),
             *("capacity", config.capacity),
             *("lease_ms", int(config.lease_seconds * 1000)),
             *("max_lease_ms", int(config.max_lease_seconds * 1000)),
@@ -92,7 +102,7 @@ class RunStates:
             *("num_epochs", config.num_epochs),
             *("model", config.model),
             *("max_record_bytes", config.max_record_bytes),
-            *("run_id", run_id),
+            *("run_id", secrets.token_hex(8)),
             *(() if order is None else ("order", order)),
         )
         return RunConfig.from_json(reply[1])
@@ -168,5 +178,6 @@ class RunStates:
         )
 
     def delete(self) -> None:
-        """Deletes every key of the run. Checkpoints stay where they are."""
-        self._run.broker.run_script("delete", [self._run.key(noun) for noun in NOUNS], [])
+        """Deletes every key of the run, and notes its id. Checkpoints stay where they are."""
+        keys = [self._run.key(noun) for noun in (DELETED, "learner", "run", *NOUNS)]
+        self._run.broker.run_script("delete", keys, [_DELETED_SECONDS])

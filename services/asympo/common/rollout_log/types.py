@@ -310,6 +310,8 @@ class KnownRun:
     """Drawn when the run was created."""
     server_id: str = ""
     """Broker that it was on when the state was saved: process and history."""
+    config_digest: str = ""
+    """Of its settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from asympo.common.rollout_log import (
     BadPolicy,
     CommitRecord,
     Fence,
+    KnownRun,
     LogEntry,
     LogStats,
     PolicyAnnouncement,
@@ -92,6 +93,11 @@ class LogSession:
         """The current one; a reconcile may raise its number."""
         with self._lock:
             return self._fence
+
+    @property
+    def run(self) -> KnownRun:
+        """The run, for whoever finds it again by its training state."""
+        return self._run_log.state.known_by(self.fence)
 
     def reconcile(self) -> None:
         """Makes broker and training state agree; once a policy was announced, that is the newest again."""

@@ -66,6 +66,8 @@ class StateManifest:
     """Of the run that it is of; empty from a release that did not say."""
     server_id: str = ""
     """Broker that the run was on, as process and history."""
+    config_digest: str = ""
+    """Of the run's settings."""
     archive: PartRef | None = None
     """Newest part of the archive of consumed groups; None where none were ever retained."""
     optimizer_groups: tuple[dict[str, Any], ...]

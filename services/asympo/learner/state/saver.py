@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from asympo.common.errors import CorruptCheckpoint, PublishFailed
-from asympo.common.rollout_log import CommitRecord, KnownRun, RunConfig
+from asympo.common.rollout_log import CommitRecord, RunConfig
 from asympo.common.trained_ids import TrainedIds
 from asympo.learner.log.order import SuccessOrder
 from asympo.learner.log.session import LogSession
@@ -88,8 +88,7 @@ class Saver:
 
     def save(self, *, step: int, wall_seconds: float) -> str:
         """Makes everything consumed so far durable; returns the name. Raises PublishFailed, Fenced."""
-        held, sequence = self._session.fence, self._session.progress.sequence
-        fence = held.number
+        fence, sequence = self._session.fence.number, self._session.progress.sequence
         part = self._archive.write(fence=fence, sequence=sequence, step=step)
         state = TrainingState(
             step=step,
@@ -100,7 +99,7 @@ class Saver:
             decisions=self._decisions.at(step),
             settings=self._settings,
             counters={"wall_seconds": wall_seconds},
-            run=KnownRun(run_id=held.run_id, server_id=held.server_id),
+            run=self._session.run,
             archive=part.tip,
         )
         if self._ranks is not None:

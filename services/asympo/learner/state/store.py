@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,8 +140,7 @@ class StateStore:
                     decisions=state.decisions,
                     settings=state.settings,
                     counters=state.counters,
-                    run_id=state.run.run_id,
-                    server_id=state.run.server_id,
+                    **asdict(state.run),
                     archive=state.archive,
                     optimizer_groups=groups,
                     adapter_scale=adapter_scale(model),
@@ -189,7 +188,7 @@ class StateStore:
             decisions=manifest.decisions,
             settings=manifest.settings,
             counters=manifest.counters,
-            run=KnownRun(run_id=manifest.run_id, server_id=manifest.server_id),
+            run=_run_of(manifest),
             archive=manifest.archive,
         )
 
@@ -258,7 +257,7 @@ class StateStore:
     def newest_run(self) -> KnownRun:
         """The run that the newest state is of."""
         newest = next(iter(self._steps.newest_first()), None)
-        return KnownRun(run_id=newest.run_id, server_id=newest.server_id) if newest else KnownRun()
+        return _run_of(newest) if newest else KnownRun()
 
     def highest_fence(self) -> int | None:
         """The highest fence in any name, damaged ones included, or None in an empty store."""
@@ -358,6 +357,12 @@ class StateStore:
             raise outcome[1]
         result: _T = outcome[0]
         return result
+
+
+def _run_of(manifest: StateManifest) -> KnownRun:
+    return KnownRun(
+        run_id=manifest.run_id, server_id=manifest.server_id, config_digest=manifest.config_digest
+    )
 
 
 def _parsed(name: str) -> StepName:

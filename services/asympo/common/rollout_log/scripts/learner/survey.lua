@@ -22,7 +22,8 @@ if stored >= ours and fields.fence_token ~= ARGV[2] then
   return {'FENCED', stored, fields.fence_holder or ''}
 elseif not fields.capacity then
   -- What has neither restarted nor failed over has lost nothing, and who deletes a run leaves no config.
-  local is_deleted = server_id() == ARGV[9] and redis.call('EXISTS', beside(run, 'config')) == 0
+  local is_deleted = redis.call('SISMEMBER', beside(run, 'deleted'), ARGV[7]) == 1
+    or server_id() == ARGV[9] and redis.call('EXISTS', beside(run, 'config')) == 0
   return {is_deleted and 'DELETED' or 'MISSING'}
 elseif ARGV[7] ~= '' and fields.run_id ~= ARGV[7] then
   -- Deleted, and created anew by somebody else, which no broker that goes back in time does.
