@@ -3,6 +3,7 @@
 As a program it is one of the ranks: `torchrun -m asympo.doctor.gpu.ranks_step DEVICE`.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -42,6 +43,8 @@ def run(*, device: str, directory: Path) -> Found:
 
 def main(device: str) -> None:
     """One rank; the first says how far it is from a process alone."""
+    # What was imported is never garbage; a process looks through all of it once more as it ends.
+    gc.freeze()
     torch.set_num_threads(1)
     launch = Launch.from_environment(os.environ)
     ranks = Ranks.join(launch, device_type=device)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asympo.local.heap import large_imports
 from asympo.run.audit import effective_steps, read_rows
 from asympo.run.processes.status import number
 
@@ -64,4 +65,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with large_imports():
+        sys.exit(main(sys.argv[1:]))
