@@ -27,6 +27,7 @@ def config(tmp_path: Path, tiny_model: Path) -> Path:
         groups_per_step = 2
         total_steps = 2000
         save_every = 4
+        share_prefixes = "always"
         [generator]
         engine = "simulated"
         """
