@@ -347,7 +347,7 @@ class LearnerProcess:
             progress=self._progress,
             order=order_of(state, config),
         )
-        self._heartbeat.beat_for(lambda: session.fence)
+        self._heartbeat.beat_for(lambda: session.fence, heard=session.heard)
         if found is not None:
             session.resume_from(
                 CommitRecord(

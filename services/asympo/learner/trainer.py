@@ -150,8 +150,8 @@ class Trainer:
 
     def look_after_the_end(self) -> None:
         """Keeps the finished run on its broker, and writes down what evaluations have found meanwhile."""
-        self._session.stay()
         self._recorder.record_late_results()
+        self._session.stay()
 
     # --- one segment -----------------------------------------------------------------------------------
 

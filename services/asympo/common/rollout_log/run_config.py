@@ -195,7 +195,7 @@ class RunConfig:
 
     @property
     def digest(self) -> str:
-        """Equal where there are no differences."""
+        """Of all settings as this release knows them: equal ones have no `differences`."""
         return hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode()).hexdigest()
 
     def _settings(self) -> dict[str, Any]:

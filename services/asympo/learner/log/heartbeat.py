@@ -36,6 +36,7 @@ class Heartbeat:
         self._clock = clock
         self._on_lost = on_lost
         self._fence: Callable[[], Fence] | None = None
+        self._heard: Callable[..., None] | None = None
         self._is_ended = threading.Event()
         self._thread = threading.Thread(target=self._turn, name="heartbeat", daemon=True)
         self._turned_at: float | None = None
@@ -45,8 +46,12 @@ class Heartbeat:
         self._turned_at = self._clock.monotonic_seconds()
         self._thread.start()
 
-    def beat_for(self, fence: Callable[[], Fence]) -> None:
-        """Keeps this fence, asked for again at each beat, since a reconcile may replace it."""
+    def beat_for(self, fence: Callable[[], Fence], *, heard: Callable[..., None] | None = None) -> None:
+        """Keeps this fence, asked for again at each beat, since a reconcile may replace it.
+
+        `heard`: told with `has_changed` that the broker answered, and whether it has lost something.
+        """
+        self._heard = heard
         self._fence = fence
 
     def stop(self) -> None:
@@ -82,14 +87,12 @@ class Heartbeat:
             fence = self._fence() if self._fence is not None else None
             try:
                 if fence is not None and now >= beat_at:
-                    self._run_log.fence.heartbeat(fence, trained_sequence=self._learner.progress.sequence)
+                    self._beat(fence)
                     beat_at = now + fence.heartbeat_seconds / 3
                 self._look(0 if fence is None else fence.number)
             except Fenced as error:
                 self._on_lost(error)
                 return
-            except BrokerChanged:
-                log.debug("The broker changed; the training thread reconciles")
             except AsympoError as error:
                 # A password that is wrong now is read again at the next connect.
                 log.warning("No heartbeat: %s", error)
@@ -97,6 +100,16 @@ class Heartbeat:
                 # Nobody must train on with a fence that lapses unnoticed.
                 self._on_lost(error)
                 return
+
+    def _beat(self, fence: Fence) -> None:
+        has_changed = True
+        try:
+            self._run_log.fence.heartbeat(fence, trained_sequence=self._learner.progress.sequence)
+            has_changed = False
+        except BrokerChanged:
+            log.debug("The broker changed; the training thread reconciles")
+        if self._heard is not None:
+            self._heard(has_changed=has_changed)
 
     def _look(self, fence_number: int) -> None:
         stats = self._run_log.stats.read()

@@ -72,7 +72,7 @@ class LogSession:
         self._committed: CommitRecord | None = None
         self.num_reconciles = 0
         self._is_reconcile_due = False
-        self._is_out_of_touch = False
+        self._has_answered, self._has_changed = threading.Event(), threading.Event()
         self._state = (RunState.RUNNING, "")
         self._next_epoch = 1
         self._rests_needed_from = trained.complete_epochs
@@ -129,6 +129,7 @@ class LogSession:
                 ask(self._newest)
                 ask(self._put_state_back)
             self._is_reconcile_due = False
+            self._has_changed.clear()
 
     def read(self, *, after_sequence: int, max_count: int, block_seconds: float) -> Sequence[LogEntry]:
         """Entries in order; none after a reconcile, because the reader must start again."""
@@ -146,21 +147,27 @@ class LogSession:
 
         return self._call(read_once)
 
+    def heard(self, *, has_changed: bool) -> None:
+        """Told by the heartbeat, in its thread: the broker answers, and whether it has lost something."""
+        if has_changed:
+            self._has_changed.set()
+        self._has_answered.set()
+
     def stay(self) -> None:
-        """Reconciles where that is due, for a learner that asks for nothing else; waits for no broker."""
+        """Reconciles where that is due, for a learner that asks for nothing else.
+
+        Only after the broker has answered a heartbeat: a call to one that is gone takes many seconds.
+        """
+        if not self._has_answered.is_set():
+            return
+        self._has_answered.clear()
+        if not (self._is_reconcile_due or self._has_changed.is_set()):
+            return
+        self._is_reconcile_due = True
         try:
-            if self._is_reconcile_due:
-                self._reconcile(_once)
-            self._run_log.fence.heartbeat(self.fence, trained_sequence=self.progress.sequence)
-        except BrokerChanged as error:
-            log.warning("%s", error)
-            self._is_reconcile_due = True
-        except (BrokerUnavailable, BrokerRefused) as error:
-            if not self._is_out_of_touch:
-                log.warning("The learner looks for its broker again and again: %s", error)
-            self._is_out_of_touch = True
-        else:
-            self._is_out_of_touch = False
+            self._reconcile(_once)
+        except (BrokerChanged, BrokerUnavailable, BrokerRefused) as error:
+            log.warning("The broker has lost part of the run, which is not brought back yet: %s", error)
 
     def is_at_end(self, after_sequence: int) -> bool:
         """Whether no entry follows."""
