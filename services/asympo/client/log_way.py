@@ -67,12 +67,11 @@ class LogWay:
             await patience.pause(outcome)
 
     def _encoded(self, group: RolloutGroup) -> Submission:
-        """Raises InvalidRecord for what a learner may not take."""
+        """Raises InvalidRecord for what no learner takes."""
         group = replace(group, group_id=foreign_id(self._producer, str(group.group_id)))
         payload = encode_group(group)
-        # The run's group size is not for producers to read. With its own number of responses as the limit, a
-        # group fits every reader that takes so many.
-        check_group(to_message(group), limits=WireLimits(max_responses=len(group.responses)))
+        # The run's group size is not for producers to read: only the learner checks the number of responses.
+        check_group(to_message(group), limits=WireLimits())
         return Submission(group_id=group.group_id, payload=payload)
 
     async def _join(self) -> RunLog:

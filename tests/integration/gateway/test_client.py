@@ -27,15 +27,16 @@ def test_client_of_a_broker_writes_nothing_into_another_run_of_that_name(
     assert log.stats.read().appended == 0
 
 
-def test_client_of_a_broker_writes_no_group_that_the_learner_would_refuse(
+def test_client_of_a_broker_writes_no_group_that_every_learner_would_refuse(
     log: RunLog, broker_url: str
 ) -> None:
-    start_run(log, group_size=8)
-    fitting = text_group("?", [("a", 1.0), ("b", 0.0)], group_id=1)
-    many = dataclasses.replace(fitting, unscored=(UnscoredResponse(text="c", reason="why"),) * 69)
+    start_run(log, group_size=128)
+    few = text_group("?", [("a", 1.0), ("b", 0.0)] * 14, group_id=1)
+    fitting = dataclasses.replace(few, unscored=(UnscoredResponse(text="c", reason="why"),) * 100)
+    many = dataclasses.replace(few, unscored=fitting.unscored * 11)
     long = text_group("?" * (2**22 + 1), [("a", 1.0), ("b", 0.0)], group_id=1)
     with Client(broker_url, run=log.run, producer="agents", max_wait_seconds=20) as client:
-        for group, why in ((many, "69 unscored"), (long, "4194305 bytes")):
+        for group, why in ((many, "1100 unscored"), (long, "4194305 bytes")):
             with pytest.raises(ProducerRefused, match=why):
                 client.submit(group)
         assert client.submit(fitting).is_in_log
