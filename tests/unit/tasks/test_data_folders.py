@@ -59,6 +59,8 @@ def test_folder_of_the_hub_gives_the_split_and_the_subset_that_are_named_and_no_
         ("test", "test", False),
         ("test[:50%]", "test", False),
         ("train+test", "test", False),
+        ("test[:50%]", "test[:50%]", False),
+        ("train+test", "train+test", False),
     ],
 )
 def test_split_of_one_saved_data_set_is_told_to_count_for_nothing_unless_its_rows_are_of_it(
@@ -68,7 +70,7 @@ def test_split_of_one_saved_data_set_is_told_to_count_for_nothing_unless_its_row
     datasets.Dataset.from_list(ROWS, split=written).save_to_disk(str(tmp_path))
     task = load(TaskConfig(data=str(tmp_path), split=split, held_out_fraction=0))
     assert len(task) == len(ROWS)
-    assert any("task.split test counts for nothing" in each for each in caplog.messages) is is_told
+    assert any(f"task.split {split} counts for nothing" in each for each in caplog.messages) is is_told
     if is_told:
         with pytest.raises(BadSetting, match="is one data set that save_to_disk wrote, which has no split"):
             load(TaskConfig(data=str(tmp_path), held_out_split=split))

@@ -61,7 +61,8 @@ def check_split(data: str, split: str, *, subset: str | None = None, is_held_out
         state = path / "state.json"
         if not state.is_file() or (path / "dataset_dict.json").is_file():
             return
-        if split in _split_names(json.loads(state.read_text()).get("_split")):
+        written = json.loads(state.read_text()).get("_split")
+        if split == written or split in _split_names(written):
             return
         if not is_held_out:
             log.warning(
