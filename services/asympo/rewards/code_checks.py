@@ -3,16 +3,17 @@
 import ast
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 _FAILS = re.compile(r"assert|raises|fail|^(_?exit|quit|eq_|ok_)$", re.IGNORECASE)
 """What libraries call that which fails: assert_allclose, assertEqual, raises, exit."""
 _ALWAYS_THERE = ("exit", "quit")
-_MAY_BE_ANYTHING = ("exec", "eval")
 _CATCH_ALL = ("AssertionError", "Exception", "BaseException")
 _LEAVES = (ast.Return, ast.Break, ast.Continue)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_SCOPES = (*_FUNCTIONS, ast.Lambda, ast.ClassDef)
 _COMPARED = {
     **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not},
     **{ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
@@ -27,30 +28,46 @@ class Checks:
         """What runs when a function or class of this name is called."""
         self._classes: set[str] = set()
         self._lazy: set[str] = set()
-        """Functions that run nothing when they are called: generators and coroutines."""
+        """Names of nothing but functions that run nothing when they are called: generators and coroutines."""
         self._imported: dict[str, str] = {}
         """What is imported, and its name where it comes from."""
         self._assigned: set[str] = set()
-        for node in (node for statement in statements for node in ast.walk(statement)):
-            self._note(node)
+        eager = {name for node in _all_nodes(statements) if (name := self._note(node))}
+        self._lazy -= eager | self._assigned | self._imported.keys()
+        self._failing: set[str] = set()
+        """Functions that check where they are called; one that always raises may be meant for a signal."""
         self._checking: set[str] = set()
         """Definitions that check, if only by calling others that do."""
-        while found := {name for name in self._definitions.keys() - self._checking if self._is_one(name)}:
-            self._checking |= found
+        while self._find(self._failing, self._fails) or self._find(self._checking, self._is_one):
+            pass
 
-    def _note(self, node: ast.AST) -> None:
+    def _note(self, node: ast.AST) -> str | None:
+        """The name of what runs when it is called, if this defines such."""
         match node:
             case ast.FunctionDef(name=name, body=body) | ast.AsyncFunctionDef(name=name, body=body):
                 self._definitions.setdefault(name, []).extend(body)
-                if isinstance(node, ast.AsyncFunctionDef) or _has(body, ast.Yield, ast.YieldFrom):
-                    self._lazy.add(name)
+                if not isinstance(node, ast.AsyncFunctionDef) and not _has(body, ast.Yield, ast.YieldFrom):
+                    return name
+                self._lazy.add(name)
             case ast.ClassDef(name=name):
                 self._definitions.setdefault(name, []).extend(_what_runs_of(node))
                 self._classes.add(name)
+                return name
             case ast.alias(name=name, asname=asname):
                 self._imported[asname or name.partition(".")[0]] = name
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 self._assigned.add(name)
+        return None
+
+    def _find(self, found: set[str], is_one: Callable[[str], bool]) -> bool:
+        """Whether there are more of them than were found."""
+        more = set()
+        for name in self._definitions.keys() - found:
+            with suppress(RecursionError):
+                if is_one(name):
+                    more.add(name)
+        found |= more
+        return bool(more)
 
     def has_check(self, node: ast.AST) -> bool:
         """Whether it fails where the program is wrong, when it runs."""
@@ -85,6 +102,10 @@ class Checks:
             case ast.Call(func=ast.Attribute(attr="debug"), args=[], keywords=[]):
                 # Of a test of unittest: unlike run, it raises.
                 return True
+            case ast.Call(func=ast.Name(id="exec" | "eval" as name), args=[ran, *_]) if (
+                name not in self._definitions and self._text_has_check(name, ran)
+            ):
+                return True
             case ast.Call(func=function) if self._is_check(function):
                 return True
             case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name, ctx=ast.Load()):
@@ -92,6 +113,12 @@ class Checks:
                 if name in self._checking:
                     return True
         return any(map(self._has_check, ast.iter_child_nodes(node)))
+
+    def _text_has_check(self, runs: str, text: ast.expr) -> bool:
+        """Whether `exec` or `eval` of it checks: what is not known may."""
+        if isinstance(text, ast.Constant):
+            return any(map(self._has_check, _parsed(runs, text.value)))
+        return runs == "exec" or bool(self._checking)
 
     def _try_has_check(self, node: ast.Try | ast.TryStar) -> bool:
         if any(isinstance(each, _LEAVES) for each in node.finalbody):
@@ -109,13 +136,13 @@ class Checks:
     def _is_check(self, function: ast.expr) -> bool:
         match function:
             case ast.Name(id=name) | ast.Attribute(attr=name) if name in self._definitions:
-                return name in self._checking
+                return name in self._checking or name in self._failing
             case ast.Name(id=name) if name in self._assigned:
                 return bool(_FAILS.search(name) or self._checking)
             case ast.Name(id=name):
                 is_there = bool(self._imported.keys() & {name, "*"}) or name in _ALWAYS_THERE
                 fails = _FAILS.search(name) or _FAILS.search(self._imported.get(name, ""))
-                return name in _MAY_BE_ANYTHING or bool(is_there and fails)
+                return bool(is_there and fails)
             case ast.Attribute(attr=name):
                 return bool(_FAILS.search(name))
             case ast.Call(func=ast.Name(id=name)) if name in self._classes:
@@ -123,16 +150,45 @@ class Checks:
         return bool(self._checking)
 
     def _is_one(self, name: str) -> bool:
-        try:
-            return self._always_checks(self._definitions[name])
-        except RecursionError:
-            return False
+        return self._always_checks(self._definitions[name])
+
+    def _fails(self, name: str) -> bool:
+        return name not in self._classes and any(map(self._has_check, self._definitions[name]))
 
     def _always_checks(self, body: Sequence[ast.AST]) -> bool:
         """Whether it checks, other than by an error that it always raises, as for a signal."""
-        raised = [each for each in body if isinstance(each, ast.Raise)]
+        raised = [each for each in body if self._only_raises(each)]
         may_be_left = bool(raised) and _has(body, ast.Return)
         return any(self._has_check(each) for each in body if may_be_left or each not in raised)
+
+    def _only_raises(self, statement: ast.AST) -> bool:
+        match statement:
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))):
+                return name in self._failing - self._checking
+        return isinstance(statement, ast.Raise)
+
+
+def _all_nodes(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Also of texts that are run."""
+    left = [*statements]
+    while left:
+        node = left.pop()
+        yield node
+        left += ast.iter_child_nodes(node)
+        match node:
+            case ast.Call(func=ast.Name(id="exec" | "eval" as name), args=[ast.Constant(value=text), *_]):
+                left += _parsed(name, text)
+
+
+def _parsed(runs: str, text: Any) -> list[ast.AST]:
+    """What `exec` or `eval` runs of it; nothing if it is no Python."""
+    if not isinstance(text, str | bytes):
+        return []
+    try:
+        # As eval does.
+        return [ast.parse(text.strip() if runs == "eval" else text, mode=runs)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
 
 
 def _what_runs_of(made: ast.ClassDef) -> Iterator[ast.AST]:
@@ -177,7 +233,15 @@ def _suppresses(item: ast.withitem) -> bool:
 
 
 def _has(body: Iterable[ast.AST], *kinds: type[ast.AST]) -> bool:
-    return any(isinstance(node, kinds) for statement in body for node in ast.walk(statement))
+    """Whether it has one of its own, outside the functions and classes in it."""
+    left = [*body]
+    while left:
+        node = left.pop()
+        if isinstance(node, kinds):
+            return True
+        if not isinstance(node, _SCOPES):
+            left += ast.iter_child_nodes(node)
+    return False
 
 
 def _names(expression: ast.expr, *wanted: str) -> Iterator[bool]:

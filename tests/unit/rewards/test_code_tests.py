@@ -32,6 +32,7 @@ def test_cases_are_the_same_in_every_shape(tests: Any) -> None:
 CHECK = "def check(candidate):\n    assert candidate(1) == 2"
 SWALLOWS = "try:\n    assert f(1) == 2\nexcept {}:\n    {}"
 EXPECTS = "try:\n    f(-1)\n    {}\nexcept ValueError:\n    pass"
+FAIL = "def fail(why):\n    raise AssertionError(why)\n"
 UNITTEST = (
     "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(1), 2)\n"
 )
@@ -62,6 +63,19 @@ UNITTEST = (
         "from numpy.testing import assert_allclose as close\nclose(f(1), 2)",
         "from nose.tools import eq_\neq_(f(1), 2)",
         "exec('assert f(1) == 2')",
+        f"exec({CHECK + chr(10) + 'check(f)'!r})",
+        f"{CHECK}\neval(' check(f)')",
+        f"{CHECK}\nfor each in ['check(f)']:\n    eval(each)",
+        "for each in ['assert f(1) == 2']:\n    exec(each)",
+        FAIL + "if f(1) != 2:\n    fail('bad')",
+        FAIL + "f(1) == 2 or fail('bad')",
+        FAIL + EXPECTS.format("fail('no error')"),
+        FAIL + "def check(c):\n    if c(1) != 2:\n        fail('bad')\nfor each in [check]:\n    each(f)",
+        FAIL + SWALLOWS.format("AssertionError as error", "fail(error)"),
+        "def main():\n    raise SystemExit(0 if f(1) == 2 else 1)\nmain()",
+        "def check(c):\n    def each():\n        yield 1\n    assert c(*each()) == 2\ncheck(f)",
+        f"{CHECK}\nclass T:\n    def check(self):\n        yield\ncheck(f)",
+        f"class T:\n    def check(self):\n        yield\n{CHECK}\ncheck(f)",
         "class A:\n    def __init__(self):\n        assert f(1) == 2\nclass B(A):\n    pass\nB()",
         "class A:\n    def __exit__(self, *_):\n        assert f(1) == 2\nwith A():\n    pass",
         "class A:\n    assert f(1) == 2",
@@ -93,6 +107,8 @@ def test_texts_that_only_prepare_count_with_the_test_that_they_are_for() -> None
         "f(3)",
     ]
     assert read_tests({"tests": texts}, 0) == [tuple(texts[:3]), tuple(texts[3:])]
+    texts = ["data = eval('[1, 2]')", "assert f(data) == 3"]
+    assert read_tests({"tests": texts}, 0) == [tuple(texts)]
 
 
 ASSERT_NOTHING = (
@@ -116,6 +132,13 @@ ASSERT_NOTHING = (
     UNITTEST + "T('test')()",
     "import signal\ndef late(*_):\n    raise TimeoutError\nsignal.signal(signal.SIGALRM, late)\nf(1) + 1",
     "def run():\n    try:\n        f(1)\n    except Exception:\n        raise TypeError\nrun()",
+    "print(eval('f([1])'))",
+    "text = 'f(1) == 2'\nprint(eval(text))",
+    "exec('x = f(1)')",
+    "exec('no Python')",
+    FAIL + "def late(*_):\n    fail('late')\nimport signal\nsignal.signal(signal.SIGALRM, late)\nf(1) + 1",
+    FAIL + "try:\n    f(1)\nexcept ValueError:\n    fail('an error')",
+    "def late(*_):\n    def one():\n        return\n    raise TimeoutError\nprint(late)",
     "import contextlib\nwith contextlib.suppress(Exception):\n    assert f(1) == 2",
     "def t():\n    try:\n        assert f(1) == 2\n    finally:\n        return\nt()",
     "def t():\n    assert f(1) == 2\n    yield\nt()",
