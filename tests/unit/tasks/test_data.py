@@ -226,6 +226,8 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     filled, as_json = table.to_pylist(), of_rows(tmp_path, table.to_pylist(), **options)
     assert "null" in json.dumps(filled)
     assert [prompt.tools for prompt in everything(as_json)] == [(tool,) for tool in given]
+    by_hand = [{"prompt": "2 + 2?", "tools": [with_parameter(default=5, minimum=0), meant]}]
+    assert of_rows(tmp_path, by_hand, **options).prompt(0).tools == tuple(by_hand[0]["tools"])
     assert prompt.is_prefilled
     assert prompt.chat_template_kwargs == {"style": "short", "enable_thinking": False}
     assert prompt.answer == ""

@@ -55,12 +55,15 @@ def null_names(value: Any) -> set[str]:
 
 
 def is_filled(tools: Iterable[Any]) -> bool:
-    """Whether a table filled these up: at one place all have a default, which is null in some only."""
+    """Whether a table filled these up: same fields at a place, with a default that is null in some only."""
+    names: dict[tuple[str, ...], Collection[str]] = {}
     found: dict[tuple[str, ...], set[str]] = {}
     left: list[tuple[tuple[str, ...], Any]] = [((), each) for each in tools]
     while left:
         place, value = left.pop()
         if isinstance(value, dict):
+            if names.setdefault(place, value.keys()) != value.keys():
+                return False
             said = "nothing" if "default" not in value else "null" if value["default"] is None else "value"
             found.setdefault(place, set()).add(said)
             left += [((*place, name), each) for name, each in value.items() if isinstance(each, dict | list)]

@@ -127,7 +127,7 @@ def _keyed(
     ]
     _check_alike(rows, data)
     with_tools = [row for row in rows if isinstance(row["columns"].get("tools"), list) and "tools" in row]
-    if is_table(data) or is_filled([row["tools"] for row in with_tools]):
+    if is_table(data) or is_filled([row["columns"]["tools"] for row in with_tools]):
         for row in with_tools:
             row["tools"] = tuple(without_none([*row["tools"]]))
     return [(question_key(row), row) for row in rows]
