@@ -62,6 +62,8 @@ def live_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
             groups_per_step = 2
             total_steps = 100000
             save_every = 4
+            compute_dtype = "float32"
+            share_prefixes = "always"
             tracing.endpoint = "{traces.endpoint}"
             [generator]
             engine = "simulated"

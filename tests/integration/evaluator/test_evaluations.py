@@ -50,6 +50,8 @@ group_size = 4
 groups_per_step = 2
 total_steps = 12
 keep_policies = 2
+compute_dtype = "float32"
+share_prefixes = "always"
 [generator]
 engine = "simulated"
 [evaluator]

@@ -27,6 +27,8 @@ def config(tmp_path: Path, tiny_model: Path) -> Path:
         groups_per_step = 2
         total_steps = 2000
         save_every = 4
+        # Measuring what is faster takes seconds of every start.
+        compute_dtype = "float32"
         share_prefixes = "always"
         [generator]
         engine = "simulated"

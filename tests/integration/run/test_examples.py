@@ -33,6 +33,8 @@ class Runs:
             f"--learner.total-steps={STEPS}",
             f"--learner.http-port={free_port()}",
             "--learner.groups-per-step=2",
+            "--learner.compute-dtype=float32",
+            "--learner.share-prefixes=always",
             "--generator.engine=simulated",
             *flags,
             log_path=self.directory / f"{name}.log",
