@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
@@ -33,8 +34,10 @@ NUM_PROBE_SLOTS = 2
 """Sequences above max_num_seqs that only probes use, so that a probe never waits for a response to end."""
 CPU_BLOCK_SIZE = 32
 """Tokens that share one prefix-cache entry. vLLM's CPU default of 128 is longer than most prompts of short
-tasks, and each of a group's responses would read the prompt again."""
+tasks, and each of a group's responses would read the prompt again. All processors have kernels for it."""
 DEFAULT_CPU_KV_CACHE_GIB = 0.5
+_HAS_SMALL_BLOCKS = ("x86_64", "amd64")
+"""Processors whose kernels know blocks of 16 tokens, too."""
 _SLEEPERS_SHARE = 0.05
 """vLLM wants so much of the GPU to be free at the start; its cache has a size of its own then."""
 
@@ -209,7 +212,9 @@ def engine_args(
     if settings.max_num_batched_tokens is not None:
         optional["max_num_batched_tokens"] = settings.max_num_batched_tokens
     if is_cpu:
-        optional["block_size"] = CPU_BLOCK_SIZE
+        optional["block_size"] = _cpu_block_size(settings.block_size)
+    elif settings.block_size is not None:
+        optional["block_size"] = settings.block_size
     return AsyncEngineArgs(
         model=str(model_path),
         dtype=_dtype(settings, is_cpu),  # type: ignore[arg-type]
@@ -234,6 +239,17 @@ def engine_args(
         seed=settings.seed,
         **optional,
     )
+
+
+def _cpu_block_size(asked: int | None) -> int:
+    size = CPU_BLOCK_SIZE if asked is None else asked
+    if size % CPU_BLOCK_SIZE == 0 or platform.machine().lower() in _HAS_SMALL_BLOCKS:
+        return size
+    rounded = size + CPU_BLOCK_SIZE - size % CPU_BLOCK_SIZE
+    log.info(
+        "vLLM's cache has blocks of %d tokens, not %d: this processor has no kernel for those", rounded, size
+    )
+    return rounded
 
 
 def first_line(error: BaseException) -> str:

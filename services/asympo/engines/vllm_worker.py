@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,13 @@ from asympo.local.heap import return_free_pages
 
 if TYPE_CHECKING:
     from torch import nn
+
+if "vllm" in sys.modules:
+    # It imports this module in each of its workers, before it chooses how to compute attention.
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import asympo.engines.vllm_small_blocks  # noqa: F401
 
 TensorRow = tuple[str, str, Sequence[int], str]
 """Name, safetensors type name, shape and sha256: a manifest's tensor entry, flat for the serializer."""

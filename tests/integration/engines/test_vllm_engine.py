@@ -37,7 +37,7 @@ openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 SETTINGS = EngineSettings(
-    dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05, self_test=True
+    dtype="float32", max_num_seqs=8, max_model_len=256, kv_cache_gib=0.05, block_size=16, self_test=True
 )
 OPINIONS = {"repetition_penalty": 1.7, "top_k": 3, "top_p": 0.5, "temperature": 0.2}
 """What the model's own file says of sampling: a run says it better."""
@@ -149,6 +149,19 @@ async def test_greedy_answers_follow_the_policy_not_the_cache_of_the_old_one(
         )
         answers.append(sample.token_ids)
     assert answers[0] == answers[2] != answers[1]
+    # The first 16 of the prompt's tokens are one block of the cache, which another prompt reads too.
+    beside = [
+        await engine.generate(
+            [*PROMPT[:20], 3, 4],
+            num_samples=1,
+            sampling=sampling(12, temperature=0.0),
+            request_id=f"b{salt}",
+            cache_salt=salt,
+        )
+        for salt in ("2", "empty")
+    ]
+    assert engine._running().vllm_config.cache_config.block_size == SETTINGS.block_size
+    assert beside[0][0].token_ids == beside[1][0].token_ids
 
 
 async def test_sampled_ids_keep_the_end_of_sequence_and_text_does_not(engine: VllmEngine) -> None:

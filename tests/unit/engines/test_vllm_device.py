@@ -117,6 +117,31 @@ def test_graphs_follow_the_device_unless_a_setting_says_otherwise(
     assert engine_args(tmp_path, EngineSettings(enforce_eager=chosen), "x", is_cpu).enforce_eager is is_eager
 
 
+@pytest.mark.parametrize(
+    ("machine", "asked", "is_cpu", "size"),
+    [
+        ("x86_64", None, True, 32),
+        ("x86_64", 16, True, 16),
+        ("aarch64", 16, True, 32),
+        ("aarch64", 48, True, 64),
+        ("aarch64", 64, True, 64),
+        ("aarch64", 16, False, 16),
+        ("x86_64", None, False, None),
+    ],
+)
+def test_cache_has_the_blocks_that_are_asked_for_and_the_processor_knows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    asked: int | None,
+    is_cpu: bool,
+    size: int | None,
+) -> None:
+    pytest.importorskip("vllm")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert engine_args(tmp_path, EngineSettings(block_size=asked), "x", is_cpu).block_size == size
+
+
 def test_engine_that_sleeps_needs_the_size_of_its_cache_and_little_free_memory(tmp_path: Path) -> None:
     sleeps = EngineSettings(enable_sleep_mode=True, gpu_memory_utilization=0.5)
     with pytest.raises(errors.BadSetting, match="enable_sleep_mode is on: give"):
