@@ -1,4 +1,4 @@
-"""vLLM's attention on x86 processors, with blocks of 16 tokens: its kernels have them, its backend does not."""
+"""vLLM's attention on x86 processors with blocks of 16 tokens: its kernels have them, its backend not."""
 
 from typing import Any
 

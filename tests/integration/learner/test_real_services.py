@@ -17,7 +17,7 @@ from asympo.run.audit import effective_segments
 from tests.integration.learner.process import STARTED, LearnerProcess
 
 LEAST_FILLED_BYTES = 150_000
-"""What the log holds before its broker is made too small: several times what few clients make memory vary by."""
+"""What the log holds before its broker is made too small: several times what clients make memory vary by."""
 
 
 class GeneratorProcess(Process):
