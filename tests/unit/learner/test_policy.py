@@ -301,3 +301,32 @@ def test_head_is_the_same_however_many_probabilities_are_kept(num_kept_rows: int
     ours = torch.autograd.grad((coefficient * nll).sum(), (hidden, weight))
     theirs = torch.autograd.grad((coefficient * whole).sum(), (hidden, weight))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_head_adds_to_the_gradient_of_earlier_rows_in_place_unless_somebody_watches_it(
+    is_watched: bool,
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, 8, requires_grad=True)
+    watched, added = list[torch.Tensor](), list[torch.Tensor]()
+    if is_watched:
+        weight.register_hook(watched.append)
+    accumulate = weight.view_as(weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    accumulate.register_prehook(lambda given: added.extend(each for each in given if each is not None))
+    hidden, row, target = torch.randn(6, 8, requires_grad=True), torch.arange(6), torch.randint(50, (6,))
+    bounds = chunk_bounds(range(6), num_rows=6, chunk_rows=4)
+    for is_embedding_too in (False, False, True):
+        nll, _ = token_nll(
+            *(hidden, weight, None),
+            row_N=row,
+            target_N=target,
+            token_bounds=bounds,
+            options=HeadOptions(chunk_rows=4),
+        )
+        (nll.sum() + (weight[target].sum() if is_embedding_too else 0.0)).backward()
+    assert (len(watched), len(added)) == ((3, 3) if is_watched else (0, 2))
+    weight._backward_hooks = None
+    whole = 3 * torch.nn.functional.cross_entropy(hidden @ weight.T, target, reduction="sum")
+    (expected,) = torch.autograd.grad(whole + weight[target].sum(), weight)
+    torch.testing.assert_close(weight.grad, expected)

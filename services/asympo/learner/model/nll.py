@@ -90,9 +90,10 @@ class _ChunkedNll(torch.autograd.Function):
         options: HeadOptions = ctx.options
         cast_UD, cast_VD = hidden_UD.to(options.compute_dtype), weight_VD.to(options.compute_dtype)
         grad_hidden_UD = torch.empty_like(hidden_UD)
-        grad_weight_VD: Tensor | None = None
         # A head that is not trained has none.
         _, is_weight_trained, is_bias_trained, *_ = ctx.needs_input_grad
+        earlier_VD = _gradient_so_far(weight_VD) if is_weight_trained else None
+        grad_weight_VD = earlier_VD
         grad_bias_V = torch.zeros_like(bias_V) if is_bias_trained else None
         # Each chunk of probabilities is overwritten by its gradient, so they serve once.
         kept, ctx.kept = ctx.kept, []
@@ -121,6 +122,8 @@ class _ChunkedNll(torch.autograd.Function):
                 grad_weight_VD = _add_product(grad_weight_VD, cast_grad.T, cast_UD[rows], weight_VD.dtype)
             # Before the next chunk is made: one exists at a time.
             del grad_logits, cast_grad, part, slope
+        if earlier_VD is not None:
+            grad_weight_VD = None
         return grad_hidden_UD, grad_weight_VD, grad_bias_V, None, None, None, None
 
 
@@ -174,6 +177,16 @@ def _log_sum_exp(logits: Tensor, probability: Tensor) -> Tensor:
     The largest probability is at least 1 / V, so its logarithm is exact to rounding.
     """
     return logits.amax(dim=-1) - probability.amax(dim=-1).log_()
+
+
+def _gradient_so_far(weight: Tensor) -> Tensor | None:
+    """Of earlier rows of a step, to add to in place: autograd would first make another matrix of this size.
+
+    None where somebody has to be told of each addition.
+    """
+    if not weight.is_leaf or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return None
+    return weight.grad if type(weight.grad) is Tensor else None
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

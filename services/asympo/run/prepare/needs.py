@@ -106,12 +106,12 @@ def learner_bytes(shape: dict[str, Any], settings: Any, *, device: str, row_toke
         kept = kept // 4 if settings.gradient_checkpointing else kept
         return state + row_tokens * kept + 12 * rows + probabilities
     widths = shape["attention_width"]
-    # The head: its gradient in float32, weights and their product in bfloat16, logits twice and their cast.
-    head = 8 * head_weights + 10 * rows + row_tokens * 20 * hidden
+    # The head: weights and their product in bfloat16, logits twice and their cast.
+    head = 4 * head_weights + 10 * rows + row_tokens * 20 * hidden
     narrowed = 2 * (shape["num_parameters"] - head_weights)
     spared = 0
     if settings.lora is not None:
-        head, narrowed = head - 8 * head_weights, 0
+        head, narrowed = head - 4 * head_weights, 0
         spared = 4 * inner if shape["is_gated_silu"] else 0
     if not settings.gradient_checkpointing:
         kept = layers * (26 * hidden + 8 * inner - spared + 10 * widths)
