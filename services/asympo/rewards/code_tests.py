@@ -144,6 +144,11 @@ def _code(tests: str | Sequence[Any], where: str) -> list[tuple[str, ...]]:
     read, before = [], list[str]()
     for text, body in parsed:
         before.append(text)
+        if any(map(checks.always_fails, body or ())):
+            raise ValueError(
+                f"{where} hold {_short(text)}, which always raises an error or exits, and so fails for every "
+                "program, with exit code 0 too: write assert before what has to be true, or exit under an if"
+            )
         idle = [each for each in body or () if not checks.has_check(each)]
         _refuse_idle(idle, text, where)
         if body is None or len(idle) < len(body):

@@ -72,7 +72,13 @@ UNITTEST = (
         FAIL + EXPECTS.format("fail('no error')"),
         FAIL + "def check(c):\n    if c(1) != 2:\n        fail('bad')\nfor each in [check]:\n    each(f)",
         FAIL + SWALLOWS.format("AssertionError as error", "fail(error)"),
-        "def main():\n    raise SystemExit(0 if f(1) == 2 else 1)\nmain()",
+        "for each in ['assert_equal(f(1), 2)']:\n    eval(each)",
+        "eval(compile('assert f(1) == 2', 'tests', 'exec'))",
+        "class C:\n    def eq(self, a, b):\n        if a != b:\n            self.no()\n"
+        "    def no(self):\n        raise OSError\nC().eq(f(1), 2)",
+        "def check(c):\n    if c(1) != 2:\n        raise OSError\n    return True\ncheck(f)",
+        "for x in [1, 2]:\n    if x == 1:\n        continue\n    assert f(x) == 3",
+        "import sys\nif f(1) != 2:\n    sys.exit(1)",
         "def check(c):\n    def each():\n        yield 1\n    assert c(*each()) == 2\ncheck(f)",
         f"{CHECK}\nclass T:\n    def check(self):\n        yield\ncheck(f)",
         f"class T:\n    def check(self):\n        yield\n{CHECK}\ncheck(f)",
@@ -143,6 +149,28 @@ ASSERT_NOTHING = (
     "def t():\n    try:\n        assert f(1) == 2\n    finally:\n        return\nt()",
     "def t():\n    assert f(1) == 2\n    yield\nt()",
     "async def t():\n    assert f(1) == 2\nt()",
+    "class T:\n    async def t(self):\n        assert f(1) == 2\nclass O:\n"
+    "    def t(self):\n        pass\nT().t()",
+    "class V:\n    def visit(self, n):\n        raise NotImplementedError\nclass P(V):\n"
+    "    def visit(self, n):\n        n()\nP().visit(f)",
+    "class Frozen(list):\n    def append(self, x):\n        raise TypeError\nout = []\nout.append(f(1))",
+    "import signal\ndef late():\n    raise OSError\n"
+    "signal.signal(signal.SIGALRM, lambda *_: late())\nf(1) + 1",
+    "def check(c):\n    return\n    assert c(1) == 2\ncheck(f)",
+    "for x in [1]:\n    continue\n    assert f(x) == 2",
+    "while False:\n    assert f(1) == 2",
+    "for x in []:\n    assert f(1) == 2",
+    "assert f(1) == 2 or True",
+    "assert lambda: f(1) == 2",
+    "assert (f(x) == 2 for x in [1])",
+    "assert f'{f(1)} is 2'",
+)
+ALWAYS_FAIL = (
+    "def main():\n    raise SystemExit(0 if f(1) == 2 else 1)\nmain()",
+    "async def main():\n    raise SystemExit(0 if f(1) == 2 else 1)\nimport asyncio\nasyncio.run(main())",
+    FAIL + "fail('bad')",
+    "import sys\nsys.exit(0 if f(1) == 2 else 1)",
+    "assert False",
 )
 NO_PYTHON = (
     ["assert f(1)", "this is no Python"],
@@ -176,6 +204,7 @@ PACKED = base64.b64encode(zlib.compress(json.dumps([{"input": "1", "output": "2"
         (["assert f(1)\nnot f(2)"], "which only compares"),
         (PACKED, "are packed in column tests, like LiveCodeBench's private_test_cases, .* put the JSON text"),
         *((tests, "assert nothing when they run: end them with an assert") for tests in ASSERT_NOTHING),
+        *((tests, "which always raises an error or exits, and so fails for every") for tests in ALWAYS_FAIL),
         (
             {"fn_name": "f", "inputs": [[1, 2]], "outputs": [3]},
             "call the function f: write each as an assert",
