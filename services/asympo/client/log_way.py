@@ -70,7 +70,8 @@ class LogWay:
         """Raises InvalidRecord for what no learner takes."""
         group = replace(group, group_id=foreign_id(self._producer, str(group.group_id)))
         payload = encode_group(group)
-        # The run's group size is not for producers to read: only the learner checks the number of responses.
+        # The run's group size is not for producers to read: only the learner checks by it how many responses
+        # there are, and how many unscored ones.
         check_group(to_message(group), limits=WireLimits())
         return Submission(group_id=group.group_id, payload=payload)
 

@@ -44,6 +44,7 @@ _NOT_OF_ITS_TYPE = (TypeError, ValueError, AttributeError, LookupError, Overflow
 _MAX_OTHER_FIELDS = 64
 """Fields of a record besides its responses, with room for later versions of the schema."""
 _MAX_RESPONSE_FIELDS = 2 * MAX_FUNCTION_VALUES + MAX_SEGMENTS + _MAX_OTHER_FIELDS
+_COUNTED = {"record": "responses and unscored", "response": "segments, function values and notes"}
 _RESPONSES_TAG = rollout_pb2.RolloutGroup.RESPONSES_FIELD_NUMBER << 3 | 2
 
 
@@ -212,7 +213,7 @@ def _fields(
             raise InvalidRecord(f"{what} is cut off")
         yield tag, begin, position
     if position < end:
-        raise InvalidRecord(f"{what} has more than {max_fields} fields")
+        raise InvalidRecord(f"{what} has more than {max_fields} fields, its {_COUNTED[what]} counted")
 
 
 def _read_varint(payload: bytes, position: int) -> tuple[int, int]:

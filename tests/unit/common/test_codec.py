@@ -250,7 +250,7 @@ def test_oversized_record_is_refused_before_parsing() -> None:
 
 
 def test_millions_of_empty_responses_are_refused_before_parsing() -> None:
-    with pytest.raises(InvalidRecord, match="more than 1088 fields"):
+    with pytest.raises(InvalidRecord, match="more than 1088 fields, its responses and unscored counted"):
         decode_group(b"\x1a\x00" * 1_000_000, limits=OPEN_LIMITS)
 
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -312,8 +313,8 @@ def test_head_adds_to_the_gradient_of_earlier_rows_in_place_unless_somebody_watc
     watched, added = list[torch.Tensor](), list[torch.Tensor]()
     if is_watched:
         weight.register_hook(watched.append)
-    accumulate = weight.view_as(weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-    accumulate.register_prehook(lambda given: added.extend(each for each in given if each is not None))
+    adds: Any = weight.view_as(weight).grad_fn
+    adds.next_functions[0][0].register_prehook(lambda given: added.extend(filter(torch.is_tensor, given)))
     hidden, row, target = torch.randn(6, 8, requires_grad=True), torch.arange(6), torch.randint(50, (6,))
     bounds = chunk_bounds(range(6), num_rows=6, chunk_rows=4)
     for is_embedding_too in (False, False, True):

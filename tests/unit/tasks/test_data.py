@@ -221,11 +221,15 @@ def test_what_chat_templates_know_is_carried(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "table.parquet")
     filled = load(TaskConfig(data=str(tmp_path / "table.parquet"), **options)).prompt(0).tools
     assert "default" not in json.dumps(filled)
-    given = [with_parameter(default=5), with_parameter()]
-    table = pyarrow.Table.from_pylist([{"prompt": f"{n}?", "tools": [tool]} for n, tool in enumerate(given)])
-    filled, as_json = table.to_pylist(), of_rows(tmp_path, table.to_pylist(), **options)
-    assert "null" in json.dumps(filled)
-    assert [prompt.tools for prompt in everything(as_json)] == [(tool,) for tool in given]
+    for given in (
+        [with_parameter(default=5), with_parameter()],
+        [with_parameter(default=5), with_parameter(minimum=0)],
+    ):
+        rows = [{"prompt": f"{n}?", "tools": [tool]} for n, tool in enumerate(given)]
+        table = pyarrow.Table.from_pylist(rows)
+        assert "null" in json.dumps(table.to_pylist())
+        as_json = of_rows(tmp_path, table.to_pylist(), **options)
+        assert [prompt.tools for prompt in everything(as_json)] == [(tool,) for tool in given]
     by_hand = [{"prompt": "2 + 2?", "tools": [with_parameter(default=5, minimum=0), meant]}]
     assert of_rows(tmp_path, by_hand, **options).prompt(0).tools == tuple(by_hand[0]["tools"])
     assert prompt.is_prefilled

@@ -62,7 +62,7 @@ def check_split(data: str, split: str, *, subset: str | None = None, is_held_out
         if not state.is_file() or (path / "dataset_dict.json").is_file():
             return
         written = json.loads(state.read_text()).get("_split")
-        if split == written or split in _split_names(written):
+        if not is_held_out and (split == written or split in _split_names(written)):
             return
         if not is_held_out:
             log.warning(

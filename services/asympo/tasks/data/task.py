@@ -119,7 +119,7 @@ def _keyed(
 ) -> list[tuple[str, dict[str, Any]]]:
     is_hub = config.subset is not None or config.revision is not None
     options = {"subset": config.subset, "revision": config.revision} if is_hub and data == config.data else {}
-    if data == config.data and split != "train":
+    if data == config.data and (is_held_out or split != "train"):
         check_split(data, split, subset=config.subset, is_held_out=is_held_out)
     rows = [
         parse_row(row, f"{data} row {number}", config) | {"row": number}
