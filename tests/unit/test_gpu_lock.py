@@ -86,10 +86,27 @@ def test_turn_begins_once_the_memory_of_a_killed_engine_is_free_or_after_a_while
     turn = GpuTurn(tmp_path / "gpu.lock", clock=clock)
     assert turn.take(within_seconds=0.5)
     turn.give_back()
+    # One that is given up while it waits for memory says nothing of what is free.
+    freed_at = clock.seconds + 1e9
+    assert not turn.take(within_seconds=0.5)
+    turn.give_back()
     begun, freed_at = clock.seconds, clock.seconds + freed_after
     while not turn.take(within_seconds=0.5):
         assert clock.seconds < begun + 60
     assert clock.seconds - begun == pytest.approx(waited, abs=0.05)
+
+
+def test_first_turn_after_the_start_waits_for_no_memory_that_engines_took_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, free = HandClock(), [40 * GIB]
+    monkeypatch.setattr(gpu_turn, "_free_bytes", lambda: free[0])
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    turn = GpuTurn(tmp_path / "gpu.lock", clock=clock)
+    assert turn.take(within_seconds=0.5)
+    turn.give_back(is_measured=False)
+    free[0] = 38 * GIB
+    assert turn.take(within_seconds=0.0)
 
 
 def test_without_a_lock_it_is_always_the_learners_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,11 +287,11 @@ class LearnerProcess:
         gpu = self._context.gpu
         while not gpu.take(within_seconds=_BROKER_RETRY_SECONDS):
             if self._stop.is_set:
-                raise NoProgress("told to stop before the generators on its GPU were asleep")
+                raise self._failure or NoProgress("told to stop before generators on its GPU were asleep")
         try:
             trainer = build_trainer(context=self._context, run=run, closing=closing)
         finally:
-            gpu.give_back()
+            gpu.give_back(is_measured=False)  # engines may start only now
         log.info("Model and training state are loaded")
         trainer.start()
         rpc.set_serving(True)

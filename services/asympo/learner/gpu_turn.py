@@ -25,6 +25,7 @@ class GpuTurn:
         self._asked_at: float | None = None
         self._said_at = 0.0
         self._owned_at: float | None = None
+        self._has_turn = False
         self._left_free: int | None = None
         """Bytes that were free when the turn before ended, with all engines still asleep."""
         if path is not None:
@@ -44,19 +45,23 @@ class GpuTurn:
                 return False
             self._clock.sleep(POLL_SECONDS)
             now = self._clock.monotonic_seconds()
-        self._asked_at = None
+        self._asked_at, self._has_turn = None, True
         return True
 
-    def give_back(self) -> None:
-        """Ends the turn, or the wish for one, and frees what torch keeps of the memory for later."""
+    def give_back(self, *, is_measured: bool = True) -> None:
+        """Ends the turn, or the wish for one, and frees what torch keeps of the memory for later.
+
+        `is_measured`: the next turn begins once as much is free as now.
+        """
         if self._lock is None:
             return
         try:
             free = _free_bytes()
-            if self._owned_at is not None:
+            if self._has_turn and is_measured:
                 self._left_free = free
         finally:
             self._asked_at = self._owned_at = None
+            self._has_turn = False
             self._lock.disown()
 
     def _is_memory_free(self, now: float) -> bool:
@@ -65,7 +70,14 @@ class GpuTurn:
         if self._left_free is None or now - self._owned_at >= _FREE_SECONDS:
             return True
         free = _free_bytes()
-        return free is None or free >= self._left_free - _SLACK_BYTES
+        if free is None or free >= self._left_free - _SLACK_BYTES:
+            return True
+        if now == self._owned_at:
+            log.info(
+                "Waiting up to %.0f s for %.1f GiB of the GPU, which an engine that ended may still hold",
+                *(_FREE_SECONDS, (self._left_free - free) / (1 << 30)),
+            )
+        return False
 
     def _say(self, now: float) -> None:
         if self._asked_at is not None and now - self._said_at >= _SAY_SECONDS:

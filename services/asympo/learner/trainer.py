@@ -167,8 +167,9 @@ class Trainer:
         if not any(group.has_signal for group in segment.groups):
             self._pass_over(segment)
             return
-        if not self._gpu.take(within_seconds=_POLL_SECONDS):
+        if not self._has_gpu():
             self._held = segment
+            self._session.stay()
             return
         self._control.enter(LearnerState.TRAINING)
         try:
@@ -177,6 +178,14 @@ class Trainer:
             self._gpu.give_back()
         if self._progress.step % self._settings.save_every == 0 or self._is_much_uncommitted:
             self._save()
+
+    def _has_gpu(self) -> bool:
+        """Whether its turn on the GPU has begun; the wait for it is one like that for groups."""
+        before = self._clock.monotonic_seconds()
+        self._control.enter(LearnerState.WAITING)
+        has_turn = self._gpu.take(within_seconds=_POLL_SECONDS)
+        self._recorder.waited(self._clock.monotonic_seconds() - before)
+        return has_turn
 
     def _train(self, segment: LogSegment) -> None:
         """One step, and its policy begun to be published."""

@@ -35,6 +35,16 @@ async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSi
         await until(lambda: gen.status["policy_step"] == 2)
         await until(lambda: len(learner.groups()) > num_groups)
         assert len(gen.engine.reloaded) == 1
+        # One that turns out to be bad meanwhile is not waited for with the GPU in hand.
+        await until(lock.try_own)
+        learner.publish(3, nll=5.0)
+        await until(lambda: gen.generator.loading is not None)
+        learner.run_log.policies.mark_bad(step=3, fence=1, reason="stale", holder="another")
+        lock.disown()
+        await until(lambda: not gen.engine.is_asleep)
+        await until(lock.try_own)
+        lock.disown()
+        assert (len(gen.engine.reloaded), gen.status["policy_step"]) == (1, 2)
         assert gen.status["requests_lost"] == 0
         assert gen.status["groups_handed_back"] == 0
 

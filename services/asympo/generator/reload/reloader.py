@@ -129,7 +129,8 @@ class Reloader:
                 self._watcher.pass_over(policy)
                 continue
             async with self._gpu.awake() as was_asleep:
-                if was_asleep and await self._watcher.next_after(self.policy) != policy:
+                # Not next_after, which may wait for a policy that the learner needs the GPU for.
+                if was_asleep and await self._watcher.newest() != policy:
                     continue
                 # While others load it there may come a newer one, or it may turn out to be bad.
                 if await self._turns.come(policy):

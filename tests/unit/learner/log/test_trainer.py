@@ -33,7 +33,8 @@ class SmallRun(ListLog):
         self.trained = TrainedIds(num_prompts=1000)
         self.registry = CollectorRegistry()
         self.segments: list[LogSegment] = []
-        self.num_saves = 0
+        self.num_saves = self.num_stays = 0
+        self.waits: list[float] = []
         # Of the broker, once a publish settles.
         self.after_reconcile: list[LogEntry] | None = None
         self.stop, clock = StopSignal(), SystemClock()
@@ -71,7 +72,7 @@ class SmallRun(ListLog):
                 held=frozenset(),
             ),
             "recorder": SimpleNamespace(
-                waited=lambda _: None,
+                waited=self.waits.append,
                 saved=lambda _: None,
                 stepped=lambda *_, **__: None,
                 wait_seconds=0.0,
@@ -106,6 +107,9 @@ class SmallRun(ListLog):
         if self.after_reconcile is not None:
             self.entries, self.after_reconcile = self.after_reconcile, None
             self.num_reconciles += 1
+
+    def stay(self) -> None:
+        self.num_stays += 1
 
     def _step(self, segment: LogSegment, *, step: int) -> Any:
         self.segments.append(segment)
@@ -163,6 +167,8 @@ def test_segment_waits_for_the_gpu_and_the_loop_hears_a_pause_and_a_stop_meanwhi
         trainer._turn()
         assert generator.is_wanted()
     assert not run.segments
+    assert run.num_stays == 2, "a run that its broker loses meanwhile is brought back"
+    assert sum(run.waits) >= 1.0
     generator.unshare()
     trainer._turn()
     assert [segment.last_sequence for segment in run.segments] == [1]
