@@ -101,3 +101,8 @@ def start_gateway(broker_url: str, run_name: str, tmp_path: Path) -> Iterator[Ca
     yield start
     for gateway in started:
         gateway.stop()
+
+
+def blocked(log: RunLog) -> set[str]:
+    """Connections that the broker lets wait; some may be left from an earlier test."""
+    return {each["id"] for each in log.broker.client.client_list() if "b" in each["flags"]}

@@ -15,7 +15,7 @@ from asympo.common.rollout_log import RunLog
 from asympo.gateway import sessions
 from asympo.testing.tiny_model import write_tiny_model
 
-from tests.integration.gateway.conftest import AGENTS, RunningGateway
+from tests.integration.gateway.conftest import AGENTS, RunningGateway, blocked
 from tests.integration.gateway.fake_door import FakeDoor
 from tests.integration.gateway.test_ingest import NUM_SUMS, post
 from tests.integration.gateway.test_sessions import complete, outcome, say, start
@@ -31,9 +31,9 @@ def test_prompt_goes_to_a_caller_that_is_still_there(
     door = FakeDoor()
     gateway = start_gateway(doors=(door.address,), model=str(write_tiny_model(tmp_path / "model")))
     leaving = HTTPConnection(gateway.http.removeprefix("http://"))
-    headers = {"authorization": f"Bearer {AGENTS}"}
+    headers, earlier = {"authorization": f"Bearer {AGENTS}"}, blocked(log)
     leaving.request("POST", path, body=json.dumps({"wait_seconds": 60}), headers=headers)
-    while not log.broker.client.info("clients")["blocked_clients"]:
+    while blocked(log) <= earlier:
         time.sleep(0.01)
     leaving.close()
     log.leases.hand_back(lease, reason="test")
@@ -89,8 +89,9 @@ def test_gateway_that_stops_finishes_its_answers_and_grants_nothing_more(
     with ThreadPoolExecutor(3) as pool:
         answer = pool.submit(say, session, "a")
         assert door.has_begun.wait(30)
+        earlier = blocked(log)
         work = pool.submit(post, gateway, {"wait_seconds": 60}, path="/v1/work")
-        while not log.broker.client.info("clients")["blocked_clients"]:
+        while blocked(log) <= earlier:
             time.sleep(0.01)
         stopped = pool.submit(gateway.stop)
         assert work.result().json()["refusal"] == "paused"

@@ -18,7 +18,7 @@ from asympo.common.rollout_log import RunLog, RunState
 from asympo.gateway import app, work
 from asympo.local.ports import free_port
 
-from tests.integration.gateway.conftest import AGENTS, RunningGateway
+from tests.integration.gateway.conftest import AGENTS, RunningGateway, blocked
 from tests.integration.gateway.test_ingest import WAYS, client_of, post
 from tests.integration.rollout_log.conftest import must_lease, start_run
 
@@ -134,8 +134,9 @@ def test_callers_that_wait_keep_no_renewal_waiting(
     lease, *_ = [must_lease(log, holder="agents") for _ in range(8)]
     gateway = start_gateway()
     with ThreadPoolExecutor(1) as pool:
+        earlier = blocked(log)
         waiting = pool.submit(post, gateway, {"wait_seconds": 60}, path="/v1/work")
-        while not log.broker.client.info("clients")["blocked_clients"]:
+        while blocked(log) <= earlier:
             time.sleep(0.01)
         # The other one waits for twice as long.
         renewed = httpx.post(

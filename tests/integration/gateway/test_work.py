@@ -12,7 +12,7 @@ from asympo.gateway import app, work
 from asympo.gateway.policy_text import PolicyText
 from asympo.testing.tiny_model import write_tiny_model
 
-from tests.integration.gateway.conftest import RunningGateway
+from tests.integration.gateway.conftest import RunningGateway, blocked
 from tests.integration.gateway.test_ingest import GROUP, NUM_SUMS, post
 from tests.integration.rollout_log.conftest import must_lease, start_run
 
@@ -60,8 +60,9 @@ def test_gateway_takes_and_leases_nothing_for_a_run_that_was_created_anew_and_en
     for _ in range(7):
         must_lease(log)
     with ThreadPoolExecutor(1) as pool:
+        earlier = blocked(log)
         waiting = pool.submit(post, gateway, {"wait_seconds": 20}, path="/v1/work")
-        while not log.broker.client.info("clients")["blocked_clients"]:
+        while blocked(log) <= earlier:
             time.sleep(0.01)
         log.state.delete()
         start_run(log, num_prompts=NUM_SUMS, task={"name": "addition"})
