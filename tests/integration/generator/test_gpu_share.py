@@ -1,8 +1,12 @@
 """A generator on its learner's GPU: asleep while the learner computes, and nothing is lost by it."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from asympo.generator.gpu_share import GpuShare
 from asympo.local.gpu_lock import GpuLock
 
 from tests.integration.generator.harness import LearnerSide, running, settings_for, until
@@ -10,7 +14,18 @@ from tests.integration.generator.harness import LearnerSide, running, settings_f
 pytestmark = pytest.mark.asyncio
 
 
-async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSide, tmp_path: Path) -> None:
+async def test_generator_sleeps_while_the_learner_has_the_gpu(
+    learner: LearnerSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake, waits = GpuShare.awake, asyncio.Event()
+
+    @asynccontextmanager
+    async def watched(self: GpuShare) -> AsyncIterator[bool]:
+        waits.set()
+        async with awake(self) as was_asleep:
+            yield was_asleep
+
+    monkeypatch.setattr(GpuShare, "awake", watched)
     learner.create().publish(0, nll=2.0)
     path = tmp_path / "gpu.lock"
     lock = GpuLock(path)
@@ -28,8 +43,9 @@ async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSi
         assert gen.engine.in_flight
         num_groups = len(learner.groups())
         # The engine says so itself when it is given weights in its sleep; awake, it takes the newest.
+        waits.clear()
         learner.publish(1, nll=3.0)
-        await until(lambda: gen.generator.loading is not None)
+        await until(waits.is_set)
         learner.publish(2, nll=4.0)
         lock.disown()
         await until(lambda: gen.status["policy_step"] == 2)
@@ -37,8 +53,9 @@ async def test_generator_sleeps_while_the_learner_has_the_gpu(learner: LearnerSi
         assert len(gen.engine.reloaded) == 1
         # One that turns out to be bad meanwhile is not waited for with the GPU in hand.
         await until(lock.try_own)
+        waits.clear()
         learner.publish(3, nll=5.0)
-        await until(lambda: gen.generator.loading is not None)
+        await until(waits.is_set)
         learner.run_log.policies.mark_bad(step=3, fence=1, reason="stale", holder="another")
         lock.disown()
         await until(lambda: not gen.engine.is_asleep)

@@ -32,9 +32,8 @@ class SmallRun(ListLog):
         self.committed = self.order = None
         self.trained = TrainedIds(num_prompts=1000)
         self.registry = CollectorRegistry()
-        self.segments: list[LogSegment] = []
+        self.segments, self.waits = list[LogSegment](), list[float]()
         self.num_saves = self.num_stays = 0
-        self.waits: list[float] = []
         # Of the broker, once a publish settles.
         self.after_reconcile: list[LogEntry] | None = None
         self.stop, clock = StopSignal(), SystemClock()
