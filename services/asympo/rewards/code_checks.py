@@ -115,10 +115,10 @@ class Checks:
                 return any(map(self._has_check, items))
             case ast.Try() | ast.TryStar():
                 return self._try_has_check(node)
-            case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))) if (
-                name in self._lazy and name not in self._checking_at_once
-            ):
-                return False
+            case ast.Expr(
+                value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=given, keywords=named)
+            ) if name in self._lazy and name not in self._checking_at_once:
+                return any(map(self._has_check, (*given, *named)))
             case ast.Expr(
                 value=(
                     ast.Call(func=ast.Name(id="eval" as name), args=[ran, *_])

@@ -88,6 +88,11 @@ UNITTEST = (
         "def same(a, b):\n    if a == b:\n        return\n    raise ValueError\nsame(f(1), 2)",
         "def a(n):\n    b(n)\n    assert f(n)\ndef b(n):\n    if n:\n        a(n - 1)\nb(3)",
         "async def t():\n    assert await f(1) == 2\nimport asyncio\nasyncio.run(t())",
+        *(
+            "import asyncio\nclass T:\n    async def run(self):\n        assert await f(1) == 2\n"
+            f"{other}asyncio.run(T().run())"
+            for other in ("", "class O:\n    def run(self):\n        pass\n")
+        ),
         "if __name__ != '__main__':\n    assert f(1) == 2",
         "f(1), f(2)\nassert f(1) == 2",
         "[f(1), f(2)]\nassert f(1) == 2",
