@@ -27,11 +27,12 @@ class EngineSettings(BaseModel):
     kv_cache_gib: float | None = Field(
         default=None, gt=0.0, description="KV cache in GiB; none: half a GiB on a CPU, what fits on a GPU"
     )
-    block_size: int | None = Field(
-        default=None,
+    # vLLM's own 128 is longer than most prompts of short tasks: each response of a group would read it again.
+    block_size: int = Field(
+        default=32,
         ge=16,
         multiple_of=16,
-        description="tokens of a cache block: only whole ones are shared; none: 32 on a CPU, vLLM's on a GPU",
+        description="tokens of a cache block, of which only whole ones are shared (CPU only)",
     )
     enable_sleep_mode: bool = Field(
         default=False, description="keep its GPU memory where vLLM can give it back (see gpu_lock)"

@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 
 NUM_PROBE_SLOTS = 2
 """Sequences above max_num_seqs that only probes use, so that a probe never waits for a response to end."""
-CPU_BLOCK_SIZE = 32
-"""Tokens that share one prefix-cache entry. vLLM's CPU default of 128 is longer than most prompts of short
-tasks, and each of a group's responses would read the prompt again. All processors have kernels for it."""
+_KERNEL_BLOCK_SIZE = 32
+"""Tokens of a cache block for which all processors have kernels, as for its multiples."""
 DEFAULT_CPU_KV_CACHE_GIB = 0.5
 _HAS_SMALL_BLOCKS = ("x86_64", "amd64")
 """Processors whose kernels know blocks of 16 tokens, too."""
@@ -213,8 +212,6 @@ def engine_args(
         optional["max_num_batched_tokens"] = settings.max_num_batched_tokens
     if is_cpu:
         optional["block_size"] = _cpu_block_size(settings.block_size)
-    elif settings.block_size is not None:
-        optional["block_size"] = settings.block_size
     return AsyncEngineArgs(
         model=str(model_path),
         dtype=_dtype(settings, is_cpu),  # type: ignore[arg-type]
@@ -241,11 +238,10 @@ def engine_args(
     )
 
 
-def _cpu_block_size(asked: int | None) -> int:
-    size = CPU_BLOCK_SIZE if asked is None else asked
-    if size % CPU_BLOCK_SIZE == 0 or platform.machine().lower() in _HAS_SMALL_BLOCKS:
+def _cpu_block_size(size: int) -> int:
+    if size % _KERNEL_BLOCK_SIZE == 0 or platform.machine().lower() in _HAS_SMALL_BLOCKS:
         return size
-    rounded = size + CPU_BLOCK_SIZE - size % CPU_BLOCK_SIZE
+    rounded = size + _KERNEL_BLOCK_SIZE - size % _KERNEL_BLOCK_SIZE
     log.info(
         "vLLM's cache has blocks of %d tokens, not %d: this processor has no kernel for those", rounded, size
     )
